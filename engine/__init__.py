@@ -1,0 +1,1 @@
+"""The engine does: it turns requests into steps, steps into tokens, tokens into answers."""

@@ -1,0 +1,1 @@
+"""The doors: OpenAI-compatible HTTP; each translates a wire schema into Requests and TokenEvents back."""

@@ -1,0 +1,1 @@
+"""lora owns adapters: their format, their memory, their residency and their arithmetic."""

@@ -1,0 +1,1 @@
+"""The batched LoRA operation behind one protocol."""

@@ -1,0 +1,20 @@
+"""The seam of the LoRA arithmetic: every implementation passes tests/conformance/test_lora_op.py."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from lora.segments import SegmentTable
+from lora.sites import SiteGroup
+
+
+class LoraOp(Protocol):
+    """Adds each segment's low-rank update to the base projection's output, in place."""
+
+    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
+        """y[t] += B (scale * (A x[t])) for every row t of every segment (Hu et al., LoRA, arXiv 2106.09685).
+
+        y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous.
+        Rows of no segment are neither read nor written. Cost follows each segment's own rank.
+        """
+        ...

@@ -1,0 +1,59 @@
+"""SegmentTable: which rows of a step's batch belong to which adapter. Base rows are in no segment and cost nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lora.sites import SiteGroup
+
+
+@dataclass(frozen=True, slots=True)
+class SitePart:
+    """One site's share of a fused group: rows `rank_start:rank_stop` of A, columns `out_start:out_stop` of y."""
+
+    rank_start: int
+    rank_stop: int
+    out_start: int
+    out_stop: int
+    Bt: Tensor  # [r, out_features], B transposed, a view into the flat form
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """An adapter's weights at one (layer, group), as views into its flat form.
+
+    `A` is [R, in_features] with the group's sites stacked (R = sum of their ranks), `scale` is [R] float32
+    (alpha / r, or alpha / sqrt(r) with rsLoRA, repeated over each site's rows).
+    """
+
+    A: Tensor
+    scale: Tensor
+    parts: tuple[SitePart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """A resident adapter: its weights by (layer, group); an absent key means that the adapter skips that group."""
+
+    digest: str
+    groups: Mapping[tuple[int, SiteGroup], GroupWeights]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows `start:stop` of the step's batch run under `adapter`."""
+
+    start: int
+    stop: int
+    adapter: AdapterWeights
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTable:
+    """The step's segments: disjoint, ascending, one per distinct adapter."""
+
+    segments: tuple[Segment, ...]
+
+
+NO_SEGMENTS = SegmentTable(segments=())

@@ -1,0 +1,1 @@
+"""The scheduler decides: plain synchronous code, frozen values in, frozen values out."""

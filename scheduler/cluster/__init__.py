@@ -1,0 +1,1 @@
+"""Decisions across nodes: demand, placement, routing."""

@@ -1,0 +1,106 @@
+"""StepPlan: which tokens run in one step; and what comes back of it."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from lora.adapter import AdapterRef
+from scheduler.request import Request
+
+
+class FinishReason(Enum):
+    """Why a sequence ended: an end or stop token or stop string, its token limit, or its client's leaving."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceKey:
+    """One of a request's `n` sequences."""
+
+    request_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The tokens of one sequence that run in this step: positions `start .. start + len(token_ids) - 1`.
+
+    `block_table` names the K/V blocks of positions 0 up to and including the slice's last. `samples` is true
+    when the slice reaches the sequence's end, so that its last row's logits yield the next token, which is
+    the sequence's `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
+    `request.params.penalised`. `prompt_logprobs` is true when the slice's rows must yield the log-probability
+    of the prompt token that follows each.
+    """
+
+    key: SequenceKey
+    request: Request
+    token_ids: tuple[int, ...]
+    start: int
+    block_table: tuple[int, ...]
+    samples: bool
+    output_index: int
+    output_token_ids: tuple[int, ...]
+    prompt_logprobs: bool
+
+    @property
+    def adapter(self) -> AdapterRef:
+        """The adapter that these tokens run under."""
+        return self.request.adapter
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step's slices, in the order they were scheduled; empty when nothing can run now."""
+
+    slices: tuple[Slice, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the step's batch."""
+        return sum(len(part.token_ids) for part in self.slices)
+
+    @property
+    def adapters(self) -> tuple[AdapterRef, ...]:
+        """The distinct adapters of the step, the base excepted, in order of first appearance."""
+        return tuple(dict.fromkeys(part.adapter for part in self.slices if not part.adapter.is_base))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural-log probability, its rank (1 = most likely), and the most likely alternatives as
+    (token id, log-probability), most likely first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOutput:
+    """What the executor computed for one slice.
+
+    `token_id` is None unless the slice samples; `logprob` is None unless the request asked for it;
+    `prompt_logprobs` covers the prompt tokens at positions `start + 1 ..` that this slice's rows predict.
+    """
+
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What a sequence gained in a step: one token, its end, or both (`token_id` is None only when a sequence
+    ends without a new token). `prompt_logprobs` comes whole, with the sequence's first event, and has no entry
+    for the prompt's first token. `cached_tokens` is how many prompt tokens the prefix cache supplied.
+    """
+
+    key: SequenceKey
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0

@@ -1,0 +1,103 @@
+"""Request: what a client asked for, validated once and frozen."""
+
+import math
+from dataclasses import dataclass
+
+from lora.adapter import AdapterRef
+
+MAX_TOP_LOGPROBS = 20
+MAX_N = 128
+
+
+class InvalidParameter(ValueError):
+    """A request field whose value cannot be honoured; says which, what it was, and what would be accepted."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field}={value!r} is not accepted: {remedy}")
+        self.field, self.value, self.remedy = field, value, remedy
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn and when a sequence ends. Names and meanings follow the OpenAI API and its common
+    extensions (top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop_token_ids).
+
+    `max_tokens=None` means up to the model's context length. `temperature=0` is greedy. `top_k=0` and
+    `top_p=1` and `min_p=0` switch their filters off. `logprobs=k` returns the sampled token's log-probability
+    and the k most likely ones, `prompt_logprobs` the same for the prompt; both are taken from the unmodified
+    distribution. `seed=None` lets the engine choose one.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, low, high in _RANGES:
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                raise InvalidParameter(field, value, f"give a number from {low} to {high}")
+        if self.top_p == 0:
+            raise InvalidParameter("top_p", self.top_p, "give a number above 0, at most 1")
+        if self.repetition_penalty == 0:
+            raise InvalidParameter("repetition_penalty", self.repetition_penalty, "give a number above 0")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidParameter("min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}")
+        if any(not text for text in self.stop):
+            raise InvalidParameter("stop", list(self.stop), "give non-empty strings")
+        for _, bias in self.logit_bias:
+            if not (math.isfinite(bias) and -100 <= bias <= 100):
+                raise InvalidParameter("logit_bias", bias, "give biases from -100 to 100")
+
+    @property
+    def penalised(self) -> bool:
+        """True if drawing a token needs the tokens that were drawn before it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("n", 1, MAX_N),
+    ("max_tokens", 1, 2**31),
+    ("min_tokens", 0, 2**31),
+    ("temperature", 0, 100),
+    ("top_k", 0, 2**31),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 0, 100),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("seed", -(2**63), 2**63 - 1),
+    ("logprobs", 0, MAX_TOP_LOGPROBS),
+    ("prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, one adapter, `params.n` sequences. `request_id` is unique among live requests.
+
+    `params.seed` is an integer by the time a Request exists (sequence `i` of `n` draws with stream `i` of it);
+    `eos_token_ids` are the tokens that end a sequence unless `params.ignore_eos`; `arrival_s` is on the clock
+    that the scheduler is given as `now`.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    adapter: AdapterRef
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    arrival_s: float

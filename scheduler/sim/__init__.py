@@ -1,0 +1,1 @@
+"""A virtual cluster that runs the real decision code against a cost model."""

@@ -1,0 +1,1 @@
+"""Transport moves bytes between nodes and knows nothing of what they mean."""
