@@ -1,0 +1,43 @@
+"""Configuration: what an operator may choose, as frozen values; the command line and TOML files fill them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine: a base model, its adapters, and how much of the machine it may use.
+
+    `model` is a folder or hub id, None the embedded demo model. `loras` are (name, PEFT folder) pairs loaded
+    at start; every PEFT folder below `lora_dir` is known by its folder's name and loaded when first asked
+    for. Sizes left None are derived at start from the model and the machine.
+    """
+
+    model: str | None = None
+    served_model_name: str | None = None
+    loras: tuple[tuple[str, Path], ...] = ()
+    lora_dir: Path | None = None
+    dtype: str = "auto"  # auto | float32 | bfloat16
+    device: str = "auto"  # auto | cpu | cuda
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    adapter_bytes: int | None = None  # memory for resident adapters
+    adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
+    adapter_patience_s: float = 2.0
+    progress: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One server: an engine and its HTTP door. `max_waiting` requests may queue before 429."""
+
+    engine: EngineConfig = EngineConfig()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_waiting: int = 256
+    drain_s: float = 30.0
+    lora_roots: tuple[Path, ...] = ()  # load_lora_adapter may read below these only; empty: lora_dir alone

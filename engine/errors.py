@@ -1,0 +1,44 @@
+"""What can go wrong between a client and its answer, by name; the doors map each to their own status codes."""
+
+
+class EngineError(Exception):
+    """Base of the errors that a client is told about; the message names what, which value, and the remedy."""
+
+
+class UnknownModel(EngineError):
+    """The request names neither the base model nor an adapter."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name!r} is neither the base model nor a known adapter: see /v1/models")
+        self.name = name
+
+
+class Overloaded(EngineError):
+    """Too many requests wait already; trying again in `retry_after_s` is sensible."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} requests wait already (limit {limit}): retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Draining(EngineError):
+    """The node is shutting down: it finishes what it has and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down: send the request to another node")
+
+
+class AdapterFailed(EngineError):
+    """An accepted request's adapter could not be made resident."""
+
+
+class StepFailed(EngineError):
+    """A step of the engine raised; the requests in it were ended and the engine goes on."""
+
+
+class InvalidConfig(EngineError):
+    """A command-line or file option whose value cannot be honoured."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field}={value!r} is not accepted: {remedy}")
+        self.field = field
