@@ -1,0 +1,149 @@
+"""BlockPool: who holds which K/V block, and which blocks hold a prefix that may be shared.
+
+Numbers only: the pool knows block ids, reference counts and digests, never the memory behind them. A block's
+digest is chained: it covers the adapter, every token before the block and the block's own, so that equal
+digests mean equal K/V. It is 256 bits wide because tenants choose their prompts, and a collision would serve
+one tenant the K/V of another.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+_DIGEST_BYTES = 32
+
+
+def chain_seed(adapter_digest: str) -> bytes:
+    """The parent of a sequence's first block under the adapter (the base model's digest is empty)."""
+    return blake2b(adapter_digest.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def block_digest(parent: bytes, token_ids: Iterable[int]) -> bytes:
+    """The digest of a full block of `token_ids` that follows the block (or seed) of digest `parent`."""
+    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStats:
+    """Blocks held by sequences (`used`), held by none but reusable by digest (`cached`), and blank (`free`);
+    and, of the prompt tokens that were looked up, how many the prefix cache supplied."""
+
+    used: int
+    cached: int
+    free: int
+    hit_tokens: int
+    queried_tokens: int
+
+
+class BlockPool:
+    """`num_blocks` K/V blocks of `block_size` tokens, counted by reference.
+
+    A block is used (references > 0), cached (none, but its digest is published) or blank. Allocation takes
+    blank blocks first and then the cached one that was freed longest ago. A published block is never written
+    again while it is published, so sharing it is safe.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"{num_blocks=} and {block_size=} must be at least 1: give K/V more memory")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._references = [0] * num_blocks
+        self._digests: list[bytes | None] = [None] * num_blocks
+        self._published: dict[bytes, int] = {}
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._hit_tokens = 0
+        self._queried_tokens = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens whose K/V the whole pool holds."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def available(self) -> int:
+        """Blocks that `allocate` can hand out now."""
+        return len(self._blank) + len(self._cached)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold `tokens` tokens."""
+        return -(-tokens // self.block_size)
+
+    def lookup(self, digests: Iterable[bytes]) -> tuple[int, ...]:
+        """The blocks of the longest run of published digests from the first on. Changes nothing."""
+        found: list[int] = []
+        for digest in digests:
+            block = self._published.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return tuple(found)
+
+    def has_room(self, shared: Sequence[int], fresh: int) -> bool:
+        """Whether `fresh` blocks could be allocated after `shared` have been taken."""
+        references = self._references
+        revived = sum(1 for block in shared if not references[block])
+        return fresh <= self.available - revived
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Add a reference to each of these published blocks."""
+        for block in blocks:
+            assert self._digests[block] is not None, f"block {block} is not published"
+            if not self._references[block]:
+                del self._cached[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> tuple[int, ...]:
+        """Take `count` unshared blocks of undefined content; at most `available`."""
+        assert count <= self.available, f"{count} blocks asked, {self.available} available"
+        return tuple(self._take() for _ in range(count))
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Drop one reference to each. The last of `blocks` is evicted first: a prefix outlives its tails."""
+        for block in reversed(blocks):
+            assert self._references[block] > 0, f"block {block} is freed twice"
+            self._references[block] -= 1
+            if self._references[block]:
+                continue
+            if self._digests[block] is None:
+                self._blank.append(block)
+            else:
+                self._cached[block] = None
+
+    def publish(self, block: int, digest: bytes) -> None:
+        """Make a full, computed block reusable by digest. Where another block already bears the digest that
+        one stays the published one, and this block stays private."""
+        assert self._references[block] > 0, f"block {block} is published by no holder"
+        assert self._digests[block] is None, f"block {block} is published twice"
+        if self._published.setdefault(digest, block) == block:
+            self._digests[block] = digest
+
+    def record_query(self, queried_tokens: int, hit_tokens: int) -> None:
+        """Count a prompt that was looked up, for `stats`."""
+        self._queried_tokens += queried_tokens
+        self._hit_tokens += hit_tokens
+
+    def stats(self) -> BlockStats:
+        """The pool's state now and its hits since the start."""
+        return BlockStats(
+            used=self.num_blocks - self.available,
+            cached=len(self._cached),
+            free=len(self._blank),
+            hit_tokens=self._hit_tokens,
+            queried_tokens=self._queried_tokens,
+        )
+
+    def _take(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            digest = self._digests[block]
+            assert digest is not None
+            del self._published[digest]
+            self._digests[block] = None
+        self._references[block] = 1
+        return block

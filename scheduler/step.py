@@ -1,0 +1,319 @@
+"""StepScheduler: which tokens run in the next step.
+
+There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
+within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. The
+room knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides is
+a frozen StepPlan.
+"""
+
+from collections import abc
+from dataclasses import dataclass
+from itertools import chain
+
+from lora.adapter import AdapterRef
+from scheduler.blocks import BlockPool
+from scheduler.plan import FinishReason, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
+from scheduler.request import Request
+from scheduler.sequence import Sequence
+
+
+class RequestRefused(ValueError):
+    """A request that could never run here, whatever else leaves; the message gives the numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What a step may hold, and how long a sequence may be passed over for want of its adapter.
+
+    `max_num_seqs` sequences run at once, at most one for each of the `max_num_batched_tokens` rows, so that
+    each that has only its newest token to compute gets its row in every step. `max_model_len` bounds a
+    sequence's prompt and output tokens together.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    adapter_patience_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if min(self.max_num_seqs, self.max_num_batched_tokens) < 1 or self.max_model_len < 2:
+            raise ValueError(f"{self}: give at least one sequence, one token a step and a length of two")
+        if self.adapter_patience_s < 0:
+            raise ValueError(f"adapter_patience_s={self.adapter_patience_s}: give 0 or more seconds")
+
+    @property
+    def seats(self) -> int:
+        """Sequences that may be running."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Sequences that wait and that run, and how often one was preempted since the start."""
+
+    waiting: int
+    running: int
+    preemptions: int
+
+
+class _Draft:
+    """The plan in the making: its slices, and the rows still to give away."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.slices: list[Slice] = []
+
+    def take(self, sequence: Sequence) -> None:
+        part = sequence.take(self.rows)
+        self.slices.append(part)
+        self.rows -= len(part.token_ids)
+
+
+class StepScheduler:
+    """Continuous batching over paged K/V with a prefix cache and many adapters.
+
+    **Order.** First the running sequences that need one row (decode), then the running ones that need more
+    (chunks of a prompt), then those that wait, first come first served, until rows, seats or blocks run out.
+    One that does not fit stops admission: nothing overtakes for being small.
+
+    **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode crosses
+    into it. When none is left a running sequence is preempted: the one admitted last, but rather one whose
+    adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and waits
+    at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker itself
+    gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could not run
+    alone. So every sequence ends.
+
+    **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from `adapter_patience_s`
+    after it was first passed over, nothing behind it is admitted. What runs goes on, so that its adapters
+    drain and one can make room; hence it waits at most for its patience, for the sequences admitted by then,
+    and for the load.
+
+    A plan may still be in flight when the next is made (which then holds other sequences), and when a sequence
+    in it is aborted, finished or preempted (its commit then passes that slice over). Plans must run in the
+    order in which they were made.
+    """
+
+    def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
+        self._limits = limits
+        self._blocks = blocks
+        self._sequences: dict[SequenceKey, Sequence] = {}  # every live one, by age
+        self._siblings: dict[str, list[Sequence]] = {}  # the live ones of each live request
+        self._running: list[Sequence] = []  # in order of admission
+        self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
+        self._ready: abc.Container[str] = ()
+        self._preemptions = 0
+
+    def add(self, request: Request) -> None:
+        """Queue the request's `n` sequences.
+
+        Raises RequestRefused if the prompt is empty, the id is live, or it could not run even alone.
+        """
+        self._refuse_if_hopeless(request)
+        siblings = [Sequence(request, index, self._blocks.block_size) for index in range(request.params.n)]
+        self._siblings[request.request_id] = siblings
+        self._sequences.update((sequence.key, sequence) for sequence in siblings)
+        self._waiting.extend(siblings)
+
+    def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
+        """The next step at time `now` (s), with the adapters of these digests resident; the base always is."""
+        self._ready = ready
+        draft = _Draft(self._limits.max_num_batched_tokens)
+        self._plan_running(draft)
+        self._plan_waiting(draft, now)
+        return StepPlan(tuple(draft.slices))
+
+    def commit(self, plan: StepPlan, outputs: abc.Sequence[SliceOutput]) -> tuple[TokenEvent, ...]:
+        """Take in the plan's outputs, slice for slice; what each sequence gained, in the plan's order."""
+        events: list[TokenEvent] = []
+        for part, output in zip(plan.slices, outputs, strict=True):
+            sequence = self._sequences.get(part.key)
+            if sequence is None or sequence.in_flight is not part:
+                continue  # it left, or lost its blocks, while the step ran
+            sequence.land(part, output)
+            self._publish(sequence)
+            if part.start < sequence.prompt_tokens <= sequence.computed_tokens:
+                self._lead(sequence)
+            if part.samples:
+                events.append(self._draw(sequence, output))
+        return tuple(events)
+
+    def finish(self, key: SequenceKey, reason: FinishReason) -> None:
+        """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
+        to tell: no event follows. Nothing happens if it has ended already."""
+        if (sequence := self._sequences.get(key)) is not None:
+            self._retire(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """End all sequences of a request; nothing happens if there are none. No event follows."""
+        for sequence in tuple(self._siblings.get(request_id, ())):
+            self._retire(sequence)
+
+    def abort_adapter(self, digest: str) -> tuple[SequenceKey, ...]:
+        """End all sequences of an adapter that cannot be had; their keys, oldest first. No event follows."""
+        lost = [sequence for sequence in self._sequences.values() if sequence.adapter_digest == digest]
+        for sequence in lost:
+            self._retire(sequence)
+        return tuple(sequence.key for sequence in lost)
+
+    def wanted(self, limit: int) -> tuple[AdapterRef, ...]:
+        """Up to `limit` distinct adapters, not resident at the last plan, that live sequences need: those of
+        running sequences first, then those of waiting ones in their order."""
+        wanted: dict[str, AdapterRef] = {}
+        for sequence in chain(self._running, self._waiting):
+            if len(wanted) >= limit:
+                break
+            if not self._is_ready(sequence):
+                wanted.setdefault(sequence.request.adapter.digest, sequence.request.adapter)
+        return tuple(wanted.values())
+
+    def running_adapters(self) -> tuple[AdapterRef, ...]:
+        """The distinct adapters of the running sequences, the base excepted: to evict one stalls them."""
+        adapters = {sequence.adapter_digest: sequence.request.adapter for sequence in self._running}
+        adapters.pop(None, None)
+        return tuple(adapters.values())
+
+    def live(self) -> Live:
+        """How many sequences wait and run."""
+        return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)
+
+    def has_work(self) -> bool:
+        """True while any sequence lives."""
+        return bool(self._sequences)
+
+    def _refuse_if_hopeless(self, request: Request) -> None:
+        name, prompt, length = request.request_id, len(request.prompt_token_ids), self._limits.max_model_len
+        max_tokens = request.params.max_tokens
+        if name in self._siblings:
+            raise RequestRefused(f"request_id={name!r} is live already: give each live request its own")
+        if not prompt:
+            raise RequestRefused(f"request_id={name!r} has an empty prompt: give at least one token")
+        asked = f"a prompt of {prompt} tokens with max_tokens={max_tokens}"
+        if prompt + (max_tokens or 1) > length:
+            raise RequestRefused(
+                f"{asked} exceeds max_model_len={length}: shorten the prompt or lower max_tokens"
+            )
+        pool = self._blocks
+        needed = pool.blocks_for(
+            (prompt + max_tokens if max_tokens else length) - 1
+        )  # the last is not computed
+        if needed > pool.num_blocks:
+            raise RequestRefused(
+                f"{asked} (max_model_len={length}) needs {needed} K/V blocks of {pool.block_size} tokens and "
+                f"there are {pool.num_blocks}: keep prompt and max_tokens within "
+                f"{pool.capacity_tokens + 1} tokens together, or give the engine more K/V memory"
+            )
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        return sequence.adapter_digest is None or sequence.adapter_digest in self._ready
+
+    def _plan_running(self, draft: _Draft) -> None:
+        prompts: list[Sequence] = []
+        for sequence in tuple(self._running):
+            if not sequence.running or sequence.in_flight is not None or not self._is_ready(sequence):
+                continue
+            if sequence.total_tokens - sequence.computed_tokens > 1:
+                prompts.append(sequence)
+            elif draft.rows and self._grow(sequence):
+                draft.take(sequence)
+        for sequence in prompts:
+            if draft.rows and sequence.running:
+                draft.take(sequence)
+
+    def _plan_waiting(self, draft: _Draft, now: float) -> None:
+        before = len(self._running)
+        for sequence in self._waiting:
+            if not draft.rows or len(self._running) >= self._limits.seats:
+                break
+            if sequence.held:
+                continue
+            if not self._is_ready(sequence):
+                if self._is_out_of_patience(sequence, now):
+                    break
+                continue
+            if not self._admit(sequence):
+                break
+            draft.take(sequence)
+        if len(self._running) > before:
+            self._waiting = [sequence for sequence in self._waiting if not sequence.running]
+
+    def _is_out_of_patience(self, sequence: Sequence, now: float) -> bool:
+        if sequence.passed_over_s is None:
+            sequence.passed_over_s = now
+        return now - sequence.passed_over_s >= self._limits.adapter_patience_s
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Run the sequence, with blocks for all its tokens; false if they do not fit now."""
+        blocks, may_share = self._blocks, sequence.shareable_blocks
+        shared = blocks.lookup(sequence.digests(may_share))
+        fresh = blocks.blocks_for(sequence.total_tokens) - len(shared)
+        if not blocks.has_room(shared, fresh):
+            return False
+        blocks.share(shared)
+        sequence.blocks = shared + blocks.allocate(fresh)
+        sequence.published_blocks = len(shared)
+        sequence.computed_tokens = len(shared) * blocks.block_size
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed_tokens
+            blocks.record_query(sequence.prompt_tokens if may_share else 0, sequence.computed_tokens)
+        sequence.passed_over_s = None
+        sequence.running = True
+        self._running.append(sequence)
+        return True
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a running sequence the block of its newest token; false if it had to be preempted itself."""
+        if len(sequence.blocks) * self._blocks.block_size >= sequence.total_tokens:
+            return True
+        while not self._blocks.available:
+            victim = self._victim()
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.blocks += self._blocks.allocate(1)
+        return True
+
+    def _victim(self) -> Sequence:
+        stalled = (sequence for sequence in reversed(self._running) if not self._is_ready(sequence))
+        return next(stalled, self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._preemptions += 1
+        self._running.remove(sequence)
+        self._blocks.free(sequence.blocks)
+        sequence.lose_blocks()
+        self._waiting.insert(0, sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Offer the blocks that became full to the prefix cache."""
+        full = sequence.computed_tokens // self._blocks.block_size
+        if full == sequence.published_blocks:
+            return
+        digests = sequence.digests(full)
+        for block in range(sequence.published_blocks, full):
+            self._blocks.publish(sequence.blocks[block], digests[block])
+        sequence.published_blocks = full
+
+    def _lead(self, sequence: Sequence) -> None:
+        """Let go the siblings that waited for this sequence's prompt."""
+        for sibling in self._siblings[sequence.key.request_id]:
+            if sibling.held:
+                sibling.follow(sequence)
+
+    def _draw(self, sequence: Sequence, output: SliceOutput) -> TokenEvent:
+        reason = sequence.finish_reason(self._limits.max_model_len)
+        if reason is not None:
+            self._retire(sequence)
+        return sequence.event(output, reason)
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Let a sequence go; its blocks stay in the prefix cache until they are needed."""
+        (self._running if sequence.running else self._waiting).remove(sequence)
+        self._blocks.free(sequence.blocks)
+        sequence.lose_blocks()
+        del self._sequences[sequence.key]
+        siblings = self._siblings[sequence.key.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._siblings[sequence.key.request_id]
+        for sibling in siblings:
+            sibling.held = sibling.held and sequence.key.index > 0  # none waits for a first that left
