@@ -2,8 +2,8 @@
 
 There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
 within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. The
-room knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides is
-a frozen StepPlan.
+room knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
+is a frozen StepPlan.
 """
 
 from collections import abc
@@ -76,21 +76,21 @@ class StepScheduler:
     (chunks of a prompt), then those that wait, first come first served, until rows, seats or blocks run out.
     One that does not fit stops admission: nothing overtakes for being small.
 
-    **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode crosses
-    into it. When none is left a running sequence is preempted: the one admitted last, but rather one whose
-    adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and waits
+    **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
+    crosses into it. When none is left a running sequence is preempted: the one admitted last, but rather one
+    whose adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and waits
     at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker itself
     gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could not run
     alone. So every sequence ends.
 
-    **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from `adapter_patience_s`
-    after it was first passed over, nothing behind it is admitted. What runs goes on, so that its adapters
-    drain and one can make room; hence it waits at most for its patience, for the sequences admitted by then,
-    and for the load.
+    **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from
+    `adapter_patience_s` after it was first passed over, nothing behind it is admitted. What runs goes on, so
+    that its adapters drain and one can make room; hence it waits at most for its patience, for the sequences
+    admitted by then, and for the load.
 
-    A plan may still be in flight when the next is made (which then holds other sequences), and when a sequence
-    in it is aborted, finished or preempted (its commit then passes that slice over). Plans must run in the
-    order in which they were made.
+    A plan may still be in flight when the next is made (which then holds other sequences), and when a
+    sequence in it is aborted, finished or preempted (its commit then passes that slice over). Plans must run
+    in the order in which they were made.
     """
 
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
@@ -115,7 +115,7 @@ class StepScheduler:
         self._waiting.extend(siblings)
 
     def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """The next step at time `now` (s), with the adapters of these digests resident; the base always is."""
+        """The next step at time `now` (s), with these adapters (by digest) resident; the base always is."""
         self._ready = ready
         draft = _Draft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
@@ -193,9 +193,8 @@ class StepScheduler:
                 f"{asked} exceeds max_model_len={length}: shorten the prompt or lower max_tokens"
             )
         pool = self._blocks
-        needed = pool.blocks_for(
-            (prompt + max_tokens if max_tokens else length) - 1
-        )  # the last is not computed
+        longest = prompt + max_tokens if max_tokens else length
+        needed = pool.blocks_for(longest - 1)  # the last token is drawn but never computed
         if needed > pool.num_blocks:
             raise RequestRefused(
                 f"{asked} (max_model_len={length}) needs {needed} K/V blocks of {pool.block_size} tokens and "
