@@ -146,11 +146,8 @@ class TextStream:
     borders lie; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
     """
 
-    def __init__(
-        self, codec: TextCodec, index: int, params: SamplingParams, skip_special: bool = True
-    ) -> None:
+    def __init__(self, codec: TextCodec, params: SamplingParams, skip_special: bool = True) -> None:
         self._codec = codec
-        self._index = index
         self._stops = params.stop
         self._stop_token_ids = params.stop_token_ids
         self._min_tokens = params.min_tokens
@@ -177,7 +174,7 @@ class TextStream:
             stop_reason = token_id
         self.finished = reason is not None
         return Delta(
-            index=self._index,
+            index=event.key.index,
             text=text,
             token_ids=() if token_id is None else (token_id,),
             logprobs=() if event.logprob is None else (event.logprob,),
