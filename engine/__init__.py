@@ -1,1 +1,6 @@
 """The engine does: it turns requests into steps, steps into tokens, tokens into answers."""
+
+from engine.llm import LLM, Output, Result
+from scheduler.request import SamplingParams
+
+__all__ = ["LLM", "Output", "Result", "SamplingParams"]

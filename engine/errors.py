@@ -28,6 +28,14 @@ class Draining(EngineError):
         super().__init__("the server is shutting down: send the request to another node")
 
 
+class InvalidAdapterName(EngineError):
+    """An adapter cannot be registered under this name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"adapter name {name!r} is not accepted ({reason}): choose another name")
+        self.name = name
+
+
 class AdapterFailed(EngineError):
     """An accepted request's adapter could not be made resident."""
 

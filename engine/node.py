@@ -1,0 +1,280 @@
+"""Node: the asyncio front desk of one engine. Names become adapters, requests become streams of Deltas.
+
+The step loop runs in a thread of its own; everything else here runs on the event loop. The two meet in
+EngineCore, which its lock guards, and in `call_soon_threadsafe`.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora.store import AdapterEntry, StoreStats, UnknownAdapter
+
+from engine.answer import Answer
+from engine.assembly import Engine
+from engine.core import StepResult
+from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded, UnknownModel
+from engine.telemetry import Telemetry
+from engine.text import Delta
+from lora.adapter import BASE, AdapterRef
+from scheduler.blocks import BlockStats
+from scheduler.plan import FinishReason, TokenEvent
+from scheduler.request import Request, SamplingParams
+
+_RETRY_AFTER_S = 1
+_IDLE_POLL_S = 0.5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
+
+    running: int
+    waiting: int
+    steps: int
+    healthy: bool
+    blocks: BlockStats
+    store: StoreStats
+
+
+class DeltaStream:
+    """The answer to one request as it comes: Deltas of all its sequences, interleaved.
+
+    Iterate to the end, or `aclose()` to abort what still runs. Raises EngineError if the engine gave up.
+    """
+
+    def __init__(self, answer: Answer, adapter_name: str, withdraw: Callable[[str], None]) -> None:
+        self.answer = answer
+        self.adapter_name = adapter_name
+        self._withdraw = withdraw
+        self._queue: asyncio.Queue[Delta | EngineError | None] = asyncio.Queue()
+        self._last_s: dict[int, float] = {}
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache supplied, known from the first Delta on."""
+        return self.answer.cached_tokens
+
+    def __aiter__(self) -> "DeltaStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        item = await self._queue.get()
+        if isinstance(item, Delta):
+            return item
+        self._queue.put_nowait(None)  # whoever asks again finds the end again
+        if item is None:
+            raise StopAsyncIteration
+        raise item
+
+    async def aclose(self) -> None:
+        """Abort the sequences that still run; their blocks and adapter are free once this returns."""
+        if self.answer.open:
+            self.answer.close()
+            self._withdraw(self.answer.request.request_id)
+            self._queue.put_nowait(None)
+
+    def put(self, delta: Delta) -> None:
+        """Hand over one Delta, and the end after the last."""
+        self._queue.put_nowait(delta)
+        if not self.answer.open:
+            self._queue.put_nowait(None)
+
+    def fail(self, error: EngineError) -> None:
+        """End the stream with an error."""
+        self.answer.close()
+        self._queue.put_nowait(error)
+
+    def elapsed_s(self, index: int, now_s: float) -> tuple[bool, float]:
+        """Whether this is the sequence's first token, and seconds since its last one (or its submission)."""
+        last_s = self._last_s.get(index)
+        self._last_s[index] = now_s
+        return last_s is None, now_s - (self.answer.request.arrival_s if last_s is None else last_s)
+
+
+class Node:
+    """One engine and its clients."""
+
+    def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
+        self.codec = engine.codec
+        self.telemetry = telemetry
+        self.created_s = int(time.time())
+        self._core, self._store, self._card = engine.core, engine.store, engine.card
+        self._max_waiting = max_waiting
+        self._streams: dict[str, DeltaStream] = {}
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._empty = asyncio.Event()
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The name that requests to the base model give."""
+        return self._card.name
+
+    @property
+    def model_root(self) -> str:
+        """Where the base model came from."""
+        return self._card.root
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+        return self._card.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._card.vocab_size
+
+    async def start(self) -> None:
+        """Start the step loop."""
+        self._loop = asyncio.get_running_loop()
+        self._store.on_ready(self._wake.set)
+        self._thread.start()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new and wait, at most `timeout_s`, for what runs to end."""
+        self._draining = True
+        self._empty.clear()
+        if self._streams:
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                _log.warning("%d requests were still running after %g s", len(self._streams), timeout_s)
+
+    async def close(self) -> None:
+        """Stop the step loop after its current step and end what still runs with an error."""
+        self._draining = True
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        for request_id in tuple(self._streams):
+            self._core.abort(request_id)
+            if (stream := self._forget(request_id, FinishReason.ABORT.value)) is not None:
+                stream.fail(Draining())
+        self._store.close()
+
+    async def submit(
+        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> DeltaStream:
+        """Queue a request for `model` (the base or an adapter).
+
+        Raises UnknownModel, RequestRefused (it can never run), Overloaded or Draining; then nothing is queued.
+        """
+        if self._draining:
+            raise Draining
+        waiting = self._core.live().waiting
+        if waiting + params.n > self._max_waiting:
+            raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
+        adapter = await self._resolve(model)
+        if params.seed is None:
+            params = replace(params, seed=random.getrandbits(63))
+        request = Request(
+            request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
+        )
+        try:
+            self._core.submit(request)
+        except UnknownAdapter:
+            raise UnknownModel(model) from None
+        stream = DeltaStream(Answer(request, self.codec), model, self._withdraw)
+        self._streams[request_id] = stream  # before the event loop runs again, hence before any event
+        self._wake.set()
+        return stream
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+        """Read, check and register an adapter, off the step loop. Raises what lora.peft refuses with."""
+        if name == self._card.name:
+            raise InvalidAdapterName(name, "the base model has that name")
+        return await asyncio.to_thread(self._store.load, name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
+        try:
+            await asyncio.to_thread(self._store.unload, name)
+        except UnknownAdapter:
+            raise UnknownModel(name) from None
+
+    def adapters(self) -> tuple[AdapterEntry, ...]:
+        """The adapters that requests may name."""
+        return self._store.entries()
+
+    def stats(self) -> NodeStats:
+        """A snapshot of the engine."""
+        live = self._core.live()
+        return NodeStats(
+            running=live.running,
+            waiting=live.waiting,
+            steps=self._core.steps,
+            healthy=self._thread.is_alive() and not self._draining,
+            blocks=self._core.block_stats(),
+            store=self._store.stats(),
+        )
+
+    async def _resolve(self, model: str) -> AdapterRef:
+        if model == self._card.name:
+            return BASE
+        try:
+            return await asyncio.to_thread(self._store.resolve, model)
+        except UnknownAdapter:
+            raise UnknownModel(model) from None
+
+    def _withdraw(self, request_id: str) -> None:
+        """Abort a request whose client has gone."""
+        self._core.abort(request_id)
+        self._forget(request_id, FinishReason.ABORT.value)
+
+    def _forget(self, request_id: str, reason: str) -> DeltaStream | None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            answer = stream.answer
+            prompt_tokens = len(answer.request.prompt_token_ids)
+            self.telemetry.finished(stream.adapter_name, reason, prompt_tokens, answer.output_tokens)
+        if not self._streams:
+            self._empty.set()
+        return stream
+
+    def _run(self) -> None:
+        assert self._loop is not None, "start() sets the loop before the thread"
+        while not self._stopping.is_set():
+            self._wake.clear()
+            result = self._core.step()
+            if result.events or result.failures:
+                self._loop.call_soon_threadsafe(self._deliver, result)
+            if result.idle:
+                self._wake.wait(_IDLE_POLL_S)
+
+    def _deliver(self, result: StepResult) -> None:
+        now_s = time.monotonic()
+        for event in result.events:
+            stream = self._streams.get(event.key.request_id)
+            if stream is not None:
+                self._hand_over(stream, event, now_s)
+        for failure in result.failures:
+            if (stream := self._forget(failure.request_id, "error")) is not None:
+                stream.fail(failure.error)
+
+    def _hand_over(self, stream: DeltaStream, event: TokenEvent, now_s: float) -> None:
+        delta = stream.answer.push(event)
+        if delta is None:
+            return
+        if delta.token_ids:
+            first, elapsed_s = stream.elapsed_s(delta.index, now_s)
+            observe = self.telemetry.first_token if first else self.telemetry.next_token
+            observe(stream.adapter_name, elapsed_s)
+        stream.put(delta)
+        if delta.finish_reason is None:
+            return
+        if event.finish_reason is None:
+            self._core.finish(event.key)
+        if not stream.answer.open:
+            self._forget(event.key.request_id, delta.finish_reason.value)
