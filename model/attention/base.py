@@ -1,0 +1,33 @@
+"""The seam of attention: every backend passes tests/conformance/test_attention.py. Backends do not know each
+other."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from model.batch import ForwardBatch
+from model.kv_cache import KVCache
+
+
+class AttentionStep(Protocol):
+    """One step's attention, planned; called once per layer, in order."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the rows' keys and values to the cache, then attend: out = softmax(q Kᵀ / sqrt(head_dim)) V.
+
+        q: [T, num_heads, head_dim], k, v: [T, num_kv_heads, head_dim], of the cache's dtype; rows may be
+        strided, a row is contiguous. Query head h reads kv head h // (num_heads / num_kv_heads). A row sees
+        its own sequence's positions up to its own, and only the last `window` of them in a layer with a
+        sliding window. Returns [T, num_heads * head_dim], contiguous.
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Plans once per step what all layers share: lengths, block tables and masks, from the batch's host
+    side."""
+
+    def plan(self, batch: ForwardBatch, cache: KVCache) -> AttentionStep:
+        """The step's attention over `cache`. Reads no device tensor back to the host where that costs a
+        wait."""
+        ...

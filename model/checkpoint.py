@@ -1,0 +1,227 @@
+"""Checkpoints: a Hugging Face folder or hub name in, a ModelConfig and Weights out. The one room of `model`
+that does I/O. Only safetensors are read, by memory map; a layer's matrices are fused and laid out as they are
+read, so that loading needs little more memory than the model. Pickled weights are refused.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from model.config import ModelConfig, UnsupportedModel, parse_config
+from model.linear import Linear, make_linear
+from model.weights import LayerWeights, Weights
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint whose files do not hold the model that its config.json describes; says what to mend."""
+
+
+def find_checkpoint(model: str) -> Path:
+    """The folder of `model`: itself if it is a folder, else a snapshot of the hub model of that name.
+
+    Raises CheckpointError when it is neither, when the hub cannot be reached, or without the `hub` extra.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
+        raise CheckpointError(f"model={model!r} is not a folder: give one with a checkpoint, or a hub name")
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - an optional dependency
+    except ImportError as error:
+        remedy = "give a folder, or install the hub extra: pip install 'loraserve[hub]'"
+        raise CheckpointError(
+            f"model={model!r} is not a folder, and hub names need huggingface_hub: {remedy}"
+        ) from error
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
+        raise CheckpointError(
+            f"model={model!r} is not a folder and was not fetched from the hub: {error}"
+        ) from error
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The model in `folder`, from its config.json and, for the end tokens, generation_config.json if it is
+    there.
+
+    Raises CheckpointError without a config.json, UnsupportedModel for what the forward pass cannot honour.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: give a folder with a Hugging Face checkpoint")
+    generation = folder / "generation_config.json"
+    return parse_config(_read_json(path), _read_json(generation) if generation.is_file() else {})
+
+
+def serving_dtype(config: ModelConfig, requested: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: `requested`, or the checkpoint's where that is "auto". A CPU, which has no
+    fast float16 arithmetic, takes bfloat16 in its place. Raises UnsupportedModel for another name."""
+    named = {
+        "auto": config.dtype,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if requested not in named:
+        raise UnsupportedModel("dtype", requested, f"use one of {', '.join(named)}")
+    dtype = named[requested]
+    return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, progress: bool = True
+) -> Weights:
+    """Read the tensors that `config` asks for, as `dtype` on `device`.
+
+    Raises CheckpointError naming every missing, extra or misshaped tensor, before any is read.
+    """
+    with ExitStack() as stack:
+        tensors = _Tensors(_open_files(folder, stack), dtype, device)
+        tensors.check(expected_tensors(config))
+        layers = tqdm(range(config.num_layers), desc="Loading weights", unit="layer", disable=not progress)
+        embedding = tensors.take("model.embed_tokens.weight")
+        return Weights(
+            embedding=embedding,
+            layers=tuple(_layer(tensors, f"model.layers.{layer}", config) for layer in layers),
+            norm=tensors.take("model.norm.weight"),
+            head=make_linear(embedding if config.tied_embeddings else tensors.take("lm_head.weight")),
+        )
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model's checkpoint and its shape, by its name in Hugging Face's layout."""
+    table = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table, "model.norm.weight": table[1:]}
+    if not config.tied_embeddings:
+        shapes["lm_head.weight"] = table
+    layer = _layer_tensors(config)
+    for number in range(config.num_layers):
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    shape = config.base_shape()
+    sites = [(f"self_attn.{site}", site, config.qkv_bias) for site in ("q_proj", "k_proj", "v_proj")]
+    sites += [("self_attn.o_proj", "o_proj", config.out_bias)]
+    sites += [(f"mlp.{site}", site, config.mlp_bias) for site in ("gate_proj", "up_proj", "down_proj")]
+    tensors: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (config.hidden_size,),
+        "post_attention_layernorm.weight": (config.hidden_size,),
+    }
+    for name, site, biased in sites:
+        tensors[f"{name}.weight"] = (shape.of(site).out_features, shape.of(site).in_features)
+        if biased:
+            tensors[f"{name}.bias"] = (shape.of(site).out_features,)
+    if config.qk_norm:
+        tensors |= {f"self_attn.{name}.weight": (config.head_dim,) for name in ("q_norm", "k_norm")}
+    return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """Open safetensors files by tensor name; each tensor is mapped in when it is taken."""
+
+    files: Mapping[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        missing = [name for name in expected if name not in self.files]
+        extra = [name for name in self.files if name not in expected and not _redundant(name)]
+        wrong = [
+            f"{name} is {found}, not {shape}"
+            for name, shape in expected.items()
+            if name in self.files and (found := self._shape(name)) != shape
+        ]
+        faults = [*(f"missing {name}" for name in missing), *(f"unexpected {name}" for name in extra), *wrong]
+        if faults:
+            shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+            raise CheckpointError(f"the tensors do not fit config.json: {shown}")
+
+    def take(self, name: str) -> Tensor:
+        return self.files[name].get_tensor(name).to(self.device, self.dtype)
+
+    def linear(self, prefix: str, sites: tuple[str, ...], biased: bool) -> Linear:
+        """One matrix of the sites' outputs in their order."""
+        weight = torch.cat([self.take(f"{prefix}.{site}.weight") for site in sites])
+        bias = torch.cat([self.take(f"{prefix}.{site}.bias") for site in sites]) if biased else None
+        return make_linear(weight, bias)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.files[name].get_slice(name).get_shape())
+
+
+def _redundant(name: str) -> bool:
+    """Tensors that some exporters write though they follow from the others: rope buffers, the head of a tied
+    model."""
+    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+
+
+def _layer(tensors: _Tensors, prefix: str, config: ModelConfig) -> LayerWeights:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    return LayerWeights(
+        input_norm=tensors.take(f"{prefix}.input_layernorm.weight"),
+        qkv=tensors.linear(attention, ("q_proj", "k_proj", "v_proj"), config.qkv_bias),
+        qk_norm=_qk_norm(tensors, attention, config) if config.qk_norm else None,
+        out=tensors.linear(attention, ("o_proj",), config.out_bias),
+        post_norm=tensors.take(f"{prefix}.post_attention_layernorm.weight"),
+        gate_up=tensors.linear(mlp, ("gate_proj", "up_proj"), config.mlp_bias),
+        down=tensors.linear(mlp, ("down_proj",), config.mlp_bias),
+    )
+
+
+def _qk_norm(tensors: _Tensors, attention: str, config: ModelConfig) -> Tensor:
+    q, k = tensors.take(f"{attention}.q_norm.weight"), tensors.take(f"{attention}.k_norm.weight")
+    return torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
+
+
+def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Tensor name -> the open file that holds it."""
+    files: dict[str, Any] = {}
+    for path in _weight_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, FileNotFoundError) as error:
+            raise CheckpointError(f"{path} cannot be read, fetch it again: {error}") from error
+        files |= dict.fromkeys(file.keys(), file)
+    return files
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        shards = _read_json(folder / _INDEX).get("weight_map", {}).values()
+        return [folder / name for name in sorted(set(shards))]
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    found = f"{pickled[0]} is a pickle, which can run code and is never loaded; " if pickled else ""
+    raise CheckpointError(
+        f"{folder} has neither {_SINGLE} nor {_INDEX}: {found}convert the weights to safetensors"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}: it must be a JSON object")
+    return content
