@@ -78,10 +78,10 @@ class StepScheduler:
 
     **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
     crosses into it. When none is left a running sequence is preempted: the one admitted last, but rather one
-    whose adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and waits
-    at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker itself
-    gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could not run
-    alone. So every sequence ends.
+    whose adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and
+    waits at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker
+    itself gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could
+    not run alone. So every sequence ends.
 
     **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from
     `adapter_patience_s` after it was first passed over, nothing behind it is admitted. What runs goes on, so
