@@ -1,0 +1,223 @@
+"""Make the benchmarks' inputs: random Llama checkpoints of known shape and LoRA adapters of every rank,
+from a seed.
+
+Speed does not depend on what weights say, so they are drawn, not trained; scales are chosen so that
+activations stay of order one and the likeliest token stands clear of the next, which lets greedy answers of
+different engines be compared. Files are in the layouts that every engine reads: a Hugging Face checkpoint
+with tokenizer, PEFT folders, and an index of the adapters.
+
+    python -m scripts.make_bench_models --sizes 100m,1b --out build/bench
+
+writes `OUT/SIZE/`, `OUT/SIZE-adapters/NAME/` and `OUT/SIZE-adapters/index.json`, a list of {"name", "path",
+"rank"}.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tqdm import tqdm
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+VOCABULARY_SIZE = 32_000
+RANKS = (8, 16, 32, 64, 128)
+BOS, EOS, PAD, HEADER, END_HEADER = "<|bos|>", "<|eos|>", "<|pad|>", "<|role|>", "<|text|>"
+SPECIAL_TOKENS = (BOS, EOS, PAD, HEADER, END_HEADER)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}<|role|>{{ message['role'] }}<|text|>{{ message['content'] }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<|role|>assistant<|text|>{% endif %}"
+)
+GAINS = {"lm_head": 2.0, "o_proj": 0.5, "down_proj": 0.5, "lora_A": 1.0, "lora_B": 0.1}
+"""Standard deviation of a matrix times the root of its inputs; 1 for those not named, but for the
+embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of one Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    intermediate: int
+
+    @property
+    def projections(self) -> Mapping[str, tuple[int, int]]:
+        """(outputs, inputs) of every linear of a layer, by its path inside the layer."""
+        queries, keys = self.heads * self.head, self.kv_heads * self.head
+        return {
+            "self_attn.q_proj": (queries, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, queries),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+
+
+SHAPES = {
+    "1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, head=64, intermediate=8192),
+    "100m": Shape(hidden=768, layers=12, heads=12, kv_heads=4, head=64, intermediate=2048),
+    "tiny": Shape(hidden=128, layers=3, heads=4, kv_heads=2, head=32, intermediate=352),
+}
+
+
+def weight_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The name and shape of every tensor of the checkpoint."""
+    yield "model.embed_tokens.weight", (VOCABULARY_SIZE, shape.hidden)
+    for layer in range(shape.layers):
+        prefix = f"model.layers.{layer}"
+        for path, size in shape.projections.items():
+            yield f"{prefix}.{path}.weight", size
+        yield f"{prefix}.input_layernorm.weight", (shape.hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (shape.hidden,)
+    yield "model.norm.weight", (shape.hidden,)
+    yield "lm_head.weight", (VOCABULARY_SIZE, shape.hidden)
+
+
+def lora_shapes(shape: Shape, rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The name and shape of every tensor of an adapter on all linears of all layers."""
+    for layer, (path, (outputs, inputs)) in itertools.product(range(shape.layers), shape.projections.items()):
+        prefix = f"base_model.model.model.layers.{layer}.{path}"
+        yield f"{prefix}.lora_A.weight", (rank, inputs)
+        yield f"{prefix}.lora_B.weight", (outputs, rank)
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """One bfloat16 tensor that depends on its name, its shape and the seed alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) == 1:  # a norm: near one, but not one, so that a dropped weight shows
+        return (1 + 0.1 * noise).to(torch.bfloat16)
+    if "embed_tokens" in name:
+        return noise.to(torch.bfloat16)
+    gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
+    return noise.mul_(gain / math.sqrt(shape[1])).to(torch.bfloat16)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer whose further tokens are two and three printable characters, so that any id
+    but the special ones has a text and no corpus is needed."""
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    pairs = list(itertools.product(letters, letters))
+    triples = [(first + second, third) for (first, second), third in itertools.product(pairs, letters)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = (pairs + triples)[: VOCABULARY_SIZE - len(SPECIAL_TOKENS) - len(alphabet)]
+    tokens = [*alphabet, *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The checkpoint's config.json."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=500_000.0,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def make_base(shape: Shape, folder: Path, seed: int) -> None:
+    """Write a checkpoint with its tokenizer."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    build_config(shape, tokenizer).save_pretrained(folder)
+    named = tqdm(list(weight_shapes(shape)), desc=folder.name, unit="tensor")
+    weights = {name: draw(name, size, seed) for name, size in named}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    parameters = sum(weight.numel() for weight in weights.values())
+    print(f"{folder}: {parameters / 1e6:.1f} M parameters")
+
+
+def make_adapter(shape: Shape, rank: int, base: Path, folder: Path, seed: int) -> None:
+    """Write one PEFT folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sites = [path.rpartition(".")[2] for path in shape.projections]
+    LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=sites,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base.resolve()),
+        inference_mode=True,
+    ).save_pretrained(folder)
+    weights = {name: draw(name, size, seed) for name, size in lora_shapes(shape, rank)}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def make_adapters(shape: Shape, base: Path, amount: int, seed: int) -> None:
+    """Write `amount` adapters, their ranks going round, and their index."""
+    root = base.with_name(f"{base.name}-adapters")
+    index: list[dict[str, str | int]] = []
+    for number in tqdm(range(amount), desc=root.name, unit="adapter"):
+        rank = RANKS[number % len(RANKS)]
+        folder = root / f"a{number:02d}-r{rank}"
+        make_adapter(shape, rank, base, folder, seed + 1 + number)
+        index.append({"name": folder.name, "path": str(folder.resolve()), "rank": rank})
+    (root / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def main() -> None:
+    """Make what the command line asks for; what is complete already is kept."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", default="100m,1b", help=f"comma-separated, of {', '.join(SHAPES)}")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--adapters", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="make again what exists")
+    options = parser.parse_args()
+    for size in options.sizes.split(","):
+        base, done = options.out / size, options.out / f"{size}-adapters" / "index.json"
+        if done.exists() and not options.force:
+            print(f"{base}: exists (--force makes it again)")
+            continue
+        make_base(SHAPES[size], base, options.seed)
+        make_adapters(SHAPES[size], base, options.adapters, options.seed)
+
+
+if __name__ == "__main__":
+    main()
