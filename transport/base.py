@@ -1,0 +1,224 @@
+"""Transport: the seam through which bytes of one node's memory come into another's, and the values that cross it.
+
+A transport knows memory, names and deadlines; it does not know what the bytes mean. The owner of memory registers it
+as an `Arena`, publishes named `Region`s of it, and withdraws a name before reusing the pages. A puller leases a name,
+which pins the pages at the source, and pulls the bytes into regions of its own.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, fields
+from typing import Protocol
+
+from transport.errors import RegionRefused
+
+HOST = -1
+MOST_BYTES = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A span of bytes that somebody owns: `nbytes` at `address`, in host memory or on the CUDA device `device`.
+
+    `owner` is kept alive as long as the span is registered.
+    """
+
+    address: int
+    nbytes: int
+    device: int = HOST
+    owner: object = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of_buffer(cls, buffer: bytearray | memoryview) -> "Memory":
+        """The span of a writable, contiguous buffer in host memory."""
+        nbytes = memoryview(buffer).nbytes
+        owner = (ctypes.c_ubyte * nbytes).from_buffer(buffer)
+        return cls(ctypes.addressof(owner), nbytes, HOST, owner)
+
+    def view(self) -> memoryview:
+        """The span's bytes, writable; RegionRefused for device memory, which the processor cannot address."""
+        if self.device != HOST:
+            raise RegionRefused(
+                f"device {self.device}: only UCX reaches device memory; register host memory instead"
+            )
+        return memoryview((ctypes.c_ubyte * self.nbytes).from_address(self.address)).cast("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Memory that a transport may read from and write to; `key` is its number at that node."""
+
+    node: str
+    key: int
+    memory: Memory
+    bytes: memoryview | None = field(compare=False, repr=False)
+
+    def region(self, offset: int, nbytes: int) -> "Region":
+        """`nbytes` from `offset` on; RegionRefused where that leaves the arena or is empty."""
+        if offset < 0 or nbytes < 1 or offset + nbytes > self.memory.nbytes:
+            raise RegionRefused(
+                f"bytes {offset}..{offset + nbytes} of arena {self.key}: it has {self.memory.nbytes}; ask within it"
+            )
+        return Region(self, offset, nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A span of one of this node's arenas; made by `Arena.region`, which checks it."""
+
+    arena: Arena
+    offset: int
+    nbytes: int
+
+    @property
+    def address(self) -> int:
+        """Where the span begins in this process, or on its device."""
+        return self.arena.memory.address + self.offset
+
+    @property
+    def device(self) -> int:
+        """HOST, or the CUDA device."""
+        return self.arena.memory.device
+
+    def view(self) -> memoryview:
+        """The span's bytes, writable; RegionRefused for device memory."""
+        if self.arena.bytes is None:
+            return self.arena.memory.view()
+        return self.arena.bytes[self.offset : self.offset + self.nbytes]
+
+    def overlaps(self, other: "Region") -> bool:
+        """True if the two spans share a byte, through whichever arenas they are named."""
+        return (
+            self.device == other.device
+            and self.address < other.address + other.nbytes
+            and other.address < self.address + self.nbytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRegion:
+    """A span of another node's memory, as plain numbers: worthless without the lease that `key` names."""
+
+    node: str
+    arena: int
+    address: int
+    nbytes: int
+    device: int
+    key: int
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if type(getattr(self, one.name)) is not one.type:
+                raise RegionRefused(
+                    f"{one.name}={getattr(self, one.name)!r}: {one.type} expected; lease again"
+                )
+        if self.address < 0 or not 0 < self.nbytes <= MOST_BYTES or self.address + self.nbytes >= 1 << 64:
+            raise RegionRefused(f"{self.nbytes} bytes at {self.address}: no span of memory; lease again")
+
+    def as_json(self) -> dict[str, str | int]:
+        """Plain names and numbers, for any JSON writer."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> "RemoteRegion":
+        """Inverse of `as_json`; RegionRefused for anything else."""
+        try:
+            return cls(**value)  # pyright: ignore[reportArgumentType]  (checked by __post_init__)
+        except TypeError as error:
+            raise RegionRefused(f"{value!r} is no region: {error}; lease again") from error
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where a node's transport listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A name at another node whose pages stay pinned until `pull` or `release`, or for `hold_s` at most."""
+
+    node: str
+    name: str
+    ticket: int
+    hold_s: float
+    regions: tuple[RemoteRegion, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all regions together: what the destination must have."""
+        return sum(region.nbytes for region in self.regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a transport holds right now, and how its leases ended since it was opened."""
+
+    names: int
+    leases: int
+    landings: int
+    quarantined: int
+    endings: Mapping[str, int]
+
+
+class Transport(Protocol):
+    """Bytes from node to node. Methods that are not coroutines may be called from any thread and never wait."""
+
+    @property
+    def node(self) -> str:
+        """This node's name, unique per incarnation."""
+        ...
+
+    @property
+    def address(self) -> Address:
+        """Where peers reach this node."""
+        ...
+
+    def register(self, memory: Memory) -> Arena:
+        """Let regions of `memory` be lent and pulled into, until close."""
+        ...
+
+    def publish(self, name: str, regions: Sequence[Region]) -> None:
+        """Lend `regions`, in that order, to whoever leases `name`. RegionBusy if bytes may still land in one."""
+        ...
+
+    def withdraw(self, name: str) -> Future[None]:
+        """Lend `name` no more. The future is done when no lease of it is open: only then may its pages change."""
+        ...
+
+    async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
+        """Pin `name` at `peer` for at most `hold_s` (the source may grant less). NotOffered, HelloRefused, PeerGone;
+        PullTimeout when no answer came within `hold_s`.
+        """
+        ...
+
+    async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
+        """Fill `into`, in order, with the bytes of the lease's regions, in order; the lease ends, however this ends.
+
+        Returns only if the source vouched that the pages were pinned throughout. After PullTimeout, PeerGone,
+        LeaseExpired or a cancellation the content of `into` is undefined, and it may be used for something else only
+        once `settled` says so. RegionRefused if sizes differ, RegionBusy if a region of `into` is in use.
+        """
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """End a lease that shall not be pulled; nothing happens if it has ended already."""
+        ...
+
+    def settled(self, region: Region) -> Future[None]:
+        """Done when no byte of an earlier pull can land in `region` any more."""
+        ...
+
+    def usage(self) -> Usage:
+        """What is held now: for metrics, and for tests that nothing leaks."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up on everybody and wait until no byte can land any more."""
+        ...

@@ -1,0 +1,61 @@
+"""Door: one way for bulk bytes from a source to a puller. The control connection is the same for all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from transport.base import Arena, Lease
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import DoorUnavailable
+from transport.landings import Landing
+
+AUTO = "auto"
+
+
+class Door(Protocol):
+    """Both ends of a data path: what a source says of itself, and how a puller reads."""
+
+    @property
+    def name(self) -> str:
+        """What the two ends call it."""
+        ...
+
+    def offer(self) -> str:
+        """What this node says when a puller connects, so that it can judge whether this door leads to it."""
+        ...
+
+    def reaches(self, offer: str) -> bool:
+        """Whether this node can read from one that made `offer`."""
+        ...
+
+    def card(self) -> str:
+        """What a puller needs, besides the regions, to read from this node now."""
+        ...
+
+    def register(self, arena: Arena) -> None:
+        """Let the arena be read and written through this door."""
+        ...
+
+    def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
+        """Fill the landing, in the calling thread, and have the source vouch for it over `channel`.
+
+        Ends the landing exactly once, when no byte can come any more: that may be after this has raised.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back; no landing is open."""
+        ...
+
+
+def choose(doors: Sequence[Door], offers: Mapping[str, str], setting: str) -> Door:
+    """The first of this node's doors that leads to a node with these offers; `setting` names the only one allowed.
+
+    DoorUnavailable if there is none: the stream is everybody's last resort, so that means that one was named.
+    """
+    usable = [door for door in doors if door.name in offers and door.reaches(offers[door.name])]
+    for door in usable:
+        if setting in (AUTO, door.name):
+            return door
+    names = ", ".join(door.name for door in usable) or "none"
+    raise DoorUnavailable(f"door {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}")

@@ -1,0 +1,69 @@
+"""Holdings: one node's memory as its transport sees it: the arenas, what is lent out of them, and what lands in them.
+
+Every transport has one; it keeps the rule that no byte is lent while it may still change.
+"""
+
+import itertools
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from transport.base import HOST, Arena, Lease, Memory, Region, Usage
+from transport.errors import RegionBusy, RegionRefused
+from transport.landings import Landing, Landings
+from transport.shelf import Shelf
+
+
+class Holdings:
+    """Arenas, shelf and landings of one incarnation of a node; safe to use from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self.node = f"{name}-{secrets.token_hex(6)}"
+        self.shelf = Shelf()
+        self.landings = Landings()
+        self._keys = itertools.count(1)
+
+    def register(self, memory: Memory) -> Arena:
+        """Number the memory."""
+        if memory.nbytes < 1 or memory.address < 1:
+            raise RegionRefused(f"{memory.nbytes} bytes at {memory.address:#x}: register a span that exists")
+        view = memory.view() if memory.device == HOST else None
+        return Arena(self.node, next(self._keys), memory, view)
+
+    def publish(self, name: str, regions: Sequence[Region]) -> None:
+        """Lend `regions` as `name`, if they are this node's and nothing lands there."""
+        for region in regions:
+            self._check(region)
+            if not self.landings.settled(region).done():
+                raise RegionBusy(f"bytes may still land in {name!r}: await `settled`, then publish it")
+        self.shelf.publish(name, regions)
+
+    def land(self, lease: Lease, into: Sequence[Region]) -> Landing:
+        """Claim `into` as the destination of the lease's bytes."""
+        for region in into:
+            self._check(region)
+            if self.shelf.lends(region):
+                raise RegionBusy(
+                    f"{region.nbytes} bytes at {region.address:#x} are lent out: await `withdraw` first"
+                )
+        room = sum(region.nbytes for region in into)
+        if room != lease.nbytes:
+            raise RegionRefused(
+                f"{lease.name!r} has {lease.nbytes} bytes, its destination {room}: make them equal"
+            )
+        return self.landings.begin(into)
+
+    def settled(self, region: Region) -> Future[None]:
+        """Done when nothing can land in `region`."""
+        return self.landings.settled(region)
+
+    def usage(self) -> Usage:
+        """Counts of what is held now."""
+        landings, quarantined = self.landings.count()
+        return Usage(self.shelf.names(), self.shelf.leases(), landings, quarantined, self.shelf.endings())
+
+    def _check(self, region: Region) -> None:
+        if region.arena.node != self.node:
+            raise RegionRefused(
+                f"arena {region.arena.key} belongs to {region.arena.node}: register it here first"
+            )

@@ -1,0 +1,90 @@
+"""Links: the puller's trusted connections to sources, kept for the next lease."""
+
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
+
+from transport.base import Address
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import TransportClosed
+from transport.security import Guard
+
+DIAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """A connection to the source at `peer`: which node answered, and what doors it offers."""
+
+    peer: Address
+    channel: Channel
+    node: str
+    doors: dict[str, str]
+
+
+class Links:
+    """Idle connections by peer; safe to use from any thread, but a link belongs to whoever has taken it."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._idle: dict[Address, list[Link]] = defaultdict(list)
+        self._taken: set[Link] = set()
+        self._closed = False
+
+    def take(self, peer: Address, deadline: Deadline) -> Link:
+        """A link to `peer` that works, as far as can be seen. HelloRefused, PeerGone, PullTimeout."""
+        link = self._reuse(peer)
+        if link is None:
+            channel, node, doors = self._guard.dial(peer.host, peer.port, deadline.at_most(DIAL_S))
+            link = Link(peer, channel, node, doors)
+            self._add(link)
+        return link
+
+    def put(self, link: Link) -> None:
+        """Keep a link whose last exchange ended well."""
+        with self._lock:
+            self._taken.discard(link)
+            if not self._closed:
+                self._idle[link.peer].append(link)
+                return
+        link.channel.close()
+
+    def drop(self, link: Link) -> None:
+        """Hang up."""
+        with self._lock:
+            self._taken.discard(link)
+        link.channel.close()
+
+    def close(self) -> None:
+        """Hang up on idle peers, and make whoever uses a link fail."""
+        with self._lock:
+            self._closed = True
+            idle = [link for links in self._idle.values() for link in links]
+            self._idle.clear()
+            taken = list(self._taken)
+        for link in idle:
+            link.channel.close()
+        for link in taken:
+            link.channel.abort()
+
+    def _reuse(self, peer: Address) -> Link | None:
+        """An idle link on which the source has not hung up meanwhile."""
+        with self._lock:
+            idle = self._idle[peer]
+            while idle:
+                link = idle.pop()
+                if link.channel.is_quiet():
+                    self._taken.add(link)
+                    return link
+                link.channel.close()
+        return None
+
+    def _add(self, link: Link) -> None:
+        with self._lock:
+            if not self._closed:
+                self._taken.add(link)
+                return
+        link.channel.close()
+        raise TransportClosed("this transport is closed: open another")

@@ -1,0 +1,159 @@
+"""LoopbackTransport: several nodes in one process. The oracle of the other transports, and the fake of other tests.
+
+Leases, landings and deadlines are real; only the wire is missing.
+"""
+
+import asyncio
+import ctypes
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from transport.base import Address, Arena, Lease, Memory, Region, RemoteRegion, Usage
+from transport.errors import LeaseExpired, PeerGone, PullTimeout, TransportClosed
+from transport.holdings import Holdings
+from transport.pieces import Span, pair
+from transport.shelf import Ending
+
+PIECE_BYTES = 16 << 20
+
+
+class LoopbackNetwork:
+    """Which nodes of this process can reach each other."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Address, LoopbackTransport] = {}
+
+    def join(self, transport: "LoopbackTransport") -> Address:
+        """The address of a new node."""
+        address = Address("loopback", len(self._nodes) + 1)
+        self._nodes[address] = transport
+        return address
+
+    def find(self, address: Address) -> "LoopbackTransport":
+        """The open node at `address`; PeerGone if there is none."""
+        found = self._nodes.get(address)
+        if found is None or found.closed:
+            raise PeerGone(f"{address}: no node there; use another source")
+        return found
+
+
+class LoopbackTransport:
+    """A node whose peers live in the same process and event loop."""
+
+    def __init__(self, name: str, network: LoopbackNetwork, most_hold_s: float = 60.0) -> None:
+        self._holdings = Holdings(name)
+        self._network = network
+        self._most_hold_s = most_hold_s
+        self._expiries: dict[int, asyncio.TimerHandle] = {}
+        self._sources: dict[int, LoopbackTransport] = {}
+        self.closed = False
+        self._address = network.join(self)
+
+    @property
+    def node(self) -> str:
+        """This node's name, unique per incarnation."""
+        return self._holdings.node
+
+    @property
+    def address(self) -> Address:
+        """Its place in the network."""
+        return self._address
+
+    def register(self, memory: Memory) -> Arena:
+        """See `Transport`; host memory only."""
+        return self._holdings.register(memory)
+
+    def publish(self, name: str, regions: Sequence[Region]) -> None:
+        """See `Transport`."""
+        self._holdings.publish(name, regions)
+
+    def withdraw(self, name: str) -> Future[None]:
+        """See `Transport`."""
+        return self._holdings.shelf.withdraw(name)
+
+    def settled(self, region: Region) -> Future[None]:
+        """See `Transport`."""
+        return self._holdings.settled(region)
+
+    def usage(self) -> Usage:
+        """See `Transport`."""
+        return self._holdings.usage()
+
+    async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
+        """See `Transport`."""
+        self._refuse_if_closed()
+        source = self._network.find(peer)
+        lease = source._lend(name, min(hold_s, source._most_hold_s))
+        self._sources[lease.ticket] = source
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        """See `Transport`."""
+        source = self._sources.pop(lease.ticket, None)
+        if source is not None:
+            source._end(lease.ticket, Ending.RELEASED)
+
+    async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
+        """See `Transport`."""
+        self._refuse_if_closed()
+        source = self._sources.pop(lease.ticket, None)
+        if source is None:
+            raise LeaseExpired(f"{lease.name!r}: this lease has ended; lease again")
+        try:
+            await self._copy(lease, into, time.monotonic() + timeout_s)
+        except BaseException:
+            source._end(lease.ticket, Ending.RELEASED)
+            raise
+        if source.closed:
+            raise PeerGone(f"{lease.node} closed during the pull; use another source")
+        if not source._end(lease.ticket, Ending.READ):
+            raise LeaseExpired(f"{lease.name!r} expired during the pull; lease it for longer")
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        self.closed = True
+        for ticket in list(self._expiries):
+            self._end(ticket, Ending.GONE)
+        for ticket, source in self._sources.items():
+            source._end(ticket, Ending.GONE)
+        self._sources.clear()
+        await asyncio.wrap_future(self._holdings.landings.all_settled())
+
+    async def _copy(self, lease: Lease, into: Sequence[Region], until_s: float) -> None:
+        landing = self._holdings.land(lease, into)
+        try:
+            for source, target, nbytes in pair(_spans(lease.regions), _spans(into), PIECE_BYTES):
+                if time.monotonic() >= until_s:
+                    raise PullTimeout(f"{lease.name!r}: out of time; use another source or allow more")
+                ctypes.memmove(target, source, nbytes)
+                await asyncio.sleep(0)
+        finally:
+            landing.end()
+
+    def _lend(self, name: str, hold_s: float) -> Lease:
+        ticket, regions = self._holdings.shelf.lend(name)
+        expire = asyncio.get_running_loop().call_later(hold_s, self._end, ticket, Ending.EXPIRED)
+        self._expiries[ticket] = expire
+        remote = tuple(
+            RemoteRegion(self.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
+            for one in regions
+        )
+        return Lease(self.node, name, ticket, hold_s, remote)
+
+    def _end(self, ticket: int, ending: Ending) -> bool:
+        """End the lease unless it has ended; whether it had not."""
+        expiry = self._expiries.pop(ticket, None)
+        if expiry is None:
+            return False
+        expiry.cancel()
+        self._holdings.shelf.end(ticket, ending)
+        return True
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise TransportClosed(f"{self.node} is closed: open another transport")
+
+
+def _spans(regions: Sequence[Region] | Sequence[RemoteRegion]) -> list[Span]:
+    return [Span(region.address, region.nbytes) for region in regions]

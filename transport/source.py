@@ -1,0 +1,174 @@
+"""Source: the listening end. It lets pullers in, lends them what is on the shelf, and ends every lease exactly once.
+
+Each connection has a thread, which is asleep in the socket most of the time, and at most one lease. That thread is
+the lease's timekeeper: every call it makes is bounded by the lease's deadline, and the lease ends before it moves on.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from transport.base import Address, Region, RemoteRegion
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.door import Door
+from transport.errors import (
+    DoorUnavailable,
+    LeaseExpired,
+    NotOffered,
+    PeerGone,
+    PullTimeout,
+    TransportError,
+    WireError,
+)
+from transport.holdings import Holdings
+from transport.security import Guard
+from transport.shelf import Ending
+from transport.wire import Bytes, Grant, LeaseRequest, Read, Release, Released, refusal_of
+
+GREETING_S = 5.0
+IDLE_S = 300.0
+RETRY_S = 0.1
+MOST_CONNECTIONS = 256
+
+log = logging.getLogger(__name__)
+
+
+class Source:
+    """Serves one node's holdings on one address until closed."""
+
+    def __init__(
+        self, listen: Address, guard: Guard, holdings: Holdings, doors: Sequence[Door], most_hold_s: float
+    ) -> None:
+        self._guard = guard
+        self._holdings = holdings
+        self._doors: Mapping[str, Door] = {door.name: door for door in doors}
+        self._most_hold_s = most_hold_s
+        self._lock = threading.Lock()
+        self._serving: dict[threading.Thread, Channel | None] = {}
+        self._slots = threading.Semaphore(MOST_CONNECTIONS)
+        self._closed = threading.Event()
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        self._listener = socket.create_server(
+            (listen.host, listen.port), family=family, backlog=MOST_CONNECTIONS
+        )
+        host, port, *_ = self._listener.getsockname()
+        self.address = Address(host, port)
+        self._accepting = threading.Thread(target=self._accept, name="transport-accept", daemon=True)
+        self._accepting.start()
+
+    def close(self) -> None:
+        """Hang up on everybody, and wait until every lease has ended."""
+        self._closed.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._slots.release()
+        self._accepting.join()
+        self._listener.close()
+        with self._lock:
+            serving = dict(self._serving)
+        for thread, channel in serving.items():
+            if channel is not None:
+                channel.abort()
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            self._slots.acquire()
+            if self._closed.is_set():
+                return
+            try:
+                sock, where = self._listener.accept()
+            except OSError as error:
+                self._slots.release()
+                if not self._closed.wait(RETRY_S):  # out of file descriptors, most likely
+                    log.warning("cannot accept on %s: %s; pullers will try again", self.address, error)
+                continue
+            thread = threading.Thread(
+                target=self._serve, args=(sock, f"{where[0]}:{where[1]}"), name="transport-serve", daemon=True
+            )
+            with self._lock:
+                self._serving[thread] = None
+            thread.start()
+
+    def _serve(self, sock: socket.socket, where: str) -> None:
+        try:
+            self._converse(self._guard.accept(sock, where, Deadline.after(GREETING_S)))
+        except TransportError as error:
+            log.info("refused %s", error)
+        finally:
+            with self._lock:
+                del self._serving[threading.current_thread()]
+            self._slots.release()
+
+    def _converse(self, channel: Channel) -> None:
+        with self._lock:
+            self._serving[threading.current_thread()] = channel
+        try:
+            if self._closed.is_set():
+                return
+            doors = {name: door.offer() for name, door in self._doors.items()}
+            self._guard.welcome(channel, doors, Deadline.after(GREETING_S))
+            while True:
+                self._answer(channel, channel.expect(LeaseRequest, Deadline.after(IDLE_S)))
+        except (PeerGone, PullTimeout) as error:
+            log.debug("%s", error)
+        except TransportError as error:
+            log.info("hanging up on %s: %s", channel.peer, error)
+            self._refuse(channel, error)
+        finally:
+            channel.close()
+
+    def _answer(self, channel: Channel, request: LeaseRequest) -> None:
+        try:
+            if request.door not in self._doors:
+                raise DoorUnavailable(f"{self._holdings.node} has no door {request.door!r}: choose another")
+            ticket, regions = self._holdings.shelf.lend(request.name)
+        except (DoorUnavailable, NotOffered) as error:
+            channel.send(refusal_of(error), Deadline.after(GREETING_S))
+            return
+        self._lend(channel, request, ticket, regions)
+        channel.send(Released(), Deadline.after(GREETING_S))
+
+    def _lend(self, channel: Channel, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> None:
+        """Hold the lease until it ends. LeaseExpired, PeerGone, WireError."""
+        hold_s = min(request.hold_s, self._most_hold_s)
+        deadline = Deadline.after(hold_s)
+        ending = Ending.GONE
+        try:
+            remote = tuple(
+                RemoteRegion(self._holdings.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
+                for one in regions
+            )
+            card = self._doors[request.door].card()
+            channel.send(Grant(ticket, hold_s, card, remote), deadline)
+            ending = _until_done(channel, regions, deadline)
+        except PullTimeout as error:
+            ending = Ending.EXPIRED
+            raise LeaseExpired(f"{request.name!r} was lent for {hold_s} s: lease it for longer") from error
+        finally:
+            self._holdings.shelf.end(ticket, ending)
+
+    def _refuse(self, channel: Channel, error: TransportError) -> None:
+        if not channel.garbled:
+            with suppress(TransportError):  # it is gone then, and needs no answer
+                channel.send(refusal_of(error), Deadline.after(GREETING_S))
+
+
+def _until_done(channel: Channel, regions: Sequence[Region], deadline: Deadline) -> Ending:
+    """Wait for the puller's word, and send it the bytes if it asks for them."""
+    match channel.receive(deadline):
+        case Release(read):
+            return Ending.READ if read else Ending.RELEASED
+        case Read():
+            views = [region.view() for region in regions]
+            channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
+            for view in views:
+                channel.send_bytes(view, deadline)
+            return Ending.READ
+        case other:
+            raise WireError(
+                f"{channel.peer} said {type(other).__name__} during a lease: compare the versions"
+            )
