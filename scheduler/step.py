@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from lora.adapter import AdapterRef
-from scheduler.blocks import BlockPool
+from scheduler.blocks import BlockPool, BlockStats
 from scheduler.plan import FinishReason, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
@@ -175,6 +175,14 @@ class StepScheduler:
     def live(self) -> Live:
         """How many sequences wait and run."""
         return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)
+
+    def block_stats(self) -> BlockStats:
+        """Where the K/V blocks are, and what the prefix cache has supplied."""
+        return self._blocks.stats()
+
+    def is_live(self, request_id: str) -> bool:
+        """True while one of the request's sequences has not ended."""
+        return request_id in self._siblings
 
     def has_work(self) -> bool:
         """True while any sequence lives."""
