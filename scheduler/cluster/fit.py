@@ -1,0 +1,57 @@
+"""Fitting a cost model to measured steps. Knows measurements as values; who took them, and on what, is not
+asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from scheduler.cluster.cost import CostModel, Kernel, StepLoad, features
+
+MIN_MEASUREMENTS = 12
+
+
+class TooFewMeasurements(ValueError):
+    """Not enough steps were measured to fit six coefficients and hold some out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One kind of step and the seconds it took."""
+
+    load: StepLoad
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutError:
+    """Relative error, |predicted - measured| / measured, of steps that the fit had not seen."""
+
+    mean: float
+    worst: float
+
+
+def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
+    """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS).
+
+    Rows are weighted by 1 / step_s, so that a 5 ms decode counts as much as a 500 ms prefill, and columns are
+    scaled to unit norm, since they differ by ten orders of magnitude.
+    """
+    if len(rows) < MIN_MEASUREMENTS:
+        raise TooFewMeasurements(f"rows={len(rows)}: measure at least {MIN_MEASUREMENTS} different steps")
+    seconds = np.array([row.step_s for row in rows])
+    design = np.array([features(row.load, kernel) for row in rows]) / seconds[:, None]
+    norms = np.linalg.norm(design, axis=0)
+    norms[norms == 0] = 1.0
+    scaled, _ = nnls(design / norms, np.ones(len(rows)))
+    return CostModel(kernel, *(float(value) for value in scaled / norms))
+
+
+def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 4) -> HeldOutError:
+    """Error of each row under the fit to the other folds; fold i holds out rows i, i + folds, ..."""
+    errors: list[float] = []
+    for fold in range(folds):
+        model = fit([row for at, row in enumerate(rows) if at % folds != fold], kernel)
+        errors += [abs(model.step_s(row.load) - row.step_s) / row.step_s for row in rows[fold::folds]]
+    return HeldOutError(float(np.mean(errors)), max(errors))

@@ -1,0 +1,200 @@
+"""Keep, release, fill: from where adapters are to where the terrain lets them be, moving few bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.placement.release import Stock, cheapest_release
+from scheduler.cluster.placement.room import Room
+from scheduler.cluster.placement.terrain import Survey, Terrain, idle_rate
+
+_CRUMB = 1e-3  # a part of an adapter too small to be worth a copy
+
+
+@dataclass(slots=True)
+class _Block:
+    """Tokens/s of one adapter on one node, or in the pool."""
+
+    ref: AdapterRef
+    tokens: float
+
+
+class Packing:
+    """One placement in the making; `keep`, `release` and `fill` in this order complete `room`.
+
+    An adapter that takes `hot` of a node's planned time is to have two copies; one not hot gives up shares
+    below `minor`, so that what was once split grows together.
+    """
+
+    def __init__(self, ground: Survey, terrain: Terrain, hot: float, minor: float) -> None:
+        self._ground, self._seconds, self._target = ground, terrain.seconds, terrain.target
+        self._minor = minor
+        cheapest = self._seconds.min(0)
+        choice = np.isfinite(self._seconds).sum(0) > 1
+        self._hot_tokens = np.where(choice, hot * self._target / cheapest, np.inf)
+        nodes = ground.problem.nodes
+        zones = {state.zone: at for at, state in enumerate(nodes)}
+        self._zone = np.array([zones[state.zone] for state in nodes])
+        self._idle = 2 * idle_rate(ground.problem.demand)
+        self._holding: dict[AdapterRef, list[int]] = {}
+        for at, state in enumerate(nodes):
+            for ref in state.held:
+                self._holding.setdefault(ref, []).append(at)
+        self.room = Room(ground.problem)
+        self._here: list[list[_Block]] = [[] for _ in nodes]
+        self._pool: list[_Block] = []
+
+    def keep(self) -> None:
+        """Let every share stay that may stay under its node's ceiling; the rest goes to the pool."""
+        stay: dict[AdapterRef, dict[int, float]] = {ref: {} for ref in self._ground.demand}
+        for ref, node, part in self._ground.before:
+            if np.isfinite(self._seconds[node, self._level(ref)]):
+                stay[ref][node] = part
+        for ref, parts in stay.items():
+            tokens = self._ground.demand[ref]
+            parts = self._thinned(ref, parts)
+            for node, part in parts.items():
+                self._here[node].append(_Block(ref, tokens * part))
+            homeless = 1.0 - sum(parts.values())
+            if homeless > 1e-9:
+                self._pool.append(_Block(ref, tokens * homeless))
+
+    def release(self) -> None:
+        """Send to the pool what the cheapest flow takes from each node, and what memory cannot hold; book the
+        rest."""
+        release = cheapest_release(self._stock(), self._seconds, self._target)
+        self._target = release.target
+        for node, blocks in enumerate(self._here):
+            by_level: dict[int, list[_Block]] = {}
+            for block in blocks:
+                by_level.setdefault(self._level(block.ref), []).append(block)
+            kept: list[_Block] = []
+            for level, mine in by_level.items():
+                kept += self._give(mine, float(release.tokens[node, level]))
+            for block in sorted(kept, key=lambda block: -block.tokens):
+                if self.room.fits(block.ref, node):
+                    self._put(block, node, block.tokens)
+                else:
+                    self._pool.append(block)
+
+    def fill(self) -> None:
+        """Place the pool: the largest rank first, as it has the fewest nodes to go to, then by demand."""
+        for block in sorted(self._pool, key=lambda block: (-block.ref.rank, -block.tokens)):
+            for node in self._free_of_charge(block):
+                self._put(block, node, min(block.tokens, self._spare(node, block.ref)))
+            while block.tokens > 1e-9 * self._ground.demand[block.ref]:
+                chosen = self._choose(block) or self._overfill(block.ref)
+                if chosen is None:
+                    break
+                node, tokens = chosen
+                self._put(block, node, min(tokens, block.tokens))
+
+    def _level(self, ref: AdapterRef) -> int:
+        return self._ground.level[ref.rank]
+
+    def _is_hot(self, ref: AdapterRef) -> bool:
+        return self._ground.demand[ref] >= self._hot_tokens[self._level(ref)]
+
+    def _thinned(self, ref: AdapterRef, parts: dict[int, float]) -> dict[int, float]:
+        """The parts that stay: minor ones join the largest, half of a hot adapter's only copy leaves it."""
+        if self._is_hot(ref):
+            return {node: min(part, 0.5) for node, part in parts.items()} if len(parts) == 1 else parts
+        if len(parts) < 2:
+            return parts
+        largest = max(parts, key=lambda node: parts[node])
+        kept = {node: part for node, part in parts.items() if part >= self._minor or node == largest}
+        kept[largest] += sum(parts.values()) - sum(kept.values())
+        return kept
+
+    def _stock(self) -> Stock:
+        tokens, nbytes = np.zeros_like(self._seconds), np.zeros_like(self._seconds)
+        for node, blocks in enumerate(self._here):
+            for block in blocks:
+                tokens[node, self._level(block.ref)] += block.tokens
+                nbytes[node, self._level(block.ref)] += block.ref.nbytes
+        pool_tokens, pool_bytes = np.zeros_like(self._ground.wanted), np.zeros_like(self._ground.wanted)
+        for block in self._pool:
+            pool_tokens[self._level(block.ref)] += block.tokens
+            pool_bytes[self._level(block.ref)] += block.ref.nbytes
+        return Stock(tokens, nbytes, pool_tokens, pool_bytes, self.room.free_bytes - nbytes.sum(1))
+
+    def _give(self, blocks: list[_Block], tokens: float) -> list[_Block]:
+        """Send `tokens`/s of one rank's blocks to the pool, the busiest first since their bytes are alike:
+        whole ones while they fit into what is to go, then the smallest that covers the rest. Returns those
+        that stay."""
+        enough = 1e-6 * sum(block.tokens for block in blocks)
+        kept: list[_Block] = []
+        for block in sorted(blocks, key=lambda block: -block.tokens):
+            if enough < block.tokens <= tokens:
+                tokens -= block.tokens
+                self._pool.append(block)
+            else:
+                kept.append(block)
+        covering = [block for block in kept if block.tokens >= tokens > enough]
+        if covering and self._is_hot(covering[-1].ref):
+            covering[-1].tokens -= tokens
+            self._pool.append(_Block(covering[-1].ref, tokens))
+        elif covering:
+            kept.remove(covering[-1])
+            self._pool.append(covering[-1])
+        return kept
+
+    def _put(self, block: _Block, node: int, tokens: float) -> None:
+        if tokens <= 0:
+            return
+        seconds = float(self._seconds[node, self._level(block.ref)])
+        if np.isinf(seconds):
+            seconds = 1 / float(self._ground.rates[node, self._level(block.ref)])
+        self.room.take(block.ref, node, tokens / self._ground.demand[block.ref], tokens * seconds)
+        block.tokens -= tokens
+
+    def _spare(self, node: int, ref: AdapterRef) -> float:
+        """Tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy."""
+        spare = (self._target - float(self.room.load[node])) / float(self._seconds[node, self._level(ref)])
+        return spare if spare > _CRUMB * self._ground.demand[ref] else 0.0
+
+    def _free_of_charge(self, block: _Block) -> Iterator[int]:
+        """Nodes that have the adapter in this placement, then those that hold its bytes anyway; but a hot
+        one's second copy is to be another."""
+        taken = self.room.holders(block.ref)
+        if len(taken) > 1 or not self._is_hot(block.ref):
+            yield from taken
+        for node in self._holding.get(block.ref, ()):
+            allowed = np.isfinite(self._seconds[node, self._level(block.ref)])
+            if allowed and node not in taken and self.room.fits(block.ref, node):
+                yield node
+
+    def _choose(self, block: _Block) -> tuple[int, float] | None:
+        """The node with most to spare for one more copy, and the tokens/s it takes; None if none has time and
+        memory. Idle adapters go by memory, second copies to another zone if they can."""
+        ref, seconds = block.ref, self._seconds[:, self._level(block.ref)]
+        taken = list(self.room.holders(ref))
+        allowed = np.isfinite(seconds) & (self.room.free_bytes >= ref.nbytes)
+        allowed[taken] = False
+        apart = allowed & ~np.isin(self._zone, self._zone[taken])
+        allowed = apart if taken and apart.any() else allowed
+        if not allowed.any():
+            return None
+        if self._ground.demand[ref] <= self._idle:
+            return int(np.argmax(np.where(allowed, self.room.free_bytes, -np.inf))), block.tokens
+        spare = np.where(allowed, (self._target - self.room.load) / seconds, -np.inf)
+        node = int(np.argmax(spare))
+        tokens = min(float(spare[node]), self._half_if_first(ref, taken))
+        return (node, tokens) if tokens > _CRUMB * self._ground.demand[ref] else None
+
+    def _half_if_first(self, ref: AdapterRef, taken: list[int]) -> float:
+        demand = self._ground.demand[ref]
+        return demand / 2 if not taken and self._is_hot(ref) else demand
+
+    def _overfill(self, ref: AdapterRef) -> tuple[int, float] | None:
+        """No node has time: the least loaded that may take the adapter or has it, else one above whose
+        ceiling it is, as long as there is memory; None if there is not."""
+        having = self.room.free_bytes >= ref.nbytes
+        having[list(self.room.holders(ref))] = True
+        for allowed in (having & np.isfinite(self._seconds[:, self._level(ref)]), having):
+            if allowed.any():
+                node = int(np.argmin(np.where(allowed, self.room.load, np.inf)))
+                return node, self._ground.demand[ref]
+        return None

@@ -1,0 +1,1 @@
+"""Which node runs a request: policies of one protocol."""
