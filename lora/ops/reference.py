@@ -1,0 +1,23 @@
+"""The LoRA arithmetic as one reads it in the paper, row by row in float32: the oracle of every other op."""
+
+from torch import Tensor
+
+from lora.segments import SegmentTable
+from lora.sites import SiteGroup
+
+
+class ReferenceLora:
+    """y[t] += B (scale * (A x[t])), one row and one site at a time (Hu et al., LoRA, arXiv 2106.09685)."""
+
+    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
+        """As LoraOp.add_lora; the sum is rounded to y's dtype once."""
+        for segment in table.segments:
+            weights = segment.adapter.groups.get((layer, group))
+            if weights is None:
+                continue
+            for t in range(segment.start, segment.stop):
+                h = weights.scale * (weights.A.float() @ x[t].float())
+                for part in weights.parts:
+                    delta = h[part.rank_start : part.rank_stop] @ part.Bt.float()
+                    columns = y[t, part.out_start : part.out_stop]
+                    columns.copy_(columns.float() + delta)

@@ -1,0 +1,82 @@
+"""RankPages: the one arena of memory that holds resident adapters, handed out in pages.
+
+A page is a fixed-size cut of an adapter's flat form, whatever its ranks and sites, so that nothing is padded to
+a maximum rank. An adapter takes a contiguous run of pages, so that its matrices are plain views. The room knows
+no adapter; it is not thread-safe, its owner locks.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora.flat import ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PageRun:
+    """Pages `start .. stop - 1` of the arena."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class RankPages:
+    """Allocates runs of pages from one arena, best fit; neighbouring free runs are always one run."""
+
+    def __init__(self, num_pages: int, page_bytes: int, device: torch.device | str = "cpu") -> None:
+        if num_pages < 1 or page_bytes < ALIGNMENT or page_bytes % ALIGNMENT:
+            raise ValueError(
+                f"num_pages={num_pages}, page_bytes={page_bytes}: give at least one page, and page_bytes a"
+                f" positive multiple of {ALIGNMENT}"
+            )
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes
+        self.arena = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
+        self._free = [PageRun(0, num_pages)]  # ascending, disjoint, never adjacent
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that belong to nobody."""
+        return sum(map(len, self._free))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole arena."""
+        return self.num_pages * self.page_bytes
+
+    def pages_for(self, nbytes: int) -> int:
+        """Pages that `nbytes` (above 0) take."""
+        return -(-nbytes // self.page_bytes)
+
+    def allocate(self, nbytes: int) -> PageRun | None:
+        """The smallest free run that holds `nbytes`, cut to size; None if there is none."""
+        count = self.pages_for(nbytes)
+        gaps = [gap for gap in self._free if len(gap) >= count]
+        if not gaps:
+            return None
+        gap = min(gaps, key=len)
+        run = PageRun(gap.start, gap.start + count)
+        at = self._free.index(gap)
+        self._free[at : at + 1] = [PageRun(run.stop, gap.stop)] if run.stop < gap.stop else []
+        return run
+
+    def free(self, run: PageRun) -> None:
+        """Give back a run that `allocate` gave."""
+        at = bisect_left(self._free, run)
+        first, last, start, stop = at, at, run.start, run.stop
+        if at and self._free[at - 1].stop >= start:
+            first, start = at - 1, self._free[at - 1].start
+        if at < len(self._free) and self._free[at].start <= stop:
+            last, stop = at + 1, self._free[at].stop
+        merged = PageRun(start, stop)
+        assert len(merged) == len(run) + sum(map(len, self._free[first:last])), f"{run} was free already"
+        self._free[first:last] = [merged]
+
+    def rows(self, run: PageRun) -> Tensor:
+        """The run's bytes: [len(run) * page_bytes] uint8, a view."""
+        return self.arena[run.start * self.page_bytes : run.stop * self.page_bytes]
