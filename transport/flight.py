@@ -1,0 +1,63 @@
+"""Flight: one pull through UCX, from its first read to the end of its landing. A read cannot be stopped once begun."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import PullTimeout
+from transport.landings import Landing
+from transport.nixl_agent import NixlRead, Outcome
+
+SHORTEST_NAP_S = 20e-6
+LONGEST_NAP_S = 2e-3
+REAPER_NAP_S = 0.05
+
+
+class Flight:
+    """Watches the reads of one pull in the thread that makes it, and those it gave up in a thread of their own."""
+
+    def __init__(self, landing: Landing, channel: Channel, deadline: Deadline) -> None:
+        self.channel = channel
+        self._landing = landing
+        self._deadline = deadline
+        self._running: tuple[NixlRead, Callable[[], None]] | None = None
+
+    def complete(self, read: NixlRead, ended: Callable[[], None]) -> bool:
+        """Wait for `read`; False if it failed. `ended` is called when it has, even if the flight is given up before.
+
+        PullTimeout at the deadline; LeaseExpired or PeerGone when the source says so, or nothing any more.
+        """
+        self._running = read, ended
+        nap_s = SHORTEST_NAP_S
+        while (outcome := read.outcome()) is Outcome.RUNNING:
+            self.wait(nap_s)
+            nap_s = min(LONGEST_NAP_S, nap_s * 1.5)
+        self._running = None
+        read.release()
+        ended()
+        return outcome is Outcome.DONE
+
+    def wait(self, nap_s: float) -> None:
+        """Pause, unless the pull is over."""
+        if self._deadline.passed():
+            raise PullTimeout(f"{self.channel.peer}: no bytes in time; use another source or allow more")
+        if not self.channel.is_quiet():
+            self.channel.receive(self._deadline)  # raises what the source has to say, or that it hung up
+        time.sleep(nap_s)
+
+    def land(self) -> None:
+        """End the landing now, or as soon as the read that is still running has ended."""
+        if self._running is None:
+            self._landing.end()
+            return
+        self._landing.quarantine()
+        threading.Thread(target=self._reap, args=self._running, name="transport-reap", daemon=True).start()
+
+    def _reap(self, read: NixlRead, ended: Callable[[], None]) -> None:
+        while read.outcome() is Outcome.RUNNING:
+            time.sleep(REAPER_NAP_S)
+        read.release()
+        ended()
+        self._landing.end()
