@@ -1,6 +1,5 @@
 """The row-wise arithmetic between a layer's matrices. Stateless; rounding follows transformers' order."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,9 +10,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x: [..., n] of any float dtype. The quotient is computed in float32 and rounded to x's dtype before the
     weight.
     """
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale).to(x.dtype) * weight
+    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

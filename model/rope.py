@@ -19,10 +19,10 @@ from model.config import RopeConfig
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """One step's cos and sin, [T, 1, head_dim] each, in the model's dtype."""
+    """One step's cos and sin, [T, 1, head_dim] each, in the model's dtype; sin is negative in its lower half."""
 
     cos: Tensor
-    sin: Tensor
+    signed_sin: Tensor
 
 
 class Rope:
@@ -37,8 +37,11 @@ class Rope:
     ) -> Rotation:
         """positions: [T]; the lens say which rows are one sequence's, and its length."""
         angles = positions[:, None].float() * self._frequencies(query_lens, context_lens)
-        full = torch.cat((angles, angles), dim=-1)[:, None]
-        return Rotation(cos=full.cos().to(self._dtype), sin=full.sin().to(self._dtype))
+        cos, sin = angles.cos(), angles.sin()
+        return Rotation(self._doubled(cos, cos), self._doubled(-sin, sin))
+
+    def _doubled(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.cat((low, high), dim=-1)[:, None].to(self._dtype)
 
     def _frequencies(self, query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> Tensor:
         """[head_dim / 2], or [T, head_dim / 2] when some sequence has outgrown a dynamic rope."""
@@ -52,8 +55,7 @@ class Rope:
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotates each pair (x[i], x[i + head_dim / 2]) by its angle. x: [T, heads, head_dim]."""
-    low, high = x.chunk(2, dim=-1)
-    return x * rotation.cos + torch.cat((-high, low), dim=-1) * rotation.sin
+    return torch.addcmul(x * rotation.cos, x.roll(x.shape[-1] // 2, dims=-1), rotation.signed_sin)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:

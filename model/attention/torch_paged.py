@@ -1,16 +1,15 @@
-"""Paged attention in plain torch: the CPU's default where the native one is not built, and correct on any
-device.
+"""Paged attention in plain torch: the CPU's default where the native one is not built, correct on any device.
 
 Each sequence is one of four kinds of work, by its own lengths alone, so that its result never depends on what
 else is in the batch:
   prompt   several rows, nothing cached: causal attention over the rows themselves, no gather;
   chunk    several rows after cached ones: gather the blocks, explicit mask;
-  decode   one row: gather the blocks; the query heads of a kv head are its query rows, so no head is repeated;
-  short    one row and little K/V: many such sequences of like width share one gather and one padded call, since
-           the call's own cost (about 20 µs) would exceed the arithmetic's.
-Gathering whole blocks and one call per sequence beat every batched form from about 32 thousand K elements a
-sequence on (bf16, 32 sequences of 256-512 tokens, 8 kv heads of 64: 5.7 ms against 7.5-10.6 padded; float32,
-64 of 20-200 tokens, 2 kv heads of 32: 1.25 against 0.7 padded).
+  decode   one row: gather the blocks; the query heads of a kv head are its query rows, so none is repeated;
+  short    one row and little K/V: sequences of like width share one gather and one padded call, since a call
+           of its own (about 20 µs) would cost more than the arithmetic.
+Gathering whole blocks with one call per sequence beat every batched form from about 32 thousand K elements a
+sequence on (bf16, 32 sequences of 256-512 tokens, 8 kv heads of 64: 5.7 ms against 7.5-10.6 padded; float32, 64
+sequences of 20-200 tokens, 2 kv heads of 32: 1.25 ms against 0.7 padded; one core).
 """
 
 from collections import defaultdict
@@ -25,7 +24,7 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 
-_SHORT_ELEMENTS = 32_768  # K elements of one sequence below which a padded call over many wins
+_SHORT_ELEMENTS = 32_768  # K elements of one sequence up to which a padded call over many wins
 _NARROWEST_BLOCKS = 4
 
 
@@ -34,25 +33,11 @@ class TorchPagedAttention:
 
     def __init__(self, config: ModelConfig) -> None:
         self._windows = config.windows
-        self._token_elements = config.kv_size
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TorchPagedStep":
         """Lay the step's work out, once for each distinct window."""
-        works = {
-            window: self._works(batch, cache.block_size, window) for window in dict.fromkeys(self._windows)
-        }
+        works = {window: _plan_works(batch, cache, window) for window in dict.fromkeys(self._windows)}
         return TorchPagedStep(cache, batch.slots, tuple(works[window] for window in self._windows))
-
-    def _works(self, batch: ForwardBatch, block_size: int, window: int | None) -> "tuple[_Work, ...]":
-        spans = _spans(batch, block_size, window)
-        works: list[_Work] = []
-        shorts: dict[int, list[_Span]] = defaultdict(list)
-        for span in spans:
-            if span.rows == 1 and span.tokens * self._token_elements <= _SHORT_ELEMENTS:
-                shorts[_padded_blocks(span.stop_block - span.first_block)].append(span)
-            else:
-                works.append(_lone_work(span, batch, block_size, window))
-        return (*(_short(group, width, batch, block_size) for width, group in shorts.items()), *works)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,38 +51,113 @@ class TorchPagedStep:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See AttentionStep."""
         self.cache.write(layer, self.slots, k, v)
-        rows = _Rows(q.unflatten(1, (k.shape[1], -1)), k, v)
-        out = torch.empty_like(rows.q, memory_format=torch.contiguous_format)
         keys, values = self.cache.layer(layer)
+        rows, out = _Rows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for work in self.works[layer]:
             work.attend(rows, keys, values, out)
-        return out.view(out.shape[0], -1)
+        return out.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """A step's rows: q [T, kv heads, group, head_dim], k and v [T, kv heads, head_dim]."""
+    """A step's rows: q [T, heads, head_dim], k and v [T, kv heads, head_dim]."""
 
     q: Tensor
     k: Tensor
     v: Tensor
 
 
+class _Work(Protocol):
+    """Attends for some of the step's rows and writes them to `out`, shaped as the rows' q."""
+
+    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Several rows that are all of their sequence so far."""
+
+    rows: slice
+    mask: Tensor | None  # [rows, rows], only where a window is narrower than the prompt
+
+    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        k, v = rows.k[self.rows], rows.v[self.rows]
+        out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Several rows of a sequence that has cached tokens."""
+
+    rows: slice
+    blocks: Tensor  # [n]
+    seen: slice  # the tokens in those blocks that a row may look at
+    mask: Tensor  # [rows, tokens seen]
+
+    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        k, v = _gather(keys, self.blocks)[self.seen], _gather(values, self.blocks)[self.seen]
+        out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """One row of a sequence with much K/V."""
+
+    row: int
+    blocks: Tensor  # [n]
+    seen: slice
+
+    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        k = _gather(keys, self.blocks)[self.seen].transpose(0, 1)[None]
+        v = _gather(values, self.blocks)[self.seen].transpose(0, 1)[None]
+        q = rows.q[self.row].unflatten(0, (k.shape[1], -1))[None]
+        out[self.row] = F.scaled_dot_product_attention(q, k, v).flatten(0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """One row each of several sequences, their K/V gathered to one width."""
+
+    rows: Tensor  # [n]
+    blocks: Tensor  # [n * width]
+    unseen: Tensor  # gathered tokens that the row may not look at: another sequence's, or stale
+    mask: Tensor  # [n, 1, 1, width * block_size], 0 or -inf
+
+    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        k, v = self._gather(keys), self._gather(values)
+        q = rows.q.index_select(0, self.rows).unflatten(1, (k.shape[1], -1))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        out.index_copy_(0, self.rows, attended.flatten(1, 2))
+
+    def _gather(self, cached: Tensor) -> Tensor:
+        """[n, kv heads, width * block_size, head_dim], zero where the row may not look: a mask alone would not
+        stop another sequence's inf or NaN from spreading, since 0 * NaN is NaN."""
+        gathered = _gather(cached, self.blocks).index_fill_(0, self.unseen, 0)
+        return gathered.unflatten(0, (self.rows.shape[0], -1)).transpose(1, 2)
+
+
+def _gather(cached: Tensor, blocks: Tensor) -> Tensor:
+    """[n * block_size, kv heads, head_dim]"""
+    return cached.index_select(0, blocks).flatten(0, 1)
+
+
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Masked, or without a mask causal, attention of one sequence: q [rows, heads, head_dim] and out alike."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """One sequence of the step: its first row and count, and the positions `first .. stop - 1` that they may
-    see."""
+    """One sequence of the step: its rows, and the positions `first .. stop - 1` that they may look at."""
 
     sequence: int
-    row: int
+    first_row: int
     rows: int
     first: int
     stop: int
     block_size: int
-
-    @property
-    def tokens(self) -> int:
-        return self.stop - self.first
 
     @property
     def first_block(self) -> int:
@@ -107,9 +167,27 @@ class _Span:
     def stop_block(self) -> int:
         return -(-self.stop // self.block_size)
 
+    @property
+    def padded_blocks(self) -> int:
+        """The next power of two: it depends on this sequence alone, and few widths occur in a step."""
+        return max(_NARROWEST_BLOCKS, 1 << (self.stop_block - self.first_block - 1).bit_length())
+
+
+def _plan_works(batch: ForwardBatch, cache: KVCache, window: int | None) -> tuple[_Work, ...]:
+    short_tokens = _SHORT_ELEMENTS // (cache.layout.num_kv_heads * cache.layout.head_dim)
+    alone: list[_Work] = []
+    shorts: dict[int, list[_Span]] = defaultdict(list)
+    for span in _spans(batch, cache.block_size, window):
+        if span.rows == 1 and span.stop - span.first <= short_tokens:
+            shorts[span.padded_blocks].append(span)
+        else:
+            alone.append(_lone_work(span, batch, cache, window))
+    return (*(_short_work(spans, batch, cache) for spans in shorts.values()), *alone)
+
 
 def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> list[_Span]:
-    spans, row = [], 0
+    spans: list[_Span] = []
+    row = 0
     for sequence, (rows, stop) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
         first = 0 if window is None else max(0, stop - rows + 1 - window)
         spans.append(_Span(sequence, row, rows, first, stop, block_size))
@@ -117,123 +195,43 @@ def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> list[_Sp
     return spans
 
 
-class _Work(Protocol):
-    """Attends for some of the step's rows and writes them to `out`, which is shaped as the rows' q."""
-
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """All of a sequence so far is in this step."""
-
-    start: int
-    stop: int
-    mask: Tensor | None  # [rows, tokens], only where a window is narrower than the prompt
-
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        k, v = rows.k[self.start : self.stop], rows.v[self.start : self.stop]
-        q = rows.q[self.start : self.stop]
-        out[self.start : self.stop] = _attend_rows(q, k, v, self.mask)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Several rows of a sequence that has cached tokens; or one row of a long one, which needs no mask."""
-
-    start: int
-    stop: int
-    blocks: Tensor  # [n]
-    skip: int  # tokens of the first block that the window leaves out
-    tokens: int
-    mask: Tensor | None
-
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        k, v = self._gather(keys), self._gather(values)
-        q = rows.q[self.start : self.stop]
-        if self.mask is not None:
-            out[self.start : self.stop] = _attend_rows(q, k, v, self.mask)
-        else:
-            out[self.start : self.stop] = F.scaled_dot_product_attention(
-                q, k.transpose(0, 1)[None], v.transpose(0, 1)[None]
-            )
-
-    def _gather(self, cached: Tensor) -> Tensor:
-        """[tokens, kv heads, head_dim]"""
-        return cached.index_select(0, self.blocks).flatten(0, 1)[self.skip : self.skip + self.tokens]
-
-
-@dataclass(frozen=True, slots=True)
-class _Short:
-    """One row each of several sequences whose K/V is gathered to one width."""
-
-    rows: Tensor  # [n]
-    blocks: Tensor  # [n * width]
-    unseen: Tensor  # gathered tokens that are not the sequence's: another's, or stale
-    mask: Tensor  # [n, 1, 1, width * block_size], 0 or -inf
-
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        q = rows.q.index_select(0, self.rows)
-        k, v = self._gather(keys), self._gather(values)
-        out.index_copy_(
-            0, self.rows, F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask.to(q.dtype))
-        )
-
-    def _gather(self, cached: Tensor) -> Tensor:
-        """[n, kv heads, width * block_size, head_dim]. Tokens that are not the sequence's are zeroed, because
-        a mask does not stop another sequence's inf or NaN from spreading: 0 * NaN is NaN."""
-        gathered = cached.index_select(0, self.blocks).flatten(0, 1).index_fill_(0, self.unseen, 0)
-        return gathered.unflatten(0, (self.rows.shape[0], -1)).transpose(1, 2)
-
-
-def _attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal (mask None) or masked attention of one sequence's rows: [rows, kv heads, group, head_dim]."""
-    group = q.shape[2]
-    k, v = (x.transpose(0, 1)[:, None].expand(-1, group, -1, -1) for x in (k, v))
-    mask = None if mask is None else mask.to(q.dtype)
-    out = F.scaled_dot_product_attention(q.permute(1, 2, 0, 3), k, v, attn_mask=mask, is_causal=mask is None)
-    return out.permute(2, 0, 1, 3)
-
-
-def _lone_work(span: _Span, batch: ForwardBatch, block_size: int, window: int | None) -> _Work:
-    start, stop = span.row, span.row + span.rows
-    hides_none = window is None or span.stop <= window
-    if span.rows == span.stop:
-        return _Prompt(start, stop, None if hides_none else _mask(span, window, batch.slots.device))
+def _lone_work(span: _Span, batch: ForwardBatch, cache: KVCache, window: int | None) -> _Work:
+    rows = slice(span.first_row, span.first_row + span.rows)
     blocks = batch.block_tables[span.sequence, span.first_block : span.stop_block]
-    mask = None if span.rows == 1 else _mask(span, window, batch.slots.device)
-    return _Chunk(start, stop, blocks, span.first - span.first_block * block_size, span.tokens, mask)
+    unseen = span.first - span.first_block * span.block_size  # tokens of the first block, left of the window
+    seen = slice(unseen, unseen + span.stop - span.first)
+    if span.rows == 1:
+        return _Decode(span.first_row, blocks, seen)
+    if span.rows < span.stop:
+        return _Chunk(rows, blocks, seen, _mask(span, cache, window))
+    return _Prompt(rows, None if window is None or span.stop <= window else _mask(span, cache, window))
 
 
-def _mask(span: _Span, window: int | None, device: torch.device) -> Tensor:
-    """[rows, tokens]: 0 where the row may look, -inf elsewhere."""
-    queries = torch.arange(span.stop - span.rows, span.stop, device=device)[:, None]
-    tokens = torch.arange(span.first, span.stop, device=device)
-    seen = tokens <= queries
-    if window is not None:
-        seen &= tokens > queries - window
-    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)
-
-
-def _padded_blocks(blocks: int) -> int:
-    """The next power of two: the width depends on the sequence alone, and few widths occur in a step."""
-    return max(_NARROWEST_BLOCKS, 1 << (blocks - 1).bit_length())
-
-
-def _short(spans: list[_Span], width: int, batch: ForwardBatch, block_size: int) -> _Short:
-    device = batch.slots.device
-
-    def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, device=device)[:, None]
-
-    first_blocks = column([span.first_block for span in spans])
-    tables = batch.block_tables[column([span.sequence for span in spans])[:, 0]]
-    columns = first_blocks + torch.arange(width, device=device)
-    blocks = tables.gather(1, columns.clamp_(max=tables.shape[1] - 1))
-    tokens = first_blocks * block_size + torch.arange(width * block_size, device=device)
-    seen = (tokens >= column([span.first for span in spans])) & (
-        tokens < column([span.stop for span in spans])
+def _short_work(spans: list[_Span], batch: ForwardBatch, cache: KVCache) -> _Short:
+    facts = [(s.sequence, s.first_row, s.first_block, s.first, s.stop) for s in spans]
+    sequences, rows, first_blocks, firsts, stops = torch.tensor(facts, device=cache.device).T[:, :, None]
+    width = torch.arange(spans[0].padded_blocks, device=cache.device)
+    columns = (first_blocks + width).clamp_(max=batch.block_tables.shape[1] - 1)
+    offsets = torch.arange(spans[0].padded_blocks * cache.block_size, device=cache.device)
+    positions = first_blocks * cache.block_size + offsets
+    seen = (positions >= firsts) & (positions < stops)
+    return _Short(
+        rows=rows[:, 0],
+        blocks=batch.block_tables[sequences, columns].flatten(),
+        unseen=(~seen).flatten().nonzero()[:, 0],
+        mask=_additive(seen, cache.layout.dtype)[:, None, None],
     )
-    mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)
-    rows = torch.tensor([span.row for span in spans], device=device)
-    return _Short(rows, blocks.flatten(), (~seen).flatten().nonzero()[:, 0], mask[:, None, None])
+
+
+def _mask(span: _Span, cache: KVCache, window: int | None) -> Tensor:
+    """[rows, tokens]: 0 where the row may look, -inf elsewhere."""
+    queries = torch.arange(span.stop - span.rows, span.stop, device=cache.device)[:, None]
+    positions = torch.arange(span.first, span.stop, device=cache.device)
+    seen = positions <= queries
+    if window is not None:
+        seen &= positions > queries - window
+    return _additive(seen, cache.layout.dtype)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)

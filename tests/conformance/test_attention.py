@@ -1,0 +1,238 @@
+"""What every attention backend must do, against a dense float32 reference written from the definition."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora.segments import NO_SEGMENTS
+from model.attention.base import AttentionBackend
+from model.attention.torch_paged import TorchPagedAttention
+from model.batch import ForwardBatch
+from model.config import ModelConfig, RopeConfig
+from model.kv_cache import KVCache, KVLayout
+
+BACKENDS: dict[str, Callable[[ModelConfig], AttentionBackend]] = {"torch": TorchPagedAttention}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=list(BACKENDS))
+def make_backend(request: pytest.FixtureRequest) -> Callable[[ModelConfig], AttentionBackend]:
+    return BACKENDS[request.param]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Heads, sizes and windows of the case; one layer for each window."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    block_size: int = 16
+    windows: tuple[int | None, ...] = (None,)
+    dtype: torch.dtype = torch.float32
+
+    def config(self) -> ModelConfig:
+        return ModelConfig(
+            architecture="LlamaForCausalLM",
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_layers=len(self.windows),
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=1e-6,
+            rope=RopeConfig("default", 10000.0, 1.0, 4096),
+            windows=self.windows,
+            qkv_bias=False,
+            out_bias=False,
+            mlp_bias=False,
+            qk_norm=False,
+            tied_embeddings=False,
+            max_model_len=4096,
+            dtype=self.dtype,
+            bos_token_id=None,
+            eos_token_ids=(),
+        )
+
+
+class World:
+    """Sequences with known K and V, and a cache that a backend fills step by step."""
+
+    def __init__(
+        self, backend: AttentionBackend, geometry: Geometry, lengths: Sequence[int], seed: int = 0
+    ) -> None:
+        self.backend, self.geometry = backend, geometry
+        generator = torch.Generator().manual_seed(seed)
+        blocks = [-(-length // geometry.block_size) for length in lengths]
+        dealt = (torch.randperm(sum(blocks), generator=generator) + 1).split(blocks)
+        self.tables = [table.tolist() for table in dealt]
+        layout = KVLayout.of(geometry.config(), geometry.dtype, geometry.block_size)
+        self.cache = KVCache(layout, sum(blocks) + 2, torch.device("cpu"))
+
+        def rows(length: int, heads: int) -> Tensor:
+            shape = (len(geometry.windows), length, heads, geometry.head_dim)
+            return torch.randn(shape, generator=generator).to(geometry.dtype)
+
+        self.q = [rows(length, geometry.heads) for length in lengths]
+        self.k = [rows(length, geometry.kv_heads) for length in lengths]
+        self.v = [rows(length, geometry.kv_heads) for length in lengths]
+
+    def step(self, parts: Sequence[tuple[int, int, int]]) -> list[list[Tensor]]:
+        """Run (sequence, start, stop) parts as one batch: each layer's output of each part, [rows, heads,
+        dim]."""
+        plan = self.backend.plan(self._batch(parts), self.cache)
+        outs = []
+        for layer in range(len(self.geometry.windows)):
+            q, k, v = (torch.cat([x[s][layer, a:b] for s, a, b in parts]) for x in (self.q, self.k, self.v))
+            out = plan.attend(layer, q, k, v)
+            assert out.is_contiguous()
+            shaped = out.unflatten(1, (self.geometry.heads, self.geometry.head_dim))
+            outs.append(list(shaped.split([b - a for _, a, b in parts])))
+        return outs
+
+    def expected(self, layer: int, sequence: int, start: int, stop: int) -> Tensor:
+        """softmax(q Kᵀ / sqrt(d)) V in float32 over all the positions that each row may see."""
+        geometry = self.geometry
+        group = geometry.heads // geometry.kv_heads
+        q = self.q[sequence][layer, start:stop].float()
+        k, v = (x[sequence][layer, :stop].float().repeat_interleave(group, dim=1) for x in (self.k, self.v))
+        scores = torch.einsum("thd,shd->hts", q, k) / geometry.head_dim**0.5
+        row, position = torch.arange(start, stop)[:, None], torch.arange(stop)
+        hidden = position > row
+        window = geometry.windows[layer]
+        if window is not None:
+            hidden |= position <= row - window
+        return torch.einsum("hts,shd->thd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+    def check(self, parts: Sequence[tuple[int, int, int]]) -> None:
+        outs = self.step(parts)
+        for layer, found in enumerate(outs):
+            for part, out in zip(parts, found, strict=True):
+                tolerance = TOLERANCE[self.geometry.dtype]
+                torch.testing.assert_close(
+                    out.float(), self.expected(layer, *part), atol=tolerance, rtol=tolerance
+                )
+
+    def _batch(self, parts: Sequence[tuple[int, int, int]]) -> ForwardBatch:
+        size = self.geometry.block_size
+        positions = [(s, p) for s, a, b in parts for p in range(a, b)]
+        reached = [self.tables[s][: -(-stop // size)] for s, _, stop in parts]
+        widest = max(len(table) for table in reached)
+        return ForwardBatch(
+            token_ids=torch.zeros(len(positions), dtype=torch.int64),
+            positions=torch.tensor([p for _, p in positions]),
+            slots=torch.tensor([self.tables[s][p // size] * size + p % size for s, p in positions]),
+            query_lens=tuple(b - a for _, a, b in parts),
+            context_lens=tuple(b for _, _, b in parts),
+            block_tables=torch.tensor([table + [0] * (widest - len(table)) for table in reached]),
+            logit_rows=torch.zeros(0, dtype=torch.int64),
+            segments=NO_SEGMENTS,
+        )
+
+
+MakeBackend = Callable[[ModelConfig], AttentionBackend]
+
+
+def make_world(make_backend: MakeBackend, geometry: Geometry, lengths: Sequence[int]) -> World:
+    return World(make_backend(geometry.config()), geometry, lengths)
+
+
+GEOMETRIES = {
+    "gqa": Geometry(),
+    "mha": Geometry(heads=3, kv_heads=3),
+    "mqa": Geometry(heads=5, kv_heads=1),
+    "d64": Geometry(heads=8, kv_heads=2, head_dim=64),
+    "d128": Geometry(heads=4, kv_heads=2, head_dim=128),
+    "block 1": Geometry(block_size=1),
+    "block 5": Geometry(block_size=5),
+    "block 64": Geometry(block_size=64),
+    "window": Geometry(windows=(None, 7, 33)),
+    "window of one": Geometry(windows=(1,), block_size=4),
+    "bf16": Geometry(dtype=torch.bfloat16, head_dim=64, windows=(None, 20)),
+    "wide bf16": Geometry(heads=16, kv_heads=8, head_dim=64, dtype=torch.bfloat16),
+    "wide": Geometry(heads=16, kv_heads=8, head_dim=64, windows=(None, 70)),
+}
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=list(GEOMETRIES))
+
+
+@geometries
+def test_whole_prompts(make_backend: MakeBackend, geometry: Geometry) -> None:
+    lengths = (1, 2, 16, 17, 50)
+    make_world(make_backend, geometry, lengths).check([(s, 0, n) for s, n in enumerate(lengths)])
+
+
+@geometries
+def test_decode_of_many_lengths(make_backend: MakeBackend, geometry: Geometry) -> None:
+    lengths = (2, 3, 16, 17, 31, 64, 65, 90, 130)
+    world = make_world(make_backend, geometry, lengths)
+    world.step([(s, 0, n - 1) for s, n in enumerate(lengths)])
+    world.check([(s, n - 1, n) for s, n in enumerate(lengths)])
+
+
+@geometries
+def test_chunks_continue_where_the_last_ended(make_backend: MakeBackend, geometry: Geometry) -> None:
+    world = make_world(make_backend, geometry, (70, 23))
+    for start, stop in ((0, 10), (10, 11), (11, 40), (40, 70)):
+        parts = [(0, start, stop)] + ([(1, start, min(stop, 23))] if start < 23 else [])
+        world.check(parts)
+
+
+@geometries
+def test_prompt_chunk_and_decode_in_one_batch(make_backend: MakeBackend, geometry: Geometry) -> None:
+    world = make_world(make_backend, geometry, (40, 90, 21, 5, 80))
+    world.step([(0, 0, 15), (1, 0, 89), (2, 0, 20), (4, 0, 79)])
+    world.check([(2, 20, 21), (0, 15, 40), (1, 89, 90), (3, 0, 5), (4, 79, 80)])
+
+
+def test_strided_rows_are_read_as_they_lie(make_backend: MakeBackend) -> None:
+    """q, k and v arrive as views into one fused projection."""
+    geometry = Geometry()
+    world = make_world(make_backend, geometry, (9, 30))
+    parts = [(0, 0, 9), (1, 0, 30)]
+    q, k, v = (torch.cat([x[s][0, a:b] for s, a, b in parts]) for x in (world.q, world.k, world.v))
+    fused = torch.cat((q, k, v), dim=1)
+    out = world.backend.plan(world._batch(parts), world.cache).attend(0, *fused.split((4, 2, 2), dim=1))
+    expected = torch.cat([world.expected(0, *part) for part in parts])
+    torch.testing.assert_close(out.unflatten(1, (4, 32)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_keys_and_values_land_in_their_slots(make_backend: MakeBackend) -> None:
+    world = make_world(make_backend, Geometry(windows=(None, None)), (20,))
+    world.step([(0, 0, 20)])
+    for layer in range(2):
+        keys, values = world.cache.layer(layer)
+        table = torch.tensor(world.tables[0])
+        assert torch.equal(keys[table].flatten(0, 1)[:20], world.k[0][layer])
+        assert torch.equal(values[table].flatten(0, 1)[:20], world.v[0][layer])
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_others_left_in_the_cache_is_never_read(make_backend: MakeBackend, poison: float) -> None:
+    """A sequence must not suffer from another's broken numbers, nor from those of a block's last owner."""
+    lengths = (5, 18, 100)
+    world = make_world(make_backend, Geometry(windows=(None, 6)), lengths)
+    for layer in range(2):
+        for cached in world.cache.layer(layer):
+            cached.fill_(poison)
+    world.step([(s, 0, n - 2) for s, n in enumerate(lengths)])
+    world.check([(s, n - 2, n - 1) for s, n in enumerate(lengths)])
+    world.check([(s, n - 1, n) for s, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["small heads", "large heads"])
+def test_result_does_not_depend_on_the_batch(make_backend: MakeBackend, wide: bool) -> None:
+    """Bit for bit in float32: a sequence alone, and among others of all lengths."""
+    geometry = GEOMETRIES["wide"] if wide else replace(Geometry(), windows=(None, 40))
+    lengths = (3, 20, 33, 64, 65, 100, 200, 21, 64)
+    world = make_world(make_backend, geometry, lengths)
+    world.step([(s, 0, n - 1) for s, n in enumerate(lengths)])
+    parts = [(s, n - 1, n) for s, n in enumerate(lengths)]
+    together = world.step(parts)
+    for index, part in enumerate(parts):
+        alone = world.step([part])
+        for layer in range(2):
+            assert torch.equal(alone[layer][0], together[layer][index])
