@@ -1,6 +1,6 @@
 """Configuration: what an operator may choose, as frozen values; the command line and TOML files fill them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -37,7 +37,17 @@ class ServeConfig:
     engine: EngineConfig = EngineConfig()
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     max_waiting: int = 256
     drain_s: float = 30.0
     lora_roots: tuple[Path, ...] = ()  # load_lora_adapter may read below these only; empty: lora_dir alone
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """One batch: an engine, the requests' file and the results' file; `in_flight` lines run at once."""
+
+    input: Path
+    output: Path
+    engine: EngineConfig = EngineConfig()
+    in_flight: int = 128

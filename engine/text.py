@@ -116,6 +116,12 @@ class TextCodec:
             known = self._bytes[token_id] = self._spell(token_id)
         return known
 
+    def num_chars(self, token_id: int) -> int:
+        """Characters that begin in a token; summed over a text's tokens, the text's length."""
+        if self.is_special(token_id):
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))
+
     def token_text(self, token_id: int) -> str:
         """A token as text; one that is no UTF-8 by itself is written `bytes:\\xe4\\xbd`, as OpenAI does."""
         spelled = self.token_bytes(token_id)

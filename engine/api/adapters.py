@@ -1,0 +1,93 @@
+"""AdapterDesk: models as clients list them, and adapters as clients load them: from allowed folders only."""
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+
+from engine.api.desk import Desk, KnownAdapter
+from engine.api.errors import ApiError, refused
+from engine.errors import UnknownModel
+
+_NAME = re.compile(r"(?!.*(?:^|/)\.+(?:/|$))[A-Za-z0-9._:@+-]+(?:/[A-Za-z0-9._:@+-]+)*")
+_MAX_NAME_CHARS = 128
+_MAX_PATH_CHARS = 4096
+
+
+class AdapterDesk:
+    """`roots` are the folders below which clients may name adapters to load; none means they may not at all."""
+
+    def __init__(self, desk: Desk, roots: Sequence[Path]) -> None:
+        self._desk = desk
+        self._roots = tuple(root.resolve() for root in roots)
+
+    def models(self) -> list[dict[str, object]]:
+        """OpenAI's model objects: the base, then its adapters."""
+        return [self._base(), *(self._card(adapter) for adapter in self._desk.adapters())]
+
+    def model(self, name: str) -> dict[str, object]:
+        """One model object. Raises UnknownModel."""
+        for card in self.models():
+            if card["id"] == name:
+                return card
+        raise UnknownModel(name)
+
+    async def load(self, name: str, path: str) -> dict[str, object]:
+        """Load the adapter in the folder `path` under `name`; its model object. Raises ApiError."""
+        _check_name(name, self._desk.model_name)
+        folder = self._allowed(path)
+        try:
+            await self._desk.load_adapter(name, folder)
+        except (ValueError, OSError) as error:
+            raise refused("lora_path", str(error), "invalid_adapter") from error
+        return self.model(name)
+
+    def _base(self) -> dict[str, object]:
+        desk = self._desk
+        return self._object(desk.model_name, desk.model_root, None)
+
+    def _card(self, adapter: KnownAdapter) -> dict[str, object]:
+        root = str(adapter.folder) if adapter.folder is not None else None
+        return self._object(adapter.name, root, self._desk.model_name)
+
+    def _object(self, name: str, root: str | None, parent: str | None) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._desk.created_s,
+            "owned_by": "loraserve",
+            "root": root,
+            "parent": parent,
+            "max_model_len": self._desk.max_model_len,
+        }
+
+    def _allowed(self, path: str) -> Path:
+        """The folder that `path` names, links followed, if it lies below a root. Whether anything exists
+        outside of them is not told."""
+        if not self._roots:
+            message = "lora_path: loading by path is off: start the server with --lora-root or --lora-dir"
+            raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "loading_is_off")
+        if not path.isprintable() or not 0 < len(path) <= _MAX_PATH_CHARS:
+            raise refused("lora_path", f"give 1 to {_MAX_PATH_CHARS} printable characters", "invalid_value")
+        inside = [
+            folder
+            for root in self._roots
+            if (folder := (root / path).resolve()).is_relative_to(root) and folder != root
+        ]
+        if not inside:
+            message = f"lora_path: {path!r} is outside the folders that this server may load from"
+            raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "outside_roots")
+        existing = [folder for folder in inside if folder.is_dir()]
+        if not existing:
+            raise refused("lora_path", f"{path!r} is no folder: give a PEFT adapter's", "not_a_folder")
+        return existing[0]
+
+
+def _check_name(name: str, base: str) -> None:
+    if len(name) > _MAX_NAME_CHARS or not _NAME.fullmatch(name):
+        remedy = (
+            f"give at most {_MAX_NAME_CHARS} letters, digits or any of ._:@+-, with single slashes inside"
+        )
+        raise refused("lora_name", f"{name!r}: {remedy}", "invalid_value")
+    if name == base:
+        raise refused("lora_name", f"{name!r} is the base model's name: choose another", "invalid_value")

@@ -1,0 +1,69 @@
+"""ApiError: how a refusal or a failure looks on the wire, and which exception becomes which."""
+
+from http import HTTPStatus
+
+from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded, UnknownModel
+from engine.text import InvalidChat
+from scheduler.request import InvalidParameter
+from scheduler.step import RequestRefused
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer other than success. `param` is the request's field at fault, `code` OpenAI's word for it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, object]:
+        """OpenAI's error object."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with the status."""
+        return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+
+
+FORESEEN = (ApiError, EngineError, InvalidParameter, RequestRefused)
+"""What says itself what a client should know."""
+
+
+def refused(param: str, message: str, code: str | None = None) -> ApiError:
+    """A 400 for a field whose value cannot be honoured."""
+    return ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param, code)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about `error`; of what nobody foresaw, only that it happened."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidParameter():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "invalid_value")
+        case InvalidChat():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "messages", "invalid_value")
+        case InvalidAdapterName():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
+        case RequestRefused():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "prompt", "request_too_large")
+        case UnknownModel():
+            return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
+        case Overloaded():
+            return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
+        case Draining():
+            return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
+        case EngineError():
+            return ApiError(500, str(error), None, "engine_error")
+    return ApiError(500, "the server failed; its log has the cause", None, "internal_error")

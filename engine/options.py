@@ -1,0 +1,223 @@
+"""Options: the command line, a TOML file and the environment become a ServeConfig or a BatchConfig.
+
+One table says everything there is to say of an option; the parser, the file's keys and the help come from it.
+It may not know what the values do.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.config import BatchConfig, EngineConfig, ServeConfig
+from engine.errors import InvalidConfig
+from engine.readers import (
+    Reader,
+    choice,
+    count,
+    flag,
+    folder,
+    lora,
+    model,
+    path,
+    port,
+    seconds,
+    secret,
+    size,
+    text,
+)
+
+API_KEY_VARIABLE = "LORASERVE_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`--name` on the command line, `name` (with underscores) in a file, `field` of the configuration."""
+
+    group: str
+    name: str
+    read: Reader
+    metavar: str
+    help: str
+    field: str = ""
+    many: bool = False
+    short: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in a file."""
+        return self.name.replace("-", "_")
+
+    @property
+    def target(self) -> str:
+        """The configuration's field."""
+        return self.field or self.key
+
+
+_ENGINE = (
+    Option("model", "model", model, "DIR|ID", "folder or hub id of the base model; none: the embedded demo"),
+    Option("model", "served-model-name", text, "NAME", "what requests call the base model"),
+    Option("model", "dtype", choice("auto", "float32", "bfloat16"), "TYPE", "auto, float32 or bfloat16"),
+    Option("model", "device", choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda"),
+    Option("model", "max-model-len", count, "N", "most tokens of a prompt and its answer together"),
+    Option("model", "progress", flag, "", "show progress while the model is read"),
+    Option(
+        "adapters", "lora", lora, "NAME=DIR", "load this PEFT folder at start (repeatable)", "loras", True
+    ),
+    Option("adapters", "lora-dir", folder, "DIR", "every PEFT folder below is known by its name"),
+    Option("adapters", "adapter-bytes", size, "SIZE", "memory for resident adapters"),
+    Option("adapters", "adapter-cache-dir", path, "DIR", "keep packed adapters on disk here"),
+    Option(
+        "adapters", "adapter-patience-s", seconds, "S", "how long a request may be passed over for others"
+    ),
+    Option("scheduling", "max-num-seqs", count, "N", "sequences that run at once"),
+    Option("scheduling", "max-num-batched-tokens", count, "N", "tokens per step"),
+    Option("scheduling", "kv-cache-bytes", size, "SIZE", "memory for keys and values (2GiB, 512MiB, ...)"),
+    Option("scheduling", "block-size", count, "N", "tokens per block of keys and values"),
+)
+
+_SERVER = (
+    Option("server", "host", text, "ADDRESS", "where to listen"),
+    Option("server", "port", port, "PORT", "0 picks a free one"),
+    Option("server", "api-key", secret, "KEY", f"what clients must send; better set {API_KEY_VARIABLE}"),
+    Option("server", "max-waiting", count, "N", "requests that may queue before 429"),
+    Option("server", "drain-s", seconds, "S", "time to finish what runs when told to stop"),
+    Option(
+        "server", "lora-root", folder, "DIR", "adapters may be loaded by path from below here (repeatable)",
+        "lora_roots", True,
+    ),
+)  # fmt: skip
+
+_BATCH = (
+    Option("batch", "input", path, "FILE", "requests, one JSON object a line", short="-i"),
+    Option(
+        "batch", "output", path, "FILE", "results; lines that it already holds are not redone", short="-o"
+    ),
+    Option("batch", "in-flight", count, "N", "lines that run at once"),
+)
+
+
+def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
+    """What `python -m engine.serve` was asked for: the command line wins over the environment, and that over
+    the file. Raises InvalidConfig; exits for --help and for flags that do not exist."""
+    options = (*_ENGINE, *_SERVER)
+    written, file = _written("engine.serve", "Serve a base model and its LoRA adapters.", options, arguments)
+    variable = {"api_key": environ[API_KEY_VARIABLE]} if API_KEY_VARIABLE in environ else {}
+    values = _values(options, file | _here(variable) | _here(written))
+    engine = EngineConfig(**_taken(_ENGINE, values))
+    return ServeConfig(engine=engine, **values)
+
+
+def batch_config(arguments: Sequence[str]) -> BatchConfig:
+    """What `python -m engine.batch` was asked for; see `serve_config`."""
+    options = (*_BATCH, *_ENGINE)
+    written, file = _written("engine.batch", "Answer a file of OpenAI batch requests.", options, arguments)
+    values = _values(options, file | _here(written))
+    for name in ("input", "output"):
+        if name not in values:
+            raise InvalidConfig(name, None, f"name a file with -{name[0]}")
+    engine = EngineConfig(**_taken(_ENGINE, values))
+    return BatchConfig(engine=engine, **values)
+
+
+def _taken(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `options`, moved out of `values`."""
+    return {option.target: values.pop(option.target) for option in options if option.target in values}
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Something written, and the folder that its relative paths start from."""
+
+    value: object
+    base: Path
+
+
+def _here(written: Mapping[str, object]) -> dict[str, _Raw]:
+    return {key: _Raw(value, Path()) for key, value in written.items()}
+
+
+def _written(
+    program: str, purpose: str, options: Sequence[Option], arguments: Sequence[str]
+) -> tuple[dict[str, object], dict[str, _Raw]]:
+    """What stands on the command line, and what in the file that it names, by key."""
+    written = vars(_parser(program, purpose, options).parse_args(arguments))
+    config = written.pop("config", None)
+    return written, {} if config is None else _from_file(Path(config), options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def _parser(program: str, purpose: str, options: Sequence[Option]) -> argparse.ArgumentParser:
+    parser = _Parser(f"python -m {program}", description=purpose, allow_abbrev=False)
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="TOML file with any of these options, named with underscores; the command line wins",
+    )  # fmt: skip
+    defaults = _defaults()
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(o.group for o in options)}
+    for option in options:
+        names = [option.short] * bool(option.short) + [f"--{option.name}"]
+        default = defaults.get(option.target)
+        told = option.help if default in (None, ()) else f"{option.help} (default: {default})"
+        if option.read is flag:
+            shape: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        else:
+            shape = {"metavar": option.metavar, "action": "append" if option.many else "store"}
+        groups[option.group].add_argument(
+            *names, dest=option.key, help=told, default=argparse.SUPPRESS, **shape
+        )  # fmt: skip
+    return parser
+
+
+def _defaults() -> dict[str, object]:
+    return {
+        field.name: field.default for kind in (EngineConfig, ServeConfig, BatchConfig) for field in fields(kind)
+        if field.default is not MISSING
+    }  # fmt: skip
+
+
+def _from_file(file: Path, options: Sequence[Option]) -> dict[str, _Raw]:
+    """What the TOML file says, by key."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig("config", str(file), f"it cannot be read: {error}") from error
+    known = [option.key for option in options]
+    for key in content:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+            raise InvalidConfig("config", str(file), f"it has the unknown key {key!r}: {hint}")
+    if isinstance(table := content.get("lora"), dict):
+        content["lora"] = [f"{name}={where}" for name, where in table.items()]
+    return {key: _Raw(value, file.absolute().parent) for key, value in content.items()}
+
+
+def _values(options: Sequence[Option], written: Mapping[str, _Raw]) -> dict[str, Any]:
+    """The configuration's fields, read. Raises InvalidConfig that names the option, its value and the remedy."""
+    values: dict[str, Any] = {}
+    for option in options:
+        if (raw := written.get(option.key)) is None:
+            continue
+        if not option.many:
+            values[option.target] = _read(option, raw.value, raw.base)
+        elif isinstance(raw.value, list):
+            values[option.target] = tuple(_read(option, item, raw.base) for item in raw.value)
+        else:
+            raise InvalidConfig(option.key, raw.value, "give a list")
+    return values
+
+
+def _read(option: Option, value: object, base: Path) -> Any:
+    try:
+        return option.read(value, base)
+    except ValueError as error:
+        shown = "(hidden)" if option.read is secret else value
+        raise InvalidConfig(option.key, shown, str(error)) from None

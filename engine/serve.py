@@ -1,0 +1,103 @@
+"""python -m engine.serve: the HTTP server. From options to a node, from a node to a socket, and down again.
+
+The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
+second one ends the process at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+
+from engine.api.adapters import AdapterDesk
+from engine.api.desk import Desk
+from engine.api.http import http_app, http_runner
+from engine.assembly import assemble
+from engine.config import ServeConfig
+from engine.errors import InvalidConfig
+from engine.node import Node
+from engine.options import serve_config
+from engine.telemetry import Telemetry
+from lora.errors import AdapterRefused
+from model.checkpoint import CheckpointError
+from model.config import UnsupportedModel
+
+USAGE_ERROR = 2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(desk: Desk, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event) -> None:
+    """Serve `desk` until `stop` is set, then drain and close it. `ready` is told the address once clients may
+    connect. Raises InvalidConfig if the address cannot be had."""
+    roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
+    runner = http_runner(http_app(desk, AdapterDesk(desk, roots), config.api_key))
+    await runner.setup()
+    await desk.start()
+    try:
+        site = web.TCPSite(runner, config.host, config.port)
+        await _bind(site, config)
+        ready(_address(runner))
+        await stop.wait()
+        await site.stop()
+        await desk.drain(config.drain_s)
+    finally:
+        await desk.close()
+        await runner.cleanup()
+
+
+async def _bind(site: web.TCPSite, config: ServeConfig) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        reason = f"{config.host} cannot be bound to it ({error.strerror}): choose another port or --host"
+        raise InvalidConfig("port", config.port, reason) from error
+
+
+def _address(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stopped_by_signals() -> asyncio.Event:
+    """An event that the first signal sets; the second signal finds the system's default and kills."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def begin() -> None:
+        stop.set()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, begin)
+    return stop
+
+
+async def _run(node: Node, config: ServeConfig) -> None:
+    def announce(address: str) -> None:
+        adapters = len(node.adapters())
+        sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
+        sys.stdout.flush()
+
+    await serve(node, config, announce, _stopped_by_signals())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until told to stop; the process's exit code."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = serve_config(arguments, os.environ)
+        node = Node(assemble(config.engine), Telemetry(), config.max_waiting)
+        asyncio.run(_run(node, config))
+    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
+        sys.stderr.write(f"python -m engine.serve: {error}\n")
+        return USAGE_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""FakeNode: a desk whose model says what the test tells it to, one token at a time, as slowly as the test likes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from engine.errors import Draining, EngineError, UnknownModel
+from engine.telemetry import Telemetry
+from engine.text import Delta, TextCodec, TextStream
+from lora.adapter import AdapterRef
+from scheduler.blocks import BlockStats
+from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
+from scheduler.request import SamplingParams
+from scheduler.step import RequestRefused
+
+BOS, EOS = "<|begin|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.content == 'refuse me' %}{{ raise_exception('no such talk') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token per byte, BOS in front, and a chat template (or none)."""
+    alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+    made.chat_template = chat_template
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An adapter that the fake knows."""
+
+    name: str
+    folder: Path
+    ref: AdapterRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The adapters' numbers for a scrape."""
+
+    resident: int = 1
+    resident_bytes: int = 4096
+    loads: int = 2
+    load_s: float = 0.25
+    evictions: int = 1
+    hits: dict[str, int] = field(default_factory=lambda: {"host": 3, "disk": 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A node's numbers for a scrape."""
+
+    running: int
+    waiting: int = 0
+    steps: int = 7
+    healthy: bool = True
+    blocks: BlockStats = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
+    store: Store = Store()
+
+
+class FakeStream:
+    """Deltas of one request; `closed` says that it was let go of, ended or not."""
+
+    def __init__(self, node: "FakeNode", request_id: str, deltas: AsyncIterator[Delta]) -> None:
+        self._node, self._request_id, self._deltas = node, request_id, deltas
+        self.cached_tokens = node.cached_tokens
+        self.ended = False
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            return await anext(self._deltas)
+        except (StopAsyncIteration, EngineError):
+            self.ended = True
+            self._node.live.pop(self._request_id, None)
+            raise
+
+    async def aclose(self) -> None:
+        if self._node.live.pop(self._request_id, None) is not None:
+            self._node.aborted.append(self._request_id)
+            self._node.abort_seen.set()
+
+
+class FakeNode:
+    """Scripted by its public fields.
+
+    `says(model, prompt text)` is the text that every sequence draws. `refusal` is raised by the next submits,
+    `failure` by streams after `fails_after` tokens. While `gate` is cleared streams stop before their
+    `gate_after`-th token. `submitted` collects (model, prompt ids, params).
+    """
+
+    def __init__(self, codec: TextCodec, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
+        self.codec = codec
+        self.telemetry = Telemetry()
+        self.model_name, self.model_root = "base", "/models/base"
+        self.max_model_len, self.vocab_size, self.created_s = 512, codec.vocab_size, 1_700_000_000
+        self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
+        self.refusal: Exception | None = None
+        self.failure: Exception | None = None
+        self.fails_after = 1
+        self.cached_tokens = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.gate_after = 1
+        self.gate_reached = asyncio.Event()
+        self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
+        self.live: dict[str, FakeStream] = {}
+        self.aborted: list[str] = []
+        self.abort_seen = asyncio.Event()
+        self.calls: list[str] = []
+        self._known = {name: Known(name, Path("/adapters") / name) for name in adapters}
+        self._draining = False
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def drain(self, timeout_s: float) -> None:
+        self._draining = True
+        self.calls.append(f"drain {timeout_s:g}")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    async def submit(
+        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> FakeStream:
+        if self._draining:
+            raise Draining
+        if self.refusal is not None:
+            raise self.refusal
+        if model != self.model_name and model not in self._known:
+            raise UnknownModel(model)
+        if len(prompt_token_ids) + (params.max_tokens or 1) > self.max_model_len:
+            raise RequestRefused(f"a prompt of {len(prompt_token_ids)} tokens exceeds {self.max_model_len}")
+        assert request_id not in self.live, "request ids are unique among live requests"
+        self.submitted.append((model, prompt_token_ids, params))
+        stream = FakeStream(self, request_id, self._deltas(model, prompt_token_ids, params, request_id))
+        self.live[request_id] = stream
+        return stream
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+        if not (folder / "adapter_config.json").exists():
+            raise ValueError(f"adapter {name!r}: {folder.name} has no adapter_config.json")
+        ref = AdapterRef(digest=name, name=name, rank=8, sites=("q_proj",), nbytes=1024)
+        self._known[name] = Known(name, folder, ref)
+        return ref
+
+    async def unload_adapter(self, name: str) -> None:
+        if self._known.pop(name, None) is None:
+            raise UnknownModel(name)
+
+    def adapters(self) -> tuple[Known, ...]:
+        return tuple(self._known.values())
+
+    def stats(self) -> Stats:
+        return Stats(running=len(self.live), healthy=not self._draining)
+
+    async def _deltas(
+        self, model: str, prompt: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> AsyncIterator[Delta]:
+        """All sequences in turn, a token each."""
+        tokens = self.codec.encode(self.says(model, self.codec.decode(prompt)), add_special=False)
+        eos = self.codec.encode(EOS, add_special=False)[0]
+        texts = {index: TextStream(self.codec, params) for index in range(params.n)}
+        drawn = 0
+        while texts:
+            if drawn + 1 >= self.gate_after and not self.gate.is_set():
+                self.gate_reached.set()
+                await self.gate.wait()
+            await asyncio.sleep(0)
+            for index, text in list(texts.items()):
+                if self.failure is not None and drawn >= self.fails_after:
+                    raise self.failure
+                event = self._event(SequenceKey(request_id, index), drawn, (*tokens, eos), params)
+                if drawn == 0 and params.prompt_logprobs is not None:
+                    entries = tuple(scored(token, params.prompt_logprobs) for token in prompt[1:])
+                    event = replace(event, prompt_logprobs=entries)
+                yield text.push(event)
+                if text.finished:
+                    del texts[index]
+            drawn += 1
+
+    def _event(
+        self, key: SequenceKey, place: int, tokens: tuple[int, ...], params: SamplingParams
+    ) -> TokenEvent:
+        token_id = tokens[min(place, len(tokens) - 1)]
+        reason = None
+        if place >= len(tokens) - 1 or token_id in params.stop_token_ids:
+            reason = FinishReason.STOP
+        elif params.max_tokens is not None and place + 1 >= params.max_tokens:
+            reason = FinishReason.LENGTH
+        logprob = scored(token_id, params.logprobs) if params.logprobs is not None else None
+        return TokenEvent(key, token_id, logprob, reason, cached_tokens=self.cached_tokens)
+
+
+def scored(token_id: int, top: int) -> TokenLogprob:
+    """A made-up log-probability: the token is always the likeliest, ids after it follow."""
+    others = tuple(((token_id + step) % 256, -0.5 * (step + 1)) for step in range(top))
+    return TokenLogprob(token_id, -0.5, 1, others)
