@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from lora.adapter import BASE
+from lora.adapter import BASE, AdapterRef
 from scheduler.plan import SequenceKey
 from scheduler.request import Request, SamplingParams
 from scheduler.step import RequestRefused, StepLimits
@@ -65,83 +66,77 @@ def most_steps(rig: Rig, requests: list[Request]) -> int:
 class Traffic(RuleBasedStateMachine):
     """Requests come, leave and lose their adapters; up to two steps are in flight."""
 
-    @initialize(limits=limits, num_blocks=st.integers(12, 30), block_size=st.sampled_from((1, 2, 4)))
-    def start(self, limits: StepLimits, num_blocks: int, block_size: int) -> None:
-        self.make = lambda: Rig(limits, num_blocks * 2 // block_size + 1, block_size)
-        self.rig = self.make()
+    @initialize(limits=limits, capacity_tokens=st.integers(12, 52), block_size=st.sampled_from((1, 2, 4)))
+    def start(self, limits: StepLimits, capacity_tokens: int, block_size: int) -> None:
+        self.make = lambda: Rig(limits, capacity_tokens // block_size, block_size)
+        self.rig: Rig = self.make()
         self.requests: dict[str, Request] = {}
         self.left: set[str] = set()
-        self.in_flight = 0
         self.script: list[tuple[str, Any]] = []
 
     def do(self, verb: str, what: Any = None) -> None:
-        self.script.append((verb, what))
         perform(self.rig, verb, what)
+        self.script.append((verb, what))
 
-    @rule(prompt=prompts, adapter=adapters, params=params)
-    def add(self, prompt: tuple[int, ...], adapter: Any, params: SamplingParams) -> None:
-        one = request(f"r{len(self.requests)}", prompt, adapter, params)
-        try:
-            self.do("add", one)
-        except RequestRefused:
-            self.script.pop()
-            longest = len(prompt) + params.max_tokens if params.max_tokens else MAX_MODEL_LEN
-            assert longest > min(MAX_MODEL_LEN, self.rig.pool.capacity_tokens + 1)
-        else:
-            self.requests[one.request_id] = one
+    @rule(asked=st.lists(st.tuples(prompts, adapters, params), min_size=1, max_size=3))
+    def add(self, asked: list[tuple[tuple[int, ...], AdapterRef, SamplingParams]]) -> None:
+        for prompt, adapter, one_params in asked:
+            one = request(f"r{len(self.requests)}", prompt, adapter, one_params)
+            tokens = len(prompt) + one_params.max_tokens if one_params.max_tokens else MAX_MODEL_LEN
+            if tokens <= min(MAX_MODEL_LEN, self.rig.pool.capacity_tokens + 1):
+                self.do("add", one)
+                self.requests[one.request_id] = one
+            else:
+                with pytest.raises(RequestRefused):
+                    self.rig.add(one)
 
-    @precondition(lambda self: self.in_flight < 2)
+    @precondition(lambda self: self.rig.in_flight < 2)
     @rule()
     def plan(self) -> None:
         self.do("plan")
-        self.in_flight += 1
 
-    @precondition(lambda self: self.in_flight)
+    @precondition(lambda self: self.rig.in_flight)
     @rule()
     def commit(self) -> None:
         self.do("commit")
-        self.in_flight -= 1
 
-    @precondition(lambda self: not self.in_flight)
-    @rule(count=st.integers(1, 8))
-    def step(self, count: int) -> None:
+    @rule(resident=st.sets(st.sampled_from(ADAPTERS)), count=st.integers(1, 12), depth=st.integers(0, 1))
+    def run_steps(self, resident: set[AdapterRef], count: int, depth: int) -> None:
+        """As an engine that commits a step when `depth` later ones are planned."""
+        self.do("resident", {adapter.digest for adapter in resident})
         for _ in range(count):
-            self.do("step")
+            self.do("plan")
+            while self.rig.in_flight > depth:
+                self.do("commit")
+            self.do("tick")
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    def leave(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.requests)))
-        self.do("abort", request_id)
+        match data.draw(st.sampled_from(("abort", "finish", "abort_adapter"))):
+            case "abort":
+                self.do("abort", request_id)
+            case "finish":
+                self.do("finish", SequenceKey(request_id, data.draw(st.integers(0, 2))))
+            case _:
+                lost = self.requests[request_id].adapter
+                self.do("abort_adapter", lost.digest)
+                self.left |= {name for name, one in self.requests.items() if one.adapter == lost}
         self.left.add(request_id)
-
-    @precondition(lambda self: self.requests)
-    @rule(data=st.data(), index=st.integers(0, 2))
-    def finish(self, data: st.DataObject, index: int) -> None:
-        request_id = data.draw(st.sampled_from(sorted(self.requests)))
-        self.do("finish", SequenceKey(request_id, index))
-        self.left.add(request_id)
-
-    @rule(adapter=st.sampled_from(ADAPTERS))
-    def abort_adapter(self, adapter: Any) -> None:
-        self.do("abort_adapter", adapter.digest)
-        self.left |= {name for name, one in self.requests.items() if one.adapter == adapter}
-
-    @rule(adapter=st.sampled_from(ADAPTERS))
-    def flap(self, adapter: Any) -> None:
-        self.do("flap", adapter.digest)
 
     def teardown(self) -> None:
-        if not hasattr(self, "rig"):
+        if not self.requests:
             return
         self.rig.ready = {adapter.digest for adapter in ADAPTERS}
+        planned = len(self.rig.plans)
         self.rig.drain(most_steps(self.rig, list(self.requests.values())))
         for request_id, one in self.requests.items():
             self.rig.check(one, ended=request_id not in self.left)
         again = self.make()
         for verb, what in self.script:
             perform(again, verb, what)
-        assert again.plans == self.rig.plans[: len(again.plans)], "the same traffic was planned in two ways"
+        assert again.plans == self.rig.plans[:planned], "the same traffic was planned in two ways"
 
 
 def perform(rig: Rig, verb: str, what: Any) -> None:
@@ -153,8 +148,8 @@ def perform(rig: Rig, verb: str, what: Any) -> None:
             rig.plan()
         case "commit":
             rig.commit()
-        case "step":
-            rig.step()
+        case "tick":
+            rig.now += 1.0
         case "abort":
             rig.abort(what)
         case "finish":
@@ -162,8 +157,10 @@ def perform(rig: Rig, verb: str, what: Any) -> None:
         case "abort_adapter":
             rig.scheduler.abort_adapter(what)
             rig.audit()
-        case "flap":
-            rig.ready ^= {what}
+        case "resident":
+            rig.ready = what
+        case _:
+            raise AssertionError(verb)
 
 
 TestTraffic = Traffic.TestCase
@@ -175,11 +172,38 @@ TestTraffic.settings = SETTINGS
     st.lists(st.tuples(prompts, adapters, params), min_size=2, max_size=8), limits, st.sampled_from((1, 2, 4))
 )
 def test_everything_ends_in_a_pool_that_holds_but_one_sequence(
-    asked: list[tuple[tuple[int, ...], Any, SamplingParams]], limits: StepLimits, block_size: int
+    asked: list[tuple[tuple[int, ...], AdapterRef, SamplingParams]], limits: StepLimits, block_size: int
 ) -> None:
     rig = Rig(limits, num_blocks=-(-(MAX_MODEL_LEN - 1) // block_size), block_size=block_size)
     requests = [request(f"r{number}", *one) for number, one in enumerate(asked)]
     rig.add(*requests)
+    rig.drain(most_steps(rig, requests))
+    for one in requests:
+        rig.check(one)
+
+
+@SETTINGS
+@given(
+    st.lists(st.tuples(prompts, adapters, params), min_size=2, max_size=8),
+    limits,
+    st.lists(st.sets(st.sampled_from(ADAPTERS)), min_size=20, max_size=40),
+    st.integers(0, 1),
+)
+def test_tokens_survive_adapters_that_come_and_go_in_a_tight_pool_with_steps_in_flight(
+    asked: list[tuple[tuple[int, ...], AdapterRef, SamplingParams]],
+    limits: StepLimits,
+    residents: list[set[AdapterRef]],
+    depth: int,
+) -> None:
+    rig = Rig(limits, num_blocks=MAX_MODEL_LEN // 2, block_size=2)
+    requests = [request(f"r{number}", *one) for number, one in enumerate(asked)]
+    rig.add(*requests)
+    for resident in residents:
+        rig.ready = {adapter.digest for adapter in resident}
+        rig.plan()
+        while rig.in_flight > depth:
+            rig.commit()
+    rig.ready = {adapter.digest for adapter in ADAPTERS}
     rig.drain(most_steps(rig, requests))
     for one in requests:
         rig.check(one)
@@ -220,7 +244,10 @@ class SmallStore:
     st.integers(0, 3),
 )
 def test_everything_ends_in_a_store_that_holds_fewer_adapters_than_are_asked_for(
-    asked: list[tuple[tuple[int, ...], Any, SamplingParams]], limits: StepLimits, slots: int, load_steps: int
+    asked: list[tuple[tuple[int, ...], AdapterRef, SamplingParams]],
+    limits: StepLimits,
+    slots: int,
+    load_steps: int,
 ) -> None:
     rig = Rig(limits, num_blocks=24, block_size=2)
     requests = [request(f"r{number}", *one) for number, one in enumerate(asked)]

@@ -77,6 +77,17 @@ class Device:
         )
 
 
+class Tape:
+    """A model that draws the given tokens one after the other, whatever runs."""
+
+    def __init__(self, *token_ids: int) -> None:
+        self._token_ids = list(token_ids)
+
+    def run(self, plan: StepPlan) -> tuple[SliceOutput, ...]:
+        """Each slice that samples takes the next token of the tape."""
+        return tuple(SliceOutput(self._token_ids.pop(0) if part.samples else None) for part in plan.slices)
+
+
 @dataclass(frozen=True)
 class Oracle:
     """What one sequence yields when nothing disturbs it."""

@@ -9,7 +9,7 @@ from scheduler.plan import FinishReason, SequenceKey, SliceOutput, StepPlan, Tok
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepLimits, StepScheduler
 from tests.scheduler.audit import audit_plan, audit_scheduler
-from tests.scheduler.device import EOS, Device, Oracle
+from tests.scheduler.device import EOS, Device, Oracle, Tape
 
 ADAPTERS = tuple(
     AdapterRef(digest=f"{i:02x}", name=f"adapter-{i}", rank=8, sites=("q_proj",), nbytes=1) for i in (1, 2, 3)
@@ -36,16 +36,27 @@ def request(
 class Rig:
     """Drives a scheduler as an engine would, and remembers what each sequence yielded."""
 
-    def __init__(self, limits: StepLimits, num_blocks: int = 64, block_size: int = 4) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        device: Device | Tape | None = None,
+    ) -> None:
         self.limits = limits
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = StepScheduler(limits, self.pool)
-        self.device = Device(block_size)
+        self.device = device or Device(block_size)
         self.ready = {adapter.digest for adapter in ADAPTERS}
         self.now = 0.0
         self.plans: list[StepPlan] = []
         self.events: dict[SequenceKey, list[TokenEvent]] = {}
         self._in_flight: deque[tuple[StepPlan, Sequence[SliceOutput]]] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Steps planned and not committed."""
+        return len(self._in_flight)
 
     def add(self, *requests: Request) -> None:
         """Add requests."""
@@ -57,8 +68,11 @@ class Rig:
 
     def plan(self) -> StepPlan:
         """Plan a step and have the device run it; its commit is still to come."""
+        before = self.scheduler.live().preemptions
         plan = self.scheduler.plan(self.now, frozenset(self.ready))
         self.audit()
+        if not self._in_flight:
+            assert plan.slices or self.scheduler.live().preemptions == before, "preempted for nothing"
         audit_plan(plan, self.pool, self.limits)
         self.plans.append(plan)
         self._in_flight.append((plan, self.device.run(plan)))

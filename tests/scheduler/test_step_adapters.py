@@ -1,0 +1,150 @@
+"""Adapters that come and go: who waits for them, and for how long."""
+
+from lora.adapter import BASE
+from scheduler.plan import SequenceKey, StepPlan
+from scheduler.request import SamplingParams
+from scheduler.step import StepLimits
+from tests.scheduler.rig import ADAPTERS, Rig, request
+
+A, B, C = ADAPTERS
+LONG = SamplingParams(max_tokens=40, ignore_eos=True, seed=0)
+
+
+def rig_with(ready: str = "", seqs: int = 4, patience_s: float = 1e9) -> Rig:
+    rig = Rig(StepLimits(seqs, 64, 100, patience_s))
+    rig.ready = {adapter.digest for name, adapter in zip("ABC", ADAPTERS, strict=True) if name in ready}
+    return rig
+
+
+def names(plan: StepPlan) -> list[str]:
+    return [part.key.request_id for part in plan.slices]
+
+
+def test_a_sequence_waits_for_its_adapter_and_the_rest_run() -> None:
+    rig = rig_with("A")
+    rig.add(request("b", [1], B), request("a", [1], A), request("base", [1]))
+    assert names(rig.step()) == ["a", "base"]
+    rig.ready.add(B.digest)
+    assert names(rig.step()) == ["a", "base", "b"]
+
+
+def test_the_base_model_is_always_ready() -> None:
+    rig = rig_with()
+    rig.add(request("base", [1], BASE))
+    assert names(rig.step()) == ["base"]
+
+
+def test_a_running_sequence_whose_adapter_leaves_stalls_and_goes_on() -> None:
+    rig = rig_with("A")
+    asked = request("a", [1], A, LONG)
+    rig.add(asked, request("base", [1], params=LONG))
+    rig.steps(2)
+    rig.ready.clear()
+    assert names(rig.step()) == ["base"]
+    rig.ready.add(A.digest)
+    assert names(rig.step()) == ["a", "base"]
+    rig.drain()
+    rig.check(asked)
+
+
+def test_wanted_names_what_is_missing_once_each_running_first_then_the_oldest() -> None:
+    rig = rig_with("C")
+    rig.add(request("c", [1], C, LONG))
+    rig.step()
+    rig.add(request("b", [1], B), request("b2", [2], B), request("base", [1]), request("a", [1], A))
+    assert rig.scheduler.wanted(8) == (B, A)
+    rig.ready.clear()
+    rig.step()
+    assert rig.scheduler.wanted(8) == (C, B, A)
+    assert rig.scheduler.wanted(2) == (C, B)
+    assert rig.scheduler.wanted(0) == ()
+    rig.ready |= {B.digest, C.digest}
+    rig.step()
+    assert rig.scheduler.wanted(8) == (A,)
+
+
+def test_running_adapters_are_those_that_an_eviction_would_stall() -> None:
+    rig = rig_with("AB", seqs=3)
+    rig.add(*(request(name, [1], adapter) for name, adapter in zip("wxyz", (B, BASE, A, C), strict=True)))
+    rig.step()
+    assert rig.scheduler.running_adapters() == (B, A)
+
+
+def test_within_its_patience_a_sequence_is_overtaken() -> None:
+    rig = rig_with("A", patience_s=5.0)
+    rig.add(request("b", [1], B), request("a", [1], A))
+    assert names(rig.step()) == ["a"]
+    rig.now = 4.9
+    rig.add(request("a2", [1], A))
+    assert names(rig.step()) == ["a", "a2"]
+
+
+def test_out_of_patience_nothing_behind_it_is_admitted_and_what_runs_goes_on() -> None:
+    rig = rig_with("A", patience_s=5.0)
+    rig.add(request("first", [1], A, LONG), request("b", [1], B))
+    rig.step()
+    rig.add(request("behind", [1], A), request("base", [1]))
+    rig.now = 5.0
+    assert names(rig.step()) == ["first"]
+    rig.ready.add(B.digest)
+    assert names(rig.step()) == ["first", "b", "behind", "base"]
+
+
+def test_patience_runs_from_when_the_sequence_could_have_been_admitted() -> None:
+    rig = rig_with("A", seqs=1, patience_s=5.0)
+    rig.add(request("first", [1], A, SamplingParams(max_tokens=8, ignore_eos=True, seed=0)))
+    rig.add(request("b", [1], B), request("a", [1], A, LONG))
+    rig.steps(8)  # the only seat was taken: nobody was passed over yet
+    assert rig.now == 8.0
+    assert names(rig.step()) == ["a"]
+
+
+def test_patience_of_nothing_is_strictly_first_come_first_served() -> None:
+    rig = rig_with("A", patience_s=0.0)
+    rig.add(request("b", [1], B), request("a", [1], A))
+    assert names(rig.step()) == []
+
+
+def test_a_stream_of_hot_requests_cannot_starve_a_cold_adapter() -> None:
+    """One slot: B can load only when nothing of A runs, and a new A arrives in every step."""
+    patience_s, drawn = 6.0, 5
+    rig = rig_with("A", seqs=3, patience_s=patience_s)
+    asked = request("cold", [1], B)
+    params = SamplingParams(max_tokens=drawn, ignore_eos=True, seed=0)
+    arrived_s, admitted_s = 4.0, None
+    for number in range(40):
+        rig.add(request(f"hot-{number}", [number], A, params))
+        if rig.now == arrived_s:
+            rig.add(asked)
+        if "cold" in names(rig.step()):
+            admitted_s = rig.now
+            break
+        if rig.scheduler.wanted(1) == (B,) and A not in rig.scheduler.running_adapters():
+            rig.ready = {B.digest}
+    assert admitted_s is not None
+    wait_for_a_seat_s, load_s = drawn * 2, 2
+    assert admitted_s - arrived_s <= wait_for_a_seat_s + patience_s + drawn + load_s
+
+
+def test_the_sequences_of_an_adapter_that_cannot_be_had_end_together() -> None:
+    rig = rig_with("A")
+    rig.add(
+        request("b", [1], B, SamplingParams(n=2, max_tokens=2)), request("a", [1], A), request("b2", [1], B)
+    )
+    assert rig.scheduler.abort_adapter(B.digest) == (
+        SequenceKey("b", 0),
+        SequenceKey("b", 1),
+        SequenceKey("b2", 0),
+    )
+    rig.audit()
+    assert rig.scheduler.abort_adapter(B.digest) == ()
+    assert names(rig.step()) == ["a"]
+    assert rig.scheduler.wanted(8) == ()
+    rig.drain()
+
+
+def test_the_base_model_cannot_be_aborted_as_an_adapter() -> None:
+    rig = rig_with()
+    rig.add(request("base", [1]))
+    assert rig.scheduler.abort_adapter(BASE.digest) == ()
+    assert rig.scheduler.has_work()
