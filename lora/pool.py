@@ -24,6 +24,10 @@ class PageRun:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def overlaps(self, other: "PageRun") -> bool:
+        """Whether any page is in both."""
+        return self.start < other.stop and other.start < self.stop
+
 
 class RankPages:
     """Allocates runs of pages from one arena, best fit; neighbouring free runs are always one run."""
