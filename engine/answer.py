@@ -12,7 +12,7 @@ class Answer:
         self.request = request
         self.cached_tokens = 0
         self.output_tokens = 0
-        self._texts = {index: TextStream(codec, index, request.params) for index in range(request.params.n)}
+        self._texts = {index: TextStream(codec, request.params) for index in range(request.params.n)}
 
     @property
     def open(self) -> bool:

@@ -101,14 +101,14 @@ class LLM:
     ) -> None:
         pairs = tuple((name, Path(folder)) for name, folder in (loras or {}).items())
         named = EngineConfig(model=str(model) if model else None, loras=pairs, dtype=dtype, progress=False)
-        self._engine = assemble(replace(named, **options))
+        self.engine = assemble(replace(named, **options))
         self._seeds = random.Random()
         self._submitted = 0
 
     @property
     def codec(self) -> TextCodec:
         """The model's tokenizer and chat template."""
-        return self._engine.codec
+        return self.engine.codec
 
     def generate(
         self,
@@ -132,37 +132,37 @@ class LLM:
         try:
             for prompt, param, name in zip(prompts, each_params, each_adapter, strict=True):
                 request = self._request(prompt, param, refs[name])
-                self._engine.core.submit(request)
+                self.engine.core.submit(request)
                 runs[request.request_id] = _Run(request, self.codec)
             self._finish(runs)
         finally:
             for request_id in runs:
-                self._engine.core.abort(request_id)
+                self.engine.core.abort(request_id)
         return [run.result() for run in runs.values()]
 
     def close(self) -> None:
         """Stop the adapter loader's threads."""
-        self._engine.store.close()
+        self.engine.store.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
-        return BASE if name is None else self._engine.store.resolve(name)
+        return BASE if name is None else self.engine.store.resolve(name)
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams, adapter: AdapterRef) -> Request:
         token_ids = self.codec.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-        self._engine.card.check_token_ids(token_ids)
+        self.engine.card.check_token_ids(token_ids)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1
-        eos, now_s = self._engine.card.eos_token_ids, time.monotonic()
+        eos, now_s = self.engine.card.eos_token_ids, time.monotonic()
         return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, now_s)
 
     def _finish(self, runs: dict[str, _Run]) -> None:
         pending = len(runs)
         while pending:
-            result = self._engine.core.step()
+            result = self.engine.core.step()
             pending -= self._deliver(runs, result)
             if result.idle:
-                self._engine.wait_ready()
+                self.engine.wait_ready()
 
     def _deliver(self, runs: dict[str, _Run], result: StepResult) -> int:
         """Hand a step's events to their requests; how many requests ended."""
@@ -175,7 +175,7 @@ class LLM:
             if delta is None or delta.finish_reason is None:
                 continue
             if event.finish_reason is None:
-                self._engine.core.finish(event.key)
+                self.engine.core.finish(event.key)
             ended += not run.answer.open
         return ended
 
