@@ -50,6 +50,7 @@ class BlockPool:
             raise ValueError(f"{num_blocks=} and {block_size=} must be at least 1: give K/V more memory")
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.releases = 0  # how often a block lost its last holder; what had no room has none while it stands
         self._references = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
         self._published: dict[bytes, int] = {}
@@ -108,6 +109,7 @@ class BlockPool:
             self._references[block] -= 1
             if self._references[block]:
                 continue
+            self.releases += 1
             if self._digests[block] is None:
                 self._blank.append(block)
             else:

@@ -23,6 +23,7 @@ class Sequence:
         "held",
         "in_flight",
         "key",
+        "no_room_at",
         "output_token_ids",
         "passed_over_s",
         "prompt_logprobs",
@@ -45,6 +46,7 @@ class Sequence:
         self.held = index > 0  # until the first sibling's prompt is there to be shared
         self.in_flight: Slice | None = None
         self.passed_over_s: float | None = None  # when it first could have run but for its adapter
+        self.no_room_at: int | None = None  # the pool's releases when it last did not fit
         self.cached_tokens: int | None = None  # None until first admitted
         self.prompt_logprobs: list[TokenLogprob] = []
         self._block_size = block_size
@@ -85,7 +87,8 @@ class Sequence:
     def take(self, limit: int) -> Slice:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
         start, total = self.computed_tokens, self.total_tokens
-        stop = min(total, start + limit)
+        stop = total if total - start <= limit else start + limit
+        in_prompt = start < self.prompt_tokens
         self.in_flight = part = Slice(
             key=self.key,
             request=self.request,
@@ -95,7 +98,7 @@ class Sequence:
             samples=stop == total,
             output_index=len(self.output_token_ids),
             output_token_ids=tuple(self.output_token_ids) if self._penalised else (),
-            prompt_logprobs=self._owes_prompt_logprobs and stop > len(self.prompt_logprobs),
+            prompt_logprobs=in_prompt and self._owes_prompt_logprobs and stop > len(self.prompt_logprobs),
         )
         return part
 
@@ -155,8 +158,8 @@ class Sequence:
 
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:
         split = self.prompt_tokens
-        if start >= split:
-            return tuple(self.output_token_ids[start - split : stop - split])
         if stop <= split:
             return self.request.prompt_token_ids[start:stop]
+        if start >= split:
+            return tuple(self.output_token_ids[start - split : stop - split])
         return self.request.prompt_token_ids[start:] + tuple(self.output_token_ids[: stop - split])

@@ -251,9 +251,12 @@ class StepScheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Run the sequence, with blocks for all its tokens; false if they do not fit now."""
         blocks, may_share = self._blocks, sequence.shareable_blocks
+        if sequence.no_room_at == blocks.releases:
+            return False  # without looking up a long prompt again in every step
         shared = blocks.lookup(sequence.digests(may_share))
         fresh = blocks.blocks_for(sequence.total_tokens) - len(shared)
         if not blocks.has_room(shared, fresh):
+            sequence.no_room_at = blocks.releases
             return False
         blocks.share(shared)
         sequence.blocks = shared + blocks.allocate(fresh)

@@ -1,5 +1,7 @@
 """Blocks: what is refused, shared, taken away and recomputed."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from lora.adapter import BASE, AdapterRef
@@ -214,6 +216,23 @@ def test_prompt_logprobs_survive_a_preemption_amid_the_prompt() -> None:
     rig.drain()
     rig.check(first)
     rig.check(second)
+
+
+def test_what_had_no_room_is_looked_up_again_only_when_a_block_was_released() -> None:
+    rig = Rig(LIMITS, num_blocks=6, block_size=4)
+    looked_up: list[int] = []
+    lookup = rig.pool.lookup
+
+    def counting(digests: Iterable[bytes]) -> tuple[int, ...]:
+        looked_up.append(1)
+        return lookup(digests)
+
+    rig.pool.lookup = counting
+    rig.add(request("a", [1] * 7, params=greedy(6)), request("b", [2] * 17, params=greedy(1)))
+    rig.steps(6)
+    assert len(looked_up) == 2  # each once, at admission
+    assert rows(rig.step()) == {"b": (0, 17)}
+    assert len(looked_up) == 3
 
 
 def test_a_sequence_whose_adapter_is_away_gives_way_before_one_that_could_run() -> None:

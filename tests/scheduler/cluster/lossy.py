@@ -1,0 +1,195 @@
+"""A cluster on a wire that loses, doubles, delays and reorders, with nodes that keep the protocol. What it knows of
+the truth (who really has what) is the oracle for what the coordinator believes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.agent import Action, Fetch, Free, NodeAgent
+from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.cost import Kernel
+from scheduler.cluster.demand import DemandOptions, DemandTracker
+from scheduler.cluster.events import (
+    AdapterAdded,
+    AdapterDeleted,
+    Command,
+    Crash,
+    Event,
+    Leave,
+    Machine,
+    Publish,
+    Report,
+    Tick,
+)
+from scheduler.cluster.fleet import Copy
+from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
+from scheduler.cluster.planning import Planner, PlanningOptions
+from scheduler.cluster.state import OperatingPoints
+
+MIB = 2**20
+POINTS = OperatingPoints((8, 16, 32, 64, 128), (26000.0, 24000.0, 21000.0, 16500.0, 11600.0))
+
+
+def adapter(name: str, rank: int = 8) -> AdapterRef:
+    """An adapter of 1 MiB for each rank row."""
+    return AdapterRef(digest=f"digest of {name}", name=name, rank=rank, sites=("q_proj",), nbytes=rank * MIB)
+
+
+def coordinator(policy: PlacementPolicy | None = None, kernel: Kernel = Kernel.PADDED) -> Coordinator:
+    """One with windows and plans short enough for tests."""
+    policy = policy or TerracedPlacement(kernel, TerracedOptions(slack=0.05))
+    planner = Planner(policy, kernel, PlanningOptions(interval_s=3.0))
+    return Coordinator(planner, DemandTracker(DemandOptions(window_s=2.0)), CoordinatorOptions())
+
+
+@dataclass
+class LossyCluster:
+    """`wire` holds messages in flight, (receiver, message), an event's receiver being ""."""
+
+    memory_bytes: int
+    brain: Coordinator = field(default_factory=coordinator)
+    now: float = 0.0
+    agents: dict[str, NodeAgent] = field(default_factory=dict)
+    sessions: dict[str, int] = field(default_factory=dict)
+    wire: list[tuple[str, Event | Command]] = field(default_factory=list)
+    fetches: list[tuple[str, AdapterRef]] = field(default_factory=list)
+    frees: list[tuple[str, AdapterRef]] = field(default_factory=list)
+    registered: dict[AdapterRef, None] = field(default_factory=dict)
+    excused: dict[AdapterRef, None] = field(
+        default_factory=dict
+    )  # copies of these were lost with their nodes
+    published: list[int] = field(default_factory=list)
+    departed: list[str] = field(default_factory=list)
+
+    def start(self, node: str) -> None:
+        """A node starts, or starts anew with nothing."""
+        self.sessions[node] = self.sessions.get(node, 0) + 100
+        zone = f"zone {len(node) % 2}"
+        self.agents[node] = NodeAgent(node, Machine(self.memory_bytes, POINTS, zone), self.sessions[node])
+
+    def report(self, node: str, slowdown: float = 1.0) -> None:
+        if node in self.agents:
+            self.wire.append(("", self.agents[node].report(slowdown)))
+
+    def crash(self, node: str, noticed: bool) -> None:
+        agent = self.agents.pop(node, None)
+        if agent is None:
+            return
+        self.excused.update((ref, None) for ref in self.registered if agent.has(ref))
+        self.fetches = [fetch for fetch in self.fetches if fetch[0] != node]
+        self.frees = [free for free in self.frees if free[0] != node]
+        if noticed:
+            self.wire.append(("", Crash(node, agent.session)))
+
+    def leave(self, node: str) -> None:
+        if node in self.agents:
+            self.wire.append(("", Leave(node, self.agents[node].session)))
+
+    def add(self, ref: AdapterRef) -> None:
+        self.registered[ref] = None
+        self.tell(AdapterAdded(ref))
+
+    def delete(self, ref: AdapterRef) -> None:
+        if self.registered.pop(ref, self) is None:
+            self.excused[ref] = None
+            self.tell(AdapterDeleted(ref))
+
+    def tell(self, event: Event) -> list[Command]:
+        """Hand one event to the coordinator, put its commands on the wire and check all that must ever hold."""
+        commands = self.brain.on_event(event, self.now)
+        for command in commands:
+            if isinstance(command, Publish):
+                fresh = not self.published or command.table.version != self.published[-1]
+                assert not fresh or command.table.version > max(self.published, default=0), (
+                    "versions increase"
+                )
+                self.published.append(command.table.version)
+                self.wire += [(node, command) for node in command.nodes]
+            else:
+                self.wire.append((command.node, command))
+        self.check()
+        return commands
+
+    def deliver(self, at: int, keep: bool = False) -> None:
+        """Deliver the message at `at`; `keep` leaves a double of it on the wire."""
+        receiver, message = self.wire[at] if keep else self.wire.pop(at)
+        if isinstance(message, Report | Crash | Leave):
+            self.tell(message)
+        elif receiver in self.agents:
+            assert not isinstance(message, AdapterAdded | AdapterDeleted | Tick)
+            self._do(receiver, self.agents[receiver].receive(message))
+
+    def arrive(self, at: int) -> None:
+        node, ref = self.fetches.pop(at)
+        self.agents[node].arrived(ref)
+
+    def free(self, at: int) -> None:
+        """A drained adapter is freed, if it is still to be."""
+        node, ref = self.frees.pop(at)
+        agent = self.agents[node]
+        if agent.has(ref) and not agent.keeps(ref):
+            others = (other for name, other in self.agents.items() if name != node)
+            lone = ref in self.registered and not any(other.keeps(ref) for other in others)
+            assert not lone or ref in self.excused, f"{ref.name} lost its last copy on {node}"
+            agent.freed(ref)
+
+    def settle(self, rounds: int) -> int:
+        """Let `rounds` quiet seconds pass on a good wire; returns for how many at the end no command was sent."""
+        silent = 0
+        for _ in range(rounds):
+            self.now += 1.0
+            for node in list(self.agents):
+                self.report(node)
+            sent = len(self.tell(Tick()))
+            while self.wire or self.fetches or self.frees:
+                sent += sum(receiver != "" for receiver, _ in self.wire)
+                for _ in range(len(self.wire)):
+                    self.deliver(0)
+                while self.fetches:
+                    self.arrive(0)
+                while self.frees:
+                    self.free(0)
+            silent = 0 if sent else silent + 1
+        return silent
+
+    def check(self) -> None:
+        """What must hold after every event."""
+        for node, agent in self.agents.items():
+            account = agent.report()
+            object.__setattr__(agent, "_reports", account.number - 1)
+            used = sum(ref.nbytes for ref in (*account.held, *account.loading))
+            assert used <= self.memory_bytes, f"{node} holds {used} of {self.memory_bytes} bytes"
+        for ref, shares in self.brain.table.shares.items():
+            assert abs(sum(share.part for share in shares) - 1) < 1e-9, f"φ of {ref.name}: {shares}"
+            assert all(0 < share.part <= 1 for share in shares)
+
+    def check_routes(self) -> None:
+        """What must hold whenever the table is up to date with what is believed."""
+        for ref in self.registered:
+            copies = self.brain.copies(ref)
+            shares = self.brain.table.shares.get(ref, ())
+            held = [node for node, copy in copies.items() if copy is Copy.HELD]
+            for share in shares:
+                assert not held or copies.get(share.node) in (Copy.HELD, Copy.PULLING), (
+                    f"{ref.name}: {shares}"
+                )
+
+    def _do(self, node: str, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Fetch(adapter=ref):
+                    self.fetches.append((node, ref))
+                case Free(adapter=ref):
+                    self.frees.append((node, ref))
+                case _:
+                    self.departed.append(node)
+                    self._depart(node)
+
+    def _depart(self, node: str) -> None:
+        agent = self.agents.pop(node)
+        self.fetches = [fetch for fetch in self.fetches if fetch[0] != node]
+        self.frees = [free for free in self.frees if free[0] != node]
+        for ref in self.registered:
+            others = any(other.keeps(ref) for other in self.agents.values())
+            assert not agent.keeps(ref) or others or ref in self.excused, f"{ref.name} left with {node}"
