@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lora.store import StoreStats
 from scheduler.blocks import BlockStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -23,23 +24,6 @@ MAX_LABELS = 2048
 
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TBT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
-
-
-class Residency(Protocol):
-    """What a scrape reads of the adapters: how many are resident and what it took to bring them."""
-
-    @property
-    def resident(self) -> int: ...  # adapters in device memory
-    @property
-    def resident_bytes(self) -> int: ...
-    @property
-    def loads(self) -> int: ...
-    @property
-    def load_s(self) -> float: ...
-    @property
-    def evictions(self) -> int: ...
-    @property
-    def hits(self) -> Mapping[str, int]: ...  # by the tier that supplied the adapter
 
 
 class Snapshot(Protocol):
@@ -56,7 +40,7 @@ class Snapshot(Protocol):
     @property
     def blocks(self) -> BlockStats: ...
     @property
-    def store(self) -> Residency: ...
+    def store(self) -> StoreStats: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +137,8 @@ class _Gauges(Collector):
         yield _gauge("kv_blocks", "K/V blocks by state.", states, "state")
         yield _counter("prefix_queried_tokens", "Prompt tokens looked up.", blocks.queried_tokens)
         yield _counter("prefix_hit_tokens", "Prompt tokens the prefix cache supplied.", blocks.hit_tokens)
+        yield _gauge("adapter_pages", "Rank pages of adapter memory.", store.total_pages)
+        yield _gauge("adapter_pages_free", "Of these, those that hold nothing.", store.free_pages)
         yield _gauge("adapters_resident", "Adapters in device memory.", store.resident)
         yield _gauge("adapter_bytes_resident", "Their size.", store.resident_bytes)
         yield _counter("adapter_loads", "Adapters brought into device memory.", store.loads)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from engine.api.desk import Desk, KnownAdapter
+from engine.api.desk import Desk
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
+from lora.store import AdapterEntry
 
 _NAME = re.compile(r"(?!.*(?:^|/)\.+(?:/|$))[A-Za-z0-9._:@+-]+(?:/[A-Za-z0-9._:@+-]+)*")
 _MAX_NAME_CHARS = 128
@@ -46,11 +47,10 @@ class AdapterDesk:
         desk = self._desk
         return self._object(desk.model_name, desk.model_root, None)
 
-    def _card(self, adapter: KnownAdapter) -> dict[str, object]:
-        root = str(adapter.folder) if adapter.folder is not None else None
-        return self._object(adapter.name, root, self._desk.model_name)
+    def _card(self, adapter: AdapterEntry) -> dict[str, object]:
+        return self._object(adapter.name, str(adapter.folder), self._desk.model_name)
 
-    def _object(self, name: str, root: str | None, parent: str | None) -> dict[str, object]:
+    def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
             "id": name,
             "object": "model",

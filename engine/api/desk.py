@@ -7,6 +7,7 @@ from typing import Protocol
 from engine.telemetry import Snapshot, Telemetry
 from engine.text import Delta, TextCodec
 from lora.adapter import AdapterRef
+from lora.store import AdapterEntry
 from scheduler.request import SamplingParams
 
 
@@ -24,17 +25,6 @@ class DeltaStream(Protocol):
     async def aclose(self) -> None:
         """Abort what still runs and free it."""
         ...
-
-
-class KnownAdapter(Protocol):
-    """An adapter that requests may name; `ref` is None until it has been read."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def ref(self) -> AdapterRef | None: ...
-    @property
-    def folder(self) -> Path | None: ...
 
 
 class Desk(Protocol):
@@ -81,7 +71,7 @@ class Desk(Protocol):
         """Forget an adapter. Raises UnknownModel."""
         ...
 
-    def adapters(self) -> tuple[KnownAdapter, ...]:
+    def adapters(self) -> tuple[AdapterEntry, ...]:
         """The adapters that requests may name."""
         ...
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from http import HTTPStatus
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from aiohttp import web
@@ -232,9 +232,16 @@ class _Routes:
 
     async def version(self, request: web.Request) -> web.Response:
         """GET /version."""
-        return json_response({"version": version("loraserve")})
+        return json_response({"version": _version()})
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics, in Prometheus' text format."""
         text = self._desk.telemetry.render(self._desk.stats())
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
+
+
+def _version() -> str:
+    try:
+        return version("loraserve")
+    except PackageNotFoundError:
+        return "unknown: run from a folder that was never installed"

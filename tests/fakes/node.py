@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -12,6 +12,7 @@ from engine.errors import Draining, EngineError, UnknownModel
 from engine.telemetry import Telemetry
 from engine.text import Delta, TextCodec, TextStream
 from lora.adapter import AdapterRef
+from lora.store import AdapterEntry, StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
@@ -42,25 +43,17 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """An adapter that the fake knows."""
-
-    name: str
-    folder: Path
-    ref: AdapterRef | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """The adapters' numbers for a scrape."""
-
-    resident: int = 1
-    resident_bytes: int = 4096
-    loads: int = 2
-    load_s: float = 0.25
-    evictions: int = 1
-    hits: dict[str, int] = field(default_factory=lambda: {"host": 3, "disk": 1})
+BLOCKS = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
+STORE = StoreStats(
+    resident=1,
+    resident_bytes=4096,
+    total_pages=16,
+    free_pages=15,
+    loads=2,
+    load_s=0.25,
+    evictions=1,
+    hits={"host": 3, "disk": 1},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +64,8 @@ class Stats:
     waiting: int = 0
     steps: int = 7
     healthy: bool = True
-    blocks: BlockStats = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
-    store: Store = Store()
+    blocks: BlockStats = BLOCKS
+    store: StoreStats = STORE
 
 
 class FakeStream:
@@ -127,7 +120,7 @@ class FakeNode:
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
         self.calls: list[str] = []
-        self._known = {name: Known(name, Path("/adapters") / name) for name in adapters}
+        self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
 
     async def start(self) -> None:
@@ -161,14 +154,14 @@ class FakeNode:
         if not (folder / "adapter_config.json").exists():
             raise ValueError(f"adapter {name!r}: {folder.name} has no adapter_config.json")
         ref = AdapterRef(digest=name, name=name, rank=8, sites=("q_proj",), nbytes=1024)
-        self._known[name] = Known(name, folder, ref)
+        self._known[name] = AdapterEntry(name, folder, ref)
         return ref
 
     async def unload_adapter(self, name: str) -> None:
         if self._known.pop(name, None) is None:
             raise UnknownModel(name)
 
-    def adapters(self) -> tuple[Known, ...]:
+    def adapters(self) -> tuple[AdapterEntry, ...]:
         return tuple(self._known.values())
 
     def stats(self) -> Stats:
