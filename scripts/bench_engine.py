@@ -4,8 +4,9 @@
     python scripts/bench_engine.py --models 100m,1b --batches 1,8,32 --kinds base,one,mixed
 
 For each model the machine's read bandwidth and GEMM rate are measured first, then every kind of workload goes
-round the engines: ours, a peer, the next peer, ours again in the next round. Rows are appended to a JSONL file
-as they come; the last thing printed is a markdown table. Peers that are not installed are named and left out.
+round the engines: ours, a peer, the next peer, ours again in the next round. Rows are appended to a JSONL
+file as they come; the last thing printed is a markdown table. Peers that are not installed are named and left
+out.
 """
 
 import argparse
@@ -94,8 +95,8 @@ def compete(contender: Contender, job: Job, timeout_s: float) -> dict[str, measu
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """One kind of workload on one model, done by one engine after the other. Answers are compared with those of
-    the engine that came first."""
+    """One kind of workload on one model, done by one engine after the other. Answers are compared with those
+    of the engine that came first."""
 
     arena: Arena
     works: tuple[workload.Workload, ...]

@@ -98,7 +98,7 @@ def lora_shapes(shape: Shape, rank: int) -> Iterator[tuple[str, tuple[int, ...]]
 
 def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """One bfloat16 tensor that depends on its name, its shape and the seed alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1:  # a norm: near one, but not one, so that a dropped weight shows
         return (1 + 0.1 * noise).to(torch.bfloat16)
@@ -150,7 +150,7 @@ def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfi
         intermediate_size=shape.intermediate,
         max_position_embeddings=8192,
         rms_norm_eps=1e-5,
-        rope_theta=500_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=False,
         dtype="bfloat16",
         bos_token_id=tokenizer.bos_token_id,
@@ -182,7 +182,7 @@ def make_adapter(shape: Shape, rank: int, base: Path, folder: Path, seed: int) -
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(base.resolve()),
         inference_mode=True,
-    ).save_pretrained(folder)
+    ).save_pretrained(str(folder))
     weights = {name: draw(name, size, seed) for name, size in lora_shapes(shape, rank)}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -1,8 +1,9 @@
 """The engines that the offline benchmark sets side by side, each behind a command line of its own.
 
-A contender turns a Job into a process that reads workload files and writes one result file for each. The peers'
-harnesses are scripts outside this project, found by path; their environments are folders made beforehand:
-`hf/` and `vllm/` virtual environments and `llama-build/`, llama.cpp's build. It may not know figures.
+A contender turns a Job into a process that reads workload files and writes one result file for each. The
+peers' harnesses are scripts outside this project, found by path; their environments are folders made
+beforehand: `hf/` and `vllm/` virtual environments and `llama-build/`, llama.cpp's build. It may not know
+figures.
 """
 
 import os

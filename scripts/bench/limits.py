@@ -106,7 +106,8 @@ def bound(
 ) -> Limit:
     """The limit of one workload whose rows are alike in length.
 
-    Prompts may be computed in any order and together: the k-th of n cannot be ready before k/n of their total time.
+    Prompts may be computed in any order and together: the k-th of n cannot be ready before k/n of their total
+    time.
     """
     rank_of = {adapter.name: adapter.rank for adapter in adapters}
     ranks = [rank_of[row.adapter] if row.adapter else 0 for row in workload.rows]

@@ -1,8 +1,8 @@
 """What one engine did with one workload, and the row of results that it becomes.
 
-Every harness, ours and the peers', writes the same JSON: {"workload", "dtype", "versions", "runs": [{"wall_s",
-"output_tok_s", "ttft_mean_s", "tpot_mean_s", "others"}], "requests": [{"token_ids"}]}. Here it is read and
-reduced to medians, over the runs that other processes left alone if there are any.
+Every harness, ours and the peers', writes the same JSON: {"workload", "dtype", "versions", "runs":
+[{"wall_s", "output_tok_s", "ttft_mean_s", "tpot_mean_s", "others"}], "requests": [{"token_ids"}]}. Here it is
+read and reduced to medians, over the runs that other processes left alone if there are any.
 """
 
 import json
@@ -22,8 +22,8 @@ UNKNOWN_TOKEN_ID = -1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A workload done once. Times are means over its requests; `others_cores` is the processor time that other
-    processes took meanwhile."""
+    """A workload done once. Times are means over its requests; `others_cores` is the processor time that
+    other processes took meanwhile."""
 
     output_tok_s: float
     ttft_ms: float

@@ -3,8 +3,8 @@
     python -m scripts.bench.ours --model build/bench/100m --adapters build/bench/100m-adapters/index.json
         --workload b8_mixed.json --out-dir build/bench/results
 
-The engine remembers prefixes, the peers do not: every run but the first has its prompts' first tokens changed,
-and no run may find anything remembered.
+The engine remembers prefixes, the peers do not: every run but the first has its prompts' first tokens
+changed, and no run may find anything remembered.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def warm(llm: Offline, rows: Sequence[Row]) -> None:
 
 
 def measure(llm: Offline, work: Workload, repeats: int, quiet_s: float) -> dict[str, object]:
-    """Warm up, run `repeats` times, and report as the peers do. Token ids are those of the unchanged prompts."""
+    """Warm up, run `repeats` times, and report as the peers do. Token ids are those of the unchanged
+    prompts."""
     warm(llm, work.rows)
     runs: list[dict[str, float]] = []
     answers: Sequence[Result] = ()

@@ -122,8 +122,8 @@ def read(path: Path) -> Workload:
 
 
 def freshen(rows: Sequence[Row], salt: int) -> tuple[Row, ...]:
-    """The same work under another first token for each salt, so that no remembered prefix fits; salt 0 changes
-    nothing."""
+    """The same work under another first token for each salt, so that no remembered prefix fits; salt 0
+    changes nothing."""
     if salt == 0:
         return tuple(rows)
     return tuple(replace(row, prompt_token_ids=_salted(row.prompt_token_ids, salt)) for row in rows)
