@@ -345,10 +345,10 @@ class AdapterStore:
             else:
                 self._drop_doomed()
             granted = self._grant(force)
-            stuck = self._planning and bool(self._wishes) and self._could_grant(self._wishes[0])
+            stuck = self._planning and (bool(self._doomed) or self._could_grant())
         for content in granted:
             self._executor.submit(self._copy, content)
-        if stuck:  # an idle loop must begin a step for the eviction to be allowed
+        if stuck:  # an idle loop must begin a step for anything to go
             self._notify()
 
     def _drop_doomed(self) -> None:
@@ -371,7 +371,11 @@ class AdapterStore:
                 self._wishes.append(content)
         return granted
 
-    def _could_grant(self, content: Content) -> bool:
+    def _could_grant(self) -> bool:
+        """Whether the next step would find room for the most urgent wish."""
+        if not self._wishes:
+            return False
+        content = self._wishes[0]
         return self._residency.could_reserve(content, Force.IDLE if content.retained else Force.UNUSED)
 
     def _copy(self, content: Content) -> None:
