@@ -246,28 +246,33 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str]:
 def _rope(raw: Mapping[str, Any]) -> RopeConfig:
     """Older files say rope_theta and rope_scaling, newer ones put both into rope_parameters."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_KINDS or any(isinstance(value, dict) for value in rope.values()):
-        raise UnsupportedModel(
-            "rope_type", kind if rope.get("rope_type") else dict(rope), f"use {_ROPE_KINDS}"
-        )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(
-            "partial_rotary_factor", rope["partial_rotary_factor"], "only 1.0 is implemented"
-        )
+    kind = _rope_kind(rope)
     longest = _max_positions(raw)
     original = raw.get(
         "original_max_position_embeddings", rope.get("original_max_position_embeddings", longest)
     )
-    needed = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(
-        kind, ("factor",)
-    )
+    scaled, banded = kind != "default", kind == "llama3"
     return RopeConfig(
         kind=kind,
         theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
-        original_max_tokens=original if kind == "llama3" else longest,
-        **{"factor": 1.0} | {field: _rope_number(rope, field) for field in needed},
+        factor=_rope_number(rope, "factor") if scaled else 1.0,
+        original_max_tokens=original if banded else longest,
+        low_freq_factor=_rope_number(rope, "low_freq_factor") if banded else 1.0,
+        high_freq_factor=_rope_number(rope, "high_freq_factor") if banded else 4.0,
     )
+
+
+def _rope_kind(rope: Mapping[str, Any]) -> str:
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UnsupportedModel("rope_parameters", dict(rope), "give one rope for all layers")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModel(
+            "partial_rotary_factor", rope["partial_rotary_factor"], "only 1.0 is implemented"
+        )
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPE_KINDS:
+        raise UnsupportedModel("rope_type", kind, f"use one of {', '.join(_ROPE_KINDS)}")
+    return kind
 
 
 def _rope_number(rope: Mapping[str, Any], field: str) -> float:

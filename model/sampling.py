@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.philox import uniforms
 
-_NUCLEUS_GUESS = 1024  # most likely tokens to look for the nucleus in before the whole vocabulary is sorted
+_NUCLEUS_LOOK, _NUCLEUS_WIDENING = 64, 8  # tokens among which the nucleus is sought first, and how that grows
 _COLDEST = 1e-8  # temperatures below it draw as greedily, and would divide by zero in float32
 
 
@@ -65,11 +65,6 @@ class SampleRow:
             0.0,
         )
         return penalised or bool(self.logit_bias) or bool(self.banned_token_ids)
-
-    @property
-    def filters(self) -> bool:
-        """True if some tokens may be excluded from the draw."""
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,36 +164,65 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
 def _weights(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """[R, vocab]: each token's probability times a constant of the row; 0 for tokens that a filter
     excludes."""
-    temperatures = [max(row.temperature, _COLDEST) for row in rows]
-    relative = logits - logits.amax(dim=-1, keepdim=True)
-    relative /= torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)[:, None]
-    for scaled, row in zip(relative, rows, strict=True):
-        if row.filters:
-            scaled.masked_fill_(scaled < _least_kept(scaled, row), -math.inf)
-    return relative.exp_()
+    scaled = logits - logits.amax(dim=-1, keepdim=True)
+    scaled /= _column([max(row.temperature, _COLDEST) for row in rows], logits)
+    _keep_top_k(scaled, [row.top_k for row in rows])
+    _keep_top_p(scaled, [row.top_p for row in rows])
+    _keep_min_p(scaled, [row.min_p for row in rows])
+    return scaled.exp_()
 
 
-def _least_kept(scaled: Tensor, row: SampleRow) -> Tensor:
-    """The smallest scaled logit that the row's filters keep, a scalar. scaled: [vocab], its largest is 0."""
-    least = scaled.new_tensor(math.log(row.min_p) if row.min_p > 0 else -math.inf)
-    kept = scaled
-    if 0 < row.top_k < scaled.shape[0]:
-        kth = scaled.topk(row.top_k).values[-1]
-        kept = scaled[scaled >= kth]
-        least = torch.maximum(least, kth)
-    return torch.maximum(least, _nucleus(kept, row.top_p)) if row.top_p < 1 else least
+def _keep_top_k(scaled: Tensor, top_k: list[int]) -> None:
+    """Exclude, in place, what is less than the k-th largest; k of 0, or of the vocabulary and more, keeps
+    all."""
+    chosen = [i for i, k in enumerate(top_k) if 0 < k < scaled.shape[1]]
+    if chosen:
+        last = _column([top_k[i] - 1 for i in chosen], scaled).long()
+        largest = scaled[chosen].topk(int(last.max()) + 1).values
+        _exclude_below(scaled, chosen, largest.gather(1, last))
 
 
-def _nucleus(kept: Tensor, top_p: float) -> Tensor:
-    """The smallest of the fewest largest logits whose probabilities add up to top_p; Holtzman et al.,
-    arXiv 1904.09751. Looks among the likeliest tokens first, since sorting a whole vocabulary is slow."""
-    target = top_p * kept.exp().sum(dtype=torch.float64)
-    largest = kept.topk(min(_NUCLEUS_GUESS, kept.shape[0])).values
-    reached = largest.exp().cumsum(dim=0, dtype=torch.float64)
-    if reached[-1] < target:
-        largest = kept.sort(descending=True).values
-        reached = largest.exp().cumsum(dim=0, dtype=torch.float64)
-    return largest[torch.searchsorted(reached, target).clamp_(max=largest.shape[0] - 1)]
+def _keep_top_p(scaled: Tensor, top_p: list[float]) -> None:
+    """Exclude, in place, what is less likely than the fewest likeliest tokens that add up to p; Holtzman et
+    al., arXiv 1904.09751."""
+    chosen = [i for i, p in enumerate(top_p) if p < 1]
+    if chosen:
+        kept = scaled[chosen]
+        masses = kept.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+        target = masses * _column([top_p[i] for i in chosen], masses)
+        _exclude_below(scaled, chosen, _nucleus_edge(kept, target, _NUCLEUS_LOOK))
+
+
+def _nucleus_edge(kept: Tensor, target: Tensor, look: int) -> Tensor:
+    """[n, 1]: the smallest of the fewest largest of each row, kept [n, vocab], whose exponentials add up to
+    target [n, 1]. Looks among the `look` largest first, and then at ever more where they fall short, since
+    sorting a vocabulary takes many times longer."""
+    largest = kept.topk(min(look, kept.shape[1])).values
+    reached = largest.exp().cumsum(dim=-1, dtype=torch.float64)
+    edge = largest.gather(1, torch.searchsorted(reached, target).clamp_(max=largest.shape[1] - 1))
+    short = (reached[:, -1] < target[:, 0]).nonzero()[:, 0]
+    if short.numel() and look < kept.shape[1]:
+        edge[short] = _nucleus_edge(kept[short], target[short], look * _NUCLEUS_WIDENING)
+    return edge
+
+
+def _keep_min_p(scaled: Tensor, min_p: list[float]) -> None:
+    """Exclude, in place, what is less than p times as likely as the likeliest token, whose scaled logit is
+    0."""
+    chosen = [i for i, p in enumerate(min_p) if p > 0]
+    if chosen:
+        _exclude_below(scaled, chosen, _column([math.log(min_p[i]) for i in chosen], scaled))
+
+
+def _exclude_below(scaled: Tensor, chosen: list[int], least: Tensor) -> None:
+    """least: [len(chosen), 1]"""
+    bounds = torch.full_like(scaled[:, :1], -math.inf)
+    bounds[chosen] = least
+    scaled.masked_fill_(scaled < bounds, -math.inf)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _logprobs(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[Logprob]:

@@ -1,0 +1,169 @@
+"""Finding and reading checkpoints; every fault of the files is named."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoint import (
+    CheckpointError,
+    expected_tensors,
+    find_checkpoint,
+    load_weights,
+    read_config,
+    serving_dtype,
+)
+from model.config import UnsupportedModel
+from model.weights import Weights
+from tests.model.driver import CPU, Driver
+from tests.oracles import hf
+
+PROMPT = [5, 9, 200, 31, 77, 8]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return hf.save(hf.build("llama-3"), tmp_path)
+
+
+def load(folder: Path) -> Weights:
+    return load_weights(folder, read_config(folder), torch.float32, CPU, progress=False)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_shards_are_the_same_model_as_one_file(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sharded = hf.save(hf.build("llama-3"), tmp_path_factory.mktemp("sharded"), shard_bytes=60_000)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert torch.equal(Driver(sharded).logits(PROMPT), Driver(folder).logits(PROMPT))
+
+
+def test_expected_tensors_are_what_transformers_writes(folder: Path) -> None:
+    written = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    assert expected_tensors(read_config(folder)) == written
+
+
+def test_redundant_tensors_are_passed_over(folder: Path) -> None:
+    before = Driver(folder).logits(PROMPT)
+    rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    assert torch.equal(Driver(folder).logits(PROMPT), before)
+
+
+def test_a_tied_models_spare_head_is_passed_over(tmp_path: Path) -> None:
+    folder = hf.save(hf.build("llama-3.2-tied"), tmp_path)
+    before = Driver(folder).logits(PROMPT)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": torch.zeros(320, 64)}))
+    assert torch.equal(Driver(folder).logits(PROMPT), before)
+
+
+def test_missing_extra_and_misshaped_tensors_are_all_named(folder: Path) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+        tensors["model.norm.weight"] = torch.zeros(63)
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError) as error:
+        load(folder)
+    for fault in (
+        "missing model.layers.1.mlp.up_proj.weight",
+        "unexpected model.layers.0.self_attn.q_proj.bias",
+        "model.norm.weight is (63,), not (64,)",
+    ):
+        assert fault in str(error.value)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        load(folder)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors cannot be read"):
+        load(folder)
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin is a pickle.*convert the weights to safetensors"
+    ):
+        load(folder)
+
+
+def test_config_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must be a JSON object"):
+        read_config(tmp_path)
+
+
+def test_a_folder_is_itself_and_a_path_is_never_a_hub_name(tmp_path: Path) -> None:
+    assert find_checkpoint(str(tmp_path)) == tmp_path
+    for name in (str(tmp_path / "absent"), "./absent", "a/b/c"):
+        with pytest.raises(CheckpointError, match="is not a folder"):
+            find_checkpoint(name)
+
+
+def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"loraserve\[hub\]"):
+        find_checkpoint("some/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(model: str, **_: object) -> str:
+        raise hub.errors.LocalEntryNotFoundError("offline and not cached")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(
+        CheckpointError, match=r"some/model.*not fetched from the hub: offline and not cached"
+    ):
+        find_checkpoint("some/model")
+
+
+def test_a_hub_name_becomes_its_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", lambda model, **_: str(tmp_path / model))
+    assert find_checkpoint("some/model") == tmp_path / "some/model"
+
+
+def test_the_serving_dtype_is_asked_for_or_the_checkpoints(folder: Path) -> None:
+    config = read_config(folder)
+    assert serving_dtype(config, "auto", CPU) == config.dtype == torch.float32
+    assert serving_dtype(config, "bfloat16", CPU) == torch.bfloat16
+    assert serving_dtype(config, "float16", CPU) == torch.bfloat16
+    assert serving_dtype(config, "float16", torch.device("cuda")) == torch.float16
+    with pytest.raises(UnsupportedModel, match="dtype='int8'"):
+        serving_dtype(config, "int8", CPU)
+
+
+def test_loading_shows_its_progress_unless_told_not_to(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(folder)
+    assert capsys.readouterr().err == ""
+    load_weights(folder, read_config(folder), torch.float32, CPU)
+    assert "Loading weights" in capsys.readouterr().err
