@@ -62,7 +62,7 @@ def _address(runner: web.AppRunner) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _stopped_by_signals() -> asyncio.Event:
+def stopped_by_signals() -> asyncio.Event:
     """An event that the first signal sets; the second signal finds the system's default and kills."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -83,7 +83,7 @@ async def _run(node: Node, config: ServeConfig) -> None:
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
         sys.stdout.flush()
 
-    await serve(node, config, announce, _stopped_by_signals())
+    await serve(node, config, announce, stopped_by_signals())
 
 
 def main(arguments: Sequence[str]) -> int:
