@@ -7,6 +7,7 @@ makes the blocked call fail at once.
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -17,6 +18,7 @@ from transport.wire import LENGTH, Message, Refusal, body_bytes, decode, encode,
 
 SEND_BYTES = 1 << 20
 UNACKNOWLEDGED_MS = 10_000
+AT_ONCE = struct.pack("ii", 1, 0)
 
 M = TypeVar("M")
 
@@ -89,9 +91,11 @@ class Channel:
         return False
 
     def abort(self) -> None:
-        """Make whatever call is blocked, and every later one, fail with PeerGone."""
+        """Make whatever call is blocked, and every later one, fail with PeerGone; the peer's calls fail on `close`."""
         self.aborted = True
         with suppress(OSError):  # not connected any more
+            # Without a reset a peer that has filled our window would learn nothing until its own timeout.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             # Past the TLS layer, whose own shutdown may not run beside a read.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 

@@ -52,9 +52,10 @@ class Links:
         link.channel.close()
 
     def drop(self, link: Link) -> None:
-        """Hang up."""
+        """Hang up in the middle of an exchange; the peer notices at once."""
         with self._lock:
             self._taken.discard(link)
+        link.channel.abort()
         link.channel.close()
 
     def close(self) -> None:

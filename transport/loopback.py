@@ -98,7 +98,7 @@ class LoopbackTransport:
         """See `Transport`."""
         self._refuse_if_closed()
         source = self._sources.pop(lease.ticket, None)
-        if source is None:
+        if source is None or lease.ticket not in source._expiries:
             raise LeaseExpired(f"{lease.name!r}: this lease has ended; lease again")
         try:
             await self._copy(lease, into, time.monotonic() + timeout_s)

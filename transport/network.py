@@ -125,7 +125,8 @@ class NetworkTransport:
         except BaseException:
             slot.release()
             raise
-        expiry = asyncio.get_running_loop().call_later(visit.lease.hold_s, self._expire, visit.lease.ticket)
+        patience_s = visit.lease.hold_s + PARTING_S  # the source ends it first, and says so
+        expiry = asyncio.get_running_loop().call_later(patience_s, self._expire, visit.lease.ticket)
         self._visits[visit.lease.ticket] = visit, expiry
         return visit.lease
 
@@ -213,8 +214,13 @@ class NetworkTransport:
 
     def _read(self, visit: _Visit, landing: Landing, deadline: Deadline) -> None:
         """Pull, in a thread. The door ends the landing."""
+        channel = visit.link.channel
         try:
-            visit.door.read(visit.link.channel, visit.lease, visit.card, landing, deadline)
+            if channel.is_quiet():
+                visit.door.read(channel, visit.lease, visit.card, landing, deadline)
+            else:
+                landing.end()
+                channel.receive(Deadline.after(PARTING_S))  # raises why the source ended the lease
         except BaseException:
             self._links.drop(visit.link)  # the source ends the lease when it hears of it
             raise

@@ -1,0 +1,372 @@
+"""What every transport owes: exact bytes, nothing beside them, pins that end, destinations that are never written late.
+
+The same tests run in one process (loopback), over TLS and plain streams, and through UCX; the network ones pull from
+another process.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from tests.transport.asynchronous import asynchronous
+from tests.transport.certificates import make_certificates
+from tests.transport.pattern import content
+from tests.transport.sources import TOKEN, LocalSource, ProcessSource, Source, SourceSettings
+from transport.base import Address, Arena, Memory, Region, Transport
+from transport.errors import (
+    LeaseExpired,
+    NotOffered,
+    PeerGone,
+    PullTimeout,
+    RegionBusy,
+    RegionRefused,
+    TransportClosed,
+)
+from transport.loopback import LoopbackNetwork, LoopbackTransport
+from transport.network import NetworkOptions, NetworkTransport
+from transport.security import Security, TlsFiles
+from transport.stream import StreamDoor
+from transport.ucx import UcxDoor
+
+MIB = 1 << 20
+ROOM_BYTES = 65 * MIB
+GUARD = 0xA5
+needs_nixl = pytest.mark.skipif(
+    find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"
+)
+
+
+@dataclass
+class Rig:
+    """A puller with room for bytes, and the source that it pulls from."""
+
+    source: Source
+    puller: Transport
+    room: NDArray[np.uint8] = field(repr=False)
+    arena: Arena
+
+    def into(self, offset: int, nbytes: int) -> Region:
+        return self.arena.region(offset, nbytes)
+
+    async def pull(self, name: str, into: Sequence[Region], timeout_s: float = 60.0) -> None:
+        lease = await self.puller.lease(self.source.address, name, timeout_s)
+        await self.puller.pull(lease, into, timeout_s)
+
+    async def is_clean(self, name: str, timeout_s: float = 30.0) -> bool:
+        """Nothing of `name` is pinned any more, and nothing can land here."""
+        self.source.withdraw(name)
+        await asyncio.wait_for(
+            asyncio.wrap_future(self.puller.settled(self.into(0, self.room.size))), timeout_s
+        )
+        usage = self.puller.usage()
+        return await self.source.drained(name, timeout_s) and usage.landings == usage.quarantined == 0
+
+
+class Sources:
+    """Source processes, one per kind, started when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tls = make_certificates(folder)
+        self._running: dict[str, ProcessSource] = {}
+
+    def of(self, kind: str) -> ProcessSource:
+        if kind not in self._running:
+            self._running[kind] = ProcessSource(self.settings(kind, ROOM_BYTES))
+        return self._running[kind]
+
+    def settings(self, kind: str, arena_bytes: int) -> SourceSettings:
+        return SourceSettings(arena_bytes, tls=self.tls if kind == "stream" else None, ucx=kind == "ucx")
+
+    def close(self) -> None:
+        for source in self._running.values():
+            source.close()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
+    running = Sources(tmp_path_factory.mktemp("certificates"))
+    yield running
+    running.close()
+
+
+def network_puller(kind: str, tls: TlsFiles | None) -> NetworkTransport:
+    doors = [UcxDoor("puller"), StreamDoor()] if kind == "ucx" else [StreamDoor()]
+    security = Security(TOKEN, tls if kind == "stream" else None)
+    return NetworkTransport(
+        "puller", NetworkOptions(security, door="ucx" if kind == "ucx" else "stream"), doors
+    )
+
+
+Opened = Callable[[], AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture(params=["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)])
+def opened(request: pytest.FixtureRequest, sources: Sources) -> Opened:
+    """Opens the rig of one transport inside the test's event loop, and closes it."""
+    kind: str = request.param
+
+    @asynccontextmanager
+    async def open_rig() -> AsyncIterator[Rig]:
+        if kind == "loopback":
+            network = LoopbackNetwork()
+            source, puller = LocalSource(network, ROOM_BYTES), LoopbackTransport("puller", network)
+        else:
+            source, puller = sources.of(kind), network_puller(kind, sources.tls)
+        room = np.full(ROOM_BYTES, GUARD, np.uint8)
+        arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+        try:
+            yield Rig(source, puller, room, arena)
+        finally:
+            await puller.close()
+
+    return open_rig
+
+
+@pytest.mark.parametrize("nbytes", [1, 2, 63, 4095, 4096, 65_537, MIB + 1, 64 * MIB])
+@asynchronous
+async def test_every_size_arrives_exactly_and_nothing_beside_it(opened: Opened, nbytes: int) -> None:
+    async with opened() as rig:
+        rig.source.publish("size", [(13, nbytes)])
+        await rig.pull("size", [rig.into(7, nbytes)])
+        np.testing.assert_array_equal(rig.room[7 : 7 + nbytes], content(13, nbytes))
+        assert (rig.room[:7] == GUARD).all()
+        assert (rig.room[7 + nbytes :] == GUARD).all()
+        assert await rig.is_clean("size")
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 0), (3, 5), (4095, 4097), (8, 64)])
+@asynchronous
+async def test_alignment_does_not_matter(opened: Opened, start: int, end: int) -> None:
+    nbytes = 300_001
+    async with opened() as rig:
+        rig.source.publish("odd", [(start, nbytes)])
+        await rig.pull("odd", [rig.into(end, nbytes)])
+        np.testing.assert_array_equal(rig.room[end : end + nbytes], content(start, nbytes))
+        assert await rig.is_clean("odd")
+
+
+@asynchronous
+async def test_scattered_regions_are_laid_over_each_other_in_order(opened: Opened) -> None:
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 30_000, 300)
+    spans = [
+        (int(offset), int(nbytes))
+        for offset, nbytes in zip(rng.integers(0, 64 * MIB, 300), lengths, strict=True)
+    ]
+    total = int(lengths.sum())
+    cuts = [0, *sorted(int(cut) for cut in rng.choice(total - 1, 99, replace=False) + 1), total]
+    targets = [(2 * start, stop - start) for start, stop in pairwise(cuts)]
+    async with opened() as rig:
+        rig.source.publish("pages", spans)
+        await rig.pull("pages", [rig.into(*target) for target in targets])
+        got = np.concatenate([rig.room[offset : offset + nbytes] for offset, nbytes in targets])
+        np.testing.assert_array_equal(got, np.concatenate([content(*span) for span in spans]))
+        assert (rig.room == GUARD).sum() >= rig.room.size - total
+        assert await rig.is_clean("pages")
+
+
+@asynchronous
+async def test_two_hundred_pulls_at_once(opened: Opened) -> None:
+    nbytes, stride = 40_000, 50_001
+    async with opened() as rig:
+        for index in range(200):
+            rig.source.publish(f"adapter {index}", [(index * stride, nbytes)])
+        pulls = [rig.pull(f"adapter {index}", [rig.into(index * stride, nbytes)]) for index in range(200)]
+        await asyncio.gather(*pulls)
+        for index in range(200):
+            start = index * stride
+            np.testing.assert_array_equal(rig.room[start : start + nbytes], content(start, nbytes))
+            assert (rig.room[start + nbytes : start + stride] == GUARD).all()
+            assert await rig.is_clean(f"adapter {index}")
+        assert rig.source.usage().leases == 0
+
+
+@asynchronous
+async def test_many_pulls_of_one_name_share_its_pages(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("popular", [(0, 100_000)])
+        await asyncio.gather(*(rig.pull("popular", [rig.into(k * 100_000, 100_000)]) for k in range(20)))
+        np.testing.assert_array_equal(rig.room[: 20 * 100_000], np.tile(content(0, 100_000), 20))
+        assert await rig.is_clean("popular")
+
+
+@asynchronous
+async def test_a_name_that_is_not_lent_is_refused_by_name(opened: Opened) -> None:
+    async with opened() as rig:
+        with pytest.raises(NotOffered, match="'absent'"):
+            await rig.puller.lease(rig.source.address, "absent", 5.0)
+        rig.source.publish("present", [(0, 10)])
+        await rig.pull("present", [rig.into(0, 10)])
+        assert await rig.is_clean("present")
+
+
+@asynchronous
+async def test_sizes_that_differ_are_refused_and_the_lease_ends(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("ten", [(0, 10)])
+        lease = await rig.puller.lease(rig.source.address, "ten", 30.0)
+        with pytest.raises(RegionRefused, match="10 bytes, its destination 11"):
+            await rig.puller.pull(lease, [rig.into(0, 11)], 5.0)
+        assert (rig.room == GUARD).all()
+        assert await rig.is_clean("ten")
+
+
+@asynchronous
+async def test_a_region_must_lie_in_its_arena(opened: Opened) -> None:
+    async with opened() as rig:
+        for offset, nbytes in [(-1, 5), (0, 0), (ROOM_BYTES, 1), (ROOM_BYTES - 1, 2), (0, ROOM_BYTES + 1)]:
+            with pytest.raises(RegionRefused):
+                rig.into(offset, nbytes)
+
+
+@asynchronous
+async def test_a_destination_belongs_to_one_pull_at_a_time(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("contended", [(0, 8 * MIB)])
+        first, second = [await rig.puller.lease(rig.source.address, "contended", 30.0) for _ in range(2)]
+        pulling = asyncio.gather(
+            rig.puller.pull(first, [rig.into(0, 8 * MIB)], 30.0),
+            rig.puller.pull(second, [rig.into(8 * MIB - 1, 8 * MIB)], 30.0),
+            return_exceptions=True,
+        )
+        won, lost = await pulling
+        assert won is None
+        assert isinstance(lost, RegionBusy)
+        np.testing.assert_array_equal(rig.room[: 8 * MIB], content(0, 8 * MIB))
+        assert (rig.room[8 * MIB :] == GUARD).all()
+        assert await rig.is_clean("contended")
+
+
+@asynchronous
+async def test_what_is_lent_is_not_pulled_over_and_what_is_landing_is_not_lent(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("fresh", [(0, 100)])
+        rig.puller.publish("ours", [rig.into(50, 100)])
+        lease = await rig.puller.lease(rig.source.address, "fresh", 30.0)
+        with pytest.raises(RegionBusy, match="lent out"):
+            await rig.puller.pull(lease, [rig.into(0, 100)], 5.0)
+        assert rig.puller.withdraw("ours").done()
+        lease = await rig.puller.lease(rig.source.address, "fresh", 30.0)
+        pulling = asyncio.ensure_future(rig.puller.pull(lease, [rig.into(0, 100)], 30.0))
+        while rig.puller.usage().landings == 0 and not pulling.done():
+            await asyncio.sleep(0)
+        if not pulling.done():
+            with pytest.raises(RegionBusy, match="may still land"):
+                rig.puller.publish("half", [rig.into(99, 1)])
+        await pulling
+        assert await rig.is_clean("fresh")
+
+
+@asynchronous
+async def test_pages_stay_pinned_until_the_lease_is_released(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("pinned", [(0, 1000)])
+        lease = await rig.puller.lease(rig.source.address, "pinned", 30.0)
+        assert rig.source.usage().leases == 1
+        assert not rig.source.withdraw("pinned")
+        with pytest.raises(NotOffered):
+            await rig.puller.lease(rig.source.address, "pinned", 5.0)
+        await rig.puller.release(lease)
+        assert await rig.source.drained("pinned", 30.0)
+        await rig.puller.release(lease)
+        with pytest.raises(LeaseExpired):
+            await rig.puller.pull(lease, [rig.into(0, 1000)], 5.0)
+        assert rig.source.usage().leases == 0
+
+
+@asynchronous
+async def test_a_name_withdrawn_during_a_lease_can_still_be_pulled_whole(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("leaving", [(5, 2 * MIB)])
+        lease = await rig.puller.lease(rig.source.address, "leaving", 30.0)
+        assert not rig.source.withdraw("leaving")
+        await rig.puller.pull(lease, [rig.into(0, 2 * MIB)], 30.0)
+        np.testing.assert_array_equal(rig.room[: 2 * MIB], content(5, 2 * MIB))
+        assert await rig.source.drained("leaving", 30.0)
+
+
+@asynchronous
+async def test_a_lease_ends_at_its_deadline_though_nobody_asks(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("brief", [(0, 1000)])
+        expired = rig.source.usage().endings["expired"]
+        lease = await rig.puller.lease(rig.source.address, "brief", 1.0)
+        assert not rig.source.withdraw("brief")
+        assert await rig.source.drained("brief", 30.0)
+        assert rig.source.usage().endings["expired"] == expired + 1
+        with pytest.raises((LeaseExpired, PeerGone)):
+            await rig.puller.pull(lease, [rig.into(0, 1000)], 5.0)
+        assert (rig.room == GUARD).all()
+
+
+@asynchronous
+async def test_no_time_at_all_is_a_timeout_and_harms_nothing(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("late", [(0, 4 * MIB)])
+        lease = await rig.puller.lease(rig.source.address, "late", 30.0)
+        with pytest.raises(PullTimeout):
+            await rig.puller.pull(lease, [rig.into(0, 4 * MIB)], 0.0)
+        await asyncio.wait_for(asyncio.wrap_future(rig.puller.settled(rig.into(0, 4 * MIB))), 30.0)
+        await rig.pull("late", [rig.into(0, 4 * MIB)])
+        np.testing.assert_array_equal(rig.room[: 4 * MIB], content(0, 4 * MIB))
+        assert await rig.is_clean("late")
+
+
+@asynchronous
+async def test_a_cancelled_pull_settles_and_gives_its_pin_back(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("given up", [(0, 64 * MIB)])
+        lease = await rig.puller.lease(rig.source.address, "given up", 30.0)
+        pulling = asyncio.ensure_future(rig.puller.pull(lease, [rig.into(0, 64 * MIB)], 30.0))
+        await asyncio.sleep(0)
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+        assert await rig.is_clean("given up")
+
+
+@asynchronous
+async def test_a_closed_transport_says_so(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("shut", [(0, 10)])
+        await rig.puller.close()
+        with pytest.raises(TransportClosed):
+            await rig.puller.lease(rig.source.address, "shut", 5.0)
+        assert await rig.is_clean("shut")
+
+
+@asynchronous
+async def test_nobody_there_is_peer_gone(opened: Opened) -> None:
+    async with opened() as rig:
+        with pytest.raises(PeerGone, match="another source"):
+            await rig.puller.lease(Address("127.0.0.1", 1), "anything", 5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stream", "plain", pytest.param("ucx", marks=needs_nixl)])
+@asynchronous
+async def test_a_gibibyte_arrives_exactly(sources: Sources, kind: str) -> None:
+    nbytes = 1 << 30
+    if psutil.virtual_memory().available < 4 * nbytes:
+        pytest.skip("less than 4 GiB of memory are free")
+    source, puller = ProcessSource(sources.settings(kind, nbytes + 8)), network_puller(kind, sources.tls)
+    try:
+        room = np.full(nbytes, GUARD, np.uint8)
+        arena = puller.register(Memory(room.ctypes.data, nbytes, owner=room))
+        source.publish("large", [(3, nbytes)])
+        lease = await puller.lease(source.address, "large", 60.0)
+        await puller.pull(lease, [arena.region(0, nbytes)], 60.0)
+        for start in range(0, nbytes, 64 * MIB):
+            np.testing.assert_array_equal(room[start : start + 64 * MIB], content(3 + start, 64 * MIB))
+    finally:
+        await puller.close()
+        source.close()
