@@ -220,7 +220,7 @@ class StepScheduler:
                 continue
             if sequence.total_tokens - sequence.computed_tokens > 1:
                 prompts.append(sequence)
-            elif draft.rows and self._grow(sequence):
+            elif self._grow(sequence):  # there is a row for each seat
                 draft.take(sequence)
         for sequence in prompts:
             if draft.rows and sequence.running:

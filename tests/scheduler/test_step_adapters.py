@@ -99,6 +99,23 @@ def test_patience_runs_from_when_the_sequence_could_have_been_admitted() -> None
     assert names(rig.step()) == ["a"]
 
 
+def test_patience_starts_anew_once_a_sequence_has_run() -> None:
+    rig = Rig(StepLimits(4, 64, 100, adapter_patience_s=5.0), num_blocks=6, block_size=4)
+    params = SamplingParams(max_tokens=6, ignore_eos=True, seed=0)
+    rig.add(request("a", [1] * 7, A, params), request("b", [2] * 15, params=params))
+    rig.ready = set()
+    assert names(rig.step()) == ["b"]
+    rig.ready = {A.digest}
+    assert names(rig.step()) == ["b", "a"]
+    rig.ready = set()
+    rig.now = 10.0
+    rig.add(request("c", [3]))
+    assert names(rig.step()) == ["b", "c"]  # b took a block of a's, which waits again
+    assert rig.scheduler.live().preemptions == 1
+    rig.ready = {A.digest}
+    rig.drain()
+
+
 def test_patience_of_nothing_is_strictly_first_come_first_served() -> None:
     rig = rig_with("A", patience_s=0.0)
     rig.add(request("b", [1], B), request("a", [1], A))

@@ -227,6 +227,8 @@ def test_what_had_no_room_is_looked_up_again_only_when_a_block_was_released() ->
         looked_up.append(1)
         return lookup(digests)
 
+    rig.add(request("first", [9]))
+    rig.drain()
     rig.pool.lookup = counting
     rig.add(request("a", [1] * 7, params=greedy(6)), request("b", [2] * 17, params=greedy(1)))
     rig.steps(6)
