@@ -22,15 +22,16 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A node's account of itself. A node joins by its first report.
+    """A node's account of itself. A node joins by report 1 of a session.
 
-    `session` grows whenever the node starts anew or is told to rejoin; `number` counts the reports of a
-    session from 1. `applied` is the last command of this session that the node has obeyed, `held` the
-    adapters whose bytes it has (also while it drains one before freeing it), `loading` those on their way.
-    `taken` are the input and output tokens, since the session began, of the work that it took in, by adapter;
-    adapters whose total has not changed since the report before may be left out. `slowdown` is seconds per
-    step over those that the profile predicts. `table_version` is that of the routing table it routes by, 0
-    for none.
+    `session` grows whenever the node starts anew or is told to rejoin; `number` counts the session's reports
+    from 1. `applied` is the last command of the session that the node has obeyed. `held` are the adapters
+    that it keeps until told to drop them, or is draining before it frees them; `loading` those on their way;
+    `cached` those it has beyond that and may free at any time. Their bytes come out of
+    `machine.memory_bytes`, but cached ones give way. `taken` are the input and output tokens, since the
+    session began, of the work that the node took in, by adapter; adapters whose total did not change since
+    the report before may be left out. `slowdown` is seconds per step over what the profile predicts.
+    `table_version` is that of the routing table it routes by, 0 for none.
     """
 
     node: str
@@ -41,6 +42,7 @@ class Report:
     table_version: int = 0
     held: tuple[AdapterRef, ...] = ()
     loading: tuple[AdapterRef, ...] = ()
+    cached: tuple[AdapterRef, ...] = ()
     taken: tuple[tuple[AdapterRef, int], ...] = ()
     slowdown: float = 1.0
 
@@ -97,7 +99,8 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Stop loading `adapter`, or free it once the requests running on it have ended."""
+    """Stop loading `adapter`, or free it (at most keep it as cached) once the requests that run on it have
+    ended."""
 
     node: str
     session: int

@@ -111,6 +111,7 @@ class RoutingTable:
 
 
 EMPTY_PLACEMENT = Placement(MappingProxyType({}))
+EMPTY_TABLE = RoutingTable(0, MappingProxyType({}))
 
 
 def normalised(parts: Iterable[tuple[str, float]]) -> Shares:

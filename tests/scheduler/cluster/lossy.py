@@ -156,9 +156,7 @@ class LossyCluster:
     def check(self) -> None:
         """What must hold after every event."""
         for node, agent in self.agents.items():
-            account = agent.report()
-            object.__setattr__(agent, "_reports", account.number - 1)
-            used = sum(ref.nbytes for ref in (*account.held, *account.loading))
+            used = agent.used_bytes
             assert used <= self.memory_bytes, f"{node} holds {used} of {self.memory_bytes} bytes"
         for ref, shares in self.brain.table.shares.items():
             assert abs(sum(share.part for share in shares) - 1) < 1e-9, f"φ of {ref.name}: {shares}"
