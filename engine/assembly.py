@@ -79,9 +79,10 @@ def assemble(config: EngineConfig) -> Engine:
     weights = load_weights(folder, model_config, dtype, device, config.progress)
     model = Llama(model_config, weights, TorchPagedAttention(model_config), GroupedLora())
     store = _store(config, model_config.base_shape(), dtype, device)
-    limits = _limits(config, model_config)
     cache = _cache(config, model_config, dtype, device)
-    scheduler = StepScheduler(limits, BlockPool(cache.num_blocks, cache.block_size))
+    blocks = BlockPool(cache.num_blocks, cache.block_size)
+    limits = _limits(config, model_config, blocks.capacity_tokens)
+    scheduler = StepScheduler(limits, blocks)
     changed = threading.Event()
     store.on_ready(changed.set)
     core = EngineCore(scheduler, store, Executor(model, cache), time.monotonic)
@@ -123,10 +124,15 @@ def _store(config: EngineConfig, base: BaseShape, dtype: torch.dtype, device: to
     return AdapterStore(base, dtype, pages, disk)
 
 
-def _limits(config: EngineConfig, model: ModelConfig) -> StepLimits:
-    length = config.max_model_len or model.max_model_len
+def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
+    """The longest sequence is what was asked for, else the model's length or what all K/V blocks hold."""
+    length = config.max_model_len or min(model.max_model_len, capacity_tokens)
     if length > model.max_model_len:
         raise InvalidConfig("max_model_len", length, f"the model's positions end at {model.max_model_len}")
+    if length > capacity_tokens:
+        raise InvalidConfig(
+            "max_model_len", length, f"the K/V cache holds {capacity_tokens} tokens: enlarge it"
+        )
     return StepLimits(config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s)
 
 

@@ -95,6 +95,11 @@ class EngineCore:
             self._scheduler.finish(key, FinishReason.STOP)
             self._release((key.request_id,))
 
+    @property
+    def num_live_requests(self) -> int:
+        """Requests with a sequence that has not ended."""
+        return len(self._adapters)
+
     def live(self) -> Live:
         """Sequences that run and that wait."""
         with self._lock:

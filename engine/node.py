@@ -188,6 +188,7 @@ class Node:
             raise UnknownModel(model) from None
         stream = DeltaStream(Answer(request, self.codec), model, self._withdraw)
         self._streams[request_id] = stream  # before the event loop runs again, hence before any event
+        self.telemetry.started(model)
         self._wake.set()
         return stream
 

@@ -1,0 +1,59 @@
+"""An engine whose model is a fake and whose scheduler, store and text are real."""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.assembly import Engine, ModelCard
+from engine.core import EngineCore
+from engine.text import TextCodec
+from lora.pool import RankPages
+from lora.store import AdapterStore
+from lora.tiers import DiskTier
+from scheduler.blocks import BlockPool
+from scheduler.step import StepLimits, StepScheduler
+from tests.fakes.executor import FakeExecutor
+from tests.oracles.adapters import base_shape, write_adapter
+from tests.oracles.tokenizer import write_tokenizer
+
+NUM_BLOCKS, BLOCK_SIZE = 64, 4
+RANKS = {"low": 8, "high": 24}
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The engine, its fake executor, and the PEFT folders of adapters that are registered (`low`, `high`)."""
+
+    engine: Engine
+    executor: FakeExecutor
+    folders: dict[str, Path]
+
+
+def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None) -> Rig:
+    """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
+    write_tokenizer(folder)
+    base = base_shape()
+    store = AdapterStore(
+        base, torch.float32, RankPages(adapter_pages, PAGE_BYTES), DiskTier(cache) if cache else None
+    )
+    folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
+    for name, path in folders.items():
+        store.declare(name, path)
+    limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
+    scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+    executor = FakeExecutor()
+    core = EngineCore(scheduler, store, executor, time.monotonic)
+    changed = threading.Event()
+    store.on_ready(changed.set)
+    card = ModelCard("base", str(folder), 128, 260, (2,))
+    return Rig(Engine(core, store, TextCodec.load(folder), card, changed), executor, folders)
+
+
+def is_clean(engine: Engine) -> bool:
+    """True if nothing of any request is left: no sequence, no block in use, no adapter retained."""
+    live, blocks = engine.core.live(), engine.core.block_stats()
+    return live.running == live.waiting == blocks.used == 0 and engine.core.num_live_requests == 0

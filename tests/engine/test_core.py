@@ -1,0 +1,134 @@
+"""The step loop: requests end, faults stay with the requests they belong to, nothing is left behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.core import StepResult
+from engine.errors import AdapterFailed, StepFailed
+from lora.adapter import BASE, AdapterRef
+from lora.store import UnknownAdapter
+from scheduler.plan import StepPlan
+from scheduler.request import Request, SamplingParams
+from scheduler.step import RequestRefused
+from tests.engine.rig import Rig, build, is_clean
+
+MAX_STEPS = 200
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = build(tmp_path)
+    yield made
+    made.engine.store.close()
+
+
+def _request(
+    name: str, adapter: AdapterRef = BASE, prompt: tuple[int, ...] = (7, 8, 9), **params: int
+) -> Request:
+    chosen = SamplingParams(seed=1, **({"max_tokens": 5} | params))  # pyright: ignore[reportArgumentType]
+    return Request(name, prompt, adapter, chosen, (2,), 0.0)
+
+
+def _run(rig: Rig) -> list[StepResult]:
+    """Step until nothing lives."""
+    results: list[StepResult] = []
+    for _ in range(MAX_STEPS):
+        if not rig.engine.core.num_live_requests:
+            return results
+        result = rig.engine.core.step()
+        results.append(result)
+        if result.idle:
+            rig.engine.wait_ready()
+    raise AssertionError(f"still {rig.engine.core.live()} after {MAX_STEPS} steps")
+
+
+def _tokens(results: list[StepResult]) -> dict[str, list[int]]:
+    tokens: dict[str, list[int]] = {}
+    for event in (event for result in results for event in result.events):
+        if event.token_id is not None:
+            tokens.setdefault(event.key.request_id, []).append(event.token_id)
+    return tokens
+
+
+def test_requests_of_different_adapters_run_together_to_their_ends(rig: Rig) -> None:
+    low, high = rig.engine.store.resolve("low"), rig.engine.store.resolve("high")
+    for name, ref in (("a", BASE), ("b", low), ("c", high)):
+        rig.engine.core.submit(_request(name, ref))
+    tokens = _tokens(_run(rig))
+    assert tokens == {
+        name: [75 + rank + i for i in range(5)] for name, rank in (("a", 0), ("b", 8), ("c", 24 - 26))
+    }
+    assert any(len(plan.adapters) == 2 for plan in rig.executor.plans)
+    assert is_clean(rig.engine)
+
+
+def test_an_abort_between_steps_frees_everything(rig: Rig) -> None:
+    rig.engine.core.submit(_request("a", n=3))
+    rig.engine.core.step()
+    rig.engine.core.abort("a")
+    rig.engine.core.abort("a")
+    assert is_clean(rig.engine)
+
+
+def test_a_refused_request_leaves_no_trace(rig: Rig) -> None:
+    with pytest.raises(RequestRefused, match="max_model_len=128"):
+        rig.engine.core.submit(_request("a", rig.engine.store.resolve("low"), prompt=(5,) * 127))
+    assert is_clean(rig.engine)
+
+
+def test_content_that_is_gone_cannot_be_asked_for(rig: Rig) -> None:
+    ref = rig.engine.store.resolve("low")
+    rig.engine.store.unload("low")
+    with pytest.raises(UnknownAdapter, match="low"):
+        rig.engine.core.submit(_request("a", ref))
+    assert is_clean(rig.engine)
+
+
+def test_a_step_that_raises_ends_its_requests_and_the_next_ones_run(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(plan: StepPlan) -> None:
+        raise RuntimeError("the device caught fire")
+
+    rig.executor.fault = fault
+    rig.engine.core.submit(_request("a", rig.engine.store.resolve("low"), n=2))
+    failures = [failure for result in _run(rig) for failure in result.failures]
+    assert [failure.request_id for failure in failures] == ["a"]
+    assert isinstance(failures[0].error, StepFailed)
+    assert "the device caught fire" in caplog.text
+    assert is_clean(rig.engine)
+    rig.executor.fault = lambda plan: None
+    rig.engine.core.submit(_request("b"))
+    assert len(_tokens(_run(rig))["b"]) == 5
+
+
+def test_a_sequence_with_unsound_logits_fails_alone(rig: Rig) -> None:
+    rig.executor.breaks = lambda part: part.key.request_id == "a" and part.output_index == 2
+    rig.engine.core.submit(_request("a"))
+    rig.engine.core.submit(_request("b"))
+    results = _run(rig)
+    assert [failure.request_id for result in results for failure in result.failures] == ["a"]
+    assert {name: len(tokens) for name, tokens in _tokens(results).items()} == {"a": 2, "b": 5}
+    assert is_clean(rig.engine)
+
+
+def test_an_adapter_that_cannot_be_brought_back_fails_its_requests_only(tmp_path: Path) -> None:
+    rig = build(tmp_path, adapter_pages=36, cache=tmp_path / "cache")  # room for one adapter
+    store = rig.engine.store
+    low, high = store.resolve("low"), store.resolve("high")
+    assert low.digest in store.ready()
+    for packed in (tmp_path / "cache").iterdir():
+        packed.unlink()
+    for folder in rig.folders.values():
+        (folder / "adapter_model.safetensors").write_bytes(b"torn")
+    rig.engine.core.submit(_request("lost", high))
+    rig.engine.core.submit(_request("base"))
+    results = _run(rig)
+    failures = [failure for result in results for failure in result.failures]
+    assert [failure.request_id for failure in failures] == ["lost"]
+    assert isinstance(failures[0].error, AdapterFailed)
+    assert len(_tokens(results)["base"]) == 5
+    assert is_clean(rig.engine)
+    store.close()
