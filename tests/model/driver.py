@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora.ops.base import LoraOp
 from lora.segments import NO_SEGMENTS, SegmentTable
 from lora.sites import SiteGroup
 from model.attention.torch_paged import TorchPagedAttention
@@ -59,20 +60,28 @@ def lay_out(pieces: Sequence[Piece], block_size: int, segments: SegmentTable = N
 class Driver:
     """One model and a cache whose blocks are dealt round-robin, so that no sequence's are neighbours."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, block_size: int = 4) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        block_size: int = 4,
+        lora: LoraOp | None = None,
+    ) -> None:
         config = read_config(folder)
         weights = load_weights(folder, config, dtype, CPU, progress=False)
-        self.model = Llama(config, weights, TorchPagedAttention(config), NoLora())
+        self.model = Llama(config, weights, TorchPagedAttention(config), lora or NoLora())
         self.cache = KVCache(KVLayout.of(config, dtype, block_size), 512, CPU)
 
     def blocks(self, sequence: int) -> tuple[int, ...]:
         """48 blocks of the sequence (0 to 9), in no order of position."""
         return tuple(range(507 - sequence, 507 - sequence - 480, -10))
 
-    def run(self, parts: Mapping[int, tuple[int, Sequence[int]]]) -> dict[int, Tensor]:
+    def run(
+        self, parts: Mapping[int, tuple[int, Sequence[int]]], segments: SegmentTable = NO_SEGMENTS
+    ) -> dict[int, Tensor]:
         """One step of {sequence: (start, tokens)}; each sequence's logits, [rows, vocab]."""
         pieces = [Piece(tuple(tokens), start, self.blocks(s)) for s, (start, tokens) in parts.items()]
-        logits = self.model.forward(lay_out(pieces, self.cache.block_size), self.cache)
+        logits = self.model.forward(lay_out(pieces, self.cache.block_size, segments), self.cache)
         split = logits.split([len(piece.token_ids) for piece in pieces])
         return dict(zip(parts, split, strict=True))
 

@@ -86,7 +86,7 @@ def save(model: PreTrainedModel, folder: Path, shard_bytes: int = 10**9) -> Path
     return folder
 
 
-def logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
+def logits(model: torch.nn.Module, token_ids: Sequence[int]) -> Tensor:
     """[T, vocab] float32, the whole prompt in one pass."""
     with torch.no_grad():
         return model(torch.tensor([list(token_ids)])).logits[0].float()
