@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tests.transport.asynchronous import asynchronous
 from tests.transport.certificates import make_certificates
 from tests.transport.pattern import content
-from tests.transport.sources import TOKEN, LocalSource, ProcessSource, Source, SourceSettings
+from tests.transport.setup import MIB, Setup
+from tests.transport.sources import LocalSource, ProcessSource, Source
 from transport.base import Address, Arena, Memory, Region, Transport
 from transport.errors import (
     LeaseExpired,
@@ -32,12 +33,7 @@ from transport.errors import (
     TransportClosed,
 )
 from transport.loopback import LoopbackNetwork, LoopbackTransport
-from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
-from transport.stream import StreamDoor
-from transport.ucx import UcxDoor
 
-MIB = 1 << 20
 ROOM_BYTES = 65 * MIB
 GUARD = 0xA5
 needs_nixl = pytest.mark.skipif(
@@ -75,20 +71,22 @@ class Sources:
     """Source processes, one per kind, started when first asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self.tls = make_certificates(folder)
+        self._tls = make_certificates(folder)
         self._running: dict[str, ProcessSource] = {}
 
     def of(self, kind: str) -> ProcessSource:
         if kind not in self._running:
-            self._running[kind] = ProcessSource(self.settings(kind, ROOM_BYTES))
+            self._running[kind] = ProcessSource(self.setup(kind))
         return self._running[kind]
 
-    def settings(self, kind: str, arena_bytes: int) -> SourceSettings:
-        return SourceSettings(arena_bytes, tls=self.tls if kind == "stream" else None, ucx=kind == "ucx")
+    def setup(self, kind: str, arena_bytes: int = ROOM_BYTES) -> Setup:
+        """The same for both ends."""
+        tls = self._tls if kind == "stream" else ()
+        return Setup(arena_bytes, tls, ucx=kind == "ucx", door="ucx" if kind == "ucx" else "stream")
 
     def close(self) -> None:
         for source in self._running.values():
-            source.close()
+            source.child.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +94,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
     running = Sources(tmp_path_factory.mktemp("certificates"))
     yield running
     running.close()
-
-
-def network_puller(kind: str, tls: TlsFiles | None) -> NetworkTransport:
-    doors = [UcxDoor("puller"), StreamDoor()] if kind == "ucx" else [StreamDoor()]
-    security = Security(TOKEN, tls if kind == "stream" else None)
-    return NetworkTransport(
-        "puller", NetworkOptions(security, door="ucx" if kind == "ucx" else "stream"), doors
-    )
 
 
 Opened = Callable[[], AbstractAsyncContextManager[Rig]]
@@ -120,7 +110,7 @@ def opened(request: pytest.FixtureRequest, sources: Sources) -> Opened:
             network = LoopbackNetwork()
             source, puller = LocalSource(network, ROOM_BYTES), LoopbackTransport("puller", network)
         else:
-            source, puller = sources.of(kind), network_puller(kind, sources.tls)
+            source, puller = sources.of(kind), sources.setup(kind).open("puller")
         room = np.full(ROOM_BYTES, GUARD, np.uint8)
         arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
         try:
@@ -358,7 +348,7 @@ async def test_a_gibibyte_arrives_exactly(sources: Sources, kind: str) -> None:
     nbytes = 1 << 30
     if psutil.virtual_memory().available < 4 * nbytes:
         pytest.skip("less than 4 GiB of memory are free")
-    source, puller = ProcessSource(sources.settings(kind, nbytes + 8)), network_puller(kind, sources.tls)
+    source, puller = ProcessSource(sources.setup(kind, nbytes + 8)), sources.setup(kind).open("puller")
     try:
         room = np.full(nbytes, GUARD, np.uint8)
         arena = puller.register(Memory(room.ctypes.data, nbytes, owner=room))
@@ -369,4 +359,4 @@ async def test_a_gibibyte_arrives_exactly(sources: Sources, kind: str) -> None:
             np.testing.assert_array_equal(room[start : start + 64 * MIB], content(3 + start, 64 * MIB))
     finally:
         await puller.close()
-        source.close()
+        source.child.close()

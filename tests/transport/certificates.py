@@ -3,13 +3,11 @@
 import subprocess
 from pathlib import Path
 
-from transport.security import TlsFiles
-
 HOSTS = "subjectAltName=IP:127.0.0.1,IP:10.77.1.2,IP:10.77.2.2"
 CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
 
 
-def make_certificates(folder: Path) -> TlsFiles:
+def make_certificates(folder: Path) -> tuple[str, ...]:
     """Authority, certificate and key as PEM files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, authority_key = folder / "authority.pem", folder / "authority.key"
@@ -28,7 +26,7 @@ def make_certificates(folder: Path) -> TlsFiles:
         "basicConstraints=CA:FALSE",
     )
     _openssl("req", "-x509", *CURVE, "-keyout", key, "-out", certificate, "-subj", "/CN=node", *signed)
-    return TlsFiles(authority, certificate, key)
+    return str(authority), str(certificate), str(key)
 
 
 def _openssl(*arguments: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""A source in a process of its own, told what to do by JSON lines over the socket that its argument numbers."""
+"""The source that `sources.ProcessSource` steers."""
 
 import asyncio
 import json
@@ -8,42 +8,30 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from dataclasses import asdict
-from pathlib import Path
 
 from tests.transport.pattern import content
-from transport.base import Address, Memory, Region
-from transport.door import Door
-from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
-from transport.stream import StreamDoor
-from transport.ucx import UcxDoor
+from tests.transport.setup import Setup
+from transport.base import Memory
 
 
-class Steered:
+class SteeredSource:
     """A transport whose arena holds the pattern, and the commands it understands."""
 
-    def __init__(self, settings: dict) -> None:
-        self._bytes = content(0, settings["arena_bytes"])
-        tls = _tls(settings["tls"])
-        security = Security(settings["token"], tls, settings["open_network"])
-        listen = Address(settings["host"], settings["port"])
-        doors: list[Door] = [StreamDoor()]
-        if settings["ucx"]:
-            doors.insert(0, UcxDoor("source", settings["open_network"]))
-        options = NetworkOptions(security, listen, most_hold_s=settings["most_hold_s"])
-        self._transport = NetworkTransport("source", options, doors)
+    def __init__(self, setup: Setup) -> None:
+        self._bytes = content(0, setup.arena_bytes)
+        self._transport = setup.open("source")
         self._arena = self._transport.register(
             Memory(self._bytes.ctypes.data, self._bytes.nbytes, owner=self._bytes)
         )
         self._withdrawn: dict[str, Future[None]] = {}
 
-    def hello(self) -> dict:
+    def hello(self) -> dict[str, object]:
         """Where it listens."""
         return asdict(self._transport.address)
 
     def publish(self, name: str, spans: list[list[int]]) -> None:
         """Lend spans of the arena."""
-        self._transport.publish(name, [self._region(offset, nbytes) for offset, nbytes in spans])
+        self._transport.publish(name, [self._arena.region(offset, nbytes) for offset, nbytes in spans])
 
     def withdraw(self, name: str) -> bool:
         """Lend a name no more; whether its pages are free at once."""
@@ -62,7 +50,7 @@ class Steered:
         """Use the pages for something else."""
         self._bytes[offset : offset + nbytes] = 0xEE
 
-    def usage(self) -> dict:
+    def usage(self) -> dict[str, object]:
         """What the transport holds."""
         return asdict(self._transport.usage())
 
@@ -74,21 +62,11 @@ class Steered:
         """Close the transport."""
         asyncio.run(self._transport.close())
 
-    def _region(self, offset: int, nbytes: int) -> Region:
-        return self._arena.region(offset, nbytes)
-
-
-def _tls(files: list[str] | None) -> TlsFiles | None:
-    if files is None:
-        return None
-    authority, certificate, key = map(Path, files)
-    return TlsFiles(authority, certificate, key)
-
 
 def main(control: socket.socket) -> None:
     """Obey until the other end hangs up."""
-    with control.makefile("rw") as lines:
-        steered = Steered(json.loads(lines.readline()))
+    with control, control.makefile("rw") as lines:
+        steered = SteeredSource(Setup(**json.loads(lines.readline())))
         commands = {
             "hello": steered.hello,
             "publish": steered.publish,

@@ -1,0 +1,67 @@
+"""Child: a Python module run in a process of its own, told what to do by JSON lines over a socket."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ANSWER_S = 120.0
+
+
+class Child:
+    """`launcher` is put before the command line, to place the process in a namespace."""
+
+    def __init__(
+        self, module: str, settings: object, launcher: tuple[str, ...], environment: Mapping[str, str]
+    ) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*launcher, sys.executable, "-m", module, str(theirs.fileno())],
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+                env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "OMP_NUM_THREADS": "1", **environment},
+            )
+        self._control.settimeout(ANSWER_S)
+        self._lines = self._control.makefile("rw")
+        self.say(settings)
+
+    def say(self, what: object) -> None:
+        """Send one line."""
+        self._lines.write(json.dumps(what) + "\n")
+        self._lines.flush()
+
+    def ask(self, *command: object):  # noqa: ANN201  (whatever the command answers)
+        """Send a command and wait for its answer."""
+        self.say(command)
+        return json.loads(self._lines.readline())
+
+    def stop(self) -> None:
+        """Freeze it, as a hung machine would be."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen process go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it without a word; nothing happens if it has ended."""
+        self._process.kill()
+        self._process.wait(ANSWER_S)
+        self._hang_up()
+
+    def close(self) -> None:
+        """End it in order, unless it has been killed."""
+        if self._process.poll() is None:
+            self.ask("close")
+            self._hang_up()
+            code = self._process.wait(ANSWER_S)
+            assert code == 0, f"the process ended with {code}"
+
+    def _hang_up(self) -> None:
+        self._lines.close()
+        self._control.close()

@@ -1,0 +1,43 @@
+"""How a node of the tests is set up, in whichever process."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transport.base import Address
+from transport.door import AUTO, Door
+from transport.network import NetworkOptions, NetworkTransport
+from transport.security import Security, TlsFiles
+from transport.stream import StreamDoor
+from transport.ucx import UcxDoor
+
+TOKEN = "a token of the tests"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Plain values, so that they can be sent to a child; `tls` is authority, certificate and key, or nothing."""
+
+    arena_bytes: int = 65 * MIB
+    tls: tuple[str, ...] = ()
+    ucx: bool = False
+    open_network: bool = False
+    door: str = AUTO
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str = TOKEN
+    most_hold_s: float = 60.0
+
+    def as_json(self) -> dict[str, object]:
+        """For `Setup(**json)` at the other end."""
+        return asdict(self)
+
+    def open(self, name: str) -> NetworkTransport:
+        """A transport set up like this."""
+        tls = TlsFiles(Path(self.tls[0]), Path(self.tls[1]), Path(self.tls[2])) if self.tls else None
+        doors: list[Door] = [StreamDoor()]
+        if self.ucx:
+            doors.insert(0, UcxDoor(name, self.open_network))
+        security = Security(self.token, tls, self.open_network)
+        options = NetworkOptions(security, Address(self.host, self.port), self.door, self.most_hold_s)
+        return NetworkTransport(name, options, doors)
