@@ -147,11 +147,10 @@ def _sample(parts: list[_Part], logits: Tensor) -> tuple[dict[int, Sampled], lis
     samplers = [part for part in parts if part.slice.samples]
     broken: list[int] = []
     while samplers:
+        rows = [part.sample_logits for part in samplers]
+        chosen = logits if len(rows) == len(logits) else logits[rows]  # the usual step copies nothing
         try:
-            drawn = sample(
-                logits[[part.sample_logits for part in samplers]],
-                [_sample_row(part.slice) for part in samplers],
-            )
+            drawn = sample(chosen, [_sample_row(part.slice) for part in samplers])
         except InvalidLogits as error:
             broken += [samplers[row].position for row in error.rows]
             samplers = [part for row, part in enumerate(samplers) if row not in error.rows]
