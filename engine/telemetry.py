@@ -20,7 +20,7 @@ from scheduler.blocks import BlockStats
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "(other)"
 """The label of adapters beyond the first `MAX_LABELS` ones: a scrape stays finite, whatever is loaded."""
-MAX_LABELS = 2048
+MAX_LABELS = 1024
 
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TBT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)

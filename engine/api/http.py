@@ -22,7 +22,7 @@ from engine.api.adapters import AdapterDesk
 from engine.api.desk import Desk
 from engine.api.endpoints import ENDPOINTS, Endpoint, Reply
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
-from engine.api.openai import chat_messages, check_model
+from engine.api.openai import chat_messages, check_model, check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
@@ -223,6 +223,7 @@ class _Routes:
         """POST /detokenize."""
         wire = schema.decoded(await request.read(), schema.Detokenize)
         check_model(wire.model or self._desk.model_name, self._desk)
+        check_token_ids("tokens", wire.tokens, self._desk.vocab_size)
         return json_response({"prompt": self._desk.codec.decode(wire.tokens, skip_special=False)})
 
     async def health(self, request: web.Request) -> web.Response:
@@ -236,7 +237,7 @@ class _Routes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics, in Prometheus' text format."""
-        text = self._desk.telemetry.render(self._desk.stats())
+        text = await asyncio.to_thread(self._desk.telemetry.render, self._desk.stats())
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
 
 

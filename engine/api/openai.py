@@ -56,7 +56,7 @@ def completion_ask(body: bytes, desk: Desk) -> Ask:
     if silent and not echo:
         raise refused("max_tokens", "0 is of use with echo=true only: give at least 1", "invalid_value")
     prompts = _prompt_ids(wire.prompt, desk.codec)
-    _check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], desk.vocab_size)
+    check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], desk.vocab_size)
     max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else max(wire.max_tokens, int(silent))
     fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": wire.logprobs}
     if echo and wire.logprobs is not None:
@@ -113,6 +113,13 @@ def check_model(name: str, desk: Desk) -> None:
         raise UnknownModel(name)
 
 
+def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raise InvalidParameter that names `field` for an id that the model does not have."""
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidParameter(field, token_id, f"give token ids from 0 to {vocab_size - 1}")
+
+
 def _template_message(message: schema.Message) -> dict[str, str]:
     role = "system" if message.role == "developer" else message.role
     content = message.content
@@ -152,8 +159,8 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
     if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stop):
         raise refused("stop", f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters")
     bias = wire.logit_bias or {}
-    _check_token_ids("logit_bias", bias, vocab_size)
-    _check_token_ids("stop_token_ids", wire.stop_token_ids or (), vocab_size)
+    check_token_ids("logit_bias", bias, vocab_size)
+    check_token_ids("stop_token_ids", wire.stop_token_ids or (), vocab_size)
     return SamplingParams(
         **(same | fields),
         top_k=0 if wire.top_k in (None, -1) else wire.top_k,  # -1 is off, too, in some clients
@@ -161,12 +168,6 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
         logit_bias=tuple(sorted(bias.items())),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
     )
-
-
-def _check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidParameter(field, token_id, f"give token ids from 0 to {vocab_size - 1}")
 
 
 def _include_usage(wire: schema.Generate) -> bool:

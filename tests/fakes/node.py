@@ -120,6 +120,7 @@ class FakeNode:
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
         self.calls: list[str] = []
+        self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
 
@@ -129,6 +130,9 @@ class FakeNode:
     async def drain(self, timeout_s: float) -> None:
         self._draining = True
         self.calls.append(f"drain {timeout_s:g}")
+        self.drained_by()
+        while self.live:
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         self.calls.append("close")

@@ -1,0 +1,235 @@
+"""What cannot be honoured is refused: with the right status, OpenAI's error body and the field's name."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.api import schema
+from engine.api.endpoints import ENDPOINTS
+from engine.api.errors import FORESEEN, as_api_error
+from engine.errors import Draining, Overloaded
+from scheduler.request import InvalidParameter
+from tests.engine.api.door import CODEC, HI, door
+from tests.fakes.node import FakeNode
+
+COMPLETION: dict[str, Any] = {"model": "base", "prompt": "hi"}
+CHAT: dict[str, Any] = {"model": "base", "messages": HI}
+
+BOTH: list[tuple[dict[str, Any], str]] = [
+    ({"model": 1}, "model"),
+    ({"n": 0}, "n"),
+    ({"n": True}, "n"),
+    ({"n": 1.5}, "n"),
+    ({"n": "1"}, "n"),
+    ({"n": 10**30}, "n"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.01}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": [1]}, "frequency_penalty"),
+    ({"seed": 2**64}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["a"] * 17}, "stop"),
+    ({"stop": ["a" * 257]}, "stop"),
+    ({"stop": [1]}, "stop[0]"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+    ({"stop_token_ids": [99999]}, "stop_token_ids"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"ignore_eos": 1}, "ignore_eos"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"surprise": 1}}, "stream_options.surprise"),
+    ({"stream": "yes"}, "stream"),
+    ({"store": True}, "store"),
+    ({"service_tier": "priority"}, "service_tier"),
+    ({"guided_json": {}}, "guided_json"),
+]
+COMPLETION_ONLY: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", 1]}, "prompt"),
+    ({"prompt": [1, [2]]}, "prompt"),
+    ({"prompt": [1.5]}, "prompt[0]"),
+    ({"prompt": [-1]}, "prompt[0]"),
+    ({"prompt": [99999]}, "prompt"),
+    ({"prompt": {"a": 1}}, "prompt"),
+    ({"prompt": "x" * 600}, "prompt"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"echo": "yes"}, "echo"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"best_of": 2}, "best_of"),
+    ({"suffix": "end"}, "suffix"),
+    ({"messages": HI}, "messages"),
+]
+CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "hi", "tool_call_id": "1"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages[0].tool_calls"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_completion_tokens": 3, "max_tokens": 4}, "max_tokens"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"prompt": "hi"}, "prompt"),
+]
+CASES = [
+    *(("/v1/completions", COMPLETION | extra, param) for extra, param in BOTH + COMPLETION_ONLY),
+    *(("/v1/chat/completions", CHAT | extra, param) for extra, param in BOTH + CHAT_ONLY),
+]
+
+
+async def test_wrong_fields_are_refused_by_name() -> None:
+    async with door() as d:
+        for path, body, param in CASES:
+            answer = await d.post(path, body)
+            assert answer.status == 400, (path, body, answer.body)
+            assert answer.error["param"] == param, (path, body, answer.error)
+            assert answer.error["type"] == "invalid_request_error"
+            assert param.split("[")[0].split(".")[0] in answer.error["message"] or param == "prompt"
+        assert d.node.submitted == []
+
+
+async def test_what_changes_nothing_is_accepted() -> None:
+    neutral: dict[str, Any] = {
+        "tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": [],
+        "response_format": {"type": "text"}, "modalities": ["text"], "store": False, "service_tier": "default",
+        "user": "me", "metadata": {"a": "b"}, "top_k": -1, "stream_options": None, "stop": None,
+    }  # fmt: skip
+    async with door() as d:
+        assert (await d.post("/v1/chat/completions", CHAT | neutral)).status == 200
+        missing = {
+            name: (await d.post("/v1/completions", {name: "base"})).error["param"] for name in ("model",)
+        }
+        assert missing == {"model": "prompt"}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"nonsense", b"\xff\xfe", b'"text"', b"[1]", b'{"model": NaN}', b"[" * 10**5]
+)
+async def test_a_body_that_is_no_json_object_is_a_bad_request(body: bytes) -> None:
+    async with door() as d:
+        for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/load_lora_adapter"):
+            answer = await d.ask("POST", path, data=body)
+            assert answer.status == 400
+            assert answer.error["message"]
+
+
+async def test_the_content_type_does_not_matter() -> None:
+    async with door() as d:
+        body = b'{"model": "base", "prompt": "hi"}'
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
+            answer = await d.ask("POST", "/v1/completions", data=body, headers={"Content-Type": kind})
+            assert answer.status == 200
+
+
+async def test_an_unknown_model_is_not_found_by_name() -> None:
+    async with door() as d:
+        with pytest.raises(openai.NotFoundError, match="no-such-model") as refusal:
+            await d.openai.completions.create(model="no-such-model", prompt="hi")
+        assert (refusal.value.code, refusal.value.param) == ("model_not_found", "model")
+
+
+async def test_too_many_waiting_is_429_with_a_time_to_retry() -> None:
+    async with door() as d:
+        d.node.refusal = Overloaded(waiting=9, limit=8, retry_after_s=3)
+        answer = await d.post("/v1/completions", COMPLETION | {"stream": True})
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "3")
+        assert "9 requests wait" in answer.error["message"]
+        with pytest.raises(openai.RateLimitError):
+            await d.openai.chat.completions.create(model="base", messages=HI)
+
+
+async def test_a_node_that_shuts_down_says_503() -> None:
+    async with door() as d:
+        d.node.refusal = Draining()
+        answer = await d.post("/v1/completions", COMPLETION)
+        assert (answer.status, answer.error["type"]) == (503, "server_error")
+
+
+async def test_what_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async with door() as d:
+        d.node.refusal = KeyError("inner detail")
+        answer = await d.post("/v1/completions", COMPLETION)
+        assert answer.status == 500
+        assert "inner detail" not in answer.error["message"]
+        assert "inner detail" in caplog.text
+
+
+FIELDS = sorted({*schema.Completion.__struct_fields__, *schema.Chat.__struct_fields__})
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8),
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": JSON}), max_size=3
+)
+BODIES = st.fixed_dictionaries(
+    {"model": st.sampled_from(["base", "poet", "nope"])},
+    optional={"prompt": st.text(max_size=8) | JSON, "messages": MESSAGES}
+    | {name: JSON for name in FIELDS if name not in ("model", "prompt", "messages")},
+)
+NODE = FakeNode(CODEC)
+
+
+async def status_of(path: str, raw: bytes) -> int:
+    """How a body is answered, HTTP left out; what is raised and not foreseen fails the test."""
+    try:
+        async with ENDPOINTS[path].reply(NODE, ENDPOINTS[path].read(raw, NODE)) as reply:
+            msgspec.json.encode(await reply.whole())
+    except FORESEEN as error:
+        return as_api_error(error).status
+    return 200
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(path=st.sampled_from(sorted(ENDPOINTS)), body=BODIES | JSON)
+def test_no_body_is_ever_the_server_s_fault(path: str, body: object) -> None:
+    assert asyncio.run(status_of(path, msgspec.json.encode(body))) < 500
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=64))
+def test_no_bytes_are_ever_the_server_s_fault(raw: bytes) -> None:
+    for endpoint in ENDPOINTS.values():
+        with pytest.raises(FORESEEN) as refusal:
+            endpoint.read(raw, NODE)
+        assert as_api_error(refusal.value).status == 400
+
+
+def test_every_refusal_of_a_parameter_says_what_would_be_accepted() -> None:
+    told = as_api_error(InvalidParameter("n", 0, "give a number from 1 to 128"))
+    assert (told.status, told.param) == (400, "n")
+    assert "from 1 to 128" in told.message
