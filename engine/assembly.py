@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lora.ops.grouped import GroupedLora
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -17,8 +14,11 @@ from engine.errors import InvalidConfig
 from engine.executor import Executor
 from engine.memory import available_bytes
 from engine.text import TextCodec
+from lora.ops.grouped import GroupedLora
 from lora.pool import RankPages
 from lora.sites import BaseShape
+from lora.store import AdapterStore
+from lora.tiers import DiskTier
 from model.attention.torch_paged import TorchPagedAttention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
 from model.config import ModelConfig

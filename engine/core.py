@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from lora.store import AdapterStore, Lease
-
 from engine.errors import AdapterFailed, EngineError, StepFailed
 from engine.executor import StepOutputs
 from lora.adapter import AdapterRef
+from lora.store import AdapterStore, Lease
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request

@@ -5,10 +5,10 @@ from itertools import chain
 
 import numpy as np
 import torch
-from lora.store import Lease
 from torch import Tensor
 
 from lora.segments import NO_SEGMENTS, Segment, SegmentTable
+from lora.store import Lease
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Llama

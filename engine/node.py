@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora.store import AdapterEntry, StoreStats, UnknownAdapter
-
 from engine.answer import Answer
 from engine.assembly import Engine
 from engine.core import StepResult
@@ -22,6 +20,7 @@ from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded,
 from engine.telemetry import Telemetry
 from engine.text import Delta
 from lora.adapter import BASE, AdapterRef
+from lora.store import AdapterEntry, StoreStats, UnknownAdapter
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
