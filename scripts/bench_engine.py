@@ -58,8 +58,9 @@ def index_of(model: Path) -> Path:
     return model.with_name(f"{model.name}-adapters") / "index.json"
 
 
-def enter(model: Path, dtype: str) -> Arena:
+def enter(model: Path, dtype: str, quiet_s: float) -> Arena:
     """Read a model's sizes and measure the machine with them."""
+    machine.wait_quiet(quiet_s)
     size = limits.read_size(model)
     rates = limits.measure(size, [dtype])
     print(
@@ -162,7 +163,7 @@ def prepare(arena: Arena, kind: str, options: argparse.Namespace, folder: Path) 
 def contest(contenders: Sequence[Contender], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rows of the benchmark: model by model, round by round, kind by kind, engine by engine."""
     for name in options.models:
-        arena = enter(options.models_home / name, options.dtype)
+        arena = enter(options.models_home / name, options.dtype, options.quiet_wait)
         for kind in options.kinds * options.rounds:
             with TemporaryDirectory() as folder:
                 yield from prepare(arena, kind, options, Path(folder)).rows(contenders)

@@ -101,7 +101,14 @@ async def bombard(options: argparse.Namespace, rest_s: float = REST_S) -> bool:
         wall_s = time.perf_counter() - start_s
         held = await probe.rest(rest_s)
     write(options, report.rows(outcomes, models.ranks, wall_s), wall_s)
+    if not math.isinf(options.rate) or options.trace:
+        print(f"\nthe longest wait for a free client: {max_late_s(outcomes):.2f} s")
     return conclude(outcomes, held, wall_s)
+
+
+def max_late_s(outcomes: Sequence[Outcome]) -> float:
+    """How long a due request waited at most, since all clients were busy; what it waited is not in its times."""
+    return max((outcome.late_s for outcome in outcomes), default=0.0)
 
 
 def write(options: argparse.Namespace, rows: Sequence[dict[str, object]], wall_s: float) -> None:
@@ -132,8 +139,7 @@ def write(options: argparse.Namespace, rows: Sequence[dict[str, object]], wall_s
 def conclude(outcomes: Sequence[Outcome], held: dict[str, float], wall_s: float) -> bool:
     """Say in words what happened; whether it is what should have."""
     count = {verdict: sum(outcome.verdict is verdict for outcome in outcomes) for verdict in Verdict}
-    late_s = max((outcome.late_s for outcome in outcomes), default=0.0)
-    print(f"\n{len(outcomes)} requests in {wall_s:.1f} s; the longest wait for a free client {late_s:.2f} s")
+    print(f"\n{len(outcomes)} requests in {wall_s:.1f} s")
     print(f"killed clients {count[Verdict.LEFT]}; malformed requests refused {count[Verdict.REFUSED]}")
     answered = count[Verdict.OK] + count[Verdict.WRONG]
     print(f"answers as they should be: {count[Verdict.OK]} of {answered}")

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -139,6 +140,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """The checkpoint's config.json."""
+    named = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    special: dict[str, Any] = {
+        field: tokenizer.convert_tokens_to_ids(token) for field, token in named.items()
+    }
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=VOCABULARY_SIZE,
@@ -153,9 +158,7 @@ def build_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfi
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=False,
         dtype="bfloat16",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
 
 

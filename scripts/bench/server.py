@@ -72,14 +72,21 @@ HELD = (
     'loraserve_kv_blocks{state="used"}',
 )
 """What is zero in a server at rest."""
+STARTED, FINISHED = "loraserve_requests_started_total{", "loraserve_requests_finished_total{"
 
 
 def leftovers(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a server still holds. Raises ServerFailed if it does not say."""
+    """What a server still holds, and how many requests it began and never ended. Raises ServerFailed if it
+    does not say."""
     missing = [name for name in HELD if name not in metrics]
     if missing:
         raise ServerFailed(f"/metrics has no {', '.join(missing)}: nothing can be said about leaks")
-    return {name: metrics[name] for name in HELD if metrics[name]}
+    begun, ended = (
+        sum(value for name, value in metrics.items() if name.startswith(prefix))
+        for prefix in (STARTED, FINISHED)
+    )
+    held = {name: metrics[name] for name in HELD} | {"requests without an end": begun - ended}
+    return {name: value for name, value in held.items() if value}
 
 
 class Probe:
@@ -122,7 +129,9 @@ async def started(arguments: Sequence[str], cwd: Path, timeout_s: float) -> Asyn
         yield url
         drain.cancel()
     finally:
-        await end(process)
+        status = await end(process)
+    if status:
+        raise ServerFailed(f"the server ended with exit status {status} when it was asked to stop")
 
 
 async def ready_url(lines: asyncio.StreamReader, timeout_s: float) -> str:
@@ -137,14 +146,13 @@ async def ready_url(lines: asyncio.StreamReader, timeout_s: float) -> str:
     raise ServerFailed("the server ended before it was ready: its messages are above")
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Ask it to stop; make it, if it does not."""
-    if process.returncode is not None:
-        return
-    process.terminate()
+async def end(process: asyncio.subprocess.Process) -> int:
+    """Ask it to stop; make it, if it does not. Its exit status."""
+    if process.returncode is None:
+        process.terminate()
     try:
         async with asyncio.timeout(STOP_S):
-            await process.wait()
+            return await process.wait()
     except TimeoutError:
         process.kill()
-        await process.wait()
+        return await process.wait()

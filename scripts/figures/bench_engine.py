@@ -1,0 +1,81 @@
+"""Draw the offline benchmark: tokens/s of every engine by workload and batch size, under the machine's limit.
+
+    python scripts/figures/bench_engine.py results/bench_engine.jsonl --out results/bench_engine.png
+
+A panel per model and batch size, a group of bars per workload, a line over each group at the limit. Where a
+results file measures the same thing twice, the later row counts.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+GROUP_WIDTH = 0.8
+PANEL_INCHES = (4.2, 3.2)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a results file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def distinct(rows: Sequence[Row], field: str) -> list[Any]:
+    """The values of a field in order of first appearance."""
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def draw_panel(axes: Axes, rows: Sequence[Row], engines: Sequence[str]) -> None:
+    """The bars of one model and batch size."""
+    width = GROUP_WIDTH / len(engines)
+    cells = {(row["workload"], row["engine"]): row for row in rows}
+    kinds = distinct(rows, "workload")
+    for place, engine in enumerate(engines):
+        here = [(group, cells[kind, engine]) for group, kind in enumerate(kinds) if (kind, engine) in cells]
+        lefts = [group - GROUP_WIDTH / 2 + (place + 0.5) * width for group, _ in here]
+        bars = axes.bar(lefts, [row["output_tok_s"] for _, row in here], width, color=f"C{place}")
+        axes.bar_label(bars, fmt="%.3g", fontsize=6)
+    for group, kind in enumerate(kinds):
+        limit = next(row for row in rows if row["workload"] == kind)["limit"]["output_tok_s"]
+        axes.hlines(limit, group - GROUP_WIDTH / 2, group + GROUP_WIDTH / 2, colors="black", linestyles="--")
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_ylim(bottom=0)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """The whole figure."""
+    models, batches, engines = (distinct(rows, field) for field in ("model", "batch", "engine"))
+    size = (PANEL_INCHES[0] * len(batches), PANEL_INCHES[1] * len(models) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(models), len(batches), squeeze=False)
+    for model, line in zip(models, panels, strict=True):
+        for batch, axes in zip(batches, line, strict=True):
+            draw_panel(axes, [row for row in rows if (row["model"], row["batch"]) == (model, batch)], engines)
+            axes.set_title(f"{model}, batch {batch}", fontsize=9)
+        line[0].set_ylabel("output tokens/s, all in")
+    for place, engine in enumerate(engines):
+        figure.axes[0].bar([], [], color=f"C{place}", label=engine)
+    figure.axes[0].plot([], [], "k--", label="limit")
+    figure.legend(loc="outside lower center", ncols=len(engines) + 1, fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Read a results file, write a picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/bench_engine.png"))
+    options = parser.parse_args()
+    draw(read(options.results)).savefig(options.out, dpi=150)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
