@@ -23,7 +23,7 @@ from engine.api.schema import decoded
 from engine.assembly import assemble
 from engine.config import BatchConfig
 from engine.errors import InvalidConfig
-from engine.ledger import Ledger, key_of, key_of_line
+from engine.ledger import RESULT_PREFIX, Ledger, key_of, key_of_line, open_ledger
 from engine.node import Node
 from engine.options import batch_config
 from engine.telemetry import Telemetry
@@ -63,11 +63,11 @@ class Batch:
     """One run over one input. Use `run` once."""
 
     def __init__(
-        self, desk: Desk, config: BatchConfig, ledger: Ledger, progress: Callable[[], object]
+        self, desk: Desk, config: BatchConfig, results: Ledger, progress: Callable[[], object]
     ) -> None:
         self._desk = desk
         self._config = config
-        self._ledger = ledger
+        self._results = results
         self._progress = progress
         self._seen: set[bytes] = set()
         self._seats = asyncio.Semaphore(config.in_flight)
@@ -95,7 +95,7 @@ class Batch:
         except ApiError as error:
             self._fail(number, line.custom_id if line else None, error)
             return None
-        if key_of(line.custom_id) in self._ledger:
+        if key_of(line.custom_id) in self._results:
             self.summary.skipped += 1
             return None
         return line, endpoint
@@ -111,7 +111,7 @@ class Batch:
         return ENDPOINTS[line.url]
 
     async def _work(self, line: _Line, endpoint: Endpoint) -> None:
-        request_id = f"batch_req_{uuid.uuid4().hex}"
+        request_id = f"{RESULT_PREFIX}{uuid.uuid4().hex}"
         status, error = 200, None
         try:
             body = await self._answer(line, endpoint)
@@ -123,7 +123,7 @@ class Batch:
             status, body, error = told.status, told.body(), {"code": told.code, "message": told.message}
             self.summary.errors += 1
         response = {"status_code": status, "request_id": request_id, "body": body}
-        self._ledger.append(
+        self._results.append(
             {"id": request_id, "custom_id": line.custom_id, "response": response, "error": error}
         )
         self._progress()
@@ -138,18 +138,18 @@ class Batch:
 
     def _fail(self, number: int, custom_id: str | None, error: ApiError) -> None:
         """Write the error line of a line that is no request; its number tells it when the batch is resumed."""
-        if key_of_line(number) in self._ledger:
+        if key_of_line(number) in self._results:
             self.summary.skipped += 1
             return
         self.summary.errors += 1
         told = {"code": error.code, "message": error.message, "line": number}
         record = {
-            "id": f"batch_req_{uuid.uuid4().hex}",
+            "id": f"{RESULT_PREFIX}{uuid.uuid4().hex}",
             "custom_id": custom_id,
             "response": None,
             "error": told,
         }
-        self._ledger.append(record)
+        self._results.append(record)
 
 
 def _parsed(raw: bytes) -> _Line:
@@ -188,8 +188,8 @@ async def run_batch(desk: Desk, config: BatchConfig) -> Summary:
     bar = tqdm(
         total=_count_lines(config.input), unit="line", disable=not config.engine.progress, file=sys.stderr
     )
-    with Ledger(config.output) as ledger, bar:
-        return await Batch(desk, config, ledger, bar.update).run()
+    with open_ledger(config.output) as results, bar:
+        return await Batch(desk, config, results, bar.update).run()
 
 
 async def _run(node: Node, config: BatchConfig) -> Summary:

@@ -1,19 +1,21 @@
 """Ledger: the results file of a batch, which is also its memory: what it holds need not be done again.
 
 It may not know what a result says. Lines are only ever appended whole; one that a kill tore is cut off when the
-file is opened again.
+file is opened again. A file that is none of ours is refused and left as it is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import msgspec
 
 from engine.errors import InvalidConfig
 
-_CHUNK_BYTES = 1 << 20
+RESULT_PREFIX = "batch_req_"
+_BEGINNING = b'{"id":"' + RESULT_PREFIX.encode()  # of every line, torn ones included
 _DIGEST_BYTES = 16
 
 
@@ -35,68 +37,63 @@ def key_of(custom_id: str) -> bytes:
 
 def key_of_line(number: int) -> bytes:
     """The identity of a line that has none: its number in the input."""
-    return blake2b(b"line:%d" % number, digest_size=_DIGEST_BYTES, person=b"line").digest()
+    return blake2b(b"%d" % number, digest_size=_DIGEST_BYTES, person=b"line").digest()
 
 
 class Ledger:
-    """Use as `with`. `done` counts the results found when it was opened."""
+    """An open results file, and the identities of the results that it held when it was opened."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._done: set[bytes] = set()
-        try:
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise InvalidConfig("output", str(path), f"it cannot be written: {error.strerror}") from error
-
-    def __enter__(self) -> "Ledger":
-        _cut_torn_line(self._file)
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            self._done.add(self._key(number, line))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._done
+    def __init__(self, file: BinaryIO, done: frozenset[bytes]) -> None:
+        self._file = file
+        self._done = done
 
     @property
     def done(self) -> int:
         """Results that the file held when it was opened."""
         return len(self._done)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._done
+
     def append(self, result: object) -> None:
-        """Write one result, whole and at once."""
+        """Write one result, whole and at once. Its first field is its id, which begins with RESULT_PREFIX."""
         self._file.write(msgspec.json.encode(result) + b"\n")
         self._file.flush()
 
-    def _key(self, number: int, line: bytes) -> bytes:
-        try:
-            result = msgspec.json.decode(line, type=_Result)
-        except msgspec.DecodeError as error:
-            remedy = f"its line {number} is no batch result ({error}): give another file"
-            raise InvalidConfig("output", str(self._path), remedy) from error
-        if result.error is not None and result.error.line is not None:
-            return key_of_line(result.error.line)
-        if result.custom_id is None:
-            remedy = f"its line {number} has no custom_id: give another file"
-            raise InvalidConfig("output", str(self._path), remedy)
-        return key_of(result.custom_id)
+
+@contextmanager
+def open_ledger(path: Path) -> Iterator[Ledger]:
+    """The ledger at `path`, a new one if there is none. Raises InvalidConfig if it cannot be used."""
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise InvalidConfig("output", str(path), f"it cannot be written: {error.strerror}") from error
+    with file:
+        yield Ledger(file, _recovered(file, path))
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
-    """Drop what follows the last line break."""
-    end = file.seek(0, 2)
-    while end > 0:
-        start = max(0, end - _CHUNK_BYTES)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
+def _recovered(file: BinaryIO, path: Path) -> frozenset[bytes]:
+    """The identities of all whole results; a torn last line is cut off."""
+    done: set[bytes] = set()
+    size = file.seek(0)
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
+            file.truncate(size)
             break
-        end = start
-    file.truncate(end)
+        try:
+            done.add(_key(line))
+        except ValueError as error:
+            remedy = f"its line {number} is no batch result ({error}): give another file"
+            raise InvalidConfig("output", str(path), remedy) from error
+        size += len(line)
+    return frozenset(done)
+
+
+def _key(line: bytes) -> bytes:
+    """Whose result the line is. Raises ValueError if it is none."""
+    result = msgspec.json.decode(line, type=_Result)
+    if result.error is not None and result.error.line is not None:
+        return key_of_line(result.error.line)
+    if result.custom_id is None:
+        raise ValueError("it has no custom_id")
+    return key_of(result.custom_id)

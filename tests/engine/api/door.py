@@ -17,7 +17,7 @@ from engine.text import TextCodec
 from tests.fakes.node import FakeNode, byte_tokenizer
 
 CODEC = TextCodec(byte_tokenizer())
-HI = [{"role": "user", "content": "hi"}]
+HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @dataclass(frozen=True, slots=True)
