@@ -9,7 +9,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.demo.paths import DEMO_BASE
+from engine.demo.paths import DEMO_ADAPTERS, DEMO_BASE
 from engine.errors import InvalidConfig
 from engine.executor import Executor
 from engine.memory import available_bytes
@@ -88,7 +88,7 @@ def assemble(config: EngineConfig) -> Engine:
     core = EngineCore(scheduler, store, Executor(model, cache), time.monotonic)
     _add_adapters(config, store)
     card = ModelCard(
-        name=config.served_model_name or folder.resolve().name,
+        name=config.served_model_name or ("demo" if config.model is None else folder.resolve().name),
         root=config.model or str(folder),
         max_model_len=limits.max_model_len,
         vocab_size=model_config.vocab_size,
@@ -152,7 +152,9 @@ def _cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device:
 
 
 def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
-    for name, folder in _found(config.lora_dir):
+    """The embedded model brings its own adapters; a name given explicitly wins over one that was found."""
+    found = _found(DEMO_ADAPTERS) if config.model is None else []
+    for name, folder in found + _found(config.lora_dir):
         store.declare(name, folder)
     for name, folder in config.loras:
         store.load(name, folder)
