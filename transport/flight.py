@@ -3,16 +3,29 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import PullTimeout
 from transport.landings import Landing
-from transport.nixl_agent import NixlRead, Outcome
+from transport.nixl_agent import Outcome
 
 SHORTEST_NAP_S = 20e-6
 LONGEST_NAP_S = 2e-3
 REAPER_NAP_S = 0.05
+
+
+class Reading(Protocol):
+    """A read that has begun; it can be waited for, not stopped."""
+
+    def outcome(self) -> Outcome:
+        """How it stands."""
+        ...
+
+    def release(self) -> None:
+        """Give it back, once it has ended."""
+        ...
 
 
 class Flight:
@@ -22,9 +35,9 @@ class Flight:
         self.channel = channel
         self._landing = landing
         self._deadline = deadline
-        self._running: tuple[NixlRead, Callable[[], None]] | None = None
+        self._running: tuple[Reading, Callable[[], None]] | None = None
 
-    def complete(self, read: NixlRead, ended: Callable[[], None]) -> bool:
+    def complete(self, read: Reading, ended: Callable[[], None]) -> bool:
         """Wait for `read`; False if it failed. `ended` is called when it has, even if the flight is given up before.
 
         PullTimeout at the deadline; LeaseExpired or PeerGone when the source says so, or nothing any more.
@@ -55,7 +68,7 @@ class Flight:
         self._landing.quarantine()
         threading.Thread(target=self._reap, args=self._running, name="transport-reap", daemon=True).start()
 
-    def _reap(self, read: NixlRead, ended: Callable[[], None]) -> None:
+    def _reap(self, read: Reading, ended: Callable[[], None]) -> None:
         while read.outcome() is Outcome.RUNNING:
             time.sleep(REAPER_NAP_S)
         read.release()

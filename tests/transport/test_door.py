@@ -1,0 +1,95 @@
+"""Which way the bytes go: what both ends offer, in this node's order, unless a setting names one."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from transport.base import Arena, Lease
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.door import AUTO, choose
+from transport.errors import DoorUnavailable
+from transport.landings import Landing
+from transport.ucx import Reach
+
+
+@dataclass(frozen=True)
+class FakeDoor:
+    """Leads to peers that offer the word it knows."""
+
+    name: str
+    word: str
+
+    def offer(self) -> str:
+        return self.word
+
+    def reaches(self, offer: str) -> bool:
+        return offer == self.word
+
+    def card(self) -> str:
+        return ""
+
+    def register(self, arena: Arena) -> None:
+        raise AssertionError("not asked for")
+
+    def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
+        raise AssertionError("not asked for")
+
+    def close(self) -> None:
+        raise AssertionError("not asked for")
+
+
+UCX, STREAM = FakeDoor("ucx", "here"), FakeDoor("stream", "")
+BOTH = {"ucx": "here", "stream": ""}
+
+
+@pytest.mark.parametrize(
+    ("doors", "offers", "setting", "chosen"),
+    [
+        ([UCX, STREAM], BOTH, AUTO, UCX),
+        ([UCX, STREAM], {"stream": "", "ucx": "elsewhere"}, AUTO, STREAM),
+        ([UCX, STREAM], {"stream": ""}, AUTO, STREAM),
+        ([STREAM], BOTH, AUTO, STREAM),
+        ([UCX, STREAM], BOTH, "stream", STREAM),
+        ([STREAM, UCX], BOTH, "ucx", UCX),
+    ],
+)
+def test_the_first_door_that_leads_there_is_taken(
+    doors: list[FakeDoor], offers: dict[str, str], setting: str, chosen: FakeDoor
+) -> None:
+    assert choose(doors, offers, setting) is chosen
+
+
+@pytest.mark.parametrize(
+    ("doors", "offers"),
+    [([STREAM], BOTH), ([UCX, STREAM], {"stream": ""}), ([UCX, STREAM], {"stream": "", "ucx": "elsewhere"})],
+)
+def test_a_named_door_that_does_not_lead_there_is_refused_not_replaced(
+    doors: list[FakeDoor], offers: dict[str, str]
+) -> None:
+    with pytest.raises(DoorUnavailable, match="these do: stream"):
+        choose(doors, offers, "ucx")
+
+
+HERE = Reach("host 1", infiniband=False, open_network=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        (HERE, HERE, True),
+        (HERE, Reach("host 2", infiniband=False, open_network=False), False),
+        (HERE, Reach("host 2", infiniband=True, open_network=True), False),
+        (Reach("host 1", True, False), Reach("host 2", True, False), True),
+        (Reach("host 1", False, True), Reach("host 2", False, True), True),
+        (Reach("host 1", False, True), Reach("host 2", True, False), False),
+    ],
+)
+def test_ucx_reaches_the_same_host_and_what_shares_a_fabric(one: Reach, other: Reach, meet: bool) -> None:
+    assert one.meets(other) is other.meets(one) is meet
+
+
+def test_this_machine_meets_itself() -> None:
+    assert Reach.of_this_machine(open_network=False).meets(Reach.of_this_machine(open_network=True))
+    assert json.dumps(Reach.of_this_machine(open_network=False).host)

@@ -1,0 +1,106 @@
+"""A read that was given up keeps its landing until UCX says that it has ended, and not a moment less."""
+
+import ctypes
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from transport.base import Memory
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import LeaseExpired, PeerGone, PullTimeout
+from transport.flight import Flight
+from transport.holdings import Holdings
+from transport.landings import Landings
+from transport.nixl_agent import Outcome
+from transport.wire import Refusal, encode
+
+MEMORY = ctypes.create_string_buffer(16)
+REGION = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 16, owner=MEMORY)).region(0, 16)
+
+
+class FakeRead:
+    """Runs until told how to end."""
+
+    def __init__(self) -> None:
+        self.ending = Outcome.RUNNING
+        self.released = threading.Event()
+
+    def outcome(self) -> Outcome:
+        return self.ending
+
+    def release(self) -> None:
+        assert self.ending is not Outcome.RUNNING
+        self.released.set()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, socket.socket]]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    with listener, theirs:
+        channel = Channel(ours, "the source")
+        yield channel, theirs
+        channel.close()
+
+
+Ends = tuple[Channel, socket.socket]
+
+
+@pytest.mark.parametrize(("ending", "done"), [(Outcome.DONE, True), (Outcome.FAILED, False)])
+def test_a_read_that_ends_ends_the_landing(ends: Ends, ending: Outcome, done: bool) -> None:
+    landings, read, parted = Landings(), FakeRead(), threading.Event()
+    landing = landings.begin([REGION])
+    flight = Flight(landing, ends[0], Deadline.after(30.0))
+    read.ending = ending
+    assert flight.complete(read, parted.set) is done
+    assert parted.is_set()
+    assert read.released.is_set()
+    assert not landing.settled.done()
+    flight.land()
+    assert landing.settled.done()
+    assert landings.count() == (0, 0)
+
+
+@pytest.mark.parametrize("ending", [Outcome.DONE, Outcome.FAILED])
+def test_a_read_that_was_given_up_is_quarantined_until_it_ends(ends: Ends, ending: Outcome) -> None:
+    landings, read, parted = Landings(), FakeRead(), threading.Event()
+    landing = landings.begin([REGION])
+    flight = Flight(landing, ends[0], Deadline.after(0.0))
+    with pytest.raises(PullTimeout):
+        flight.complete(read, parted.set)
+    flight.land()
+    assert landings.count() == (1, 1)
+    assert not parted.is_set()
+    assert not landing.settled.done()
+    read.ending = ending
+    landing.settled.result(30.0)
+    assert read.released.is_set()
+    assert parted.is_set()
+    assert landings.count() == (0, 0)
+
+
+def test_a_source_that_ends_the_lease_ends_the_wait(ends: Ends) -> None:
+    channel, theirs = ends
+    theirs.sendall(encode(Refusal("LeaseExpired", "too late")))
+    flight = Flight(Landings().begin([REGION]), channel, Deadline.after(30.0))
+    with pytest.raises(LeaseExpired, match="too late"):
+        flight.complete(FakeRead(), lambda: None)
+
+
+def test_a_source_that_hangs_up_ends_the_wait(ends: Ends) -> None:
+    channel, theirs = ends
+    theirs.close()
+    flight = Flight(Landings().begin([REGION]), channel, Deadline.after(30.0))
+    with pytest.raises(PeerGone, match="the source"):
+        flight.complete(FakeRead(), lambda: None)
+
+
+def test_a_cancelled_pull_ends_the_wait(ends: Ends) -> None:
+    ends[0].abort()
+    flight = Flight(Landings().begin([REGION]), ends[0], Deadline.after(30.0))
+    with pytest.raises(PeerGone):
+        flight.complete(FakeRead(), lambda: None)

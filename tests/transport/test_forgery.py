@@ -1,0 +1,274 @@
+"""Strangers and liars: whatever they send, the honest end answers with one named error and goes on serving."""
+
+import asyncio
+import ctypes
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.transport.asynchronous import asynchronous
+from tests.transport.setup import TOKEN, Setup
+from transport.base import Address, Arena, Memory, RemoteRegion
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import HelloRefused, PeerGone, RegionRefused, TransportError, WireError
+from transport.network import NetworkTransport
+from transport.security import Guard, Security
+from transport.wire import (
+    LENGTH,
+    Bytes,
+    Grant,
+    Hello,
+    LeaseRequest,
+    Proof,
+    Read,
+    Refusal,
+    Release,
+    Released,
+    encode,
+    error_of,
+)
+
+NBYTES = 4096
+SOON_S = 30.0
+
+
+def soon() -> Deadline:
+    return Deadline.after(SOON_S)
+
+
+def memory() -> Memory:
+    owner = ctypes.create_string_buffer(b"\xa5" * NBYTES, NBYTES)
+    return Memory(ctypes.addressof(owner), NBYTES, owner=owner)
+
+
+@contextmanager
+def connected(address: Address) -> Iterator[socket.socket]:
+    with socket.create_connection((address.host, address.port), SOON_S) as sock:
+        yield sock
+
+
+def answers_until_it_hangs_up(sock: socket.socket) -> bytes:
+    """All that comes; a reset ends it like a good-bye."""
+    answer = b""
+    try:
+        while some := sock.recv(65_536):
+            answer += some
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+async def lease_and_pull(puller: NetworkTransport, peer: Address, arena: Arena) -> None:
+    lease = await puller.lease(peer, "adapter", SOON_S)
+    await puller.pull(lease, [arena.region(0, NBYTES)], SOON_S)
+
+
+async def serves_honest_pullers(source: NetworkTransport) -> bool:
+    puller = Setup().open("puller")
+    room = memory()
+    await lease_and_pull(puller, source.address, puller.register(room))
+    await puller.close()
+    return bytes(room.view()) == b"\xa5" * NBYTES and source.usage().leases == 0
+
+
+def frame(body: bytes) -> bytes:
+    return LENGTH.pack(len(body)) + body
+
+
+HELLO = encode(Hello(1, "stranger", "00"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x00\x00\x00\x00",
+        b"\xff" * 64,
+        HELLO[:3],
+        HELLO[:-4],
+        frame(b"[]"),
+        frame(b"{" * 500),
+        frame(b'{"kind":"Hello"}'),
+        frame(b'{"kind":"Hello","version":"1","node":"x","nonce":"y"}'),
+        encode(Hello(2, "from the future", "00")),
+        encode(LeaseRequest("adapter", 1.0, "stream")),
+        encode(Read()),
+        HELLO + encode(Proof("00" * 32)),
+        HELLO + encode(Proof("ünicode")),
+        HELLO + encode(LeaseRequest("adapter", 1.0, "stream")),
+        HELLO + encode(Refusal("HelloRefused", "no, you")),
+    ],
+    ids=lambda said: repr(said)[:50],
+)
+@asynchronous
+async def test_a_stranger_gets_no_lease_and_disturbs_nobody(said: bytes) -> None:
+    source = Setup().open("source")
+    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    with connected(source.address) as sock:
+        sock.sendall(said)
+        with suppress(OSError):  # it may have hung up already
+            sock.shutdown(socket.SHUT_WR)
+        answer = await asyncio.to_thread(answers_until_it_hangs_up, sock)
+    assert b"Welcome" not in answer
+    assert b"Grant" not in answer
+    assert await serves_honest_pullers(source)
+    await source.close()
+
+
+def trusted(source: NetworkTransport) -> Channel:
+    return Guard(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())[0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        encode(Read()),
+        encode(Release(read=True)),
+        encode(Hello(1, "again", "00")),
+        frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":NaN,"door":"stream"}'),
+        frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":-1,"door":"stream"}'),
+        frame(b'{"kind":"LeaseRequest","name":["adapter"],"hold_s":1,"door":"stream"}'),
+        encode(LeaseRequest("adapter", 1.0, "stream")) + encode(Hello(1, "again", "00")),
+        encode(LeaseRequest("adapter", 1.0, "stream")) + frame(b"{}"),
+        encode(LeaseRequest("adapter", 1.0, "stream"))[:-3],
+    ],
+    ids=lambda said: repr(said)[:90],
+)
+@asynchronous
+async def test_a_liar_within_the_cluster_ends_only_its_own_connection(said: bytes) -> None:
+    source = Setup().open("source")
+    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    channel = await asyncio.to_thread(trusted, source)
+    channel.send_bytes(memoryview(said), soon())
+    channel.abort()
+    channel.close()
+    source.withdraw("adapter")
+    assert await serves_after_republishing(source)
+    await source.close()
+
+
+async def serves_after_republishing(source: NetworkTransport) -> bool:
+    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    return await serves_honest_pullers(source)
+
+
+@asynchronous
+async def test_an_unknown_door_is_refused_and_the_connection_goes_on() -> None:
+    source = Setup().open("source")
+    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    channel = await asyncio.to_thread(trusted, source)
+    for request in (LeaseRequest("adapter", 1.0, "window"), LeaseRequest("absent", 1.0, "stream")):
+        channel.send(request, soon())
+        with pytest.raises(TransportError):
+            await asyncio.to_thread(channel.receive, soon())
+    channel.send(LeaseRequest("adapter", 1.0, "stream"), soon())
+    assert isinstance(await asyncio.to_thread(channel.receive, soon()), Grant)
+    channel.close()
+    await source.close()
+
+
+Lie = Callable[[Channel], None]
+
+
+class Impostor:
+    """A source that does everything right up to the lease, and then lies."""
+
+    def __init__(self, lie: Lie, token: str = TOKEN) -> None:
+        self._lie = lie
+        self._guard = Guard(Security(token), "impostor")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = Address(*self._listener.getsockname())
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join(SOON_S)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        channel = self._guard.accept(sock, "the puller", soon())
+        try:
+            self._guard.welcome(channel, {"stream": ""}, soon())
+            channel.expect(LeaseRequest, soon())
+            self._lie(channel)
+        except TransportError:
+            pass  # the puller has seen through it
+        finally:
+            channel.close()
+
+
+def region(nbytes: int = NBYTES, node: str = "impostor", key: int = 7) -> RemoteRegion:
+    return RemoteRegion(node, 1, 4096, nbytes, -1, key)
+
+
+def grants(*regions: RemoteRegion) -> Lie:
+    return lambda channel: channel.send(Grant(7, 60.0, "", regions), soon())
+
+
+def says(said: bytes) -> Lie:
+    return lambda channel: channel.send_bytes(memoryview(said), soon())
+
+
+def then_sends(announced: int, sent: int, *after: bytes) -> Lie:
+    def lie(channel: Channel) -> None:
+        channel.send(Grant(7, 60.0, "", (region(),)), soon())
+        channel.expect(Read, soon())
+        channel.send(Bytes(announced), soon())
+        channel.send_bytes(memoryview(b"x" * sent + b"".join(after)), soon())
+
+    return lie
+
+
+NEGATIVE = encode(Grant(7, 60.0, "", (region(),)))[LENGTH.size :].replace(b'"nbytes":4096', b'"nbytes":-4096')
+
+
+@pytest.mark.parametrize(
+    ("lie", "error"),
+    [
+        (grants(region(node="another")), WireError),
+        (grants(region(key=8)), WireError),
+        (grants(region(NBYTES + 1)), RegionRefused),
+        (grants(region(NBYTES), region(1)), RegionRefused),
+        (grants(region(1 << 60)), RegionRefused),
+        (grants(), RegionRefused),
+        (says(frame(NEGATIVE)), WireError),
+        (says(frame(NEGATIVE[:40])), WireError),
+        (says(b"\x00\x00"), PeerGone),
+        (says(b""), PeerGone),
+        (says(encode(Released())), WireError),
+        (then_sends(NBYTES + 1, NBYTES + 1), WireError),
+        (then_sends(NBYTES - 1, NBYTES - 1), WireError),
+        (then_sends(NBYTES, NBYTES - 1), PeerGone),
+        (then_sends(NBYTES, NBYTES), PeerGone),
+        (then_sends(NBYTES, NBYTES, b"\xff" * 8), WireError),
+        (then_sends(NBYTES, NBYTES, encode(Refusal("LeaseExpired", "sorry"))), TransportError),
+    ],
+)
+@asynchronous
+async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]) -> None:
+    impostor, puller = Impostor(lie), Setup().open("puller")
+    arena = puller.register(memory())
+    with pytest.raises(error):
+        await lease_and_pull(puller, impostor.address, arena)
+    await asyncio.wait_for(asyncio.wrap_future(puller.settled(arena.region(0, NBYTES))), SOON_S)
+    await puller.close()
+    impostor.close()
+
+
+@asynchronous
+async def test_a_source_without_the_token_is_told_nothing() -> None:
+    impostor = Impostor(grants(region()), token="another token altogether")
+    puller = Setup().open("puller")
+    with pytest.raises(HelloRefused, match="wrong token"):
+        await puller.lease(impostor.address, "adapter", SOON_S)
+    await puller.close()
+    impostor.close()
+
+
+def test_a_refusal_keeps_its_words() -> None:
+    assert str(error_of(Refusal("HelloRefused", "wrong token"))) == "wrong token"

@@ -1,0 +1,105 @@
+"""The shelf as a machine: pages are free exactly when their name is withdrawn and no lease of it is open."""
+
+import ctypes
+from concurrent.futures import Future
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle as Drawn
+from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from transport.base import Arena, Memory
+from transport.errors import NotOffered, RegionRefused
+from transport.holdings import Holdings
+from transport.shelf import Ending, Shelf
+
+MEMORY = ctypes.create_string_buffer(64)
+ARENA = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 64, owner=MEMORY))
+NAMES = st.sampled_from(["a", "b", "c"])
+
+
+def arena() -> Arena:
+    return ARENA
+
+
+class ShelfMachine(RuleBasedStateMachine):
+    """Compared with a model that keeps, per publication, its open tickets."""
+
+    tickets = Drawn("tickets")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf = Shelf()
+        self.published: dict[str, set[int]] = {}
+        self.withdrawn: list[tuple[Future[None], set[int]]] = []
+        self.ended = dict.fromkeys(Ending, 0)
+
+    @rule(name=NAMES)
+    def publish(self, name: str) -> None:
+        if name in self.published:
+            with pytest.raises(RegionRefused):
+                self.shelf.publish(name, [arena().region(0, 1)])
+        else:
+            self.shelf.publish(name, [arena().region(0, 1)])
+            self.published[name] = set()
+
+    @rule(name=NAMES)
+    def withdraw(self, name: str) -> None:
+        if name in self.published:
+            self.withdrawn.append((self.shelf.withdraw(name), self.published.pop(name)))
+        else:
+            with pytest.raises(NotOffered):
+                self.shelf.withdraw(name)
+
+    @rule(target=tickets, name=NAMES)
+    def lend(self, name: str):  # noqa: ANN201  (a ticket or no ticket, in hypothesis' own type)
+        if name not in self.published:
+            with pytest.raises(NotOffered):
+                self.shelf.lend(name)
+            return multiple()
+        ticket, _ = self.shelf.lend(name)
+        self.published[name].add(ticket)
+        return ticket
+
+    @rule(ticket=consumes(tickets), ending=st.sampled_from(Ending))
+    def end(self, ticket: int, ending: Ending) -> None:
+        self.shelf.end(ticket, ending)
+        self.ended[ending] += 1
+        for open_tickets in [*self.published.values(), *(left for _, left in self.withdrawn)]:
+            open_tickets.discard(ticket)
+
+    @invariant()
+    def pages_are_free_exactly_when_nobody_reads(self) -> None:
+        assert all(drained.done() == (not left) for drained, left in self.withdrawn)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        open_tickets = [*self.published.values(), *(left for _, left in self.withdrawn)]
+        assert self.shelf.leases() == sum(map(len, open_tickets))
+        assert self.shelf.names() == len(self.published)
+        assert self.shelf.endings() == {ending.value: count for ending, count in self.ended.items()}
+
+    @invariant()
+    def lent_pages_are_known(self) -> None:
+        lent = bool(self.published) or any(left for _, left in self.withdrawn)
+        assert self.shelf.lends(arena().region(0, 64)) == lent
+        assert not self.shelf.lends(arena().region(1, 63))
+
+
+ShelfMachine.TestCase.settings = settings(deadline=None, max_examples=100)
+TestShelf = ShelfMachine.TestCase
+
+
+def test_whoever_waits_for_pages_may_use_the_shelf_at_once() -> None:
+    shelf = Shelf()
+    shelf.publish("a", [arena().region(0, 8)])
+    ticket, _ = shelf.lend("a")
+    shelf.withdraw("a").add_done_callback(lambda _: shelf.publish("a", [arena().region(8, 8)]))
+    shelf.end(ticket, Ending.READ)
+    assert shelf.names() == 1
+
+
+def test_a_name_needs_regions() -> None:
+    with pytest.raises(RegionRefused, match="at least one"):
+        Shelf().publish("empty", [])
