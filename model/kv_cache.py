@@ -32,7 +32,7 @@ class KVLayout:
 
 
 class KVCache:
-    """Per layer one key and one value tensor, [num_blocks, block_size, num_kv_heads, head_dim].
+    """Per layer one tensor of keys and one of values, [blocks, block_size, num_kv_heads, head_dim].
 
     Tokens lie one after another, each with all its heads: a step's rows are written as they leave the
     projection, and a block is one contiguous run of bytes to gather or to send. Memory is zeroed and, on a
@@ -40,7 +40,7 @@ class KVCache:
     """
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
-        shape = (num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim)
+        shape = (num_blocks + 1, layout.block_size, layout.num_kv_heads, layout.head_dim)
         layers = range(layout.num_layers)
         self._keys = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
         self._values = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
@@ -51,8 +51,13 @@ class KVCache:
         """Tokens per block."""
         return self.layout.block_size
 
+    @property
+    def zero_block(self) -> int:
+        """The block that is never written."""
+        return self.num_blocks
+
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The layer's key and value tensors."""
+        """The layer's key and value tensors, [num_blocks + 1, block_size, num_kv_heads, head_dim]."""
         return self._keys[layer], self._values[layer]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:

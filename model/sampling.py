@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.philox import uniforms
 
-_NUCLEUS_LOOK, _NUCLEUS_WIDENING = 64, 8  # tokens among which the nucleus is sought first, and how that grows
+_NUCLEUS_LOOK = 64  # likeliest tokens among which the nucleus is sought before the whole vocabulary is sorted
 _COLDEST = 1e-8  # temperatures below it draw as greedily, and would divide by zero in float32
 
 
@@ -173,37 +174,47 @@ def _weights(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def _keep_top_k(scaled: Tensor, top_k: list[int]) -> None:
-    """Exclude, in place, what is less than the k-th largest; k of 0, or of the vocabulary and more, keeps
-    all."""
+    """Exclude, in place, what is less than the k-th largest; k of 0, or of the vocabulary and more, keeps all."""
     chosen = [i for i, k in enumerate(top_k) if 0 < k < scaled.shape[1]]
     if chosen:
-        last = _column([top_k[i] - 1 for i in chosen], scaled).long()
-        largest = scaled[chosen].topk(int(last.max()) + 1).values
+        last = torch.tensor([top_k[i] - 1 for i in chosen], device=scaled.device)[:, None]
+        largest = _largest(scaled[chosen], int(last.max()) + 1)
         _exclude_below(scaled, chosen, largest.gather(1, last))
 
 
 def _keep_top_p(scaled: Tensor, top_p: list[float]) -> None:
-    """Exclude, in place, what is less likely than the fewest likeliest tokens that add up to p; Holtzman et
-    al., arXiv 1904.09751."""
+    """Exclude, in place, what is less likely than the fewest likeliest tokens that add up to p; Holtzman et al.,
+    arXiv 1904.09751. They are looked for among a few first, since sorting a vocabulary takes longer."""
     chosen = [i for i, p in enumerate(top_p) if p < 1]
-    if chosen:
-        kept = scaled[chosen]
-        masses = kept.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
-        target = masses * _column([top_p[i] for i in chosen], masses)
-        _exclude_below(scaled, chosen, _nucleus_edge(kept, target, _NUCLEUS_LOOK))
+    if not chosen:
+        return
+    kept = scaled[chosen]
+    masses = kept.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    target = masses * _column([top_p[i] for i in chosen], masses)
+    edge, found = _nucleus_edge(_largest(kept, min(_NUCLEUS_LOOK, kept.shape[1])), target)
+    short = (~found).nonzero()[:, 0]
+    if short.numel():
+        edge[short], _ = _nucleus_edge(_largest(kept[short], kept.shape[1]), target[short])
+    _exclude_below(scaled, chosen, edge)
 
 
-def _nucleus_edge(kept: Tensor, target: Tensor, look: int) -> Tensor:
-    """[n, 1]: the smallest of the fewest largest of each row, kept [n, vocab], whose exponentials add up to
-    target [n, 1]. Looks among the `look` largest first, and then at ever more where they fall short, since
-    sorting a vocabulary takes many times longer."""
-    largest = kept.topk(min(look, kept.shape[1])).values
+def _nucleus_edge(largest: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The last of the fewest of each row's largest, [n, count] descending, whose exponentials add up to target
+    [n, 1], or else the row's last; and whether they do, [n]."""
     reached = largest.exp().cumsum(dim=-1, dtype=torch.float64)
-    edge = largest.gather(1, torch.searchsorted(reached, target).clamp_(max=largest.shape[1] - 1))
-    short = (reached[:, -1] < target[:, 0]).nonzero()[:, 0]
-    if short.numel() and look < kept.shape[1]:
-        edge[short] = _nucleus_edge(kept[short], target[short], look * _NUCLEUS_WIDENING)
-    return edge
+    last = torch.searchsorted(reached, target).clamp_(max=largest.shape[1] - 1)
+    return largest.gather(1, last), reached[:, -1] >= target[:, 0]
+
+
+def _largest(scaled: Tensor, count: int) -> Tensor:
+    """Each row's `count` largest, [n, count] descending. On a CPU numpy selects and sorts, with vector instructions
+    that torch does not use: sorting 32,000 logits takes 62 µs instead of 5,000."""
+    if scaled.device.type != "cpu":
+        return scaled.topk(count).values
+    values, rest = scaled.numpy(), scaled.shape[1] - count
+    if rest:
+        values = np.partition(values, rest, axis=-1)[:, rest:]
+    return torch.from_numpy(np.ascontiguousarray(np.sort(values, axis=-1)[:, ::-1]))
 
 
 def _keep_min_p(scaled: Tensor, min_p: list[float]) -> None:

@@ -120,7 +120,7 @@ class _Short:
 
     rows: Tensor  # [n]
     blocks: Tensor  # [n * width]
-    unseen: Tensor  # gathered tokens that the row may not look at: another sequence's, or stale
+    stale: Tensor  # gathered tokens that share a block with the sequence's, but the row may not look at
     mask: Tensor  # [n, 1, 1, width * block_size], 0 or -inf
 
     def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
@@ -131,8 +131,8 @@ class _Short:
 
     def _gather(self, cached: Tensor) -> Tensor:
         """[n, kv heads, width * block_size, head_dim], zero where the row may not look: a mask alone would not
-        stop another sequence's inf or NaN from spreading, since 0 * NaN is NaN."""
-        gathered = _gather(cached, self.blocks).index_fill_(0, self.unseen, 0)
+        stop an inf or NaN of the block's last owner from spreading, since 0 * NaN is NaN."""
+        gathered = _gather(cached, self.blocks).index_fill_(0, self.stale, 0)
         return gathered.unflatten(0, (self.rows.shape[0], -1)).transpose(1, 2)
 
 
@@ -208,17 +208,20 @@ def _lone_work(span: _Span, batch: ForwardBatch, cache: KVCache, window: int | N
 
 
 def _short_work(spans: list[_Span], batch: ForwardBatch, cache: KVCache) -> _Short:
-    facts = [(s.sequence, s.first_row, s.first_block, s.first, s.stop) for s in spans]
-    sequences, rows, first_blocks, firsts, stops = torch.tensor(facts, device=cache.device).T[:, :, None]
-    width = torch.arange(spans[0].padded_blocks, device=cache.device)
-    columns = (first_blocks + width).clamp_(max=batch.block_tables.shape[1] - 1)
-    offsets = torch.arange(spans[0].padded_blocks * cache.block_size, device=cache.device)
-    positions = first_blocks * cache.block_size + offsets
+    width, tables = spans[0].padded_blocks, batch.block_tables
+    facts = [(s.sequence, s.first_row, s.first_block, s.stop_block, s.first, s.stop) for s in spans]
+    sequences, rows, first_blocks, stop_blocks, firsts, stops = torch.tensor(facts, device=cache.device).T[
+        ..., None
+    ]
+    columns = first_blocks + torch.arange(width, device=cache.device)
+    blocks = tables[sequences, columns.clamp(max=tables.shape[1] - 1)]
+    positions = first_blocks * cache.block_size + torch.arange(width * cache.block_size, device=cache.device)
     seen = (positions >= firsts) & (positions < stops)
+    stale = ~seen & (positions < stop_blocks * cache.block_size)
     return _Short(
         rows=rows[:, 0],
-        blocks=batch.block_tables[sequences, columns].flatten(),
-        unseen=(~seen).flatten().nonzero()[:, 0],
+        blocks=torch.where(columns < stop_blocks, blocks, cache.zero_block).flatten(),
+        stale=stale.flatten().nonzero()[:, 0],
         mask=_additive(seen, cache.layout.dtype)[:, None, None],
     )
 
