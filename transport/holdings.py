@@ -5,6 +5,7 @@ Every transport has one; it keeps the rule that no byte is lent while it may sti
 
 import itertools
 import secrets
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -22,6 +23,7 @@ class Holdings:
         self.shelf = Shelf()
         self.landings = Landings()
         self._keys = itertools.count(1)
+        self._lock = threading.Lock()  # held over "is it free" and "then it is mine"
 
     def register(self, memory: Memory) -> Arena:
         """Number the memory."""
@@ -32,26 +34,26 @@ class Holdings:
 
     def publish(self, name: str, regions: Sequence[Region]) -> None:
         """Lend `regions` as `name`, if they are this node's and nothing lands there."""
-        for region in regions:
-            self._check(region)
-            if not self.landings.settled(region).done():
+        self._check(regions)
+        with self._lock:
+            if not all(self.landings.settled(region).done() for region in regions):
                 raise RegionBusy(f"bytes may still land in {name!r}: await `settled`, then publish it")
-        self.shelf.publish(name, regions)
+            self.shelf.publish(name, regions)
 
     def land(self, lease: Lease, into: Sequence[Region]) -> Landing:
-        """Claim `into` as the destination of the lease's bytes."""
-        for region in into:
-            self._check(region)
-            if self.shelf.lends(region):
-                raise RegionBusy(
-                    f"{region.nbytes} bytes at {region.address:#x} are lent out: await `withdraw` first"
-                )
+        """Claim `into` as the destination of the lease's bytes, if they are this node's and nobody reads there."""
+        self._check(into)
         room = sum(region.nbytes for region in into)
         if room != lease.nbytes:
             raise RegionRefused(
                 f"{lease.name!r} has {lease.nbytes} bytes, its destination {room}: make them equal"
             )
-        return self.landings.begin(into)
+        with self._lock:
+            for region in into:
+                if self.shelf.lends(region):
+                    where = f"{region.nbytes} bytes at {region.address:#x}"
+                    raise RegionBusy(f"{where} are lent out: await `withdraw` first")
+            return self.landings.begin(into)
 
     def settled(self, region: Region) -> Future[None]:
         """Done when nothing can land in `region`."""
@@ -62,8 +64,9 @@ class Holdings:
         landings, quarantined = self.landings.count()
         return Usage(self.shelf.names(), self.shelf.leases(), landings, quarantined, self.shelf.endings())
 
-    def _check(self, region: Region) -> None:
-        if region.arena.node != self.node:
-            raise RegionRefused(
-                f"arena {region.arena.key} belongs to {region.arena.node}: register it here first"
-            )
+    def _check(self, regions: Sequence[Region]) -> None:
+        for region in regions:
+            if region.arena.node != self.node:
+                raise RegionRefused(
+                    f"arena {region.arena.key} belongs to {region.arena.node}: register it here first"
+                )

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from scripts.certificates import make_certificates
 from tests.transport.asynchronous import asynchronous
-from tests.transport.certificates import make_certificates
 from tests.transport.pattern import content
 from tests.transport.setup import MIB, Setup
 from tests.transport.sources import LocalSource, ProcessSource, Source
@@ -71,7 +71,7 @@ class Sources:
     """Source processes, one per kind, started when first asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._tls = make_certificates(folder)
+        self._tls = make_certificates(folder, ["127.0.0.1"])
         self._running: dict[str, ProcessSource] = {}
 
     def of(self, kind: str) -> ProcessSource:

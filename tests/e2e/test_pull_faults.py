@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport.certificates import make_certificates
+from scripts.certificates import make_certificates
 from tests.transport.pullers import Outcome, ProcessPuller
 from tests.transport.setup import MIB, Setup
 from tests.transport.sources import ProcessSource
@@ -74,7 +74,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"), [NORTH, SOUTH])
 
 
 @pytest.fixture(params=["stream", pytest.param("ucx", marks=needs_nixl)])
@@ -245,7 +245,7 @@ def test_wrong_token(stage: Stage) -> None:
 
 
 def test_certificate_of_another_authority(stage: Stage, tmp_path: Path) -> None:
-    foreign = make_certificates(tmp_path)
+    foreign = make_certificates(tmp_path, [NORTH, SOUTH])
     source, stranger = stage.source(), stage.puller(replace(stage.setup, tls=foreign))
     assert ended_in_time(stranger.pull(source.address, "adapter", NBYTES), "HelloRefused")
     impostor = stage.puller(replace(stage.setup, tls=(stage.setup.tls[0], *foreign[1:])))

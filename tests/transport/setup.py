@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transport.base import Address
-from transport.door import AUTO, Door
+from transport.door import AUTO
+from transport.doors import open_doors
 from transport.network import NetworkOptions, NetworkTransport
 from transport.security import Security, TlsFiles
-from transport.stream import StreamDoor
-from transport.ucx import UcxDoor
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -35,9 +34,7 @@ class Setup:
     def open(self, name: str) -> NetworkTransport:
         """A transport set up like this."""
         tls = TlsFiles(Path(self.tls[0]), Path(self.tls[1]), Path(self.tls[2])) if self.tls else None
-        doors: list[Door] = [StreamDoor()]
-        if self.ucx:
-            doors.insert(0, UcxDoor(name, self.open_network))
+        doors = open_doors(name, AUTO if self.ucx else "stream", self.open_network)
         security = Security(self.token, tls, self.open_network)
         options = NetworkOptions(security, Address(self.host, self.port), self.door, self.most_hold_s)
         return NetworkTransport(name, options, doors)

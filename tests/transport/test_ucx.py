@@ -11,6 +11,7 @@ import pytest
 
 from transport import nixl_agent
 from transport.base import RemoteRegion
+from transport.doors import open_doors
 from transport.errors import DoorUnavailable, RegionRefused, WireError
 from transport.nixl_agent import NixlAgent
 from transport.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _open_card
@@ -94,7 +95,24 @@ def test_ucx_is_kept_off_the_network_unless_that_is_chosen(door: UcxDoor) -> Non
     assert not door.reaches('{"host": "elsewhere", "infiniband": true, "open_network": true}')
 
 
-def test_without_nixl_the_door_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nixl_the_stream_is_left_and_insisting_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(nixl_agent, "BINDINGS", ("nixl_of_nowhere._bindings",))
     with pytest.raises(DoorUnavailable, match="loraserve\\[ucx\\]"):
-        UcxDoor("test")
+        open_doors("test", "ucx")
+    assert [door.name for door in open_doors("test")] == ["stream"]
+
+
+@needs_nixl
+def test_ucx_is_preferred_where_it_starts() -> None:
+    doors = open_doors("test")
+    assert [door.name for door in doors] == ["ucx", "stream"]
+    for door in doors:
+        door.close()
+
+
+def test_a_door_that_does_not_exist_is_refused() -> None:
+    assert [door.name for door in open_doors("test", "stream")] == ["stream"]
+    with pytest.raises(ValueError, match="'window': choose one of auto, ucx, stream"):
+        open_doors("test", "window")
