@@ -46,7 +46,8 @@ class _Hold(Enum):
 
 
 class NodeAgent:
-    """What one node holds on the coordinator's behalf, and the table it routes by."""
+    """What one node holds on the coordinator's behalf, and the table it routes by. `session` is to be larger
+    each time the node starts (the milliseconds it starts at, say)."""
 
     def __init__(self, node: str, machine: Machine, session: int = 1) -> None:
         self.node, self.table = node, EMPTY_TABLE
@@ -72,9 +73,9 @@ class NodeAgent:
         match command:
             case Publish(table=table):
                 self._adopt(table)
-            case Rejoin(session=session):
+            case Rejoin(session=session, next_session=following):
                 if session == self.session:
-                    self._rejoin()
+                    self._rejoin(following)
             case _:
                 return [action for due in self._inbox.receive(command) for action in self._obey(due)]
         return []
@@ -129,10 +130,10 @@ class NodeAgent:
         if table.version > self.table.version:
             self.table = table
 
-    def _rejoin(self) -> None:
+    def _rejoin(self, session: int) -> None:
         """A new session: what is here is kept until told otherwise, also what was draining, since a
         coordinator that knows of no drop would count on it."""
-        self._inbox = Inbox(self.session + 1)
+        self._inbox = Inbox(session)
         self._holds = {
             ref: _Hold.LOADING if hold is _Hold.LOADING else _Hold.KEPT for ref, hold in self._holds.items()
         }

@@ -49,12 +49,17 @@ class CoordinatorOptions:
 
 
 class Coordinator:
-    """One per cluster; give it a `Tick` about once a second."""
+    """One per cluster; give it a `Tick` about once a second. `epoch` is to be larger for each one that
+    follows another (the second it starts in, say), so that what its forerunners sent and is still under way
+    is told from its own."""
 
-    def __init__(self, planner: Planner, tracker: DemandTracker, options: CoordinatorOptions) -> None:
+    def __init__(
+        self, planner: Planner, tracker: DemandTracker, options: CoordinatorOptions, epoch: int = 0
+    ) -> None:
         self._planner, self._tracker, self._options = planner, tracker, options
         self._members: dict[str, Member] = {}
         self._rollout = Rollout(self._members, options.max_pulls)
+        self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None
         self._settled = False
@@ -70,6 +75,10 @@ class Coordinator:
         """What is believed of the adapter's copies, by node."""
         found = ((node, member.copies.get(adapter)) for node, member in self._members.items())
         return {node: copy for node, copy in found if copy is not None}
+
+    def session(self, node: str) -> int | None:
+        """The session of a node believed alive."""
+        return self._members[node].session if node in self._members else None
 
     def on_event(self, event: Event, now: float) -> list[Command]:
         """What is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
@@ -93,9 +102,7 @@ class Coordinator:
     def _hear(self, report: Report, now: float) -> list[Command]:
         member = self._members.get(report.node)
         if member is None or report.session > member.session:
-            if report.session <= self._over.get(report.node, 0) or report.number != 1:
-                return [Rejoin(report.node, report.session)]
-            return self._join(report, now)
+            return self._greet(report, now)
         if report.session < member.session or not member.is_news(report):
             return []
         self._take_in(member, report, now)
@@ -104,6 +111,14 @@ class Coordinator:
             return commands + self._lose(member.node, member.session, now)
         return commands + (self._rollout.fill(member, now) if self._settled else [])
 
+    def _greet(self, report: Report, now: float) -> list[Command]:
+        """Let the node join if its session is its first word to this coordinator, so that no command of it
+        can be under way; else tell it to begin one that is."""
+        lowest = max(self._first_session, self._over.get(report.node, 0) + 1)
+        if report.session >= lowest and report.number == 1:
+            return self._join(report, now)
+        return [Rejoin(report.node, report.session, max(lowest, report.session + 1))]
+
     def _join(self, report: Report, now: float) -> list[Command]:
         """A node is new, or began a new session; what it held in the one before counts only as it now
         says."""
@@ -111,8 +126,8 @@ class Coordinator:
         member = self._members[report.node] = Member(report, now)
         self._planner.hurry(must=True)
         self._take_in(member, report, now)
-        concerned = dict.fromkeys((*gone, *self._absorb(member, report, now)))
-        return self._advance(self._rollout.adapters if len(self._members) == 1 else concerned, now)
+        homeless = self._rollout.adapters if len(self._members) == 1 else ()
+        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
 
     def _absorb(self, member: Member, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)

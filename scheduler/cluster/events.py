@@ -127,10 +127,12 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """The node's session is over (it was taken for dead): it must report under a higher one."""
+    """The node's session is over (it was taken for dead, or began under another coordinator): it must report
+    under `next_session`. Of no account to a node that is not in `session` any more."""
 
     node: str
     session: int
+    next_session: int
 
 
 Numbered = Pull | Drop | Release

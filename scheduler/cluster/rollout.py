@@ -72,7 +72,8 @@ class Rollout:
             pull for share in target for pull in self._ensure(adapter, self._members[share.node], now)
         ]
         self._route(adapter, interim_shares(target, self.routes.get(adapter, ()), self._copies(adapter)))
-        return commands + self._trim(adapter, now)
+        self._trim(adapter)
+        return commands
 
     def fill(self, member: Member, now: float) -> list[Command]:
         """Pull what waits for room on `member`."""
@@ -189,17 +190,14 @@ class Rollout:
             if not shares:
                 del self.routes[adapter]
 
-    def _trim(self, adapter: AdapterRef, now: float) -> list[Command]:
-        """Stop pulls that are not wanted any more, and note the copies that are not."""
-        commands: list[Command] = []
-        for node in list(self._holders.get(adapter, ())):
-            if not self._is_surplus(adapter, node):
-                continue
-            if self._members[node].copies[adapter] is Copy.PULLING:
-                commands.append(self._drop(adapter, self._members[node], now))
-            else:
+    def _trim(self, adapter: AdapterRef) -> None:
+        """Note the copies that are not wanted any more, also those still coming: they may have arrived by
+        now."""
+        for node in self._holders.get(adapter, ()):
+            if self._is_surplus(adapter, node):
                 self._surplus.setdefault((adapter, node), self.version + self.dirty)
-        return commands
+            else:
+                self._surplus.pop((adapter, node), None)
 
     def _withdraw(self, adapter: AdapterRef, now: float) -> list[Command]:
         self.target.pop(adapter, None)

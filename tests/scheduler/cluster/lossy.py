@@ -14,6 +14,7 @@ from scheduler.cluster.events import (
     AdapterDeleted,
     Command,
     Crash,
+    Drop,
     Event,
     Leave,
     Machine,
@@ -36,11 +37,11 @@ def adapter(name: str, rank: int = 8) -> AdapterRef:
     return AdapterRef(digest=f"digest of {name}", name=name, rank=rank, sites=("q_proj",), nbytes=rank * MIB)
 
 
-def coordinator(policy: PlacementPolicy | None = None, kernel: Kernel = Kernel.PADDED) -> Coordinator:
+def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:
     """One with windows and plans short enough for tests."""
-    policy = policy or TerracedPlacement(kernel, TerracedOptions(slack=0.05))
-    planner = Planner(policy, kernel, PlanningOptions(interval_s=3.0))
-    return Coordinator(planner, DemandTracker(DemandOptions(window_s=2.0)), CoordinatorOptions())
+    policy = policy or TerracedPlacement(Kernel.PADDED, TerracedOptions(slack=0.05))
+    planner = Planner(policy, Kernel.PADDED, PlanningOptions(interval_s=3.0))
+    return Coordinator(planner, DemandTracker(DemandOptions(window_s=2.0)), CoordinatorOptions(), epoch)
 
 
 @dataclass
@@ -50,6 +51,7 @@ class LossyCluster:
     memory_bytes: int
     brain: Coordinator = field(default_factory=coordinator)
     now: float = 0.0
+    epoch: int = 0
     agents: dict[str, NodeAgent] = field(default_factory=dict)
     sessions: dict[str, int] = field(default_factory=dict)
     wire: list[tuple[str, Event | Command]] = field(default_factory=list)
@@ -59,6 +61,7 @@ class LossyCluster:
     excused: dict[AdapterRef, None] = field(
         default_factory=dict
     )  # copies of these were lost with their nodes
+    drops: dict[tuple[str, int, int], None] = field(default_factory=dict)
     published: list[int] = field(default_factory=list)
     departed: list[str] = field(default_factory=list)
 
@@ -95,6 +98,14 @@ class LossyCluster:
             self.excused[ref] = None
             self.tell(AdapterDeleted(ref))
 
+    def fail_over(self) -> None:
+        """The coordinator dies and a new one takes its place, knowing nothing but the registry."""
+        self.epoch += 1
+        self.drops.clear()
+        self.brain = coordinator(epoch=self.epoch)
+        for ref in self.registered:
+            self.tell(AdapterAdded(ref))
+
     def tell(self, event: Event) -> list[Command]:
         """Hand one event to the coordinator, put its commands on the wire and check all that must ever hold."""
         commands = self.brain.on_event(event, self.now)
@@ -108,6 +119,12 @@ class LossyCluster:
                 self.wire += [(node, command) for node in command.nodes]
             else:
                 self.wire.append((command.node, command))
+            if (
+                isinstance(command, Drop)
+                and (command.node, command.session, command.number) not in self.drops
+            ):
+                self.drops[command.node, command.session, command.number] = None
+                self.check_drop(command)
         self.check()
         return commands
 
@@ -161,6 +178,28 @@ class LossyCluster:
         for ref, shares in self.brain.table.shares.items():
             assert abs(sum(share.part for share in shares) - 1) < 1e-9, f"φ of {ref.name}: {shares}"
             assert all(0 < share.part <= 1 for share in shares)
+        self.check_beliefs()
+
+    def check_beliefs(self) -> None:
+        """A copy believed held is held: reports come late, but are believed only as far as they can be true."""
+        for ref in self.registered:
+            for node, copy in self.brain.copies(ref).items():
+                agent = self.agents.get(node)
+                if copy is Copy.HELD and agent and agent.session == self.brain.session(node):
+                    assert agent.keeps(ref), f"{ref.name} is not on {node}"
+
+    def check_drop(self, drop: Drop) -> None:
+        """Nobody routes there any more, and there is another copy."""
+        agent, ref = self.agents.get(drop.node), drop.adapter
+        if ref not in self.registered or agent is None or not agent.keeps(ref):
+            return
+        assert Copy.HELD in self.brain.copies(ref).values(), f"{ref.name} would be lost with {drop.node}"
+        for node, other in self.agents.items():
+            if other.session == self.brain.session(node):
+                shares = other.table.shares.get(ref, ())
+                assert all(share.node != drop.node for share in shares), (
+                    f"{node} routes {ref.name} to {drop.node}"
+                )
 
     def check_routes(self) -> None:
         """What must hold whenever the table is up to date with what is believed."""
