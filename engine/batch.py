@@ -202,7 +202,7 @@ async def _run(node: Node, config: BatchConfig) -> Summary:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a batch; the process's exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = batch_config(arguments)
         node = Node(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)

@@ -38,6 +38,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
+    log_level: str = "info"  # debug | info | warning
     max_waiting: int = 256
     drain_s: float = 30.0
     lora_roots: tuple[Path, ...] = ()  # load_lora_adapter may read below these only; empty: lora_dir alone

@@ -83,6 +83,7 @@ _SERVER = (
     Option("server", "host", text, "ADDRESS", "where to listen"),
     Option("server", "port", port, "PORT", "0 picks a free one"),
     Option("server", "api-key", secret, "KEY", f"what clients must send; better set {API_KEY_VARIABLE}"),
+    Option("server", "log-level", choice("debug", "info", "warning"), "LEVEL", "debug, info or warning"),
     Option("server", "max-waiting", count, "N", "requests that may queue before 429"),
     Option("server", "drain-s", seconds, "S", "time to finish what runs when told to stop"),
     Option(
@@ -105,7 +106,7 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     the file. Raises InvalidConfig; exits for --help and for flags that do not exist."""
     options = (*_ENGINE, *_SERVER)
     written, file = _written("engine.serve", "Serve a base model and its LoRA adapters.", options, arguments)
-    variable = {"api_key": environ[API_KEY_VARIABLE]} if API_KEY_VARIABLE in environ else {}
+    variable = {"api_key": environ[API_KEY_VARIABLE]} if environ.get(API_KEY_VARIABLE) else {}
     values = _values(options, file | _here(variable) | _here(written))
     engine = EngineConfig(**_taken(_ENGINE, values))
     return ServeConfig(engine=engine, **values)

@@ -88,9 +88,11 @@ async def _run(node: Node, config: ServeConfig) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop; the process's exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = serve_config(arguments, os.environ)
+        logging.basicConfig(
+            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
         node = Node(assemble(config.engine), Telemetry(), config.max_waiting)
         asyncio.run(_run(node, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:

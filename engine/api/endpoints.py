@@ -9,9 +9,11 @@ from typing import Protocol
 from engine.api.chat import ChatWriter
 from engine.api.completions import CompletionWriter
 from engine.api.desk import Desk
+from engine.api.errors import ApiError
 from engine.api.generation import Generation, joined
 from engine.api.openai import Ask, chat_ask, completion_ask
 from engine.text import Delta, TextCodec
+from scheduler.step import RequestRefused
 
 
 class Writer(Protocol):
@@ -28,20 +30,23 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`read` turns a body into an Ask; `writer` makes the Writer of its answer; ids begin with `prefix`."""
+    """`read` turns a body into an Ask, `writer` makes the Writer of its answer; ids begin with `prefix`, and
+    `asked_in` is the field that holds what is to be continued."""
 
     prefix: str
+    asked_in: str
     read: Callable[[bytes, Desk], Ask]
     writer: Callable[[Ask, TextCodec], Writer]
 
     def reply(self, desk: Desk, ask: Ask) -> "Reply":
         """The answer to `ask`, not begun yet."""
-        return Reply(desk, ask, f"{self.prefix}-{uuid.uuid4().hex}", self.writer(ask, desk.codec))
+        generation = Generation(desk, ask, f"{self.prefix}-{uuid.uuid4().hex}")
+        return Reply(self, ask, generation, self.writer(ask, desk.codec))
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint("cmpl", completion_ask, CompletionWriter),
-    "/v1/chat/completions": Endpoint("chatcmpl", chat_ask, ChatWriter),
+    "/v1/completions": Endpoint("cmpl", "prompt", completion_ask, CompletionWriter),
+    "/v1/chat/completions": Endpoint("chatcmpl", "messages", chat_ask, ChatWriter),
 }
 
 
@@ -49,18 +54,22 @@ class Reply:
     """One answer, whole or in chunks. Use as `async with`: entering submits every prompt or raises and leaves none
     behind; leaving aborts what still runs, whatever the reason."""
 
-    def __init__(self, desk: Desk, ask: Ask, response_id: str, writer: Writer) -> None:
-        self._generation = Generation(desk, ask, response_id)
+    def __init__(self, endpoint: Endpoint, ask: Ask, generation: Generation, writer: Writer) -> None:
+        self._endpoint = endpoint
+        self._generation = generation
         self._ask = ask
         self._writer = writer
         self._head: dict[str, object] = {
-            "id": response_id,
+            "id": generation.response_id,
             "created": int(time.time()),
             "model": ask.model,
         }
 
     async def __aenter__(self) -> "Reply":
-        await self._generation.submit()
+        try:
+            await self._generation.submit()
+        except RequestRefused as error:
+            raise ApiError(400, str(error), self._endpoint.asked_in, "context_length_exceeded") from None
         return self
 
     async def __aexit__(self, *failure: object) -> None:

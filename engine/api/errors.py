@@ -5,7 +5,6 @@ from http import HTTPStatus
 from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded, UnknownModel
 from engine.text import InvalidChat
 from scheduler.request import InvalidParameter
-from scheduler.step import RequestRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -36,7 +35,7 @@ class ApiError(Exception):
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 
-FORESEEN = (ApiError, EngineError, InvalidParameter, RequestRefused)
+FORESEEN = (ApiError, EngineError, InvalidParameter)
 """What says itself what a client should know."""
 
 
@@ -56,8 +55,6 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "messages", "invalid_value")
         case InvalidAdapterName():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
-        case RequestRefused():
-            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "prompt", "request_too_large")
         case UnknownModel():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
         case Overloaded():

@@ -16,7 +16,7 @@ class Generation:
     def __init__(self, desk: Desk, ask: Ask, response_id: str) -> None:
         self._desk = desk
         self._ask = ask
-        self._response_id = response_id
+        self.response_id = response_id
         self._streams: list[DeltaStream] = []
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._output_tokens = 0
@@ -25,7 +25,7 @@ class Generation:
         """Hand every prompt to the desk. Raises what Desk.submit raises."""
         try:
             for number, prompt in enumerate(self._ask.prompts):
-                request_id = f"{self._response_id}-{number}"
+                request_id = f"{self.response_id}-{number}"
                 stream = await self._desk.submit(self._ask.model, prompt, self._ask.params, request_id)
                 self._streams.append(stream)
         except BaseException:

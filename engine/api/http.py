@@ -26,6 +26,7 @@ from engine.api.openai import chat_messages, check_model, check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
+_LINGER_S = 5.0  # for clients to take the rest of their answers when the server stops
 _OPEN_PATHS = frozenset({"/health", "/version"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _REQUEST_ID_KEY = web.RequestKey("request_id", str)
@@ -59,7 +60,7 @@ def http_app(desk: Desk, adapters: AdapterDesk, api_key: str | None) -> web.Appl
 
 def http_runner(app: web.Application) -> web.AppRunner:
     """The application ready to be bound; a handler is cancelled when its client leaves."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None)
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LINGER_S)
 
 
 def json_response(value: object, status: int = 200) -> web.Response:
@@ -162,7 +163,7 @@ async def _stream(request: web.Request, reply: Reply) -> web.StreamResponse:
             await response.write(_event(chunk))
         await response.write(b"data: [DONE]\n\n")
     except ConnectionError:
-        raise asyncio.CancelledError from None  # the client has left; there is nobody to answer
+        return response  # the client has left; there is nobody to answer
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
     except Exception as error:

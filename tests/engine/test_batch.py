@@ -65,7 +65,7 @@ BAD = {
     line("e4", temperature="hot"): "invalid_type",
     line("e5", stream=True): "unsupported_value",
     line("e6", surprise=1): "unknown_field",
-    line("e7", prompt="x" * 600): "request_too_large",
+    line("e7", prompt="x" * 600): "context_length_exceeded",
 }
 
 

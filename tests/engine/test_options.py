@@ -27,7 +27,18 @@ def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> No
         *("--adapter-bytes", "64MB", "--adapter-cache-dir", str(tmp_path / "cache"), "--no-progress"),
         *("--adapter-patience-s", "1.5", "--max-num-seqs", "3", "--max-num-batched-tokens", "99"),
         *("--kv-cache-bytes", "2GiB", "--block-size", "8", "--host", "::1", "--port", "0"),
-        *("--api-key", "sesame", "--max-waiting", "5", "--drain-s", "0", "--lora-root", str(tmp_path)),
+        *(
+            "--api-key",
+            "sesame",
+            "--log-level",
+            "debug",
+            "--max-waiting",
+            "5",
+            "--drain-s",
+            "0",
+            "--lora-root",
+            str(tmp_path),
+        ),
     ]
     engine = EngineConfig(
         model="org/base", served_model_name="b", loras=(("poet", adapter),), lora_dir=adapter.parent,
@@ -40,6 +51,7 @@ def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> No
         host="::1",
         port=0,
         api_key="sesame",
+        log_level="debug",
         max_waiting=5,
         drain_s=0.0,
         lora_roots=(tmp_path,),
@@ -75,6 +87,7 @@ def test_the_key_comes_from_the_environment_unless_the_command_line_has_one(tmp_
     file = tmp_path / "serve.toml"
     file.write_text('api_key = "from-file"')
     environ = {API_KEY_VARIABLE: "from-environment"}
+    assert serve_config([], {API_KEY_VARIABLE: ""}).api_key is None
     assert serve_config(["--config", str(file)], {}).api_key == "from-file"
     assert serve_config(["--config", str(file)], environ).api_key == "from-environment"
     assert serve_config(["--api-key=from-line"], environ).api_key == "from-line"

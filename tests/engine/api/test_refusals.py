@@ -79,6 +79,7 @@ COMPLETION_ONLY: list[tuple[dict[str, Any], str]] = [
 CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
+    ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
