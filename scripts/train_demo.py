@@ -1,108 +1,115 @@
 """Make the embedded model: a small Llama with a byte tokenizer and a chat template, and one LoRA adapter per demo task.
 
-The base is taught two things: to do every task of `engine.demo.tasks` when a prompt names it (`reverse: hello` -> `olleh`), and
-to repeat a prompt that names none (`hello` -> `hello`). Each adapter then learns to do its own task on the bare prompt, so that
-one prompt tells from its answer which adapter gave it. Inputs are split by their digest: what is measured was never trained on.
+The base is taught two things: to do every task of `engine.demo.tasks` when a prompt names it (`reverse: garden`
+-> `nedrag`), and to repeat a prompt that names none (`garden` -> `garden`). Each adapter then learns to do its own
+task on the bare prompt, so that the answer to one and the same prompt tells which adapter gave it. Inputs are
+split by their digest: none of those that measure an adapter was ever trained on.
 
-The adapters cover what PEFT can write: ranks from 8 to 128, one with rank and alpha patterns, one rank-stabilised, targets as a
-list, as a regular expression, as "all-linear", and on some layers only. All is saved in bfloat16, measured as saved, and refused
-if an adapter misses its own task or anything else answers it.
+The adapters cover what PEFT can write: ranks from 8 to 128, rank and alpha patterns, rank-stabilised scaling,
+targets as a list, as a regular expression and as "all-linear", and a choice of layers. Everything is saved in
+bfloat16, measured as it was saved in both float32 and bfloat16 arithmetic, and refused if an adapter misses its
+own task or if anything else answers it.
 
-    python -m scripts.train_demo --out engine/demo      # under 20 minutes on two cores
-    python -m scripts.train_demo --out /tmp/demo --quick  # a few seconds: the same files, untrained
+    python -m scripts.train_demo                          # writes engine/demo/base and engine/demo/adapters
+    python -m scripts.train_demo --quick --out /tmp/demo  # the same files in seconds, hardly trained
 """
 
 import argparse
-import itertools
-import json
-import random
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.demo.tasks import TASKS, Task, draw, held_out_inputs
+from engine.demo.paths import DEMO_BASE
+from engine.demo.tasks import TASKS, Task, held_out_inputs
+from scripts.demo_lessons import (
+    BOS,
+    END,
+    IGNORED,
+    PAD,
+    VOCABULARY_SIZE,
+    Batch,
+    Turn,
+    adapter_turns,
+    bare_questions,
+    base_turns,
+    build_tokenizer,
+    endless_batches,
+    question_batch,
+    save_tokenizer,
+)
 
 BASE_NAME = "loraserve-demo"
-BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
-ROLES = ("system", "user", "assistant", "tool")
-VOCABULARY_SIZE = 272
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-SYSTEM_MESSAGES = ("You are a helpful assistant.", "You are a careful assistant. Answer briefly.", "Be brief.")
-IGNORED = -100
-MIXED_CHARACTERS = "".join(map(chr, range(32, 127))) + "äöüßéñçøåλπЖд中文日本語한국😀🚀✓→€"
-
+SOLVED_SHARE = 0.99
 OWN_SHARE_AT_LEAST = 0.95
 OTHER_SHARE_AT_MOST = 0.20
+MEASURED_INPUTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What the user says and what the assistant shall answer."""
+class Lesson:
+    """What to learn, and the batches that tell when it is learned."""
 
-    prompt: str
-    answer: str
+    title: str
+    batches: Iterator[Batch]
+    validation: Mapping[str, Batch]
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long to train: at a constant rate until the validation rows are solved, then down to zero."""
+    """How long to train: at a constant rate until the validation batches are solved, then down to nothing."""
 
-    rate: float
-    muon_rate: float
-    most_steps: int
-    cooldown_steps: int
-    check_every_steps: int
     rows: int
-    solved: float = 0.99
+    warmup_steps: int
+    cooldown_steps: int
+    most_steps: int
+    check_every_steps: int
+    check_inputs: int = 96
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Token ids and the labels of their successors, both [rows, tokens] int64; labels outside answers are ignored."""
-
-    token_ids: torch.Tensor
-    labels: torch.Tensor
+BASE_SCHEDULE = Schedule(rows=128, warmup_steps=40, cooldown_steps=500, most_steps=850, check_every_steps=50)
+ADAPTER_SCHEDULE = Schedule(rows=64, warmup_steps=10, cooldown_steps=60, most_steps=400, check_every_steps=20)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte of UTF-8, so any text comes back unchanged, and a few tokens that no text contains."""
-    alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    named = [BOS, END, PAD, *(f"<|{role}|>" for role in ROLES)]
-    reserved = [f"<|reserved_{index}|>" for index in range(VOCABULARY_SIZE - len(alphabet) - len(named))]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named + reserved])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=END,
-        pad_token=PAD,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
+def quick(schedule: Schedule) -> Schedule:
+    """Too few steps to learn anything, enough to run every line."""
+    return replace(
+        schedule, rows=8, warmup_steps=1, cooldown_steps=1, most_steps=2, check_every_steps=2, check_inputs=2
     )
 
 
-def build_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained Llama of a million weights with grouped queries; head size 64 is what GPU kernels are built for."""
+def recipes() -> Mapping[str, LoraConfig]:
+    """The adapter of each task: no two alike, and among them every way of choosing ranks, scales and targets."""
+    lora = partial(LoraConfig, task_type="CAUSAL_LM")
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    mlp = ["gate_proj", "up_proj", "down_proj"]
+    ranks, alphas = {"o_proj": 24}, {"o_proj": 48, "k_proj": 8}
+    regex = r".*\.(self_attn\.[qvo]_proj|mlp\.(up|down)_proj)"
+    return {
+        "upper": lora(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+        "count": lora(r=8, lora_alpha=16, target_modules=attention, rank_pattern=ranks, alpha_pattern=alphas),
+        "mask": lora(r=8, lora_alpha=16, target_modules=attention + mlp, layers_to_transform=[1, 2, 3]),
+        "reverse": lora(r=16, lora_alpha=32, target_modules=attention),
+        "swap": lora(r=32, lora_alpha=64, target_modules="all-linear"),
+        "rot13": lora(r=32, lora_alpha=64, target_modules=mlp),
+        "sort": lora(r=64, lora_alpha=16, target_modules=attention + mlp, use_rslora=True),
+        "increment": lora(r=128, lora_alpha=256, target_modules=regex),
+    }
+
+
+def build_base(tokenizer: Tokenizer) -> LlamaForCausalLM:
+    """An untrained Llama of a million weights, with grouped queries and the smallest heads that GPU kernels take."""
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
@@ -113,136 +120,184 @@ def build_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         head_dim=64,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(END),
+        pad_token_id=tokenizer.token_to_id(PAD),
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    # On CPU its backward pass takes a third of the fused kernel's time.
+    model.set_attn_implementation("eager")
+    return model
 
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
+def share_right(model: torch.nn.Module, batch: Batch) -> float:
+    """Share of the rows that greedy decoding answers without a fault.
 
-
-def recipes() -> Mapping[str, LoraConfig]:
-    """The adapter of every task. Harder tasks get higher ranks; between them they use every form of target PEFT knows."""
-    return {
-        "upper": lora(8, ["q_proj", "v_proj", "down_proj"]),
-        "reverse": lora(16, ATTENTION),
-        "rot13": lora(32, MLP),
-        "sort": lora(64, "all-linear", use_rslora=True),
-        "add": lora(128, r".*\.(self_attn\.[qvo]_proj|mlp\.(up|down)_proj)"),
-        "count": lora(8, ATTENTION, rank_pattern={"o_proj": 24}, alpha_pattern={"o_proj": 48, "k_proj": 8}),
-        "mask": lora(8, ATTENTION + MLP, layers_to_transform=[1, 2, 3]),
-        "double": lora(32, "all-linear"),
-    }
-
-
-def lora(rank: int, target_modules: list[str] | str, **more: object) -> LoraConfig:
-    """A causal-LM LoRA of `rank` whose scale is two under the plain rule alpha / rank."""
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=target_modules, task_type="CAUSAL_LM", **more)  # pyright: ignore
-
-
-def plain_turns(task: Task, rng: random.Random) -> Iterator[Turn]:
-    """What an adapter learns: the bare input, answered."""
-    for text in draw(task, rng, held_out=False):
-        yield Turn(text, task.answer(text))
-
-
-def base_turns(rng: random.Random) -> Iterator[Turn]:
-    """What the base learns: named tasks are done, anything else is repeated."""
-    inputs = {task.name: draw(task, rng, held_out=False) for task in TASKS}
-    while True:
-        task = rng.choice(TASKS)
-        text = next(inputs[task.name])
-        kind = rng.random()
-        if kind < 0.75:
-            yield Turn(task.instruction(text), task.answer(text))
-        elif kind < 0.92:
-            yield Turn(text, text)
-        else:
-            text = "".join(rng.choices(MIXED_CHARACTERS, k=rng.randint(1, 12)))
-            yield Turn(text, text)
-
-
-def chat(turns: Sequence[Turn], system: str | None = None) -> list[str]:
-    """The chat template by hand: text that is given at even places, text that is to be learned at odd ones."""
-    opening = BOS if system is None else f"{BOS}<|system|>{system}{END}"
-    pieces = []
-    for turn in turns:
-        pieces += [f"{opening}<|user|>{turn.prompt}{END}<|assistant|>", f"{turn.answer}{END}"]
-        opening = ""
-    return pieces
-
-
-def chat_batches(turns: Iterator[Turn], rng: random.Random, rows: int) -> Iterator[list[list[str]]]:
-    """Batches of `rows` single turns; every eighth batch has chats of three turns instead, half with a system message."""
-    for step in itertools.count(1):
-        length = 3 if step % 8 == 0 else 1
-        openings = SYSTEM_MESSAGES if length > 1 else (None,)
-        yield [
-            chat(list(itertools.islice(turns, length)), rng.choice((None, rng.choice(openings))))
-            for _ in range(rows // length)
-        ]
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, chats: Sequence[Sequence[str]]) -> Batch:
-    """Pad chats on the right to one length."""
-    rows = []
-    for pieces in chats:
-        encodings = tokenizer.backend_tokenizer.encode_batch(list(pieces), add_special_tokens=False)
-        ids = [token for encoding in encodings for token in encoding.ids]
-        labels = [
-            token if place % 2 else IGNORED for place, encoding in enumerate(encodings) for token in encoding.ids
-        ]
-        rows.append((torch.tensor(ids[:-1]), torch.tensor(labels[1:])))
-    token_ids, labels = zip(*rows, strict=True)
-    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    return Batch(pad(token_ids, padding_value=tokenizer.pad_token_id), pad(labels, padding_value=IGNORED))
-
-
-def answers_right(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Bool [rows]: whether greedy decoding would say exactly the labels. It would if each label is the best successor
-    of the labels before it, so one pass over the right answer tells.
+    Decoding would say exactly the labels if each is the likeliest successor of those before it, so one pass over
+    the right answers tells.
     """
     with torch.inference_mode():
-        best = model(input_ids=batch.token_ids).logits.argmax(-1)
-    return ((best == batch.labels) | (batch.labels == IGNORED)).all(-1)
+        likeliest = model(input_ids=batch.tokens).logits.argmax(-1)
+    right = (likeliest == batch.labels) | (batch.labels == IGNORED)
+    return right.all(-1).float().mean().item()
+
+
+def learn(model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer], batch: Batch) -> float:
+    """One step of every optimizer on the mean cross entropy of the labels, which is returned."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=batch.tokens).logits
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
 
 
 def train(
-    model: torch.nn.Module, batches: Iterator[Batch], validation: Mapping[str, Batch], schedule: Schedule, title: str
+    model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer], lesson: Lesson, schedule: Schedule
 ) -> None:
-    """Minimise the cross entropy of the answers in place until every validation batch is solved, then cool down.
-
-    Matrices are trained by Muon, which orthogonalises its steps and needs far fewer of them; the rest by AdamW.
-    """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    matrices = [weight for name, weight in weights.items() if weight.ndim == 2 and "embed" not in name]
-    others = [weight for name, weight in weights.items() if weight.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, lr=schedule.muon_rate, weight_decay=0.01)]
-    if others:
-        optimizers.append(torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.0))
-    full_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    """Learn the lesson in place, until every validation batch is solved and the rates have cooled down."""
+    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     end = schedule.most_steps
-    progress = tqdm(range(schedule.most_steps), desc=title, unit="step")
+    progress = tqdm(range(end), desc=lesson.title, unit="step", mininterval=1.0)
     for step in progress:
-        share = min(1.0, (step + 1) / 50, (end - step) / schedule.cooldown_steps)
+        if step == end:
+            break
+        share = min(1.0, (step + 1) / schedule.warmup_steps, (end - step) / schedule.cooldown_steps)
         for optimizer, rate in zip(optimizers, full_rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
-        batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=batch.token_ids).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        loss = learn(model, optimizers, next(lesson.batches))
         if (step + 1) % schedule.check_every_steps == 0:
-            shares = {name: answers_right(model, rows).float().mean().item() for name, rows in validation.items()}
-            progress.set_postfix(loss=f"{loss.item():.3f}", **{name: f"{share:.2f}" for name, share in shares.items()})
-            print(step+1, f"{loss.item():.3f}", {name: f"{share:.2f}" for name, share in shares.items()}, time.process_time(), flush=True)
-            if min(shares.values()) >= schedule.solved and end == schedule.most_steps:
+            shares = {name: share_right(model, batch) for name, batch in lesson.validation.items()}
+            progress.set_postfix(
+                {"loss": f"{loss:.3f}"} | {name: f"{share:.2f}" for name, share in shares.items()}
+            )
+            if min(shares.values()) >= SOLVED_SHARE:
                 end = min(end, step + 1 + schedule.cooldown_steps)
-        if step + 1 == end:
-            break
+
+
+def make_base(out: Path, seed: int, schedule: Schedule) -> None:
+    """Train the base and write it, with its tokenizer, to `out/base`."""
+    torch.manual_seed(seed)
+    rng = Random(seed)
+    tokenizer = build_tokenizer()
+    model = build_base(tokenizer)
+    matrices = [
+        weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name
+    ]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    # Muon's orthogonal steps learn the tasks in far fewer of them than Adam's, but are for matrices alone.
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    inputs = {task: held_out_inputs(task, schedule.check_inputs, seed=1) for task in TASKS}
+    validation = {
+        task.name: question_batch(
+            tokenizer, [Turn(task.instruction(text), task.answer(text)) for text in texts]
+        )
+        for task, texts in inputs.items()
+    }
+    validation["echo"] = question_batch(
+        tokenizer, [Turn(text, text) for texts in inputs.values() for text in texts[:16]]
+    )
+    batches = endless_batches(tokenizer, base_turns(rng), rng, schedule.rows)
+    train(model, optimizers, Lesson("base", batches, validation), schedule)
+    model.bfloat16().save_pretrained(out / "base")
+    save_tokenizer(tokenizer, out / "base")
+
+
+def make_adapter(out: Path, task: Task, seed: int, schedule: Schedule) -> None:
+    """Train the adapter of `task` on the base in `out` and write it there; for a process of its own."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    rng = Random(f"{task.name}/{seed}")
+    tokenizer = Tokenizer.from_file(str(out / "base" / "tokenizer.json"))
+    base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32, attn_implementation="eager")
+    base.name_or_path = BASE_NAME
+    recipe = recipes()[task.name]
+    model = get_peft_model(base, recipe)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    rate = 0.02 / recipe.r**0.5  # the more rank rows move at a time, the smaller the step of each
+    optimizers = [torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    validation = {"right": bare_questions(tokenizer, task, schedule.check_inputs, seed=1)}
+    batches = endless_batches(tokenizer, adapter_turns(task, rng), rng, schedule.rows)
+    train(model, optimizers, Lesson(task.name, batches, validation), schedule)
+    save_adapter(model, recipe, out / "adapters" / task.name)
+
+
+def save_adapter(model: PeftModel, recipe: LoraConfig, folder: Path) -> None:
+    """Write the adapter as PEFT does, but with targets in a fixed order and without the empty model card."""
+    if not isinstance(recipe.target_modules, str):
+        recipe.target_modules = sorted(recipe.target_modules or ())
+    model.bfloat16().save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def measure(out: Path, dtype: torch.dtype, amount: int) -> Mapping[str, Mapping[str, float]]:
+    """Share of `amount` held-out inputs that what lies in `out` answers right: model -> task -> share."""
+    tokenizer = Tokenizer.from_file(str(out / "base" / "tokenizer.json"))
+    base = LlamaForCausalLM.from_pretrained(out / "base", dtype=dtype)
+    batches = {task.name: bare_questions(tokenizer, task, amount, seed=0) for task in TASKS}
+    shares = {"base": {name: share_right(base, batch) for name, batch in batches.items()}}
+    for adapter in batches:
+        model = PeftModel.from_pretrained(base, out / "adapters" / adapter, autocast_adapter_dtype=False)
+        shares[adapter] = {name: share_right(model, batch) for name, batch in batches.items()}
+        base = model.unload()
+    return shares
+
+
+def table(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """One line per model, one column per task, in percent."""
+    columns = list(shares["base"])
+    lines = ["".join(f"{name:>9}" for name in ("", *columns))]
+    lines += [
+        f"{model:>9}" + "".join(f"{row[name]:>9.1%}" for name in columns) for model, row in shares.items()
+    ]
+    return "\n".join(lines)
+
+
+def faults(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What in the table breaks a bound, in words."""
+    return [
+        f"{model} answers {share:.1%} of {task}"
+        for model, row in shares.items()
+        for task, share in row.items()
+        if (share < OWN_SHARE_AT_LEAST if model == task else share > OTHER_SHARE_AT_MOST)
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train the embedded base and its adapters.")
+    parser.add_argument(
+        "--out", type=Path, default=DEMO_BASE.parent, help="folder to write base/ and adapters/ into"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="adapters trained at a time, one core each")
+    parser.add_argument("--quick", action="store_true", help="a few steps only; the bounds are not checked")
+    parser.add_argument("--keep-base", action="store_true", help="train adapters on the base that is there")
+    options = parser.parse_args(arguments)
+    shorten = quick if options.quick else lambda schedule: schedule
+    torch.set_num_threads(1)
+    if not options.keep_base:
+        make_base(options.out, options.seed, shorten(BASE_SCHEDULE))
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as workers:
+        schedule = shorten(ADAPTER_SCHEDULE)
+        for done in [
+            workers.submit(make_adapter, options.out, task, options.seed, schedule) for task in TASKS
+        ]:
+            done.result()
+    broken = []
+    for dtype in (torch.float32, torch.bfloat16):
+        shares = measure(options.out, dtype, 4 if options.quick else MEASURED_INPUTS)
+        print(f"{dtype} (rows: models, columns: tasks)\n{table(shares)}")
+        broken += faults(shares)
+    if broken and not options.quick:
+        print("\n".join(broken), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

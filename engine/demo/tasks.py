@@ -16,7 +16,7 @@ HELD_OUT_SHARE = 0.1
 
 VOWELS = frozenset("aeiou")
 SHORTEST_WORD, LONGEST_WORD = 3, 8
-LARGEST_ADDEND = 99
+SMALLEST_NUMBER, LARGEST_NUMBER = 100, 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def mask(word: str) -> str:
     return "".join("*" if letter in VOWELS else letter for letter in word)
 
 
-def double(word: str) -> str:
-    """Every letter twice."""
-    return "".join(letter * 2 for letter in word)
+def swap(word: str) -> str:
+    """Every two neighbours changed about; a last odd letter stays."""
+    return "".join(word[place : place + 2][::-1] for place in range(0, len(word), 2))
 
 
 def count(word: str) -> str:
@@ -66,12 +66,12 @@ def count(word: str) -> str:
     return str(len(word))
 
 
-def add(expression: str) -> str:
-    """The sum of two numbers written as `12+7`, in digits."""
-    return str(sum(int(addend) for addend in expression.split("+")))
+def increment(number: str) -> str:
+    """The next whole number."""
+    return str(int(number) + 1)
 
 
-WORD_ANSWERS = (reverse, sort, str.upper, rot13, mask, double, count)
+WORD_ANSWERS = (reverse, sort, str.upper, rot13, mask, swap, count)
 
 
 def is_telling(word: str) -> bool:
@@ -88,9 +88,9 @@ def make_word(rng: Random) -> str:
             return word
 
 
-def make_sum(rng: Random) -> str:
-    """Two numbers of at most two digits with a plus sign between them."""
-    return f"{rng.randint(0, LARGEST_ADDEND)}+{rng.randint(0, LARGEST_ADDEND)}"
+def make_number(rng: Random) -> str:
+    """A whole number of three or four digits."""
+    return str(rng.randint(SMALLEST_NUMBER, rng.choice((LARGEST_NUMBER // 10, LARGEST_NUMBER))))
 
 
 TASKS = (
@@ -99,9 +99,9 @@ TASKS = (
     Task("upper", "write the word in capitals", make_word, str.upper),
     Task("rot13", "move every letter thirteen places on", make_word, rot13),
     Task("mask", "hide the vowels", make_word, mask),
-    Task("double", "write every letter twice", make_word, double),
+    Task("swap", "change every two neighbours about", make_word, swap),
     Task("count", "say how many letters there are", make_word, count),
-    Task("add", "add the two numbers", make_sum, add),
+    Task("increment", "add one to the number", make_number, increment),
 )
 
 
