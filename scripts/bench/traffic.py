@@ -8,11 +8,13 @@ import csv
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from random import Random
+
+from scripts.bench.quantile import quantile
 
 
 class Fault(Enum):
@@ -99,19 +101,17 @@ def read_trace(path: Path, time_scale: float) -> list[Call]:
 
 
 def fit(calls: Sequence[Call], most_tokens: int) -> list[Call]:
-    """Calls whose longest fills the model's context: all lengths shrink by one factor, so that their
-    proportions stay, and each keeps at least one token of both kinds. Calls that fit already stay as they
-    are."""
-    longest = max(call.prompt_tokens + call.output_tokens for call in calls)
-    factor = min(1.0, (most_tokens - 1) / longest)
-    return [
-        replace(
-            call,
-            prompt_tokens=max(1, math.floor(call.prompt_tokens * factor)),
-            output_tokens=max(1, math.floor(call.output_tokens * factor)),
-        )
-        for call in calls
-    ]
+    """Calls that fit a model's context: lengths shrink by one factor, so that their proportions stay and 99
+    of 100 calls fit; of the others the prompt is cut. Each keeps a token of both kinds. Calls that fit stay
+    as they are."""
+    usual = quantile([call.prompt_tokens + call.output_tokens for call in calls], 0.99)
+    factor = min(1.0, most_tokens / usual)
+    fitted: list[Call] = []
+    for call in calls:
+        output_tokens = min(max(1, math.floor(call.output_tokens * factor)), most_tokens - 1)
+        prompt_tokens = min(max(1, math.floor(call.prompt_tokens * factor)), most_tokens - output_tokens)
+        fitted.append(Call(call.at_s, prompt_tokens, output_tokens))
+    return fitted
 
 
 def arrivals(

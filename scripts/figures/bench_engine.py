@@ -2,7 +2,7 @@
 
     python scripts/figures/bench_engine.py results/bench_engine.jsonl --out results/bench_engine.png
 
-A panel per model and batch size, a group of bars per workload, a line over each group at the limit. Where a
+A panel per model, dtype and batch size, a group of bars per workload, a line over each group at the limit. Where a
 results file measures the same thing twice, the later row counts.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 Row = Mapping[str, Any]
 GROUP_WIDTH = 0.8
@@ -49,19 +51,22 @@ def draw_panel(axes: Axes, rows: Sequence[Row], engines: Sequence[str]) -> None:
 
 def draw(rows: Sequence[Row]) -> Figure:
     """The whole figure."""
-    models, batches, engines = (distinct(rows, field) for field in ("model", "batch", "engine"))
+    batches, engines = distinct(rows, "batch"), distinct(rows, "engine")
+    models = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
     size = (PANEL_INCHES[0] * len(batches), PANEL_INCHES[1] * len(models) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(models), len(batches), squeeze=False)
-    for model, line in zip(models, panels, strict=True):
+    for (model, dtype), line in zip(models, panels, strict=True):
         for batch, axes in zip(batches, line, strict=True):
-            draw_panel(axes, [row for row in rows if (row["model"], row["batch"]) == (model, batch)], engines)
-            axes.set_title(f"{model}, batch {batch}", fontsize=9)
+            here = (model, dtype, batch)
+            draw_panel(
+                axes, [row for row in rows if (row["model"], row["dtype"], row["batch"]) == here], engines
+            )
+            axes.set_title(f"{model} {dtype}, batch {batch}", fontsize=9)
         line[0].set_ylabel("output tokens/s, all in")
-    for place, engine in enumerate(engines):
-        figure.axes[0].bar([], [], color=f"C{place}", label=engine)
-    figure.axes[0].plot([], [], "k--", label="limit")
-    figure.legend(loc="outside lower center", ncols=len(engines) + 1, fontsize=8)
+    handles = [Patch(color=f"C{place}", label=engine) for place, engine in enumerate(engines)]
+    limit = Line2D([], [], color="black", linestyle="--", label="limit")
+    figure.legend(handles=[*handles, limit], loc="outside lower center", ncols=len(engines) + 1, fontsize=8)
     return figure
 
 

@@ -10,7 +10,7 @@ from scripts.figures import bench_engine, bench_serving
 
 def test_every_engine_has_a_bar_in_every_group_that_it_was_measured_in(tmp_path: Path) -> None:
     rows = [
-        {"engine": engine, "model": "100m", "workload": kind, "batch": batch, "output_tok_s": speed,
+        {"engine": engine, "model": "100m", "dtype": "bf16", "workload": kind, "batch": batch, "output_tok_s": speed,
          "limit": {"output_tok_s": 100.0}}
         for speed, (engine, kind, batch) in enumerate(
             [("ours", "base", 1), ("ours", "mixed", 1), ("peer", "base", 1), ("ours", "base", 8), ("ours", "base", 1)],
@@ -24,7 +24,7 @@ def test_every_engine_has_a_bar_in_every_group_that_it_was_measured_in(tmp_path:
         axes.get_title(): sorted(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle))
         for axes in figure.axes
     }
-    assert panels == {"100m, batch 1": [2, 3, 5], "100m, batch 8": [4]}
+    assert panels == {"100m bf16, batch 1": [2, 3, 5], "100m bf16, batch 8": [4]}
     figure.savefig(tmp_path / "figure.png")
 
 

@@ -66,7 +66,7 @@ def test_a_trace_sets_the_number_and_the_lengths_of_requests(tmp_path: Path) -> 
     assert bombard(StubServer(), *arguments)
     total = json.loads(out.read_text().splitlines()[-1])
     assert total["requests"] == total["ok"] == 2
-    assert total["output_tokens"] == 4 + 5  # 10 and 11, shrunk as 511 to 255
+    assert total["output_tokens"] == 5 + 5  # 10 and 11, shrunk to a context of 256
 
 
 def test_metrics_are_read_with_their_labels_and_comments_are_not() -> None:

@@ -67,15 +67,21 @@ def test_a_trace_begins_at_zero_and_is_stretched(tmp_path: Path) -> None:
     ),
     st.integers(4, 8192),
 )
-def test_fitted_calls_fit_and_keep_their_proportions(calls: list[Call], most_tokens: int) -> None:
+def test_fitted_calls_fit_and_those_that_fitted_stay(calls: list[Call], most_tokens: int) -> None:
     fitted = traffic.fit(calls, most_tokens)
-    longest = max(call.prompt_tokens + call.output_tokens for call in calls)
-    factor = min(1.0, (most_tokens - 1) / longest)
-    for before, after in zip(calls, fitted, strict=True):
+    for after in fitted:
         assert after.prompt_tokens >= 1
         assert after.output_tokens >= 1
         assert after.prompt_tokens + after.output_tokens <= most_tokens
-        assert abs(after.prompt_tokens - before.prompt_tokens * factor) <= 1
+    if all(call.prompt_tokens + call.output_tokens <= most_tokens for call in calls):
+        assert fitted == calls
+
+
+def test_fitting_keeps_proportions_and_is_not_led_by_the_longest_call() -> None:
+    calls = [Call(0.0, 300, 100)] * 199 + [Call(0.0, 9000, 1000)]
+    fitted = traffic.fit(calls, 200)
+    assert set(fitted[:-1]) == {Call(0.0, 150, 50)}
+    assert fitted[-1] == Call(0.0, 1, 199)
 
 
 def test_the_share_of_faults_is_half_leavers_and_every_kind_of_malformed_request() -> None:
