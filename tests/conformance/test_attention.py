@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lora.segments import NO_SEGMENTS
@@ -236,3 +238,29 @@ def test_result_does_not_depend_on_the_batch(make_backend: MakeBackend, wide: bo
         alone = world.step([part])
         for layer in range(2):
             assert torch.equal(alone[layer][0], together[layer][index])
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_schedule_of_any_sequences(make_backend: MakeBackend, data: st.DataObject) -> None:
+    """Sequences advance by arbitrary pieces, in batches of arbitrary mix and order, until all are done."""
+    kv_heads, group = data.draw(st.sampled_from([(1, 1), (1, 3), (2, 2), (4, 1), (8, 4)]))
+    geometry = Geometry(
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=data.draw(st.sampled_from([16, 64])),
+        block_size=data.draw(st.sampled_from([1, 3, 16])),
+        windows=(data.draw(st.sampled_from([None, 1, 5, 30])),),
+    )
+    lengths = data.draw(st.lists(st.integers(1, 90), min_size=1, max_size=6))
+    world = make_world(make_backend, geometry, lengths)
+    done = [0] * len(lengths)
+    while unfinished := [s for s, length in enumerate(lengths) if done[s] < length]:
+        chosen = data.draw(st.lists(st.sampled_from(unfinished), min_size=1, unique=True))
+        parts = []
+        for sequence in chosen:
+            left = lengths[sequence] - done[sequence]
+            count = data.draw(st.sampled_from([1, max(1, left // 2), left]))
+            parts.append((sequence, done[sequence], done[sequence] + count))
+            done[sequence] += count
+        world.check(parts)
