@@ -61,6 +61,7 @@ class DemandTracker:
         slot = self._free.pop()
         self._slots[adapter] = slot
         self._rank[slot] = adapter.rank
+        self._age[slot] = -1  # the window that is open now is not seen whole, and does not count
 
     def remove(self, adapter: AdapterRef) -> None:
         """Forget `adapter` and its history."""
@@ -95,7 +96,7 @@ class DemandTracker:
         reach = sum(options.damping**step for step in range(1, options.ahead_windows + 1))
         trend = np.maximum(0.0, self._level + reach * self._slope)
         burst = self._open / options.window_s
-        doubt = np.exp2(-self._age)
+        doubt = np.exp2(-np.maximum(0, self._age))
         rates = np.maximum(burst, doubt * self._prior() + (1 - doubt) * trend)
         slots = list(self._slots.values())
         return Demand(MappingProxyType(dict(zip(self._slots, rates[slots].tolist(), strict=True))))
@@ -121,7 +122,7 @@ class DemandTracker:
         )
         seen = self._age > 0
         self._slope = np.where(seen, slope, 0.0)
-        self._level = np.maximum(0.0, np.where(seen, level, rate))
+        self._level = np.maximum(0.0, np.where(seen, level, np.where(self._age == 0, rate, 0.0)))
         self._open = np.zeros_like(self._open)
         self._age = np.minimum(self._age + (self._rank > 0), _FORGOTTEN_WINDOWS)
 

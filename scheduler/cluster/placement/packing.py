@@ -173,16 +173,18 @@ class Packing:
         taken = list(self.room.holders(ref))
         allowed = np.isfinite(seconds) & (self.room.free_bytes >= ref.nbytes)
         allowed[taken] = False
-        apart = allowed & ~np.isin(self._zone, self._zone[taken])
-        allowed = apart if taken and apart.any() else allowed
         if not allowed.any():
             return None
         if self._ground.demand[ref] <= self._idle:
             return int(np.argmax(np.where(allowed, self.room.free_bytes, -np.inf))), block.tokens
-        spare = np.where(allowed, (self._target - self.room.load) / seconds, -np.inf)
-        node = int(np.argmax(spare))
-        tokens = min(float(spare[node]), self._half_if_first(ref, taken))
-        return (node, tokens) if tokens > _CRUMB * self._ground.demand[ref] else None
+        apart = allowed & ~np.isin(self._zone, self._zone[taken])
+        for choice in (apart, allowed) if taken else (allowed,):
+            spare = np.where(choice, (self._target - self.room.load) / seconds, -np.inf)
+            node = int(np.argmax(spare))
+            tokens = min(float(spare[node]), self._half_if_first(ref, taken))
+            if tokens > _CRUMB * self._ground.demand[ref]:
+                return node, tokens
+        return None
 
     def _half_if_first(self, ref: AdapterRef, taken: list[int]) -> float:
         demand = self._ground.demand[ref]

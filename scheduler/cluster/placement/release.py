@@ -41,7 +41,7 @@ class Release:
 
 
 def cheapest_release(stock: Stock, seconds: Floats, target: float) -> Release:
-    """Fewest bytes to move so that no node exceeds `target`, or as little above it as can be.
+    """Fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can be.
 
     `seconds` [nodes, ranks] is a token's cost on a node, infinite where the rank is not allowed.
     """
@@ -53,10 +53,10 @@ def cheapest_release(stock: Stock, seconds: Floats, target: float) -> Release:
     out_bytes = _ratio(stock.nbytes, stock.tokens) * total_tokens / total_bytes
     in_bytes = _ratio(stock.nbytes.sum(0) + stock.pool_bytes, stock.tokens.sum(0) + stock.pool_tokens)
     in_bytes = np.tile(in_bytes * total_tokens / total_bytes, (nodes, 1))
-    time = _by_node(cost * total_tokens)
+    time = _by_node(cost * total_tokens / target)
     beyond = csr_matrix(-np.ones((nodes, 1)))
     limits = bmat([[-time, time, beyond, None], [-_by_node(out_bytes), _by_node(in_bytes), None, beyond]])
-    room = np.concatenate([target - (cost * stock.tokens).sum(1), stock.free_bytes / total_bytes])
+    room = np.concatenate([1 - (cost * stock.tokens).sum(1) / target, stock.free_bytes / total_bytes])
     through = kron(np.ones((1, nodes)), identity(ranks))
     balance = bmat([[through, -through, csr_matrix((ranks, 2))]])
     upper = np.concatenate(
@@ -73,7 +73,7 @@ def cheapest_release(stock: Stock, seconds: Floats, target: float) -> Release:
     )
     assert answer.x is not None, f"a flow with bought excess always exists, but: {answer.message}"
     out = np.asarray(answer.x[: nodes * ranks]).reshape(nodes, ranks) * total_tokens
-    return Release(out, target + float(answer.x[-2]))
+    return Release(out, target * (1 + float(answer.x[-2])))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

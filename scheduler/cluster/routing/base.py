@@ -6,9 +6,8 @@ node takes what it is sent. Chance is an argument.
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +31,7 @@ class Ask:
 
     adapter: AdapterRef
     prompt_tokens: int
-    cached_tokens: Mapping[str, int] = MappingProxyType({})
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""The cost model against sums worked by hand, its fit against a known truth, and profiles."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad, features
+from scheduler.cluster.fit import Measurement, TooFewMeasurements, fit, held_out_error
+from scheduler.cluster.profile import (
+    InvalidProfile,
+    Lengths,
+    Limits,
+    Slo,
+    from_json,
+    operating_point,
+    to_json,
+)
+
+TRUTH = (5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
+MIXED = StepLoad((AdapterLoad(0, 7, 3), AdapterLoad(8, 0, 2), AdapterLoad(64, 100, 1)), context_tokens=500)
+H100 = Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rank_rows", "token_ranks"),
+    [
+        (Kernel.EXACT, 8 + 64, 2 * 8 + 101 * 64),
+        (Kernel.PADDED, 64 + 64, 2 * 64 + 101 * 64),
+        (Kernel.MULTI_RANK, 8 + 64, 2 * 8 + 101 * 64),
+    ],
+)
+def test_features_of_a_mixed_step(kernel: Kernel, rank_rows: float, token_ranks: float) -> None:
+    assert features(MIXED, kernel) == (1.0, 107.0, 6.0, 500.0, rank_rows, token_ranks)
+
+
+def test_multi_rank_kernels_pad_prompts_but_not_decoding() -> None:
+    load = StepLoad((AdapterLoad(8, 10, 1), AdapterLoad(64, 0, 1)), context_tokens=0)
+    assert features(load, Kernel.MULTI_RANK)[4:] == (64 + 64, 10 * 64 + 8 + 64)
+    assert features(load, Kernel.EXACT)[4:] == (8 + 64, 11 * 8 + 64)
+
+
+def test_base_tokens_cost_no_lora_even_under_padding() -> None:
+    alone = StepLoad((AdapterLoad(0, 100, 5),), 10)
+    assert features(alone, Kernel.PADDED)[4:] == (0, 0)
+
+
+def _steps(rng: np.random.Generator, count: int) -> list[StepLoad]:
+    loads = []
+    for _ in range(count):
+        ranks = rng.choice([8, 16, 32, 64, 128], rng.integers(1, 6))
+        parts = [AdapterLoad(int(r), int(rng.integers(0, 400)), int(rng.integers(0, 30))) for r in ranks]
+        loads.append(StepLoad(tuple(parts), int(rng.integers(0, 100_000))))
+    return loads
+
+
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_fit_finds_the_truth_behind_noise_and_says_how_far_off_it_is(kernel: Kernel) -> None:
+    rng = np.random.default_rng(7)
+    truth = CostModel(kernel, *TRUTH)
+    rows = [Measurement(load, truth.step_s(load) * rng.normal(1, 0.01)) for load in _steps(rng, 200)]
+    found = fit(rows, kernel)
+    assert found.coefficients == pytest.approx(truth.coefficients, rel=0.35)
+    fresh = _steps(rng, 50)
+    assert all(abs(found.step_s(load) / truth.step_s(load) - 1) < 0.02 for load in fresh)
+    error = held_out_error(rows, kernel)
+    assert 0.004 < error.mean < 0.02
+    assert error.mean <= error.worst
+
+
+def test_fit_never_goes_negative_where_a_feature_is_free() -> None:
+    rng = np.random.default_rng(8)
+    truth = CostModel(Kernel.EXACT, 5e-3, 25e-6, 0.0, 0.0, 1.7e-6, 0.0)
+    rows = [Measurement(load, truth.step_s(load) * rng.normal(1, 0.05)) for load in _steps(rng, 40)]
+    assert min(fit(rows, Kernel.EXACT).coefficients) >= 0
+
+
+def test_fit_refuses_too_few_rows() -> None:
+    with pytest.raises(TooFewMeasurements, match="rows=1"):
+        fit([Measurement(MIXED, 0.1)], Kernel.EXACT)
+
+
+def test_the_operating_point_is_the_most_that_keeps_the_slo() -> None:
+    model, slo = CostModel(Kernel.EXACT, *TRUTH), Slo(ttft_s=2.0, tbt_s=0.05)
+    lengths, limits = Lengths(1000.0, 250.0), Limits(2048, 10**9)
+    rate = operating_point(model, 64, slo, lengths, limits)
+    step_s = slo.tbt_s
+    sequences = rate / 5 * step_s
+    by_hand = 5e-3 + sequences * (4 * 25e-6 + 5e-6 + 1125 * 4e-8 + 64 * 1.7e-6 + 64 * 5 * 9e-9)
+    assert by_hand == pytest.approx(step_s)
+
+
+def test_operating_points_fall_with_rank_and_rise_with_patience() -> None:
+    model, lengths, limits = CostModel(Kernel.EXACT, *TRUTH), Lengths(1000.0, 250.0), Limits(2048, 10**9)
+    rates = [operating_point(model, rank, Slo(2.0, 0.05), lengths, limits) for rank in (8, 16, 32, 64, 128)]
+    assert rates == sorted(rates, reverse=True)
+    assert operating_point(model, 8, Slo(2.0, 0.1), lengths, limits) > rates[0]
+    assert operating_point(model, 8, Slo(0.04, 0.05), lengths, limits) < rates[0], (
+        "first token bounds the step"
+    )
+    assert operating_point(model, 8, Slo(2.0, 0.05), lengths, Limits(2048, 12_500)) < rates[0], (
+        "K/V bounds it"
+    )
+
+
+def test_an_slo_below_an_empty_step_is_refused() -> None:
+    with pytest.raises(InvalidProfile, match="loosen the SLO"):
+        operating_point(
+            CostModel(Kernel.EXACT, *TRUTH), 8, Slo(2.0, 0.004), Lengths(100, 100), Limits(2048, 10**6)
+        )
+
+
+def test_the_h100_profile_says_that_it_is_derived_and_matches_the_roofline() -> None:
+    profile = from_json(H100.read_text())
+    assert profile.provenance == "derived"
+    assert from_json(to_json(profile)) == profile
+    model = profile.model(Kernel.EXACT)
+    lora_s = model.rank_row_s * 32 * 8
+    assert lora_s == pytest.approx(0.45e-3, rel=0.02), "32 sequences, each its own rank-8 adapter"
+    assert model.rank_row_s * 32 * 128 == pytest.approx(7.16e-3, rel=0.02)
+    points = profile.operating_points(Kernel.PADDED, (8, 16, 32, 64, 128))
+    assert points.at(8) > 2 * points.at(128)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "lacks the field 'models'"),
+        ('{"models": 3}', "wrong kind"),
+        ('{"models": [], "hardware": "", "base_model": "", "provenance": "", "note": "", "slo": {"x": 1}}', "wrong kind"),
+    ],
+)
+def test_a_broken_profile_is_refused_with_the_reason(text: str, message: str) -> None:
+    with pytest.raises(InvalidProfile, match=message):
+        from_json(text)
