@@ -207,10 +207,10 @@ def _fill(layout: FlatLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
         for module, bt_start in zip(place.modules, place.bt_starts, strict=True):
             pair = pairs[module.layer, module.site]
             matrix(flat, a_start, (module.rank, pair.A.shape[1])).copy_(pair.A)
-            matrix(flat, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.t())
+            matrix(flat, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.to(layout.dtype).t())
             a_start += pair.A.numel()
     # One sum finds any NaN or Inf at the speed of reading; which tensor it is matters only then.
-    if not flat.sum(dtype=torch.float32).isfinite():
+    if not flat.sum().isfinite():
         for pair in pairs.values():
             _check_finite(pair, layout.dtype)
     return rows

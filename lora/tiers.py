@@ -6,7 +6,6 @@ room decides nothing: what is kept and what is asked first is the store's busine
 
 import logging
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Container
@@ -16,7 +15,7 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lora.errors import AdapterLost, AdapterRefused
@@ -125,15 +124,14 @@ class DiskTier:
         if path.exists():
             os.utime(path)
             return
-        metadata = {"header": write_header(packed.layout)}
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".partial", delete=False) as file:
-            try:
-                file.write(save({_ROWS: packed.rows}, metadata))
-                file.close()
-                Path(file.name).replace(path)
-            except OSError:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            save_file({_ROWS: packed.rows}, partial, {"header": write_header(packed.layout)})
+            partial.replace(path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def fetch(self, digest: str, destination: Tensor) -> bool:
         """As Tier.fetch: one copy, from the mapped file to the destination."""
