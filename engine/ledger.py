@@ -47,11 +47,6 @@ class Ledger:
         self._file = file
         self._done = done
 
-    @property
-    def done(self) -> int:
-        """Results that the file held when it was opened."""
-        return len(self._done)
-
     def __contains__(self, key: bytes) -> bool:
         return key in self._done
 
