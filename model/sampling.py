@@ -136,7 +136,7 @@ def _adjusted(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 def _adjust(logits: Tensor, row: SampleRow) -> None:
     """Apply penalties, bias and bans to one row's logits [vocab], in place."""
     if row.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device)
+        seen = _index(sorted({*row.prompt_token_ids, *row.output_token_ids}), logits)
         found = logits[seen]
         logits[seen] = torch.where(found > 0, found / row.repetition_penalty, found * row.repetition_penalty)
     if row.presence_penalty or row.frequency_penalty:
@@ -144,12 +144,16 @@ def _adjust(logits: Tensor, row: SampleRow) -> None:
         cost = [row.presence_penalty + row.frequency_penalty * count for count in counts.values()]
         _add(logits, list(counts), [-value for value in cost])
     _add(logits, [token for token, _ in row.logit_bias], [bias for _, bias in row.logit_bias])
-    logits[list(row.banned_token_ids)] = -math.inf
+    logits[_index(row.banned_token_ids, logits)] = -math.inf
 
 
-def _add(logits: Tensor, token_ids: list[int], values: list[float]) -> None:
-    index = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-    logits.index_add_(0, index, torch.tensor(values, dtype=logits.dtype, device=logits.device))
+def _add(logits: Tensor, token_ids: Sequence[int], values: Sequence[float]) -> None:
+    added = torch.tensor(values, dtype=logits.dtype, device=logits.device)
+    logits.index_add_(0, _index(token_ids, logits), added)
+
+
+def _index(token_ids: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=like.device)
 
 
 def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
@@ -241,7 +245,7 @@ def _logprobs(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> 
     if not token_ids:
         return []
     total = logits.logsumexp(dim=-1, keepdim=True)
-    chosen = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
+    chosen = logits.gather(1, _index(token_ids, logits)[:, None])
     ranks = (logits > chosen).sum(dim=-1).add_(1).tolist()
     likeliest = logits.topk(min(max(tops), logits.shape[1]), dim=-1)
     tokens, logprobs = likeliest.indices.tolist(), (likeliest.values - total).tolist()

@@ -176,6 +176,12 @@ def test_penalties_bias_and_bans_follow_their_formulas() -> None:
     assert choice({1: 4.0, 3: 1.0}, replace(row, banned_token_ids=(1,), logit_bias=((1, 100.0),))) == 3
 
 
+def test_a_penalty_before_any_token_changes_nothing() -> None:
+    row = SampleRow(temperature=0, repetition_penalty=1.5, presence_penalty=1.0)
+    logits = make_logits(1)
+    assert tokens(logits, [row]) == logits.argmax(-1).tolist()
+
+
 def test_the_callers_logits_stay_as_they_were() -> None:
     logits = make_logits(3)
     before = logits.clone()
