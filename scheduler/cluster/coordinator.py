@@ -124,7 +124,7 @@ class Coordinator:
         says."""
         gone = self._forget(report.node, now)
         member = self._members[report.node] = Member(report, now)
-        self._planner.hurry(must=True)
+        self._planner.hurry(must=self._settled)
         self._take_in(member, report, now)
         homeless = self._rollout.adapters if len(self._members) == 1 else ()
         return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
@@ -206,9 +206,9 @@ class Coordinator:
         if now - self._started_s < self._options.settle_s:
             return []
         self._settled = True
-        for ref in self._rollout.adapters:
-            self._rollout.target[ref] = self._rollout.held(ref)
-        self._planner.hurry(must=True)
+        held = {ref: self._rollout.held(ref) for ref in self._rollout.adapters}
+        self._rollout.target.update(held)
+        self._planner.hurry(must=not all(held.values()))
         return self._plan(now) + self._advance(list(self._rollout.adapters), now)
 
     def _plan(self, now: float) -> list[Command]:

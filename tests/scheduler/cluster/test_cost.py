@@ -128,7 +128,10 @@ def test_the_h100_profile_says_that_it_is_derived_and_matches_the_roofline() -> 
         ("{", "not JSON"),
         ("{}", "lacks the field 'models'"),
         ('{"models": 3}', "wrong kind"),
-        ('{"models": [], "hardware": "", "base_model": "", "provenance": "", "note": "", "slo": {"x": 1}}', "wrong kind"),
+        (
+            '{"models": [], "hardware": "", "base_model": "", "provenance": "", "note": "", "slo": {"x": 1}}',
+            "wrong kind",
+        ),
     ],
 )
 def test_a_broken_profile_is_refused_with_the_reason(text: str, message: str) -> None:
