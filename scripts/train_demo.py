@@ -251,9 +251,9 @@ def measure(out: Path, dtype: torch.dtype, amount: int) -> Mapping[str, Mapping[
 def table(shares: Mapping[str, Mapping[str, float]]) -> str:
     """One line per model, one column per task, in percent."""
     columns = list(shares["base"])
-    lines = ["".join(f"{name:>9}" for name in ("", *columns))]
+    lines = ["".join(f"{name:>10}" for name in ("", *columns))]
     lines += [
-        f"{model:>9}" + "".join(f"{row[name]:>9.1%}" for name in columns) for model, row in shares.items()
+        f"{model:>10}" + "".join(f"{row[name]:>10.1%}" for name in columns) for model, row in shares.items()
     ]
     return "\n".join(lines)
 
