@@ -218,7 +218,7 @@ def _largest(scaled: Tensor, count: int) -> Tensor:
     values, rest = scaled.numpy(), scaled.shape[1] - count
     if rest:
         values = np.partition(values, rest, axis=-1)[:, rest:]
-    return torch.from_numpy(np.ascontiguousarray(np.sort(values, axis=-1)[:, ::-1]))
+    return torch.from_numpy(np.sort(values, axis=-1)[:, ::-1].copy())
 
 
 def _keep_min_p(scaled: Tensor, min_p: list[float]) -> None:

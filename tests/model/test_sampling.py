@@ -117,6 +117,11 @@ def test_a_nucleus_wider_than_the_first_look_is_found() -> None:
     assert len(drawn) > 1024
 
 
+def test_top_k_of_one_is_greedy() -> None:
+    logits = make_logits(20)
+    assert tokens(logits, [SampleRow(top_k=1, position=i) for i in range(20)]) == logits.argmax(-1).tolist()
+
+
 def test_ties_with_the_last_kept_are_kept() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, -5.0]])
     assert drawable(logits, SampleRow(top_k=2)) == {0, 1, 2, 3}
