@@ -7,6 +7,8 @@ UCX is configured by its environment, read once when the agent is made. Set unle
   UCX_NET_DEVICES         the active InfiniBand devices and `lo`. UCX trusts whoever reaches its TCP port with all
                           registered memory, so that port must not be on a network; RDMA and same-host reads remain.
                           With `open_network` (an isolated network, by explicit choice) it is left to UCX.
+  UCX_USE_MT_MUTEX        y: a read on one host copies while it holds UCX's lock, and the progress thread would spin
+                          on it all the while; asleep it leaves the processor to the copy: twice the speed on few cores
   UCX_TCP_{TX,RX}_SEG_SIZE  256k: five times the throughput of the default
   UCX_TCP_USER_TIMEOUT, UCX_TCP_KEEPIDLE, UCX_TCP_KEEPINTVL
                           a cut link is noticed in seconds, not in a quarter of an hour
@@ -178,6 +180,7 @@ def active_infiniband() -> list[str]:
 def _prepare_environment(open_network: bool) -> None:
     infiniband = active_infiniband()
     wanted = {
+        "UCX_USE_MT_MUTEX": "y",
         "UCX_TCP_TX_SEG_SIZE": "256k",
         "UCX_TCP_RX_SEG_SIZE": "256k",
         "UCX_TCP_USER_TIMEOUT": "5s",
