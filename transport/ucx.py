@@ -64,6 +64,7 @@ class UcxDoor:
         self._agent = NixlAgent(name, open_network)
         self._reach = Reach.of_this_machine(open_network)
         self._lock = threading.Lock()
+        self._card = _write_card(self._agent.metadata())
         self._met: dict[str, str] = {}  # digest of a peer's metadata -> its name
         self._reads: Counter[str] = Counter()
 
@@ -80,13 +81,13 @@ class UcxDoor:
 
     def card(self) -> str:
         """The agent's metadata, and a digest against damage: NIXL believes what it is given."""
-        metadata = self._agent.metadata()
-        digest = hashlib.sha256(metadata).hexdigest()
-        return json.dumps({"digest": digest, "metadata": base64.b64encode(metadata).decode()})
+        return self._card
 
     def register(self, arena: Arena) -> None:
         """See `Door`."""
-        self._agent.register(arena.memory)
+        with self._lock:
+            self._agent.register(arena.memory)
+            self._card = _write_card(self._agent.metadata())
 
     def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
         """See `Door`; when this raises, the landing may still be quarantined."""
@@ -141,6 +142,11 @@ class UcxDoor:
             if peer is not None and not self._reads[peer]:
                 self._met = {known: met for known, met in self._met.items() if met != peer}
                 self._agent.forget(peer)
+
+
+def _write_card(metadata: bytes) -> str:
+    digest = hashlib.sha256(metadata).hexdigest()
+    return json.dumps({"digest": digest, "metadata": base64.b64encode(metadata).decode()})
 
 
 def _open_card(card: str) -> tuple[str, bytes]:

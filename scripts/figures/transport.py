@@ -1,0 +1,75 @@
+"""Draw the transport benchmark: speed by size, a panel per kind, each transport beside the raw path it is made of.
+
+    python scripts/figures/transport.py results/transport.jsonl --out results/transport.png
+
+A line is the median of all rounds in the file, its band the fastest and the slowest.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PANELS = {
+    "in one process": ("memcpy", "loopback"),
+    "on one host": ("process_vm_readv", "ucx"),
+    "plain TCP, loopback": ("socket", "plain stream"),
+    "TLS 1.3, loopback": ("TLS socket", "TLS stream"),
+}
+PANEL_INCHES = (3.6, 3.2)
+
+Speeds = Mapping[str, Mapping[int, Sequence[float]]]
+
+
+def read(path: Path) -> Speeds:
+    """GB/s of every move in the file, by path and size."""
+    speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["what"] == "move":
+            speeds[row["path"]][row["nbytes"]].append(row["nbytes"] / row["s"] / 1e9)
+    return speeds
+
+
+def draw_panel(axes: Axes, speeds: Speeds, raw: str, ours: str) -> None:
+    """The raw path in grey, the transport in colour."""
+    for path, colour in ((raw, "grey"), (ours, "C0")):
+        sizes = sorted(speeds[path])
+        axes.plot(sizes, [statistics.median(speeds[path][size]) for size in sizes], color=colour, label=path)
+        low, high = ([pick(speeds[path][size]) for size in sizes] for pick in (min, max))
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("bytes")
+    axes.legend(fontsize=8)
+
+
+def draw(speeds: Speeds) -> Figure:
+    """The whole figure."""
+    figure = Figure(figsize=(PANEL_INCHES[0] * len(PANELS), PANEL_INCHES[1]), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for axes, (title, (raw, ours)) in zip(panels, PANELS.items(), strict=True):
+        draw_panel(axes, speeds, raw, ours)
+        axes.set_title(title, fontsize=9)
+    panels[0].set_ylabel("GB/s, lease included")
+    return figure
+
+
+def main() -> None:
+    """Read, draw, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/transport.png"))
+    arguments = parser.parse_args()
+    draw(read(arguments.results)).savefig(arguments.out, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
