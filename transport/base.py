@@ -158,13 +158,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a transport holds right now, and how its leases ended since it was opened."""
+    """What a transport holds right now; how its leases ended, and what it pulled by each door, since it was opened."""
 
     names: int
     leases: int
     landings: int
     quarantined: int
     endings: Mapping[str, int]
+    pulled_bytes: Mapping[str, int]
 
 
 class Transport(Protocol):

@@ -6,6 +6,7 @@ Every transport has one; it keeps the rule that no byte is lent while it may sti
 import itertools
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -23,6 +24,7 @@ class Holdings:
         self.shelf = Shelf()
         self.landings = Landings()
         self._keys = itertools.count(1)
+        self._pulled: Counter[str] = Counter()
         self._lock = threading.Lock()  # held over "is it free" and "then it is mine"
 
     def register(self, memory: Memory) -> Arena:
@@ -62,7 +64,16 @@ class Holdings:
     def usage(self) -> Usage:
         """Counts of what is held now."""
         landings, quarantined = self.landings.count()
-        return Usage(self.shelf.names(), self.shelf.leases(), landings, quarantined, self.shelf.endings())
+        with self._lock:
+            pulled = dict(self._pulled)
+        return Usage(
+            self.shelf.names(), self.shelf.leases(), landings, quarantined, self.shelf.endings(), pulled
+        )
+
+    def count_pull(self, door: str, nbytes: int) -> None:
+        """These bytes have come whole."""
+        with self._lock:
+            self._pulled[door] += nbytes
 
     def _check(self, regions: Sequence[Region]) -> None:
         for region in regions:

@@ -109,6 +109,7 @@ class LoopbackTransport:
             raise PeerGone(f"{lease.node} closed during the pull; use another source")
         if not source._end(lease.ticket, Ending.READ):
             raise LeaseExpired(f"{lease.name!r} expired during the pull; lease it for longer")
+        self._holdings.count_pull("loopback", lease.nbytes)
 
     async def close(self) -> None:
         """See `Transport`."""

@@ -225,6 +225,7 @@ class NetworkTransport:
             self._links.drop(visit.link)  # the source ends the lease when it hears of it
             raise
         self._links.put(visit.link)
+        self._holdings.count_pull(visit.door.name, visit.lease.nbytes)
 
     def _part(self, visit: _Visit) -> None:
         """Give a lease back, in a thread."""

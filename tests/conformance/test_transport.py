@@ -7,7 +7,8 @@ another process.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -96,29 +97,36 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
     running.close()
 
 
+KINDS = ["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)]
+
+
+@asynccontextmanager
+async def open_rig(kind: str, sources: Sources, nbytes: int = ROOM_BYTES) -> AsyncIterator[Rig]:
+    """A puller in this event loop, and a source: its own if it has to be larger than usual."""
+    if kind == "loopback":
+        network = LoopbackNetwork()
+        source, puller = LocalSource(network, nbytes), LoopbackTransport("puller", network)
+    else:
+        own = nbytes > ROOM_BYTES
+        source = ProcessSource(sources.setup(kind, nbytes)) if own else sources.of(kind)
+        puller = sources.setup(kind).open("puller")
+    room = np.full(nbytes, GUARD, np.uint8)
+    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+    try:
+        yield Rig(source, puller, room, arena)
+    finally:
+        await puller.close()
+        if isinstance(source, ProcessSource) and nbytes > ROOM_BYTES:
+            source.child.close()
+
+
 Opened = Callable[[], AbstractAsyncContextManager[Rig]]
 
 
-@pytest.fixture(params=["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)])
+@pytest.fixture(params=KINDS)
 def opened(request: pytest.FixtureRequest, sources: Sources) -> Opened:
-    """Opens the rig of one transport inside the test's event loop, and closes it."""
-    kind: str = request.param
-
-    @asynccontextmanager
-    async def open_rig() -> AsyncIterator[Rig]:
-        if kind == "loopback":
-            network = LoopbackNetwork()
-            source, puller = LocalSource(network, ROOM_BYTES), LoopbackTransport("puller", network)
-        else:
-            source, puller = sources.of(kind), sources.setup(kind).open("puller")
-        room = np.full(ROOM_BYTES, GUARD, np.uint8)
-        arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
-        try:
-            yield Rig(source, puller, room, arena)
-        finally:
-            await puller.close()
-
-    return open_rig
+    """Opens the rig of one transport inside the test's event loop."""
+    return partial(open_rig, request.param, sources)
 
 
 @pytest.mark.parametrize("nbytes", [1, 2, 63, 4095, 4096, 65_537, MIB + 1, 64 * MIB])
@@ -342,21 +350,33 @@ async def test_nobody_there_is_peer_gone(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["stream", "plain", pytest.param("ucx", marks=needs_nixl)])
+@pytest.mark.parametrize("kind", KINDS)
 @asynchronous
 async def test_a_gibibyte_arrives_exactly(sources: Sources, kind: str) -> None:
     nbytes = 1 << 30
     if psutil.virtual_memory().available < 4 * nbytes:
         pytest.skip("less than 4 GiB of memory are free")
-    source, puller = ProcessSource(sources.setup(kind, nbytes + 8)), sources.setup(kind).open("puller")
-    try:
-        room = np.full(nbytes, GUARD, np.uint8)
-        arena = puller.register(Memory(room.ctypes.data, nbytes, owner=room))
-        source.publish("large", [(3, nbytes)])
-        lease = await puller.lease(source.address, "large", 60.0)
-        await puller.pull(lease, [arena.region(0, nbytes)], 60.0)
+    async with open_rig(kind, sources, nbytes + 8) as rig:
+        rig.source.publish("large", [(3, nbytes)])
+        await rig.pull("large", [rig.into(5, nbytes)])
         for start in range(0, nbytes, 64 * MIB):
-            np.testing.assert_array_equal(room[start : start + 64 * MIB], content(3 + start, 64 * MIB))
-    finally:
-        await puller.close()
-        source.child.close()
+            np.testing.assert_array_equal(rig.room[5 + start :][: 64 * MIB], content(3 + start, 64 * MIB))
+        assert (rig.room[:5] == GUARD).all()
+        assert (rig.room[5 + nbytes :] == GUARD).all()
+
+
+@needs_nixl
+@pytest.mark.parametrize(("door", "taken"), [("auto", "ucx"), ("stream", "stream")])
+@asynchronous
+async def test_on_one_host_ucx_is_taken_unless_the_setting_says_otherwise(
+    sources: Sources, door: str, taken: str
+) -> None:
+    source, puller = sources.of("ucx"), replace(sources.setup("ucx"), door=door).open("puller")
+    room = np.full(1000, GUARD, np.uint8)
+    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+    rig = Rig(source, puller, room, arena)
+    source.publish("either way", [(0, 1000)])
+    await rig.pull("either way", [rig.into(0, 1000)])
+    assert puller.usage().pulled_bytes == {taken: 1000}
+    assert await rig.is_clean("either way")
+    await puller.close()

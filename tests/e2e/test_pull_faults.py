@@ -251,3 +251,16 @@ def test_certificate_of_another_authority(stage: Stage, tmp_path: Path) -> None:
     impostor = stage.puller(replace(stage.setup, tls=(stage.setup.tls[0], *foreign[1:])))
     assert ended_in_time(impostor.pull(source.address, "adapter", NBYTES), "HelloRefused")
     assert pulls_exactly(stage.puller(), source)
+
+
+@needs_nixl
+def test_without_a_common_fabric_bytes_take_the_stream(hosts: TwoHosts, tls: tuple[str, ...]) -> None:
+    stage = Stage(hosts, Setup(arena_bytes=NBYTES + MIB, tls=tls, ucx=True), {})
+    hosts.heal()
+    hosts.shape("1gbit")
+    source, puller = stage.source(), stage.puller()
+    assert pulls_exactly(puller, source)
+    assert puller.usage().pulled_bytes == {"stream": NBYTES}
+    insisting = stage.puller(replace(stage.setup, door="ucx"))
+    assert insisting.pull(source.address, "adapter", NBYTES).error == "DoorUnavailable"
+    stage.end()
