@@ -22,6 +22,7 @@ from lora.tiers import DiskTier
 from model.attention.torch_paged import TorchPagedAttention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
 from model.config import ModelConfig
+from model.heap import retain_freed_memory
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
 from scheduler.blocks import BlockPool
@@ -72,13 +73,14 @@ def assemble(config: EngineConfig) -> Engine:
 
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
+    retain_freed_memory()
     device = _device(config.device)
     folder = DEMO_BASE if config.model is None else find_checkpoint(config.model)
     model_config = read_config(folder)
     dtype = serving_dtype(model_config, config.dtype, device)
     weights = load_weights(folder, model_config, dtype, device, config.progress)
     model = Llama(model_config, weights, TorchPagedAttention(model_config), GroupedLora())
-    store = _store(config, model_config.base_shape(), dtype, device)
+    store = _store(config, model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device), device)
     cache = _cache(config, model_config, dtype, device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
     limits = _limits(config, model_config, blocks.capacity_tokens)
@@ -112,6 +114,15 @@ def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise InvalidConfig("device", name, "use auto, cpu or cuda")
     return torch.device(name)
+
+
+def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else model
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in named:
+        raise InvalidConfig("lora_dtype", name, f"use auto, {' or '.join(named)}")
+    return named[name]
 
 
 def _store(config: EngineConfig, base: BaseShape, dtype: torch.dtype, device: torch.device) -> AdapterStore:

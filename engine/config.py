@@ -18,6 +18,7 @@ class EngineConfig:
     loras: tuple[tuple[str, Path], ...] = ()
     lora_dir: Path | None = None
     dtype: str = "auto"  # auto | float32 | bfloat16
+    lora_dtype: str = "auto"  # auto | float32 | bfloat16; auto: float32 on a CPU, else the model's
     device: str = "auto"  # auto | cpu | cuda
     max_model_len: int | None = None
     max_num_seqs: int = 64

@@ -22,6 +22,7 @@ T = TypeVar("T")
 class EngineOptions(TypedDict, total=False):
     """The fields of EngineConfig that an LLM may be given by name."""
 
+    lora_dtype: str
     device: str
     max_model_len: int | None
     max_num_seqs: int

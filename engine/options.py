@@ -68,6 +68,13 @@ _ENGINE = (
         "adapters", "lora", lora, "NAME=DIR", "load this PEFT folder at start (repeatable)", "loras", True
     ),
     Option("adapters", "lora-dir", folder, "DIR", "every PEFT folder below is known by its name"),
+    Option(
+        "adapters",
+        "lora-dtype",
+        choice("auto", "float32", "bfloat16"),
+        "TYPE",
+        "auto, float32 (twice the memory, on a CPU the faster) or bfloat16",
+    ),
     Option("adapters", "adapter-bytes", size, "SIZE", "memory for resident adapters"),
     Option("adapters", "adapter-cache-dir", path, "DIR", "keep packed adapters on disk here"),
     Option(

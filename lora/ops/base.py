@@ -14,7 +14,8 @@ class LoraOp(Protocol):
     def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
         """y[t] += B (scale * (A x[t])) for every row t of every segment (Hu et al., LoRA, arXiv 2106.09685).
 
-        y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous.
+        y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous; the adapters
+        may be of a wider dtype, and then the products are.
         Rows of no segment are neither read nor written. Cost follows each segment's own rank.
         """
         ...

@@ -66,10 +66,14 @@ def adapter(
 
 
 def batch(
-    shape: BaseShape, group: SiteGroup, spec: list[tuple[int, int | None]], adapters: list[AdapterWeights]
+    shape: BaseShape,
+    group: SiteGroup,
+    spec: list[tuple[int, int | None]],
+    adapters: list[AdapterWeights],
+    dtype: torch.dtype | None = None,
 ) -> Batch:
-    """A batch laid out as `spec` says, of the adapters' dtype."""
-    dtype = next(iter(adapters[0].groups.values())).A.dtype
+    """A batch laid out as `spec` says, of the adapters' dtype or another."""
+    dtype = dtype or next(iter(adapters[0].groups.values())).A.dtype
     segments, start = [], 0
     for rows, index in spec:
         if index is not None:
@@ -125,6 +129,14 @@ def test_every_batch_of_every_rank_mix(op: LoraOp, dtype: torch.dtype, ranks: st
     adapters = [adapter(shape, rank, seed, dtype) for seed, rank in enumerate(RANKS[ranks])]
     for group in SiteGroup:
         assert_conforms(op, batch(shape, group, BATCHES[spec], adapters), 1, group)
+
+
+@pytest.mark.parametrize("spec", BATCHES)
+def test_adapters_may_be_wider_than_the_model(op: LoraOp, spec: str) -> None:
+    shape = base(64)
+    adapters = [adapter(shape, rank, seed, torch.float32) for seed, rank in enumerate(RANKS["mixed"])]
+    for group in SiteGroup:
+        assert_conforms(op, batch(shape, group, BATCHES[spec], adapters, torch.bfloat16), 1, group)
 
 
 @pytest.mark.parametrize("hidden", [160, 1024])
