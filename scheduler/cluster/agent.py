@@ -88,6 +88,10 @@ class NodeAgent:
         """True if `adapter` is here, to stay or not."""
         return self._holds.get(adapter) in (_Hold.KEPT, _Hold.DRAINING)
 
+    def holds(self, adapter: AdapterRef) -> bool:
+        """True if `adapter` is here or on its way on the coordinator's behalf."""
+        return adapter in self._holds
+
     def arrived(self, adapter: AdapterRef) -> None:
         """Its bytes are here; of no account if it was dropped meanwhile."""
         if self._holds.get(adapter) is _Hold.LOADING:

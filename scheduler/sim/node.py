@@ -1,0 +1,216 @@
+"""One simulated node: the real step scheduler and the real agent, a cost model in place of the executor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from lora.adapter import AdapterRef
+from scheduler.blocks import BlockPool
+from scheduler.cluster.agent import Action as AgentAction
+from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
+from scheduler.cluster.cost import AdapterLoad, CostModel, StepLoad
+from scheduler.cluster.events import Command, Machine, Report
+from scheduler.cluster.routing.base import NodeLoad
+from scheduler.plan import SliceOutput, StepPlan
+from scheduler.request import Request
+from scheduler.sim.clock import Clock
+from scheduler.sim.store import SimStore, Transfer
+from scheduler.step import RequestRefused, StepLimits, StepScheduler
+
+_DRAWN, _READ = SliceOutput(1), SliceOutput(None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """What a simulated node is made of."""
+
+    machine: Machine
+    model: CostModel
+    limits: StepLimits
+    kv_blocks: int = 4096
+    block_tokens: int = 64
+
+
+class Progress(Enum):
+    """What a node tells the front door about a request."""
+
+    FIRST_TOKEN = "first token"
+    DONE = "done"
+    REFUSED = "refused"
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request on this node, and whom to tell of it."""
+
+    request: Request
+    tell: Tell
+    drawn_tokens: int = 0
+
+
+class SimNode:
+    """Runs what it is given, one step after another; `pace` is how many times longer its steps take than the
+    model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
+
+    def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
+        self.agent, self.spec = agent, spec
+        self.up, self.pace = True, 1.0
+        self.store = SimStore(agent, spec.machine.memory_bytes, transfer, self._adapter_came)
+        self._clock = clock
+        self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
+        self._jobs: dict[str, _Job] = {}
+        self._stepping = False
+        self.steps = 0
+        self.busy_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """The node's name in the cluster."""
+        return self.agent.node
+
+    def submit(self, request: Request, tell: Tell) -> None:
+        """Run `request` and tell how it goes; refuses what it has no room for."""
+        adapter = request.adapter
+        shares = self.agent.table.shares.get(adapter, ())
+        sources = tuple(share.node for share in shares if share.node != self.name)
+        if not self.store.use(adapter, sources):
+            tell(Progress.REFUSED)
+            return
+        try:
+            self._scheduler.add(request)
+        except RequestRefused:
+            self.store.release(adapter)
+            tell(Progress.REFUSED)
+            return
+        self._jobs[request.request_id] = _Job(request, tell)
+        self.agent.took(adapter, len(request.prompt_token_ids))
+        self._step()
+
+    def abort(self, request_id: str) -> None:
+        """Stop working on a request that nobody waits for; nothing happens if it has ended."""
+        job = self._jobs.pop(request_id, None)
+        if job is not None:
+            self._scheduler.abort(request_id)
+            self.store.release(job.request.adapter)
+            self._step()
+
+    def obey(self, command: Command) -> bool:
+        """Do what the coordinator says; True if it says that the node may go."""
+        actions = self.agent.receive(command)
+        done = [self._do(action) for action in actions]
+        self._give_up_hopeless()
+        self._step()
+        return any(done)
+
+    def report(self) -> Report:
+        """The next report to the coordinator."""
+        return self.agent.report(self.pace, self.store.cached())
+
+    def load(self) -> NodeLoad:
+        """What front doors are told of this node's load."""
+        prompts: dict[AdapterRef, int] = {}
+        decoding: dict[AdapterRef, int] = {}
+        context = 0
+        for job in self._jobs.values():
+            ref, tokens = job.request.adapter, len(job.request.prompt_token_ids)
+            prompts.setdefault(ref, 0)
+            if job.drawn_tokens:
+                decoding[ref] = decoding.get(ref, 0) + 1
+                context += tokens + job.drawn_tokens
+            else:
+                prompts[ref] += tokens
+        parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
+        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context))
+
+    def jobs(self) -> list[str]:
+        """The requests being worked on."""
+        return list(self._jobs)
+
+    def check(self) -> None:
+        """What must hold after every event: memory within its limit; no request forgotten or at a
+        standstill."""
+        name = self.name
+        assert self.store.used_bytes <= self.spec.machine.memory_bytes, f"{name} exceeds its memory"
+        for request_id, job in self._jobs.items():
+            ref = job.request.adapter
+            assert self._scheduler.is_live(request_id), f"{request_id} is lost on {name}"
+            coming = ref.digest in self.store.ready or self.store.is_coming(ref)
+            assert coming, f"{request_id} on {name} waits for {ref.name}, which is not coming"
+        wait = all(job.request.adapter.digest not in self.store.ready for job in self._jobs.values())
+        assert self._stepping or wait, f"{name} stands still with work"
+
+    def _do(self, action: AgentAction) -> bool:
+        match action:
+            case Fetch(adapter=adapter, sources=sources):
+                self.store.want(adapter, sources)
+            case Free():
+                self.store.tidy()
+            case Depart():
+                return True
+        return False
+
+    def _adapter_came(self) -> None:
+        if self.up:
+            self._give_up_hopeless()
+            self._step()
+
+    def _give_up_hopeless(self) -> None:
+        """Refuse the requests whose adapter can have no room here any more."""
+        for ref in self.store.hopeless():
+            self.store.forget(ref)
+            lost = [job for job in self._jobs.values() if job.request.adapter == ref]
+            for job in lost:
+                self.abort(job.request.request_id)
+                job.tell(Progress.REFUSED)
+
+    def _step(self) -> None:
+        """Begin the next step, unless one runs or nothing can."""
+        if self._stepping or not self.up:
+            return
+        plan = self._scheduler.plan(self._clock.now, self.store.ready)
+        if not plan.slices:
+            return
+        seconds = self.spec.model.step_s(_load_of(plan)) * self.pace
+        self._stepping = True
+        self.steps += 1
+        self.busy_s += seconds
+        self._clock.after(seconds, lambda: self._land(plan))
+
+    def _land(self, plan: StepPlan) -> None:
+        """The step has run: commit it and begin the next."""
+        if not self.up:
+            return
+        self._stepping = False
+        outputs = [_DRAWN if part.samples else _READ for part in plan.slices]
+        for event in self._scheduler.commit(plan, outputs):
+            job = self._jobs[event.key.request_id]
+            job.drawn_tokens += 1
+            self.agent.took(job.request.adapter, 1)
+            if job.drawn_tokens == 1:
+                job.tell(Progress.FIRST_TOKEN)
+            if event.finish_reason is not None:
+                del self._jobs[event.key.request_id]
+                self.store.release(job.request.adapter)
+                job.tell(Progress.DONE)
+        self._give_up_hopeless()
+        self._step()
+
+
+def _load_of(plan: StepPlan) -> StepLoad:
+    """A plan as the cost model sees it: rows that continue a drawn sequence decode, the rest read prompts."""
+    prompts: dict[AdapterRef, int] = {}
+    decoding: dict[AdapterRef, int] = {}
+    context = 0
+    for part in plan.slices:
+        ref, rows = part.request.adapter, len(part.token_ids)
+        context += part.start + rows
+        if rows == 1 and part.output_index > 0:
+            decoding[ref] = decoding.get(ref, 0) + 1
+        else:
+            prompts[ref] = prompts.get(ref, 0) + rows
+    refs = dict.fromkeys((*prompts, *decoding))
+    parts = (AdapterLoad(ref.rank, prompts.get(ref, 0), decoding.get(ref, 0)) for ref in refs)
+    return StepLoad(tuple(parts), context)

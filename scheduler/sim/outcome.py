@@ -1,0 +1,68 @@
+"""What a simulated run came to: a record for each request, and the figures that papers print."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.cluster.profile import Slo
+from scheduler.sim.workload import Arrival
+
+
+@dataclass(slots=True)
+class Record:
+    """One request's fate: seconds of its first token and of its end, and whether it was served."""
+
+    arrival: Arrival
+    first_s: float | None = None
+    end_s: float | None = None
+    served: bool = False
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from arrival to the first token, of a request that was served."""
+        assert self.first_s is not None
+        return self.first_s - self.arrival.call.arrival_s
+
+    @property
+    def tbt_s(self) -> float:
+        """Mean seconds between tokens, of a request that was served; 0 for one of a single token."""
+        assert self.first_s is not None
+        assert self.end_s is not None
+        return (self.end_s - self.first_s) / max(1, self.arrival.call.output_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`goodput` is requests a second that were served within the SLO; percentiles are over those served."""
+
+    requests: int
+    served: int
+    refused: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tbt_p50_s: float
+    tbt_p95_s: float
+    goodput: float
+    moved_bytes: int
+    busiest: float
+
+
+def summary(records: Sequence[Record], slo: Slo, seconds: float, moved_bytes: int, busiest: float) -> Outcome:
+    """The figures of a run of `seconds`; `busiest` is the largest part of the time that a node computed."""
+    served = [record for record in records if record.served]
+    ttft = np.array([record.ttft_s for record in served] or [0.0])
+    tbt = np.array([record.tbt_s for record in served] or [0.0])
+    within = np.count_nonzero((ttft <= slo.ttft_s) & (tbt <= slo.tbt_s)) if served else 0
+    return Outcome(
+        requests=len(records),
+        served=len(served),
+        refused=sum(record.end_s is not None and not record.served for record in records),
+        ttft_p50_s=float(np.percentile(ttft, 50)),
+        ttft_p95_s=float(np.percentile(ttft, 95)),
+        tbt_p50_s=float(np.percentile(tbt, 50)),
+        tbt_p95_s=float(np.percentile(tbt, 95)),
+        goodput=float(within / seconds),
+        moved_bytes=moved_bytes,
+        busiest=busiest,
+    )

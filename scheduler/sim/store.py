@@ -1,0 +1,131 @@
+"""The adapters in one simulated node's memory: those it keeps for the coordinator, and those it cached for
+requests.
+
+Stands in for the engine's adapter store: the same promises (what is in use stays, what is kept stays until
+dropped, memory is never exceeded), bytes that take time instead of bytes.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.agent import NodeAgent
+from scheduler.sim.clock import Action
+
+Transfer = Callable[[AdapterRef, Sequence[str], Action], None]
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """An adapter that is to come as soon as there is room."""
+
+    ref: AdapterRef
+    sources: tuple[str, ...]
+
+
+class SimStore:
+    """Owner of one node's residency; `changed` is called when an adapter has arrived."""
+
+    def __init__(self, agent: NodeAgent, memory_bytes: int, transfer: Transfer, changed: Action) -> None:
+        self._agent, self._memory_bytes = agent, memory_bytes
+        self._transfer, self._changed = transfer, changed
+        self._here: dict[str, AdapterRef] = {}  # by digest, the longest unused first
+        self._coming: dict[str, AdapterRef] = {}
+        self._wanted: dict[str, _Wanted] = {}
+        self._users: dict[str, int] = {}
+
+    @property
+    def ready(self) -> Collection[str]:
+        """Digests of what is here."""
+        return self._here.keys()
+
+    @property
+    def used_bytes(self) -> int:
+        """Of what is here or on its way."""
+        return sum(ref.nbytes for ref in (*self._here.values(), *self._coming.values()))
+
+    def cached(self) -> tuple[AdapterRef, ...]:
+        """What is here and may go at any time."""
+        return tuple(ref for ref in self._here.values() if not self._agent.has(ref))
+
+    def is_coming(self, adapter: AdapterRef) -> bool:
+        """True if it is on its way or will be when there is room."""
+        return adapter.digest in self._coming or adapter.digest in self._wanted
+
+    def use(self, adapter: AdapterRef, sources: tuple[str, ...]) -> bool:
+        """Hold on to `adapter` for one request, and get it if it is not here; False, and nothing done, if
+        there can be no room for it beside what is kept."""
+        if not self._can_ever_fit(adapter):
+            return False
+        self._users[adapter.digest] = self._users.get(adapter.digest, 0) + 1
+        self.want(adapter, sources)
+        return True
+
+    def release(self, adapter: AdapterRef) -> None:
+        """One request has ended."""
+        self._users[adapter.digest] -= 1
+        if not self._users[adapter.digest]:
+            del self._users[adapter.digest]
+            self.tidy()
+
+    def want(self, adapter: AdapterRef, sources: tuple[str, ...]) -> None:
+        """Get `adapter`, unless it is here or coming."""
+        if adapter.digest in self._here:
+            self._here[adapter.digest] = self._here.pop(adapter.digest)
+            self._agent.arrived(adapter)
+        elif not self.is_coming(adapter):
+            self._wanted[adapter.digest] = _Wanted(adapter, sources)
+        self.tidy()
+
+    def hopeless(self) -> list[AdapterRef]:
+        """Adapters that wait for room which what is kept has taken for good."""
+        return [each.ref for each in self._wanted.values() if not self._can_ever_fit(each.ref)]
+
+    def forget(self, adapter: AdapterRef) -> None:
+        """Want it no more."""
+        self._wanted.pop(adapter.digest, None)
+
+    def tidy(self) -> None:
+        """Free what was dropped and is not in use; start what there is room for, the coordinator's pulls
+        first."""
+        for ref in [ref for ref in self._here.values() if self._is_dropped(ref)]:
+            self._agent.freed(ref)
+        for each in sorted(self._wanted.values(), key=lambda each: not self._agent.holds(each.ref)):
+            if not self._is_needed(each.ref):
+                del self._wanted[each.ref.digest]
+            elif self._make_room(each.ref.nbytes):
+                del self._wanted[each.ref.digest]
+                self._coming[each.ref.digest] = each.ref
+                self._transfer(each.ref, each.sources, lambda ref=each.ref: self._arrive(ref))
+
+    def _can_ever_fit(self, adapter: AdapterRef) -> bool:
+        if adapter.digest in self._here or self._agent.holds(adapter):
+            return True
+        return self._agent.used_bytes + adapter.nbytes <= self._memory_bytes
+
+    def _arrive(self, ref: AdapterRef) -> None:
+        del self._coming[ref.digest]
+        self._here[ref.digest] = ref
+        self._agent.arrived(ref)
+        self.tidy()
+        self._changed()
+
+    def _is_needed(self, ref: AdapterRef) -> bool:
+        return self._agent.holds(ref) or ref.digest in self._users
+
+    def _is_dropped(self, ref: AdapterRef) -> bool:
+        return self._agent.has(ref) and not self._agent.keeps(ref) and ref.digest not in self._users
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Evict what is cached and unused, the longest unused first, until `nbytes` fit; nothing if they
+        cannot."""
+        idle = [ref for ref in self.cached() if ref.digest not in self._users]
+        free = self._memory_bytes - self.used_bytes
+        if free + sum(ref.nbytes for ref in idle) < nbytes:
+            return False
+        for ref in idle:
+            if free >= nbytes:
+                break
+            free += ref.nbytes
+            del self._here[ref.digest]
+        return True

@@ -1,0 +1,162 @@
+"""The simulator's parts: time, wire, links, workload."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from scheduler.sim.clock import Clock
+from scheduler.sim.outcome import Record, summary
+from scheduler.sim.wire import Links, LinkSpeeds, Wire, WireFaults, WireTimes
+from scheduler.sim.workload import (
+    Arrival,
+    Call,
+    InvalidTrace,
+    RankMix,
+    assigned,
+    catalogue,
+    flash_crowd,
+    poisson,
+    popular,
+    read_trace,
+)
+from tests.scheduler.sim.worlds import PROFILE
+
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:04.0319600,3180,8
+2023-11-16 18:17:03.9899600,110,0
+"""
+
+
+def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
+    clock, seen = Clock(), []
+    for name, due_s in (("c", 2.0), ("a", 1.0), ("b", 1.0), ("late", 9.0)):
+        clock.at(due_s, lambda name=name: seen.append((clock.now, name)))
+    clock.run(5.0)
+    assert seen == [(1.0, "a"), (1.0, "b"), (2.0, "c")]
+    assert clock.now == 5.0
+
+
+def _posted(faults: WireFaults, count: int = 2000) -> list[int]:
+    clock, got = Clock(), []
+    wire = Wire(clock, WireTimes(), faults, np.random.default_rng(0))
+    for at in range(count):
+        clock.at(at * 0.01, lambda at=at: wire.post("a", "b", lambda: got.append(at)))
+    clock.run(1000.0)
+    return got
+
+
+def test_a_good_wire_delivers_all_in_order() -> None:
+    assert _posted(WireFaults()) == list(range(2000))
+
+
+def test_a_bad_wire_loses_doubles_and_reorders_as_often_as_told() -> None:
+    assert len(_posted(WireFaults(loss=0.3))) / 2000 == pytest.approx(0.7, abs=0.04)
+    doubled = Counter(_posted(WireFaults(double=0.2)))
+    assert sum(count == 2 for count in doubled.values()) / 2000 == pytest.approx(0.2, abs=0.04)
+    late = _posted(WireFaults(late=0.5))
+    assert sorted(late) == list(range(2000))
+    assert late != sorted(late)
+
+
+def test_a_partition_stops_posts_and_breaks_calls() -> None:
+    clock, seen = Clock(), []
+    wire = Wire(clock, WireTimes(latency_s=0.1, detect_s=1.0), WireFaults(), np.random.default_rng(0))
+    wire.apart = ("a", "c")
+
+    def call(receiver: str, alive: bool = True) -> None:
+        wire.call(
+            ("a", receiver),
+            lambda: alive,
+            lambda: seen.append((clock.now, receiver, "there")),
+            lambda: seen.append((clock.now, receiver, "broken")),
+        )
+
+    wire.post("a", "b", lambda: seen.append((clock.now, "b", "posted")))
+    call("b")
+    call("c")
+    call("c", alive=False)
+    clock.run(10.0)
+    assert seen == [(0.1, "c", "there"), (1.1, "b", "broken"), (1.1, "c", "broken")]
+
+
+def test_transfers_share_the_ends_of_links() -> None:
+    """1,000 bytes at 100/s between peers: two from one source follow each other, another pair runs beside."""
+    clock, ended = Clock(), {}
+    links = Links(clock, LinkSpeeds(peer_bytes_per_s=100.0, registry_bytes_per_s=10.0, latency_s=1.0))
+    for name, source, target in (
+        ("one", "a", "b"),
+        ("two", "a", "c"),
+        ("beside", "d", "e"),
+        ("origin", None, "f"),
+    ):
+        links.transfer(source, target, 1000, lambda name=name: ended.update({name: clock.now}))
+    clock.run(1000.0)
+    assert ended == {"one": 11.0, "beside": 11.0, "two": 21.0, "origin": 101.0}
+    assert links.moved_bytes == 4000
+
+
+def test_a_trace_is_read_in_order_from_zero() -> None:
+    calls = read_trace(TRACE)
+    assert [(call.prompt_tokens, call.output_tokens) for call in calls] == [(4808, 10), (110, 1), (3180, 8)]
+    assert [call.arrival_s for call in calls] == pytest.approx([0.0, 0.01, 0.052])
+
+
+@pytest.mark.parametrize(
+    "text", ["TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9,4\n", TRACE + "yesterday,1,1\n"]
+)
+def test_a_broken_trace_is_refused(text: str) -> None:
+    with pytest.raises(InvalidTrace, match="TIMESTAMP"):
+        read_trace(text)
+
+
+@pytest.mark.parametrize("mix", list(RankMix))
+def test_a_catalogue_has_the_ranks_of_its_mix_early_and_late(mix: RankMix) -> None:
+    refs = catalogue(200, mix)
+    assert len(set(refs)) == 200
+    for part in (refs, refs[:100], refs[100:]):
+        counts = Counter(ref.rank for ref in part)
+        assert all(abs(counts[rank] - share * len(part)) <= 1 for rank, share in mix.value)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_popularity_follows_the_power_law(alpha: float) -> None:
+    """P(index < k) = (k / count)^alpha."""
+    drawn = np.array(popular(100, alpha, 20_000, np.random.default_rng(0)))
+    for k in (1, 10, 50):
+        assert np.mean(drawn < k) == pytest.approx((k / 100) ** alpha, abs=0.015)
+
+
+def test_poisson_traffic_has_its_rate_and_lengths() -> None:
+    calls = poisson(50.0, 100.0, (300, 40), np.random.default_rng(1))
+    assert len(calls) == pytest.approx(5000, rel=0.05)
+    assert np.mean([call.prompt_tokens for call in calls]) == pytest.approx(300, rel=0.06)
+    assert np.mean([call.output_tokens for call in calls]) == pytest.approx(40, rel=0.06)
+    assert [call.arrival_s for call in calls] == sorted(call.arrival_s for call in calls)
+
+
+def test_a_flash_crowd_turns_its_part_of_the_window_only() -> None:
+    rng = np.random.default_rng(2)
+    refs = catalogue(1000, RankMix.SKEWED)
+    before = list(assigned(poisson(50.0, 100.0, (3, 3), rng), refs, 1.0, rng))
+    crowd = flash_crowd(before, refs[7], (40.0, 60.0), 0.6, rng)
+    inside = [each for each in crowd if 40 <= each.call.arrival_s < 60]
+    assert np.mean([each.adapter == refs[7] for each in inside]) == pytest.approx(0.6, abs=0.06)
+    assert [each for each in crowd if each not in inside] == [
+        each for each in before if not 40 <= each.call.arrival_s < 60
+    ]
+
+
+def test_the_figures_of_three_requests() -> None:
+    ref = catalogue(1, RankMix.UNIFORM)[0]
+
+    def record(first_s: float, end_s: float, served: bool = True) -> Record:
+        return Record(Arrival("r", Call(10.0, 100, 11), ref), first_s if served else None, end_s, served)
+
+    good, slow, refused = record(10.5, 10.8), record(13.0, 13.1), record(0.0, 12.0, served=False)
+    figures = summary([good, slow, refused], PROFILE.slo, 2.0, 7, 0.5)
+    assert (figures.requests, figures.served, figures.refused) == (3, 2, 1)
+    assert figures.ttft_p50_s == pytest.approx((0.5 + 3.0) / 2)
+    assert figures.tbt_p95_s == pytest.approx(0.01 + 0.95 * 0.02)
+    assert figures.goodput == 0.5, "the second missed its first token"

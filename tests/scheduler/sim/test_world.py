@@ -1,0 +1,157 @@
+"""The simulated cluster: hand-reckoned on an idle node, and under faults everything that must hold does."""
+
+import numpy as np
+import pytest
+
+from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.placement.slora import RandomPlacement
+from scheduler.sim.faults import Fault, FaultKind, draw_faults
+from scheduler.sim.outcome import Outcome, summary
+from scheduler.sim.wire import WireTimes
+from scheduler.sim.workload import Arrival, Call, RankMix, assigned, flash_crowd, poisson
+from scheduler.sim.world import World, WorldSpec
+from tests.scheduler.sim.worlds import (
+    LOSSY,
+    MIB,
+    PROFILE,
+    adapters,
+    names,
+    node_spec,
+    traffic,
+    world_spec,
+)
+
+
+def _run(
+    spec: WorldSpec, arrivals: list[Arrival], seconds: float, seed: int = 0, audit: bool = True
+) -> World:
+    world = World(spec, seed, audit=audit, keep_history=True)
+    world.run(arrivals, seconds)
+    return world
+
+
+def _figures(world: World, seconds: float) -> Outcome:
+    return summary(
+        list(world.records.values()), PROFILE.slo, seconds, world.links.moved_bytes, world.busiest()
+    )
+
+
+def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> None:
+    refs = adapters(1)
+    spec = world_spec(1, refs)
+    world = _run(spec, [Arrival("r", Call(20.0, 3000, 5), refs[0])], 40.0)
+    record, model = world.records["r"], spec.node.model
+
+    def step_s(rows: int, decoding: int, context: int) -> float:
+        return model.step_s(StepLoad((AdapterLoad(8, rows, decoding),), context))
+
+    wire_s = 2 * WireTimes().latency_s
+    assert record.ttft_s == pytest.approx(step_s(2048, 0, 2048) + step_s(952, 0, 3000) + wire_s)
+    assert record.end_s is not None
+    assert record.first_s is not None
+    decode_s = sum(step_s(0, 1, 3001 + at) for at in range(4))
+    assert record.end_s - record.first_s == pytest.approx(decode_s)
+
+
+def test_without_faults_everything_is_served_and_adapters_are_where_the_table_says() -> None:
+    refs = adapters()
+    world = _run(world_spec(4, refs), traffic(refs, 15.0, 60.0, seed=1), 60.0)
+    figures = _figures(world, 60.0)
+    assert figures.served == figures.requests > 700
+    assert world.coordinator is not None
+    for ref, shares in world.coordinator.table.shares.items():
+        assert all(ref.digest in world.nodes[share.node].store.ready for share in shares)
+
+
+def _chaos(seed: int) -> tuple[WorldSpec, list[Arrival]]:
+    rng = np.random.default_rng(seed)
+    refs = adapters(24, RankMix.SKEWED if seed % 2 else RankMix.UNIFORM)
+    nodes = int(rng.integers(2, 6))
+    node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
+    faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
+    spec = world_spec(nodes, refs, node, faults=faults, wire_faults=LOSSY)
+    return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_under_faults_every_request_is_answered_once_and_every_promise_holds(seed: int) -> None:
+    """The world checks after every event, and `run` that nothing stays unanswered."""
+    spec, arrivals = _chaos(seed)
+    world = _run(spec, arrivals, 40.0, seed)
+    assert sorted(world.records) == sorted(arrival.name for arrival in arrivals)
+    assert all(record.end_s is not None for record in world.records.values())
+    assert sum(record.served for record in world.records.values()) > len(arrivals) / 2
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_same_seed_gives_the_same_history_byte_for_byte(seed: int) -> None:
+    spec, arrivals = _chaos(seed)
+    one, other = (_run(spec, arrivals, 40.0, seed, audit=False) for _ in range(2))
+    assert "".join(one.history.lines) == "".join(other.history.lines)
+    assert one.history.digest() == other.history.digest()
+    assert len(one.history.lines) > len(arrivals)
+    assert _run(spec, arrivals, 40.0, seed + 1, audit=False).history.digest() != one.history.digest()
+
+
+def test_a_request_on_a_node_that_dies_is_served_by_another() -> None:
+    refs = adapters(2)
+    arrivals = [Arrival(f"r{at}", Call(20.0 + at / 10, 500, 400), refs[0]) for at in range(20)]
+    fault = Fault(FaultKind.CRASH, 21.5, 30.0, ("n0",))
+    world = _run(world_spec(2, refs, faults=(fault,)), arrivals, 60.0)
+    served = [record for record in world.records.values() if record.served]
+    through_other_door = [record for record in world.records.values() if record.end_s != 21.5]
+    assert 0 < len(served) == len(through_other_door) < 20, "only clients of the dead front door lose"
+
+
+def test_a_partition_loses_no_request() -> None:
+    refs = adapters(6)
+    fault = Fault(FaultKind.PARTITION, 15.0, 12.0, ("n0",))
+    arrivals = traffic(refs, 8.0, 50.0, seed=2)
+    world = _run(world_spec(3, refs, faults=(fault,)), arrivals, 50.0)
+    assert all(record.served for record in world.records.values())
+
+
+def test_without_a_coordinator_the_data_path_goes_on() -> None:
+    refs = adapters(12)
+    fault = Fault(FaultKind.COORDINATOR, 15.0, 25.0)
+    world = _run(world_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 60.0, seed=3), 60.0)
+    assert all(record.served for record in world.records.values())
+    assert not any("Pull" in line for line in world.history.lines if float(line.split()[0]) > 45.0)
+
+
+def test_a_node_that_leaves_is_let_go_and_no_request_is_lost() -> None:
+    refs = adapters(12)
+    fault = Fault(FaultKind.LEAVE, 15.0, 1.0, ("n1",))
+    world = _run(world_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 50.0, seed=4), 50.0)
+    assert any(line.endswith("n1 left\n") for line in world.history.lines)
+    assert all(record.served for record in world.records.values())
+
+
+def test_a_flash_crowd_gets_more_copies() -> None:
+    refs = adapters(12)
+    rng = np.random.default_rng(6)
+    calls = poisson(60.0, 60.0, (600, 60), rng)
+    crowd = flash_crowd(list(assigned(calls, refs, 1.0, rng)), refs[0], (25.0, 60.0), 0.8, rng)
+    world = _run(world_spec(4, refs), list(crowd), 60.0, audit=False)
+    holders = [name for name, node in world.nodes.items() if refs[0].digest in node.store.ready]
+    assert len(holders) >= 3
+    assert all(record.served for record in world.records.values())
+
+
+def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
+    refs = adapters(60)
+    arrivals = traffic(refs, 90.0, 60.0, seed=5)
+    node = node_spec(Kernel.PADDED)
+    ours = _figures(_run(world_spec(4, refs, node), arrivals, 60.0, audit=False), 60.0)
+    chance = RandomPlacement(np.random.default_rng(0))
+    theirs = _figures(_run(world_spec(4, refs, node, chance), arrivals, 60.0, audit=False), 60.0)
+    assert ours.tbt_p95_s < theirs.tbt_p95_s
+    assert ours.busiest < theirs.busiest
+
+
+def test_nobody_is_home() -> None:
+    refs = adapters(1)
+    fault = Fault(FaultKind.CRASH, 5.0, 50.0, ("n0",))
+    world = _run(world_spec(1, refs, faults=(fault,)), [Arrival("r", Call(10.0, 5, 5), refs[0])], 20.0)
+    assert not world.records["r"].served
+    assert world.records["r"].end_s == 10.0

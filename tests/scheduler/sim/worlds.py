@@ -1,0 +1,76 @@
+"""Small worlds for tests, on the derived H100 profile."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.cost import Kernel
+from scheduler.cluster.demand import DemandOptions, DemandTracker
+from scheduler.cluster.events import Machine
+from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
+from scheduler.cluster.planning import Planner, PlanningOptions
+from scheduler.cluster.profile import from_json
+from scheduler.cluster.routing.predicted import PredictedRouting
+from scheduler.sim.faults import Fault
+from scheduler.sim.node import NodeSpec
+from scheduler.sim.wire import WireFaults
+from scheduler.sim.workload import Arrival, RankMix, assigned, catalogue, poisson
+from scheduler.sim.world import WorldSpec
+from scheduler.step import StepLimits
+
+MIB = 2**20
+PROFILE = from_json((Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json").read_text())
+LOSSY = WireFaults(loss=0.1, double=0.1, late=0.2, late_s=3.0)
+
+
+def names(count: int) -> tuple[str, ...]:
+    return tuple(f"n{at}" for at in range(count))
+
+
+def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> NodeSpec:
+    """An H100 with the given memory for adapters."""
+    points = PROFILE.operating_points(kernel, (8, 16, 32, 64, 128))
+    limits = StepLimits(max_num_seqs=128, max_num_batched_tokens=2048, max_model_len=8192)
+    return NodeSpec(Machine(memory_bytes, points), PROFILE.model(kernel), limits)
+
+
+def world_spec(
+    nodes: int,
+    adapters: tuple[AdapterRef, ...],
+    node: NodeSpec | None = None,
+    policy: PlacementPolicy | None = None,
+    faults: tuple[Fault, ...] = (),
+    wire_faults: WireFaults | None = None,
+) -> WorldSpec:
+    """Our policies, on a wire without faults unless some are given."""
+    node = node or node_spec()
+    kernel = node.model.kernel
+
+    def coordinator(epoch: int) -> Coordinator:
+        deciding = policy or TerracedPlacement(kernel, TerracedOptions(slack=0.05))
+        planner = Planner(deciding, kernel, PlanningOptions())
+        return Coordinator(planner, DemandTracker(DemandOptions()), CoordinatorOptions(), epoch)
+
+    return WorldSpec(
+        node=node,
+        nodes=names(nodes),
+        adapters=adapters,
+        coordinator=coordinator,
+        routing=PredictedRouting(node.model),
+        faults=faults,
+        wire_faults=wire_faults or WireFaults(),
+    )
+
+
+def adapters(count: int = 24, mix: RankMix = RankMix.UNIFORM) -> tuple[AdapterRef, ...]:
+    """A catalogue of 1 MiB for each rank row."""
+    return catalogue(count, mix, MIB)
+
+
+def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int) -> list[Arrival]:
+    """Short requests, popularity skewed."""
+    rng = np.random.default_rng(seed)
+    return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, 0.4, rng))
