@@ -56,7 +56,9 @@ class SamplingParams:
         if self.repetition_penalty == 0:
             raise InvalidParameter("repetition_penalty", self.repetition_penalty, "give a number above 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidParameter("min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}")
+            raise InvalidParameter(
+                "min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}"
+            )
         if any(not text for text in self.stop):
             raise InvalidParameter("stop", list(self.stop), "give non-empty strings")
         for _, bias in self.logit_bias:
