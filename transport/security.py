@@ -9,6 +9,7 @@ import ipaddress
 import secrets
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,7 +110,8 @@ class Guard:
             raise
         if not _same(answer.proof, self._prove("source", hello, answer.nonce, answer.node)):
             refusal = HelloRefused(f"{channel.peer}: wrong token; give every node of the cluster the same")
-            channel.send(refusal_of(refusal), deadline)
+            with suppress(TransportError):  # it need not listen
+                channel.send(refusal_of(refusal), deadline)
             raise refusal
         channel.send(Proof(self._prove("puller", hello, answer.nonce, answer.node)), deadline)
         return answer.node, channel.expect(Welcome, deadline).doors
@@ -126,19 +128,17 @@ class Guard:
         deadline: Deadline,
         name: str | None,
     ) -> Channel:
-        if context is None:
-            return Channel(sock, where)
         try:
             sock.settimeout(deadline.left_s())
-            return Channel(context.wrap_socket(sock, server_side=name is None, server_hostname=name), where)
+            if context is not None:
+                sock = context.wrap_socket(sock, server_side=name is None, server_hostname=name)
+            return Channel(sock, where)
         except ssl.SSLError as error:
             sock.close()
             raise HelloRefused(f"{where}: {reason(error)}; compare the certificates of both ends") from error
         except OSError as error:
             sock.close()
-            raise PeerGone(
-                f"{where}: {reason(error)} during the TLS handshake; use another source"
-            ) from error
+            raise PeerGone(f"{where}: {reason(error)} before it said anything; use another source") from error
 
     def _context(self, side: int) -> ssl.SSLContext | None:
         files = self._security.tls
