@@ -5,25 +5,22 @@ another process.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from numpy.typing import NDArray
 
-from scripts.certificates import make_certificates
 from tests.transport.asynchronous import asynchronous
 from tests.transport.pattern import content
-from tests.transport.setup import MIB, Setup
-from tests.transport.sources import LocalSource, ProcessSource, Source
-from transport.base import Address, Arena, Memory, Region, Transport
+from tests.transport.rig import GUARD, KINDS, ROOM_BYTES, Rig, Sources, needs_nixl, open_rig
+from tests.transport.setup import MIB
+from tests.transport.sources import ProcessSource
+from transport.base import Address, Memory
 from transport.errors import (
     LeaseExpired,
     NotOffered,
@@ -33,61 +30,6 @@ from transport.errors import (
     RegionRefused,
     TransportClosed,
 )
-from transport.loopback import LoopbackNetwork, LoopbackTransport
-
-ROOM_BYTES = 65 * MIB
-GUARD = 0xA5
-needs_nixl = pytest.mark.skipif(
-    find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"
-)
-
-
-@dataclass
-class Rig:
-    """A puller with room for bytes, and the source that it pulls from."""
-
-    source: Source
-    puller: Transport
-    room: NDArray[np.uint8] = field(repr=False)
-    arena: Arena
-
-    def into(self, offset: int, nbytes: int) -> Region:
-        return self.arena.region(offset, nbytes)
-
-    async def pull(self, name: str, into: Sequence[Region], timeout_s: float = 60.0) -> None:
-        lease = await self.puller.lease(self.source.address, name, timeout_s)
-        await self.puller.pull(lease, into, timeout_s)
-
-    async def is_clean(self, name: str, timeout_s: float = 30.0) -> bool:
-        """Nothing of `name` is pinned any more, and nothing can land here."""
-        self.source.withdraw(name)
-        await asyncio.wait_for(
-            asyncio.wrap_future(self.puller.settled(self.into(0, self.room.size))), timeout_s
-        )
-        usage = self.puller.usage()
-        return await self.source.drained(name, timeout_s) and usage.landings == usage.quarantined == 0
-
-
-class Sources:
-    """Source processes, one per kind, started when first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._tls = make_certificates(folder, ["127.0.0.1"])
-        self._running: dict[str, ProcessSource] = {}
-
-    def of(self, kind: str) -> ProcessSource:
-        if kind not in self._running:
-            self._running[kind] = ProcessSource(self.setup(kind))
-        return self._running[kind]
-
-    def setup(self, kind: str, arena_bytes: int = ROOM_BYTES) -> Setup:
-        """The same for both ends."""
-        tls = self._tls if kind == "stream" else ()
-        return Setup(arena_bytes, tls, ucx=kind == "ucx", door="ucx" if kind == "ucx" else "stream")
-
-    def close(self) -> None:
-        for source in self._running.values():
-            source.child.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,29 +37,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
     running = Sources(tmp_path_factory.mktemp("certificates"))
     yield running
     running.close()
-
-
-KINDS = ["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)]
-
-
-@asynccontextmanager
-async def open_rig(kind: str, sources: Sources, nbytes: int = ROOM_BYTES) -> AsyncIterator[Rig]:
-    """A puller in this event loop, and a source: its own if it has to be larger than usual."""
-    if kind == "loopback":
-        network = LoopbackNetwork()
-        source, puller = LocalSource(network, nbytes), LoopbackTransport("puller", network)
-    else:
-        own = nbytes > ROOM_BYTES
-        source = ProcessSource(sources.setup(kind, nbytes)) if own else sources.of(kind)
-        puller = sources.setup(kind).open("puller")
-    room = np.full(nbytes, GUARD, np.uint8)
-    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
-    try:
-        yield Rig(source, puller, room, arena)
-    finally:
-        await puller.close()
-        if isinstance(source, ProcessSource) and nbytes > ROOM_BYTES:
-            source.child.close()
 
 
 Opened = Callable[[], AbstractAsyncContextManager[Rig]]
@@ -380,3 +299,40 @@ async def test_on_one_host_ucx_is_taken_unless_the_setting_says_otherwise(
     assert puller.usage().pulled_bytes == {taken: 1000}
     assert await rig.is_clean("either way")
     await puller.close()
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@asynchronous
+async def test_a_source_that_dies_during_a_lease_is_gone_at_once(sources: Sources, kind: str) -> None:
+    source, puller = ProcessSource(sources.setup(kind)), sources.setup(kind).open("puller")
+    room = np.full(MIB, GUARD, np.uint8)
+    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+    rig = Rig(source, puller, room, arena)
+    source.publish("doomed", [(0, MIB)])
+    await rig.pull("doomed", [rig.into(0, MIB)])
+    lease = await puller.lease(source.address, "doomed", 60.0)
+    source.child.kill()
+    with pytest.raises(PeerGone):
+        await puller.pull(lease, [rig.into(0, MIB)], 60.0)
+    await asyncio.wait_for(asyncio.wrap_future(puller.settled(rig.into(0, MIB))), 30.0)
+    with pytest.raises(PeerGone):
+        await puller.lease(source.address, "doomed", 60.0)
+    await puller.close()
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@asynchronous
+async def test_a_frozen_source_vouches_for_nothing(sources: Sources, kind: str) -> None:
+    source, puller = ProcessSource(sources.setup(kind)), sources.setup(kind).open("puller")
+    room = np.full(MIB, GUARD, np.uint8)
+    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+    rig = Rig(source, puller, room, arena)
+    source.publish("silent", [(0, MIB)])
+    lease = await puller.lease(source.address, "silent", 60.0)
+    source.child.stop()
+    with pytest.raises(PullTimeout):
+        await puller.pull(lease, [rig.into(0, MIB)], 1.0)
+    source.child.resume()
+    assert await rig.is_clean("silent")
+    await puller.close()
+    source.child.close()
