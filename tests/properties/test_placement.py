@@ -1,5 +1,6 @@
 """Placement on random problems: what every policy promises, and what ours does beyond the paper's."""
 
+from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
 
@@ -205,12 +206,22 @@ def test_terraced_holds_memory_limits_and_leaves_out_only_what_has_no_room(
     assert all(max(free.values()) < ref.nbytes for ref in missing)
 
 
-def test_a_hot_adapter_gets_a_second_copy_in_another_zone() -> None:
-    what = problem([(8, 9000.0), (8, 100.0), (16, 100.0)], 4)
-    shares = TerracedPlacement(Kernel.PADDED).place(what).shares[adapter("a0", 8)]
-    zones = {state.node: state.zone for state in what.nodes}
-    assert len(shares) >= 2
-    assert len({zones[share.node] for share in shares}) == 2
+def test_a_hot_adapter_gets_its_second_copy_in_another_zone() -> None:
+    """n1 and n2, in one zone, are freer than n0 in the other."""
+    what = problem([(8, 9000.0), (8, 6000.0), (16, 100.0)], 3)
+    nodes = tuple(replace(state, zone=zone) for state, zone in zip(what.nodes, ("b", "a", "a"), strict=True))
+    shares = TerracedPlacement(Kernel.PADDED).place(replace(what, nodes=nodes)).shares[adapter("a0", 8)]
+    assert sorted(share.node for share in shares) == ["n0", "n1"]
+
+
+def test_an_adapter_that_becomes_hot_gets_a_second_copy_though_one_would_do() -> None:
+    deciding = TerracedPlacement(Kernel.EXACT, TerracedOptions(slack=0.5))
+    first = problem([(8, 100.0)] * 4, 4)
+    placed = deciding.place(first)
+    what = after(first, placed, [100.0, 60.0, 60.0, 60.0])
+    before, now = placed.shares[adapter("a0", 8)], deciding.place(what).shares[adapter("a0", 8)]
+    assert len(now) >= 2
+    assert {share.node for share in before} <= {share.node for share in now}
 
 
 def test_a_slow_node_is_given_less() -> None:

@@ -10,6 +10,7 @@ from scheduler.cluster.placement.release import Stock, cheapest_release
 from scheduler.cluster.placement.room import Room
 from scheduler.cluster.placement.terrain import Survey, Terrain, idle_rate
 
+_NOTHING = 1e-9  # of tokens: less is a rounding error
 _CRUMB = 1e-3  # a part of an adapter too small to be worth a copy
 
 
@@ -84,11 +85,11 @@ class Packing:
         for block in sorted(self._pool, key=lambda block: (-block.ref.rank, -block.tokens)):
             for node in self._free_of_charge(block):
                 self._put(block, node, min(block.tokens, self._spare(node, block.ref)))
-            while block.tokens > 1e-9 * self._ground.demand[block.ref]:
-                chosen = self._choose(block) or self._overfill(block.ref)
-                if chosen is None:
+            while block.tokens > _NOTHING * self._ground.demand[block.ref]:
+                node, tokens = self._choose(block) or (0, 0.0)
+                if tokens <= _NOTHING * block.tokens:
+                    self._overfill(block)
                     break
-                node, tokens = chosen
                 self._put(block, node, min(tokens, block.tokens))
 
     def _level(self, ref: AdapterRef) -> int:
@@ -151,9 +152,11 @@ class Packing:
         block.tokens -= tokens
 
     def _spare(self, node: int, ref: AdapterRef) -> float:
-        """Tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy."""
+        """Tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy which is not there
+        yet."""
         spare = (self._target - float(self.room.load[node])) / float(self._seconds[node, self._level(ref)])
-        return spare if spare > _CRUMB * self._ground.demand[ref] else 0.0
+        least = 0.0 if node in self.room.holders(ref) else _CRUMB * self._ground.demand[ref]
+        return spare if spare > least else 0.0
 
     def _free_of_charge(self, block: _Block) -> Iterator[int]:
         """Nodes that have the adapter in this placement, then those that hold its bytes anyway; but a hot
@@ -167,36 +170,35 @@ class Packing:
                 yield node
 
     def _choose(self, block: _Block) -> tuple[int, float] | None:
-        """The node with most to spare for one more copy, and the tokens/s it takes; None if none has time and
-        memory. Idle adapters go by memory, second copies to another zone if they can."""
+        """The node with most to spare, and the tokens/s it takes; None if none has time and memory. New
+        copies go to another zone if they can; nodes that have the adapter come last, as they have been asked
+        before. Idle adapters go by memory."""
         ref, seconds = block.ref, self._seconds[:, self._level(block.ref)]
         taken = list(self.room.holders(ref))
-        allowed = np.isfinite(seconds) & (self.room.free_bytes >= ref.nbytes)
-        allowed[taken] = False
-        if not allowed.any():
-            return None
-        if self._ground.demand[ref] <= self._idle:
-            return int(np.argmax(np.where(allowed, self.room.free_bytes, -np.inf))), block.tokens
-        apart = allowed & ~np.isin(self._zone, self._zone[taken])
-        for choice in (apart, allowed) if taken else (allowed,):
+        holding = np.zeros(len(seconds), dtype=bool)
+        holding[taken] = True
+        fresh = np.isfinite(seconds) & (self.room.free_bytes >= ref.nbytes) & ~holding
+        if self._ground.demand[ref] <= self._idle and fresh.any():
+            return int(np.argmax(np.where(fresh, self.room.free_bytes, -np.inf))), block.tokens
+        apart = fresh & ~np.isin(self._zone, self._zone[taken])
+        for choice in (apart, fresh) if taken else (fresh,):
             spare = np.where(choice, (self._target - self.room.load) / seconds, -np.inf)
             node = int(np.argmax(spare))
             tokens = min(float(spare[node]), self._half_if_first(ref, taken))
             if tokens > _CRUMB * self._ground.demand[ref]:
                 return node, tokens
-        return None
+        return max(((node, self._spare(node, ref)) for node in taken), key=lambda each: each[1], default=None)
 
     def _half_if_first(self, ref: AdapterRef, taken: list[int]) -> float:
         demand = self._ground.demand[ref]
         return demand / 2 if not taken and self._is_hot(ref) else demand
 
-    def _overfill(self, ref: AdapterRef) -> tuple[int, float] | None:
-        """No node has time: the least loaded that may take the adapter or has it, else one above whose
-        ceiling it is, as long as there is memory; None if there is not."""
-        having = self.room.free_bytes >= ref.nbytes
-        having[list(self.room.holders(ref))] = True
-        for allowed in (having & np.isfinite(self._seconds[:, self._level(ref)]), having):
+    def _overfill(self, block: _Block) -> None:
+        """No node has time for what is left: onto the least loaded that may take it or has it, else one above
+        whose ceiling it is; nowhere if there is no memory."""
+        having = self.room.free_bytes >= block.ref.nbytes
+        having[list(self.room.holders(block.ref))] = True
+        for allowed in (having & np.isfinite(self._seconds[:, self._level(block.ref)]), having):
             if allowed.any():
-                node = int(np.argmin(np.where(allowed, self.room.load, np.inf)))
-                return node, self._ground.demand[ref]
-        return None
+                self._put(block, int(np.argmin(np.where(allowed, self.room.load, np.inf))), block.tokens)
+                return

@@ -111,6 +111,15 @@ def test_a_partition_loses_no_request() -> None:
     assert all(record.served for record in world.records.values())
 
 
+def test_what_an_earlier_attempt_says_is_not_heard() -> None:
+    """A cut shorter than the time to notice it: the request is sent again while the first attempt still runs."""
+    refs = adapters(2)
+    arrivals = [Arrival(f"r{at}", Call(18.0 + at / 20, 200, 100 + 3 * at), refs[0]) for at in range(60)]
+    cuts = tuple(Fault(FaultKind.PARTITION, 19.0 + at / 2, 0.1, ("n0",)) for at in range(6))
+    world = _run(world_spec(2, refs, faults=cuts), arrivals, 50.0)
+    assert all(record.served for record in world.records.values())
+
+
 def test_without_a_coordinator_the_data_path_goes_on() -> None:
     refs = adapters(12)
     fault = Fault(FaultKind.COORDINATOR, 15.0, 25.0)

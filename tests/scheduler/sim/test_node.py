@@ -1,0 +1,140 @@
+"""A simulated node's memory: what is kept, what is cached, what has to wait and what is refused."""
+
+from collections.abc import Sequence
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.agent import NodeAgent
+from scheduler.cluster.events import Drop, Pull
+from scheduler.request import Request, SamplingParams
+from scheduler.sim.clock import Action, Clock
+from scheduler.sim.node import Progress, SimNode
+from tests.scheduler.cluster.lossy import MIB, adapter
+from tests.scheduler.sim.worlds import node_spec
+
+SMALL, MIDDLE, LARGE = adapter("small", 8), adapter("middle", 16), adapter("large", 64)
+
+
+class Rig:
+    """One node with 64 MiB for adapters; a transfer takes a second."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.node = SimNode(
+            NodeAgent("n", node_spec(memory_bytes=64 * MIB).machine),
+            node_spec(memory_bytes=64 * MIB),
+            self.clock,
+            self._transfer,
+        )
+        self.told: dict[str, list[Progress]] = {}
+        self._orders = 0
+
+    def _transfer(self, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
+        self.clock.after(1.0, done)
+
+    def ask(self, name: str, ref: AdapterRef, output_tokens: int = 10) -> None:
+        params = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
+        self.told[name] = []
+        self.node.submit(Request(name, (1,) * 20, ref, params, (), self.clock.now), self.told[name].append)
+        self.node.check()
+
+    def order(self, kind: type[Pull] | type[Drop], ref: AdapterRef) -> None:
+        self._orders += 1
+        self.node.obey(
+            Pull("n", 1, self._orders, ref, ()) if kind is Pull else Drop("n", 1, self._orders, ref)
+        )
+        self.node.check()
+
+    def wait(self, seconds: float) -> None:
+        self.clock.run(self.clock.now + seconds, self.node.check)
+
+
+def test_an_adapter_that_is_not_here_is_fetched_and_stays_cached() -> None:
+    rig = Rig()
+    rig.ask("r", SMALL)
+    rig.wait(0.9)
+    assert rig.told["r"] == []
+    rig.wait(1.0)
+    assert rig.told["r"] == [Progress.FIRST_TOKEN, Progress.DONE]
+    assert rig.node.report().cached == (SMALL,)
+    assert rig.node.report().held == ()
+
+
+def test_cached_adapters_give_way_and_the_longest_unused_first() -> None:
+    rig = Rig()
+    others = [adapter(f"o{at}", 16) for at in range(4)]
+    for ref in others:
+        rig.ask(ref.name, ref)
+        rig.wait(3.0)
+    rig.ask("again", others[0])
+    rig.wait(3.0)
+    rig.order(Pull, SMALL)
+    rig.wait(3.0)
+    assert rig.node.report().held == (SMALL,)
+    assert others[1] not in rig.node.report().cached
+    assert others[0] in rig.node.report().cached
+
+
+def test_what_is_in_use_stays_and_a_pull_waits_for_it() -> None:
+    rig = Rig()
+    rig.ask("long", MIDDLE, output_tokens=800)
+    rig.wait(1.5)
+    rig.order(Pull, LARGE)
+    rig.wait(1.5)
+    assert rig.node.report().loading == (LARGE,)
+    assert Progress.DONE not in rig.told["long"]
+    rig.wait(10.0)
+    assert Progress.DONE in rig.told["long"]
+    assert rig.node.report().held == (LARGE,)
+
+
+def test_a_request_whose_adapter_has_no_room_beside_what_is_kept_is_refused_at_once() -> None:
+    rig = Rig()
+    rig.order(Pull, LARGE)
+    rig.ask("r", SMALL)
+    assert rig.told["r"] == [Progress.REFUSED]
+    assert rig.node.jobs() == []
+
+
+def test_a_waiting_request_is_refused_when_what_is_kept_takes_its_room_for_good() -> None:
+    rig = Rig()
+    others = [adapter(f"o{at}", 16) for at in range(4)]
+    for ref in others:
+        rig.ask(ref.name, ref, output_tokens=2000)
+    rig.wait(2.0)
+    rig.ask("waits", SMALL)
+    assert rig.told["waits"] == []
+    rig.order(Pull, LARGE)
+    assert rig.told["waits"] == [Progress.REFUSED]
+    rig.wait(60.0)
+    assert rig.node.report().held == (LARGE,)
+
+
+def test_a_dropped_adapter_is_held_until_its_requests_have_ended() -> None:
+    rig = Rig()
+    rig.order(Pull, SMALL)
+    rig.wait(2.0)
+    rig.ask("r", SMALL, output_tokens=400)
+    rig.order(Drop, SMALL)
+    assert rig.node.report().held == (SMALL,)
+    rig.wait(20.0)
+    assert Progress.DONE in rig.told["r"]
+    assert rig.node.report().held == ()
+    assert rig.node.report().cached == (SMALL,)
+
+
+def test_an_aborted_request_lets_go_of_its_adapter() -> None:
+    rig = Rig()
+    rig.order(Pull, SMALL)
+    rig.wait(2.0)
+    rig.ask("r", SMALL, output_tokens=400)
+    rig.order(Drop, SMALL)
+    rig.node.abort("r")
+    assert rig.node.report().held == ()
+    rig.wait(5.0)
+    assert Progress.DONE not in rig.told["r"]
+
+
+def test_a_prompt_that_could_never_run_is_refused() -> None:
+    rig = Rig()
+    rig.ask("r", SMALL, output_tokens=9000)
+    assert rig.told["r"] == [Progress.REFUSED]
