@@ -1,5 +1,7 @@
 """What can go wrong with an adapter, by name; each message says what, which value, and the remedy."""
 
+from concurrent.futures import Future
+
 
 class AdapterRefused(ValueError):
     """The adapter is not served, because serving it would be wrong or impossible; nothing was changed."""
@@ -25,3 +27,21 @@ class AdapterLost(RuntimeError):
         super().__init__(f"adapter {name!r} cannot be brought back: {reason}")
         self.name = name
         self.reason = reason
+
+
+class AdapterUnreachable(RuntimeError):
+    """Nobody who could be asked knows the name, and not everybody could be asked."""
+
+    def __init__(self, name: str, silent: int, peers: int) -> None:
+        super().__init__(
+            f"adapter {name!r} is not known here, and {silent} of {peers} peers did not answer: try again later"
+        )
+        self.name = name
+
+
+class BytesMayLand(RuntimeError):
+    """A pull was given up whose bytes may still come: its destination is nobody's until `settled` is done."""
+
+    def __init__(self, settled: Future[None]) -> None:
+        super().__init__("bytes of an abandoned pull may still land: use other pages")
+        self.settled = settled

@@ -4,7 +4,7 @@ Plain bookkeeping without threads, files or clocks (time is counted in steps), s
 as such; the store locks it and moves the bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -64,11 +64,24 @@ class Content:
         return self.uses * 0.5 ** ((step - self.used_step) / _POPULARITY_HALF_LIFE_STEPS)
 
 
-class Residency:
-    """The known contents and their places. Not thread-safe."""
+Loss = tuple[int, float]
+_PINNED: Loss | None = None
+_FREE_SOON: Loss = (0, 0.0)
 
-    def __init__(self, pages: RankPages) -> None:
+
+class Residency:
+    """The known contents and their places. Not thread-safe.
+
+    `recall(digest, run)` is asked before a resident content's pages are reused: True if nobody outside reads them,
+    else they go by `give_back`, later.
+    """
+
+    def __init__(
+        self, pages: RankPages, recall: Callable[[str, PageRun], bool] = lambda digest, run: True
+    ) -> None:
         self._pages = pages
+        self._recall = recall
+        self._leaving: dict[PageRun, Loss | None] = {}  # nobody's content, but not free yet
         self._contents: dict[str, Content] = {}
         self._snapshot: frozenset[str] | None = frozenset()
         self.step = 0
@@ -115,13 +128,14 @@ class Residency:
                 self._vacate(victim)
             self.evictions += len(victims)
             run = self._pages.allocate(content.layout.nbytes)
-            assert run is not None
+            assert run is not None or self._leaving
         content.run = run
         return run is not None
 
     def could_reserve(self, content: Content, force: Force) -> bool:
-        """Whether `reserve` would succeed in the next step."""
-        return self._victims(content, force, self.step + 1) is not None
+        """Whether `reserve` would do something in the next step, and not only wait for pages that are leaving."""
+        victims = self._victims(content, force, self.step + 1)
+        return victims is not None and (bool(victims) or not self._leaving)
 
     def arrive(self, content: Content, weights: AdapterWeights) -> None:
         """The content's pages are filled."""
@@ -134,6 +148,19 @@ class Residency:
         self._vacate(content)
         content.failure = failure
 
+    def quarantine(self, content: Content) -> PageRun:
+        """The content's pages cannot be used by anybody until `give_back`: it is absent again. Its old pages."""
+        assert content.arriving
+        run, content.run = content.run, None
+        assert run is not None
+        self._leaving[run] = _PINNED
+        return run
+
+    def give_back(self, run: PageRun) -> None:
+        """Pages that were leaving are free."""
+        del self._leaving[run]
+        self._pages.free(run)
+
     def drop_unwanted(self, content: Content) -> bool:
         """Forget a content that nobody can ask for any more, and free its pages; False if it is still in use."""
         if content.wanted or content.leases or content.arriving:
@@ -143,27 +170,35 @@ class Residency:
         return True
 
     def _vacate(self, content: Content) -> None:
-        if content.run is not None:
-            self._pages.free(content.run)
-        if content.weights is not None:
-            self._snapshot = None
+        run, resident = content.run, content.weights is not None
         content.run = content.weights = None
+        if run is None:
+            return
+        if resident:
+            self._snapshot = None
+            if not self._recall(content.ref.digest, run):
+                self._leaving[run] = _FREE_SOON
+                return
+        self._pages.free(run)
 
     def _victims(self, content: Content, force: Force, step: int) -> list[Content] | None:
         """Whom to displace for `content`'s sake: the neighbours whose loss costs least; None if nobody may be."""
         placed = [(c.run, c) for c in self._contents.values() if c.run is not None]
         placed.sort(key=lambda found: found[0])
         occupants = [Occupant(run, self._loss(c, force, step)) for run, c in placed]
+        occupants += [Occupant(run, loss) for run, loss in self._leaving.items()]
         needed = self._pages.pages_for(content.layout.nbytes)
-        window = cheapest_window(self._pages.num_pages, needed, occupants)
+        window = cheapest_window(
+            self._pages.num_pages, needed, sorted(occupants, key=lambda occupant: occupant.run)
+        )
         if window is None:
             return None
         return [c for run, c in placed if run.overlaps(window)]
 
-    def _loss(self, content: Content, force: Force, step: int) -> tuple[int, float] | None:
+    def _loss(self, content: Content, force: Force, step: int) -> Loss | None:
         """What displacing a placed content costs: live requests first, then the reload it is likely to need."""
         if content.leases or content.arriving or (content.retained and not _outstayed(content, force, step)):
-            return None
+            return _PINNED
         return min(content.retained, 1), content.reload_s * (content.popularity(step) + 1e-3)
 
 
@@ -179,7 +214,7 @@ class Occupant:
     """Pages that are taken; `loss` is what emptying them costs, None where that is impossible."""
 
     run: PageRun
-    loss: tuple[int, float] | None
+    loss: Loss | None
 
 
 def cheapest_window(num_pages: int, needed: int, occupants: Sequence[Occupant]) -> PageRun | None:
@@ -189,7 +224,7 @@ def cheapest_window(num_pages: int, needed: int, occupants: Sequence[Occupant]) 
     an occupant or of the arena, so only those starts are tried. Against evicting the contents that are cheapest
     per byte one by one, this takes no victim that leaves a hole too small to use.
     """
-    best: tuple[tuple[int, float], PageRun] | None = None
+    best: tuple[Loss, PageRun] | None = None
     for start in (0, *(occupant.run.stop for occupant in occupants)):
         window = PageRun(start, start + needed)
         inside = [occupant.loss for occupant in occupants if occupant.run.overlaps(window)]

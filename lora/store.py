@@ -9,23 +9,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
 from lora.adapter import AdapterRef
-from lora.errors import AdapterLost, AdapterRefused, UnknownAdapter
-from lora.flat import view
-from lora.peft import PackedAdapter, pack
+from lora.errors import AdapterRefused, BytesMayLand, UnknownAdapter
+from lora.flat import FlatLayout, view
+from lora.lease import Lease
+from lora.names import AdapterEntry, Name
+from lora.peer import Peering, PeerStats
+from lora.peft import PackedAdapter
 from lora.peft_config import CONFIG_FILE
-from lora.pool import RankPages
+from lora.pool import PageRun, RankPages
 from lora.residency import Content, Force, Residency
 from lora.segments import AdapterWeights
 from lora.sites import BaseShape
-from lora.tiers import DiskTier, HostTier, PackedTier, SourceTier, Tier
+from lora.supply import Supply
+from lora.tiers import DiskTier, HostTier
 
 __all__ = ["AdapterEntry", "AdapterStore", "Lease", "StoreStats", "UnknownAdapter"]
 
@@ -34,17 +38,11 @@ _HOST_BYTES = 256 << 20  # packed forms kept in host memory where there is no di
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterEntry:
-    """A name that requests may use. `ref` is None until the folder was first read."""
-
-    name: str
-    folder: Path
-    ref: AdapterRef | None
-
-
-@dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts since the start, and how full the arena is. `hits` counts where an adapter was found, by tier."""
+    """Counts since the start, and how full the arena is.
+
+    `hits` counts where an adapter was found, by tier, `fallbacks` how often a tier was asked in vain.
+    """
 
     resident: int
     resident_bytes: int
@@ -54,37 +52,8 @@ class StoreStats:
     load_s: float
     evictions: int
     hits: Mapping[str, int]
-
-
-@dataclass(slots=True)
-class _Name:
-    """What a name means now. `packing` is held by whoever reads the folder, so that it is read once."""
-
-    folder: Path
-    ref: AdapterRef | None = None
-    packing: threading.Lock = field(default_factory=threading.Lock)
-
-
-class Lease:
-    """Adapters pinned for a step: `weights` by digest, valid until `release`."""
-
-    def __init__(self, weights: Mapping[str, AdapterWeights], release: Callable[[], None]) -> None:
-        self.weights = weights
-        self._release: Callable[[], None] | None = release
-
-    def release(self) -> None:
-        """Let the adapters go; a second call does nothing."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+    peers: PeerStats = field(default_factory=PeerStats)
 
 
 class AdapterStore:
@@ -98,26 +67,25 @@ class AdapterStore:
         pages: RankPages,
         disk: DiskTier | None,
         workers: int | Executor = 1,
+        peering: Peering | None = None,
     ) -> None:
-        """`workers` is how many threads copy, or the executor to copy with."""
-        self._base = base
-        self._dtype = dtype
+        """`workers` is how many threads copy, or the executor to copy with; `peering` shares `pages`' arena."""
         self._pages = pages
-        self._packed: PackedTier = disk or HostTier(_HOST_BYTES)
-        self._source = SourceTier(base, dtype)
-        self._tiers: tuple[Tier, ...] = (self._packed, self._source)
+        self._lending = peering.lending if peering else None
+        self._supply = Supply(base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None)
         self._executor = (
             workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-copy")
         )
         self._lock = threading.Lock()  # guards all that follows
-        self._residency = Residency(pages)
-        self._names: dict[str, _Name] = {}
+        self._residency = Residency(pages, self._recall)
+        self._names: dict[str, Name] = {}
         self._wishes: list[Content] = []  # absent and asked for, the most urgent first
         self._doomed: dict[str, Content] = {}  # unwanted, to be dropped as soon as no plan can name them
         self._planning = False  # between ready() and acquire: nothing resident may go
         self._closed = False
         self._callbacks: tuple[Callable[[], None], ...] = ()
-        self._hits = {"device": 0, self._packed.name: 0, self._source.name: 0}
+        self._recalled: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
+        self._hits = 0
         self._loads = 0
         self._load_s = 0.0
 
@@ -129,7 +97,7 @@ class AdapterStore:
             raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
         with self._lock:
             self._unbind(self._names.get(name))
-            self._names[name] = _Name(folder)
+            self._names[name] = Name(name, folder)
         self._settle()
 
     def load(self, name: str, folder: Path) -> AdapterRef:
@@ -137,23 +105,33 @@ class AdapterStore:
 
         Resident on return if there are free pages. Raises AdapterRefused, and then nothing has changed.
         """
-        packed = self._pack(name, folder)
-        self._bind(name, _Name(folder), packed, replaces=None)
+        packed = self._supply.pack(name, folder, self._pages.nbytes)
+        self._bind(Name(name, folder), packed, replaces=None)
         return packed.ref
 
+    def known(self, name: str) -> AdapterRef | None:
+        """What `name` means, if that can be told without waiting."""
+        with self._lock:
+            entry = self._names.get(name)
+            return entry.ref if entry else None
+
     def resolve(self, name: str) -> AdapterRef:
-        """What `name` means; a declared adapter is read first. Raises UnknownAdapter, AdapterRefused."""
+        """What `name` means; a declared adapter is read first, and peers are asked for one that is not known.
+
+        Raises UnknownAdapter, AdapterRefused; AdapterUnreachable if not all peers could be asked.
+        """
         while True:
             with self._lock:
                 entry = self._names.get(name)
-                if entry is None:
-                    raise UnknownAdapter(name)
-                if entry.ref is not None:
+                if entry is not None and entry.ref is not None:
                     return entry.ref
+            if entry is None or entry.folder is None:
+                self._discover(name)
+                continue
             with entry.packing:
                 if entry.ref is None:
-                    packed = self._pack(name, entry.folder)
-                    self._bind(name, entry, packed, replaces=entry)
+                    packed = self._supply.pack(name, entry.folder, self._pages.nbytes)
+                    self._bind(entry, packed, replaces=entry)
 
     def unload(self, name: str) -> None:
         """Forget a name at once; its content goes when no live request uses it. Raises UnknownAdapter."""
@@ -200,7 +178,7 @@ class AdapterStore:
     def prefetch(self, refs: Iterable[AdapterRef]) -> None:
         """Ask for these contents, the most urgent first, in place of what was asked for before. Never waits."""
         with self._lock:
-            found = (self._residency.find(ref.digest) for ref in refs)
+            found = map(self._residency.find, dict.fromkeys(ref.digest for ref in refs))
             self._wishes = [c for c in found if c is not None and c.run is None and c.failure is None]
         self._settle()
 
@@ -228,7 +206,7 @@ class AdapterStore:
         with self._lock:
             pinned = [self._pinnable(ref) for ref in refs if not ref.is_base]
             weights = {content.ref.digest: self._residency.lease(content) for content in pinned}
-            self._hits["device"] += len(pinned)
+            self._hits += len(pinned)
             self._planning = False
         self._settle()
         return Lease(weights, lambda: self._unpin(pinned))
@@ -251,7 +229,9 @@ class AdapterStore:
                 loads=self._loads,
                 load_s=self._load_s,
                 evictions=self._residency.evictions,
-                hits=dict(self._hits),
+                hits={"device": self._hits, **self._supply.hits},
+                fallbacks=self._supply.fallbacks,
+                peers=self._supply.peer_stats,
             )
 
     def close(self) -> None:
@@ -263,41 +243,45 @@ class AdapterStore:
 
     # Binding names to contents
 
-    def _pack(self, name: str, folder: Path) -> PackedAdapter:
-        packed = pack(name, folder, self._base, self._dtype)
-        if packed.ref.nbytes > self._pages.nbytes:
-            raise AdapterRefused(
-                name,
-                f"it takes {packed.ref.nbytes} bytes, all memory for adapters is {self._pages.nbytes} bytes:"
-                " give the engine more adapter memory",
-            )
-        try:
-            self._packed.put(packed)
-        except OSError as error:
-            raise AdapterRefused(
-                name, f"its packed form cannot be kept ({error}): free space or choose another cache folder"
-            ) from error
-        return packed
-
-    def _bind(self, name: str, entry: _Name, packed: PackedAdapter, replaces: _Name | None) -> None:
-        """Let `name` mean the packed content, unless it has come to mean something else than `replaces`."""
+    def _bind(self, entry: Name, packed: PackedAdapter, replaces: Name | None) -> None:
+        """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
         started_s = time.perf_counter()
         with self._lock:
-            current = self._names.get(name)
+            current = self._names.get(entry.name)
             if replaces is not None and current is not replaces:
                 return
-            content = self._residency.admit(packed.ref, packed.layout, self._packed.cost_s(packed.ref.nbytes))
-            content.names += 1
-            self._unbind(current)
-            entry.ref = packed.ref
-            self._names[name] = entry
-            self._source.remember(packed.ref.digest, name, entry.folder)
+            content = self._mean(entry, packed.ref, packed.layout)
             placed = content.run is None and self._residency.reserve(content, Force.FREE_PAGES)
-            keep = {c.ref.digest for c in self._residency.contents if c.retained}
+            keep = self._retained()
         if placed:
             self._fill(content, packed, started_s)
-        self._packed.trim(keep | {packed.ref.digest})
+        self._supply.trim(keep | {packed.ref.digest})
         self._settle()
+
+    def _discover(self, name: str) -> None:
+        """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
+        note = self._supply.look_up(name, self._pages.nbytes)
+        if note is None:
+            raise UnknownAdapter(name)
+        with self._lock:
+            if name not in self._names:
+                self._mean(Name(name, None), note.ref, note.layout)
+
+    def _mean(self, entry: Name, ref: AdapterRef, layout: FlatLayout) -> Content:
+        """Let the entry's name mean this content. Under the lock."""
+        content = self._residency.admit(ref, layout, self._supply.reload_s(ref.nbytes))
+        content.names += 1
+        self._unbind(self._names.get(entry.name))
+        entry.ref = ref
+        self._names[entry.name] = entry
+        self._supply.remember(ref.digest, layout, entry.name, entry.folder)
+        if self._lending is not None:
+            self._lending.bind(entry.name, ref.digest)
+        return content
+
+    def _retained(self) -> set[str]:
+        """Digests whose packed forms must be kept. Under the lock."""
+        return {c.ref.digest for c in self._residency.contents if c.retained}
 
     def _fill(self, content: Content, packed: PackedAdapter, started_s: float) -> None:
         """Bring a content in from the form just packed."""
@@ -306,12 +290,14 @@ class AdapterStore:
         rows[: packed.rows.numel()].copy_(packed.rows)
         self._arrive(content, view(rows, packed.layout, packed.ref.digest), time.perf_counter() - started_s)
 
-    def _unbind(self, entry: _Name | None) -> None:
+    def _unbind(self, entry: Name | None) -> None:
         """One name fewer for the content it meant. Under the lock."""
         if entry is None or entry.ref is None:
             return
         content = self._residency.find(entry.ref.digest)
         entry.ref = None
+        if self._lending is not None:
+            self._lending.unbind(entry.name)
         if content is not None:
             content.names -= 1
             self._doom_unwanted(content)
@@ -346,6 +332,9 @@ class AdapterStore:
                 self._drop_doomed()
             granted = self._grant(force)
             stuck = self._planning and (bool(self._doomed) or self._could_grant())
+            recalled, self._recalled = self._recalled, []
+        for run, read in recalled:
+            read.add_done_callback(partial(self._give_back, run))
         for content in granted:
             self._executor.submit(self._copy, content)
         if stuck:  # an idle loop must begin a step for anything to go
@@ -356,7 +345,7 @@ class AdapterStore:
             if content.wanted or self._residency.drop_unwanted(content):
                 del self._doomed[digest]
                 if not content.wanted:
-                    self._source.forget(digest)
+                    self._supply.forget(digest)
 
     def _grant(self, force: Force) -> list[Content]:
         """Reserve pages for wishes: only the first may displace what live requests use."""
@@ -384,38 +373,79 @@ class AdapterStore:
         assert content.run is not None
         rows = self._pages.rows(content.run)
         try:
-            tier = self._fetch(content, rows)
+            pulled = self._supply.fetch(content.ref.digest, content.ref.name, rows)
             weights = view(rows, content.layout, content.ref.digest)
+        except BytesMayLand as unsettled:
+            self._retry(content, unsettled.settled)
+            return
         except Exception as error:  # noqa: BLE001 - a worker's boundary: told to the requests that wait
             _log.exception("adapter %s could not be brought in", content.ref.name)
             self._fail(content, error)
             return
-        with self._lock:
-            self._hits[tier.name] += 1
         self._arrive(content, weights, time.perf_counter() - started_s)
-
-    def _fetch(self, content: Content, rows: torch.Tensor) -> Tier:
-        for tier in self._tiers:
-            if tier.fetch(content.ref.digest, rows):
-                return tier
-        raise AdapterLost(content.ref.name, "no tier has its content any more: load it again")
+        if pulled:
+            self._keep(content)
 
     def _arrive(self, content: Content, weights: AdapterWeights, load_s: float) -> None:
         with self._lock:
             self._residency.arrive(content, weights)
+            if self._lending is not None and content.run is not None:
+                self._lending.lend(content.ref.digest, content.layout, content.run)
             self._loads += 1
             self._load_s += load_s
             self._doom_unwanted(content)
         self._settle()
         self._notify()
 
+    def _keep(self, content: Content) -> None:
+        """Keep the packed form of what came from a peer, which may be gone when it is needed again."""
+        with self._lock:
+            if content.run is None or content.weights is None:
+                return
+            content.leases += 1
+            rows = self._pages.rows(content.run)[: content.layout.nbytes]
+            keep = self._retained()
+        try:
+            self._supply.keep(PackedAdapter(content.ref, content.layout, rows.to("cpu", copy=True)))
+            self._supply.trim(keep | {content.ref.digest})
+        except OSError as error:
+            _log.warning("adapter %s is not kept on disk: %s", content.ref.name, error)
+        finally:
+            self._unpin([content])
+
+    def _retry(self, content: Content, settled: Future[None]) -> None:
+        """Bring the content in elsewhere; its pages go when nothing can land there any more."""
+        with self._lock:
+            run = self._residency.quarantine(content)
+            self._wishes.insert(0, content)
+            self._doom_unwanted(content)
+        settled.add_done_callback(partial(self._give_back, run))
+        self._settle()
+        self._notify()
+
+    def _recall(self, digest: str, run: PageRun) -> bool:
+        """Stop lending a content that goes; whether its pages are free at once. Under the lock, within `_settle`."""
+        if self._lending is None:
+            return True
+        read = self._lending.recall(digest)
+        if not read.done():
+            self._recalled.append((run, read))
+        return read.done()
+
+    def _give_back(self, run: PageRun, _: Future[None]) -> None:
+        with self._lock:
+            self._residency.give_back(run)
+        self._settle()
+
     def _fail(self, content: Content, error: Exception) -> None:
         """The content cannot be had: tell its requests, and let its names be read afresh."""
         with self._lock:
             self._residency.abandon(content, error)
-            for entry in self._names.values():
-                if entry.ref is not None and entry.ref.digest == content.ref.digest:
-                    self._unbind(entry)
+            meant = [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]
+            for entry in meant:
+                self._unbind(entry)
+                if entry.folder is None:
+                    del self._names[entry.name]
             self._doom_unwanted(content)
         self._settle()
         self._notify()

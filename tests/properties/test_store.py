@@ -167,12 +167,13 @@ class LivenessMachine(StoreMachine):
             self.lease.release()
             self.lease = None
         for ref in dict.fromkeys(self.live):
-            for _ in range(6):
-                if ref.digest in self.store.ready():
+            for _ in range(7):
+                if ref.digest in self.store.ready():  # a second look would be a step that did not run it
                     break
                 self.store.prefetch((ref,))
                 self.executor.run()
-            assert ref.digest in self.store.ready()
+            else:
+                raise AssertionError(f"{ref} does not arrive")
             self.store.acquire((ref,)).release()
         super().teardown()
 
