@@ -1,0 +1,14 @@
+"""What all tests share: one thread of arithmetic, and chance that repeats.
+
+`HYPOTHESIS_PROFILE=search` looks for new counterexamples, with ten times the examples and chance of its own.
+"""
+
+import os
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # the models are small: more threads only wait for each other
+settings.register_profile("repeat", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
