@@ -216,8 +216,9 @@ def test_a_hot_adapter_gets_its_second_copy_in_another_zone() -> None:
 
 def test_an_adapter_that_becomes_hot_gets_a_second_copy_though_one_would_do() -> None:
     deciding = TerracedPlacement(Kernel.EXACT, TerracedOptions(slack=0.5))
-    first = problem([(8, 100.0)] * 4, 4)
+    first = problem([(8, 10.0)] + [(8, 100.0)] * 3, 4)
     placed = deciding.place(first)
+    assert len(placed.shares[adapter("a0", 8)]) == 1
     what = after(first, placed, [100.0, 60.0, 60.0, 60.0])
     before, now = placed.shares[adapter("a0", 8)], deciding.place(what).shares[adapter("a0", 8)]
     assert len(now) >= 2

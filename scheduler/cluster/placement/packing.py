@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.adapter import AdapterRef
+from scheduler.cluster.placement.ceilings import Floats
 from scheduler.cluster.placement.release import Stock, cheapest_release
 from scheduler.cluster.placement.room import Room
 from scheduler.cluster.placement.terrain import Survey, Terrain, idle_rate
@@ -53,14 +54,17 @@ class Packing:
         for ref, node, part in self._ground.before:
             if np.isfinite(self._seconds[node, self._level(ref)]):
                 stay[ref][node] = part
+        load = np.zeros(len(self._here))
         for ref, parts in stay.items():
-            tokens = self._ground.demand[ref]
-            parts = self._thinned(ref, parts)
             for node, part in parts.items():
-                self._here[node].append(_Block(ref, tokens * part))
+                load[node] += self._busy(ref, node, part)
+        for ref, parts in stay.items():
+            parts = self._halved(parts) if self._is_hot(ref) else self._gathered(ref, parts, load)
+            for node, part in parts.items():
+                self._here[node].append(_Block(ref, self._ground.demand[ref] * part))
             homeless = 1.0 - sum(parts.values())
-            if homeless > 1e-9:
-                self._pool.append(_Block(ref, tokens * homeless))
+            if homeless > _NOTHING:
+                self._pool.append(_Block(ref, self._ground.demand[ref] * homeless))
 
     def release(self) -> None:
         """Send to the pool what the cheapest flow takes from each node, and what memory cannot hold; book the
@@ -98,15 +102,26 @@ class Packing:
     def _is_hot(self, ref: AdapterRef) -> bool:
         return self._ground.demand[ref] >= self._hot_tokens[self._level(ref)]
 
-    def _thinned(self, ref: AdapterRef, parts: dict[int, float]) -> dict[int, float]:
-        """The parts that stay: minor ones join the largest, half of a hot adapter's only copy leaves it."""
-        if self._is_hot(ref):
-            return {node: min(part, 0.5) for node, part in parts.items()} if len(parts) == 1 else parts
+    def _busy(self, ref: AdapterRef, node: int, part: float) -> float:
+        """Utilisation of `node` by that part of the adapter's demand."""
+        return part * self._ground.demand[ref] * float(self._seconds[node, self._level(ref)])
+
+    def _halved(self, parts: dict[int, float]) -> dict[int, float]:
+        """Half of a hot adapter's only copy leaves it."""
+        return {node: min(part, 0.5) for node, part in parts.items()} if len(parts) == 1 else parts
+
+    def _gathered(self, ref: AdapterRef, parts: dict[int, float], load: Floats) -> dict[int, float]:
+        """Minor parts join the largest where that has time for them; `load` [nodes] is kept up."""
         if len(parts) < 2:
             return parts
-        largest = max(parts, key=lambda node: parts[node])
-        kept = {node: part for node, part in parts.items() if part >= self._minor or node == largest}
-        kept[largest] += sum(parts.values()) - sum(kept.values())
+        kept = dict(parts)
+        largest = max(kept, key=lambda node: kept[node])
+        for node, part in parts.items():
+            joined = load[largest] + self._busy(ref, largest, part)
+            if node != largest and part < self._minor and joined <= self._target:
+                load[largest] = joined
+                load[node] -= self._busy(ref, node, part)
+                kept[largest] += kept.pop(node)
         return kept
 
     def _stock(self) -> Stock:
