@@ -13,6 +13,7 @@ from engine.demo.paths import DEMO_ADAPTERS, DEMO_BASE
 from engine.errors import InvalidConfig
 from engine.executor import Executor
 from engine.memory import available_bytes
+from engine.peers import Peers
 from engine.text import TextCodec
 from lora.ops.grouped import GroupedLora
 from lora.pool import RankPages
@@ -33,6 +34,7 @@ _KV_SHARE = 0.5  # of the memory left after the weights, at most
 _ADAPTER_SHARE = 0.25
 _MAX_PAGE_BYTES = 2 << 20
 _IDLE_S = 0.5
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Engine:
     codec: TextCodec
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
+    peers: Peers | None = None
 
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
@@ -80,7 +83,10 @@ def assemble(config: EngineConfig) -> Engine:
     dtype = serving_dtype(model_config, config.dtype, device)
     weights = load_weights(folder, model_config, dtype, device, config.progress)
     model = Llama(model_config, weights, TorchPagedAttention(model_config), GroupedLora())
-    store = _store(config, model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device), device)
+    base, lora_dtype = model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device)
+    pages = _pages(config, base, lora_dtype, device)
+    peers = Peers(config.sharing, pages) if config.sharing.on else None
+    store = _store(config, base, lora_dtype, pages, peers)
     cache = _cache(config, model_config, dtype, device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
     limits = _limits(config, model_config, blocks.capacity_tokens)
@@ -96,7 +102,7 @@ def assemble(config: EngineConfig) -> Engine:
         vocab_size=model_config.vocab_size,
         eos_token_ids=model_config.eos_token_ids,
     )
-    return Engine(core, store, TextCodec.load(folder), card, changed)
+    return Engine(core, store, TextCodec.load(folder), card, changed, peers)
 
 
 def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
@@ -125,14 +131,23 @@ def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dt
     return named[name]
 
 
-def _store(config: EngineConfig, base: BaseShape, dtype: torch.dtype, device: torch.device) -> AdapterStore:
+def _pages(config: EngineConfig, base: BaseShape, dtype: torch.dtype, device: torch.device) -> RankPages:
     granted = config.adapter_bytes or int(available_bytes(device) * _ADAPTER_SHARE)
     size = page_bytes(base, dtype)
     if granted < size:
         raise InvalidConfig("adapter_bytes", granted, f"give at least one rank page of {size} bytes")
-    pages = RankPages(granted // size, size, device)
+    return RankPages(granted // size, size, device)
+
+
+def _store(
+    config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
+) -> AdapterStore:
+    """With peers, as many threads may wait for a pull as peers are asked at once, and one more may copy."""
     disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
-    return AdapterStore(base, dtype, pages, disk)
+    if peers is None:
+        return AdapterStore(base, dtype, pages, disk)
+    workers = min(_MOST_WORKERS, 1 + config.sharing.pulls * len(config.sharing.peers))
+    return AdapterStore(base, dtype, pages, disk, workers, peers.peering)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:

@@ -3,6 +3,36 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transport.base import Address
+
+PEER_TOKEN_VARIABLE = "LORASERVE_PEER_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """Nodes that share adapters: whom this one asks (`peers`), where they reach it (`listen`), and on what terms.
+
+    Off unless one of the two is given. Peers trust each other by `token` and either certificates (`tls_*`) or, on
+    one machine only, `plain`. They must serve the same base model.
+    """
+
+    peers: tuple[Address, ...] = ()
+    listen: Address | None = None
+    token: str | None = field(default=None, repr=False)
+    plain: bool = False
+    tls_authority: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_name: str | None = None
+    door: str = "auto"  # auto | ucx | stream
+    bandwidth_bytes_per_s: int | None = None
+    pulls: int = 2
+
+    @property
+    def on(self) -> bool:
+        """Whether this node has anything to do with peers."""
+        return bool(self.peers) or self.listen is not None
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -29,6 +59,7 @@ class EngineConfig:
     adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
     adapter_patience_s: float = 2.0
     progress: bool = True
+    sharing: PeerConfig = PeerConfig()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,10 @@ class AdapterFailed(EngineError):
     """An accepted request's adapter could not be made resident."""
 
 
+class PeersSilent(EngineError):
+    """The adapter may be a peer's, but not every peer could be asked: trying again later is sensible."""
+
+
 class StepFailed(EngineError):
     """A step of the engine raised; the requests in it were ended and the engine goes on."""
 

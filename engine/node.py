@@ -16,10 +16,20 @@ from pathlib import Path
 from engine.answer import Answer
 from engine.assembly import Engine
 from engine.core import StepResult
-from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded, UnknownModel
+from engine.errors import (
+    AdapterFailed,
+    Draining,
+    EngineError,
+    InvalidAdapterName,
+    Overloaded,
+    PeersSilent,
+    UnknownModel,
+)
 from engine.telemetry import Telemetry
 from engine.text import Delta
 from lora.adapter import BASE, AdapterRef
+from lora.errors import AdapterRefused, AdapterUnreachable
+from lora.names import is_name
 from lora.store import AdapterEntry, StoreStats, UnknownAdapter
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, TokenEvent
@@ -105,6 +115,7 @@ class Node:
         self.telemetry = telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
+        self._peers = engine.peers
         self._max_waiting = max_waiting
         self._streams: dict[str, DeltaStream] = {}
         self._wake = threading.Event()
@@ -123,6 +134,11 @@ class Node:
     def model_root(self) -> str:
         """Where the base model came from."""
         return self._card.root
+
+    @property
+    def peer_address(self) -> str | None:
+        """Where peers may pull this node's adapters."""
+        return str(self._peers.address) if self._peers else None
 
     @property
     def max_model_len(self) -> int:
@@ -161,6 +177,8 @@ class Node:
             self._core.abort(request_id)
             if (stream := self._forget(request_id, FinishReason.ABORT.value)) is not None:
                 stream.fail(Draining())
+        if self._peers is not None:
+            await asyncio.to_thread(self._peers.close)
         self._store.close()
 
     async def submit(
@@ -208,6 +226,11 @@ class Node:
         """The adapters that requests may name."""
         return self._store.entries()
 
+    def may_serve(self, model: str) -> bool:
+        """False if `model` is neither the base model nor an adapter; True also for what a peer may have."""
+        known = model == self._card.name or model in self._store.names()
+        return known or (self._peers is not None and is_name(model))
+
     def stats(self) -> NodeStats:
         """A snapshot of the engine."""
         live = self._core.live()
@@ -223,10 +246,16 @@ class Node:
     async def _resolve(self, model: str) -> AdapterRef:
         if model == self._card.name:
             return BASE
+        if (known := self._store.known(model)) is not None:
+            return known
         try:
             return await asyncio.to_thread(self._store.resolve, model)
         except UnknownAdapter:
             raise UnknownModel(model) from None
+        except AdapterUnreachable as error:
+            raise PeersSilent(str(error)) from error
+        except AdapterRefused as error:
+            raise AdapterFailed(str(error)) from error
 
     def _withdraw(self, request_id: str) -> None:
         """Abort a request whose client has gone."""

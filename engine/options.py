@@ -12,12 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.config import BatchConfig, EngineConfig, ServeConfig
+from engine.config import PEER_TOKEN_VARIABLE, BatchConfig, EngineConfig, PeerConfig, ServeConfig
 from engine.errors import InvalidConfig
 from engine.readers import (
     Reader,
+    address,
     choice,
     count,
+    few,
     flag,
     folder,
     lora,
@@ -26,6 +28,7 @@ from engine.readers import (
     port,
     seconds,
     secret,
+    secret_file,
     size,
     text,
 )
@@ -99,6 +102,28 @@ _SERVER = (
     ),
 )  # fmt: skip
 
+_PEERS = (
+    Option(
+        "peers", "peer", address, "HOST:PORT", "pull adapters that this node lacks from here (repeatable)",
+        "peers", True,
+    ),
+    Option("peers", "peer-listen", address, "HOST:PORT", "let peers pull this node's adapters here", "listen"),
+    Option(
+        "peers", "peer-token-file", secret_file, "FILE",
+        f"what holds the token that all peers share; or set {PEER_TOKEN_VARIABLE}", "token",
+    ),
+    Option("peers", "peer-plain", flag, "", "no encryption: peers on this machine only", "plain"),
+    Option("peers", "peer-tls-ca", path, "FILE", "PEM: who signs the peers' certificates", "tls_authority"),
+    Option("peers", "peer-tls-cert", path, "FILE", "PEM: this node's certificate", "tls_cert"),
+    Option("peers", "peer-tls-key", path, "FILE", "PEM: its key", "tls_key"),
+    Option("peers", "peer-tls-name", text, "NAME", "what peers' certificates must say; none: their host", "tls_name"),
+    Option("peers", "peer-door", choice("auto", "ucx", "stream"), "DOOR", "auto, ucx or stream", "door"),
+    Option(
+        "peers", "peer-bandwidth", size, "SIZE", "bytes per second to pull on average", "bandwidth_bytes_per_s"
+    ),
+    Option("peers", "peer-pulls", few, "N", "pulls at once per peer, 1 to 4", "pulls"),
+)  # fmt: skip
+
 _BATCH = (
     Option("batch", "input", path, "FILE", "requests, one JSON object a line", short="-i"),
     Option(
@@ -111,11 +136,13 @@ _BATCH = (
 def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
     """What `python -m engine.serve` was asked for: the command line wins over the environment, and that over
     the file. Raises InvalidConfig; exits for --help and for flags that do not exist."""
-    options = (*_ENGINE, *_SERVER)
+    options = (*_ENGINE, *_SERVER, *_PEERS)
     written, file = _written("engine.serve", "Serve a base model and its LoRA adapters.", options, arguments)
     variable = {"api_key": environ[API_KEY_VARIABLE]} if environ.get(API_KEY_VARIABLE) else {}
     values = _values(options, file | _here(variable) | _here(written))
-    engine = EngineConfig(**_taken(_ENGINE, values))
+    values.setdefault("token", environ.get(PEER_TOKEN_VARIABLE))
+    sharing = PeerConfig(**_taken(_PEERS, values))
+    engine = EngineConfig(**_taken(_ENGINE, values), sharing=sharing)
     return ServeConfig(engine=engine, **values)
 
 
@@ -185,10 +212,10 @@ def _parser(program: str, purpose: str, options: Sequence[Option]) -> argparse.A
 
 
 def _defaults() -> dict[str, object]:
+    kinds = (EngineConfig, ServeConfig, PeerConfig, BatchConfig)
     return {
-        field.name: field.default for kind in (EngineConfig, ServeConfig, BatchConfig) for field in fields(kind)
-        if field.default is not MISSING
-    }  # fmt: skip
+        field.name: field.default for kind in kinds for field in fields(kind) if field.default is not MISSING
+    }
 
 
 def _from_file(file: Path, options: Sequence[Option]) -> dict[str, _Raw]:

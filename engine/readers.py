@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transport.base import Address
+
 Reader = Callable[[object, Path], Any]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
 _UNITS = {"": 1} | {
     prefix + binary: (1024 if binary else 1000) ** power
     for power, prefix in enumerate("kmgt", start=1)
@@ -43,9 +46,22 @@ def count(raw: object, base: Path) -> int:
     return _whole(raw, 1, 2**31)
 
 
+def few(raw: object, base: Path) -> int:
+    """A whole number from 1 to 4."""
+    return _whole(raw, 1, 4)
+
+
 def port(raw: object, base: Path) -> int:
     """A TCP port; 0 lets the system choose."""
     return _whole(raw, 0, 65535)
+
+
+def address(raw: object, base: Path) -> Address:
+    """HOST:PORT, or [HOST]:PORT where the host has colons."""
+    written = _ADDRESS.fullmatch(raw) if isinstance(raw, str) else None
+    if written is None:
+        raise ValueError("give HOST:PORT")
+    return Address(written[1] or written[2], port(written[3], base))
 
 
 def seconds(raw: object, base: Path) -> float:
@@ -97,6 +113,14 @@ def model(raw: object, base: Path) -> str:
     name = text(raw, base)
     beside = base / Path(name).expanduser()
     return str(beside) if beside.is_dir() else name
+
+
+def secret_file(raw: object, base: Path) -> str:
+    """The secret that a file holds, which its path does not tell."""
+    try:
+        return secret(path(raw, base).read_text(encoding="utf-8").strip(), base)
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror}): give a file") from error
 
 
 def choice(*allowed: str) -> Reader:

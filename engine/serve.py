@@ -81,6 +81,8 @@ async def _run(node: Node, config: ServeConfig) -> None:
     def announce(address: str) -> None:
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
+        if node.peer_address is not None:
+            sys.stdout.write(f"peers may pull adapters at {node.peer_address}\n")
         sys.stdout.flush()
 
     await serve(node, config, announce, stopped_by_signals())

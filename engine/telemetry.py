@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lora.peer import PeerStats
 from lora.store import StoreStats
 from scheduler.blocks import BlockStats
 
@@ -145,6 +146,17 @@ class _Gauges(Collector):
         yield _counter("adapter_load_seconds", "Time that bringing them took.", store.load_s)
         yield _counter("adapter_evictions", "Adapters that made room for others.", store.evictions)
         yield _counter("adapter_hits", "Adapters found, by tier.", store.hits, "tier")
+        yield _counter("adapter_fallbacks", "Tiers asked in vain.", store.fallbacks, "tier")
+        yield from _peer_counters(store.peers)
+
+
+def _peer_counters(peers: PeerStats) -> Iterator[Metric]:
+    yield _counter("peer_pulls", "Adapters pulled from peers.", peers.pulls)
+    yield _counter("peer_pulled_bytes", "Their bytes.", peers.nbytes)
+    yield _counter("peer_pull_seconds", "Time that pulling them took.", peers.seconds)
+    yield _counter("peer_refused", "Pulled adapters that were refused for their digest.", peers.refused)
+    yield _counter("peer_absent", "Peers asked that had let the adapter go.", peers.absent)
+    yield _counter("peer_failures", "Pulls that failed.", peers.failed)
 
 
 def _gauge(name: str, help_: str, value: float | Mapping[str, int], label: str = "") -> Metric:

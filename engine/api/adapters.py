@@ -1,6 +1,5 @@
 """AdapterDesk: models as clients list them, and adapters as clients load them: from allowed folders only."""
 
-import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -8,10 +7,8 @@ from pathlib import Path
 from engine.api.desk import Desk
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
-from lora.store import AdapterEntry
+from lora.names import NAME_RULE, AdapterEntry, is_name
 
-_NAME = re.compile(r"(?!.*(?:^|/)\.+(?:/|$))[A-Za-z0-9._:@+-]+(?:/[A-Za-z0-9._:@+-]+)*")
-_MAX_NAME_CHARS = 128
 _MAX_PATH_CHARS = 4096
 
 
@@ -48,7 +45,7 @@ class AdapterDesk:
         return self._object(desk.model_name, desk.model_root, None)
 
     def _card(self, adapter: AdapterEntry) -> dict[str, object]:
-        return self._object(adapter.name, str(adapter.folder), self._desk.model_name)
+        return self._object(adapter.name, str(adapter.folder or adapter.name), self._desk.model_name)
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
@@ -84,10 +81,7 @@ class AdapterDesk:
 
 
 def _check_name(name: str, base: str) -> None:
-    if len(name) > _MAX_NAME_CHARS or not _NAME.fullmatch(name):
-        remedy = (
-            f"give at most {_MAX_NAME_CHARS} letters, digits or any of ._:@+-, with single slashes inside"
-        )
-        raise refused("lora_name", f"{name!r}: {remedy}", "invalid_value")
+    if not is_name(name):
+        raise refused("lora_name", f"{name!r}: give {NAME_RULE}", "invalid_value")
     if name == base:
         raise refused("lora_name", f"{name!r} is the base model's name: choose another", "invalid_value")

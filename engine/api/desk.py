@@ -75,6 +75,10 @@ class Desk(Protocol):
         """The adapters that requests may name."""
         ...
 
+    def may_serve(self, model: str) -> bool:
+        """False if `model` is neither the base model nor an adapter; True also for what a peer may have."""
+        ...
+
     def stats(self) -> Snapshot:
         """The node at this moment."""
         ...

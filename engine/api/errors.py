@@ -2,7 +2,14 @@
 
 from http import HTTPStatus
 
-from engine.errors import Draining, EngineError, InvalidAdapterName, Overloaded, UnknownModel
+from engine.errors import (
+    Draining,
+    EngineError,
+    InvalidAdapterName,
+    Overloaded,
+    PeersSilent,
+    UnknownModel,
+)
 from engine.text import InvalidChat
 from scheduler.request import InvalidParameter
 
@@ -61,6 +68,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
+        case PeersSilent():
+            return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
     return ApiError(500, "the server failed; its log has the cause", None, "internal_error")

@@ -108,8 +108,8 @@ def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
 
 
 def check_model(name: str, desk: Desk) -> None:
-    """Raise UnknownModel unless `name` is the base model or an adapter."""
-    if name != desk.model_name and all(name != adapter.name for adapter in desk.adapters()):
+    """Raise UnknownModel unless `name` is the base model or an adapter, as far as can be told without asking."""
+    if not desk.may_serve(name):
         raise UnknownModel(name)
 
 

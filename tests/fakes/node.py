@@ -168,6 +168,9 @@ class FakeNode:
     def adapters(self) -> tuple[AdapterEntry, ...]:
         return tuple(self._known.values())
 
+    def may_serve(self, model: str) -> bool:
+        return model == self.model_name or model in self._known
+
     def stats(self) -> Stats:
         return Stats(running=len(self.live), healthy=not self._draining)
 

@@ -1,0 +1,99 @@
+"""Peers: a node's transport, opened from its options, and the adapters that it shares through it.
+
+The only place where options become trust, doors and limits. What travels is lora's business, how is transport's.
+"""
+
+import ssl
+
+from engine.config import PEER_TOKEN_VARIABLE, PeerConfig
+from engine.errors import InvalidConfig
+from lora.directory import StaticDirectory
+from lora.lending import Lending
+from lora.peer import Peering, PeerTier
+from lora.peer_loop import PeerLoop
+from lora.pool import RankPages
+from lora.puller import Puller, PullLimits
+from lora.shared_pages import Notebook, SharedPages
+from transport.base import Address
+from transport.doors import open_doors
+from transport.errors import DoorUnavailable, HelloRefused
+from transport.network import ANY_LOCAL_PORT, NetworkOptions, NetworkTransport
+from transport.security import Security, TlsFiles
+
+_NOTES_BYTES = 16 << 20
+
+
+class Peers:
+    """A node among others: what it lends of `pages`, and whom it asks for what it lacks. Raises InvalidConfig."""
+
+    def __init__(self, config: PeerConfig, pages: RankPages) -> None:
+        self._loop = PeerLoop()
+        try:
+            self._transport = self._loop.wait(_open(config))
+            shared = SharedPages(self._transport, pages)
+        except InvalidConfig:
+            self._loop.close()
+            raise
+        notebook = Notebook(self._transport, _NOTES_BYTES)
+        puller = Puller(
+            self._transport, notebook, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
+        )
+        tier = PeerTier(self._transport, self._loop, shared, StaticDirectory(config.peers), puller)
+        self.peering = Peering(tier, Lending(self._transport, shared, notebook))
+
+    @property
+    def address(self) -> Address:
+        """Where peers reach this node."""
+        return self._transport.address
+
+    def close(self) -> None:
+        """Lend and pull no more; pulls under way fail. RegionBusy if bytes may still land."""
+        try:
+            self._loop.wait(self._transport.close())
+        finally:
+            self._loop.close()
+
+
+async def _open(config: PeerConfig) -> NetworkTransport:
+    listen = config.listen or ANY_LOCAL_PORT
+    try:
+        options = NetworkOptions(_security(config), listen, config.door)
+        return NetworkTransport("node", options, open_doors("node", config.door))
+    except DoorUnavailable as error:
+        raise InvalidConfig("peer_door", config.door, str(error)) from error
+    except HelloRefused as error:
+        raise InvalidConfig("peer_listen", str(listen), str(error)) from error
+    except ssl.SSLError as error:
+        raise InvalidConfig(
+            "peer_tls_cert", str(config.tls_cert), f"{error.reason}: check the three PEM files"
+        ) from error
+    except FileNotFoundError as error:
+        raise InvalidConfig(
+            "peer_tls_cert", str(config.tls_cert), "one of the three PEM files is missing"
+        ) from error
+    except OSError as error:
+        raise InvalidConfig("peer_listen", str(listen), f"it cannot be bound ({error.strerror})") from error
+
+
+def _security(config: PeerConfig) -> Security:
+    files = config.tls_authority, config.tls_cert, config.tls_key
+    if config.token is None:
+        raise InvalidConfig(
+            "peer_token_file",
+            None,
+            f"name a file that holds the cluster's token, or set {PEER_TOKEN_VARIABLE}",
+        )
+    authority, certificate, key = files
+    tls = None
+    if authority and certificate and key:
+        tls = TlsFiles(authority, certificate, key, config.tls_name)
+    elif any(files):
+        raise InvalidConfig("peer_tls_cert", str(certificate), "give all of --peer-tls-ca, -cert and -key")
+    elif not config.plain:
+        raise InvalidConfig(
+            "peer_tls_cert", None, "give certificates, or --peer-plain if all peers are on this machine"
+        )
+    try:
+        return Security(config.token, tls)
+    except ValueError as error:
+        raise InvalidConfig("peer_token_file", "(hidden)", str(error)) from error

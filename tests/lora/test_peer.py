@@ -1,0 +1,363 @@
+"""A store among peers: what it lacks it pulls, checks and serves; what it lends stays whole while it is read."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from lora.adapter import AdapterRef
+from lora.directory import StaticDirectory
+from lora.errors import AdapterLost, AdapterUnreachable, UnknownAdapter
+from lora.lending import Lending
+from lora.note import rows_name
+from lora.peer import Peering, PeerTier
+from lora.peer_loop import PeerLoop
+from lora.pool import RankPages
+from lora.puller import Puller, PullLimits
+from lora.shared_pages import Notebook, SharedPages
+from lora.store import AdapterStore
+from tests.lora.executors import InlineExecutor
+from tests.oracles.adapters import base_shape, write_adapter
+from transport.base import Address, Lease, Region
+from transport.errors import NotOffered, PullTimeout
+from transport.loopback import LoopbackNetwork, LoopbackTransport
+
+BASE = base_shape()
+PAGE_BYTES = 4096
+PAGES_OF_RANK_4 = 6
+NOBODY = Address("loopback", 99)
+
+R = TypeVar("R")
+
+
+class HeldTransport(LoopbackTransport):
+    """A loopback node whose pulls can be made to fail, to wait, or to leave bytes under way."""
+
+    def __init__(self, name: str, network: LoopbackNetwork) -> None:
+        super().__init__(name, network)
+        self.pulled: list[str] = []
+        self.asked: list[str] = []
+        self.begun = threading.Event()
+        self.go_on: asyncio.Event | None = None  # pulls of rows wait for it
+        self.under_way: list[Future[None]] = []  # for each pull of rows that shall time out, what settles it
+        self.unsettled: dict[Region, Future[None]] = {}
+
+    async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
+        self.asked.append(name)
+        return await super().lease(peer, name, hold_s)
+
+    async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
+        if lease.name.startswith("rows/"):
+            self.begun.set()
+            if self.under_way:
+                self.unsettled[into[0]] = self.under_way.pop()
+                await self.release(lease)
+                raise PullTimeout("the test says so")
+            if self.go_on is not None:
+                await self.go_on.wait()
+        await super().pull(lease, into, timeout_s)
+        self.pulled.append(lease.name)
+
+    def settled(self, region: Region) -> Future[None]:
+        return self.unsettled.get(region) or super().settled(region)
+
+
+@dataclass
+class Node:
+    """One store, its pages and its transport."""
+
+    loop: PeerLoop
+    transport: HeldTransport
+    pages: RankPages
+    notebook: Notebook
+    store: AdapterStore
+    free_notes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free_notes = self.notebook.free_pages
+
+    def bring(self, ref: AdapterRef) -> bool:
+        """Ask for an adapter as a live request does; whether it is resident then."""
+        self.store.retain(ref)
+        self.store.prefetch((ref,))
+        ready = ref.digest in self.store.ready()
+        self.store.acquire(()).release()
+        self.store.release(ref)
+        return ready
+
+    def rows(self, ref: AdapterRef) -> torch.Tensor:
+        """The first matrix of a resident adapter."""
+        assert ref.digest in self.store.ready()
+        with self.store.acquire((ref,)) as lease:
+            return next(iter(lease.weights[ref.digest].groups.values())).A.clone()
+
+    def assert_nothing_is_left(self) -> None:
+        """Every name gone, every page, lease, landing and note must be free."""
+        for name in self.store.names():
+            self.store.unload(name)
+        self.store.ready()
+        self.store.acquire(()).release()
+        assert self.store.stats().free_pages == self.pages.num_pages
+        assert self.notebook.free_pages == self.free_notes
+        usage = self.transport.usage()
+        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+
+
+class Cluster:
+    """Nodes of one process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.loop = PeerLoop()
+        self.network = LoopbackNetwork()
+
+    def node(
+        self, *peers: Address, adapters_that_fit: int = 2, workers: int | InlineExecutor | None = None
+    ) -> Node:
+        """A node that asks `peers`."""
+        transport = self.run(self._transport())
+        pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
+        shared, notebook = SharedPages(transport, pages), Notebook(transport, 1 << 20)
+        puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
+        tier = PeerTier(transport, self.loop, shared, StaticDirectory(peers), puller)
+        peering = Peering(tier, Lending(transport, shared, notebook))
+        store = AdapterStore(BASE, torch.float32, pages, None, workers or InlineExecutor(), peering)
+        return Node(self.loop, transport, pages, notebook, store)
+
+    def load(self, node: Node, seed: int) -> AdapterRef:
+        """Load an adapter of rank 4 with content of its own for each seed, as `a{seed}`."""
+        return node.store.load(f"a{seed}", write_adapter(self.root / str(seed), BASE, 4, seed))
+
+    def run(self, work: Coroutine[Any, Any, R]) -> R:
+        return self.loop.wait(work)
+
+    async def _transport(self) -> HeldTransport:
+        return HeldTransport("n", self.network)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    made.loop.close()
+
+
+def test_what_a_node_lacks_is_pulled_and_lent_in_turn(cluster: Cluster) -> None:
+    a = cluster.node()
+    b = cluster.node(a.transport.address)
+    c = cluster.node(b.transport.address)
+    ref = cluster.load(a, 1)
+    for node in (b, c):
+        found = node.store.resolve("a1")
+        assert (found, found.name, found.rank, found.nbytes) == (ref, "a1", 4, ref.nbytes)
+        assert node.bring(found)
+        assert torch.equal(node.rows(found), a.rows(ref))
+        stats = node.store.stats()
+        assert (stats.hits["peer"], stats.peers.pulls, stats.peers.nbytes) == (1, 1, ref.nbytes)
+    for node in (a, b, c):
+        node.assert_nothing_is_left()
+
+
+def test_a_name_that_no_peer_knows_is_asked_for_once(cluster: Cluster) -> None:
+    a = cluster.node()
+    b = cluster.node(a.transport.address)
+    for _ in range(3):
+        with pytest.raises(UnknownAdapter, match="ghost"):
+            b.store.resolve("ghost")
+    assert b.transport.asked == ["name/ghost"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 129, "a//b", "\n"])
+def test_malformed_names_reach_no_peer(cluster: Cluster, name: str) -> None:
+    a = cluster.node()
+    b = cluster.node(a.transport.address)
+    with pytest.raises(UnknownAdapter):
+        b.store.resolve(name)
+    assert b.transport.asked == []
+
+
+def test_a_silent_peer_is_no_proof_that_a_name_is_unknown(cluster: Cluster) -> None:
+    a = cluster.node()
+    b = cluster.node(NOBODY, a.transport.address)
+    ref = cluster.load(a, 1)
+    assert b.store.resolve("a1") == ref
+    with pytest.raises(AdapterUnreachable, match="1 of 2 peers"):
+        b.store.resolve("ghost")
+
+
+def test_wrong_bytes_are_refused_counted_and_fetched_elsewhere(cluster: Cluster) -> None:
+    bad, good = cluster.node(), cluster.node()
+    ref = cluster.load(bad, 1)
+    cluster.load(good, 1)
+    bad.pages.arena[100] ^= 1
+    b = cluster.node(bad.transport.address, good.transport.address)
+    assert b.bring(b.store.resolve("a1"))
+    assert torch.equal(b.rows(ref), good.rows(ref))
+    stats = b.store.stats().peers
+    assert (stats.refused, stats.pulls) == (1, 2)
+
+
+def test_wrong_bytes_everywhere_are_never_served(cluster: Cluster) -> None:
+    a = cluster.node()
+    ref = cluster.load(a, 1)
+    b = cluster.node(a.transport.address)
+    found = b.store.resolve("a1")
+    a.pages.arena[100] ^= 1
+    b.store.retain(found)
+    b.store.prefetch((found,))
+    assert isinstance(b.store.failed()[ref.digest], AdapterLost)
+    assert b.store.names() == (), "the name is asked for afresh"
+    b.store.release(found)
+    b.assert_nothing_is_left()
+
+
+def test_a_peer_that_let_go_or_died_is_passed_over_for_the_next(cluster: Cluster) -> None:
+    dead, empty, holder = cluster.node(), cluster.node(), cluster.node()
+    ref = cluster.load(holder, 1)
+    addresses = [node.transport.address for node in (dead, empty, holder)]
+    b = cluster.node(*addresses)
+    found = b.store.resolve("a1")
+    cluster.run(dead.transport.close())
+    assert b.bring(found)
+    assert torch.equal(b.rows(ref), holder.rows(ref))
+    stats = b.store.stats().peers
+    assert (stats.failed, stats.absent, stats.pulls) == (1, 1, 1)
+
+
+def test_what_was_pulled_outlives_its_source_and_its_pages(cluster: Cluster) -> None:
+    a = cluster.node()
+    first, second = cluster.load(a, 1), cluster.load(a, 2)
+    b = cluster.node(a.transport.address, adapters_that_fit=1)
+    before = None
+    for name in ("a1", "a2"):
+        assert b.bring(b.store.resolve(name))
+        before = b.rows(first) if name == "a1" else before
+    cluster.run(a.transport.close())
+    assert b.bring(first), "displaced by a2, and its source is dead"
+    assert before is not None
+    assert torch.equal(b.rows(first), before)
+    assert b.bring(second)
+    assert b.store.stats().hits["host"] == 2
+
+
+def test_without_any_peer_the_folder_is_read_again(cluster: Cluster) -> None:
+    a = cluster.node()
+    b = cluster.node(a.transport.address, adapters_that_fit=1)
+    ref = cluster.load(b, 1)
+    other = cluster.load(b, 2)
+    assert b.bring(other)
+    cluster.run(a.transport.close())
+    b.store._supply._packed._rows.clear()  # pyright: ignore  (host memory was trimmed)
+    assert b.bring(ref)
+    stats = b.store.stats()
+    assert (stats.hits["source"], stats.fallbacks["host"], stats.fallbacks["peer"]) == (1, 1, 1)
+
+
+def test_many_who_miss_the_same_adapter_share_one_pull(cluster: Cluster) -> None:
+    a = cluster.node()
+    ref = cluster.load(a, 1)
+    b = cluster.node(a.transport.address, workers=4)
+    arrived = threading.Event()
+    b.store.on_ready(arrived.set)
+
+    def ask() -> AdapterRef:
+        found = b.store.resolve("a1")
+        b.store.retain(found)
+        b.store.prefetch((found,))
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        found = [one.result() for one in [threads.submit(ask) for _ in range(16)]]
+    assert set(found) == {ref}
+    assert arrived.wait(30)
+    assert ref.digest in b.store.ready()
+    assert b.transport.pulled.count(rows_name(ref.digest)) == 1
+    b.store.close()
+
+
+def test_a_source_that_evicts_during_a_pull_keeps_the_pages_until_it_ends(cluster: Cluster) -> None:
+    a = cluster.node(adapters_that_fit=1)
+    ref = cluster.load(a, 1)
+    before = a.rows(ref)
+    b = cluster.node(a.transport.address, workers=2)
+    arrived = threading.Event()
+    b.store.on_ready(arrived.set)
+    found = b.store.resolve("a1")
+    b.transport.go_on = asyncio.Event()
+    b.store.retain(found)
+    b.store.prefetch((found,))
+    assert b.transport.begun.wait(30)
+    freed = threading.Event()
+    a.store.acquire(()).release()
+    a.store.on_ready(freed.set)
+    other = cluster.load(a, 2)
+    a.store.prefetch((other,))
+    assert a.store.ready() == frozenset(), "evicted, but its pages are still read"
+    a.store.acquire(()).release()
+    cluster.run(_set(b.transport.go_on))
+    assert arrived.wait(30)
+    assert torch.equal(b.rows(ref), before)
+    assert freed.wait(30), "the waiting adapter got the pages without being asked for again"
+    assert a.store.ready() == {other.digest}
+    b.store.close()
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
+def test_pages_into_which_bytes_may_come_are_nobodys(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora.peer._SETTLING_S", 0.0)
+    a = cluster.node()
+    ref = cluster.load(a, 1)
+    b = cluster.node(a.transport.address, adapters_that_fit=2)
+    found = b.store.resolve("a1")
+    settles: Future[None] = Future()
+    b.transport.under_way.append(settles)
+    assert b.bring(found), "pulled again, into other pages"
+    assert torch.equal(b.rows(ref), a.rows(ref))
+    (quarantined,) = b.transport.unsettled
+    b.store.unload("a1")
+    b.store.ready()
+    b.store.acquire(()).release()
+    assert b.store.stats().free_pages == b.pages.num_pages - PAGES_OF_RANK_4
+    third = cluster.load(b, 3)
+    assert b.bring(third)
+    assert not quarantined.overlaps(_region(b, third))
+    settles.set_result(None)
+    b.transport.unsettled.clear()
+    b.assert_nothing_is_left()
+
+
+def _region(node: Node, ref: AdapterRef) -> Region:
+    content = node.store._residency.find(ref.digest)
+    assert content is not None
+    assert content.run is not None
+    return node.store._lending._pages.region(content.run, ref.nbytes)  # pyright: ignore
+
+
+def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:
+    a = cluster.node()
+    ref = cluster.load(a, 1)
+    b = cluster.node(a.transport.address)
+    a.store.unload("a1")
+    a.store.ready()
+    with pytest.raises(NotOffered):
+        cluster.run(b.transport.lease(a.transport.address, rows_name(ref.digest), 1.0))
+
+
+def test_a_name_that_is_bound_anew_is_told_as_it_is_now(cluster: Cluster) -> None:
+    a = cluster.node()
+    cluster.load(a, 1)
+    second = a.store.load("a1", write_adapter(cluster.root / "other", BASE, 4, seed=9))
+    b = cluster.node(a.transport.address)
+    assert b.store.resolve("a1") == second
+    assert b.bring(second)
