@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig, ServeConfig
+from engine.config import PEER_TOKEN_VARIABLE, EngineConfig, PeerConfig, ServeConfig
 from engine.errors import InvalidConfig
 from engine.options import API_KEY_VARIABLE, batch_config, serve_config
+from transport.base import Address
 
 
 @pytest.fixture
@@ -100,6 +101,26 @@ def test_no_secret_is_shown_by_a_configuration_or_an_error() -> None:
     assert "sesame" not in str(refusal.value)
 
 
+def test_peers_are_described_on_the_command_line(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("from-file\n")
+    arguments = [
+        *("--peer", "10.0.0.1:7", "--peer", "[::1]:8", "--peer-listen", "node.example:0"),
+        *("--peer-token-file", str(token), "--peer-door", "stream", "--peer-bandwidth", "1MB"),
+        *("--peer-pulls", "3", "--peer-tls-ca", "a.pem", "--peer-tls-cert", "b.pem", "--peer-tls-key", "c.pem"),
+        *("--peer-tls-name", "node", "--no-peer-plain"),
+    ]
+    assert serve_config(arguments, {PEER_TOKEN_VARIABLE: "from-environment"}).engine.sharing == PeerConfig(
+        peers=(Address("10.0.0.1", 7), Address("::1", 8)), listen=Address("node.example", 0),
+        token="from-file", door="stream", bandwidth_bytes_per_s=1_000_000, pulls=3,
+        tls_authority=Path("a.pem"), tls_cert=Path("b.pem"), tls_key=Path("c.pem"), tls_name="node",
+    )  # fmt: skip
+    bare = serve_config(["--peer", "h:1"], {PEER_TOKEN_VARIABLE: "from-environment"})
+    assert bare.engine.sharing == PeerConfig(peers=(Address("h", 1),), token="from-environment")
+    assert "from-environment" not in repr(bare)
+    assert not serve_config([], {PEER_TOKEN_VARIABLE: "unused"}).engine.sharing.on
+
+
 @pytest.mark.parametrize(
     ("option", "value", "remedy"),
     [
@@ -117,6 +138,12 @@ def test_no_secret_is_shown_by_a_configuration_or_an_error() -> None:
         ("lora", "poet=/no/such/folder", "no such folder"),
         ("lora-dir", "/no/such/folder", "no such folder"),
         ("host", " ", "not empty"),
+        ("peer-listen", "node", "HOST:PORT"),
+        ("peer-listen", "::1:8", "HOST:PORT"),
+        ("peer-listen", "node:99999", "from 0 to 65535"),
+        ("peer-token-file", "/no/such/file", "cannot be read"),
+        ("peer-pulls", "5", "from 1 to 4"),
+        ("peer-door", "rpc", "auto, ucx, stream"),
         ("config", "/no/such/file", "cannot be read"),
     ],
 )
