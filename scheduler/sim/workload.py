@@ -28,6 +28,10 @@ class Call:
     prompt_tokens: int
     output_tokens: int
 
+    def sooner(self, times: float) -> "Call":
+        """The same call where time runs `times` as fast."""
+        return Call(self.arrival_s / times, self.prompt_tokens, self.output_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
