@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from engine.errors import (
+    AdapterFailed,
     Draining,
     EngineError,
     InvalidAdapterName,
@@ -70,6 +71,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
         case PeersSilent():
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
+        case AdapterFailed():
+            return ApiError(503, str(error), "model", "adapter_unavailable")
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
     return ApiError(500, "the server failed; its log has the cause", None, "internal_error")

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import pytest
 
-from engine.errors import Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
+from engine.api.errors import as_api_error
+from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
 from engine.node import DeltaStream, Node
 from engine.telemetry import Telemetry
 from scheduler.plan import FinishReason, StepPlan
@@ -199,5 +200,16 @@ def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
         await node.close()
         with pytest.raises(Draining):
             [delta async for delta in stream]
+
+    _serve(tmp_path, visit)
+
+
+def test_an_adapter_that_cannot_be_read_is_said_to_be_so_and_named(tmp_path: Path) -> None:
+    async def visit(node: Node, rig: Rig) -> None:
+        (rig.folders["low"] / "adapter_model.safetensors").write_bytes(b"torn")
+        with pytest.raises(AdapterFailed, match="'low'.*truncated"):
+            await node.submit("low", PROMPT, _params(), "a")
+        assert as_api_error(AdapterFailed("low")).status == 503
+        assert len(await _tokens(await node.submit("high", PROMPT, _params(), "b"))) == 6
 
     _serve(tmp_path, visit)
