@@ -207,7 +207,7 @@ def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
 def test_an_adapter_that_cannot_be_read_is_said_to_be_so_and_named(tmp_path: Path) -> None:
     async def visit(node: Node, rig: Rig) -> None:
         (rig.folders["low"] / "adapter_model.safetensors").write_bytes(b"torn")
-        with pytest.raises(AdapterFailed, match="'low'.*truncated"):
+        with pytest.raises(AdapterFailed, match=r"'low'.*truncated"):
             await node.submit("low", PROMPT, _params(), "a")
         assert as_api_error(AdapterFailed("low")).status == 503
         assert len(await _tokens(await node.submit("high", PROMPT, _params(), "b"))) == 6
