@@ -293,6 +293,8 @@ def test_a_source_that_evicts_during_a_pull_keeps_the_pages_until_it_ends(cluste
     b.store.retain(found)
     b.store.prefetch((found,))
     assert b.transport.begun.wait(30)
+    assert b.store.ready() == frozenset(), "steps go on while bytes come"
+    b.store.acquire(()).release()
     freed = threading.Event()
     a.store.acquire(()).release()
     a.store.on_ready(freed.set)
