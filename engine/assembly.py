@@ -21,7 +21,13 @@ from lora.sites import BaseShape
 from lora.store import AdapterStore
 from lora.tiers import DiskTier
 from model.attention.torch_paged import TorchPagedAttention
-from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
+from model.checkpoint import (
+    find_checkpoint,
+    load_weights,
+    read_config,
+    serving_dtype,
+    weights_digest,
+)
 from model.config import ModelConfig
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache, KVLayout
@@ -85,7 +91,7 @@ def assemble(config: EngineConfig) -> Engine:
     model = Llama(model_config, weights, TorchPagedAttention(model_config), GroupedLora())
     base, lora_dtype = model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device)
     pages = _pages(config, base, lora_dtype, device)
-    peers = Peers(config.sharing, pages) if config.sharing.on else None
+    peers = Peers(config.sharing, weights_digest(folder), pages) if config.sharing.on else None
     store = _store(config, base, lora_dtype, pages, peers)
     cache = _cache(config, model_config, dtype, device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)

@@ -24,9 +24,10 @@ _NOTES_BYTES = 16 << 20
 
 
 class Peers:
-    """A node among others: what it lends of `pages`, and whom it asks for what it lacks. Raises InvalidConfig."""
+    """A node among others of the same base model (`base` is its digest): what it lends of `pages`, and whom it asks
+    for what it lacks. Raises InvalidConfig."""
 
-    def __init__(self, config: PeerConfig, pages: RankPages) -> None:
+    def __init__(self, config: PeerConfig, base: str, pages: RankPages) -> None:
         self._loop = PeerLoop()
         try:
             self._transport = self._loop.wait(_open(config))
@@ -38,8 +39,9 @@ class Peers:
         puller = Puller(
             self._transport, notebook, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
         )
-        tier = PeerTier(self._transport, self._loop, shared, StaticDirectory(config.peers), puller)
-        self.peering = Peering(tier, Lending(self._transport, shared, notebook))
+        directory = StaticDirectory(config.peers)
+        tier = PeerTier(base, self._transport, self._loop, shared, directory, puller)
+        self.peering = Peering(tier, Lending(base, self._transport, shared, notebook))
 
     @property
     def address(self) -> Address:

@@ -31,7 +31,8 @@ class _Loan:
 class Lending:
     """What this node lends. Safe to use from any thread; nothing waits."""
 
-    def __init__(self, transport: Transport, pages: SharedPages, notebook: Notebook) -> None:
+    def __init__(self, base: str, transport: Transport, pages: SharedPages, notebook: Notebook) -> None:
+        self._base = base
         self._transport = transport
         self._pages = pages
         self._notebook = notebook
@@ -86,10 +87,10 @@ class Lending:
 
     def _lend_note(self, name: str, loan: _Loan) -> None:
         loan.reasons += 1
-        self._transport.publish(note_name(name), [loan.note])
+        self._transport.publish(note_name(self._base, name), [loan.note])
 
     def _withdraw_note(self, name: str, loan: _Loan) -> None:
-        read = self._transport.withdraw(note_name(name))
+        read = self._transport.withdraw(note_name(self._base, name))
         read.add_done_callback(lambda _: self._drop_reason(loan))
 
     def _drop_reason(self, loan: _Loan) -> None:

@@ -25,9 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Lookup:
-    """Asks all peers at once and believes the first that knows."""
+    """Asks all peers of one base model at once and believes the first that knows."""
 
-    def __init__(self, puller: Puller, directory: Directory, absent_s: float = _ABSENT_S) -> None:
+    def __init__(self, base: str, puller: Puller, directory: Directory, absent_s: float = _ABSENT_S) -> None:
+        self._base = base
         self._puller = puller
         self._directory = directory
         self._absent_s = absent_s
@@ -70,7 +71,7 @@ class Lookup:
 
     async def _ask_peer(self, peer: Address, name: str) -> Note | None:
         try:
-            return read_note(name, await self._puller.read(peer, note_name(name)))
+            return read_note(name, await self._puller.read(peer, note_name(self._base, name)))
         except NotOffered:
             return None
         except InvalidHeader as error:

@@ -1,7 +1,9 @@
 """Note: what a node tells of an adapter that it lends, and under which names a transport lends it.
 
-Two things are lent: `name/NAME`, the note, by which a peer learns what a name means; and `rows/DIGEST`, the flat
-form itself. A note is the digest (64 hex digits) and the flat form's header, as text.
+Two things are lent: `name/BASE/NAME`, the note, by which a peer learns what a name means; and `rows/DIGEST`, the
+flat form itself. A note is the digest (64 hex digits) and the flat form's header, as text. BASE is the digest of the
+base model: an adapter fits the shapes of many models and makes sense over one, so that nodes of different ones have
+nothing to tell each other.
 """
 
 import re
@@ -23,9 +25,9 @@ class Note:
     layout: FlatLayout
 
 
-def note_name(name: str) -> str:
-    """What the note of adapter `name` is lent as."""
-    return f"name/{name}"
+def note_name(base: str, name: str) -> str:
+    """What the note of adapter `name` of the base model of digest `base` is lent as."""
+    return f"name/{base}/{name}"
 
 
 def rows_name(digest: str) -> str:

@@ -52,6 +52,7 @@ class PeerTier:
 
     def __init__(
         self,
+        base: str,
         transport: Transport,
         loop: PeerLoop,
         pages: SharedPages,
@@ -63,7 +64,7 @@ class PeerTier:
         self._pages = pages
         self._directory = directory
         self._puller = puller
-        self._lookup = Lookup(puller, directory)
+        self._lookup = Lookup(base, puller, directory)
         self._lock = threading.Lock()  # guards what follows
         self._layouts: dict[str, FlatLayout] = {}
         self._stats = PeerStats()

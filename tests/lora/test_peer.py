@@ -118,15 +118,19 @@ class Cluster:
         self.network = LoopbackNetwork()
 
     def node(
-        self, *peers: Address, adapters_that_fit: int = 2, workers: int | InlineExecutor | None = None
+        self,
+        *peers: Address,
+        adapters_that_fit: int = 2,
+        workers: int | InlineExecutor | None = None,
+        weights: str = "weights",
     ) -> Node:
-        """A node that asks `peers`."""
+        """A node that asks `peers`, over the base model of digest `weights`."""
         transport = self.run(self._transport())
         pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
         shared, notebook = SharedPages(transport, pages), Notebook(transport, 1 << 20)
         puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
-        tier = PeerTier(transport, self.loop, shared, StaticDirectory(peers), puller)
-        peering = Peering(tier, Lending(transport, shared, notebook))
+        tier = PeerTier(weights, transport, self.loop, shared, StaticDirectory(peers), puller)
+        peering = Peering(tier, Lending(weights, transport, shared, notebook))
         store = AdapterStore(BASE, torch.float32, pages, None, workers or InlineExecutor(), peering)
         return Node(self.loop, transport, pages, notebook, store)
 
@@ -170,7 +174,15 @@ def test_a_name_that_no_peer_knows_is_asked_for_once(cluster: Cluster) -> None:
     for _ in range(3):
         with pytest.raises(UnknownAdapter, match="ghost"):
             b.store.resolve("ghost")
-    assert b.transport.asked == ["name/ghost"]
+    assert b.transport.asked == ["name/weights/ghost"]
+
+
+def test_nodes_of_different_base_models_tell_each_other_nothing(cluster: Cluster) -> None:
+    a = cluster.node(weights="some")
+    b = cluster.node(a.transport.address, weights="others")
+    cluster.load(a, 1)
+    with pytest.raises(UnknownAdapter, match="a1"):
+        b.store.resolve("a1")
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 129, "a//b", "\n"])

@@ -17,6 +17,7 @@ from model.checkpoint import (
     load_weights,
     read_config,
     serving_dtype,
+    weights_digest,
 )
 from model.config import UnsupportedModel
 from model.weights import Weights
@@ -167,3 +168,14 @@ def test_loading_shows_its_progress_unless_told_not_to(
     assert capsys.readouterr().err == ""
     load_weights(folder, read_config(folder), torch.float32, CPU)
     assert "Loading weights" in capsys.readouterr().err
+
+
+def test_checkpoints_with_different_weights_have_different_digests(tmp_path: Path) -> None:
+    digests: list[str] = []
+    for number, seed in enumerate((1, 1, 2)):
+        rows = torch.randn(1000, 300, generator=torch.Generator().manual_seed(seed))
+        made = tmp_path / str(number)
+        made.mkdir()
+        save_file({"rows": rows}, made / "model.safetensors")
+        digests.append(weights_digest(made))
+    assert digests[0] == digests[1] != digests[2]

@@ -34,6 +34,8 @@ NAMES = st.sampled_from(["a", "b", "c", "d"])
 NODES = st.sampled_from([0, 1])
 ADDRESSES = (Address("loopback", 1), Address("loopback", 2))
 
+BASE = "weights"
+
 
 @lru_cache
 def folders() -> tuple[Path, ...]:
@@ -65,10 +67,10 @@ class Node:
         self.free_notes = self.notebook.free_pages
         directory, limits = StaticDirectory((peer,)), PullLimits(rest_s=0.0)
         tier = PeerTier(
-            self.transport, loop(), shared, directory, Puller(self.transport, self.notebook, limits)
+            BASE, self.transport, loop(), shared, directory, Puller(self.transport, self.notebook, limits)
         )
-        tier._lookup = Lookup(tier._puller, directory, absent_s=0.0)
-        peering = Peering(tier, Lending(self.transport, shared, self.notebook))
+        tier._lookup = Lookup(BASE, tier._puller, directory, absent_s=0.0)
+        peering = Peering(tier, Lending(BASE, self.transport, shared, self.notebook))
         self.executor = HeldExecutor()
         self.store = AdapterStore(SHAPE, torch.float32, self.pages, None, self.executor, peering)
 
