@@ -107,7 +107,16 @@ def test_peers_are_described_on_the_command_line(tmp_path: Path) -> None:
     arguments = [
         *("--peer", "10.0.0.1:7", "--peer", "[::1]:8", "--peer-listen", "node.example:0"),
         *("--peer-token-file", str(token), "--peer-door", "stream", "--peer-bandwidth", "1MB"),
-        *("--peer-pulls", "3", "--peer-tls-ca", "a.pem", "--peer-tls-cert", "b.pem", "--peer-tls-key", "c.pem"),
+        *(
+            "--peer-pulls",
+            "3",
+            "--peer-tls-ca",
+            "a.pem",
+            "--peer-tls-cert",
+            "b.pem",
+            "--peer-tls-key",
+            "c.pem",
+        ),
         *("--peer-tls-name", "node", "--no-peer-plain"),
     ]
     assert serve_config(arguments, {PEER_TOKEN_VARIABLE: "from-environment"}).engine.sharing == PeerConfig(
