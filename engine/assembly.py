@@ -32,6 +32,7 @@ from model.config import ModelConfig
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
+from model.ops.eager import EagerOps
 from scheduler.blocks import BlockPool
 from scheduler.request import InvalidParameter
 from scheduler.step import StepLimits, StepScheduler
@@ -88,7 +89,8 @@ def assemble(config: EngineConfig) -> Engine:
     model_config = read_config(folder)
     dtype = serving_dtype(model_config, config.dtype, device)
     weights = load_weights(folder, model_config, dtype, device, config.progress)
-    model = Llama(model_config, weights, TorchPagedAttention(model_config), GroupedLora())
+    ops = EagerOps(model_config, dtype, device, GroupedLora())
+    model = Llama(model_config, weights, TorchPagedAttention(model_config), ops)
     base, lora_dtype = model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device)
     pages = _pages(config, base, lora_dtype, device)
     peers = Peers(config.sharing, weights_digest(folder), pages) if config.sharing.on else None

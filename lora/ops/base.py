@@ -8,14 +8,23 @@ from lora.segments import SegmentTable
 from lora.sites import SiteGroup
 
 
-class LoraOp(Protocol):
-    """Adds each segment's low-rank update to the base projection's output, in place."""
+class LoraStep(Protocol):
+    """One step's segments, planned; called for any layers and groups, in any order."""
 
-    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
+    def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
         """y[t] += B (scale * (A x[t])) for every row t of every segment (Hu et al., LoRA, arXiv 2106.09685).
 
         y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous; the adapters
         may be of a wider dtype, and then the products are.
         Rows of no segment are neither read nor written. Cost follows each segment's own rank.
         """
+        ...
+
+
+class LoraOp(Protocol):
+    """Adds each segment's low-rank update to the base projection's output, in place."""
+
+    def plan(self, table: SegmentTable) -> LoraStep:
+        """Lay out once per step what all layers share. The table's adapters stay where they are until the step
+        has run."""
         ...

@@ -4,6 +4,8 @@ Adapters may be wider than the model: on a CPU, a product of one row costs 15 to
 its size, and 2 to 4 us in float32, which more than makes up for reading twice the bytes.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -14,10 +16,21 @@ from lora.sites import SiteGroup
 class GroupedLora:
     """Per segment one GEMM shrinks with the group's stacked A, then one GEMM per site expands in place."""
 
-    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
-        """As LoraOp.add_lora; the products are in the adapter's dtype, the sum is rounded to y's."""
+    def plan(self, table: SegmentTable) -> "GroupedStep":
+        """See LoraOp."""
+        return GroupedStep(table)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedStep:
+    """LoraStep over one step's segments."""
+
+    table: SegmentTable
+
+    def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
+        """As LoraStep.add_lora; the products are in the adapter's dtype, the sum is rounded to y's."""
         key = (layer, group)
-        for segment in table.segments:
+        for segment in self.table.segments:
             weights = segment.adapter.groups.get(key)
             if weights is None:
                 continue

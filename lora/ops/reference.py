@@ -1,5 +1,7 @@
 """The LoRA arithmetic as one reads it in the paper, row by row in float32: the oracle of every other op."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from lora.segments import SegmentTable
@@ -9,9 +11,20 @@ from lora.sites import SiteGroup
 class ReferenceLora:
     """y[t] += B (scale * (A x[t])), one row and one site at a time (Hu et al., LoRA, arXiv 2106.09685)."""
 
-    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
-        """As LoraOp.add_lora; the sum is rounded to y's dtype once."""
-        for segment in table.segments:
+    def plan(self, table: SegmentTable) -> "ReferenceStep":
+        """See LoraOp."""
+        return ReferenceStep(table)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStep:
+    """LoraStep by the equation."""
+
+    table: SegmentTable
+
+    def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
+        """As LoraStep.add_lora; the sum is rounded to y's dtype once."""
+        for segment in self.table.segments:
             weights = segment.adapter.groups.get((layer, group))
             if weights is None:
                 continue

@@ -13,8 +13,9 @@ class AttentionStep(Protocol):
     """One step's attention, planned; called once per layer, in order."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write the rows' keys and values to the cache, then attend: out = softmax(q Kᵀ / sqrt(head_dim)) V.
+        """out = softmax(q Kᵀ / sqrt(head_dim)) V over the cache, which holds the step's own rows already.
 
+        k and v are those rows once more, for a backend that need not look them up in the cache.
         q: [T, num_heads, head_dim], k, v: [T, num_kv_heads, head_dim], of the cache's dtype; rows may be
         strided, a row is contiguous. Query head h reads kv head h // (num_heads / num_kv_heads). A row sees
         its own sequence's positions up to its own, and only the last `window` of them in a layer with a

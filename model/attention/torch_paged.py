@@ -41,7 +41,7 @@ class TorchPagedAttention:
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TorchPagedStep":
         """Lay the step's work out, once for each distinct window."""
         works = {window: _plan_works(batch, cache, window) for window in dict.fromkeys(self._windows)}
-        return TorchPagedStep(cache, batch.slots, tuple(works[window] for window in self._windows))
+        return TorchPagedStep(cache, tuple(works[window] for window in self._windows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,10 @@ class TorchPagedStep:
     """AttentionStep: every layer's works over one cache."""
 
     cache: KVCache
-    slots: Tensor
     works: "tuple[tuple[_Work, ...], ...]"  # by layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See AttentionStep."""
-        self.cache.write(layer, self.slots, k, v)
         keys, values = self.cache.layer(layer)
         rows, out = _Rows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for work in self.works[layer]:

@@ -86,10 +86,12 @@ class World:
     def step(self, parts: Sequence[tuple[int, int, int]]) -> list[list[Tensor]]:
         """Run (sequence, start, stop) parts as one batch: each layer's output of each part, [rows, heads,
         dim]."""
-        plan = self.backend.plan(self._batch(parts), self.cache)
+        batch = self._batch(parts)
+        plan = self.backend.plan(batch, self.cache)
         outs = []
         for layer in range(len(self.geometry.windows)):
             q, k, v = (torch.cat([x[s][layer, a:b] for s, a, b in parts]) for x in (self.q, self.k, self.v))
+            self.cache.write(layer, batch.slots, k, v)
             out = plan.attend(layer, q, k, v)
             assert out.is_contiguous()
             shaped = out.unflatten(1, (self.geometry.heads, self.geometry.head_dim))
@@ -197,7 +199,10 @@ def test_strided_rows_are_read_as_they_lie(make_backend: MakeBackend) -> None:
     parts = [(0, 0, 9), (1, 0, 30)]
     q, k, v = (torch.cat([x[s][0, a:b] for s, a, b in parts]) for x in (world.q, world.k, world.v))
     fused = torch.cat((q, k, v), dim=1)
-    out = world.backend.plan(world._batch(parts), world.cache).attend(0, *fused.split((4, 2, 2), dim=1))
+    q, k, v = fused.split((4, 2, 2), dim=1)
+    batch = world._batch(parts)
+    world.cache.write(0, batch.slots, k, v)
+    out = world.backend.plan(batch, world.cache).attend(0, q, k, v)
     expected = torch.cat([world.expected(0, *part) for part in parts])
     torch.testing.assert_close(out.unflatten(1, (4, 32)), expected, atol=1e-5, rtol=1e-5)
 

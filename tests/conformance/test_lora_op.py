@@ -104,7 +104,7 @@ def expected(given: Batch, layer: int, group: SiteGroup) -> Tensor:
 def assert_conforms(op: LoraOp, given: Batch, layer: int, group: SiteGroup) -> None:
     want, y = expected(given, layer, group), given.y.clone()
     with torch.inference_mode():
-        op.add_lora(y, given.x, given.table, layer, group)
+        op.plan(given.table).add_lora(y, given.x, layer, group)
     tolerance = TOLERANCE[y.dtype]
     torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
     for t in base_rows(given):
@@ -160,7 +160,7 @@ def test_no_segments_cost_nothing(op: LoraOp) -> None:
     shape = base(64)
     given = batch(shape, SiteGroup.OUT, [(4, None)], [adapter(shape, 4, 0, torch.float32)])
     y = given.y.clone()
-    op.add_lora(y, given.x, NO_SEGMENTS, 0, SiteGroup.OUT)
+    op.plan(NO_SEGMENTS).add_lora(y, given.x, 0, SiteGroup.OUT)
     assert torch.equal(y, given.y)
 
 
@@ -170,8 +170,10 @@ def test_rows_do_not_depend_on_their_company(op: LoraOp) -> None:
     adapters = [adapter(shape, rank, seed, torch.float32) for seed, rank in enumerate((8, 24, 5))]
     together = batch(shape, SiteGroup.QKV, [(1, 0), (1, 1), (1, 2)], adapters)
     y = together.y.clone()
-    op.add_lora(y, together.x, together.table, 0, SiteGroup.QKV)
+    op.plan(together.table).add_lora(y, together.x, 0, SiteGroup.QKV)
     for t, weights in enumerate(adapters):
         alone = together.y[t : t + 1].clone()
-        op.add_lora(alone, together.x[t : t + 1], SegmentTable((Segment(0, 1, weights),)), 0, SiteGroup.QKV)
+        op.plan(SegmentTable((Segment(0, 1, weights),))).add_lora(
+            alone, together.x[t : t + 1], 0, SiteGroup.QKV
+        )
         torch.testing.assert_close(alone[0], y[t], rtol=1e-6, atol=1e-6)

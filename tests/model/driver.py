@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora.ops.base import LoraOp
+from lora.ops.base import LoraOp, LoraStep
 from lora.segments import NO_SEGMENTS, SegmentTable
-from lora.sites import SiteGroup
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
 from model.checkpoint import load_weights, read_config
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
+from model.ops.eager import EagerOps
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 class NoLora:
     """The LoRA op of a model without adapters; being asked is a fault."""
 
-    def add_lora(self, y: Tensor, x: Tensor, table: SegmentTable, layer: int, group: SiteGroup) -> None:
+    def plan(self, table: SegmentTable) -> LoraStep:
         raise AssertionError("asked for adapters in a batch without segments")
 
 
@@ -69,7 +69,8 @@ class Driver:
     ) -> None:
         config = read_config(folder)
         weights = load_weights(folder, config, dtype, CPU, progress=False)
-        self.model = Llama(config, weights, TorchPagedAttention(config), lora or NoLora())
+        ops = EagerOps(config, dtype, CPU, lora or NoLora())
+        self.model = Llama(config, weights, TorchPagedAttention(config), ops)
         self.cache = KVCache(KVLayout.of(config, dtype, block_size), 512, CPU)
 
     def blocks(self, sequence: int) -> tuple[int, ...]:

@@ -1,0 +1,50 @@
+"""The seam of a layer's arithmetic between its base matrices: norms, and what consumes each projection together
+with the adapters' share of it. A backend may fuse the share into its consumer; every backend passes
+tests/conformance/test_layer_ops.py.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from lora.sites import SiteGroup
+from model.batch import ForwardBatch
+from model.kv_cache import KVCache
+
+
+class Heads(NamedTuple):
+    """A step's rows by head: q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim]; rows may be strided."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class LayerStep(Protocol):
+    """One step's arithmetic, planned. In all of it `y` is the base projection of `x` and may be overwritten, and
+    y' = y plus each adapter's own update on its rows; both are contiguous."""
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm over the last dimension; x: [T, n]."""
+        ...
+
+    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+        """y: [T, fused q, k and v]. The heads of y', q and k normed by `qk_norm` ([num_heads + num_kv_heads,
+        head_dim]) where given and rotated by position; k and v are in the cache when it returns."""
+        ...
+
+    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+        """y: [T, 2n], gate and up. silu(gate') * up', [T, n]."""
+        ...
+
+    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+        """residual + y' (or y' alone), [T, hidden], for the groups OUT and DOWN."""
+        ...
+
+
+class LayerOps(Protocol):
+    """Plans once per step what all layers share: rotations, slots and the adapters' segments."""
+
+    def plan(self, batch: ForwardBatch, cache: KVCache) -> LayerStep:
+        """The step's arithmetic over `batch`; reads no device tensor back to the host."""
+        ...

@@ -1,0 +1,71 @@
+"""The layer's arithmetic in plain torch, one operation after another: any device, and the CPU's default."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora.ops.base import LoraOp, LoraStep
+from lora.sites import SiteGroup
+from model.batch import ForwardBatch
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.layers import rms_norm, silu_mul
+from model.ops.base import Heads
+from model.rope import Rope, Rotation, rotate
+
+
+class EagerOps:
+    """LayerOps over any LoRA op. `dtype` and `device` are the model's."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, lora: LoraOp) -> None:
+        self._config, self._lora = config, lora
+        self._rope = Rope(config.rope, config.head_dim, dtype, device)
+
+    def plan(self, batch: ForwardBatch, cache: KVCache) -> "EagerStep":
+        """See LayerOps."""
+        rotation = self._rope.rotation(batch.positions, batch.query_lens, batch.context_lens)
+        lora = self._lora.plan(batch.segments) if batch.segments.segments else None
+        return EagerStep(self._config, cache, batch.slots, rotation, lora)
+
+
+@dataclass(frozen=True, slots=True)
+class EagerStep:
+    """LayerStep; `lora` is None in a step of base rows alone."""
+
+    config: ModelConfig
+    cache: KVCache
+    slots: Tensor
+    rotation: Rotation
+    lora: LoraStep | None
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See LayerStep."""
+        return rms_norm(x, weight, self.config.rms_norm_eps)
+
+    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+        """See LayerStep."""
+        self._adapt(y, x, layer, SiteGroup.QKV)
+        num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
+        qk, v = y.unflatten(1, (-1, self.config.head_dim)).split(
+            (num_heads + num_kv_heads, num_kv_heads), dim=1
+        )
+        if qk_norm is not None:
+            qk = self.norm(qk, qk_norm)
+        q, k = rotate(qk, self.rotation).split((num_heads, num_kv_heads), dim=1)
+        self.cache.write(layer, self.slots, k, v)
+        return Heads(q, k, v)
+
+    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+        """See LayerStep."""
+        self._adapt(y, x, layer, SiteGroup.GATE_UP)
+        return silu_mul(y)
+
+    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+        """See LayerStep."""
+        self._adapt(y, x, layer, group)
+        return y if residual is None else residual + y
+
+    def _adapt(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
+        if self.lora is not None:
+            self.lora.add_lora(y, x, layer, group)
