@@ -15,10 +15,13 @@ from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacem
 from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.profile import Profile, Slo, from_json
 from scheduler.cluster.routing.predicted import PredictedRouting
+from scheduler.sim.catalogue import MIXES, catalogue
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.outcome import Outcome, summary
 from scheduler.sim.plan import Trial, fewest, least_nodes, trials
-from scheduler.sim.workload import Arrival, RankMix, assigned, catalogue, read_trace
+from scheduler.sim.popularity import PowerLaw
+from scheduler.sim.trace import read_trace
+from scheduler.sim.workload import Arrival, assigned
 from scheduler.sim.world import World, WorldSpec
 from scheduler.step import StepLimits
 
@@ -38,7 +41,7 @@ def _parsed(arguments: list[str]) -> Namespace:
     plan.add_argument("--profile", type=Path, default=_PROFILE, help="the node's profile, JSON")
     plan.add_argument("--kernel", choices=[kernel.value for kernel in Kernel], default="exact")
     plan.add_argument("--adapters", type=int, default=100)
-    plan.add_argument("--mix", choices=[mix.name.lower() for mix in RankMix], default="uniform")
+    plan.add_argument("--mix", choices=list(MIXES), default="equal")
     plan.add_argument(
         "--alpha", type=float, default=0.3, help="popularity: 1 is uniform, smaller more skewed"
     )
@@ -57,10 +60,10 @@ def _parsed(arguments: list[str]) -> Namespace:
 
 
 def _arrivals(options: Namespace) -> list[Arrival]:
-    calls = [call.sooner(options.speedup) for call in read_trace(options.trace.read_text())]
+    calls = [call.at(call.arrival_s / options.speedup) for call in read_trace(options.trace.read_text())]
     calls = [call for call in calls if call.arrival_s < options.seconds]
-    adapters = catalogue(options.adapters, RankMix[options.mix.upper()])
-    return list(assigned(calls, adapters, options.alpha, np.random.default_rng(options.seed)))
+    adapters = catalogue(options.adapters, MIXES[options.mix])
+    return list(assigned(calls, adapters, PowerLaw(options.alpha), np.random.default_rng(options.seed)))
 
 
 def _node(options: Namespace, profile: Profile) -> NodeSpec:

@@ -1,32 +1,17 @@
-"""The simulator's parts: time, wire, links, workload."""
+"""The simulator's parts: time, wire, links, figures."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from scheduler.sim.catalogue import EQUAL, catalogue
 from scheduler.sim.clock import Clock
 from scheduler.sim.outcome import Record, summary
+from scheduler.sim.trace import Call
 from scheduler.sim.wire import Links, LinkSpeeds, Wire, WireFaults, WireTimes
-from scheduler.sim.workload import (
-    Arrival,
-    Call,
-    InvalidTrace,
-    RankMix,
-    assigned,
-    catalogue,
-    flash_crowd,
-    poisson,
-    popular,
-    read_trace,
-)
+from scheduler.sim.workload import Arrival
 from tests.scheduler.sim.worlds import PROFILE
-
-TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
-2023-11-16 18:17:03.9799600,4808,10
-2023-11-16 18:17:04.0319600,3180,8
-2023-11-16 18:17:03.9899600,110,0
-"""
 
 
 def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
@@ -97,59 +82,8 @@ def test_transfers_share_the_ends_of_links() -> None:
     assert links.moved_bytes == 4000
 
 
-def test_a_trace_is_read_in_order_from_zero() -> None:
-    calls = read_trace(TRACE)
-    assert [(call.prompt_tokens, call.output_tokens) for call in calls] == [(4808, 10), (110, 1), (3180, 8)]
-    assert [call.arrival_s for call in calls] == pytest.approx([0.0, 0.01, 0.052])
-
-
-@pytest.mark.parametrize(
-    "text", ["TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9,4\n", TRACE + "yesterday,1,1\n"]
-)
-def test_a_broken_trace_is_refused(text: str) -> None:
-    with pytest.raises(InvalidTrace, match="TIMESTAMP"):
-        read_trace(text)
-
-
-@pytest.mark.parametrize("mix", list(RankMix))
-def test_a_catalogue_has_the_ranks_of_its_mix_early_and_late(mix: RankMix) -> None:
-    refs = catalogue(200, mix)
-    assert len(set(refs)) == 200
-    for part in (refs, refs[:100], refs[100:]):
-        counts = Counter(ref.rank for ref in part)
-        assert all(abs(counts[rank] - share * len(part)) <= 1 for rank, share in mix.value)
-
-
-@pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_popularity_follows_the_power_law(alpha: float) -> None:
-    """P(index < k) = (k / count)^alpha."""
-    drawn = np.array(popular(100, alpha, 20_000, np.random.default_rng(0)))
-    for k in (1, 10, 50):
-        assert np.mean(drawn < k) == pytest.approx((k / 100) ** alpha, abs=0.015)
-
-
-def test_poisson_traffic_has_its_rate_and_lengths() -> None:
-    calls = poisson(50.0, 100.0, (300, 40), np.random.default_rng(1))
-    assert len(calls) == pytest.approx(5000, rel=0.05)
-    assert np.mean([call.prompt_tokens for call in calls]) == pytest.approx(300, rel=0.06)
-    assert np.mean([call.output_tokens for call in calls]) == pytest.approx(40, rel=0.06)
-    assert [call.arrival_s for call in calls] == sorted(call.arrival_s for call in calls)
-
-
-def test_a_flash_crowd_turns_its_part_of_the_window_only() -> None:
-    rng = np.random.default_rng(2)
-    refs = catalogue(1000, RankMix.SKEWED)
-    before = list(assigned(poisson(50.0, 100.0, (3, 3), rng), refs, 1.0, rng))
-    crowd = flash_crowd(before, refs[7], (40.0, 60.0), 0.6, rng)
-    inside = [each for each in crowd if 40 <= each.call.arrival_s < 60]
-    assert np.mean([each.adapter == refs[7] for each in inside]) == pytest.approx(0.6, abs=0.06)
-    assert [each for each in crowd if each not in inside] == [
-        each for each in before if not 40 <= each.call.arrival_s < 60
-    ]
-
-
 def test_the_figures_of_three_requests() -> None:
-    ref = catalogue(1, RankMix.UNIFORM)[0]
+    ref = catalogue(1, EQUAL)[0]
 
     def record(first_s: float, end_s: float, served: bool = True) -> Record:
         return Record(Arrival("r", Call(10.0, 100, 11), ref), first_s if served else None, end_s, served)

@@ -11,7 +11,8 @@ from scheduler.cluster.profile import Slo
 from scheduler.cluster.state import OperatingPoints
 from scheduler.sim.outcome import Outcome
 from scheduler.sim.plan import fewest, least_nodes, trials
-from scheduler.sim.workload import Arrival, Call
+from scheduler.sim.trace import Call
+from scheduler.sim.workload import Arrival
 from tests.scheduler.cluster.lossy import adapter
 
 SLO = Slo(ttft_s=1.0, tbt_s=0.05)

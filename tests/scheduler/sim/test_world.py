@@ -5,10 +5,13 @@ import pytest
 
 from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.placement.slora import RandomPlacement
+from scheduler.sim.catalogue import EQUAL, SKEWED
 from scheduler.sim.faults import Fault, FaultKind, draw_faults
 from scheduler.sim.outcome import Outcome, summary
+from scheduler.sim.popularity import FlashCrowd, PowerLaw
+from scheduler.sim.trace import Call, poisson
 from scheduler.sim.wire import WireTimes
-from scheduler.sim.workload import Arrival, Call, RankMix, assigned, flash_crowd, poisson
+from scheduler.sim.workload import Arrival, assigned
 from scheduler.sim.world import World, WorldSpec
 from tests.scheduler.sim.worlds import (
     LOSSY,
@@ -65,7 +68,7 @@ def test_without_faults_everything_is_served_and_adapters_are_where_the_table_sa
 
 def _chaos(seed: int) -> tuple[WorldSpec, list[Arrival]]:
     rng = np.random.default_rng(seed)
-    refs = adapters(24, RankMix.SKEWED if seed % 2 else RankMix.UNIFORM)
+    refs = adapters(24, SKEWED if seed % 2 else EQUAL)
     nodes = int(rng.integers(2, 6))
     node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
     faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
@@ -140,7 +143,7 @@ def test_a_flash_crowd_gets_more_copies() -> None:
     refs = adapters(12)
     rng = np.random.default_rng(6)
     calls = poisson(60.0, 60.0, (600, 60), rng)
-    crowd = flash_crowd(list(assigned(calls, refs, 1.0, rng)), refs[0], (25.0, 60.0), 0.8, rng)
+    crowd = assigned(calls, refs, FlashCrowd(PowerLaw(1.0), 0, (25 / 60, 1.0), 0.8), rng)
     world = _run(world_spec(4, refs), list(crowd), 60.0, audit=False)
     holders = [name for name, node in world.nodes.items() if refs[0].digest in node.store.ready]
     assert len(holders) >= 3

@@ -14,10 +14,13 @@ from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacem
 from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.profile import from_json
 from scheduler.cluster.routing.predicted import PredictedRouting
+from scheduler.sim.catalogue import EQUAL, RankMix, catalogue
 from scheduler.sim.faults import Fault
 from scheduler.sim.node import NodeSpec
+from scheduler.sim.popularity import PowerLaw
+from scheduler.sim.trace import poisson
 from scheduler.sim.wire import WireFaults
-from scheduler.sim.workload import Arrival, RankMix, assigned, catalogue, poisson
+from scheduler.sim.workload import Arrival, assigned
 from scheduler.sim.world import WorldSpec
 from scheduler.step import StepLimits
 
@@ -65,7 +68,7 @@ def world_spec(
     )
 
 
-def adapters(count: int = 24, mix: RankMix = RankMix.UNIFORM) -> tuple[AdapterRef, ...]:
+def adapters(count: int = 24, mix: RankMix = EQUAL) -> tuple[AdapterRef, ...]:
     """A catalogue of 1 MiB for each rank row."""
     return catalogue(count, mix, MIB)
 
@@ -73,4 +76,4 @@ def adapters(count: int = 24, mix: RankMix = RankMix.UNIFORM) -> tuple[AdapterRe
 def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int) -> list[Arrival]:
     """Short requests, popularity skewed."""
     rng = np.random.default_rng(seed)
-    return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, 0.4, rng))
+    return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, PowerLaw(0.4), rng))

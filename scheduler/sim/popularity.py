@@ -1,0 +1,142 @@
+"""Which adapter a request asks for: popularity as it changes over a run.
+
+A law says, at any part of a run, how the traffic divides among the adapters; laws of change wrap another law.
+Knows adapters by their ranks and order only. Chance is an argument.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SLICES = 240  # of a run, over each of which a law is taken to stand still
+_GOLDEN = 0.618033988749895  # multiples of it, modulo 1, lie as evenly as can be
+
+
+class InvalidLaw(ValueError):
+    """A law of popularity that cannot be read; the message gives those that can."""
+
+
+class Popularity(Protocol):
+    """How traffic divides among adapters."""
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """[adapters], none negative, summing to 1, at the part `at`, in [0, 1), of the run; `ranks`
+        [adapters]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """S-LoRA's: index = floor(count · U^(1/alpha)), so P(index < k) = (k / count)^alpha; 1 is uniform, smaller
+    more skewed."""
+
+    alpha: float
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """Of the indices alone."""
+        return np.diff((np.arange(len(ranks) + 1) / len(ranks)) ** self.alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Shares as they were counted."""
+
+    shares: tuple[float, ...]
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """Always the same."""
+        return np.array(self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Shifting:
+    """The hot rank moves from the lowest to the highest over the run. `hot` of the traffic goes to it, to two
+    neighbours in proportion while it passes from one to the next; the rest to all adapters by `law`."""
+
+    law: Popularity
+    hot: float = 0.7
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """Within a rank by `law`."""
+        base = self.law.weights(ranks, at)
+        levels = np.unique(ranks)
+        position = at * (len(levels) - 1)
+        weights = (1 - self.hot) * base
+        for level, rank in enumerate(levels.tolist()):
+            mine = np.where(ranks == rank, base, 0.0)
+            weights += self.hot * max(0.0, 1 - abs(position - level)) * mine / max(float(mine.sum()), 1e-300)
+        return weights / weights.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Diurnal:
+    """Tenants of all time zones: each adapter's traffic swings by `swing` around that of `law`, once in the run,
+    each with its own phase."""
+
+    law: Popularity
+    swing: float = 0.9
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """Scaled to sum to 1: who asks changes, not how much is asked."""
+        phases = np.arange(len(ranks)) * _GOLDEN
+        weights = self.law.weights(ranks, at) * (1 + self.swing * np.sin(2 * np.pi * (at + phases)))
+        return weights / weights.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class FlashCrowd:
+    """Within `window`, in parts of the run, `part` of the traffic asks for the adapter at `index`, counted from
+    the end where negative; all else by `law`."""
+
+    law: Popularity
+    index: int = -1
+    window: tuple[float, float] = (0.4, 0.7)
+    part: float = 0.4
+
+    def weights(self, ranks: Ints, at: float) -> Floats:
+        """Those of `law` outside the window."""
+        weights = self.law.weights(ranks, at)
+        if not self.window[0] <= at < self.window[1]:
+            return weights
+        crowd = np.zeros(len(ranks))
+        crowd[self.index] = self.part
+        return (1 - self.part) * weights + crowd
+
+
+def chosen(law: Popularity, ranks: Ints, at: Floats, rng: np.random.Generator) -> Ints:
+    """An adapter's index for each of the calls that come at the parts `at` [calls] of the run; the law stands
+    still over each of 240 slices of it."""
+    slices = np.clip((at * _SLICES).astype(np.int64), 0, _SLICES - 1)
+    odds = rng.random(len(at))
+    indices = np.zeros(len(at), dtype=np.int64)
+    for number in np.unique(slices).tolist():
+        mine = slices == number
+        bounds = np.cumsum(law.weights(ranks, number / _SLICES))
+        indices[mine] = np.searchsorted(bounds, odds[mine] * bounds[-1], side="right")
+    return np.minimum(indices, len(ranks) - 1)
+
+
+def popularity(text: str) -> Popularity:
+    """A law from `uniform`, `power`, `diurnal` or `flash`, the latter three with the power law's alpha after a
+    colon (0.3 unless given)."""
+    name, _, given = text.partition(":")
+    try:
+        alpha = float(given) if given else 0.3
+    except ValueError as error:
+        raise InvalidLaw(f"popularity={text!r}: {given!r} is not a number") from error
+    laws: dict[str, Popularity] = {
+        "uniform": PowerLaw(1.0),
+        "power": PowerLaw(alpha),
+        "diurnal": Diurnal(PowerLaw(alpha)),
+        "flash": FlashCrowd(PowerLaw(alpha)),
+    }
+    if name not in laws or not 0 < alpha <= 1 or (given and name == "uniform"):
+        raise InvalidLaw(
+            f"popularity={text!r}: give uniform, power[:ALPHA], diurnal[:ALPHA] or flash[:ALPHA], ALPHA in (0, 1]"
+        )
+    return laws[name]

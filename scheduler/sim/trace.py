@@ -1,0 +1,89 @@
+"""Calls: when requests come and how long they are, read from a trace or drawn.
+
+Text and an rng in, values out; reading files is left to whoever has a file system. No call names an adapter.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+
+class InvalidTrace(ValueError):
+    """A trace that lacks a column, has a field that is not what the column holds, or has too few rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to be: when it arrives, and how long prompt and output are."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+    def at(self, arrival_s: float) -> "Call":
+        """The same call at another time."""
+        return Call(arrival_s, self.prompt_tokens, self.output_tokens)
+
+
+def read_trace(text: str) -> tuple[Call, ...]:
+    """The calls of an Azure LLM inference trace (CSV with TIMESTAMP, ContextTokens, GeneratedTokens), the
+    first at 0 s. Timestamps have seven decimals, of which the last is below a microsecond and is dropped."""
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows:
+        raise InvalidTrace("the trace has no rows: give a CSV of TIMESTAMP,ContextTokens,GeneratedTokens")
+    calls = sorted(
+        (_call(row, line) for line, row in enumerate(rows, start=2)), key=lambda call: call.arrival_s
+    )
+    return tuple(call.at(call.arrival_s - calls[0].arrival_s) for call in calls)
+
+
+def poisson(
+    rate: float, seconds: float, lengths: tuple[int, int], rng: np.random.Generator
+) -> tuple[Call, ...]:
+    """Calls at `rate` a second; prompt and output lengths are geometric with the means `lengths`."""
+    count = int(rng.poisson(rate * seconds))
+    times = np.sort(rng.random(count) * seconds).tolist()
+    prompts, outputs = (rng.geometric(1 / mean, count).tolist() for mean in lengths)
+    return tuple(Call(*each) for each in zip(times, prompts, outputs, strict=True))
+
+
+def paced(calls: Sequence[Call], rate: float, seconds: float, first: int = 0) -> tuple[Call, ...]:
+    """`rate · seconds` successive calls of a trace from call `first` on (after its last comes its first),
+    time stretched so that they fill `seconds`: its lengths and the shape of its bursts at a rate of
+    choice."""
+    count = round(rate * seconds)
+    if not 0 < count <= len(calls):
+        raise InvalidTrace(
+            f"rate={rate:g} over seconds={seconds:g} takes {count} calls and the trace has {len(calls)}"
+        )
+    end_s = calls[-1].arrival_s + calls[-1].arrival_s / len(calls)
+    laps = [divmod(first + at, len(calls)) for at in range(count + 1)]
+    times = np.array([lap * end_s + calls[at].arrival_s for lap, at in laps])
+    times = (times - times[0]) * (seconds / max(times[-1] - times[0], 1e-9))
+    return tuple(
+        calls[at].at(min(time_s, seconds)) for time_s, (_, at) in zip(times.tolist(), laps[:-1], strict=False)
+    )
+
+
+def busiest_s(calls: Sequence[Call], seconds: float) -> float:
+    """Where the `seconds` begin in which most tokens are asked for; one of the calls' times, or 0 if all fit."""
+    if not calls or calls[-1].arrival_s <= seconds:
+        return 0.0
+    times = np.array([call.arrival_s for call in calls])
+    tokens = np.concatenate([[0], np.cumsum([call.prompt_tokens + call.output_tokens for call in calls])])
+    ends = np.searchsorted(times, times + seconds)
+    return float(times[int(np.argmax(tokens[ends] - tokens[: len(times)]))])
+
+
+def _call(row: dict[str, str], line: int) -> Call:
+    try:
+        at_s = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
+        prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidTrace(
+            f"line {line} of the trace is not TIMESTAMP,ContextTokens,GeneratedTokens: {error!r}"
+        ) from error
+    return Call(at_s, max(1, prompt), max(1, output))
