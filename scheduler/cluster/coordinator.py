@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.demand import DemandTracker
+from scheduler.cluster.demand import DemandSource
 from scheduler.cluster.events import (
     AdapterAdded,
     AdapterDeleted,
@@ -54,9 +54,9 @@ class Coordinator:
     is told from its own."""
 
     def __init__(
-        self, planner: Planner, tracker: DemandTracker, options: CoordinatorOptions, epoch: int = 0
+        self, planner: Planner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
     ) -> None:
-        self._planner, self._tracker, self._options = planner, tracker, options
+        self._planner, self._demand, self._options = planner, demand, options
         self._members: dict[str, Member] = {}
         self._rollout = Rollout(self._members, options.max_pulls)
         self._first_session = self._rollout.version = epoch << 32
@@ -137,7 +137,7 @@ class Coordinator:
     def _take_in(self, member: Member, report: Report, now: float) -> None:
         """Learn demand, pace and the table's version from a report."""
         for ref, tokens in member.newly_taken(report):
-            if ref in self._rollout.adapters and self._tracker.observe(ref, tokens, now):
+            if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
                 self._planner.hurry()
         if member.repaced(report.slowdown):
             self._planner.hurry()
@@ -173,12 +173,12 @@ class Coordinator:
     def _add(self, adapter: AdapterRef, now: float) -> list[Command]:
         assert not adapter.is_base, "the base model is everywhere and is not placed"
         self._rollout.register(adapter)
-        self._tracker.add(adapter)
+        self._demand.add(adapter)
         return self._advance([adapter], now)
 
     def _delete(self, adapter: AdapterRef, now: float) -> list[Command]:
         if adapter in self._rollout.adapters:
-            self._tracker.remove(adapter)
+            self._demand.remove(adapter)
         self._rollout.delete(adapter)
         return self._advance([adapter], now)
 
@@ -229,7 +229,7 @@ class Coordinator:
         members = [member for member in members if not member.leaving] or members
         states = tuple(member.state(self._planner.options.headroom) for member in members)
         previous = Placement(MappingProxyType(dict(self._rollout.target)))
-        return Problem(self._tracker.project(now), states, previous)
+        return Problem(self._demand.project(now), states, previous)
 
     def _release(self, now: float) -> list[Command]:
         """Let the nodes go that asked to and are not needed any more."""

@@ -15,6 +15,7 @@ Knows no node: a token counts once, wherever it was taken in.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,26 @@ from lora.adapter import AdapterRef
 from scheduler.cluster.state import Demand
 
 _FORGOTTEN_WINDOWS = 64  # after so many empty windows every level is 0 to within 2^-32 of what it was
+
+
+class DemandSource(Protocol):
+    """What the coordinator plans for."""
+
+    def add(self, adapter: AdapterRef) -> None:
+        """Project `adapter` too, from now on."""
+        ...
+
+    def remove(self, adapter: AdapterRef) -> None:
+        """Forget it."""
+        ...
+
+    def observe(self, adapter: AdapterRef, tokens: int, now: float) -> bool:
+        """Learn of tokens that nodes took in; True if a plan should see that soon."""
+        ...
+
+    def project(self, now: float) -> Demand:
+        """The rates to plan for, in order of registration."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One simulated node: the real step scheduler and the real agent, a cost model in place of the executor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from lora.adapter import AdapterRef
@@ -10,6 +10,7 @@ from scheduler.cluster.agent import Action as AgentAction
 from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.cost import AdapterLoad, CostModel, StepLoad
 from scheduler.cluster.events import Command, Machine, Report
+from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
@@ -29,6 +30,7 @@ class NodeSpec:
     limits: StepLimits
     kv_blocks: int = 4096
     block_tokens: int = 64
+    eviction: EvictionPolicy = field(default_factory=CheapestEviction)
 
 
 class Progress(Enum):
@@ -58,7 +60,8 @@ class SimNode:
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
         self.up, self.pace = True, 1.0
-        self.store = SimStore(agent, spec.machine.memory_bytes, transfer, self._adapter_came)
+        memory_bytes = spec.machine.memory_bytes
+        self.store = SimStore(agent, memory_bytes, spec.eviction, clock, transfer, self._adapter_came)
         self._clock = clock
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
         self._jobs: dict[str, _Job] = {}
@@ -146,8 +149,8 @@ class SimNode:
         match action:
             case Fetch(adapter=adapter, sources=sources):
                 self.store.want(adapter, sources)
-            case Free():
-                self.store.tidy()
+            case Free(adapter=adapter):
+                self.store.drop(adapter)
             case Depart():
                 return True
         return False
@@ -203,7 +206,7 @@ def _load_of(plan: StepPlan) -> StepLoad:
     """A plan as the cost model sees it: rows that continue a drawn sequence decode, the rest read prompts."""
     prompts: dict[AdapterRef, int] = {}
     decoding: dict[AdapterRef, int] = {}
-    context = 0
+    context = pairs = 0
     for part in plan.slices:
         ref, rows = part.request.adapter, len(part.token_ids)
         context += part.start + rows
@@ -211,6 +214,7 @@ def _load_of(plan: StepPlan) -> StepLoad:
             decoding[ref] = decoding.get(ref, 0) + 1
         else:
             prompts[ref] = prompts.get(ref, 0) + rows
+            pairs += rows * part.start + rows * (rows + 1) // 2
     refs = dict.fromkeys((*prompts, *decoding))
     parts = (AdapterLoad(ref.rank, prompts.get(ref, 0), decoding.get(ref, 0)) for ref in refs)
-    return StepLoad(tuple(parts), context)
+    return StepLoad(tuple(parts), context, pairs)

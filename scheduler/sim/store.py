@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.agent import NodeAgent
-from scheduler.sim.clock import Action
+from scheduler.cluster.eviction import EvictionPolicy, Usage
+from scheduler.sim.clock import Action, Clock
 
 Transfer = Callable[[AdapterRef, Sequence[str], Action], None]
 
@@ -26,23 +27,30 @@ class _Wanted:
 class SimStore:
     """Owner of one node's residency; `changed` is called when an adapter has arrived."""
 
-    def __init__(self, agent: NodeAgent, memory_bytes: int, transfer: Transfer, changed: Action) -> None:
-        self._agent, self._memory_bytes = agent, memory_bytes
+    def __init__(
+        self,
+        agent: NodeAgent,
+        memory_bytes: int,
+        eviction: EvictionPolicy,
+        clock: Clock,
+        transfer: Transfer,
+        changed: Action,
+    ) -> None:
+        self._agent, self._memory_bytes, self._eviction, self._clock = agent, memory_bytes, eviction, clock
         self._transfer, self._changed = transfer, changed
-        self._here: dict[str, AdapterRef] = {}  # by digest, the longest unused first
+        self._here: dict[str, AdapterRef] = {}  # by digest
         self._coming: dict[str, AdapterRef] = {}
         self._wanted: dict[str, _Wanted] = {}
+        self._draining: dict[str, AdapterRef] = {}  # dropped, and still here
         self._users: dict[str, int] = {}
+        self._usage: dict[str, Usage] = {}  # also of what is not here any more
+        self.used_bytes = 0  # of what is here or on its way
+        self.fetches = 0
 
     @property
     def ready(self) -> Collection[str]:
         """Digests of what is here."""
         return self._here.keys()
-
-    @property
-    def used_bytes(self) -> int:
-        """Of what is here or on its way."""
-        return sum(ref.nbytes for ref in (*self._here.values(), *self._coming.values()))
 
     def cached(self) -> tuple[AdapterRef, ...]:
         """What is here and may go at any time."""
@@ -58,11 +66,13 @@ class SimStore:
         if not self._can_ever_fit(adapter):
             return False
         self._users[adapter.digest] = self._users.get(adapter.digest, 0) + 1
+        self._usage.setdefault(adapter.digest, Usage(adapter)).use(self._clock.now)
         self.want(adapter, sources)
         return True
 
     def release(self, adapter: AdapterRef) -> None:
         """One request has ended."""
+        self._usage[adapter.digest].used_s = self._clock.now
         self._users[adapter.digest] -= 1
         if not self._users[adapter.digest]:
             del self._users[adapter.digest]
@@ -71,7 +81,6 @@ class SimStore:
     def want(self, adapter: AdapterRef, sources: tuple[str, ...]) -> None:
         """Get `adapter`, unless it is here or coming."""
         if adapter.digest in self._here:
-            self._here[adapter.digest] = self._here.pop(adapter.digest)
             self._agent.arrived(adapter)
         elif not self.is_coming(adapter):
             self._wanted[adapter.digest] = _Wanted(adapter, sources)
@@ -85,17 +94,28 @@ class SimStore:
         """Want it no more."""
         self._wanted.pop(adapter.digest, None)
 
+    def drop(self, adapter: AdapterRef) -> None:
+        """Free `adapter` when it is not in use any more, unless it is kept again by then."""
+        self._draining[adapter.digest] = adapter
+        self.tidy()
+
     def tidy(self) -> None:
         """Free what was dropped and is not in use; start what there is room for, the coordinator's pulls
         first."""
-        for ref in [ref for ref in self._here.values() if self._is_dropped(ref)]:
-            self._agent.freed(ref)
+        for digest, ref in list(self._draining.items()):
+            if not self._is_dropped(ref):
+                del self._draining[digest]
+            elif digest not in self._users:
+                del self._draining[digest]
+                self._agent.freed(ref)
         for each in sorted(self._wanted.values(), key=lambda each: not self._agent.holds(each.ref)):
             if not self._is_needed(each.ref):
                 del self._wanted[each.ref.digest]
             elif self._make_room(each.ref.nbytes):
                 del self._wanted[each.ref.digest]
                 self._coming[each.ref.digest] = each.ref
+                self.used_bytes += each.ref.nbytes
+                self.fetches += 1
                 self._transfer(each.ref, each.sources, lambda ref=each.ref: self._arrive(ref))
 
     def _can_ever_fit(self, adapter: AdapterRef) -> bool:
@@ -114,18 +134,23 @@ class SimStore:
         return self._agent.holds(ref) or ref.digest in self._users
 
     def _is_dropped(self, ref: AdapterRef) -> bool:
-        return self._agent.has(ref) and not self._agent.keeps(ref) and ref.digest not in self._users
+        return self._agent.has(ref) and not self._agent.keeps(ref)
 
     def _make_room(self, nbytes: int) -> bool:
-        """Evict what is cached and unused, the longest unused first, until `nbytes` fit; nothing if they
+        """Evict what is cached and unused, in the policy's order, until `nbytes` fit; nothing if they
         cannot."""
-        idle = [ref for ref in self.cached() if ref.digest not in self._users]
         free = self._memory_bytes - self.used_bytes
+        if free >= nbytes:
+            return True
+        idle = [ref for ref in self.cached() if ref.digest not in self._users]
         if free + sum(ref.nbytes for ref in idle) < nbytes:
             return False
-        for ref in idle:
-            if free >= nbytes:
+        for usage in self._eviction.order([self._used(ref) for ref in idle], self._clock.now):
+            if self._memory_bytes - self.used_bytes >= nbytes:
                 break
-            free += ref.nbytes
-            del self._here[ref.digest]
+            self.used_bytes -= usage.ref.nbytes
+            del self._here[usage.ref.digest]
         return True
+
+    def _used(self, ref: AdapterRef) -> Usage:
+        return self._usage.setdefault(ref.digest, Usage(ref))

@@ -1,0 +1,57 @@
+"""Every named policy, composed as named, serves a small cluster and keeps every promise on the way."""
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler.cluster.policies import (
+    ABLATIONS,
+    BASELINES,
+    POLICIES,
+    NoForesight,
+    Setting,
+    UnknownPolicy,
+    named,
+)
+from scheduler.sim.foresight import foresight
+from scheduler.sim.trace import Call
+from scheduler.sim.workload import Arrival
+from scheduler.sim.world import World
+from tests.scheduler.sim.worlds import PROFILE, adapters, node_spec, traffic, world_spec
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
+    refs, policy = adapters(12), named(name)
+    arrivals = traffic(refs, 8.0, 30.0, seed=1)
+    node = replace(node_spec(), eviction=policy.eviction)
+    setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, foresight=foresight(arrivals))
+    spec = world_spec(3, refs, node)
+    spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))
+    world = World(spec, 1, audit=True)
+    world.run(arrivals, 30.0)
+    assert all(record.served for record in world.records.values())
+
+
+def test_names_are_known_or_refused() -> None:
+    assert set(POLICIES) == {"ours", *BASELINES, *ABLATIONS}
+    assert all(policy.name == name for name, policy in POLICIES.items())
+    with pytest.raises(UnknownPolicy, match="choose from ours, paper"):
+        named("best")
+
+
+def test_the_future_is_only_known_in_replays() -> None:
+    setting = Setting(node_spec().model, PROFILE.slo)
+    with pytest.raises(NoForesight, match="foresight"):
+        named("ours-oracle-demand").coordinator(setting)(0)
+
+
+def test_foresight_is_the_tokens_to_come_over_the_time() -> None:
+    one, other = adapters(2)
+    calls = [Call(1.0, 10, 5), Call(2.0, 20, 10), Call(3.0, 40, 2)]
+    arrivals = [
+        Arrival(str(at), call, ref)
+        for at, (call, ref) in enumerate(zip(calls, (one, other, one), strict=True))
+    ]
+    assert foresight(arrivals)(1.0, 3.0) == {one: 7.5, other: 15.0}
+    assert foresight(arrivals)(3.0, 5.0) == {one: 21.0}
