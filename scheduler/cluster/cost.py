@@ -1,11 +1,15 @@
 """What a step costs: a linear model of step seconds, one per node type and kernel kind.
 
     step_s = base + a·prefill tokens + b·decode sequences + c·context tokens + d·rank rows + e·token ranks
+           + f·adapters + g·adapter tokens + h·prompt pairs + i·max(0, rows - knee)
 
 Rank rows are Σ rank over the step's distinct adapters (their weights are read once a step), token ranks Σ
-tokens·rank (their arithmetic). How large a rank counts depends on the kernels, see `Kernel`. The model does
-not know where its coefficients come from (`fit`, or a profile that was derived) nor whether the step is real
-or simulated.
+tokens·rank (their arithmetic). How large a rank counts depends on the kernels, see `Kernel`. The second line
+is what a measured node may need and a derived profile leaves at 0: calls for each distinct adapter, and work
+for each of its tokens, whatever their ranks; attention within prompts, which grows with their square; and
+the rows (prompt tokens and decoding sequences) beyond the knee of the roofline, below which reading the
+weights hides the arithmetic. The model does not know where its coefficients come from (`fit`, or a profile
+that was derived) nor whether the step is real or simulated.
 """
 
 from dataclasses import dataclass
@@ -36,41 +40,51 @@ class AdapterLoad:
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """A step's work: one entry for each distinct adapter, and the tokens of K/V that its attention reads."""
+    """A step's work: one entry for each distinct adapter, the tokens of K/V that its attention reads, and the
+    (prompt token, token attended to) pairs of its prompts."""
 
     adapters: tuple[AdapterLoad, ...]
     context_tokens: int
+    prompt_pairs: int = 0
 
 
-Features = tuple[float, float, float, float, float, float]
+Features = tuple[float, float, float, float, float, float, float, float, float, float]
 
 
-def features(load: StepLoad, kernel: Kernel) -> Features:
-    """(1, prefill tokens, decode sequences, context tokens, rank rows, token ranks) of a step."""
+def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features:
+    """What a step is charged for, in the order of `CostModel.coefficients`."""
     largest = max((part.rank for part in load.adapters), default=0)
-    prefill = decode = rank_rows = token_ranks = 0
+    prefill = decode = rank_rows = token_ranks = adapters = adapter_tokens = 0
     for part in load.adapters:
-        prefill += part.prefill_tokens
-        decode += part.decode_sequences
-        if part.rank == 0:
+        prompt, drawn, rank = part.prefill_tokens, part.decode_sequences, part.rank
+        prefill += prompt
+        decode += drawn
+        if rank == 0:
             continue
-        decode_rank = largest if kernel is Kernel.PADDED else part.rank
-        prefill_rank = part.rank if kernel is Kernel.EXACT else largest
-        rank_rows += prefill_rank if part.prefill_tokens else decode_rank
-        token_ranks += part.prefill_tokens * prefill_rank + part.decode_sequences * decode_rank
+        decode_rank = largest if kernel is Kernel.PADDED else rank
+        prefill_rank = rank if kernel is Kernel.EXACT else largest
+        adapters += 1
+        adapter_tokens += prompt + drawn
+        rank_rows += prefill_rank if prompt else decode_rank
+        token_ranks += prompt * prefill_rank + drawn * decode_rank
     return (
         1.0,
-        float(prefill),
-        float(decode),
-        float(load.context_tokens),
-        float(rank_rows),
-        float(token_ranks),
+        prefill,
+        decode,
+        load.context_tokens,
+        rank_rows,
+        token_ranks,
+        adapters,
+        adapter_tokens,
+        load.prompt_pairs,
+        max(0.0, prefill + decode - knee_rows),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Non-negative seconds: of any step, and per unit of each feature."""
+    """Non-negative seconds: of any step, and per unit of each feature. `crowded_row_s` is for each row beyond
+    `knee_rows`."""
 
     kernel: Kernel
     base_s: float
@@ -79,14 +93,20 @@ class CostModel:
     context_token_s: float
     rank_row_s: float
     token_rank_s: float
+    adapter_s: float = 0.0
+    adapter_token_s: float = 0.0
+    prompt_pair_s: float = 0.0
+    crowded_row_s: float = 0.0
+    knee_rows: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.coefficients) < 0:
-            raise ValueError(f"coefficients={self.coefficients}: give seconds of 0 or more")
+        if min(*self.coefficients, self.knee_rows) < 0:
+            raise ValueError(f"{self}: give seconds and rows of 0 or more")
 
     @property
     def coefficients(self) -> Features:
-        """In the order of `features`."""
+        """Of base, prefill tokens, decode sequences, context tokens, rank rows, token ranks, adapters,
+        adapter tokens, prompt pairs and crowded rows."""
         return (
             self.base_s,
             self.prefill_token_s,
@@ -94,8 +114,13 @@ class CostModel:
             self.context_token_s,
             self.rank_row_s,
             self.token_rank_s,
+            self.adapter_s,
+            self.adapter_token_s,
+            self.prompt_pair_s,
+            self.crowded_row_s,
         )
 
     def step_s(self, load: StepLoad) -> float:
         """Predicted seconds of one step."""
-        return sum(a * b for a, b in zip(self.coefficients, features(load, self.kernel), strict=True))
+        charged = features(load, self.kernel, self.knee_rows)
+        return sum(a * b for a, b in zip(self.coefficients, charged, strict=True))

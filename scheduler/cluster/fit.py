@@ -3,17 +3,19 @@ asked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from scipy.optimize import nnls
 
 from scheduler.cluster.cost import CostModel, Kernel, StepLoad, features
 
-MIN_MEASUREMENTS = 12
+MIN_MEASUREMENTS = 24
+_KNEES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class TooFewMeasurements(ValueError):
-    """Not enough steps were measured to fit six coefficients and hold some out."""
+    """Not enough steps were measured to fit ten coefficients and hold some out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +31,40 @@ class HeldOutError:
     """Relative error, |predicted - measured| / measured, of steps that the fit had not seen."""
 
     mean: float
+    median: float
+    p95: float
     worst: float
 
 
 def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
-    """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS).
+    """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS), for
+    the knee, or none, that leaves the least.
 
     Rows are weighted by 1 / step_s, so that a 5 ms decode counts as much as a 500 ms prefill, and columns are
     scaled to unit norm, since they differ by ten orders of magnitude.
     """
     if len(rows) < MIN_MEASUREMENTS:
         raise TooFewMeasurements(f"rows={len(rows)}: measure at least {MIN_MEASUREMENTS} different steps")
+    fits = [_fit(rows, kernel, knee_rows) for knee_rows in (inf, *_KNEES)]
+    return min(fits, key=lambda each: each[1])[0]
+
+
+def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
+    """The best model of that knee (infinite: of none), and the norm of its residual."""
     seconds = np.array([row.step_s for row in rows])
-    design = np.array([features(row.load, kernel) for row in rows]) / seconds[:, None]
+    design = np.array([features(row.load, kernel, knee_rows) for row in rows]) / seconds[:, None]
     norms = np.linalg.norm(design, axis=0)
     norms[norms == 0] = 1.0
-    scaled, _ = nnls(design / norms, np.ones(len(rows)))
-    return CostModel(kernel, *(float(value) for value in scaled / norms))
+    scaled, residual = nnls(design / norms, np.ones(len(rows)))
+    coefficients = (scaled / norms).tolist()
+    return CostModel(kernel, *coefficients, knee_rows=knee_rows if coefficients[-1] else 0.0), float(residual)
 
 
-def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 4) -> HeldOutError:
+def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 5) -> HeldOutError:
     """Error of each row under the fit to the other folds; fold i holds out rows i, i + folds, ..."""
     errors: list[float] = []
     for fold in range(folds):
         model = fit([row for at, row in enumerate(rows) if at % folds != fold], kernel)
         errors += [abs(model.step_s(row.load) - row.step_s) / row.step_s for row in rows[fold::folds]]
-    return HeldOutError(float(np.mean(errors)), max(errors))
+    median, p95 = np.percentile(errors, [50, 95]).tolist()
+    return HeldOutError(float(np.mean(errors)), median, p95, max(errors))

@@ -5,12 +5,14 @@ Text in, values out: reading and writing the JSON file is left to whoever has a 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scheduler.cluster.cost import CostModel, Kernel
 from scheduler.cluster.state import OperatingPoints
+
+_BISECTIONS = 60
 
 
 class InvalidProfile(ValueError):
@@ -77,29 +79,51 @@ def operating_point(model: CostModel, rank: int, slo: Slo, lengths: Lengths, lim
     adapter of `rank`.
 
     In the steady state of continuous batching with B sequences decoding, each step draws B tokens and reads
-    B·prompt/output prompt tokens, so its seconds are base + B·k. A step may last as long as the SLO's time
-    between tokens, and short enough that a prompt, read in ceil(prompt / step_prompt_tokens) steps after
-    waiting for the one that runs, makes its time to first token. The largest such B that K/V has room for
-    gives the rate.
+    B·prompt/output prompt tokens. A step may last as long as the SLO's time between tokens, and short enough
+    that a prompt, read in ceil(prompt / step_prompt_tokens) steps after waiting for the one that runs, makes
+    its time to first token. The largest such B that K/V has room for gives the rate.
     """
-    prompts_per_output = lengths.prompt_tokens / lengths.output_tokens
-    per_sequence_s = (
-        prompts_per_output * model.prefill_token_s
-        + model.decode_sequence_s
-        + (lengths.prompt_tokens + lengths.output_tokens / 2) * model.context_token_s
-        + rank * model.rank_row_s
-        + rank * (1 + prompts_per_output) * model.token_rank_s
-    )
     chunks = math.ceil(lengths.prompt_tokens / limits.step_prompt_tokens)
-    longest_step_s = min(slo.tbt_s, slo.ttft_s / (chunks + 1))
-    if longest_step_s <= model.base_s:
+    longest_s = min(slo.tbt_s, slo.ttft_s / (chunks + 1))
+    if longest_s <= model.base_s:
         raise InvalidProfile(
-            f"slo={slo} leaves {longest_step_s:.4f} s for a step but an empty one takes {model.base_s:.4f}: "
+            f"slo={slo} leaves {longest_s:.4f} s for a step but an empty one takes {model.base_s:.4f}: "
             "loosen the SLO or take a faster node"
         )
-    in_time = (longest_step_s - model.base_s) / per_sequence_s if per_sequence_s > 0 else math.inf
-    sequences = min(in_time, limits.kv_tokens / (lengths.prompt_tokens + lengths.output_tokens))
-    return sequences * (1 + prompts_per_output) / (model.base_s + sequences * per_sequence_s)
+    room = limits.kv_tokens / (lengths.prompt_tokens + lengths.output_tokens)
+    sequences = _largest(lambda count: _steady_step_s(model, rank, count, lengths) <= longest_s, room)
+    rows = sequences * (1 + lengths.prompt_tokens / lengths.output_tokens)
+    return rows / _steady_step_s(model, rank, sequences, lengths)
+
+
+def _steady_step_s(model: CostModel, rank: int, sequences: float, lengths: Lengths) -> float:
+    """Seconds of a step that `sequences` share, each of its own adapter; a prompt is read whole."""
+    prompts = sequences / lengths.output_tokens
+    rows = sequences + prompts * lengths.prompt_tokens
+    charged = (
+        1.0,
+        prompts * lengths.prompt_tokens,
+        sequences,
+        sequences * (lengths.prompt_tokens + lengths.output_tokens / 2),
+        sequences * rank,
+        rows * rank,
+        sequences,
+        rows,
+        prompts * lengths.prompt_tokens * (lengths.prompt_tokens + 1) / 2,
+        max(0.0, rows - model.knee_rows),
+    )
+    return sum(a * b for a, b in zip(model.coefficients, charged, strict=True))
+
+
+def _largest(holds: Callable[[float], bool], most: float) -> float:
+    """The largest number up to `most` for which what holds for every smaller one `holds`, by bisection."""
+    if holds(most):
+        return most
+    low, high = 0.0, most
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def to_json(profile: Profile) -> str:
