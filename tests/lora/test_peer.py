@@ -75,6 +75,7 @@ class Node:
     loop: PeerLoop
     transport: HeldTransport
     pages: RankPages
+    shared: SharedPages
     notebook: Notebook
     store: AdapterStore
     free_notes: int = field(init=False)
@@ -132,7 +133,7 @@ class Cluster:
         tier = PeerTier(weights, transport, self.loop, shared, StaticDirectory(peers), puller)
         peering = Peering(tier, Lending(weights, transport, shared, notebook))
         store = AdapterStore(BASE, torch.float32, pages, None, workers or InlineExecutor(), peering)
-        return Node(self.loop, transport, pages, notebook, store)
+        return Node(self.loop, transport, pages, shared, notebook, store)
 
     def load(self, node: Node, seed: int) -> AdapterRef:
         """Load an adapter of rank 4 with content of its own for each seed, as `a{seed}`."""
@@ -355,7 +356,7 @@ def _region(node: Node, ref: AdapterRef) -> Region:
     content = node.store._residency.find(ref.digest)
     assert content is not None
     assert content.run is not None
-    return node.store._lending._pages.region(content.run, ref.nbytes)  # pyright: ignore
+    return node.shared.region(content.run, ref.nbytes)
 
 
 def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:

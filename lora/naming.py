@@ -1,0 +1,144 @@
+"""Naming: what the adapters' names mean at this node. Folders are read here, and peers asked, before a name means
+something; afterwards a name is a dictionary's key.
+
+It shares the store's lock, holds a content by each name that means it, and leaves the moving of bytes to Traffic.
+"""
+
+import threading
+import time
+from pathlib import Path
+
+from lora.adapter import AdapterRef
+from lora.errors import AdapterRefused, UnknownAdapter
+from lora.flat import FlatLayout
+from lora.lending import Lending
+from lora.names import AdapterEntry, Name
+from lora.peft import PackedAdapter
+from lora.peft_config import CONFIG_FILE
+from lora.residency import Content, Force
+from lora.supply import Supply
+from lora.traffic import Traffic
+
+
+class Naming:
+    """Names and what they mean; no adapter is larger than `most_bytes`. Safe to use from any thread."""
+
+    def __init__(
+        self, lock: threading.Lock, traffic: Traffic, supply: Supply, lending: Lending | None, most_bytes: int
+    ) -> None:
+        self._lock = lock
+        self._traffic = traffic
+        self._residency = traffic.residency
+        self._supply = supply
+        self._lending = lending
+        self._most_bytes = most_bytes
+        self._names: dict[str, Name] = {}
+
+    def declare(self, name: str, folder: Path) -> None:
+        """See AdapterStore."""
+        if not (folder / CONFIG_FILE).is_file():
+            raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
+        with self._lock:
+            self._unbind(self._names.get(name))
+            self._names[name] = Name(name, folder)
+        self._traffic.settle()
+
+    def load(self, name: str, folder: Path) -> AdapterRef:
+        """See AdapterStore."""
+        packed = self._supply.pack(name, folder, self._most_bytes)
+        self._bind(Name(name, folder), packed, replaces=None)
+        return packed.ref
+
+    def known(self, name: str) -> AdapterRef | None:
+        """See AdapterStore."""
+        with self._lock:
+            entry = self._names.get(name)
+            return entry.ref if entry else None
+
+    def resolve(self, name: str) -> AdapterRef:
+        """See AdapterStore."""
+        while True:
+            with self._lock:
+                entry = self._names.get(name)
+                if entry is not None and entry.ref is not None:
+                    return entry.ref
+            if entry is None or entry.folder is None:
+                self._discover(name)
+                continue
+            with entry.packing:
+                if entry.ref is None:
+                    packed = self._supply.pack(name, entry.folder, self._most_bytes)
+                    self._bind(entry, packed, replaces=entry)
+
+    def unload(self, name: str) -> None:
+        """See AdapterStore."""
+        with self._lock:
+            if name not in self._names:
+                raise UnknownAdapter(name)
+            self._unbind(self._names.pop(name))
+        self._traffic.settle()
+
+    def names(self) -> tuple[str, ...]:
+        """See AdapterStore."""
+        with self._lock:
+            return tuple(self._names)
+
+    def entries(self) -> tuple[AdapterEntry, ...]:
+        """See AdapterStore."""
+        with self._lock:
+            return tuple(AdapterEntry(name, entry.folder, entry.ref) for name, entry in self._names.items())
+
+    def lost(self, content: Content) -> None:
+        """The content cannot be had: its names are read or asked for afresh. Under the lock."""
+        for entry in [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]:
+            self._unbind(entry)
+            if entry.folder is None:
+                del self._names[entry.name]
+
+    def _bind(self, entry: Name, packed: PackedAdapter, replaces: Name | None) -> None:
+        """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
+        started_s = time.perf_counter()
+        with self._lock:
+            current = self._names.get(entry.name)
+            if replaces is not None and current is not replaces:
+                return
+            content = self._mean(entry, packed.ref, packed.layout)
+            placed = content.run is None and self._residency.reserve(content, Force.FREE_PAGES)
+            keep = self._traffic.retained()
+        if placed:
+            self._traffic.fill(content, packed, started_s)
+        self._supply.trim(keep | {packed.ref.digest})
+        self._traffic.settle()
+
+    def _discover(self, name: str) -> None:
+        """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
+        note = self._supply.look_up(name, self._most_bytes)
+        if note is None:
+            raise UnknownAdapter(name)
+        with self._lock:
+            if name not in self._names:
+                self._mean(Name(name, None), note.ref, note.layout)
+
+    def _mean(self, entry: Name, ref: AdapterRef, layout: FlatLayout) -> Content:
+        """Let the entry's name mean this content. Under the lock."""
+        content = self._residency.admit(ref, layout, self._supply.reload_s(ref.nbytes))
+        content.names += 1
+        self._unbind(self._names.get(entry.name))
+        entry.ref = ref
+        self._names[entry.name] = entry
+        self._supply.remember(ref.digest, layout, entry.name, entry.folder)
+        if self._lending is not None:
+            self._lending.bind(entry.name, ref.digest)
+        return content
+
+    def _unbind(self, entry: Name | None) -> None:
+        """One name fewer for the content it meant. Under the lock."""
+        if entry is None or entry.ref is None:
+            return
+        content = self._residency.find(entry.ref.digest)
+        entry.ref = None
+        if self._lending is not None:
+            self._lending.unbind(entry.name)
+        if content is not None:
+            content.names -= 1
+            self._traffic.doom_unwanted(content)

@@ -1,0 +1,242 @@
+"""Traffic: contents on their way into the arena and out of it. Wishes get pages, workers copy, what nobody wants goes.
+
+It shares the store's lock and knows no names: who learns that a content was lost is told by `lost`. Nothing resident
+goes between `open_plan` and `close_plan`, so that a plan made of what was resident can always run.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from functools import partial
+
+from lora.errors import BytesMayLand
+from lora.flat import view
+from lora.lending import Lending
+from lora.peft import PackedAdapter
+from lora.pool import PageRun, RankPages
+from lora.residency import Content, Force, Residency
+from lora.segments import AdapterWeights
+from lora.supply import Supply
+
+_log = logging.getLogger(__name__)
+
+
+class Traffic:
+    """Moves contents. `residency` and the counts are read under the lock; `lost` is called under it."""
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        pages: RankPages,
+        supply: Supply,
+        lending: Lending | None,
+        executor: Executor,
+        lost: Callable[[Content], None],
+    ) -> None:
+        self._lock = lock
+        self._pages = pages
+        self._supply = supply
+        self._lending = lending
+        self._executor = executor
+        self._lost = lost
+        self.residency = Residency(pages, self._recall)
+        self.loads = 0
+        self.load_s = 0.0
+        self._wishes: list[Content] = []  # absent and asked for, the most urgent first
+        self._doomed: dict[str, Content] = {}  # unwanted, to be dropped as soon as no plan can name them
+        self._planning = False
+        self._closed = False
+        self._callbacks: tuple[Callable[[], None], ...] = ()
+        self._recalled: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
+
+    def on_ready(self, callback: Callable[[], None]) -> None:
+        """See AdapterStore."""
+        with self._lock:
+            self._callbacks += (callback,)
+
+    def open_plan(self) -> frozenset[str]:
+        """Digests of the resident contents, which stay until `close_plan`, or until the next plan if it was empty."""
+        with self._lock:
+            # The last plan was empty: nothing is running that an eviction could stall.
+            idle, self._planning = self._planning, False
+            self.residency.step += 1
+        self.settle(Force.IDLE if idle else Force.NOT_RUNNING)
+        with self._lock:
+            self._planning = True
+            return self.residency.resident()
+
+    def close_plan(self) -> None:
+        """What the plan needs is leased. Under the lock."""
+        self._planning = False
+
+    def wish(self, digests: Iterable[str]) -> None:
+        """Ask for these contents, the most urgent first, in place of what was asked for before. Never waits."""
+        with self._lock:
+            found = map(self.residency.find, digests)
+            self._wishes = [c for c in found if c is not None and c.run is None and c.failure is None]
+        self.settle()
+
+    def doom_unwanted(self, content: Content) -> None:
+        """Let a content go that nobody can ask for any more. Under the lock; it goes with the next `settle`."""
+        if not content.wanted:
+            self._doomed[content.ref.digest] = content
+
+    def unpin(self, contents: Iterable[Content]) -> None:
+        """Undo one lease of each."""
+        with self._lock:
+            for content in contents:
+                content.leases -= 1
+        self.settle()
+
+    def fill(self, content: Content, packed: PackedAdapter, started_s: float) -> None:
+        """Bring a reserved content in from the form just packed."""
+        assert content.run is not None
+        rows = self._pages.rows(content.run)
+        rows[: packed.rows.numel()].copy_(packed.rows)
+        self._arrive(content, view(rows, packed.layout, packed.ref.digest), time.perf_counter() - started_s)
+
+    def retained(self) -> set[str]:
+        """Digests whose packed forms must be kept. Under the lock."""
+        return {c.ref.digest for c in self.residency.contents if c.retained}
+
+    def settle(self, force: Force = Force.NOT_RUNNING) -> None:
+        """Drop what nobody wants, give wishes their pages, and start the copies."""
+        if not self._wishes and not self._doomed:
+            return
+        with self._lock:
+            if self._planning:
+                force = Force.FREE_PAGES
+            else:
+                self._drop_doomed()
+            granted = self._grant(force)
+            stuck = self._planning and (bool(self._doomed) or self._could_grant())
+            recalled, self._recalled = self._recalled, []
+        for run, read in recalled:
+            read.add_done_callback(partial(self._give_back, run))
+        for content in granted:
+            self._executor.submit(self._copy, content)
+        if stuck:  # an idle loop must begin a step for anything to go
+            self._notify()
+
+    def close(self) -> None:
+        """Finish the copies under way and start no more."""
+        with self._lock:
+            self._closed = True
+            self._wishes = []
+        self._executor.shutdown(wait=True)
+
+    # Granting pages
+
+    def _drop_doomed(self) -> None:
+        for digest, content in tuple(self._doomed.items()):
+            if content.wanted or self.residency.drop_unwanted(content):
+                del self._doomed[digest]
+                if not content.wanted:
+                    self._supply.forget(digest)
+
+    def _grant(self, force: Force) -> list[Content]:
+        """Reserve pages for wishes: only the first may displace what live requests use."""
+        waiting = [c for c in self._wishes if c.wanted and c.run is None and c.failure is None]
+        self._wishes = []
+        granted: list[Content] = []
+        for content in () if self._closed else waiting:
+            urgent = content is waiting[0] and content.retained > 0
+            if self.residency.reserve(content, force if urgent else min(force, Force.UNUSED)):
+                granted.append(content)
+            else:
+                self._wishes.append(content)
+        return granted
+
+    def _could_grant(self) -> bool:
+        """Whether the next step would find room for the most urgent wish."""
+        if not self._wishes:
+            return False
+        content = self._wishes[0]
+        return self.residency.could_reserve(content, Force.IDLE if content.retained else Force.UNUSED)
+
+    def _recall(self, digest: str, run: PageRun) -> bool:
+        """Stop lending a content that goes; whether its pages are free at once. Under the lock, within `settle`."""
+        if self._lending is None:
+            return True
+        read = self._lending.recall(digest)
+        if not read.done():
+            self._recalled.append((run, read))
+        return read.done()
+
+    def _give_back(self, run: PageRun, _: Future[None]) -> None:
+        with self._lock:
+            self.residency.give_back(run)
+        self.settle()
+
+    # Copying
+
+    def _copy(self, content: Content) -> None:
+        """Fill a reserved content from the first tier that has it. Runs on a worker."""
+        started_s = time.perf_counter()
+        assert content.run is not None
+        rows = self._pages.rows(content.run)
+        try:
+            pulled = self._supply.fetch(content.ref.digest, content.ref.name, rows)
+            weights = view(rows, content.layout, content.ref.digest)
+        except BytesMayLand as unsettled:
+            self._retry(content, unsettled.settled)
+            return
+        except Exception as error:  # noqa: BLE001 - a worker's boundary: told to the requests that wait
+            _log.exception("adapter %s could not be brought in", content.ref.name)
+            self._fail(content, error)
+            return
+        self._arrive(content, weights, time.perf_counter() - started_s)
+        if pulled:
+            self._keep(content)
+
+    def _arrive(self, content: Content, weights: AdapterWeights, load_s: float) -> None:
+        with self._lock:
+            self.residency.arrive(content, weights)
+            if self._lending is not None and content.run is not None:
+                self._lending.lend(content.ref.digest, content.layout, content.run)
+            self.loads += 1
+            self.load_s += load_s
+            self.doom_unwanted(content)
+        self.settle()
+        self._notify()
+
+    def _keep(self, content: Content) -> None:
+        """Keep the packed form of what came from a peer, which may be gone when it is needed again."""
+        with self._lock:
+            if content.run is None or content.weights is None:
+                return
+            content.leases += 1
+            rows = self._pages.rows(content.run)[: content.layout.nbytes]
+            keep = self.retained()
+        try:
+            self._supply.keep(PackedAdapter(content.ref, content.layout, rows.to("cpu", copy=True)))
+            self._supply.trim(keep | {content.ref.digest})
+        except OSError as error:
+            _log.warning("adapter %s is not kept on disk: %s", content.ref.name, error)
+        finally:
+            self.unpin([content])
+
+    def _retry(self, content: Content, settled: Future[None]) -> None:
+        """Bring the content in elsewhere; its pages go when nothing can land there any more."""
+        with self._lock:
+            run = self.residency.quarantine(content)
+            self._wishes.insert(0, content)
+            self.doom_unwanted(content)
+        settled.add_done_callback(partial(self._give_back, run))
+        self.settle()
+        self._notify()
+
+    def _fail(self, content: Content, error: Exception) -> None:
+        """The content cannot be had: its requests are told by `failed`, its names by `lost`."""
+        with self._lock:
+            self.residency.abandon(content, error)
+            self._lost(content)
+            self.doom_unwanted(content)
+        self.settle()
+        self._notify()
+
+    def _notify(self) -> None:
+        for callback in self._callbacks:
+            callback()
