@@ -1,10 +1,17 @@
-"""StepPlan: which tokens run in one step; and what comes back of it."""
+"""StepPlan: which tokens run in one step; and what comes back of it.
+
+What there is one of for every sequence of every step is a NamedTuple: made in a fifth of a dataclass's time.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from lora.adapter import AdapterRef
 from scheduler.request import Request
+
+PENDING = -1
+"""In place of a token id: the token that the same sequence's latest slice draws."""
 
 
 class FinishReason(Enum):
@@ -23,10 +30,10 @@ class SequenceKey:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The tokens of one sequence that run in this step: positions `start .. start + len(token_ids) - 1`.
 
+    The last of them is PENDING where the plan that draws it is still to be committed.
     `block_table` names the K/V blocks of positions 0 up to and including the slice's last. `samples` is true
     when the slice reaches the sequence's end, so that its last row's logits yield the next token, which is
     the sequence's `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
@@ -78,8 +85,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SliceOutput:
+class SliceOutput(NamedTuple):
     """What the executor computed for one slice.
 
     `token_id` is None unless the slice samples; `logprob` is None unless the request asked for it;
@@ -91,8 +97,7 @@ class SliceOutput:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """What a sequence gained in a step: one token, its end, or both (`token_id` is None only when a sequence
     ends without a new token). `prompt_logprobs` comes whole, with the sequence's first event, and has no entry
     for the prompt's first token. `cached_tokens` is how many prompt tokens the prefix cache supplied.

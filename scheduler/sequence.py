@@ -5,35 +5,52 @@ others run, nor where blocks come from.
 """
 
 from scheduler.blocks import block_digest, chain_seed
-from scheduler.plan import FinishReason, SequenceKey, Slice, SliceOutput, TokenEvent, TokenLogprob
+from scheduler.plan import (
+    PENDING,
+    FinishReason,
+    SequenceKey,
+    Slice,
+    SliceOutput,
+    TokenEvent,
+    TokenLogprob,
+)
 from scheduler.request import Request
 
 
 class Sequence:
-    """A prompt, the tokens drawn so far, and the `computed_tokens` of them whose K/V lie in `blocks`."""
+    """A prompt, the tokens drawn so far, and the `computed_tokens` of them whose K/V lie in `blocks`.
+
+    Slices in flight run ahead of that: once they land, `planned_tokens` of `expected_tokens` are computed.
+    """
 
     __slots__ = (
         "_block_size",
         "_digests",
-        "_penalised",
+        "_ends_with",
         "adapter_digest",
         "blocks",
         "cached_tokens",
         "computed_tokens",
+        "drawing",
+        "expected_tokens",
         "held",
         "in_flight",
         "key",
+        "most_tokens",
         "no_room_at",
         "output_token_ids",
         "passed_over_s",
+        "penalised",
+        "planned_tokens",
         "prompt_logprobs",
         "prompt_tokens",
         "published_blocks",
         "request",
+        "room_tokens",
         "running",
     )
 
-    def __init__(self, request: Request, index: int, block_size: int) -> None:
+    def __init__(self, request: Request, index: int, block_size: int, max_model_len: int) -> None:
         self.request = request
         self.key = SequenceKey(request.request_id, index)
         self.adapter_digest: str | None = None if request.adapter.is_base else request.adapter.digest
@@ -41,17 +58,28 @@ class Sequence:
         self.output_token_ids: list[int] = []
         self.computed_tokens = 0
         self.blocks: tuple[int, ...] = ()
+        self.room_tokens = 0  # tokens whose K/V the blocks hold
         self.published_blocks = 0  # the leading blocks that have been offered to the prefix cache
         self.running = False
         self.held = index > 0  # until the first sibling's prompt is there to be shared
-        self.in_flight: Slice | None = None
+        self.in_flight: list[Slice] = []  # those of plans that are not committed, in their order
+        self.planned_tokens = 0  # computed_tokens once what is in flight has landed
+        self.drawing = 0  # tokens that the slices in flight draw
+        self.expected_tokens = (
+            self.prompt_tokens
+        )  # total_tokens once what is in flight has landed and ended nothing
+        params = request.params
+        most = params.max_tokens
+        self.most_tokens = min(max_model_len, self.prompt_tokens + most) if most else max_model_len
+        ends = () if params.ignore_eos else request.eos_token_ids
+        self._ends_with = frozenset((*ends, *params.stop_token_ids))
         self.passed_over_s: float | None = None  # when it first could have run but for its adapter
         self.no_room_at: int | None = None  # the pool's releases when it last did not fit
         self.cached_tokens: int | None = None  # None until first admitted
         self.prompt_logprobs: list[TokenLogprob] = []
         self._block_size = block_size
         self._digests: list[bytes] = []
-        self._penalised = request.params.penalised
+        self.penalised = params.penalised
 
     @property
     def total_tokens(self) -> int:
@@ -59,9 +87,9 @@ class Sequence:
         return self.prompt_tokens + len(self.output_token_ids)
 
     @property
-    def prompt_is_computed(self) -> bool:
-        """True if the K/V of the whole prompt lie in the sequence's blocks."""
-        return self.computed_tokens >= self.prompt_tokens
+    def may_run_ahead(self) -> bool:
+        """Whether its next slice can be told before what is in flight has landed."""
+        return not self.drawing or (not self.penalised and self.expected_tokens < self.most_tokens)
 
     @property
     def shareable_blocks(self) -> int:
@@ -84,42 +112,56 @@ class Sequence:
             known.append(parent)
         return known[:count]
 
+    def hold(self, blocks: tuple[int, ...]) -> None:
+        """Take blocks for the positions after those that it has blocks for."""
+        self.blocks += blocks
+        self.room_tokens = len(self.blocks) * self._block_size
+
     def take(self, limit: int) -> Slice:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
-        start, total = self.computed_tokens, self.total_tokens
+        start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
         in_prompt = start < self.prompt_tokens
-        self.in_flight = part = Slice(
-            key=self.key,
-            request=self.request,
-            token_ids=self._tokens(start, stop),
-            start=start,
-            block_table=self.blocks[: -(-stop // self._block_size)],
-            samples=stop == total,
-            output_index=len(self.output_token_ids),
-            output_token_ids=tuple(self.output_token_ids) if self._penalised else (),
-            prompt_logprobs=in_prompt and self._owes_prompt_logprobs and stop > len(self.prompt_logprobs),
+        part = Slice(
+            self.key,
+            self.request,
+            self._tokens(start, stop),
+            start,
+            self._blocks_up_to(stop),
+            stop == total,
+            total - self.prompt_tokens,
+            tuple(self.output_token_ids) if self.penalised else (),
+            in_prompt and self._owes_prompt_logprobs and stop > len(self.prompt_logprobs),
         )
+        self.in_flight.append(part)
+        self.planned_tokens = stop
+        if part.samples:
+            self.drawing += 1
+            self.expected_tokens += 1
         return part
 
     def land(self, part: Slice, output: SliceOutput) -> None:
-        """Take in what the slice in flight computed."""
+        """Take in what the oldest slice in flight computed."""
         assert (output.token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
         if part.prompt_logprobs:
             known = len(self.prompt_logprobs) - part.start
             self.prompt_logprobs.extend(output.prompt_logprobs[known:])
         if output.token_id is not None:
             self.output_token_ids.append(output.token_id)
+            self.drawing -= 1
         self.computed_tokens = part.start + len(part.token_ids)
-        self.in_flight = None
+        del self.in_flight[0]
 
     def lose_blocks(self) -> None:
-        """Forget the K/V, not the tokens: the sequence will be recomputed. A slice in flight is void."""
+        """Forget the K/V, not the tokens: the sequence will be recomputed. Slices in flight are void."""
         self.blocks = ()
-        self.computed_tokens = 0
+        self.room_tokens = 0
+        self.computed_tokens = self.planned_tokens = 0
         self.published_blocks = 0
         self.running = False
-        self.in_flight = None
+        self.in_flight.clear()
+        self.expected_tokens -= self.drawing
+        self.drawing = 0
 
     def follow(self, first: "Sequence") -> None:
         """Stop waiting for the first sibling, and take over what it learned about their common prompt."""
@@ -127,39 +169,36 @@ class Sequence:
         self._digests = first.digests(self.prompt_tokens // self._block_size)
         self.prompt_logprobs = list(first.prompt_logprobs)
 
-    def finish_reason(self, max_model_len: int) -> FinishReason | None:
-        """Why the sequence ends with its last output token, or None if it goes on."""
-        params, token_id, drawn = self.request.params, self.output_token_ids[-1], len(self.output_token_ids)
-        if drawn > params.min_tokens:
-            ends = not params.ignore_eos and token_id in self.request.eos_token_ids
-            if ends or token_id in params.stop_token_ids:
-                return FinishReason.STOP
-        if drawn == params.max_tokens or self.total_tokens >= max_model_len:
-            return FinishReason.LENGTH
-        return None
-
-    def event(self, output: SliceOutput, reason: FinishReason | None) -> TokenEvent:
-        """What the client learns of the last output token; its first event tells of the prompt too."""
-        if len(self.output_token_ids) > 1:
+    def tell(self, output: SliceOutput) -> TokenEvent:
+        """What the client learns of the token that has just landed; the first such event tells of the prompt too."""
+        drawn = len(self.output_token_ids)
+        reason = None
+        if output.token_id in self._ends_with and drawn > self.request.params.min_tokens:
+            reason = FinishReason.STOP
+        elif self.prompt_tokens + drawn >= self.most_tokens:
+            reason = FinishReason.LENGTH
+        if drawn > 1:
             return TokenEvent(self.key, output.token_id, output.logprob, reason)
-        return TokenEvent(
-            key=self.key,
-            token_id=output.token_id,
-            logprob=output.logprob,
-            finish_reason=reason,
-            prompt_logprobs=tuple(self.prompt_logprobs),
-            cached_tokens=self.cached_tokens or 0,
-        )
+        told = tuple(self.prompt_logprobs)
+        return TokenEvent(self.key, output.token_id, output.logprob, reason, told, self.cached_tokens or 0)
 
     @property
     def _owes_prompt_logprobs(self) -> bool:
         wanted = self.request.params.prompt_logprobs is not None
         return wanted and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
+    def _blocks_up_to(self, stop: int) -> tuple[int, ...]:
+        count = -(-stop // self._block_size)
+        return self.blocks if count == len(self.blocks) else self.blocks[:count]
+
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:
-        split = self.prompt_tokens
+        """Of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""
+        outputs, split = self.output_token_ids, self.prompt_tokens
         if stop <= split:
             return self.request.prompt_token_ids[start:stop]
+        drawn = stop - split
+        if drawn > len(outputs):
+            return (*self._tokens(start, stop - 1), PENDING) if stop - start > 1 else (PENDING,)
         if start >= split:
-            return tuple(self.output_token_ids[start - split : stop - split])
-        return self.request.prompt_token_ids[start:] + tuple(self.output_token_ids[: stop - split])
+            return tuple(outputs[start - split : drawn]) if stop - start > 1 else (outputs[start - split],)
+        return self.request.prompt_token_ids[start:] + tuple(outputs[:drawn])

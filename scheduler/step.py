@@ -57,16 +57,20 @@ class Live:
 
 
 class _Draft:
-    """The plan in the making: its slices, and the rows still to give away."""
+    """The plan in the making: its slices, the rows still to give away, and whether it draws a token that its
+    sequence cannot go on without."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.slices: list[Slice] = []
+        self.holds_up = False
 
     def take(self, sequence: Sequence) -> None:
         part = sequence.take(self.rows)
         self.slices.append(part)
         self.rows -= len(part.token_ids)
+        if sequence.penalised and part.samples:
+            self.holds_up = True
 
 
 class StepScheduler:
@@ -88,9 +92,12 @@ class StepScheduler:
     that its adapters drain and one can make room; hence it waits at most for its patience, for the sequences
     admitted by then, and for the load.
 
-    A plan may still be in flight when the next is made (which then holds other sequences), and when a
-    sequence in it is aborted, finished or preempted (its commit then passes that slice over). Plans must run
-    in the order in which they were made.
+    **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences: the
+    token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in vain;
+    its slice is passed over at commit, as are those of sequences that were aborted, finished or preempted
+    meanwhile. A sequence with penalties sits such a plan out, since its draw depends on the pending token (see
+    `waits_for_tokens`). Plans must run in the order in which they were made, which also makes it harmless that
+    a voided slice writes to blocks that have a new owner by then: the owner's writes come later.
     """
 
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
@@ -102,6 +109,7 @@ class StepScheduler:
         self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
         self._ready: abc.Container[str] = ()
         self._preemptions = 0
+        self._holds_up = False
 
     def add(self, request: Request) -> None:
         """Queue the request's `n` sequences.
@@ -109,7 +117,8 @@ class StepScheduler:
         Raises RequestRefused if the prompt is empty, the id is live, or it could not run even alone.
         """
         self._refuse_if_hopeless(request)
-        siblings = [Sequence(request, index, self._blocks.block_size) for index in range(request.params.n)]
+        size, longest = self._blocks.block_size, self._limits.max_model_len
+        siblings = [Sequence(request, index, size, longest) for index in range(request.params.n)]
         self._siblings[request.request_id] = siblings
         self._sequences.update((sequence.key, sequence) for sequence in siblings)
         self._waiting.extend(siblings)
@@ -120,21 +129,26 @@ class StepScheduler:
         draft = _Draft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
         self._plan_waiting(draft, now)
+        self._holds_up = draft.holds_up
         return StepPlan(tuple(draft.slices))
 
     def commit(self, plan: StepPlan, outputs: abc.Sequence[SliceOutput]) -> tuple[TokenEvent, ...]:
         """Take in the plan's outputs, slice for slice; what each sequence gained, in the plan's order."""
         events: list[TokenEvent] = []
+        size = self._blocks.block_size
         for part, output in zip(plan.slices, outputs, strict=True):
             sequence = self._sequences.get(part.key)
-            if sequence is None or sequence.in_flight is not part:
+            if sequence is None or not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
             sequence.land(part, output)
-            self._publish(sequence)
+            if sequence.computed_tokens // size > sequence.published_blocks:
+                self._publish(sequence)
             if part.start < sequence.prompt_tokens <= sequence.computed_tokens:
                 self._lead(sequence)
             if part.samples:
-                events.append(self._draw(sequence, output))
+                events.append(event := sequence.tell(output))
+                if event.finish_reason is not None:
+                    self._retire(sequence)
         return tuple(events)
 
     def finish(self, key: SequenceKey, reason: FinishReason) -> None:
@@ -188,6 +202,11 @@ class StepScheduler:
         """True while any sequence lives."""
         return bool(self._sequences)
 
+    def waits_for_tokens(self) -> bool:
+        """True if the latest plan draws a token without which its sequence cannot be planned further: land that plan
+        before the next is made, or the sequence goes at half the pace."""
+        return self._holds_up
+
     def _refuse_if_hopeless(self, request: Request) -> None:
         name, prompt, length = request.request_id, len(request.prompt_token_ids), self._limits.max_model_len
         max_tokens = request.params.max_tokens
@@ -214,14 +233,18 @@ class StepScheduler:
         return sequence.adapter_digest is None or sequence.adapter_digest in self._ready
 
     def _plan_running(self, draft: _Draft) -> None:
-        prompts: list[Sequence] = []
+        """This and `commit` run for every sequence of every step: what can be read is not called."""
+        ready, prompts = self._ready, []
         for sequence in tuple(self._running):
-            if not sequence.running or sequence.in_flight is not None or not self._is_ready(sequence):
+            digest = sequence.adapter_digest
+            if not sequence.running or (digest is not None and digest not in ready):
                 continue
-            if sequence.total_tokens - sequence.computed_tokens > 1:
+            if sequence.drawing and not sequence.may_run_ahead:
+                continue
+            if sequence.expected_tokens - sequence.planned_tokens > 1:
                 prompts.append(sequence)
-            elif self._grow(sequence):  # there is a row for each seat
-                draft.take(sequence)
+            elif sequence.expected_tokens <= sequence.room_tokens or self._grow(sequence):
+                draft.take(sequence)  # there is a row for each seat
         for sequence in prompts:
             if draft.rows and sequence.running:
                 draft.take(sequence)
@@ -259,9 +282,9 @@ class StepScheduler:
             sequence.no_room_at = blocks.releases
             return False
         blocks.share(shared)
-        sequence.blocks = shared + blocks.allocate(fresh)
+        sequence.hold(shared + blocks.allocate(fresh))
         sequence.published_blocks = len(shared)
-        sequence.computed_tokens = len(shared) * blocks.block_size
+        sequence.computed_tokens = sequence.planned_tokens = len(shared) * blocks.block_size
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed_tokens
             blocks.record_query(sequence.prompt_tokens if may_share else 0, sequence.computed_tokens)
@@ -272,14 +295,12 @@ class StepScheduler:
 
     def _grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the block of its newest token; false if it had to be preempted itself."""
-        if len(sequence.blocks) * self._blocks.block_size >= sequence.total_tokens:
-            return True
         while not self._blocks.available:
             victim = self._victim()
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.blocks += self._blocks.allocate(1)
+        sequence.hold(self._blocks.allocate(1))
         return True
 
     def _victim(self) -> Sequence:
@@ -296,8 +317,6 @@ class StepScheduler:
     def _publish(self, sequence: Sequence) -> None:
         """Offer the blocks that became full to the prefix cache."""
         full = sequence.computed_tokens // self._blocks.block_size
-        if full == sequence.published_blocks:
-            return
         digests = sequence.digests(full)
         for block in range(sequence.published_blocks, full):
             self._blocks.publish(sequence.blocks[block], digests[block])
@@ -308,12 +327,6 @@ class StepScheduler:
         for sibling in self._siblings[sequence.key.request_id]:
             if sibling.held:
                 sibling.follow(sequence)
-
-    def _draw(self, sequence: Sequence, output: SliceOutput) -> TokenEvent:
-        reason = sequence.finish_reason(self._limits.max_model_len)
-        if reason is not None:
-            self._retire(sequence)
-        return sequence.event(output, reason)
 
     def _retire(self, sequence: Sequence) -> None:
         """Let a sequence go; its blocks stay in the prefix cache until they are needed."""

@@ -34,13 +34,16 @@ def audit_scheduler(scheduler: StepScheduler, pool: BlockPool, limits: StepLimit
         assert sequence.running
         assert not sequence.held
         assert 0 <= sequence.computed_tokens < sequence.total_tokens <= limits.max_model_len
-        assert sequence.computed_tokens <= len(sequence.blocks) * pool.block_size
+        assert sequence.computed_tokens <= sequence.planned_tokens <= sequence.expected_tokens
+        assert sequence.planned_tokens <= len(sequence.blocks) * pool.block_size
+        assert sequence.drawing == sum(part.samples for part in sequence.in_flight)
         assert sequence.published_blocks == sequence.computed_tokens // pool.block_size
         for block, digest in zip(sequence.blocks, sequence.digests(sequence.published_blocks), strict=False):
             assert pool._digests[block] in (None, digest)
     for sequence in waiting:
         assert not sequence.running
-        assert sequence.in_flight is None
+        assert not sequence.in_flight
+        assert not sequence.drawing
         assert (sequence.blocks, sequence.computed_tokens, sequence.published_blocks) == ((), 0, 0)
 
 

@@ -9,7 +9,7 @@ any memory.
 from dataclasses import dataclass
 
 from lora.adapter import AdapterRef
-from scheduler.plan import FinishReason, Slice, SliceOutput, StepPlan, TokenLogprob
+from scheduler.plan import PENDING, FinishReason, SequenceKey, Slice, SliceOutput, StepPlan, TokenLogprob
 from scheduler.request import Request
 
 VOCABULARY = 5
@@ -40,12 +40,19 @@ class Device:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._kv: dict[int, int] = {}
+        self._drawn: dict[SequenceKey, int] = {}  # by the latest slice that samples
 
     def run(self, plan: StepPlan) -> tuple[SliceOutput, ...]:
         """Compute a step: first every slice's writes, then every slice's reads, as attention would."""
         written = [slot for part in plan.slices for slot in self._write(part)]
         assert len(set(written)) == len(written), "two rows of a step write one slot"
-        return tuple(self._read(part) for part in plan.slices)
+        outputs = tuple(self._read(part) for part in plan.slices)
+        self._drawn |= {
+            part.key: output.token_id
+            for part, output in zip(plan.slices, outputs, strict=True)
+            if output.token_id is not None
+        }
+        return outputs
 
     def _slot(self, part: Slice, position: int) -> int:
         block, offset = divmod(position, self._block_size)
@@ -56,7 +63,8 @@ class Device:
         assert len(part.block_table) == -(-stop // self._block_size)
         slots = [self._slot(part, position) for position in range(part.start, stop)]
         before = self._kv[self._slot(part, part.start - 1)] if part.start else 0
-        for slot, token_id in zip(slots, part.token_ids, strict=True):
+        for slot, told in zip(slots, part.token_ids, strict=True):
+            token_id = self._drawn[part.key] if told == PENDING else told
             self._kv[slot] = before = content(part.adapter, before, token_id)
         return slots
 

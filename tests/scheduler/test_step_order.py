@@ -2,9 +2,10 @@
 
 import pytest
 
-from scheduler.plan import SequenceKey, StepPlan
+from scheduler.plan import PENDING, SequenceKey, StepPlan
 from scheduler.request import SamplingParams
 from scheduler.step import Live, StepLimits
+from tests.scheduler.device import EOS, Tape
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
 LONG = SamplingParams(max_tokens=50, ignore_eos=True, seed=0)
@@ -149,13 +150,63 @@ def test_the_plan_names_its_adapters() -> None:
     assert rig.step().adapters == (ADAPTERS[1], ADAPTERS[0])
 
 
-def test_two_plans_in_flight_hold_different_sequences() -> None:
+def test_a_plan_may_go_on_from_tokens_that_are_still_being_drawn() -> None:
     rig = Rig(limits(seqs=2, rows=2))
     asked = [request("a", [1]), request("b", [2])]
     rig.add(asked[0])
     rig.plan()
     rig.add(asked[1])
-    assert shape(rig.plan()) == [("b", 0, 1, True)]
+    ahead = rig.plan()
+    assert shape(ahead) == [("a", 1, 1, True), ("b", 0, 1, True)]
+    assert ahead.slices[0].token_ids == (PENDING,)
+    rig.commit()
+    rig.drain()
+    for one in asked:
+        rig.check(one)
+
+
+def test_a_prompt_goes_on_by_chunks_that_are_planned_ahead() -> None:
+    rig = Rig(limits(rows=2))
+    asked = request("a", [1, 2, 3, 0, 1])
+    rig.add(asked)
+    assert [part for _ in range(3) for part in shape(rig.plan())] == [
+        ("a", 0, 2, False),
+        ("a", 2, 2, False),
+        ("a", 4, 1, True),
+    ]
+    rig.drain()
+    rig.check(asked)
+
+
+def test_nothing_is_planned_past_the_last_token_that_a_sequence_may_draw() -> None:
+    rig = Rig(limits())
+    asked = request("a", [1], params=SamplingParams(max_tokens=2, ignore_eos=True, seed=0))
+    rig.add(asked)
+    assert [len(rig.plan().slices) for _ in range(3)] == [1, 1, 0]
+    rig.drain()
+    rig.check(asked)
+
+
+def test_a_step_run_ahead_of_an_end_is_passed_over() -> None:
+    rig = Rig(limits(), device=Tape(3, EOS, 1, 1))
+    rig.add(request("a", [1], params=SamplingParams(max_tokens=9, seed=0)))
+    for _ in range(3):
+        rig.plan()
+    assert [len(rig.commit()) for _ in range(3)] == [1, 1, 0]
+    assert rig.tokens("a") == (3, EOS)
+    assert not rig.scheduler.has_work()
+
+
+def test_a_draw_that_depends_on_a_pending_token_waits_for_it() -> None:
+    rig = Rig(limits())
+    params = SamplingParams(max_tokens=4, presence_penalty=1.0, ignore_eos=True, seed=0)
+    asked = [request("a", [1], params=params), request("b", [2])]
+    rig.add(*asked)
+    rig.plan()
+    assert rig.scheduler.waits_for_tokens()
+    assert shape(rig.plan()) == [("b", 1, 1, True)]
+    rig.commit()
+    assert not rig.scheduler.waits_for_tokens()
     rig.drain()
     for one in asked:
         rig.check(one)
