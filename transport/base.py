@@ -6,7 +6,7 @@ which pins the pages at the source, and pulls the bytes into regions of its own.
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, fields
 from typing import Protocol
@@ -168,6 +168,11 @@ class Usage:
     pulled_bytes: Mapping[str, int]
 
 
+Bring = Callable[[str], Future[None] | None]
+"""Called with a name from any thread, and must not wait. The peer waits for the future, for most of the time that
+it gave the lease, and is lent what is published then; None where nothing will come."""
+
+
 class Transport(Protocol):
     """Bytes from node to node. Methods that are not coroutines may be called from any thread and never wait."""
 
@@ -191,6 +196,10 @@ class Transport(Protocol):
 
     def withdraw(self, name: str) -> Future[None]:
         """Lend `name` no more. The future is done when no lease of it is open: only then may its pages change."""
+        ...
+
+    def lend_on_demand(self, bring: Bring) -> None:
+        """Ask `bring` for every name that a peer asks for and that is not lent, before the peer is told so."""
         ...
 
     async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:

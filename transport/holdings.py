@@ -10,10 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from transport.base import HOST, Arena, Lease, Memory, Region, Usage
+from transport.base import HOST, Arena, Bring, Lease, Memory, Region, Usage
 from transport.errors import RegionBusy, RegionRefused
 from transport.landings import Landing, Landings
 from transport.shelf import Shelf
+
+BRING_SHARE = (
+    0.8  # of a lease's time may pass until its bytes are brought, so that the asker still hears the answer
+)
 
 
 class Holdings:
@@ -25,6 +29,7 @@ class Holdings:
         self.landings = Landings()
         self._keys = itertools.count(1)
         self._pulled: Counter[str] = Counter()
+        self.bring: Bring = lambda name: None
         self._lock = threading.Lock()  # held over "is it free" and "then it is mine"
 
     def register(self, memory: Memory) -> Arena:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from transport.base import Address, Arena, Lease, Memory, Region, RemoteRegion, Usage
-from transport.errors import LeaseExpired, PeerGone, PullTimeout, TransportClosed
-from transport.holdings import Holdings
+from transport.base import Address, Arena, Bring, Lease, Memory, Region, RemoteRegion, Usage
+from transport.errors import LeaseExpired, NotOffered, PeerGone, PullTimeout, TransportClosed
+from transport.holdings import BRING_SHARE, Holdings
 from transport.pieces import Span, pair
 from transport.shelf import Ending
 
@@ -80,11 +80,23 @@ class LoopbackTransport:
         """See `Transport`."""
         return self._holdings.usage()
 
+    def lend_on_demand(self, bring: Bring) -> None:
+        """See `Transport`."""
+        self._holdings.bring = bring
+
     async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
         """See `Transport`."""
         self._refuse_if_closed()
         source = self._network.find(peer)
-        lease = source._lend(name, min(hold_s, source._most_hold_s))
+        hold_s = min(hold_s, source._most_hold_s)
+        try:
+            lease = source._lend(name, hold_s)
+        except NotOffered:
+            coming = source._holdings.bring(name)
+            if coming is None:
+                raise
+            await asyncio.wait((asyncio.wrap_future(coming),), timeout=BRING_SHARE * hold_s)
+            lease = source._lend(name, hold_s)
         self._sources[lease.ticket] = source
         return lease
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from transport.base import Address, Arena, Lease, Memory, Region, Usage
+from transport.base import Address, Arena, Bring, Lease, Memory, Region, Usage
 from transport.deadline import Deadline
 from transport.door import AUTO, Door, choose
 from transport.errors import (
@@ -109,6 +109,10 @@ class NetworkTransport:
     def usage(self) -> Usage:
         """See `Transport`."""
         return self._holdings.usage()
+
+    def lend_on_demand(self, bring: Bring) -> None:
+        """See `Transport`."""
+        self._holdings.bring = bring
 
     async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
         """See `Transport`. A peer grants at most LINKS_PER_PEER leases to this node at a time; further ones wait."""

@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 
 from transport.base import Address, Region, RemoteRegion
@@ -23,7 +24,7 @@ from transport.errors import (
     TransportError,
     WireError,
 )
-from transport.holdings import Holdings
+from transport.holdings import BRING_SHARE, Holdings
 from transport.security import Guard
 from transport.shelf import Ending
 from transport.wire import Bytes, Grant, LeaseRequest, Read, Release, Released, refusal_of
@@ -125,12 +126,23 @@ class Source:
         try:
             if request.door not in self._doors:
                 raise DoorUnavailable(f"{self._holdings.node} has no door {request.door!r}: choose another")
-            ticket, regions = self._holdings.shelf.lend(request.name)
+            ticket, regions = self._take(request)
         except (DoorUnavailable, NotOffered) as error:
             channel.send(refusal_of(error), Deadline.after(GREETING_S))
             return
         self._lend(channel, request, ticket, regions)
         channel.send(Released(), Deadline.after(GREETING_S))
+
+    def _take(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
+        """Open a lease of what is lent, or of what its owner brings within the lease's time. NotOffered."""
+        try:
+            return self._holdings.shelf.lend(request.name)
+        except NotOffered:
+            coming = self._holdings.bring(request.name)
+            if coming is None:
+                raise
+        wait((coming,), BRING_SHARE * min(request.hold_s, self._most_hold_s))
+        return self._holdings.shelf.lend(request.name)
 
     def _lend(self, channel: Channel, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> None:
         """Hold the lease until it ends. LeaseExpired, PeerGone, WireError."""
