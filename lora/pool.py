@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora.flat import ALIGNMENT
+from lora.stowage import Stowage, Whole
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +33,14 @@ class PageRun:
 class RankPages:
     """Allocates runs of pages from one arena, best fit; neighbouring free runs are always one run."""
 
-    def __init__(self, num_pages: int, page_bytes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_bytes: int,
+        device: torch.device | str = "cpu",
+        stowage: Stowage | None = None,
+    ) -> None:
+        """`stowage` says how an adapter lies in its pages: whole unless told otherwise."""
         if num_pages < 1 or page_bytes < ALIGNMENT or page_bytes % ALIGNMENT:
             raise ValueError(
                 f"num_pages={num_pages}, page_bytes={page_bytes}: give at least one page, and page_bytes a"
@@ -40,6 +48,7 @@ class RankPages:
             )
         self.num_pages = num_pages
         self.page_bytes = page_bytes
+        self.stowage: Stowage = stowage or Whole()
         self.arena = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
         self._free = [PageRun(0, num_pages)]  # ascending, disjoint, never adjacent
 

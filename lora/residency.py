@@ -30,7 +30,7 @@ class Force(IntEnum):
 
 @dataclass(slots=True)
 class Content:
-    """One adapter's content: who uses it and where it lies.
+    """One adapter's content: who uses it and where it lies, `nbytes` of the arena.
 
     `names` bind it, `retained` counts the live requests that use it, `leases` the steps that run it now. It has
     a `run` of pages while it is resident or arriving, and `weights` only when it is resident.
@@ -39,6 +39,7 @@ class Content:
     ref: AdapterRef
     layout: FlatLayout
     reload_s: float
+    nbytes: int
     names: int = 0
     retained: int = 0
     leases: int = 0
@@ -98,7 +99,10 @@ class Residency:
 
     def admit(self, ref: AdapterRef, layout: FlatLayout, reload_s: float) -> Content:
         """Know this content; the one known already if there is one, its failure forgotten."""
-        content = self._contents.setdefault(ref.digest, Content(ref, layout, reload_s))
+        content = self._contents.get(ref.digest)
+        if content is None:
+            content = Content(ref, layout, reload_s, self._pages.stowage.nbytes(layout))
+            self._contents[ref.digest] = content
         content.failure = None
         return content
 
@@ -119,7 +123,7 @@ class Residency:
 
     def reserve(self, content: Content, force: Force) -> bool:
         """Give an absent content its pages, displacing others as far as `force` allows. False if it must wait."""
-        run = self._pages.allocate(content.layout.nbytes)
+        run = self._pages.allocate(content.nbytes)
         if run is None and force > Force.FREE_PAGES:
             victims = self._victims(content, force, self.step)
             if victims is None:
@@ -127,7 +131,7 @@ class Residency:
             for victim in victims:
                 self._vacate(victim)
             self.evictions += len(victims)
-            run = self._pages.allocate(content.layout.nbytes)
+            run = self._pages.allocate(content.nbytes)
             assert run is not None or self._leaving
         content.run = run
         return run is not None
@@ -187,7 +191,7 @@ class Residency:
         placed.sort(key=lambda found: found[0])
         occupants = [Occupant(run, self._loss(c, force, step)) for run, c in placed]
         occupants += [Occupant(run, loss) for run, loss in self._leaving.items()]
-        needed = self._pages.pages_for(content.layout.nbytes)
+        needed = self._pages.pages_for(content.nbytes)
         window = cheapest_window(
             self._pages.num_pages, needed, sorted(occupants, key=lambda occupant: occupant.run)
         )

@@ -171,7 +171,7 @@ class AdapterStore:
             resident = [c for c in self._residency.contents if c.weights is not None]
             return StoreStats(
                 resident=len(resident),
-                resident_bytes=sum(c.layout.nbytes for c in resident),
+                resident_bytes=sum(c.nbytes for c in resident),
                 total_pages=self._pages.num_pages,
                 free_pages=self._pages.free_pages,
                 loads=self._traffic.loads,

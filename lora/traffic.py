@@ -12,7 +12,6 @@ from concurrent.futures import Executor, Future
 from functools import partial
 
 from lora.errors import BytesMayLand
-from lora.flat import view
 from lora.lending import Lending
 from lora.peft import PackedAdapter
 from lora.pool import PageRun, RankPages
@@ -93,9 +92,15 @@ class Traffic:
     def fill(self, content: Content, packed: PackedAdapter, started_s: float) -> None:
         """Bring a reserved content in from the form just packed."""
         assert content.run is not None
-        rows = self._pages.rows(content.run)
-        rows[: packed.rows.numel()].copy_(packed.rows)
-        self._arrive(content, view(rows, packed.layout, packed.ref.digest), time.perf_counter() - started_s)
+        place, stowage = self._pages.rows(content.run), self._pages.stowage
+        landing = stowage.landing(place, packed.layout)
+        landing[: packed.rows.numel()].copy_(packed.rows)
+        try:
+            weights = stowage.stow(place, landing, packed.layout, packed.ref.digest)
+        except Exception as error:
+            self._fail(content, error)
+            raise
+        self._arrive(content, weights, time.perf_counter() - started_s)
 
     def retained(self) -> set[str]:
         """Digests whose packed forms must be kept. Under the lock."""
@@ -176,10 +181,11 @@ class Traffic:
         """Fill a reserved content from the first tier that has it. Runs on a worker."""
         started_s = time.perf_counter()
         assert content.run is not None
-        rows = self._pages.rows(content.run)
+        place, stowage = self._pages.rows(content.run), self._pages.stowage
         try:
-            pulled = self._supply.fetch(content.ref.digest, content.ref.name, rows)
-            weights = view(rows, content.layout, content.ref.digest)
+            landing = stowage.landing(place, content.layout)
+            pulled = self._supply.fetch(content.ref.digest, content.ref.name, landing)
+            weights = stowage.stow(place, landing, content.layout, content.ref.digest)
         except BytesMayLand as unsettled:
             self._retry(content, unsettled.settled)
             return
