@@ -27,6 +27,10 @@ class PeerConfig:
     door: str = "auto"  # auto | ucx | stream
     bandwidth_bytes_per_s: int | None = None
     pulls: int = 2
+    lend_bytes: int | None = (
+        None  # host memory for lending what is not resident; None: the adapters', at most 1 GiB
+    )
+    review_s: float = 5.0  # how often names that peers told are asked for again
 
     @property
     def on(self) -> bool:

@@ -122,6 +122,8 @@ _PEERS = (
         "peers", "peer-bandwidth", size, "SIZE", "bytes per second to pull on average", "bandwidth_bytes_per_s"
     ),
     Option("peers", "peer-pulls", few, "N", "pulls at once per peer, 1 to 4", "pulls"),
+    Option("peers", "peer-lend-bytes", size, "SIZE", "memory for lending what is not resident", "lend_bytes"),
+    Option("peers", "peer-review-s", seconds, "S", "how often peers' names are asked for again", "review_s"),
 )  # fmt: skip
 
 _BATCH = (

@@ -21,6 +21,7 @@ from transport.network import ANY_LOCAL_PORT, NetworkOptions, NetworkTransport
 from transport.security import Security, TlsFiles
 
 _NOTES_BYTES = 16 << 20
+_MOST_ROOM_BYTES = 1 << 30
 
 
 class Peers:
@@ -41,7 +42,9 @@ class Peers:
         )
         directory = StaticDirectory(config.peers)
         tier = PeerTier(base, self._transport, self._loop, shared, directory, puller)
-        self.peering = Peering(tier, Lending(base, self._transport, shared, notebook))
+        room = RankPages(max(1, _room_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
+        self._lending = Lending(base, self._transport, shared, notebook, room)
+        self.peering = Peering(tier, self._lending, config.review_s)
 
     @property
     def address(self) -> Address:
@@ -52,8 +55,14 @@ class Peers:
         """Lend and pull no more; pulls under way fail. RegionBusy if bytes may still land."""
         try:
             self._loop.wait(self._transport.close())
+            self._lending.close()
         finally:
             self._loop.close()
+
+
+def _room_bytes(config: PeerConfig, pages: RankPages) -> int:
+    """Room for copies that are lent: as much as is needed to lend any adapter, within reason."""
+    return config.lend_bytes or min(pages.nbytes, _MOST_ROOM_BYTES)
 
 
 async def _open(config: PeerConfig) -> NetworkTransport:

@@ -147,7 +147,10 @@ class _Gauges(Collector):
         yield _counter("adapter_evictions", "Adapters that made room for others.", store.evictions)
         yield _counter("adapter_hits", "Adapters found, by tier.", store.hits, "tier")
         yield _counter("adapter_fallbacks", "Tiers asked in vain.", store.fallbacks, "tier")
+        yield _counter("adapter_tier_seconds", "Time that what a tier gave took.", store.seconds, "tier")
         yield from _peer_counters(store.peers)
+        yield _counter("lent_copies", "Adapters copied to host memory for peers.", store.lent.copies)
+        yield _counter("lent_crowded", "Adapters not lent for want of room.", store.lent.crowded)
 
 
 def _peer_counters(peers: PeerStats) -> Iterator[Metric]:
@@ -159,18 +162,18 @@ def _peer_counters(peers: PeerStats) -> Iterator[Metric]:
     yield _counter("peer_failures", "Pulls that failed.", peers.failed)
 
 
-def _gauge(name: str, help_: str, value: float | Mapping[str, int], label: str = "") -> Metric:
+def _gauge(name: str, help_: str, value: float | Mapping[str, float], label: str = "") -> Metric:
     family = GaugeMetricFamily(f"loraserve_{name}", help_, labels=(label,) if label else ())
     return _filled(family, value)
 
 
-def _counter(name: str, help_: str, value: float | Mapping[str, int], label: str = "") -> Metric:
+def _counter(name: str, help_: str, value: float | Mapping[str, float], label: str = "") -> Metric:
     family = CounterMetricFamily(f"loraserve_{name}", help_, labels=(label,) if label else ())
     return _filled(family, value)
 
 
 def _filled(
-    family: GaugeMetricFamily | CounterMetricFamily, value: float | Mapping[str, int]
+    family: GaugeMetricFamily | CounterMetricFamily, value: float | Mapping[str, float]
 ) -> GaugeMetricFamily | CounterMetricFamily:
     if isinstance(value, Mapping):
         for key, part in value.items():

@@ -1,100 +1,99 @@
-"""Lending: the resident adapters that peers may pull, straight from the pages that the steps read.
+"""Lending: all that peers may have of this node, and the answer to a peer that asks for what is not lent yet.
 
-A content is lent while it is resident, under its digest and under every name that means it. It is recalled before
-its pages are reused, which must wait until the last peer has read them.
+A name is told while it is known here, a content may be pulled while it is anywhere on this node; both are brought out
+when first asked for. No peer is ever asked on another's behalf, so that no question goes in circles.
 """
 
 import logging
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+from lora.errors import AdapterLost, AdapterRefused
 from lora.flat import FlatLayout
-from lora.note import note_name, rows_name, write_note
-from lora.pool import PageRun
+from lora.lent_notes import LentNotes
+from lora.lent_rows import LentRows, LentStats
+from lora.names import is_name
+from lora.note import Note, digest_lent, noted_name
+from lora.pool import PageRun, RankPages
 from lora.shared_pages import Notebook, SharedPages
-from transport.base import Region, Transport
+from lora.stock import Stock
+from transport.base import Transport
 
+_WORKERS = 2
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Loan:
-    """One content's note: how many reasons there are to keep it, and how to let it go."""
-
-    note: Region
-    give_back: Callable[[], None]
-    reasons: int = 1
-
-
 class Lending:
-    """What this node lends. Safe to use from any thread; nothing waits."""
+    """What this node lends. Safe to use from any thread; nothing waits but the jobs of its executor."""
 
-    def __init__(self, base: str, transport: Transport, pages: SharedPages, notebook: Notebook) -> None:
+    def __init__(
+        self,
+        base: str,
+        transport: Transport,
+        pages: SharedPages,
+        notebook: Notebook,
+        room: RankPages,
+        executor: Executor | None = None,
+    ) -> None:
+        """`base` is the base model's digest, `pages` the arena of resident contents, `room` where copies of others
+        are kept for peers; `executor` brings them there, of `_WORKERS` threads if it is not given."""
         self._base = base
         self._transport = transport
-        self._pages = pages
-        self._notebook = notebook
-        self._lock = threading.RLock()  # re-entered where a future is done already
-        self._names: dict[str, str] = {}  # the digest that each name means, lent or not
-        self._loans: dict[str, _Loan] = {}  # by digest
+        self._executor = executor or ThreadPoolExecutor(_WORKERS, "adapter-lend")
+        self._notes = LentNotes(base, transport, notebook)
+        self._rows = LentRows(transport, pages, room, self._executor)
 
-    def bind(self, name: str, digest: str) -> None:
-        """`name` means this content from now on."""
-        with self._lock:
-            self.unbind(name)
-            self._names[name] = digest
-            if digest in self._loans:
-                self._lend_note(name, self._loans[digest])
+    @property
+    def stats(self) -> LentStats:
+        """A snapshot."""
+        return self._rows.stats
+
+    def open(self, stock: Stock) -> None:
+        """From now on peers may also have what is in `stock` and not resident."""
+        self._transport.lend_on_demand(lambda lent: self._bring(lent, stock))
+
+    def close(self) -> None:
+        """Finish what is being brought."""
+        self._transport.lend_on_demand(lambda lent: None)
+        self._executor.shutdown(wait=True)
+
+    def bind(self, note: Note) -> None:
+        """The note's name means this from now on."""
+        self._notes.bind(note)
 
     def unbind(self, name: str) -> None:
         """`name` means nothing any more."""
-        with self._lock:
-            digest = self._names.pop(name, None)
-            if digest in self._loans:
-                self._withdraw_note(name, self._loans[digest])
+        self._notes.unbind(name)
 
     def lend(self, digest: str, layout: FlatLayout, run: PageRun) -> None:
-        """The content lies in `run` and will not change: let peers have it."""
-        written = write_note(digest, layout)
-        place = self._notebook.take(len(written))
-        if place is None:
-            _log.warning("adapter %s is not lent: no memory is left for its note", digest[:12])
-            return
-        note, give_back = place
-        note.view()[:] = written
-        with self._lock:
-            self._transport.publish(rows_name(digest), [self._pages.region(run, layout.nbytes)])
-            loan = self._loans[digest] = _Loan(note, give_back)
-            for name, meant in self._names.items():
-                if meant == digest:
-                    self._lend_note(name, loan)
+        """The content is resident in `run` and will not change: let peers have it."""
+        self._rows.lend(digest, layout, run)
 
     def recall(self, digest: str) -> Future[None]:
-        """Lend the content no more; done when no peer reads its pages."""
-        with self._lock:
-            loan = self._loans.pop(digest, None)
-            if loan is None:
-                nobody: Future[None] = Future()
-                nobody.set_result(None)
-                return nobody
-            for name, meant in self._names.items():
-                if meant == digest:
-                    self._withdraw_note(name, loan)
-            self._drop_reason(loan)
-            return self._transport.withdraw(rows_name(digest))
+        """Lend a resident content's pages no more; done when no peer reads them."""
+        return self._rows.recall(digest)
 
-    def _lend_note(self, name: str, loan: _Loan) -> None:
-        loan.reasons += 1
-        self._transport.publish(note_name(self._base, name), [loan.note])
+    def forget(self, digest: str) -> None:
+        """This node does not know the content any more."""
+        self._rows.forget(digest)
 
-    def _withdraw_note(self, name: str, loan: _Loan) -> None:
-        read = self._transport.withdraw(note_name(self._base, name))
-        read.add_done_callback(lambda _: self._drop_reason(loan))
+    def _bring(self, lent: str, stock: Stock) -> Future[None] | None:
+        """A peer asks for what is not lent. See transport.base.Bring."""
+        digest = digest_lent(lent)
+        if digest is not None:
+            return self._rows.bring(digest, stock)
+        name = noted_name(self._base, lent)
+        if name is None or not is_name(name):
+            return None
+        if not self._notes.lend(name):
+            return self._executor.submit(self._read, name, stock) if stock.declares(name) else None
+        told: Future[None] = Future()
+        told.set_result(None)
+        return told
 
-    def _drop_reason(self, loan: _Loan) -> None:
-        with self._lock:
-            loan.reasons -= 1
-            if not loan.reasons:
-                loan.give_back()
+    def _read(self, name: str, stock: Stock) -> None:
+        """Read a declared folder and lend its note. Runs on the executor."""
+        try:
+            stock.read(name)
+        except (AdapterRefused, AdapterLost) as error:
+            _log.warning("%s", error)
+        self._notes.lend(name)

@@ -1,18 +1,23 @@
-"""Lookup: what a name means that this node does not know. Coroutines, for the transport's event loop only.
+"""Lookup: what peers say that a name means. Coroutines, for the transport's event loop only.
 
 Who asks may be hostile: only well-formed names are asked for, few at a time, once per name however many want it,
 and a name that nobody knows is not asked for again for a while.
+
+Names are hearsay that can go in circles, so distances keep it honest, as in RIP (RFC 2453): a learnt name is one hop
+farther than the nearest who tells it, stands only while somebody nearer to an owner tells it, and is told no farther
+than MOST_HOPS. Hence a name that its owners have dropped dies out wherever it was learnt.
 """
 
 import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from lora.directory import Directory
 from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.flat import InvalidHeader
-from lora.names import is_name
+from lora.names import Learnt, is_name
 from lora.note import Note, note_name, read_note
 from lora.puller import Puller
 from transport.base import Address
@@ -25,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Lookup:
-    """Asks all peers of one base model at once and believes the first that knows."""
+    """Asks all peers of one base model at once, and believes the one nearest to an owner."""
 
     def __init__(self, base: str, puller: Puller, directory: Directory, absent_s: float = _ABSENT_S) -> None:
         self._base = base
@@ -42,31 +47,59 @@ class Lookup:
             raise UnknownAdapter(name)
         asking = self._asking.get(name)
         if asking is None:
-            asking = self._asking[name] = asyncio.create_task(self._ask(name))
+            asking = self._asking[name] = asyncio.create_task(self._discover(name))
             asking.add_done_callback(lambda _: self._asking.pop(name))
         return await asyncio.shield(asking)
 
-    async def _ask(self, name: str) -> Note:
+    async def confirm(self, learnt: Learnt) -> Note:
+        """What a learnt name means now to those nearer to an owner: the same content if one of them stands by it.
+
+        UnknownAdapter if none of them knows it, AdapterUnreachable if one could not be asked.
+        """
+        name, digest = learnt.ref.name, learnt.ref.digest
+        notes = await self._ask(name, lambda note: note.hops < learnt.hops and note.ref.digest == digest)
+        nearer = [note for note in notes if note.hops < learnt.hops]
+        if not nearer:
+            raise UnknownAdapter(name)
+        same = [note for note in nearer if note.ref.digest == digest]
+        return min(same or nearer, key=_distance).passed_on()
+
+    async def _discover(self, name: str) -> Note:
+        try:
+            notes = await self._ask(name, lambda note: note.hops == 0)
+        except UnknownAdapter:
+            self._remember_absent(name)
+            raise
+        return min(notes, key=_distance).passed_on()
+
+    async def _ask(self, name: str, enough: Callable[[Note], bool]) -> list[Note]:
+        """What peers say, until one said what is `enough`.
+
+        UnknownAdapter if no peer knows the name, AdapterUnreachable if none of those that could be asked does.
+        """
         peers = self._directory.peers()
+        notes: list[Note] = []
+        silent = 0
         async with self._seats:
             questions = [asyncio.create_task(self._ask_peer(peer, name)) for peer in peers]
-            silent = 0
             try:
                 for answer in asyncio.as_completed(questions):
                     try:
                         note = await answer
                     except (TransportError, InvalidHeader):
                         silent += 1
-                    else:
-                        if note is not None:
-                            return note
+                        continue
+                    notes += [note] if note is not None else []
+                    if note is not None and enough(note):
+                        return notes
             finally:
                 for question in questions:
                     question.cancel()
                 await asyncio.gather(*questions, return_exceptions=True)
+        if notes:
+            return notes
         if silent:
             raise AdapterUnreachable(name, silent, len(peers))
-        self._remember_absent(name)
         raise UnknownAdapter(name)
 
     async def _ask_peer(self, peer: Address, name: str) -> Note | None:
@@ -82,3 +115,8 @@ class Lookup:
         self._absent_until_s[name] = time.monotonic() + self._absent_s
         if len(self._absent_until_s) > _MOST_ABSENT:
             self._absent_until_s.popitem(last=False)
+
+
+def _distance(note: Note) -> tuple[int, str]:
+    """The nearest to an owner first, and always the same of several."""
+    return note.hops, note.ref.digest

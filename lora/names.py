@@ -21,13 +21,24 @@ def is_name(text: str) -> bool:
 class Name:
     """What a name means now; `folder` is None where a peer told it.
 
-    `packing` is held by whoever reads the folder, so that it is read once.
+    `hops` is how far this node is from one that owns the name (0: it does), `misses` how often in a row no peer stood
+    by it. `packing` is held by whoever reads the folder, so that it is read once.
     """
 
     name: str
     folder: Path | None
     ref: AdapterRef | None = None
+    hops: int = 0
+    misses: int = 0
     packing: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A name that a peer told, and means `ref` here; see Name."""
+
+    ref: AdapterRef
+    hops: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ something; afterwards a name is a dictionary's key.
 It shares the store's lock, holds a content by each name that means it, and leaves the moving of bytes to Traffic.
 """
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -12,12 +13,16 @@ from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused, UnknownAdapter
 from lora.flat import FlatLayout
 from lora.lending import Lending
-from lora.names import AdapterEntry, Name
+from lora.names import AdapterEntry, Learnt, Name
+from lora.note import Note
 from lora.peft import PackedAdapter
 from lora.peft_config import CONFIG_FILE
 from lora.residency import Content, Force
 from lora.supply import Supply
 from lora.traffic import Traffic
+
+_MISSES = 2  # a node that starts again needs a moment until it knows its names
+_log = logging.getLogger(__name__)
 
 
 class Naming:
@@ -64,11 +69,8 @@ class Naming:
                     return entry.ref
             if entry is None or entry.folder is None:
                 self._discover(name)
-                continue
-            with entry.packing:
-                if entry.ref is None:
-                    packed = self._supply.pack(name, entry.folder, self._most_bytes)
-                    self._bind(entry, packed, replaces=entry)
+            else:
+                self._read(entry)
 
     def unload(self, name: str) -> None:
         """See AdapterStore."""
@@ -88,12 +90,63 @@ class Naming:
         with self._lock:
             return tuple(AdapterEntry(name, entry.folder, entry.ref) for name, entry in self._names.items())
 
+    # For peers
+
+    def declares(self, name: str) -> bool:
+        """Whether `name` has a folder that was not read yet."""
+        with self._lock:
+            entry = self._names.get(name)
+            return entry is not None and entry.ref is None and entry.folder is not None
+
+    def read(self, name: str) -> None:
+        """Read the folder of a declared name. Raises AdapterRefused."""
+        with self._lock:
+            entry = self._names.get(name)
+        if entry is not None:
+            self._read(entry)
+
+    # From peers
+
+    def learnt(self) -> tuple[Learnt, ...]:
+        """The names that peers told, and what they mean here."""
+        with self._lock:
+            return tuple(
+                Learnt(e.ref, e.hops) for e in self._names.values() if e.folder is None and e.ref is not None
+            )
+
+    def follow(self, learnt: Learnt, told: Note | None) -> None:
+        """Let a learnt name mean what peers say now; None: nobody nearer to an owner knows it. Nothing happens if it
+        has come to mean something else meanwhile. Requests keep the content that they were accepted with."""
+        name = learnt.ref.name
+        with self._lock:
+            entry = self._names.get(name)
+            if entry is None or entry.folder is not None or entry.ref != learnt.ref:
+                return
+            if told is None:
+                entry.misses += 1
+                if entry.misses >= _MISSES:
+                    _log.info("adapter %s is forgotten: no peer has it under that name", name)
+                    self._unbind(self._names.pop(name))
+            elif (told.ref, told.hops) != (entry.ref, entry.hops):
+                _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
+                self._mean(Name(name, None, hops=told.hops), told.ref, told.layout)
+            else:
+                entry.misses = 0
+        self._traffic.settle()
+
     def lost(self, content: Content) -> None:
         """The content cannot be had: its names are read or asked for afresh. Under the lock."""
         for entry in [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]:
             self._unbind(entry)
             if entry.folder is None:
                 del self._names[entry.name]
+
+    def _read(self, entry: Name) -> None:
+        """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
+        with entry.packing:
+            if entry.ref is None and entry.folder is not None:
+                packed = self._supply.pack(entry.name, entry.folder, self._most_bytes)
+                self._bind(entry, packed, replaces=entry)
 
     def _bind(self, entry: Name, packed: PackedAdapter, replaces: Name | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
@@ -117,7 +170,7 @@ class Naming:
             raise UnknownAdapter(name)
         with self._lock:
             if name not in self._names:
-                self._mean(Name(name, None), note.ref, note.layout)
+                self._mean(Name(name, None, hops=note.hops), note.ref, note.layout)
 
     def _mean(self, entry: Name, ref: AdapterRef, layout: FlatLayout) -> Content:
         """Let the entry's name mean this content. Under the lock."""
@@ -128,7 +181,7 @@ class Naming:
         self._names[entry.name] = entry
         self._supply.remember(ref.digest, layout, entry.name, entry.folder)
         if self._lending is not None:
-            self._lending.bind(entry.name, ref.digest)
+            self._lending.bind(Note(ref, layout, entry.hops))
         return content
 
     def _unbind(self, entry: Name | None) -> None:

@@ -16,6 +16,7 @@ from lora.errors import BytesMayLand
 from lora.flat import FlatLayout, digest_of
 from lora.lending import Lending
 from lora.lookup import Lookup
+from lora.names import Learnt
 from lora.note import Note, rows_name
 from lora.peer_loop import PeerLoop
 from lora.puller import Puller
@@ -82,6 +83,10 @@ class PeerTier:
         """What `name` means at a peer. UnknownAdapter, AdapterUnreachable."""
         return self._loop.wait(self._lookup.find(name))
 
+    def confirm(self, learnt: Learnt) -> Note:
+        """What a learnt name means now. UnknownAdapter, AdapterUnreachable."""
+        return self._loop.wait(self._lookup.confirm(learnt))
+
     def remember(self, digest: str, layout: FlatLayout) -> None:
         """This content has this layout: what is pulled as `digest` is checked against both."""
         with self._lock:
@@ -140,7 +145,11 @@ class PeerTier:
 
 @dataclass(frozen=True, slots=True)
 class Peering:
-    """Both sides of sharing adapters with peers."""
+    """Both sides of sharing adapters with peers.
+
+    Names learnt from them are asked for again every `review_s`, or as often as the store is told to if it is None.
+    """
 
     tier: PeerTier
     lending: Lending
+    review_s: float | None = None

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
+from lora.flat import FlatLayout
+from lora.freshness import Freshness
 from lora.lease import Lease
+from lora.lent_rows import LentStats
 from lora.names import AdapterEntry
 from lora.naming import Naming
 from lora.peer import Peering, PeerStats
@@ -35,7 +39,8 @@ _HOST_BYTES = 256 << 20  # packed forms kept in host memory where there is no di
 class StoreStats:
     """Counts since the start, and how full the arena is.
 
-    `hits` counts where an adapter was found, by tier, `fallbacks` how often a tier was asked in vain.
+    `hits` counts where an adapter was found, by tier, `seconds` how long what a tier gave took, `fallbacks` how often
+    a tier was asked in vain.
     """
 
     resident: int
@@ -47,7 +52,9 @@ class StoreStats:
     evictions: int
     hits: Mapping[str, int]
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     peers: PeerStats = field(default_factory=PeerStats)
+    lent: LentStats = field(default_factory=LentStats)
 
 
 class AdapterStore:
@@ -65,7 +72,7 @@ class AdapterStore:
     ) -> None:
         """`workers` is how many threads copy, or the executor to copy with; `peering` shares `pages`' arena."""
         self._pages = pages
-        lending = peering.lending if peering else None
+        self._lending = lending = peering.lending if peering else None
         self._supply = Supply(base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None)
         executor = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-copy")
         self._lock = threading.Lock()  # guards names, residency, and what hangs on them
@@ -73,6 +80,10 @@ class AdapterStore:
         self._naming = Naming(self._lock, self._traffic, self._supply, lending, pages.nbytes)
         self._residency = self._traffic.residency
         self._hits = 0
+        self._freshness: Freshness | None = None
+        if peering is not None:
+            self._freshness = Freshness(self._naming, self._supply, pages.nbytes, peering.review_s)
+            peering.lending.open(self)
 
     # Names
 
@@ -179,12 +190,41 @@ class AdapterStore:
                 evictions=self._residency.evictions,
                 hits={"device": self._hits, **self._supply.hits},
                 fallbacks=self._supply.fallbacks,
+                seconds=self._supply.seconds,
                 peers=self._supply.peer_stats,
+                lent=self._lending.stats if self._lending else LentStats(),
             )
 
     def close(self) -> None:
         """Finish the copies under way and start no more."""
+        if self._freshness is not None:
+            self._freshness.close()
         self._traffic.close()
+
+    # Peers
+
+    def review(self) -> None:
+        """Ask peers again what the names mean that they told; see Freshness. Waits."""
+        if self._freshness is not None:
+            self._freshness.review()
+
+    def declares(self, name: str) -> bool:
+        """See Stock."""
+        return self._naming.declares(name)
+
+    def read(self, name: str) -> None:
+        """See Stock."""
+        self._naming.read(name)
+
+    def layout(self, digest: str) -> FlatLayout | None:
+        """See Stock."""
+        with self._lock:
+            content = self._residency.find(digest)
+            return content.layout if content else None
+
+    def fetch_here(self, digest: str, destination: Tensor) -> bool:
+        """See Stock."""
+        return self._supply.fetch_here(digest, destination)
 
     def _pinnable(self, ref: AdapterRef) -> Content:
         content = self._residency.find(ref.digest)

@@ -4,7 +4,8 @@ It knows where contents may be had and nothing of residency; it may be called fr
 """
 
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lora.errors import AdapterLost, AdapterRefused
 from lora.flat import FlatLayout
+from lora.names import Learnt
 from lora.note import Note
 from lora.peer import PeerStats, PeerTier
 from lora.peft import PackedAdapter, pack
@@ -35,6 +37,7 @@ class Supply:
         self._lock = threading.Lock()
         self._hits = Counter[str]()
         self._fallbacks = Counter[str]()
+        self._seconds = defaultdict[str, float](float)
 
     @property
     def hits(self) -> Mapping[str, int]:
@@ -47,6 +50,12 @@ class Supply:
         """How many times each tier was asked in vain, and the next one had to be."""
         with self._lock:
             return {tier.name: self._fallbacks[tier.name] for tier in self._tiers}
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long what each tier gave has taken."""
+        with self._lock:
+            return {tier.name: self._seconds[tier.name] for tier in self._tiers}
 
     @property
     def peer_stats(self) -> PeerStats:
@@ -76,13 +85,12 @@ class Supply:
         """
         if self._peers is None:
             return None
-        note = self._peers.look_up(name)
-        if note.layout.base != self._base or note.layout.dtype != self._dtype:
-            raise AdapterRefused(
-                name, "the peer that has it serves another base model or dtype: give both nodes the same"
-            )
-        _check_size(name, note.layout.nbytes, most_bytes)
-        return note
+        return self._checked(self._peers.look_up(name), most_bytes)
+
+    def confirm(self, learnt: Learnt, most_bytes: int) -> Note:
+        """What peers say now that a learnt name means. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
+        assert self._peers is not None, "only peers teach names"
+        return self._checked(self._peers.confirm(learnt), most_bytes)
 
     def remember(self, digest: str, layout: FlatLayout, name: str, folder: Path | None) -> None:
         """This content has this layout, and may be had from `folder`."""
@@ -111,13 +119,29 @@ class Supply:
         Raises AdapterLost if none has it, BytesMayLand if the destination must not be used any more.
         """
         for tier in self._tiers:
+            started_s = time.perf_counter()
             if tier.fetch(digest, destination):
                 with self._lock:
                     self._hits[tier.name] += 1
+                    self._seconds[tier.name] += time.perf_counter() - started_s
                 return tier is self._peers
             with self._lock:
                 self._fallbacks[tier.name] += 1
         raise AdapterLost(name, "no tier has its content any more: load it again")
+
+    def fetch_here(self, digest: str, destination: Tensor) -> bool:
+        """Fill `destination` from what is on this node: no peer is asked, nothing is counted. Raises AdapterLost."""
+        return any(tier.fetch(digest, destination) for tier in self._tiers if tier is not self._peers)
+
+    def _checked(self, note: Note, most_bytes: int) -> Note:
+        """Raises AdapterRefused for what this base cannot serve."""
+        name = note.ref.name
+        if note.layout.base != self._base or note.layout.dtype != self._dtype:
+            raise AdapterRefused(
+                name, "the peer that has it serves another base model or dtype: give both nodes the same"
+            )
+        _check_size(name, note.layout.nbytes, most_bytes)
+        return note
 
 
 def _check_size(name: str, nbytes: int, most_bytes: int) -> None:

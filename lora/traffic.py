@@ -140,6 +140,8 @@ class Traffic:
                 del self._doomed[digest]
                 if not content.wanted:
                     self._supply.forget(digest)
+                    if self._lending is not None:
+                        self._lending.forget(digest)
 
     def _grant(self, force: Force) -> list[Content]:
         """Reserve pages for wishes: only the first may displace what live requests use."""

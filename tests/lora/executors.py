@@ -9,8 +9,9 @@ class InlineExecutor(Executor):
     """Runs each job within `submit`."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        fn(*args, **kwargs)
-        return Future()
+        done = Future[Any]()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class HeldExecutor(Executor):

@@ -124,6 +124,7 @@ class Cluster:
         adapters_that_fit: int = 2,
         workers: int | InlineExecutor | None = None,
         weights: str = "weights",
+        room_pages: int = 2 * PAGES_OF_RANK_4,
     ) -> Node:
         """A node that asks `peers`, over the base model of digest `weights`."""
         transport = self.run(self._transport())
@@ -131,7 +132,9 @@ class Cluster:
         shared, notebook = SharedPages(transport, pages), Notebook(transport, 1 << 20)
         puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
         tier = PeerTier(weights, transport, self.loop, shared, StaticDirectory(peers), puller)
-        peering = Peering(tier, Lending(weights, transport, shared, notebook))
+        room = RankPages(room_pages, PAGE_BYTES)
+        lending = Lending(weights, transport, shared, notebook, room, InlineExecutor())
+        peering = Peering(tier, lending)
         store = AdapterStore(BASE, torch.float32, pages, None, workers or InlineExecutor(), peering)
         return Node(self.loop, transport, pages, shared, notebook, store)
 

@@ -1,20 +1,24 @@
-"""Two nodes that lend to each other: whatever is loaded, evicted, pulled, corrupted and read for long, nobody is
-served other bytes than the digest's, pages that a peer reads do not change, and in the end nothing is left."""
+"""Three nodes that lend to each other: whatever is loaded, reloaded, unloaded, evicted, pulled, forged and read for
+long, and whoever dies, nobody is served other bytes than the digest's, what one node has anywhere the others get,
+what a peer reads does not change, names come to mean what their owners say, and in the end nothing is left."""
 
+import ctypes
 import tempfile
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lora.directory import StaticDirectory
-from lora.errors import UnknownAdapter
+from lora.adapter import AdapterRef
+from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.lending import Lending
 from lora.lookup import Lookup
-from lora.note import rows_name
+from lora.note import MOST_HOPS, rows_name
 from lora.peer import Peering, PeerTier
 from lora.peer_loop import PeerLoop
 from lora.peft import pack
@@ -22,19 +26,29 @@ from lora.pool import RankPages
 from lora.puller import Puller, PullLimits
 from lora.shared_pages import Notebook, SharedPages
 from lora.store import AdapterStore
-from tests.lora.executors import HeldExecutor
+from tests.lora.executors import HeldExecutor, InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
-from transport.base import Address, Lease
+from transport.base import Address, Lease, Region
 from transport.errors import NotOffered
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 
 SHAPE = base_shape()
 RANKS = (1, 2, 3, 5, 8)
+NUM_NODES = 3
 NAMES = st.sampled_from(["a", "b", "c", "d"])
-NODES = st.sampled_from([0, 1])
-ADDRESSES = (Address("loopback", 1), Address("loopback", 2))
-
+NODES = st.integers(0, NUM_NODES - 1)
+FOLDERS = st.integers(0, len(RANKS) - 1)
+PAGE_BYTES = 2048
+NUM_PAGES = 24  # the largest adapter takes 22
 BASE = "weights"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_patience() -> Iterator[None]:
+    """Jobs run on the event loop here, where nobody may wait for a reader."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora.lent_rows._ROOM_PATIENCE_S", 0.0)
+        yield
 
 
 @lru_cache
@@ -45,10 +59,15 @@ def folders() -> tuple[Path, ...]:
 
 
 @lru_cache
-def content(digest: str) -> torch.Tensor:
-    """The rows that a digest stands for, read afresh."""
+def contents() -> dict[str, torch.Tensor]:
+    """The rows that each digest stands for, read afresh; in the order of the folders."""
     packed = [pack("x", folder, SHAPE, torch.float32) for folder in folders()]
-    return next(one.rows for one in packed if one.ref.digest == digest)
+    return {one.ref.digest: one.rows for one in packed}
+
+
+def digest_of(folder: int) -> str:
+    """The content of a folder."""
+    return tuple(contents())[folder]
 
 
 @lru_cache
@@ -57,26 +76,60 @@ def loop() -> PeerLoop:
     return PeerLoop()
 
 
-class Node:
-    """One of the two; the largest adapter takes 22 of its 24 pages."""
+class ForgedTransport(LoopbackTransport):
+    """A loopback node that can be told to receive one wrong byte."""
 
-    def __init__(self, network: LoopbackNetwork, peer: Address) -> None:
+    forged = False
+
+    async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
+        await super().pull(lease, into, timeout_s)
+        if self.forged and lease.name.startswith("rows/"):
+            self.forged = False
+            into[0].view()[7] ^= 1
+
+
+class OtherNodes:
+    """The directory of one node: all the others, dead ones too."""
+
+    def __init__(self, addresses: list[Address | None], mine: int) -> None:
+        self._addresses = addresses
+        self._mine = mine
+
+    def peers(self) -> Sequence[Address]:
+        """See `Directory`."""
+        found = [address for at, address in enumerate(self._addresses) if at != self._mine]
+        return [address for address in found if address is not None]
+
+    def holders(self, digest: str) -> Sequence[Address]:
+        """See `Directory`."""
+        return self.peers()
+
+
+class Node:
+    """One of the three, and what an operator has loaded there: folders by name."""
+
+    def __init__(self, network: LoopbackNetwork, addresses: list[Address | None], mine: int) -> None:
         self.transport = loop().wait(self._join(network))
-        self.pages = RankPages(24, 2048)
+        addresses[mine] = self.transport.address
+        self.alive = True
+        self.owned: dict[str, int] = {}
+        self.pages = RankPages(NUM_PAGES, PAGE_BYTES)
+        self.room = RankPages(NUM_PAGES, PAGE_BYTES)
         shared, self.notebook = SharedPages(self.transport, self.pages), Notebook(self.transport, 1 << 16)
         self.free_notes = self.notebook.free_pages
-        directory, limits = StaticDirectory((peer,)), PullLimits(rest_s=0.0)
-        tier = PeerTier(
-            BASE, self.transport, loop(), shared, directory, Puller(self.transport, self.notebook, limits)
-        )
-        tier._lookup = Lookup(BASE, tier._puller, directory, absent_s=0.0)
-        peering = Peering(tier, Lending(BASE, self.transport, shared, self.notebook))
+        directory = OtherNodes(addresses, mine)
+        puller = Puller(self.transport, self.notebook, PullLimits(rest_s=0.0))
+        tier = PeerTier(BASE, self.transport, loop(), shared, directory, puller)
+        tier._lookup = Lookup(BASE, puller, directory, absent_s=0.0)
+        lending = Lending(BASE, self.transport, shared, self.notebook, self.room, InlineExecutor())
         self.executor = HeldExecutor()
-        self.store = AdapterStore(SHAPE, torch.float32, self.pages, None, self.executor, peering)
+        self.store = AdapterStore(
+            SHAPE, torch.float32, self.pages, None, self.executor, Peering(tier, lending)
+        )
 
     @staticmethod
-    async def _join(network: LoopbackNetwork) -> LoopbackTransport:
-        return LoopbackTransport("n", network)
+    async def _join(network: LoopbackNetwork) -> ForgedTransport:
+        return ForgedTransport("n", network)
 
     def step(self) -> None:
         """A step that runs nothing, with the copies that are due."""
@@ -85,93 +138,165 @@ class Node:
         self.executor.run()
         self.store.acquire(()).release()
 
+    def assert_nothing_is_left(self) -> None:
+        """Every name goes; then every page, lease, landing and note must be free."""
+        for name in self.store.names():
+            self.store.unload(name)
+        self.step()
+        assert self.store.stats().free_pages == self.pages.num_pages
+        assert self.room.free_pages == self.room.num_pages
+        assert self.notebook.free_pages == self.free_notes
+        usage = self.transport.usage()
+        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+
 
 class PeersMachine(RuleBasedStateMachine):
-    """Loads, unloads, requests for what the other has, and slow readers, in any order."""
+    """Operators, requests, slow readers, forgers and deaths, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        network = LoopbackNetwork()
-        self.nodes = [Node(network, ADDRESSES[1]), Node(network, ADDRESSES[0])]
-        self.reading: list[tuple[int, Lease, str]] = []  # which node reads, and what
+        self.network = LoopbackNetwork()
+        self.addresses: list[Address | None] = [None] * NUM_NODES
+        self.nodes = [Node(self.network, self.addresses, at) for at in range(NUM_NODES)]
+        self.reading: list[tuple[int, int, Lease, str]] = []  # the reader, whom it reads, and what
 
-    @rule(node=NODES, name=NAMES, folder=st.integers(0, len(RANKS) - 1))
+    @rule(node=NODES, name=NAMES, folder=FOLDERS)
     def load(self, node: int, name: str, folder: int) -> None:
         self.nodes[node].store.load(name, folders()[folder])
+        self.nodes[node].owned[name] = folder
+
+    @rule(node=NODES, name=NAMES, folder=FOLDERS)
+    def declare(self, node: int, name: str, folder: int) -> None:
+        self.nodes[node].store.declare(name, folders()[folder])
+        self.nodes[node].owned[name] = folder
 
     @rule(node=NODES, name=NAMES)
     def unload(self, node: int, name: str) -> None:
         if name in self.nodes[node].store.names():
             self.nodes[node].store.unload(name)
+            self.nodes[node].owned.pop(name, None)
         self.nodes[node].step()
+
+    @rule(node=NODES)
+    def forge(self, node: int) -> None:
+        self.nodes[node].transport.forged = True
 
     @rule(node=NODES, name=NAMES)
     def ask(self, node: int, name: str) -> None:
         """A request: what it runs with is what its name meant, byte for byte."""
-        store = self.nodes[node].store
+        asked = self.nodes[node]
+        trouble = asked.transport.forged or bool(self.reading)
         try:
-            ref = store.resolve(name)
-            store.retain(ref)
-        except UnknownAdapter:
+            ref = asked.store.resolve(name)
+            asked.store.retain(ref)
+        except (UnknownAdapter, AdapterUnreachable) as error:
+            owners = [other for other in self.nodes if other.alive and name in other.owned]
+            assert not (owners and asked.alive), error
             return
+        if name in asked.owned:
+            assert ref.digest == digest_of(asked.owned[name])
+        self.run(asked, ref, trouble)
+        asked.store.release(ref)
+        asked.step()
+
+    def run(self, asked: Node, ref: AdapterRef, trouble: bool) -> None:
+        """Wait for an adapter as a step loop does, and look at it."""
+        store = asked.store
         for _ in range(6):
             store.prefetch((ref,))
-            self.nodes[node].executor.run()
+            asked.executor.run()
             if ref.digest in store.ready() or ref.digest in store.failed():
                 break
             store.acquire(()).release()
         if ref.digest in store.ready():
             with store.acquire((ref,)) as lease:
-                weights = next(iter(lease.weights[ref.digest].groups.values())).A
-                assert torch.equal(
-                    weights.flatten(), content(ref.digest).view(torch.float32)[: weights.numel()]
-                )
-        else:
-            assert self.reading or ref.digest in store.failed()
-        store.release(ref)
-        self.nodes[node].step()
+                found = next(iter(lease.weights[ref.digest].groups.values())).A.flatten()
+                assert torch.equal(found, contents()[ref.digest].view(torch.float32)[: found.numel()])
+            return
+        store.acquire(()).release()
+        owned = {digest_of(folder) for other in self.nodes if other.alive for folder in other.owned.values()}
+        assert trouble or not asked.alive or ref.digest not in owned, "somebody has it"
 
-    @rule(node=NODES, name=NAMES)
-    def begin_to_read(self, node: int, name: str) -> None:
-        """The other node pins a content and takes its time."""
-        ref = self.nodes[1 - node].store.known(name)
-        if ref is None or len(self.reading) > 3:
+    @rule(node=NODES, source=NODES, name=NAMES)
+    def begin_to_read(self, node: int, source: int, name: str) -> None:
+        """A node pins a content of another, resident or not, and takes its time."""
+        ref, reader = self.nodes[source].store.known(name), self.nodes[node]
+        alive = reader.alive and self.nodes[source].alive
+        if ref is None or node == source or not alive or len(self.reading) > 3:
             return
         try:
-            reader = self.nodes[node].transport
-            lease = loop().wait(reader.lease(ADDRESSES[1 - node], rows_name(ref.digest), 60.0))
+            lease = loop().wait(
+                reader.transport.lease(self.nodes[source].transport.address, rows_name(ref.digest), 60.0)
+            )
         except NotOffered:
+            assert self.reading or name not in self.nodes[source].owned
             return
-        self.reading.append((node, lease, ref.digest))
+        self.reading.append((node, source, lease, ref.digest))
 
     @precondition(lambda self: self.reading)
     @rule(data=st.data())
     def end_reading(self, data: st.DataObject) -> None:
-        node, lease, _ = self.reading.pop(data.draw(st.integers(0, len(self.reading) - 1)))
-        loop().wait(self.nodes[node].transport.release(lease))
-        self.nodes[1 - node].executor.run()
+        self._end(self.reading.pop(data.draw(st.integers(0, len(self.reading) - 1))))
+
+    @rule(node=NODES)
+    def die(self, node: int) -> None:
+        """The node is gone from the network; its own requests go on with what it has."""
+        mine = [one for one in self.reading if node in one[:2]]
+        self.reading = [one for one in self.reading if node not in one[:2]]
+        for one in mine:
+            self._end(one)
+        loop().wait(self.nodes[node].transport.close())
+        self.nodes[node].alive = False
+
+    @rule(node=NODES)
+    def start_again(self, node: int) -> None:
+        """Another incarnation, which has nothing, in place of a dead one."""
+        if not self.nodes[node].alive:
+            self.nodes[node] = Node(self.network, self.addresses, node)
+
+    @rule(node=NODES)
+    def review(self, node: int) -> None:
+        self.nodes[node].store.review()
+
+    @precondition(lambda self: all(node.alive for node in self.nodes))
+    @rule()
+    def review_all(self) -> None:
+        """Nobody is silent and nothing changes: then every name means what an owner of it says, or is forgotten."""
+        for _ in range(2 * (MOST_HOPS + 1)):
+            for node in self.nodes:
+                node.store.review()
+        for node in self.nodes:
+            for name in node.store.names():
+                owners = {
+                    digest_of(other.owned[name])
+                    for other in ([node] if name in node.owned else self.nodes)
+                    if name in other.owned
+                }
+                ref = node.store.known(name)
+                assert owners, f"{name} is remembered, and nobody owns it"
+                assert ref is None or ref.digest in owners
 
     @invariant()
     def what_is_read_does_not_change(self) -> None:
-        for node, lease, digest in self.reading:
+        for _, _, lease, digest in self.reading:
             (region,) = lease.regions
-            start = region.address - self.nodes[1 - node].pages.arena.data_ptr()
-            rows = self.nodes[1 - node].pages.arena[start : start + region.nbytes]
-            assert torch.equal(rows, content(digest))
+            rows = ctypes.string_at(region.address, region.nbytes)
+            assert rows == contents()[digest].numpy().tobytes()
+
+    def _end(self, reading: tuple[int, int, Lease, str]) -> None:
+        reader, source, lease, _ = reading
+        loop().wait(self.nodes[reader].transport.release(lease))
+        self.nodes[source].executor.run()
 
     def teardown(self) -> None:
         while self.reading:
-            node, lease, _ = self.reading.pop()
-            loop().wait(self.nodes[node].transport.release(lease))
+            self._end(self.reading.pop())
         for node in self.nodes:
             for name in node.store.names():
                 node.store.unload(name)
             node.step()
         for node in self.nodes:
-            assert node.store.stats().free_pages == node.pages.num_pages
-            assert node.notebook.free_pages == node.free_notes
-            usage = node.transport.usage()
-            assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+            node.assert_nothing_is_left()
 
 
 PeersMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
