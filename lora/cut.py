@@ -25,6 +25,16 @@ class SiteCut:
     out_start: int
     out_stop: int
 
+    @property
+    def inputs(self) -> range:
+        """The columns of the projection's matrix."""
+        return range(self.in_start, self.in_stop)
+
+    @property
+    def outputs(self) -> range:
+        """The rows of the projection's matrix."""
+        return range(self.out_start, self.out_stop)
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -40,7 +50,7 @@ class Cut:
     @property
     def shape(self) -> BaseShape:
         """What an adapter's share must fit."""
-        sizes = ((cut.in_stop - cut.in_start, cut.out_stop - cut.out_start) for cut in self.sites)
+        sizes = ((len(cut.inputs), len(cut.outputs)) for cut in self.sites)
         return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes))
 
 

@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
+from lora.cut import Cut
 from model.config import ModelConfig, UnsupportedModel, parse_config
-from model.linear import Linear, make_linear
-from model.weights import LayerWeights, Weights
+from model.linear import Linear, Quantization, make_linear
+from model.parallel import Shard
+from model.weights import LayerWeights, Weights, WeightsForm
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SPANS, _SPAN_BYTES = 64, 4096
+_PLAIN = WeightsForm()
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
@@ -87,22 +91,32 @@ def serving_dtype(config: ModelConfig, requested: str, device: torch.device) -> 
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, progress: bool = True
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool = True,
+    form: WeightsForm = _PLAIN,
 ) -> Weights:
-    """Read the tensors that `config` asks for, as `dtype` on `device`.
+    """Read the tensors that `config` (the whole model's) asks for, or `form.shard`'s part, as `dtype` on `device`.
 
     Raises CheckpointError naming every missing, extra or misshaped tensor, before any is read.
     """
     with ExitStack() as stack:
-        tensors = _Tensors(_open_files(folder, stack), dtype, device)
+        tensors = _Tensors(
+            _open_files(folder, stack), dtype, device, form.shard.cut(config), form.quantization
+        )
         tensors.check(expected_tensors(config))
         layers = tqdm(range(config.num_layers), desc="Loading weights", unit="layer", disable=not progress)
         embedding = tensors.take("model.embed_tokens.weight")
         return Weights(
             embedding=embedding,
-            layers=tuple(_layer(tensors, f"model.layers.{layer}", config) for layer in layers),
+            layers=tuple(
+                _layer(tensors, f"model.layers.{layer}", config, form.shard.config(config))
+                for layer in layers
+            ),
             norm=tensors.take("model.norm.weight"),
-            head=make_linear(embedding if config.tied_embeddings else tensors.take("lm_head.weight")),
+            head=make_linear(_head(tensors, config, form.shard, embedding)),
         )
 
 
@@ -152,11 +166,13 @@ def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
-    """Open safetensors files by tensor name; each tensor is mapped in when it is taken."""
+    """Open safetensors files by tensor name; each tensor, or its part within the cut, is mapped in when it is taken."""
 
     files: Mapping[str, Any]
     dtype: torch.dtype
     device: torch.device
+    cut: Cut
+    quantization: Quantization
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         missing = [name for name in expected if name not in self.files]
@@ -174,11 +190,21 @@ class _Tensors:
     def take(self, name: str) -> Tensor:
         return self.files[name].get_tensor(name).to(self.device, self.dtype)
 
+    def take_part(self, name: str, *spans: range) -> Tensor:
+        """The tensor's elements whose indices are within `spans`, one for each of the first dimensions."""
+        part = self.files[name].get_slice(name)[tuple(slice(span.start, span.stop) for span in spans)]
+        return part.to(self.device, self.dtype)
+
     def linear(self, prefix: str, sites: tuple[str, ...], biased: bool) -> Linear:
-        """One matrix of the sites' outputs in their order."""
-        weight = torch.cat([self.take(f"{prefix}.{site}.weight") for site in sites])
-        bias = torch.cat([self.take(f"{prefix}.{site}.bias") for site in sites]) if biased else None
-        return make_linear(weight, bias)
+        """One matrix of the sites' outputs in their order. Where inputs are cut, the first device adds the bias."""
+        cuts = {f"{prefix}.{site}": self.cut.of(site) for site in sites}
+        weight = torch.cat(
+            [self.take_part(f"{s}.weight", cut.outputs, cut.inputs) for s, cut in cuts.items()]
+        )
+        biases = [
+            self.take_part(f"{s}.bias", cut.outputs) for s, cut in cuts.items() if biased and not cut.in_start
+        ]
+        return make_linear(weight, torch.cat(biases) if biases else None, self.quantization)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files[name].get_slice(name).get_shape())
@@ -190,12 +216,23 @@ def _redundant(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
 
 
-def _layer(tensors: _Tensors, prefix: str, config: ModelConfig) -> LayerWeights:
+def _head(tensors: _Tensors, config: ModelConfig, shard: Shard, embedding: Tensor) -> Tensor:
+    """The part's rows of the head, zero beyond the vocabulary: [vocab / size, hidden]."""
+    span = shard.vocabulary(config)
+    known = range(span.start, min(span.stop, config.vocab_size))
+    tied = config.tied_embeddings
+    rows = embedding[known.start : known.stop] if tied else tensors.take_part("lm_head.weight", known)
+    beyond = len(span) - len(known)
+    return pad(rows, (0, 0, 0, beyond)) if beyond else rows
+
+
+def _layer(tensors: _Tensors, prefix: str, config: ModelConfig, part: ModelConfig) -> LayerWeights:
+    """A layer of the model `config`, cut to what `part` says."""
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     return LayerWeights(
         input_norm=tensors.take(f"{prefix}.input_layernorm.weight"),
         qkv=tensors.linear(attention, ("q_proj", "k_proj", "v_proj"), config.qkv_bias),
-        qk_norm=_qk_norm(tensors, attention, config) if config.qk_norm else None,
+        qk_norm=_qk_norm(tensors, attention, part) if config.qk_norm else None,
         out=tensors.linear(attention, ("o_proj",), config.out_bias),
         post_norm=tensors.take(f"{prefix}.post_attention_layernorm.weight"),
         gate_up=tensors.linear(mlp, ("gate_proj", "up_proj"), config.mlp_bias),

@@ -4,6 +4,7 @@ On a CPU the weight is reordered into oneDNN's blocked layout at load, and the p
 """
 
 from collections.abc import Callable
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,15 @@ from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]
 """[T, in_features] -> [T, out_features], both contiguous and of the weight's dtype."""
+
+
+class Quantization(Enum):
+    """How a layer's base matrices are kept."""
+
+    NONE = "none"
+    INT8 = "int8"
+    FP8 = "fp8"
+
 
 _ROWS_HINT = 32  # rows that the blocked layout is chosen for; measured to serve 1 to 512 rows equally well
 
@@ -47,8 +57,10 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias)
 
 
-def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest exact form of `weight` [out_features, in_features] on the device that holds it."""
+def make_linear(
+    weight: Tensor, bias: Tensor | None = None, quantization: Quantization = Quantization.NONE
+) -> Linear:
+    """The fastest form of `weight` [out_features, in_features] on the device that holds it; exact unless quantised."""
     return PackedLinear(weight, bias) if _packable(weight) else PlainLinear(weight, bias)
 
 

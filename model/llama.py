@@ -13,6 +13,7 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.ops.base import LayerOps, LayerStep
+from model.parallel import Collective
 from model.weights import LayerWeights, Weights
 
 
@@ -22,15 +23,32 @@ class _Step:
 
     ops: LayerStep
     attention: AttentionStep
+    collective: Collective | None
+
+    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """As LayerStep.add, with `y` and the adapters' updates summed over the devices that share the model."""
+        if self.collective is None:
+            return self.ops.add(layer, group, y, x, residual)
+        return self.collective.sum(self.ops.add(layer, group, y, x, None)).add_(residual)
 
 
 class Llama:
-    """One base model, over which rows of any mix of adapters run in one batch."""
+    """One base model, over which rows of any mix of adapters run in one batch.
+
+    With a collective it is this device's part of one: `config` says the part's heads and inner columns, and the head
+    has the part's share of the vocabulary.
+    """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, attention: AttentionBackend, ops: LayerOps
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        attention: AttentionBackend,
+        ops: LayerOps,
+        collective: Collective | None = None,
     ) -> None:
         self.config = config
+        self._collective = collective
         self._weights = weights
         self._attention = attention
         self._ops = ops
@@ -39,14 +57,17 @@ class Llama:
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Run the batch's rows, leaving their keys and values in `cache`.
 
-        Returns [L, vocab] float32, the logits of `batch.logit_rows`.
+        Returns [L, vocab] float32, the logits of `batch.logit_rows`; of several devices, the first has them.
         """
-        step = _Step(self._ops.plan(batch, cache), self._attention.plan(batch, cache))
+        step = _Step(self._ops.plan(batch, cache), self._attention.plan(batch, cache), self._collective)
         x = self._weights.embedding[batch.token_ids]
         for number, layer in enumerate(self._weights.layers):
             x = self._layer(number, layer, x, step)
         x = step.ops.norm(x[batch.logit_rows], self._weights.norm)
-        return self._weights.head(x).float()
+        logits = self._weights.head(x)
+        if self._collective is not None and len(logits):
+            logits = self._collective.gather(logits)
+        return logits[:, : self.config.vocab_size].float()
 
     def _layer(self, number: int, layer: LayerWeights, x: Tensor, step: _Step) -> Tensor:
         """x: [T, hidden] -> [T, hidden]"""
@@ -54,8 +75,8 @@ class Llama:
         normed = ops.norm(x, layer.input_norm)
         heads = ops.store_heads(number, layer.qkv(normed), normed, layer.qk_norm)
         attended = step.attention.attend(number, *heads)
-        x = ops.add(number, SiteGroup.OUT, layer.out(attended), attended, residual=x)
+        x = step.add(number, SiteGroup.OUT, layer.out(attended), attended, residual=x)
 
         normed = ops.norm(x, layer.post_norm)
         gated = ops.gate(number, layer.gate_up(normed), normed)
-        return ops.add(number, SiteGroup.DOWN, layer.down(gated), gated, residual=x)
+        return step.add(number, SiteGroup.DOWN, layer.down(gated), gated, residual=x)

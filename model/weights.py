@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.linear import Linear
+from model.linear import Linear, Quantization
+from model.parallel import WHOLE, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsForm:
+    """How much of a model is loaded, and how its layers' matrices are kept."""
+
+    shard: Shard = WHOLE
+    quantization: Quantization = Quantization.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +33,8 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model. `embedding` is [vocab, hidden]; a tied head is a second, packed form of the same
-    numbers."""
+    """A whole model, or one device's part of it. `embedding` is [vocab, hidden]; a tied head is a second, packed
+    form of the same numbers."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
