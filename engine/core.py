@@ -43,12 +43,41 @@ class StepResult:
     idle: bool
 
 
+_NOTHING = StepResult((), (), idle=True)
+
+
+class Computation(Protocol):
+    """A launched plan."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `outputs` returns without waiting."""
+        ...
+
+    def outputs(self) -> StepOutputs:
+        """Wait for the plan's outputs. What it raises ends the plan's requests."""
+        ...
+
+
 class StepExecutor(Protocol):
     """Computes steps: one process on one device, or a group of them."""
 
-    def run(self, plan: StepPlan, lease: Lease) -> StepOutputs:
-        """The plan's outputs; `lease` holds the plan's adapters. What it raises ends the plan's requests."""
+    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+        """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
+
+        `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
+        then. What it raises ends the plan's requests.
+        """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """A plan on its way, and the adapters it runs on."""
+
+    plan: StepPlan
+    lease: Lease
+    computation: Computation
 
 
 class EngineCore:
@@ -67,6 +96,7 @@ class EngineCore:
         self._clock = clock
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # request id -> the content it retains
+        self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
 
     def submit(self, request: Request) -> None:
@@ -110,32 +140,70 @@ class EngineCore:
             return self._scheduler.block_stats()
 
     def step(self) -> StepResult:
-        """Run one step. Never waits for an adapter: sequences whose adapter is on its way sit the step out."""
+        """Plan and launch a step, then land the one before it: a device computes while the host decides.
+
+        A step that is computed already lands at once. Never waits for an adapter: sequences whose adapter is on its
+        way sit the step out.
+        """
+        first = self._land(self._take_launched()) if self._must_land() else _NOTHING
         with self._lock:
             failures = self._fail_unloadable()
             plan = self._scheduler.plan(self._clock(), self._store.ready())
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
             self._store.prefetch(wanted)
-        if not plan.slices:
-            return StepResult((), failures, idle=not failures)
+        before = self._take_launched()
+        if plan.slices:
+            failures += self._launch(plan)
+        then = self._land(before)
+        last = self._land(self._take_launched()) if self._must_land() else _NOTHING
+        return StepResult(
+            events=first.events + then.events + last.events,
+            failures=first.failures + failures + then.failures + last.failures,
+            idle=not (plan.slices or before or first.events or failures),
+        )
+
+    def settle(self) -> None:
+        """Wait for the step that is being computed, if any; to be called when no other will follow."""
+        self._land(self._take_launched())
+
+    def _must_land(self) -> bool:
+        """Whether the launched step is computed, or holds up sequences of the next one."""
+        launched = self._launched
+        return launched is not None and (launched.computation.done or self._scheduler.waits_for_tokens())
+
+    def _take_launched(self) -> _Launch | None:
+        launched, self._launched = self._launched, None
+        return launched
+
+    def _launch(self, plan: StepPlan) -> tuple[Failure, ...]:
+        lease = self._store.acquire(plan.adapters)
         try:
-            computed = self._compute(plan)
+            self._launched = _Launch(plan, lease, self._executor.launch(plan, lease))
         except Exception as error:  # noqa: BLE001 - whatever a step raises ends its own requests, never the server
-            _log.exception("a step of %d sequences failed", len(plan.slices))
-            return StepResult((), failures + self._fail_plan(plan, error), idle=False)
+            lease.release()
+            return self._fail_plan(plan, error)
+        return ()
+
+    def _land(self, launched: _Launch | None) -> StepResult:
+        """Take in a launched step's outputs."""
+        if launched is None:
+            return _NOTHING
+        plan = launched.plan
+        try:
+            with launched.lease:
+                computed = launched.computation.outputs()
+        except Exception as error:  # noqa: BLE001 - as in _launch
+            return StepResult((), self._fail_plan(plan, error), idle=False)
         with self._lock:
-            failures += self._end([key.request_id for key in computed.broken], _UNSOUND)
+            failures = self._end([key.request_id for key in computed.broken], _UNSOUND)
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
         self.steps += 1
         return StepResult(events, failures, idle=False)
 
-    def _compute(self, plan: StepPlan) -> StepOutputs:
-        with self._store.acquire(plan.adapters) as lease:
-            return self._executor.run(plan, lease)
-
     def _fail_plan(self, plan: StepPlan, error: Exception) -> tuple[Failure, ...]:
+        _log.error("a step of %d sequences failed", len(plan.slices), exc_info=error)
         told = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
         with self._lock:
             return self._end([part.key.request_id for part in plan.slices], told)

@@ -26,6 +26,18 @@ class StepOutputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """A plan that was computed when it was launched."""
+
+    result: StepOutputs
+    done: bool = True
+
+    def outputs(self) -> StepOutputs:
+        """See Computation."""
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A slice in its place in the batch: its first row, and the first of its rows of logits.
 
@@ -63,6 +75,10 @@ class Executor:
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
+
+    def launch(self, plan: StepPlan, lease: Lease) -> Computed:
+        """See StepExecutor: the plan is computed when this returns."""
+        return Computed(self.run(plan, lease))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, lease: Lease) -> StepOutputs:

@@ -143,6 +143,7 @@ class LLM:
 
     def close(self) -> None:
         """Stop the adapter loader's threads."""
+        self.engine.core.settle()
         self.engine.store.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:

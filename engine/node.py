@@ -173,6 +173,7 @@ class Node:
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._core.settle)
         for request_id in tuple(self._streams):
             self._core.abort(request_id)
             if (stream := self._forget(request_id, FinishReason.ABORT.value)) is not None:

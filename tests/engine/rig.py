@@ -33,7 +33,7 @@ class Rig:
     folders: dict[str, Path]
 
 
-def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None) -> Rig:
+def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, lags: bool = False) -> Rig:
     """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
     write_tokenizer(folder)
     base = base_shape()
@@ -45,7 +45,7 @@ def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None) -> 
         store.declare(name, path)
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
-    executor = FakeExecutor()
+    executor = FakeExecutor(lags=lags)
     core = EngineCore(scheduler, store, executor, time.monotonic)
     changed = threading.Event()
     store.on_ready(changed.set)

@@ -9,7 +9,7 @@ from engine.core import StepResult
 from engine.errors import AdapterFailed, StepFailed
 from lora.adapter import BASE, AdapterRef
 from lora.store import UnknownAdapter
-from scheduler.plan import StepPlan
+from scheduler.plan import PENDING, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.step import RequestRefused
 from tests.engine.rig import Rig, build, is_clean
@@ -17,10 +17,11 @@ from tests.engine.rig import Rig, build, is_clean
 MAX_STEPS = 200
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = build(tmp_path)
+@pytest.fixture(params=[False, True], ids=["computed at once", "lagging"])
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = build(tmp_path, lags=request.param)
     yield made
+    made.engine.core.settle()
     made.engine.store.close()
 
 
@@ -132,3 +133,47 @@ def test_an_adapter_that_cannot_be_brought_back_fails_its_requests_only(tmp_path
     assert len(_tokens(results)["base"]) == 5
     assert is_clean(rig.engine)
     store.close()
+
+
+def test_a_lagging_device_has_the_next_step_before_it_is_asked_for_the_last(tmp_path: Path) -> None:
+    rig = build(tmp_path, lags=True)
+    rig.engine.core.submit(_request("a"))
+    assert rig.engine.core.step().events == ()
+    for _ in range(4):
+        launched = len(rig.executor.plans)
+        assert len(rig.engine.core.step().events) == 1
+        assert len(rig.executor.plans) == launched + 1 or launched == 5
+    assert [plan.slices[0].token_ids for plan in rig.executor.plans[1:]] == [(PENDING,)] * 4
+    assert _tokens(_run(rig)) == {"a": [79]}
+    assert is_clean(rig.engine)
+    rig.engine.store.close()
+
+
+def test_a_draw_that_needs_the_last_token_waits_for_it_and_loses_no_step(tmp_path: Path) -> None:
+    rig = build(tmp_path, lags=True)
+    rig.engine.core.submit(_request("a", presence_penalty=1))
+    results = _run(rig)
+    assert _tokens(results) == {"a": [75, 76, 77, 78, 79]}
+    assert len(rig.executor.plans) == 5
+    assert all(PENDING not in plan.slices[0].token_ids for plan in rig.executor.plans)
+    rig.engine.store.close()
+
+
+def test_a_step_that_raises_leaves_the_sequences_of_the_next_one_that_are_not_its_own(tmp_path: Path) -> None:
+    rig = build(tmp_path, lags=True)
+    spoilt: list[StepPlan] = []
+
+    def fault(plan: StepPlan) -> None:
+        spoilt.append(plan)
+        if plan is spoilt[0]:
+            raise RuntimeError("the device lost a step")
+
+    rig.executor.fault_on_read = fault
+    rig.engine.core.submit(_request("a"))
+    rig.engine.core.step()
+    rig.engine.core.submit(_request("b"))
+    results = _run(rig)
+    assert [failure.request_id for result in results for failure in result.failures] == ["a"]
+    assert len(_tokens(results)["b"]) == 5
+    assert is_clean(rig.engine)
+    rig.engine.store.close()

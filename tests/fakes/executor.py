@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from engine.executor import StepOutputs
+from engine.executor import Computed, StepOutputs
 from lora.store import Lease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
@@ -15,23 +15,55 @@ def token_of(part: Slice) -> int:
     return FIRST_TOKEN + (part.request.prompt_token_ids[0] + part.adapter.rank + part.output_index) % ALPHABET
 
 
-class FakeExecutor:
-    """Draws `token_of`; steps wait while `gate` is clear; `fault` may raise, and `breaks` marks sequences."""
+class Lagging:
+    """A plan whose outputs are there only once they are waited for."""
 
-    def __init__(self) -> None:
+    done = False
+
+    def __init__(self, result: StepOutputs, on_read: Callable[[], None]) -> None:
+        self._result, self._on_read = result, on_read
+
+    def outputs(self) -> StepOutputs:
+        """As Computation.outputs."""
+        self._on_read()
+        return self._result
+
+
+class FakeExecutor:
+    """Draws `token_of`; steps wait while `gate` is clear; `fault` and `fault_on_read` may raise, and `breaks`
+    marks sequences.
+
+    A lagging one is done only when it is asked for its outputs, as a device may be, and insists that no more than two
+    steps are ever unread, and that they are read in their order.
+    """
+
+    def __init__(self, *, lags: bool = False) -> None:
+        self._lags = lags
+        self._unread: list[StepPlan] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
         self.fault: Callable[[StepPlan], None] = lambda plan: None
+        self.fault_on_read: Callable[[StepPlan], None] = lambda plan: None
         self.breaks: Callable[[Slice], bool] = lambda part: False
         self.plans: list[StepPlan] = []
 
-    def run(self, plan: StepPlan, lease: Lease) -> StepOutputs:
-        """As StepExecutor.run; insists that the lease holds the plan's adapters."""
+    def launch(self, plan: StepPlan, lease: Lease) -> Computed | Lagging:
+        """As StepExecutor.launch; insists that the lease holds the plan's adapters."""
         assert set(lease.weights) == {ref.digest for ref in plan.adapters}
         self.plans.append(plan)
         self.entered.set()
         assert self.gate.wait(60), "the test left the gate closed"
         self.fault(plan)
         outputs = tuple(SliceOutput(token_of(part) if part.samples else None) for part in plan.slices)
-        return StepOutputs(outputs, tuple(part.key for part in plan.slices if self.breaks(part)))
+        result = StepOutputs(outputs, tuple(part.key for part in plan.slices if self.breaks(part)))
+        if not self._lags:
+            return Computed(result)
+        self._unread.append(plan)
+        assert len(self._unread) <= 2
+        return Lagging(result, lambda: self._read(plan, lease))
+
+    def _read(self, plan: StepPlan, lease: Lease) -> None:
+        assert self._unread.pop(0) is plan, "steps are read in the order in which they were launched"
+        assert set(lease.weights) == {ref.digest for ref in plan.adapters}
+        self.fault_on_read(plan)
