@@ -2,158 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 import torch
 
 from lora.adapter import AdapterRef
-from lora.directory import StaticDirectory
 from lora.errors import AdapterLost, AdapterUnreachable, UnknownAdapter
-from lora.lending import Lending
 from lora.note import rows_name
-from lora.peer import Peering, PeerTier
-from lora.peer_loop import PeerLoop
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
-from lora.store import AdapterStore
-from tests.lora.executors import InlineExecutor
-from tests.oracles.adapters import base_shape, write_adapter
-from transport.base import Address, Lease, Region
-from transport.errors import NotOffered, PullTimeout
-from transport.loopback import LoopbackNetwork, LoopbackTransport
-
-BASE = base_shape()
-PAGE_BYTES = 4096
-PAGES_OF_RANK_4 = 6
-NOBODY = Address("loopback", 99)
-
-R = TypeVar("R")
-
-
-class HeldTransport(LoopbackTransport):
-    """A loopback node whose pulls can be made to fail, to wait, or to leave bytes under way."""
-
-    def __init__(self, name: str, network: LoopbackNetwork) -> None:
-        super().__init__(name, network)
-        self.pulled: list[str] = []
-        self.asked: list[str] = []
-        self.begun = threading.Event()
-        self.go_on: asyncio.Event | None = None  # pulls of rows wait for it
-        self.under_way: list[Future[None]] = []  # for each pull of rows that shall time out, what settles it
-        self.unsettled: dict[Region, Future[None]] = {}
-
-    async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
-        self.asked.append(name)
-        return await super().lease(peer, name, hold_s)
-
-    async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
-        if lease.name.startswith("rows/"):
-            self.begun.set()
-            if self.under_way:
-                self.unsettled[into[0]] = self.under_way.pop()
-                await self.release(lease)
-                raise PullTimeout("the test says so")
-            if self.go_on is not None:
-                await self.go_on.wait()
-        await super().pull(lease, into, timeout_s)
-        self.pulled.append(lease.name)
-
-    def settled(self, region: Region) -> Future[None]:
-        return self.unsettled.get(region) or super().settled(region)
-
-
-@dataclass
-class Node:
-    """One store, its pages and its transport."""
-
-    loop: PeerLoop
-    transport: HeldTransport
-    pages: RankPages
-    shared: SharedPages
-    notebook: Notebook
-    store: AdapterStore
-    free_notes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.free_notes = self.notebook.free_pages
-
-    def bring(self, ref: AdapterRef) -> bool:
-        """Ask for an adapter as a live request does; whether it is resident then."""
-        self.store.retain(ref)
-        self.store.prefetch((ref,))
-        ready = ref.digest in self.store.ready()
-        self.store.acquire(()).release()
-        self.store.release(ref)
-        return ready
-
-    def rows(self, ref: AdapterRef) -> torch.Tensor:
-        """The first matrix of a resident adapter."""
-        assert ref.digest in self.store.ready()
-        with self.store.acquire((ref,)) as lease:
-            return next(iter(lease.weights[ref.digest].groups.values())).A.clone()
-
-    def assert_nothing_is_left(self) -> None:
-        """Every name gone, every page, lease, landing and note must be free."""
-        for name in self.store.names():
-            self.store.unload(name)
-        self.store.ready()
-        self.store.acquire(()).release()
-        assert self.store.stats().free_pages == self.pages.num_pages
-        assert self.notebook.free_pages == self.free_notes
-        usage = self.transport.usage()
-        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
-
-
-class Cluster:
-    """Nodes of one process."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.loop = PeerLoop()
-        self.network = LoopbackNetwork()
-
-    def node(
-        self,
-        *peers: Address,
-        adapters_that_fit: int = 2,
-        workers: int | InlineExecutor | None = None,
-        weights: str = "weights",
-        room_pages: int = 2 * PAGES_OF_RANK_4,
-    ) -> Node:
-        """A node that asks `peers`, over the base model of digest `weights`."""
-        transport = self.run(self._transport())
-        pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
-        shared, notebook = SharedPages(transport, pages), Notebook(transport, 1 << 20)
-        puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
-        tier = PeerTier(weights, transport, self.loop, shared, StaticDirectory(peers), puller)
-        room = RankPages(room_pages, PAGE_BYTES)
-        lending = Lending(weights, transport, shared, notebook, room, InlineExecutor())
-        peering = Peering(tier, lending)
-        store = AdapterStore(BASE, torch.float32, pages, None, workers or InlineExecutor(), peering)
-        return Node(self.loop, transport, pages, shared, notebook, store)
-
-    def load(self, node: Node, seed: int) -> AdapterRef:
-        """Load an adapter of rank 4 with content of its own for each seed, as `a{seed}`."""
-        return node.store.load(f"a{seed}", write_adapter(self.root / str(seed), BASE, 4, seed))
-
-    def run(self, work: Coroutine[Any, Any, R]) -> R:
-        return self.loop.wait(work)
-
-    async def _transport(self) -> HeldTransport:
-        return HeldTransport("n", self.network)
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
-    yield made
-    made.loop.close()
+from tests.lora.cluster import BASE, NOBODY, PAGES_OF_RANK_4, Cluster, Node
+from tests.oracles.adapters import write_adapter
+from transport.base import Region
+from transport.errors import NotOffered
 
 
 def test_what_a_node_lacks_is_pulled_and_lent_in_turn(cluster: Cluster) -> None:

@@ -5,6 +5,7 @@ what a peer reads does not change, names come to mean what their owners say, and
 import ctypes
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -186,21 +187,26 @@ class PeersMachine(RuleBasedStateMachine):
         """A request: what it runs with is what its name meant, byte for byte."""
         asked = self.nodes[node]
         trouble = asked.transport.forged or bool(self.reading)
-        try:
-            ref = asked.store.resolve(name)
-            asked.store.retain(ref)
-        except (UnknownAdapter, AdapterUnreachable) as error:
-            owners = [other for other in self.nodes if other.alive and name in other.owned]
-            assert not (owners and asked.alive), error
+        owners = [other for other in self.nodes if other.alive and name in other.owned]
+        if not owners or not asked.alive:
+            with suppress(UnknownAdapter, AdapterUnreachable):
+                self.run(asked, asked.store.resolve(name), trouble)
             return
+        ref = asked.store.resolve(name)
         if name in asked.owned:
             assert ref.digest == digest_of(asked.owned[name])
         self.run(asked, ref, trouble)
-        asked.store.release(ref)
-        asked.step()
 
     def run(self, asked: Node, ref: AdapterRef, trouble: bool) -> None:
-        """Wait for an adapter as a step loop does, and look at it."""
+        """One live request."""
+        store = asked.store
+        store.retain(ref)
+        self.wait(asked, ref, trouble)
+        store.release(ref)
+        asked.step()
+
+    def wait(self, asked: Node, ref: AdapterRef, trouble: bool) -> None:
+        """Step until it has come or failed."""
         store = asked.store
         for _ in range(6):
             store.prefetch((ref,))
