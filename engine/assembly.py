@@ -2,13 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine.config import EngineConfig
-from engine.core import EngineCore
+from engine.core import EngineCore, StepExecutor
 from engine.demo.paths import DEMO_ADAPTERS, DEMO_BASE
 from engine.errors import InvalidConfig
 from engine.executor import Executor
@@ -78,8 +79,16 @@ class Engine:
         self.changed.clear()
 
 
-def assemble(config: EngineConfig) -> Engine:
-    """Load the base model and the adapters that `config` names.
+Around = Callable[[StepExecutor], StepExecutor]
+
+
+def _bare(executor: StepExecutor) -> StepExecutor:
+    return executor
+
+
+def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
+    """Load the base model and the adapters that `config` names. `around` may put something around the executor, such
+    as a measurement.
 
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
@@ -101,7 +110,7 @@ def assemble(config: EngineConfig) -> Engine:
     scheduler = StepScheduler(limits, blocks)
     changed = threading.Event()
     store.on_ready(changed.set)
-    core = EngineCore(scheduler, store, Executor(model, cache), time.monotonic)
+    core = EngineCore(scheduler, store, around(Executor(model, cache)), time.monotonic)
     _add_adapters(config, store)
     card = ModelCard(
         name=config.served_model_name or ("demo" if config.model is None else folder.resolve().name),

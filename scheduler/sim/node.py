@@ -11,10 +11,11 @@ from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.cost import AdapterLoad, CostModel, StepLoad
 from scheduler.cluster.events import Command, Machine, Report
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy
+from scheduler.cluster.load import load_of
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
-from scheduler.sim.clock import Clock
+from scheduler.sim.clock import Action, Clock
 from scheduler.sim.store import SimStore, Transfer
 from scheduler.step import RequestRefused, StepLimits, StepScheduler
 
@@ -44,12 +45,17 @@ class Progress(Enum):
 Tell = Callable[[Progress], None]
 
 
+def _unheard() -> None:
+    """Nobody asks for every token."""
+
+
 @dataclass(slots=True)
 class _Job:
     """A request on this node, and whom to tell of it."""
 
     request: Request
     tell: Tell
+    on_token: Action
     drawn_tokens: int = 0
 
 
@@ -74,8 +80,9 @@ class SimNode:
         """The node's name in the cluster."""
         return self.agent.node
 
-    def submit(self, request: Request, tell: Tell) -> None:
-        """Run `request` and tell how it goes; refuses what it has no room for."""
+    def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
+        """Run `request` and tell how it goes; refuses what it has no room for. `on_token` is called at each of its
+        tokens, before what is told of that."""
         adapter = request.adapter
         shares = self.agent.table.shares.get(adapter, ())
         sources = tuple(share.node for share in shares if share.node != self.name)
@@ -88,7 +95,7 @@ class SimNode:
             self.store.release(adapter)
             tell(Progress.REFUSED)
             return
-        self._jobs[request.request_id] = _Job(request, tell)
+        self._jobs[request.request_id] = _Job(request, tell, on_token)
         self.agent.took(adapter, len(request.prompt_token_ids))
         self._step()
 
@@ -176,7 +183,7 @@ class SimNode:
         plan = self._scheduler.plan(self._clock.now, self.store.ready)
         if not plan.slices:
             return
-        seconds = self.spec.model.step_s(_load_of(plan)) * self.pace
+        seconds = self.spec.model.step_s(load_of(plan)) * self.pace
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds
@@ -191,6 +198,7 @@ class SimNode:
         for event in self._scheduler.commit(plan, outputs):
             job = self._jobs[event.key.request_id]
             job.drawn_tokens += 1
+            job.on_token()
             self.agent.took(job.request.adapter, 1)
             if job.drawn_tokens == 1:
                 job.tell(Progress.FIRST_TOKEN)
@@ -200,21 +208,3 @@ class SimNode:
                 job.tell(Progress.DONE)
         self._give_up_hopeless()
         self._step()
-
-
-def _load_of(plan: StepPlan) -> StepLoad:
-    """A plan as the cost model sees it: rows that continue a drawn sequence decode, the rest read prompts."""
-    prompts: dict[AdapterRef, int] = {}
-    decoding: dict[AdapterRef, int] = {}
-    context = pairs = 0
-    for part in plan.slices:
-        ref, rows = part.request.adapter, len(part.token_ids)
-        context += part.start + rows
-        if rows == 1 and part.output_index > 0:
-            decoding[ref] = decoding.get(ref, 0) + 1
-        else:
-            prompts[ref] = prompts.get(ref, 0) + rows
-            pairs += rows * part.start + rows * (rows + 1) // 2
-    refs = dict.fromkeys((*prompts, *decoding))
-    parts = (AdapterLoad(ref.rank, prompts.get(ref, 0), decoding.get(ref, 0)) for ref in refs)
-    return StepLoad(tuple(parts), context, pairs)
