@@ -1,17 +1,17 @@
 """Executor: one StepPlan in, one SliceOutput per slice out. The only room that speaks both scheduler and model."""
 
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lora.segments import NO_SEGMENTS, Segment, SegmentTable
+from engine.layout import Integers, LayOut, Layout
+from lora.segments import Segment, SegmentTable
 from lora.store import Lease
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
-from model.llama import Llama
+from model.llama import Model
 from model.sampling import InvalidLogits, Logprob, Sampled, SampleRow, prompt_logprobs, sample
 from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenLogprob
 
@@ -37,44 +37,13 @@ class Computed:
         return self.result
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A slice in its place in the batch: its first row, and the first of its rows of logits.
-
-    Those are one for each prompt token whose log-probability is wanted, then one to sample from.
-    """
-
-    position: int  # in plan.slices
-    slice: Slice
-    first_row: int
-    first_logits: int
-
-    @property
-    def predicted(self) -> int:
-        """How many rows, from the first, predict a prompt token whose log-probability is wanted."""
-        if not self.slice.prompt_logprobs:
-            return 0
-        left = len(self.slice.request.prompt_token_ids) - 1 - self.slice.start
-        return max(0, min(len(self.slice.token_ids), left))
-
-    @property
-    def logit_rows(self) -> list[int]:
-        """The batch rows whose logits are wanted."""
-        rows = list(range(self.first_row, self.first_row + self.predicted))
-        return [*rows, self.first_row + len(self.slice.token_ids) - 1] if self.slice.samples else rows
-
-    @property
-    def sample_logits(self) -> int:
-        """The row of logits to draw from."""
-        return self.first_logits + self.predicted
-
-
 class Executor:
     """Runs plans on one device, one at a time."""
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
+        self._lay_out = LayOut(cache.block_size)
 
     def launch(self, plan: StepPlan, lease: Lease) -> Computed:
         """See StepExecutor: the plan is computed when this returns."""
@@ -83,116 +52,88 @@ class Executor:
     @torch.inference_mode()
     def run(self, plan: StepPlan, lease: Lease) -> StepOutputs:
         """Compute the plan's tokens; `lease` holds its adapters. Raises what the model raises."""
-        parts = _lay_out(plan)
-        logits = self._model.forward(self._batch(parts, lease), self._cache)
-        tokens, unsound = _sample(parts, logits)
-        prompts, unsound_prompts = _score_prompts(parts, logits)
-        outputs: list[SliceOutput] = [SliceOutput(None)] * len(parts)
-        for part in parts:
-            drawn = tokens.get(part.position)
-            outputs[part.position] = SliceOutput(
-                token_id=drawn.token_id if drawn else None,
-                logprob=_told(drawn.logprob) if drawn and drawn.logprob else None,
-                prompt_logprobs=prompts.get(part.position, ()),
-            )
-        broken = sorted({*unsound, *unsound_prompts})
-        return StepOutputs(tuple(outputs), tuple(plan.slices[position].key for position in broken))
+        layout = self._lay_out(plan)
+        assert not layout.pending.size, "a plan that is computed at once leaves no token to be drawn"
+        logits = self._model.forward(self._batch(layout, lease), self._cache)
+        return _outputs(layout, logits)
 
-    def _batch(self, parts: list[_Part], lease: Lease) -> ForwardBatch:
-        slices = [part.slice for part in parts]
-        tables = _block_tables(slices)
-        query_lens = [len(each.token_ids) for each in slices]
-        positions = np.concatenate(
-            [np.arange(each.start, each.start + len(each.token_ids)) for each in slices]
-        )
-        sequence = np.repeat(np.arange(len(slices)), query_lens)
-        size = self._cache.block_size
+    def _batch(self, layout: Layout, lease: Lease) -> ForwardBatch:
         return ForwardBatch(
-            token_ids=self._send(list(chain.from_iterable(each.token_ids for each in slices))),
-            positions=self._send(positions),
-            slots=self._send(tables[sequence, positions // size] * size + positions % size),
-            query_lens=tuple(query_lens),
-            context_lens=tuple(each.start + len(each.token_ids) for each in slices),
-            block_tables=self._send(tables),
-            logit_rows=self._send(list(chain.from_iterable(part.logit_rows for part in parts))),
-            segments=_segments(parts, lease),
+            token_ids=self._send(layout.token_ids),
+            positions=self._send(layout.positions),
+            slots=self._send(layout.slots),
+            query_lens=tuple(layout.query_lens.tolist()),
+            context_lens=tuple(layout.context_lens.tolist()),
+            block_tables=self._send(layout.tables),
+            logit_rows=self._send(layout.logit_rows),
+            segments=segments(layout, lease),
         )
 
-    def _send(self, values: list[int] | np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self._cache.device)
+    def _send(self, values: Integers) -> Tensor:
+        return torch.from_numpy(values).to(self._cache.device)
 
 
-def _lay_out(plan: StepPlan) -> list[_Part]:
-    """The slices in batch order: the base's first, then each adapter's together, so that its GEMMs run once."""
-    turn = {"": 0} | {ref.digest: number for number, ref in enumerate(plan.adapters, start=1)}
-    order = sorted(range(len(plan.slices)), key=lambda i: turn[plan.slices[i].adapter.digest])
-    parts: list[_Part] = []
-    row = logits = 0
-    for position in order:
-        part = _Part(position, plan.slices[position], row, logits)
-        parts.append(part)
-        row += len(part.slice.token_ids)
-        logits += part.predicted + part.slice.samples
-    return parts
+def segments(layout: Layout, lease: Lease) -> SegmentTable:
+    """The batch's rows by adapter."""
+    return SegmentTable(
+        tuple(Segment(run.start, run.stop, lease.weights[run.digest]) for run in layout.runs if run.digest)
+    )
 
 
-def _block_tables(slices: list[Slice]) -> np.ndarray:
-    """[S, widest] int64, padded with block 0, which no row's context reaches."""
-    widest = max(len(each.block_table) for each in slices)
-    tables = np.zeros((len(slices), widest), dtype=np.int64)
-    for row, each in enumerate(slices):
-        tables[row, : len(each.block_table)] = each.block_table
-    return tables
+def _outputs(layout: Layout, logits: Tensor) -> StepOutputs:
+    """Draw and score from the logits of the layout's rows."""
+    after = np.cumsum(layout.scored + [part.samples for part in layout.slices])
+    tokens, unsound = _sample(layout, logits, after - 1)
+    prompts, unsound_prompts = _score_prompts(layout, logits, after)
+    outputs: list[SliceOutput] = [SliceOutput(None)] * len(layout.slices)
+    for i, place in enumerate(layout.places.tolist()):
+        drawn = tokens.get(i)
+        outputs[place] = SliceOutput(
+            token_id=drawn.token_id if drawn else None,
+            logprob=_told(drawn.logprob) if drawn and drawn.logprob else None,
+            prompt_logprobs=prompts.get(i, ()),
+        )
+    broken = sorted({*unsound, *unsound_prompts}, key=lambda i: layout.places[i])
+    return StepOutputs(tuple(outputs), tuple(layout.slices[i].key for i in broken))
 
 
-def _segments(parts: list[_Part], lease: Lease) -> SegmentTable:
-    segments: list[Segment] = []
-    for part in parts:
-        digest = part.slice.adapter.digest
-        if part.slice.adapter.is_base:
-            continue
-        start, stop = part.first_row, part.first_row + len(part.slice.token_ids)
-        if segments and segments[-1].adapter.digest == digest:
-            start = segments.pop().start
-        segments.append(Segment(start, stop, lease.weights[digest]))
-    return SegmentTable(tuple(segments)) if segments else NO_SEGMENTS
-
-
-def _sample(parts: list[_Part], logits: Tensor) -> tuple[dict[int, Sampled], list[int]]:
-    """The drawn tokens by position in the plan, and the positions of slices whose logits are no numbers."""
-    samplers = [part for part in parts if part.slice.samples]
+def _sample(layout: Layout, logits: Tensor, rows: Integers) -> tuple[dict[int, Sampled], list[int]]:
+    """The drawn tokens by slice of the layout, and the slices whose logits are no numbers. rows: [S], each slice's
+    last row of logits."""
+    samplers = list(layout.draws)
     broken: list[int] = []
     while samplers:
-        rows = [part.sample_logits for part in samplers]
-        chosen = logits if len(rows) == len(logits) else logits[rows]  # the usual step copies nothing
+        chosen = (
+            logits if len(samplers) == len(logits) else logits[rows[samplers].tolist()]
+        )  # usually no copy
         try:
-            drawn = sample(chosen, [_sample_row(part.slice) for part in samplers])
+            drawn = sample(chosen, [_sample_row(layout.slices[i]) for i in samplers])
         except InvalidLogits as error:
-            broken += [samplers[row].position for row in error.rows]
-            samplers = [part for row, part in enumerate(samplers) if row not in error.rows]
+            broken += [samplers[row] for row in error.rows]
+            samplers = [i for row, i in enumerate(samplers) if row not in error.rows]
             continue
-        return {part.position: token for part, token in zip(samplers, drawn, strict=True)}, broken
+        return dict(zip(samplers, drawn, strict=True)), broken
     return {}, broken
 
 
 def _score_prompts(
-    parts: list[_Part], logits: Tensor
+    layout: Layout, logits: Tensor, after: Integers
 ) -> tuple[dict[int, tuple[TokenLogprob, ...]], list[int]]:
-    """Prompt log-probabilities by position in the plan, and the positions of slices whose logits are no numbers."""
+    """Prompt log-probabilities by slice of the layout, and the slices whose logits are no numbers. after: [S], the row
+    of logits that follows each slice's last."""
     scored: dict[int, tuple[TokenLogprob, ...]] = {}
     broken: list[int] = []
-    for part in parts:
-        if not part.predicted:
-            continue
-        request, start = part.slice.request, part.slice.start
-        following = request.prompt_token_ids[start + 1 : start + 1 + part.predicted]
-        rows = logits[part.first_logits : part.first_logits + part.predicted]
+    for i in np.flatnonzero(layout.scored).tolist():
+        part, count = layout.slices[i], int(layout.scored[i])
+        first = int(after[i]) - part.samples - count
+        following = part.request.prompt_token_ids[part.start + 1 : part.start + 1 + count]
         try:
-            entries = prompt_logprobs(rows, following, request.params.prompt_logprobs or 0)
+            top = part.request.params.prompt_logprobs or 0
+            entries = prompt_logprobs(logits[first : first + count], following, top)
         except InvalidLogits:
-            broken.append(part.position)
+            broken.append(i)
         else:
-            scored[part.position] = tuple(_told(entry) for entry in entries)
+            scored[i] = tuple(_told(entry) for entry in entries)
     return scored, broken
 
 

@@ -1,0 +1,127 @@
+"""A plan's layout is where its slices say, and the same whether it goes on from the last one or is made afresh."""
+
+from dataclasses import fields
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.layout import Integers, LayOut, Layout, Run
+from lora.adapter import BASE
+from scheduler.plan import PENDING, StepPlan
+from scheduler.request import SamplingParams
+from scheduler.step import StepLimits
+from tests.scheduler.rig import ADAPTERS, Rig, request
+
+BLOCK_SIZE = 4
+
+
+def check(plan: StepPlan, layout: Layout, before: Layout | None) -> None:
+    """Row by row, against what each slice says of itself."""
+    assert [plan.slices[place] for place in layout.places] == list(layout.slices)
+    assert sorted(layout.places) == list(range(len(plan.slices)))
+    digests = [digest for run in layout.runs for digest in [run.digest] * (run.stop - run.start)]
+    row = 0
+    logit_rows: list[int] = []
+    for i, part in enumerate(layout.slices):
+        count = len(part.token_ids)
+        positions = range(part.start, part.start + count)
+        rows = slice(row, row + count)
+        assert tuple(layout.token_ids[rows]) == part.token_ids
+        assert list(layout.positions[rows]) == list(positions)
+        blocks = [part.block_table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+        assert list(layout.slots[rows]) == blocks
+        assert set(digests[rows]) == {part.adapter.digest}
+        assert (layout.query_lens[i], layout.context_lens[i]) == (count, part.start + count)
+        assert tuple(layout.tables[i, : len(part.block_table)]) == part.block_table
+        logit_rows += range(row, row + int(layout.scored[i]))
+        logit_rows += [row + count - 1] * part.samples
+        row += count
+    assert list(layout.logit_rows) == logit_rows
+    assert len({run.digest for run in layout.runs}) == len(layout.runs), "an adapter's rows are adjacent"
+    check_pending(layout, before)
+
+
+def check_pending(layout: Layout, before: Layout | None) -> None:
+    assert list(layout.pending) == list(np.flatnonzero(layout.token_ids == PENDING))
+    sequence = np.repeat(np.arange(len(layout.slices)), layout.query_lens)
+    for row, source in zip(layout.pending, layout.sources, strict=True):
+        assert before is not None
+        assert before.slices[before.draws[source]].key == layout.slices[sequence[row]].key
+
+
+limits = st.builds(
+    StepLimits, st.integers(1, 6), st.integers(1, 20), st.just(40), adapter_patience_s=st.just(1e9)
+)
+params = st.builds(
+    SamplingParams,
+    n=st.sampled_from((1, 1, 2)),
+    max_tokens=st.integers(1, 14),
+    presence_penalty=st.sampled_from((0.0, 0.0, 1.0)),
+    prompt_logprobs=st.sampled_from((None, None, 0)),
+    seed=st.integers(0, 3),
+)
+asked = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # steps before it comes
+        st.lists(st.integers(0, 3), min_size=1, max_size=12),
+        st.sampled_from((BASE, *ADAPTERS)),
+        params,
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(limits, asked, st.integers(0, 1), st.integers(10, 30))
+def test_every_plan_of_any_traffic_is_laid_out_as_its_slices_say(
+    limits: StepLimits, asked: list, depth: int, blocks: int
+) -> None:
+    rig = Rig(limits, blocks, BLOCK_SIZE)
+    lay_out = LayOut(BLOCK_SIZE)
+    before: Layout | None = None
+    coming = [request(f"r{i}", *one[1:]) for i, one in enumerate(asked)]
+    for i, one in enumerate(asked):
+        rig.add(coming[i])
+        for _ in range(one[0]):
+            plan = rig.plan()
+            if plan.slices:
+                layout = lay_out(plan)
+                check(plan, layout, before)
+                before = layout
+            while rig.in_flight > depth:
+                rig.commit()
+
+
+def test_a_steady_batch_goes_on_as_if_it_were_laid_out_afresh() -> None:
+    rig = Rig(StepLimits(8, 64, 60), 64, BLOCK_SIZE)
+    rig.add(*(request(f"r{i}", [i] * (i + 1), (BASE, *ADAPTERS)[i % 4], LONG) for i in range(8)))
+    lay_out, equal = LayOut(BLOCK_SIZE), 0
+    before = lay_out(rig.step())
+    for _ in range(30):
+        plan = rig.step()
+        layout, afresh = lay_out(plan), LayOut(BLOCK_SIZE)(plan)
+        check(plan, layout, before)
+        for field in fields(Layout):
+            one, other = getattr(layout, field.name), getattr(afresh, field.name)
+            assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other, field.name
+        equal += layout.places is before.places
+        before = layout
+    assert equal >= 28, "a steady batch is not laid out afresh"
+
+
+LONG = SamplingParams(max_tokens=40, ignore_eos=True, seed=0)
+
+
+def test_rows_of_one_adapter_are_one_run_after_the_base() -> None:
+    rig = Rig(StepLimits(8, 64, 60), 64, BLOCK_SIZE)
+    order = (ADAPTERS[1], BASE, ADAPTERS[0], ADAPTERS[1])
+    rig.add(*(request(f"r{i}", [1] * 3, adapter) for i, adapter in enumerate(order)))
+    layout = LayOut(BLOCK_SIZE)(rig.step())
+    assert layout.runs == (Run(0, 3, ""), Run(3, 9, ADAPTERS[1].digest), Run(9, 12, ADAPTERS[0].digest))
+    assert _as_list(layout.places) == [1, 0, 3, 2]
+
+
+def _as_list(values: Integers) -> list[int]:
+    return values.tolist()
