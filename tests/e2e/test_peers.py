@@ -1,84 +1,32 @@
-"""Two servers as an operator starts them: one pulls from the other what it lacks, and outlives it."""
+"""Two servers as an operator starts them: one pulls from the other what it lacks, follows it, and outlives it."""
 
-import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import openai
 import pytest
 
 from engine.demo.paths import adapter_folders
+from tests.e2e.peer_server import STOP_S, TOKEN, Server, serving
 
-STOP_S = 60
-TOKEN = "a token that is long enough".replace(" ", "-")
-
-
-class Server:
-    """A running server that shares adapters on loopback; `arguments` come on top."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        token = folder / "token"
-        token.write_text(TOKEN)
-        command = [sys.executable, "-m", "engine.serve", "--port", "0", "--no-progress", "--peer-plain"]
-        command += ["--peer-token-file", str(token), "--peer-door", "stream", "--peer-listen", "127.0.0.1:0"]
-        command += ["--kv-cache-bytes", "32MiB", "--adapter-bytes", "16MiB", *arguments]
-        environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        self.url = self._told(r"ready at (http://\S+:\d+)")
-        self.peer_address = self._told(r"peers may pull adapters at (\S+:\d+)")
-
-    def ask(self, model: str, text: str = "planet") -> str | None:
-        """The model's answer to one message."""
-        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0) as client:
-            answer = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=16
-            )
-        return answer.choices[0].message.content
-
-    def metric(self, name: str) -> float:
-        """A sample of /metrics."""
-        with urlopen(f"{self.url}/metrics") as answer:
-            found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)
-        assert found, f"/metrics has no {name}"
-        return float(found[1])
-
-    def stop(self, number: signal.Signals) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(STOP_S)
-
-    def _told(self, pattern: str) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(pattern, line)
-        assert found, f"the server said {line!r}"
-        return found[1]
+FOLLOW_S = 30  # reviews come every fifth of a second; a busy machine needs its time
 
 
-@contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    """A server until the block ends."""
-    server = Server(folder, *arguments)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.process.wait(STOP_S)
-        assert server.process.stdout is not None
-        server.process.stdout.close()
+def tenant(root: Path, name: str, task: str) -> Path:
+    """The folder ROOT/NAME with the adapter of a task, which no server knows by that name."""
+    shutil.copytree(adapter_folders()[task], root / name)
+    return root / name
 
 
 @pytest.mark.slow
 def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Path) -> None:
-    shutil.copytree(adapter_folders()["reverse"], tmp_path / "tenant")
+    folder = tenant(tmp_path, "tenant", "reverse")
     with (
-        serving(tmp_path, "--lora", f"tenant={tmp_path / 'tenant'}") as first,
+        serving(tmp_path, "--lora", f"tenant={folder}") as first,
         serving(tmp_path, "--peer", first.peer_address) as second,
     ):
         with pytest.raises(openai.NotFoundError, match="ghost"):
@@ -86,6 +34,7 @@ def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Pa
         assert second.ask("tenant") == "tenalp"
         assert second.metric("loraserve_peer_pulls_total") == 1
         assert second.metric('loraserve_adapter_hits_total{tier="peer"}') == 1
+        assert second.metric('loraserve_adapter_tier_seconds_total{tier="peer"}') > 0
         first.stop(signal.SIGKILL)
         assert second.ask("tenant", "orbit") == "tibro"
         assert second.metric("loraserve_peer_pulls_total") == 1
@@ -94,6 +43,48 @@ def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Pa
         assert refusal.value.status_code == 503
         assert second.ask("demo") == "planet"
         assert second.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.slow
+def test_a_peer_lends_what_it_has_anywhere(tmp_path: Path) -> None:
+    """Resident, displaced, and declared but never read: `rot` does not fit beside `tenant`."""
+    folders = tmp_path / "known"
+    tenant(folders, "lazy", "mask")
+    loaded = ["--lora", f"tenant={tenant(tmp_path, 'tenant', 'reverse')}"]
+    loaded += ["--lora", f"rot={tenant(tmp_path, 'rot', 'rot13')}", "--lora-dir", str(folders)]
+    with (
+        serving(tmp_path, "--adapter-bytes", "1MiB", *loaded) as first,
+        serving(tmp_path, "--peer", first.peer_address) as second,
+    ):
+        assert second.ask("tenant") == "tenalp"
+        assert second.ask("rot") == "cynarg"
+        assert second.ask("lazy") == "pl*n*t"
+        assert second.metric("loraserve_peer_pulls_total") == 3
+        assert first.metric("loraserve_lent_copies_total") >= 1
+        assert first.metric("loraserve_adapter_evictions_total") == 0, "peers displace nothing"
+
+
+@pytest.mark.slow
+def test_a_reload_and_an_unload_at_the_owner_are_followed(tmp_path: Path) -> None:
+    folder, other = tenant(tmp_path, "tenant", "reverse"), tenant(tmp_path, "other", "upper")
+    with (
+        serving(tmp_path, "--lora", f"tenant={folder}", "--lora-root", str(tmp_path)) as first,
+        serving(tmp_path, "--peer", first.peer_address, "--peer-review-s", "0.2") as second,
+    ):
+        assert second.ask("tenant") == "tenalp"
+        assert first.post("/v1/load_lora_adapter", {"lora_name": "tenant", "lora_path": str(other)}) == 200
+        assert first.ask("tenant") == "PLANET"
+        assert second.answers_within(FOLLOW_S, lambda: second.ask("tenant") == "PLANET")
+        assert first.post("/v1/unload_lora_adapter", {"lora_name": "tenant"}) == 200
+        assert second.answers_within(FOLLOW_S, lambda: is_unknown(second, "tenant"))
+
+
+def is_unknown(server: Server, name: str) -> bool:
+    """Whether the server answers 404 to the name."""
+    with suppress(openai.NotFoundError):
+        server.ask(name)
+        return False
+    return True
 
 
 def test_sharing_without_a_token_or_in_the_clear_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""A server as an operator starts it, sharing adapters on loopback."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import openai
+
+STOP_S = 60
+TOKEN = "a token that is long enough".replace(" ", "-")
+
+
+class Server:
+    """A running server; `arguments` come on top."""
+
+    def __init__(self, folder: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+        token = folder / "token"
+        token.write_text(TOKEN)
+        command = [sys.executable, "-m", "engine.serve", "--port", "0", "--no-progress", "--peer-plain"]
+        command += ["--peer-token-file", str(token), "--peer-door", "stream", "--peer-listen", listen]
+        command += ["--kv-cache-bytes", "32MiB", *arguments]
+        environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.url = self._told(r"ready at (http://\S+:\d+)")
+        self.peer_address = self._told(r"peers may pull adapters at (\S+:\d+)")
+
+    def ask(self, model: str, text: str = "planet", *, stream: bool = False) -> str:
+        """The model's answer to one message."""
+        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0) as client:
+            if stream:
+                chunks = client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": text}],
+                    temperature=0,
+                    max_tokens=16,
+                    stream=True,
+                )
+                return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            answer = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=16
+            )
+        return answer.choices[0].message.content or ""
+
+    def answers_within(self, seconds: float, expected: Callable[[], bool]) -> bool:
+        """Ask again and again until it is as expected."""
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            if expected():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def post(self, path: str, body: dict[str, str]) -> int:
+        """POST JSON; the status."""
+        request = Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=STOP_S) as answer:
+            return answer.status
+
+    def metric(self, name: str) -> float:
+        """A sample of /metrics."""
+        with urlopen(f"{self.url}/metrics") as answer:
+            found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)
+        assert found, f"/metrics has no {name}"
+        return float(found[1])
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_S)
+
+    def _told(self, pattern: str) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(pattern, line)
+        assert found, f"the server said {line!r}"
+        return found[1]
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, listen: str = "127.0.0.1:0") -> Iterator[Server]:
+    """A server until the block ends."""
+    server = Server(folder, *arguments, listen=listen)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait(STOP_S)
+        assert server.process.stdout is not None
+        server.process.stdout.close()
