@@ -32,3 +32,29 @@ class AttentionBackend(Protocol):
         """The step's attention over `cache`. Reads no device tensor back to the host where that costs a
         wait."""
         ...
+
+
+class ReservedStep(AttentionStep, Protocol):
+    """A decode step whose buffers never move, so that a graph captured over `attend` may be replayed."""
+
+    def refill(self, batch: ForwardBatch) -> None:
+        """Lay another step into the buffers, on the stream that will replay: one row for each of up to `rows`
+        sequences, the batch's i-th being row i of q. Further rows of q attend to nothing that matters and are
+        not written or are finite."""
+        ...
+
+
+class GraphAttention(AttentionBackend, Protocol):
+    """A backend whose decode steps can be captured in a CUDA graph."""
+
+    def reserve(self, rows: int, blocks: int, cache: KVCache) -> ReservedStep:
+        """Buffers for decode steps of up to `rows` sequences, each of up to `blocks` blocks of `cache`."""
+        ...
+
+
+class UnsupportedAttention(ValueError):
+    """A backend that was asked for by name cannot attend here; `backend` is its name, `remedy` says what to do."""
+
+    def __init__(self, backend: str, remedy: str) -> None:
+        super().__init__(f"attention backend {backend!r}: {remedy}")
+        self.backend, self.remedy = backend, remedy
