@@ -2,8 +2,8 @@
 content go meanwhile, and where its bytes lie is told by the holder itself, with the lease that pins them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from transport.base import Address
@@ -13,11 +13,11 @@ class Directory(Protocol):
     """Whom to ask; any thread may."""
 
     def holders(self, digest: str) -> Sequence[Address]:
-        """Peers that may have this content, the best first."""
+        """Peers that may have this content, each once, the best first."""
         ...
 
     def peers(self) -> Sequence[Address]:
-        """Peers that may know a name."""
+        """Peers that may know a name, each once."""
         ...
 
 
@@ -34,3 +34,31 @@ class StaticDirectory:
     def peers(self) -> Sequence[Address]:
         """See `Directory`."""
         return self.addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What somebody who watches all nodes knows: the others, and who holds which digest, the best first."""
+
+    peers: tuple[Address, ...]
+    holders: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+
+
+class FedDirectory:
+    """The last Whereabouts. Known holders come first; the other peers may have what was not reported yet."""
+
+    def __init__(self, whereabouts: Whereabouts) -> None:
+        self._whereabouts = whereabouts
+
+    def feed(self, whereabouts: Whereabouts) -> None:
+        """Replace all that is known."""
+        self._whereabouts = whereabouts
+
+    def holders(self, digest: str) -> Sequence[Address]:
+        """See `Directory`."""
+        known = self._whereabouts
+        return tuple(dict.fromkeys((*known.holders.get(digest, ()), *known.peers)))
+
+    def peers(self) -> Sequence[Address]:
+        """See `Directory`."""
+        return self._whereabouts.peers

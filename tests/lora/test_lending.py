@@ -12,7 +12,7 @@ from lora.errors import AdapterLost, UnknownAdapter
 from lora.flat import FlatLayout
 from lora.lent_rows import LentRows
 from lora.note import MOST_NOTE_BYTES, note_name, rows_name
-from lora.pool import RankPages
+from lora.pool import PageRun, RankPages
 from lora.shared_pages import SharedPages
 from tests.lora.cluster import BASE, PAGE_BYTES, PAGES_OF_RANK_4, Cluster, Node
 from tests.lora.executors import HeldExecutor
@@ -210,7 +210,7 @@ def rows_of(cluster: Cluster, executor: HeldExecutor, room: RankPages) -> LentRo
         return LoopbackTransport("n", LoopbackNetwork())
 
     transport = cluster.run(join())
-    return LentRows(transport, SharedPages(transport, RankPages(1, PAGE_BYTES)), room, executor)
+    return LentRows(transport, SharedPages(transport, RankPages(PAGES_OF_RANK_4, PAGE_BYTES)), room, executor)
 
 
 def test_whoever_asks_meanwhile_shares_one_copy(cluster: Cluster, layout: FlatLayout) -> None:
@@ -233,6 +233,18 @@ def test_a_copy_that_was_forgotten_on_its_way_is_not_lent(cluster: Cluster, layo
     assert isinstance(coming, Future)
     assert coming.done()
     assert (rows.stats.copies, room.free_pages) == (0, 20)
+
+
+def test_a_copy_whose_content_became_resident_on_its_way_is_not_lent(
+    cluster: Cluster, layout: FlatLayout
+) -> None:
+    executor, room = HeldExecutor(), RankPages(20, PAGE_BYTES)
+    rows = rows_of(cluster, executor, room)
+    rows.bring("digest", OneContent(layout))
+    rows.lend("digest", layout, PageRun(0, PAGES_OF_RANK_4))
+    executor.run()
+    assert (rows.stats.copies, room.free_pages) == (0, 20)
+    assert rows.recall("digest").done()
 
 
 def test_a_content_that_is_gone_leaves_no_page_behind(cluster: Cluster, layout: FlatLayout) -> None:
