@@ -1,131 +1,216 @@
-"""`python -m scheduler.sim plan`: trace, adapters and SLO in, nodes needed out. The one door of the simulator
-to files and to the terminal."""
+"""`python -m scheduler.sim plan`: trace, adapters and SLO in; nodes needed, placement and cost out. The one
+door of the simulator to files and to the terminal."""
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from math import floor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
-from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.cost import Kernel
-from scheduler.cluster.demand import DemandOptions, DemandTracker
-from scheduler.cluster.events import Machine
-from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
-from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Profile, Slo, from_json
-from scheduler.cluster.routing.predicted import PredictedRouting
-from scheduler.sim.catalogue import MIXES, catalogue
-from scheduler.sim.node import NodeSpec
-from scheduler.sim.outcome import Outcome, summary
-from scheduler.sim.plan import Trial, fewest, least_nodes, trials
-from scheduler.sim.popularity import PowerLaw
-from scheduler.sim.trace import read_trace
-from scheduler.sim.workload import Arrival, assigned
-from scheduler.sim.world import World, WorldSpec
-from scheduler.step import StepLimits
+from scheduler.cluster.policies import BASELINES, UnknownPolicy, named
+from scheduler.cluster.profile import InvalidProfile, Profile, Slo, from_json
+from scheduler.sim.catalogue import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
+from scheduler.sim.chart import NoMatplotlib, draw
+from scheduler.sim.plan import Need, Question, Watch, needed
+from scheduler.sim.popularity import InvalidLaw, Known, Popularity, popularity
+from scheduler.sim.replay import Hardware, Traffic, fitted
+from scheduler.sim.report import as_json, lines
+from scheduler.sim.trace import Call, InvalidTrace, busiest_s, read_trace
+from scheduler.sim.workload import assigned, over
 
-_PROFILE = Path(__file__).parents[1] / "cluster" / "profiles" / "h100_llama8b.json"
-_BLOCK_TOKENS = 64
+_PROFILES = Path(__file__).parents[1] / "cluster" / "profiles"
+_TIMES = 4
+_WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
 
-def _parsed(arguments: list[str]) -> Namespace:
-    parser = ArgumentParser(
-        prog="python -m scheduler.sim", description="Simulate a cluster before buying it."
-    )
+class InvalidOption(ValueError):
+    """An option whose value cannot be used; says which and the remedy."""
+
+
+_BAD_INPUT = (
+    InvalidCatalogue,
+    InvalidLaw,
+    InvalidOption,
+    InvalidProfile,
+    InvalidTrace,
+    NoMatplotlib,
+    OSError,
+    UnicodeDecodeError,
+    UnknownPolicy,
+)
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(prog="python -m scheduler.sim", description="Simulate a cluster before buying it.")
     commands = parser.add_subparsers(dest="command", required=True)
     plan = commands.add_parser(
-        "plan", help="how many nodes a workload needs", formatter_class=ArgumentDefaultsHelpFormatter
+        "plan",
+        help="how many nodes a workload needs, which placement, what it costs, what other policies would need",
+        formatter_class=ArgumentDefaultsHelpFormatter,
     )
-    plan.add_argument("trace", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
-    plan.add_argument("--profile", type=Path, default=_PROFILE, help="the node's profile, JSON")
-    plan.add_argument("--kernel", choices=[kernel.value for kernel in Kernel], default="exact")
-    plan.add_argument("--adapters", type=int, default=100)
-    plan.add_argument("--mix", choices=list(MIXES), default="equal")
-    plan.add_argument(
-        "--alpha", type=float, default=0.3, help="popularity: 1 is uniform, smaller more skewed"
+    asked = plan.add_argument_group("what is asked")
+    asked.add_argument(
+        "--trace", type=Path, required=True, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
     )
-    plan.add_argument("--adapter-gib", type=float, default=64.0, help="memory for adapters on each node")
-    plan.add_argument("--ttft-s", type=float, help="P95 bound; the profile's unless given")
-    plan.add_argument("--tbt-s", type=float, help="P95 bound; the profile's unless given")
-    plan.add_argument(
-        "--speedup", type=float, default=1.0, help="times faster that the trace's requests come"
+    asked.add_argument(
+        "--adapters", required=True, help="how many, or a CSV, JSON or text file of name,rank[,bytes][,share]"
     )
-    plan.add_argument(
-        "--seconds", type=float, default=600.0, help="how much of the trace, after speeding it up"
+    asked.add_argument(
+        "--ranks",
+        metavar="MIX",
+        help="equal (8 to 128), skewed, shifting, or rank:part,rank:part,...; equal unless given",
     )
-    plan.add_argument("--most", type=int, default=64, help="nodes to try at most")
-    plan.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
-
-
-def _arrivals(options: Namespace) -> list[Arrival]:
-    calls = [call.at(call.arrival_s / options.speedup) for call in read_trace(options.trace.read_text())]
-    calls = [call for call in calls if call.arrival_s < options.seconds]
-    adapters = catalogue(options.adapters, MIXES[options.mix])
-    return list(assigned(calls, adapters, PowerLaw(options.alpha), np.random.default_rng(options.seed)))
-
-
-def _node(options: Namespace, profile: Profile) -> NodeSpec:
-    kernel, limits = Kernel(options.kernel), profile.limits
-    points = profile.operating_points(kernel, (8, 16, 32, 64, 128))
-    steps = StepLimits(
-        max_num_seqs=256,
-        max_num_batched_tokens=limits.step_prompt_tokens,
-        max_model_len=limits.kv_tokens // 2,
+    asked.add_argument(
+        "--popularity",
+        metavar="LAW",
+        help="uniform, power[:ALPHA], diurnal[:ALPHA] or flash[:ALPHA]; power:0.3 unless given",
     )
-    machine = Machine(int(options.adapter_gib * 2**30), points)
-    blocks = limits.kv_tokens // _BLOCK_TOKENS
-    return NodeSpec(machine, profile.model(kernel), steps, blocks, _BLOCK_TOKENS)
-
-
-def _spec(nodes: int, node: NodeSpec, arrivals: list[Arrival]) -> WorldSpec:
-    kernel = node.model.kernel
-
-    def coordinator(epoch: int) -> Coordinator:
-        placement = TerracedPlacement(kernel, TerracedOptions(slack=0.05))
-        planner = Planner(placement, kernel, PlanningOptions())
-        return Coordinator(planner, DemandTracker(DemandOptions()), CoordinatorOptions(), epoch)
-
-    return WorldSpec(
-        node=node,
-        nodes=tuple(f"n{at}" for at in range(nodes)),
-        adapters=tuple(dict.fromkeys(each.adapter for each in arrivals)),
-        coordinator=coordinator,
-        routing=PredictedRouting(node.model),
+    asked.add_argument("--slo-ttft", type=float, required=True, metavar="S", help="P95 bound, seconds")
+    asked.add_argument("--slo-tbt", type=float, required=True, metavar="S", help="P95 bound, seconds")
+    asked.add_argument("--speedup", type=float, default=1.0, help="times as fast that the requests come")
+    asked.add_argument(
+        "--seconds", type=float, default=600.0, help="simulate the busiest so many of the trace; 0 for all"
     )
-
-
-def _line(trial: Trial) -> str:
-    outcome = trial.outcome
-    return (
-        f"{trial.nodes:5d}  {outcome.ttft_p95_s:9.3f}  {1e3 * outcome.tbt_p95_s:9.2f}  {outcome.goodput:9.2f}  "
-        f"{outcome.served:7d} of {outcome.requests:<7d}  {'enough' if trial.enough else 'too few'}\n"
+    nodes = plan.add_argument_group("which nodes")
+    nodes.add_argument("--profile", default="h100_llama8b", help="a node's profile: its name, or a JSON file")
+    nodes.add_argument("--kernel", choices=[kernel.value for kernel in Kernel], default="exact")
+    nodes.add_argument("--adapter-gib", type=float, default=16.0, help="memory for adapters on each node")
+    nodes.add_argument(
+        "--most",
+        type=int,
+        default=64,
+        help="nodes to try at most (of other policies, four times the first's)",
     )
+    answer = plan.add_argument_group("how to answer")
+    answer.add_argument(
+        "--policies", default=",".join(("ours", *BASELINES)), help="the first one's placement is shown"
+    )
+    answer.add_argument("--seed", type=int, default=0)
+    answer.add_argument("--out", type=Path, metavar="FILE.json", help="write the whole placement here")
+    answer.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the answer here")
+    return parser
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise InvalidOption(f"--{name} {value:g}: give a number above 0")
+    return value
+
+
+def _profile(name: str) -> Profile:
+    """A shipped profile by name, or any by path."""
+    shipped = sorted(path.stem for path in _PROFILES.glob("*.json"))
+    if name in shipped:
+        return from_json((_PROFILES / f"{name}.json").read_text())
+    if not Path(name).is_file():
+        raise InvalidProfile(f"--profile {name!r} is neither a file nor one of {', '.join(shipped)}")
+    return from_json(Path(name).read_text())
+
+
+def _catalogue(options: Namespace) -> Catalogue:
+    """Drawn up or read; a list that says it all leaves nothing to --ranks and --popularity."""
+    if options.adapters.lstrip("-").isdigit():
+        count = int(_positive("adapters", int(options.adapters)))
+        return Catalogue(catalogue(count, rank_mix(options.ranks or "equal")))
+    known = read_catalogue(Path(options.adapters).read_text())
+    if options.ranks is not None:
+        raise InvalidOption(f"--ranks {options.ranks}: {options.adapters} lists ranks; leave --ranks out")
+    if known.shares is not None and options.popularity is not None:
+        raise InvalidOption(
+            f"--popularity {options.popularity}: {options.adapters} lists shares; leave one of them out"
+        )
+    return known
+
+
+def _law(options: Namespace, known: Catalogue) -> Popularity:
+    if known.shares is not None:
+        return Known(known.shares)
+    return over(popularity(options.popularity or "power:0.3"), rank_mix(options.ranks or "equal"))
+
+
+def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
+    """The `seconds` in which most is asked for, after as much of what comes before as there is, or silence, for
+    `_WARM_S`."""
+    start_s = busiest_s(trace, seconds) - _WARM_S
+    end_s = start_s + _WARM_S + seconds
+    return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
+
+
+def _question(options: Namespace) -> Question:
+    profile, known = _profile(options.profile), _catalogue(options)
+    law = _law(options, known)
+    slo = Slo(_positive("slo-ttft", options.slo_ttft), _positive("slo-tbt", options.slo_tbt))
+    trace, speedup = read_trace(options.trace.read_text()), _positive("speedup", options.speedup)
+    trace = tuple(call.at(call.arrival_s / speedup) for call in trace)
+    whole_s = floor(trace[-1].arrival_s) + 1.0
+    seconds = min(_positive("seconds", options.seconds or whole_s), whole_s)
+    rng = np.random.default_rng(options.seed)
+    order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
+    arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
+    traffic = Traffic(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
+    memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
+    hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
+    return Question(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
+
+
+def _needs(question: Question, names: Sequence[str]) -> list[Need]:
+    policies = [named(name) for name in names]
+    question.hardware.node(policies[0].eviction)  # an SLO that no node can meet shows here, not half-way
+    needs: list[Need] = []
+    with tqdm(total=len(policies), unit="policy", file=sys.stderr, mininterval=0.5) as bar:
+        for policy in policies:
+            limited = replace(question, most=_most(question, needs))
+            needs.append(needed(limited, policy, _watch(bar)))
+            bar.update()
+    return needs
+
+
+def _most(question: Question, needs: Sequence[Need]) -> int:
+    """Of other policies no more is asked than whether they need `_TIMES` as many nodes as the first."""
+    return min(question.most, _TIMES * needs[0].best.nodes) if needs else question.most
+
+
+def _watch(bar: "tqdm[NoReturn]") -> Watch:
+    def watch(policy: str, nodes: int, part: float) -> None:
+        bar.set_description_str(f"{policy}, {nodes} nodes, {100 * part:.0f} %", refresh=False)
+        bar.update(0)
+
+    return watch
 
 
 def _plan(options: Namespace) -> int:
-    profile = from_json(options.profile.read_text())
-    slo = Slo(options.ttft_s or profile.slo.ttft_s, options.tbt_s or profile.slo.tbt_s)
-    arrivals, node = _arrivals(options), _node(options, profile)
+    question = _question(options)
+    needs = _needs(question, options.policies.split(","))
+    if options.out:
+        options.out.write_text(as_json(question, needs[0]))
+    if options.figure:
+        draw(question, needs, options.figure)
+    sys.stdout.writelines(f"{line}\n" for line in lines(question, needs))
+    return 0 if needs[0].fewest else 1
 
-    def simulate(nodes: int) -> Outcome:
-        world = World(_spec(nodes, node, arrivals), options.seed)
-        world.run(arrivals, options.seconds, drain_s=100 * options.seconds)
-        moved, busiest = world.links.moved_bytes, world.busiest()
-        return summary(list(world.records.values()), slo, options.seconds, moved, busiest)
 
-    least = least_nodes(arrivals, node.machine.operating_points, options.seconds)
-    made = trials(simulate, slo, least, max(least, options.most))
-    sys.stdout.write(f"{profile.hardware}, {profile.base_model}: {profile.provenance} profile\n")
-    sys.stdout.write("nodes  TTFT P95 s  TBT P95 ms  goodput/s  served\n")
-    sys.stdout.writelines(map(_line, sorted(made, key=lambda trial: trial.nodes)))
-    needed = fewest(made)
-    sys.stdout.write(
-        f"nodes needed: {needed if needed is not None else f'more than {max(least, options.most)}'}\n"
-    )
-    return 0 if needed is not None else 1
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 with an answer, 1 if more nodes are needed than were tried, 2 for bad input."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _plan(options)
+    except _BAD_INPUT as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(_plan(_parsed(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

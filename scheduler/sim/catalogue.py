@@ -12,6 +12,7 @@ from typing import Any
 from lora.adapter import AdapterRef
 
 BYTES_PER_RANK = 5 * 2**20  # all seven sites of Llama-3.1-8B in bf16
+_FIELDS = ("name", "rank", "bytes", "share")
 
 
 class InvalidCatalogue(ValueError):
@@ -104,11 +105,9 @@ def _json_rows(text: str) -> Iterable[Mapping[str, Any]]:
 def _line_rows(text: str) -> Iterable[Mapping[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if lines and "name" in [field.strip() for field in lines[0].split(",")]:
-        return csv.DictReader(lines, skipinitialspace=True)
-    fields = ("name", "rank", "bytes", "share")
-    return csv.DictReader(
-        (line if "," in line else ",".join(line.split()) for line in lines), fields, skipinitialspace=True
-    )
+        return list(csv.DictReader(lines, skipinitialspace=True))
+    plain = (line if "," in line else ",".join(line.split()) for line in lines)
+    return [dict(row) for row in csv.DictReader(plain, _FIELDS, skipinitialspace=True)]
 
 
 def _entry(row: Mapping[str, Any], at: int, bytes_per_rank: int) -> tuple[AdapterRef, float | None]:

@@ -1,6 +1,6 @@
 """What a simulated run came to: a record for each request, and the figures that papers print."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,15 @@ class Outcome:
     tbt_p50_s: float
     tbt_p95_s: float
     goodput: float
-    moved_bytes: int
-    busiest: float
+
+    def meets(self, slo: Slo) -> bool:
+        """True if every request was served, and P95 of both times are within the bounds."""
+        return self.served == self.requests and self.ttft_p95_s <= slo.ttft_s and self.tbt_p95_s <= slo.tbt_s
 
 
-def summary(records: Sequence[Record], slo: Slo, seconds: float, moved_bytes: int, busiest: float) -> Outcome:
-    """The figures of a run of `seconds`; `busiest` is the largest part of the time that a node computed."""
+def summary(records: Iterable[Record], slo: Slo, seconds: float) -> Outcome:
+    """The figures of the requests that came in `seconds`."""
+    records = list(records)
     served = [record for record in records if record.served]
     ttft = np.array([record.ttft_s for record in served] or [0.0])
     tbt = np.array([record.tbt_s for record in served] or [0.0])
@@ -63,6 +66,4 @@ def summary(records: Sequence[Record], slo: Slo, seconds: float, moved_bytes: in
         tbt_p50_s=float(np.percentile(tbt, 50)),
         tbt_p95_s=float(np.percentile(tbt, 95)),
         goodput=float(within / seconds),
-        moved_bytes=moved_bytes,
-        busiest=busiest,
     )

@@ -89,7 +89,7 @@ def test_the_figures_of_three_requests() -> None:
         return Record(Arrival("r", Call(10.0, 100, 11), ref), first_s if served else None, end_s, served)
 
     good, slow, refused = record(10.5, 10.8), record(13.0, 13.1), record(0.0, 12.0, served=False)
-    figures = summary([good, slow, refused], PROFILE.slo, 2.0, 7, 0.5)
+    figures = summary([good, slow, refused], PROFILE.slo, 2.0)
     assert (figures.requests, figures.served, figures.refused) == (3, 2, 1)
     assert figures.ttft_p50_s == pytest.approx((0.5 + 3.0) / 2)
     assert figures.tbt_p95_s == pytest.approx(0.01 + 0.95 * 0.02)

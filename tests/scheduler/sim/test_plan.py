@@ -1,5 +1,6 @@
 """The capacity planner: its search against a known answer, and its command from trace to number."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from scheduler.cluster.profile import Slo
-from scheduler.cluster.state import OperatingPoints
+from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
 from scheduler.sim.outcome import Outcome
-from scheduler.sim.plan import fewest, least_nodes, trials
+from scheduler.sim.plan import Trial, likely_nodes, trials
+from scheduler.sim.replay import Replay
 from scheduler.sim.trace import Call
 from scheduler.sim.workload import Arrival
 from tests.scheduler.cluster.lossy import adapter
@@ -18,34 +20,41 @@ from tests.scheduler.cluster.lossy import adapter
 SLO = Slo(ttft_s=1.0, tbt_s=0.05)
 
 
-def _outcome(ttft_s: float = 0.5, tbt_s: float = 0.01, served: int = 10) -> Outcome:
-    return Outcome(10, served, 10 - served, ttft_s, ttft_s, tbt_s, tbt_s, 1.0, 0, 0.5)
+def _replay(ttft_s: float = 0.5, tbt_s: float = 0.01, served: int = 10, finished: bool = True) -> Replay:
+    outcome = Outcome(10, served, 10 - served, ttft_s, ttft_s, tbt_s, tbt_s, 1.0)
+    return Replay(finished, outcome, (), (), EMPTY_TABLE, {})
 
 
-def _needing(nodes: int) -> Callable[[int], Outcome]:
-    return lambda tried: _outcome(ttft_s=0.5 if tried >= nodes else 5.0)
+def _needing(nodes: int) -> Callable[[int], Replay]:
+    return lambda tried: _replay(ttft_s=0.5 if tried >= nodes else 5.0)
+
+
+def _fewest(made: list[Trial]) -> int | None:
+    return min((trial.nodes for trial in made if trial.enough), default=None)
 
 
 @pytest.mark.parametrize("needed", range(1, 33))
-@pytest.mark.parametrize("least", [1, 3])
-def test_the_search_finds_the_fewest_in_few_trials(needed: int, least: int) -> None:
-    made = trials(_needing(needed), SLO, least, 32)
-    assert fewest(made) == max(needed, least)
+@pytest.mark.parametrize("first", [1, 3, 30])
+def test_the_search_finds_the_fewest_in_few_trials(needed: int, first: int) -> None:
+    made = trials(_needing(needed), SLO, first, 32)
+    assert _fewest(made) == needed
     assert len(made) == len({trial.nodes for trial in made}) <= 10
 
 
 def test_more_than_the_most_is_said_to_be_needed() -> None:
     made = trials(_needing(40), SLO, 2, 32)
-    assert fewest(made) is None
+    assert _fewest(made) is None
     assert max(trial.nodes for trial in made) == 32
 
 
-@pytest.mark.parametrize("bad", [_outcome(ttft_s=1.1), _outcome(tbt_s=0.06), _outcome(served=9)])
-def test_each_bound_and_every_request_counts(bad: Outcome) -> None:
-    assert fewest(trials(lambda nodes: bad, SLO, 1, 2)) is None
+@pytest.mark.parametrize(
+    "bad", [_replay(ttft_s=1.1), _replay(tbt_s=0.06), _replay(served=9), _replay(finished=False)]
+)
+def test_each_bound_and_every_request_counts(bad: Replay) -> None:
+    assert _fewest(trials(lambda nodes: bad, SLO, 1, 2)) is None
 
 
-def test_the_least_is_the_work_over_what_a_node_sustains() -> None:
+def test_the_search_begins_at_the_work_over_what_a_node_sustains() -> None:
     """By hand: 100 requests of 200 tokens on OP 1,000 and 100 on OP 500 are 20 + 40 node-seconds, in 14 s."""
     points = OperatingPoints((8, 16), (1000.0, 500.0))
     arrivals = [
@@ -53,31 +62,125 @@ def test_the_least_is_the_work_over_what_a_node_sustains() -> None:
         for ref in (adapter("a", 8), adapter("b", 16))
         for at in range(100)
     ]
-    assert least_nodes(arrivals, points, 14.0) == 4
-    assert least_nodes(arrivals, points, 1e6) == 1
+    assert likely_nodes(arrivals, points, 14.0) == 5
+    assert likely_nodes(arrivals, points, 1e6) == 1
 
 
-def test_the_command_reads_a_trace_and_says_how_many_nodes(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.csv"
-    rows = (f"2023-11-16 18:00:{at // 20:02d}.{at % 20:02d}00000,800,60" for at in range(400))
-    trace.write_text("\n".join(("TIMESTAMP,ContextTokens,GeneratedTokens", *rows)))
-    command = [
-        sys.executable,
-        "-m",
-        "scheduler.sim",
-        "plan",
-        str(trace),
-        "--seconds",
-        "20",
-        "--adapters",
-        "12",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert done.returncode == 0
-    assert "derived profile" in done.stdout
-    assert done.stdout.splitlines()[-1] == "nodes needed: 1"
-    strict = subprocess.run(
-        [*command, "--tbt-s", "0.001", "--most", "2"], capture_output=True, text=True, check=False
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half an hour at a request a second, and in the middle a minute at twenty."""
+    times = sorted([float(at) for at in range(1800)] + [900 + at / 19 for at in range(19 * 60)])
+    rows = (
+        f"2023-11-16 18:{int(at // 60):02d}:{at % 60:010.7f},{200 + 37 * number % 800},{20 + number % 50}"
+        for number, at in enumerate(times)
     )
-    assert strict.returncode != 0
+    path = tmp_path_factory.mktemp("plan") / "trace.csv"
+    path.write_text("\n".join(("TIMESTAMP,ContextTokens,GeneratedTokens", *rows)))
+    return path
+
+
+def _plan(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scheduler.sim", "plan", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _asked(trace: Path, adapters: object = 12, ttft_s: float = 2.0, tbt_s: float = 0.05) -> list[object]:
+    slo = ["--slo-ttft", ttft_s, "--slo-tbt", tbt_s]
+    return ["--trace", trace, "--adapters", adapters, *slo, "--seconds", 40]
+
+
+def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
+    trace: Path, tmp_path: Path
+) -> None:
+    out, figure = tmp_path / "placement.json", tmp_path / "figure.png"
+    done = _plan(*_asked(trace), "--policies", "ours,slora-random", "--out", out, "--figure", figure)
+    assert done.returncode == 0, done.stderr
+    assert "derived profile" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    needs = {words[0]: int(words[1]) for words in lines if words and words[0] in ("ours", "slora-random")}
+    assert needs.keys() == {"ours", "slora-random"}
+    assert lines[-1] == ["nodes", "needed:", str(needs["ours"])]
+    answer = json.loads(out.read_text())
+    assert answer["nodes"] == needs["ours"]
+    assert len(answer["placement"]) == 12
+    for placed in answer["placement"].values():
+        assert sum(placed["nodes"].values()) == pytest.approx(1.0)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "100 %" in done.stderr
+
+
+def test_the_same_seed_answers_with_the_same_bytes(trace: Path) -> None:
+    asked = [
+        *_asked(trace),
+        "--policies",
+        "ours,slora-random",
+        "--popularity",
+        "flash",
+        "--ranks",
+        "shifting",
+    ]
+    assert _plan(*asked).stdout == _plan(*asked).stdout != _plan(*asked, "--seed", 1).stdout
+
+
+def test_the_busiest_part_is_simulated(trace: Path) -> None:
+    """Forty seconds at twenty a second."""
+    assert "800 requests in 40 s" in _plan(*_asked(trace), "--policies", "ours").stdout
+
+
+def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(trace: Path, tmp_path: Path) -> None:
+    adapters, out = tmp_path / "adapters.csv", tmp_path / "placement.json"
+    adapters.write_text("name,rank,bytes,share\nbusy,64,1000,9\nquiet,8,,1\n")
+    done = _plan(*_asked(trace, adapters), "--policies", "ours", "--out", out)
+    assert done.returncode == 0, done.stderr
+    placement = json.loads(out.read_text())["placement"]
+    assert {name: (found["rank"], found["bytes"]) for name, found in placement.items()} == {
+        "busy": (64, 1000),
+        "quiet": (8, 8 * 5 * 2**20),
+    }
+
+
+def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> None:
+    done = _plan(*_asked(trace, tbt_s=0.006), "--policies", "ours", "--most", 1)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("nodes needed: more than 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--trace", "missing.csv"], "missing.csv"),
+        (["--adapters", "missing.csv"], "missing.csv"),
+        (["--adapters", "0"], "--adapters 0"),
+        (["--adapters", "many"], "many"),
+        (["--ranks", "odd"], "ranks='odd'"),
+        (["--popularity", "odd"], "popularity='odd'"),
+        (["--profile", "odd"], "'odd' is neither a file nor one of"),
+        (["--policies", "odd"], "policy='odd'"),
+        (["--slo-tbt", "0.001"], "loosen the SLO"),
+        (["--slo-ttft", "-1"], "--slo-ttft -1"),
+        (["--slo-ttft", "soon"], "--slo-ttft"),
+        (["--seconds", "-5"], "--seconds"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: str) -> None:
+    done = _plan(*_asked(trace), *options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_must_be_asked_is_asked_for_in_one_line() -> None:
+    done = _plan("--adapters", 5)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "--trace" in done.stderr
+
+
+def test_a_list_that_says_it_all_leaves_nothing_to_other_options(trace: Path, tmp_path: Path) -> None:
+    adapters = tmp_path / "adapters.csv"
+    adapters.write_text("name,rank,bytes,share\nbusy,64,1000,9\nquiet,8,,1\n")
+    for option in (["--ranks", "equal"], ["--popularity", "power"]):
+        done = _plan(*_asked(trace, adapters), *option)
+        assert done.returncode == 2
+        assert "leave" in done.stderr

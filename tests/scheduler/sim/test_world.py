@@ -34,9 +34,7 @@ def _run(
 
 
 def _figures(world: World, seconds: float) -> Outcome:
-    return summary(
-        list(world.records.values()), PROFILE.slo, seconds, world.links.moved_bytes, world.busiest()
-    )
+    return summary(world.records.values(), PROFILE.slo, seconds)
 
 
 def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> None:
@@ -158,7 +156,6 @@ def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
     chance = RandomPlacement(np.random.default_rng(0))
     theirs = _figures(_run(world_spec(4, refs, node, chance), arrivals, 60.0, audit=False), 60.0)
     assert ours.tbt_p95_s < theirs.tbt_p95_s
-    assert ours.busiest < theirs.busiest
 
 
 def test_nobody_is_home() -> None:

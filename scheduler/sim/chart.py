@@ -1,0 +1,48 @@
+"""The capacity planner's answer as a picture. matplotlib has this door and is needed by nothing else here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scheduler.sim.plan import Need, Question
+
+
+class NoMatplotlib(RuntimeError):
+    """A figure was asked for where matplotlib is not installed; says the remedy."""
+
+
+def draw(question: Question, needs: Sequence[Need], path: Path) -> None:
+    """Write a picture: nodes that each policy needs, and P95 of both times over the nodes that were tried."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  # optional: only figures need it
+    except ImportError as error:
+        raise NoMatplotlib(
+            "a figure needs matplotlib: pip install matplotlib, or leave --figure out"
+        ) from error
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    bars, ttft, tbt = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+    names = [need.policy.name for need in needs]
+    counts = [need.best.nodes for need in needs]
+    drawn = bars.barh(names, counts, color=[f"C{at}" for at in range(len(needs))])
+    bars.bar_label(
+        drawn, [f"{need.best.nodes}" if need.fewest else f">{need.best.nodes}" for need in needs], padding=3
+    )
+    bars.invert_yaxis()
+    bars.set_xlabel("nodes needed")
+    bars.margins(x=0.15)
+    for axes, title, bound in (
+        (ttft, "P95 time to first token, s", question.slo.ttft_s),
+        (tbt, "P95 time between tokens, s", question.slo.tbt_s),
+    ):
+        for at, need in enumerate(needs):
+            finished = [trial for trial in need.trials if trial.replay.finished]
+            tried = [trial.nodes for trial in finished]
+            outcomes = [trial.replay.outcome for trial in finished]
+            values = [each.ttft_p95_s if axes is ttft else each.tbt_p95_s for each in outcomes]
+            axes.plot(tried, values, marker=".", color=f"C{at}", label=need.policy.name)
+        axes.axhline(bound, color="black", linestyle=":", linewidth=1)
+        axes.set_xlabel("nodes")
+        axes.set_ylabel(title)
+        axes.set_yscale("log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    tbt.legend(fontsize=7)
+    figure.savefig(path, dpi=150)

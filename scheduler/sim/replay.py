@@ -1,0 +1,194 @@
+"""One policy, so many nodes, one workload: what comes of it. The capacity planner and the figures ask here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.cost import Kernel
+from scheduler.cluster.events import Machine
+from scheduler.cluster.eviction import EvictionPolicy
+from scheduler.cluster.policies import Policy, Setting
+from scheduler.cluster.profile import Lengths, Profile
+from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
+from scheduler.sim.foresight import foresight
+from scheduler.sim.node import NodeSpec
+from scheduler.sim.outcome import Outcome, Record, summary
+from scheduler.sim.trace import Call
+from scheduler.sim.workload import Arrival
+from scheduler.sim.world import World, WorldSpec
+from scheduler.step import StepLimits
+
+_BLOCK_TOKENS = 64
+_RANKS = (8, 16, 32, 64, 128)
+_DRAIN = 100.0  # times as long as the traffic: far more than any backlog that is worth a figure
+
+
+class GiveUp(Exception):
+    """Raised by whoever watches a run and has seen enough."""
+
+
+Watch = Callable[[float, Mapping[str, Record]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Nodes of one kind: a profile (it holds the SLO and the mean request too), the kernels, and the memory for
+    adapters on each."""
+
+    profile: Profile
+    kernel: Kernel
+    memory_bytes: int
+
+    def node(self, eviction: EvictionPolicy) -> NodeSpec:
+        """A node for the simulator; its operating points follow from the profile's SLO and mean request."""
+        limits = self.profile.limits
+        steps = StepLimits(
+            max_num_seqs=256,
+            max_num_batched_tokens=limits.step_prompt_tokens,
+            max_model_len=limits.kv_tokens // 2,
+        )
+        points = self.profile.operating_points(self.kernel, _RANKS)
+        return NodeSpec(
+            machine=Machine(self.memory_bytes, points),
+            model=self.profile.model(self.kernel),
+            limits=steps,
+            kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
+            block_tokens=_BLOCK_TOKENS,
+            eviction=eviction,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """`arrivals` in order of time within `seconds`; those before `warm_s` let the cluster settle and are not
+    counted."""
+
+    arrivals: Sequence[Arrival]
+    adapters: tuple[AdapterRef, ...]
+    seconds: float
+    warm_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Once a virtual second: transfers and bytes moved so far, and bytes over all nodes of what is kept on the
+    coordinator's behalf, and with what is cached beyond that."""
+
+    at_s: float
+    pulls: int
+    moved_bytes: int
+    kept_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A run: the figures of what came after `warm_s`, every record, a sample for each second, the routing table
+    when the traffic ended, and each node's part of the time spent computing until then. Where it was given up
+    `finished` is false and the figures are those of the requests that were answered by then, which flatter."""
+
+    finished: bool
+    outcome: Outcome
+    records: tuple[Record, ...]
+    samples: tuple[Sample, ...]
+    table: RoutingTable
+    busy: dict[str, float]
+
+    @property
+    def last(self) -> Sample:
+        """When the traffic ended."""
+        return self.samples[-1]
+
+
+def mean_lengths(calls: Sequence[Call]) -> Lengths:
+    """The mean request."""
+    return Lengths(
+        float(np.mean([call.prompt_tokens for call in calls])),
+        float(np.mean([call.output_tokens for call in calls])),
+    )
+
+
+def replay(
+    policy: Policy,
+    nodes: int,
+    hardware: Hardware,
+    traffic: Traffic,
+    seed: int,
+    watch: Watch = lambda at_s, records: None,
+) -> Replay:
+    """Run `traffic` through `nodes` nodes under `policy`. `watch` is called once each virtual second with the
+    time and the records so far, and may raise GiveUp."""
+    world = World(_spec(policy, nodes, hardware, traffic, seed), seed)
+    gauge = _Gauge(world, traffic.seconds, watch)
+    finished = True
+    try:
+        world.run(traffic.arrivals, traffic.seconds, drain_s=_DRAIN * traffic.seconds)
+    except GiveUp:
+        finished = False
+    records = tuple(world.records.values())
+    counted = (record for record in records if record.arrival.call.arrival_s >= traffic.warm_s)
+    outcome = summary(counted, hardware.profile.slo, traffic.seconds - traffic.warm_s)
+    return Replay(finished, outcome, records, tuple(gauge.samples), gauge.table, gauge.busy)
+
+
+class _Gauge:
+    """Looks at a world once a virtual second while traffic comes."""
+
+    def __init__(self, world: World, seconds: float, watch: Watch) -> None:
+        self.samples: list[Sample] = []
+        self.table: RoutingTable = EMPTY_TABLE
+        self.busy: dict[str, float] = {}
+        self._world, self._watch = world, watch
+        self._seconds = seconds
+        world.clock.at(min(1.0, seconds), self._look)
+
+    def _look(self) -> None:
+        """And once more when the traffic ends; from then on only watch."""
+        now = self._world.clock.now
+        if now <= self._seconds:
+            self._sample(now)
+        following = now + 1.0
+        self._world.clock.at(self._seconds if now < self._seconds < following else following, self._look)
+        self._watch(now, self._world.records)
+
+    def _sample(self, now: float) -> None:
+        world, nodes = self._world, self._world.nodes
+        self.samples.append(
+            Sample(
+                at_s=now,
+                pulls=sum(node.store.fetches for node in nodes.values()),
+                moved_bytes=world.links.moved_bytes,
+                kept_bytes=sum(node.agent.used_bytes for node in nodes.values()),
+                used_bytes=sum(node.store.used_bytes for node in nodes.values()),
+            )
+        )
+        if world.coordinator is not None:
+            self.table = world.coordinator.table
+        self.busy = {name: node.busy_s / now for name, node in nodes.items()}
+
+
+def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed: int) -> WorldSpec:
+    node = hardware.node(policy.eviction)
+    outputs = [each.call.output_tokens for each in traffic.arrivals]
+    setting = Setting(
+        model=node.model,
+        slo=hardware.profile.slo,
+        mean_output_tokens=sum(outputs) / max(1, len(outputs)),
+        seed=seed,
+        foresight=foresight(traffic.arrivals),
+    )
+    return WorldSpec(
+        node=node,
+        nodes=tuple(f"n{at}" for at in range(nodes)),
+        adapters=traffic.adapters,
+        coordinator=policy.coordinator(setting),
+        routing=policy.routing(setting),
+    )
+
+
+def fitted(hardware: Hardware, traffic: Traffic) -> Hardware:
+    """The same nodes, profiled for the mean request of `traffic`."""
+    lengths = mean_lengths([each.call for each in traffic.arrivals])
+    return replace(hardware, profile=replace(hardware.profile, lengths=lengths))
