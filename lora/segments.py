@@ -32,9 +32,12 @@ class GroupWeights:
     parts: tuple[SitePart, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterWeights:
-    """A resident adapter: its weights by (layer, group); an absent key means that the adapter skips that group."""
+    """A resident adapter: its weights by (layer, group); an absent key means that the adapter skips that group.
+
+    Equal only to itself, since the same content may lie elsewhere after it was evicted and has come back.
+    """
 
     digest: str
     groups: Mapping[tuple[int, SiteGroup], GroupWeights]

@@ -1,7 +1,7 @@
 """Every implementation of LoraOp computes what the paper's equation says, for every mix of ranks, popularity and
 batch, and leaves the rows of the base alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -12,10 +12,12 @@ from lora.flat import Module, lay_out, view
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.reference import ReferenceLora
+from lora.ops.triton import TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
 from lora.sites import SITES, BaseShape, SiteGroup, SiteShape
+from tests.kernels.interpreter import DEVICE, INTERPRETED, RUNS_TRITON
 
-OPS: dict[str, LoraOp] = {"reference": ReferenceLora(), "grouped": GroupedLora()}
+CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 RANKS = {"all-8": (8,), "all-128": (128,), "mixed": (8, 16, 32, 64, 128), "odd": (5, 24, 1, 37)}
 # Rows per request and the request's adapter, None for the base.
@@ -29,6 +31,33 @@ BATCHES: dict[str, list[tuple[int, int | None]]] = {
     "mixed": [(1, 0), (1, None), (19, 1), (5, None), (1, 2), (40, 3)],
     "none": [(6, None)],
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An implementation, made from the base's shape and the adapters' dtype, and where its tensors are.
+
+    One that is interpreted takes a second for each call: it is shown one group of each case, in turn.
+    """
+
+    make: Callable[[BaseShape, torch.dtype], LoraOp]
+    device: torch.device = CPU
+    interpreted: bool = False
+
+    def groups(self, *case: int) -> Sequence[SiteGroup]:
+        groups = tuple(SiteGroup)
+        return groups[sum(case) % len(groups) :][:1] if self.interpreted else groups
+
+    def adapters(self, shape: BaseShape, ranks: Sequence[int], dtype: torch.dtype) -> list[AdapterWeights]:
+        return [adapter(shape, rank, seed, dtype, device=self.device) for seed, rank in enumerate(ranks)]
+
+
+BACKENDS = {
+    "reference": Backend(lambda base, dtype: ReferenceLora()),
+    "grouped": Backend(lambda base, dtype: GroupedLora()),
+}
+if RUNS_TRITON:
+    BACKENDS["triton"] = Backend(lambda base, dtype: TritonLora(base, dtype, DEVICE), DEVICE, INTERPRETED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +78,12 @@ def base(hidden: int) -> BaseShape:
 
 
 def adapter(
-    shape: BaseShape, rank: int, seed: int, dtype: torch.dtype, sites: Sequence[str] = SITES
+    shape: BaseShape,
+    rank: int,
+    seed: int,
+    dtype: torch.dtype,
+    sites: Sequence[str] = SITES,
+    device: torch.device = CPU,
 ) -> AdapterWeights:
     """A random adapter whose ranks differ by site, in its flat form's views."""
     modules = [
@@ -62,7 +96,7 @@ def adapter(
     rng = torch.Generator().manual_seed(seed)
     values = torch.randn(layout.nbytes // dtype.itemsize, generator=rng) * 0.1
     rows.view(dtype).copy_(values)
-    return view(rows, layout, f"digest-{seed}")
+    return view(rows.to(device), layout, f"digest-{seed}")
 
 
 def batch(
@@ -73,7 +107,8 @@ def batch(
     dtype: torch.dtype | None = None,
 ) -> Batch:
     """A batch laid out as `spec` says, of the adapters' dtype or another."""
-    dtype = dtype or next(iter(adapters[0].groups.values())).A.dtype
+    kept = next(iter(adapters[0].groups.values())).A
+    dtype = dtype or kept.dtype
     segments, start = [], 0
     for rows, index in spec:
         if index is not None:
@@ -82,7 +117,7 @@ def batch(
     rng = torch.Generator().manual_seed(99)
     x = torch.randn(start, shape.of(group.sites[0]).in_features, generator=rng).to(dtype)
     y = torch.randn(start, shape.group_out(group), generator=rng).to(dtype)
-    return Batch(y, x, SegmentTable(tuple(segments)))
+    return Batch(y.to(kept.device), x.to(kept.device), SegmentTable(tuple(segments)))
 
 
 def expected(given: Batch, layer: int, group: SiteGroup) -> Tensor:
@@ -116,58 +151,68 @@ def base_rows(given: Batch) -> Iterator[int]:
     return (t for t in range(given.y.shape[0]) if t not in taken)
 
 
-@pytest.fixture(params=OPS)
-def op(request: pytest.FixtureRequest) -> LoraOp:
-    return OPS[request.param]
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]
 
 
 @pytest.mark.parametrize("spec", BATCHES)
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_every_batch_of_every_rank_mix(op: LoraOp, dtype: torch.dtype, ranks: str, spec: str) -> None:
+def test_every_batch_of_every_rank_mix(backend: Backend, dtype: torch.dtype, ranks: str, spec: str) -> None:
     shape = base(64)
-    adapters = [adapter(shape, rank, seed, dtype) for seed, rank in enumerate(RANKS[ranks])]
-    for group in SiteGroup:
+    op = backend.make(shape, dtype)
+    adapters = backend.adapters(shape, RANKS[ranks], dtype)
+    case = (list(TOLERANCE).index(dtype), list(RANKS).index(ranks), list(BATCHES).index(spec))
+    for group in backend.groups(*case):
         assert_conforms(op, batch(shape, group, BATCHES[spec], adapters), 1, group)
 
 
 @pytest.mark.parametrize("spec", BATCHES)
-def test_adapters_may_be_wider_than_the_model(op: LoraOp, spec: str) -> None:
+def test_adapters_may_be_wider_than_the_model(backend: Backend, spec: str) -> None:
     shape = base(64)
-    adapters = [adapter(shape, rank, seed, torch.float32) for seed, rank in enumerate(RANKS["mixed"])]
-    for group in SiteGroup:
+    op = backend.make(shape, torch.float32)
+    adapters = backend.adapters(shape, RANKS["mixed"], torch.float32)
+    for group in backend.groups(list(BATCHES).index(spec)):
         assert_conforms(op, batch(shape, group, BATCHES[spec], adapters, torch.bfloat16), 1, group)
 
 
 @pytest.mark.parametrize("hidden", [160, 1024])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_every_width(op: LoraOp, dtype: torch.dtype, hidden: int) -> None:
+def test_every_width(backend: Backend, dtype: torch.dtype, hidden: int) -> None:
     shape = base(hidden)
-    adapters = [adapter(shape, rank, seed, dtype) for seed, rank in enumerate((8, 24))]
-    for group in SiteGroup:
+    op = backend.make(shape, dtype)
+    adapters = backend.adapters(shape, (8, 24), dtype)
+    for group in backend.groups(list(TOLERANCE).index(dtype), hidden == 160):
         assert_conforms(op, batch(shape, group, [(1, 0), (1, None), (9, 1)], adapters), 0, group)
 
 
 @pytest.mark.parametrize("sites", [("v_proj",), ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("down_proj",)])
-def test_adapters_that_skip_sites(op: LoraOp, sites: tuple[str, ...]) -> None:
+def test_adapters_that_skip_sites(backend: Backend, sites: tuple[str, ...]) -> None:
     shape = base(64)
-    adapters = [adapter(shape, 6, 0, torch.float32, sites), adapter(shape, 9, 1, torch.float32)]
+    op = backend.make(shape, torch.float32)
+    adapters = [
+        adapter(shape, 6, 0, torch.float32, sites, backend.device),
+        adapter(shape, 9, 1, torch.float32, device=backend.device),
+    ]
     for group in SiteGroup:
         assert_conforms(op, batch(shape, group, [(1, 0), (2, 1), (3, None), (5, 0)], adapters), 0, group)
 
 
-def test_no_segments_cost_nothing(op: LoraOp) -> None:
+def test_no_segments_cost_nothing(backend: Backend) -> None:
     shape = base(64)
-    given = batch(shape, SiteGroup.OUT, [(4, None)], [adapter(shape, 4, 0, torch.float32)])
+    adapters = backend.adapters(shape, (4,), torch.float32)
+    given = batch(shape, SiteGroup.OUT, [(4, None)], adapters)
     y = given.y.clone()
-    op.plan(NO_SEGMENTS).add_lora(y, given.x, 0, SiteGroup.OUT)
+    backend.make(shape, torch.float32).plan(NO_SEGMENTS).add_lora(y, given.x, 0, SiteGroup.OUT)
     assert torch.equal(y, given.y)
 
 
-def test_rows_do_not_depend_on_their_company(op: LoraOp) -> None:
+def test_rows_do_not_depend_on_their_company(backend: Backend) -> None:
     """A row's result alone and among others agree as closely as its dtype allows."""
     shape = base(64)
-    adapters = [adapter(shape, rank, seed, torch.float32) for seed, rank in enumerate((8, 24, 5))]
+    op = backend.make(shape, torch.float32)
+    adapters = backend.adapters(shape, (8, 24, 5), torch.float32)
     together = batch(shape, SiteGroup.QKV, [(1, 0), (1, 1), (1, 2)], adapters)
     y = together.y.clone()
     op.plan(together.table).add_lora(y, together.x, 0, SiteGroup.QKV)

@@ -3,7 +3,8 @@
 The interpreter must be asked for before any kernel is defined (`TRITON_INTERPRET=1`), and then no kernel of the
 process can be compiled, so its tests run in a process of their own. It keeps bfloat16 as uint16: this room mends
 the two things that go silently wrong with that, products (of the bits, as integers) and rounding (toward zero).
-It does not mend arithmetic on bfloat16 itself: kernels widen to float32 first, as they must on the device.
+It does not mend arithmetic on bfloat16 itself: kernels widen to float32 first, as they must on the device. A range
+over a loaded number is mended too, of which numpy warns.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -54,6 +56,15 @@ def _mended_dot(dot: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]
     return create_dot
 
 
+def _mended_index(patch: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    return patch_lang_tensor
+
+
 if INTERPRETED:
     InterpreterBuilder.cast_impl = _mended_cast(InterpreterBuilder.cast_impl)
     InterpreterBuilder.create_dot = _mended_dot(InterpreterBuilder.create_dot)
+    interpreter._patch_lang_tensor = _mended_index(interpreter._patch_lang_tensor)

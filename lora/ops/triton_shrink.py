@@ -1,0 +1,99 @@
+"""h = scale * (A x), the first half of every adapter's update, for all sites of a group at once.
+
+The depth is split: split s writes its partial sums to plane s of h, and who reads h adds the planes, always in the
+same order. So there are no atomics, nothing to zero, and the same batch gives the same bits.
+"""
+
+# A kernel's arguments have the types that it is launched with.
+# ruff: noqa: ANN001, ANN201, ANN202
+
+import triton
+import triton.language as tl
+
+HEADER = tl.constexpr(10)  # as in triton_work
+ENTRY = tl.constexpr(4)
+GROUPS = tl.constexpr(4)
+
+
+@triton.jit
+def read_entry(entry):
+    """(table, first row, rows, tile, first element of h) of a chunk or an item."""
+    table = tl.load(entry).to(tl.pointer_type(tl.int64))
+    first_row = tl.load(entry + 1)
+    rows_and_tile = tl.load(entry + 2)
+    h_at = tl.load(entry + 3)
+    return table, first_row, rows_and_tile.to(tl.int32), (rows_and_tile >> 32).to(tl.int32), h_at
+
+
+@triton.jit
+def _shrink_row(x, A, ranks, rank, begin, end, depth, BLOCK_DEPTH: tl.constexpr):
+    """[len(ranks)]: one row of x, from `begin` to `end`, with rows `ranks` of A."""
+    sums = tl.zeros([ranks.shape[0], BLOCK_DEPTH], tl.float32)
+    for at in range(begin, end, BLOCK_DEPTH):
+        k = at + tl.arange(0, BLOCK_DEPTH)
+        row = tl.load(x + k, mask=k < depth, other=0.0).to(tl.float32)
+        inside = (ranks < rank)[:, None] & (k < depth)[None, :]
+        a = tl.load(A + ranks[:, None] * depth + k[None, :], mask=inside, other=0.0)
+        sums += a.to(tl.float32) * row[None, :]
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def _shrink_rows(
+    x, A, ranks, rank, rows, begin, end, depth, BLOCK_ROWS: tl.constexpr, BLOCK_DEPTH: tl.constexpr
+):
+    """[BLOCK_ROWS, len(ranks)]: the same for several rows, as a matrix product."""
+    row = tl.arange(0, BLOCK_ROWS)
+    sums = tl.zeros([BLOCK_ROWS, ranks.shape[0]], tl.float32)
+    for at in range(begin, end, BLOCK_DEPTH):
+        k = at + tl.arange(0, BLOCK_DEPTH)
+        inside = (row < rows)[:, None] & (k < depth)[None, :]
+        left = tl.load(x + row[:, None] * depth + k[None, :], mask=inside, other=0.0)
+        inside = (k < depth)[:, None] & (ranks < rank)[None, :]
+        right = tl.load(A + ranks[None, :] * depth + k[:, None], mask=inside, other=0.0)
+        sums = tl.dot(left.to(right.dtype), right, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit(do_not_specialize=["group", "record_at"])
+def shrink(
+    h,  # [SPLITS, plane] float32
+    x,  # [T, depth]
+    work,
+    group,
+    record_at,
+    depth,
+    plane,
+    DTYPE: tl.constexpr,  # of A
+    SPLITS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    ROW_DEPTH: tl.constexpr,
+):
+    """A unit of work is one item (rows of one adapter, BLOCK_RANK rows of its A) and one split of the depth."""
+    units = tl.load(work + 2 + group) * SPLITS
+    items = work + tl.load(work + 2 + GROUPS + group)
+    share = tl.cdiv(tl.cdiv(depth, SPLITS), BLOCK_DEPTH) * BLOCK_DEPTH
+    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+        table, first_row, rows, tile, h_at = read_entry(items + unit // SPLITS * ENTRY)
+        record = table + record_at
+        A = tl.multiple_of(tl.load(record).to(tl.pointer_type(DTYPE)), 64)
+        scales = tl.load(record + 1).to(tl.pointer_type(tl.float32))
+        rank = tl.load(record + 2).to(tl.int32)
+
+        split = unit % SPLITS
+        begin = split * share
+        end = tl.minimum(begin + share, depth)
+        ranks = tile * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+        scale = tl.load(scales + ranks, mask=ranks < rank, other=0.0)
+        part = h + split.to(tl.int64) * plane + h_at
+        own = x + first_row * depth
+        if rows == 1:
+            row = _shrink_row(own, A, ranks, rank, begin, end, depth, ROW_DEPTH)
+            tl.store(part + ranks, row * scale, mask=ranks < rank)
+        else:
+            block = _shrink_rows(own, A, ranks, rank, rows, begin, end, depth, BLOCK_ROWS, BLOCK_DEPTH)
+            at = tl.arange(0, BLOCK_ROWS)
+            inside = (at < rows)[:, None] & (ranks < rank)[None, :]
+            tl.store(part + at[:, None] * rank + ranks[None, :], block * scale[None, :], mask=inside)
