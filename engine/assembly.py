@@ -3,37 +3,32 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from engine.base_model import BaseModel, choose
 from engine.config import EngineConfig
 from engine.core import EngineCore, StepExecutor
-from engine.demo.paths import DEMO_ADAPTERS, DEMO_BASE
+from engine.demo.paths import DEMO_ADAPTERS
 from engine.errors import InvalidConfig
 from engine.executor import Executor
+from engine.group.model import join, start_workers
+from engine.group.workers import Workers
 from engine.memory import available_bytes
 from engine.peers import Peers
 from engine.text import TextCodec
-from lora.ops.grouped import GroupedLora
 from lora.pool import RankPages
+from lora.shares import Shares
 from lora.sites import BaseShape
 from lora.store import AdapterStore
 from lora.tiers import DiskTier
-from model.attention.torch_paged import TorchPagedAttention
-from model.checkpoint import (
-    find_checkpoint,
-    load_weights,
-    read_config,
-    serving_dtype,
-    weights_digest,
-)
+from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.heap import retain_freed_memory
-from model.kv_cache import KVCache, KVLayout
-from model.llama import Llama
-from model.ops.eager import EagerOps
+from model.kv_cache import KVCache
 from scheduler.blocks import BlockPool
 from scheduler.request import InvalidParameter
 from scheduler.step import StepLimits, StepScheduler
@@ -72,11 +67,18 @@ class Engine:
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
+    workers: Workers | None = None  # the processes of the other devices
 
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
         self.changed.wait(_IDLE_S)
         self.changed.clear()
+
+    def close(self) -> None:
+        """Copy no more adapters, and end the other devices' processes. Peers are closed before."""
+        self.store.close()
+        if self.workers is not None:
+            self.workers.close()
 
 
 Around = Callable[[StepExecutor], StepExecutor]
@@ -93,33 +95,43 @@ def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
     retain_freed_memory()
-    device = _device(config.device)
-    folder = DEMO_BASE if config.model is None else find_checkpoint(config.model)
-    model_config = read_config(folder)
-    dtype = serving_dtype(model_config, config.dtype, device)
-    weights = load_weights(folder, model_config, dtype, device, config.progress)
-    ops = EagerOps(model_config, dtype, device, GroupedLora())
-    model = Llama(model_config, weights, TorchPagedAttention(model_config), ops)
-    base, lora_dtype = model_config.base_shape(), _lora_dtype(config.lora_dtype, dtype, device)
-    pages = _pages(config, base, lora_dtype, device)
-    peers = Peers(config.sharing, weights_digest(folder), pages) if config.sharing.on else None
-    store = _store(config, base, lora_dtype, pages, peers)
-    cache = _cache(config, model_config, dtype, device)
+    base = choose(config)
+    with ExitStack() as undo:
+        workers = start_workers(base)
+        if workers is not None:
+            undo.callback(workers.close)
+        engine = _assemble(config, around, base, workers)
+        undo.pop_all()
+    return engine
+
+
+def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Workers | None) -> Engine:
+    weights = base.load(config.progress)
+    if workers is not None:
+        workers.wait_loaded()
+    lora_dtype = _lora_dtype(config.lora_dtype, base.dtype, base.device)
+    pages = _pages(config, base, lora_dtype, workers)
+    cache = _cache(config, base)
+    model = (
+        base.build(weights, None) if workers is None else join(base, weights, workers, cache, pages.nbytes)
+    )
+    peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
+    store = _store(config, base.config.base_shape(), lora_dtype, pages, peers)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
-    limits = _limits(config, model_config, blocks.capacity_tokens)
+    limits = _limits(config, base.config, blocks.capacity_tokens)
     scheduler = StepScheduler(limits, blocks)
     changed = threading.Event()
     store.on_ready(changed.set)
     core = EngineCore(scheduler, store, around(Executor(model, cache)), time.monotonic)
     _add_adapters(config, store)
     card = ModelCard(
-        name=config.served_model_name or ("demo" if config.model is None else folder.resolve().name),
-        root=config.model or str(folder),
+        name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
+        root=config.model or str(base.folder),
         max_model_len=limits.max_model_len,
-        vocab_size=model_config.vocab_size,
-        eos_token_ids=model_config.eos_token_ids,
+        vocab_size=base.config.vocab_size,
+        eos_token_ids=base.config.eos_token_ids,
     )
-    return Engine(core, store, TextCodec.load(folder), card, changed, peers)
+    return Engine(core, store, TextCodec.load(base.folder), card, changed, peers, workers)
 
 
 def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
@@ -127,16 +139,6 @@ def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
     adapter wastes less than a rank; at most 2 MiB, which moves at full bandwidth."""
     row = base.num_layers * dtype.itemsize * sum(s.in_features + s.out_features for s in base.shapes)
     return min(_MAX_PAGE_BYTES, 1 << (row.bit_length() - 1))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("device", name, "torch sees no CUDA device here: use cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise InvalidConfig("device", name, "use auto, cpu or cuda")
-    return torch.device(name)
 
 
 def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:
@@ -148,12 +150,19 @@ def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dt
     return named[name]
 
 
-def _pages(config: EngineConfig, base: BaseShape, dtype: torch.dtype, device: torch.device) -> RankPages:
-    granted = config.adapter_bytes or int(available_bytes(device) * _ADAPTER_SHARE)
-    size = page_bytes(base, dtype)
+def _pages(config: EngineConfig, base: BaseModel, dtype: torch.dtype, workers: Workers | None) -> RankPages:
+    granted = config.adapter_bytes or int(_device_bytes(base) * _ADAPTER_SHARE)
+    size = page_bytes(base.part.base_shape(), dtype)
     if granted < size:
         raise InvalidConfig("adapter_bytes", granted, f"give at least one rank page of {size} bytes")
-    return RankPages(granted // size, size, device)
+    stowage = None if workers is None else Shares(base.cuts(), workers.deliver)
+    return RankPages(granted // size, size, base.device, stowage)
+
+
+def _device_bytes(base: BaseModel) -> int:
+    """What this device may take of the memory that is available; the processes of a CPU share one."""
+    available = available_bytes(base.device)
+    return available // base.form.shard.size if base.device.type == "cpu" else available
 
 
 def _store(
@@ -179,19 +188,19 @@ def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> S
     return StepLimits(config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s)
 
 
-def _cache(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> KVCache:
+def _cache(config: EngineConfig, base: BaseModel) -> KVCache:
     """As many blocks as were granted; by default what all sequences could use, within a share of the memory."""
-    layout = KVLayout.of(model, dtype, config.block_size)
-    granted = config.kv_cache_bytes or int(available_bytes(device) * _KV_SHARE)
+    layout = base.kv_layout(config.block_size)
+    granted = config.kv_cache_bytes or int(_device_bytes(base) * _KV_SHARE)
     num_blocks = granted // layout.block_bytes
     if config.kv_cache_bytes is None:
-        length = config.max_model_len or model.max_model_len
+        length = config.max_model_len or base.config.max_model_len
         num_blocks = min(num_blocks, config.max_num_seqs * -(-length // config.block_size))
     if num_blocks < 1:
         raise InvalidConfig(
             "kv_cache_bytes", granted, f"give at least one block of {layout.block_bytes} bytes"
         )
-    return KVCache(layout, num_blocks, device)
+    return KVCache(layout, num_blocks, base.device)
 
 
 def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:

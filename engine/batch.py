@@ -22,7 +22,7 @@ from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
 from engine.api.schema import decoded
 from engine.assembly import assemble
 from engine.config import BatchConfig
-from engine.errors import InvalidConfig
+from engine.errors import GroupFailed, InvalidConfig
 from engine.ledger import RESULT_PREFIX, Ledger, key_of, key_of_line, open_ledger
 from engine.node import Node
 from engine.options import batch_config
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str]) -> int:
         config = batch_config(arguments)
         node = Node(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
         summary = asyncio.run(_run(node, config))
-    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
+    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, GroupFailed) as error:
         sys.stderr.write(f"python -m engine.batch: {error}\n")
         return USAGE_ERROR
     except KeyboardInterrupt:

@@ -54,12 +54,14 @@ class EngineConfig:
     dtype: str = "auto"  # auto | float32 | bfloat16
     lora_dtype: str = "auto"  # auto | float32 | bfloat16; auto: float32 on a CPU, else the model's
     device: str = "auto"  # auto | cpu | cuda
+    tensor_parallel_size: int = 1  # devices that compute each layer together
+    quantization: str = "none"  # none | int8 (CPU) | fp8 (CUDA): of the layers' base matrices
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     block_size: int = 16
-    kv_cache_bytes: int | None = None
-    adapter_bytes: int | None = None  # memory for resident adapters
+    kv_cache_bytes: int | None = None  # on each device
+    adapter_bytes: int | None = None  # memory for resident adapters, on each device
     adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
     adapter_patience_s: float = 2.0
     progress: bool = True

@@ -205,6 +205,7 @@ class EngineCore:
     def _fail_plan(self, plan: StepPlan, error: Exception) -> tuple[Failure, ...]:
         _log.error("a step of %d sequences failed", len(plan.slices), exc_info=error)
         told = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
+        told = error if isinstance(error, EngineError) else told
         with self._lock:
             return self._end([part.key.request_id for part in plan.slices], told)
 

@@ -54,3 +54,13 @@ class InvalidConfig(EngineError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")
         self.field = field
+
+
+class GroupFailed(EngineError):
+    """One of the processes that compute together has ended or failed, and with it the engine."""
+
+    def __init__(self, rank: int, size: int, reason: str) -> None:
+        super().__init__(
+            f"process {rank} of the {size} that compute together failed ({reason}): mend the cause and start again"
+        )
+        self.rank, self.reason = rank, reason

@@ -24,6 +24,8 @@ class EngineOptions(TypedDict, total=False):
 
     lora_dtype: str
     device: str
+    tensor_parallel_size: int
+    quantization: str
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -142,9 +144,9 @@ class LLM:
         return [run.result() for run in runs.values()]
 
     def close(self) -> None:
-        """Stop the adapter loader's threads."""
+        """Stop the adapter loader's threads and the other devices' processes."""
         self.engine.core.settle()
-        self.engine.store.close()
+        self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
         return BASE if name is None else self.engine.store.resolve(name)

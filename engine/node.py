@@ -116,6 +116,7 @@ class Node:
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers = engine.peers
+        self._close_engine = engine.close
         self._max_waiting = max_waiting
         self._streams: dict[str, DeltaStream] = {}
         self._wake = threading.Event()
@@ -180,7 +181,7 @@ class Node:
                 stream.fail(Draining())
         if self._peers is not None:
             await asyncio.to_thread(self._peers.close)
-        self._store.close()
+        await asyncio.to_thread(self._close_engine)
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str

@@ -65,6 +65,8 @@ _ENGINE = (
     Option("model", "served-model-name", text, "NAME", "what requests call the base model"),
     Option("model", "dtype", choice("auto", "float32", "bfloat16"), "TYPE", "auto, float32 or bfloat16"),
     Option("model", "device", choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda"),
+    Option("model", "tensor-parallel-size", count, "N", "devices that compute each layer together"),
+    Option("model", "quantization", choice("none", "int8", "fp8"), "FORM", "none, int8 (CPU) or fp8 (CUDA)"),
     Option("model", "max-model-len", count, "N", "most tokens of a prompt and its answer together"),
     Option("model", "progress", flag, "", "show progress while the model is read"),
     Option(

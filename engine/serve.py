@@ -1,7 +1,7 @@
 """python -m engine.serve: the HTTP server. From options to a node, from a node to a socket, and down again.
 
 The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
-second one ends the process at once.
+second one ends the process at once. When a process that computes along fails, the server stops by itself, with 1.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from engine.api.desk import Desk
 from engine.api.http import http_app, http_runner
 from engine.assembly import assemble
 from engine.config import ServeConfig
-from engine.errors import InvalidConfig
+from engine.errors import GroupFailed, InvalidConfig
+from engine.group.workers import Workers
 from engine.node import Node
 from engine.options import serve_config
 from engine.telemetry import Telemetry
@@ -26,7 +27,7 @@ from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel
 
-USAGE_ERROR = 2
+USAGE_ERROR, FAILURE = 2, 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -77,7 +78,7 @@ def stopped_by_signals() -> asyncio.Event:
     return stop
 
 
-async def _run(node: Node, config: ServeConfig) -> None:
+async def _run(node: Node, workers: Workers | None, config: ServeConfig) -> None:
     def announce(address: str) -> None:
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
@@ -85,7 +86,14 @@ async def _run(node: Node, config: ServeConfig) -> None:
             sys.stdout.write(f"peers may pull adapters at {node.peer_address}\n")
         sys.stdout.flush()
 
-    await serve(node, config, announce, stopped_by_signals())
+    stop, loop = stopped_by_signals(), asyncio.get_running_loop()
+    if workers is None:
+        await serve(node, config, announce, stop)
+        return
+    workers.on_failure(lambda: loop.call_soon_threadsafe(stop.set))
+    await serve(node, config, announce, stop)
+    if workers.failure is not None:
+        raise workers.failure
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -95,11 +103,15 @@ def main(arguments: Sequence[str]) -> int:
         logging.basicConfig(
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        node = Node(assemble(config.engine), Telemetry(), config.max_waiting)
-        asyncio.run(_run(node, config))
+        engine = assemble(config.engine)
+        node = Node(engine, Telemetry(), config.max_waiting)
+        asyncio.run(_run(node, engine.workers, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")
         return USAGE_ERROR
+    except GroupFailed as error:
+        sys.stderr.write(f"python -m engine.serve: {error}\n")
+        return FAILURE
     return 0
 
 

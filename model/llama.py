@@ -3,6 +3,7 @@ that is there or not. Knows no file and no request, and adapters only as segment
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ class _Step:
         if self.collective is None:
             return self.ops.add(layer, group, y, x, residual)
         return self.collective.sum(self.ops.add(layer, group, y, x, None)).add_(residual)
+
+
+class Model(Protocol):
+    """Whatever computes a batch's logits: one device, or several of which this is the first."""
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """See Llama."""
+        ...
 
 
 class Llama:

@@ -1,0 +1,71 @@
+"""GroupModel: the forward pass of all devices, to be called like that of one; and how it comes about."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from engine.base_model import BaseModel, device_of
+from engine.group.batch import describe, flatten
+from engine.group.collective import DeviceGroup
+from engine.group.messages import Load
+from engine.group.workers import Workers
+from model.batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.llama import Llama
+from model.weights import Weights
+
+
+class GroupModel:
+    """The first device's part of a model, which takes the others along in every step."""
+
+    def __init__(self, part: Llama, workers: Workers, devices: DeviceGroup) -> None:
+        self._part, self._workers, self._devices = part, workers, devices
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """As Llama.forward. Raises GroupFailed for whatever goes wrong on any device: they are then out of step, and
+        none computes any more."""
+        if self._workers.failure is not None:
+            raise self._workers.failure
+        try:
+            self._workers.step(describe(batch))
+            self._devices.broadcast(flatten(batch))
+            return self._part.forward(batch, cache)
+        except Exception as error:
+            raise self._workers.cause(error) from error
+
+
+def start_workers(base: BaseModel) -> Workers | None:
+    """Processes for the parts of `base` but the first, which begin to read them; None if it is whole. The processors
+    of a CPU are shared out equally, unless the environment says how many threads there are to be."""
+    size = base.form.shard.size
+    if size == 1:
+        return None
+    threads = 0
+    if base.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // size)
+        torch.set_num_threads(threads)
+    return Workers([_load(base, rank, threads) for rank in range(1, size)])
+
+
+def join(
+    base: BaseModel, weights: Weights, workers: Workers, cache: KVCache, adapter_bytes: int
+) -> GroupModel:
+    """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did."""
+    rendezvous = workers.reserve(cache.num_blocks, cache.block_size, adapter_bytes)
+    devices = DeviceGroup(base.form.shard, base.device, rendezvous)
+    workers.on_failure(devices.abort)
+    workers.wait_ready()
+    return GroupModel(base.build(weights, devices), workers, devices)
+
+
+def _load(base: BaseModel, rank: int, threads: int) -> Load:
+    return Load(
+        folder=str(base.folder),
+        rank=rank,
+        size=base.form.shard.size,
+        device=str(device_of(base.device, rank)),
+        dtype=str(base.dtype),
+        quantization=base.form.quantization.value,
+        threads=threads,
+    )

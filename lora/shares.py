@@ -1,0 +1,89 @@
+"""Shares: an adapter in parts, one on each device of a group, all at the same offset of equal arenas.
+
+All parts have one layout, so the first device's pages are the others' too: who stays and where it lies is decided
+once, and the others do as they are told. A content that goes is not announced; another takes its place.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora.cut import Cut, cut_layout, cut_rows
+from lora.flat import FlatLayout, view
+from lora.segments import AdapterWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A share for device `rank`: `rows` ([layout.nbytes] uint8, on the host) belong `offset` bytes into its arena."""
+
+    rank: int
+    digest: str
+    layout: FlatLayout
+    offset: int
+    rows: Tensor
+
+
+class Shares:
+    """Stowage for a group: the first of `cuts` is this device's; `deliver` takes another its share, and waits."""
+
+    def __init__(self, cuts: Sequence[Cut], deliver: Callable[[Delivery], None]) -> None:
+        self._cuts = tuple(cuts)
+        self._deliver = deliver
+
+    def nbytes(self, layout: FlatLayout) -> int:
+        """See Stowage: what each device's share takes."""
+        return cut_layout(layout, self._cuts[0]).nbytes
+
+    def landing(self, place: Tensor, layout: FlatLayout) -> Tensor:
+        """See Stowage: host memory, from which the shares are cut."""
+        return torch.empty(layout.nbytes, dtype=torch.uint8)
+
+    def stow(self, place: Tensor, landed: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
+        """See Stowage. Raises what `deliver` raises."""
+        narrow = cut_layout(layout, self._cuts[0])
+        for rank, cut in enumerate(self._cuts):
+            rows = torch.zeros(narrow.nbytes, dtype=torch.uint8)
+            cut_rows(landed, layout, cut, rows)
+            if rank == 0:
+                place[: narrow.nbytes].copy_(rows)
+            else:
+                self._deliver(Delivery(rank, digest, narrow, int(place.storage_offset()), rows))
+        return view(place, narrow, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    start: int
+    stop: int
+    weights: AdapterWeights
+
+
+class ShareArena:
+    """The shares of a device other than the first. One thread keeps, another reads."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Kept] = {}
+
+    def keep(self, digest: str, layout: FlatLayout, offset: int, rows: Tensor) -> None:
+        """Copy a share to its place; what lay there is forgotten. Raises ValueError if it is not within the arena."""
+        stop = offset + layout.nbytes
+        if offset < 0 or stop > len(self._arena) or len(rows) != layout.nbytes:
+            raise ValueError(f"a share of {len(rows)} bytes at {offset} is not within {len(self._arena)} bytes")
+        with self._lock:
+            self._kept = {d: k for d, k in self._kept.items() if k.stop <= offset or k.start >= stop}
+        place = self._arena[offset:stop]
+        place.copy_(rows)
+        kept = _Kept(offset, stop, view(place, layout, digest))
+        with self._lock:
+            self._kept[digest] = kept
+
+    def weights(self, digest: str) -> AdapterWeights:
+        """The share of this content. Raises KeyError if it is not kept."""
+        with self._lock:
+            return self._kept[digest].weights
