@@ -1,0 +1,83 @@
+"""Draw the digital twin: the distributions of both twins' times to first token and between tokens.
+
+    python scripts/figures/twin.py results/twin.jsonl --out results/twin.png
+
+Of the latest run in the file. A title says by how much the simulator is off, in the mean and at the 95th
+percentile; a thin line marks the latter.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+STYLES = {"live": ("C0", "-", "live engine"), "sim": ("C3", "--", "simulator")}
+PANELS = {"ttft": "time to first token, ms", "tbt": "time between tokens, ms"}
+
+
+def read_last_run(path: Path) -> tuple[Row, list[Row]]:
+    """What the latest run was, and its requests."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    last = max(at for at, row in enumerate(rows) if row["what"] == "run")
+    return rows[last], rows[last + 1 :]
+
+
+def milliseconds(rows: Sequence[Row], twin: str, metric: str) -> np.ndarray:
+    """All times of one twin, rising."""
+    mine = [np.array(row["token_times_s"]) for row in rows if row["twin"] == twin]
+    starts = [row["at_s"] for row in rows if row["twin"] == twin]
+    if metric == "ttft":
+        return np.sort([1e3 * (times[0] - start) for times, start in zip(mine, starts, strict=True)])
+    return np.sort(1e3 * np.concatenate([np.diff(times) for times in mine]))
+
+
+def draw_panel(axes: Axes, rows: Sequence[Row], metric: str) -> None:
+    """Both distributions."""
+    figures: dict[str, tuple[float, float]] = {}
+    for twin, (colour, line, label) in STYLES.items():
+        times = milliseconds(rows, twin, metric)
+        axes.plot(times, np.arange(1, len(times) + 1) / len(times), line, color=colour, label=label)
+        p95 = float(np.percentile(times, 95))
+        axes.axvline(p95, color=colour, linestyle=line, linewidth=0.7, alpha=0.6)
+        figures[twin] = float(times.mean()), p95
+    mean, p95 = (sim / live - 1 for live, sim in zip(figures["live"], figures["sim"], strict=True))
+    axes.set_title(f"mean {mean:+.1%}, P95 {p95:+.1%}", fontsize=10)
+    axes.set_xscale("log")
+    axes.set_xlabel(PANELS[metric])
+
+
+def draw(about: Row, rows: Sequence[Row]) -> Figure:
+    """The whole figure."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
+        draw_panel(axes, rows, metric)
+    figure.axes[0].set_ylabel("part of requests (left) and of gaps (right)")
+    figure.axes[0].legend()
+    figure.suptitle(
+        f"{about['requests']} requests at {about['rate']:.2f}/s, {about['computing']:.0%} of the time computing: "
+        f"{about['hardware']}",
+        fontsize=9,
+    )
+    return figure
+
+
+def main() -> None:
+    """Read a results file, write a picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/twin.png"))
+    options = parser.parse_args()
+    draw(*read_last_run(options.results)).savefig(options.out, dpi=150)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
