@@ -1,0 +1,49 @@
+"""Throughput under the SLO by policy, with five seeds and their spread, under padded and exact kernels.
+
+    python -m scripts.figures.policies_compared --traces FOLDER
+
+Its rows are those of policies_by_rate. A bar is the mean over the seeds of the highest rate of the ladder at which P95
+of both times is within the SLO, a dot a seed.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from statistics import mean
+
+from matplotlib.figure import Figure
+
+from scripts.figures.policies import ask_all, present, throughputs
+from scripts.figures.policies_by_rate import COLOURS
+from scripts.figures.rows import Row
+from scripts.figures.suite import Suite, main
+
+COLUMNS = 3
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """A panel for each workload."""
+    loads = list(present(rows))
+    lines = ceil(len(loads) / COLUMNS)
+    figure = Figure(figsize=(12, 3 * lines), layout="constrained")
+    panels = figure.subplots(lines, COLUMNS, squeeze=False, sharey=True).ravel()
+    for axes, load in zip(panels, loads, strict=False):
+        found = {policy: values for policy, values in throughputs(rows, load).items() if values}
+        names = list(found)
+        means = [mean(values) for values in found.values()]
+        bars = axes.barh(names, means, color=[COLOURS[name] for name in names])
+        axes.bar_label(bars, [f"{value:.1f}" for value in means], padding=4, fontsize=8)
+        for at, values in enumerate(found.values()):
+            axes.plot(values, [at] * len(values), "k.", markersize=4, alpha=0.6)
+        axes.margins(x=0.18)
+        axes.set_title(load.name, fontsize=9)
+        axes.set_xlabel("requests/s within the SLO")
+    panels[0].invert_yaxis()
+    for axes in panels[len(loads) :]:
+        axes.set_visible(False)
+    return figure
+
+
+SUITE = Suite("policies", "policies_compared", __doc__ or "", ask_all, draw)
+
+if __name__ == "__main__":
+    main(SUITE)

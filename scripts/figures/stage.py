@@ -1,0 +1,106 @@
+"""One simulated run as a question and its answer: what the cluster suites have in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scheduler.cluster.cost import Kernel
+from scheduler.cluster.policies import named
+from scheduler.cluster.profile import Slo
+from scheduler.sim.catalogue import catalogue, rank_mix
+from scheduler.sim.popularity import popularity
+from scheduler.sim.replay import Hardware, Replay, Traffic, fitted, replay
+from scheduler.sim.trace import Call, paced, poisson, read_trace
+from scheduler.sim.workload import assigned, over
+from scripts.figures.nodes import L40S, LLAMA_8B, derived
+from scripts.figures.rows import Row, Rows
+
+SLO = Slo(ttft_s=2.0, tbt_s=0.1)
+PROFILE = derived(LLAMA_8B, L40S, SLO)
+MEMORY_BYTES = 32 * 2**30
+GIB = 2**30
+
+Traces = Mapping[str, Sequence[Call]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A run: `policy` on `nodes` nodes whose kernels are `kernel`; `rate` requests/s of a trace's shape for
+    `seconds`, of which `warm_s` do not count."""
+
+    policy: str
+    kernel: str = "padded"
+    trace: str = "conv"
+    ranks: str = "equal"
+    law: str = "power:0.3"
+    adapters: int = 100
+    nodes: int = 4
+    rate: float = 10.0
+    seconds: float = 50.0
+    warm_s: float = 20.0
+    seed: int = 0
+
+
+def read_traces(folder: Path | None) -> Traces:
+    """The two Azure traces of `folder`; drawn stand-ins of like lengths if there is no folder."""
+    if folder is None:
+        rng = np.random.default_rng(0)
+        return {"conv": poisson(20.0, 60.0, (1155, 40), rng), "code": poisson(20.0, 60.0, (2048, 28), rng)}
+    return {
+        name: read_trace((folder / f"azure_llm_2023_{name}.csv").read_text()) for name in ("conv", "code")
+    }
+
+
+def traffic(case: Case, traces: Traces) -> Traffic:
+    """The same for every policy and kernel: a seed says where in the trace it begins, and who is popular."""
+    rng = np.random.default_rng(case.seed)
+    calls = traces[case.trace]
+    mix = rank_mix(case.ranks)
+    adapters = catalogue(case.adapters, mix)
+    shuffled = [adapters[at] for at in rng.permutation(len(adapters)).tolist()]
+    chosen = paced(calls, case.rate, case.seconds, int(rng.integers(len(calls))))
+    arrivals = assigned(chosen, shuffled, over(popularity(case.law), mix), rng)
+    return Traffic(arrivals, adapters, case.seconds, case.warm_s)
+
+
+def hardware(case: Case, offered: Traffic) -> Hardware:
+    """Nodes whose operating points are for this traffic's mean request."""
+    return fitted(Hardware(PROFILE, Kernel(case.kernel), MEMORY_BYTES), offered)
+
+
+def run(case: Case, traces: Traces) -> Replay:
+    """Simulate it."""
+    offered = traffic(case, traces)
+    return replay(named(case.policy), case.nodes, hardware(case, offered), offered, case.seed)
+
+
+def answer(case: Case, traces: Traces) -> Row:
+    """The figures of a run as a row's answer."""
+    done = run(case, traces)
+    last, outcome = done.last, done.outcome
+    return {
+        "requests": outcome.requests,
+        "refused": outcome.refused,
+        "ttft_p50_s": round(outcome.ttft_p50_s, 4),
+        "ttft_p95_s": round(outcome.ttft_p95_s, 4),
+        "tbt_p50_s": round(outcome.tbt_p50_s, 5),
+        "tbt_p95_s": round(outcome.tbt_p95_s, 5),
+        "goodput": round(outcome.goodput, 3),
+        "meets": outcome.meets(SLO),
+        "pulls": last.pulls,
+        "moved_gib": round(last.moved_bytes / GIB, 3),
+        "kept_gib_per_node": round(last.kept_bytes / GIB / case.nodes, 3),
+        "used_gib_per_node": round(last.used_bytes / GIB / case.nodes, 3),
+    }
+
+
+def everything_gib(case: Case) -> float:
+    """Of all adapters: what each node would hold if every one were everywhere."""
+    return sum(ref.nbytes for ref in catalogue(case.adapters, rank_mix(case.ranks))) / GIB
+
+
+def ask(rows: Rows, case: Case, traces: Traces) -> Row:
+    """The row of a case, simulated if there is none."""
+    return rows.ask(asdict(case), lambda: answer(case, traces))
