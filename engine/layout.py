@@ -7,7 +7,7 @@ before, a token each, is laid out from that one's arrays in a few vector operati
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +60,34 @@ class Layout:
         return tuple(i for i, part in enumerate(self.slices) if part.samples)
 
 
-@dataclass(slots=True)
 class _Last:
-    """The latest layout, and what tells quickly whether a plan goes on from it."""
+    """The latest layout, and what tells quickly whether and how a plan goes on from it."""
 
-    layout: Layout
-    keys: list[SequenceKey]  # in the plan's order
-    block_tables: list[tuple[int, ...]]  # in batch order
-    draws: dict[SequenceKey, int]
-    steady: bool  # all its slices are one row that samples
+    def __init__(self, plan: StepPlan, layout: Layout) -> None:
+        self.layout = layout
+        self.keys = list(map(_keys, plan.slices))
+        self.places: list[int] = layout.places.tolist()
+        self.draws = {layout.slices[i].key: draw for draw, i in enumerate(layout.draws)}
+        self.rows = np.arange(len(self.keys))
+        self.steady = (
+            len(self.draws) == len(layout.logit_rows) == len(layout.token_ids)
+        )  # each slice is one row
+        self._block_tables = tuple(map(_tables, plan.slices))
+        self._row_of: list[int] = np.argsort(layout.places).tolist()
+
+    def grown(self, block_tables: tuple[tuple[int, ...], ...]) -> Integers:
+        """The layout's tables with the blocks that sequences have gained since; block_tables in the plan's order."""
+        tables = self.layout.tables
+        changed = [i for i, same in enumerate(map(is_, block_tables, self._block_tables)) if not same]
+        self._block_tables = block_tables
+        if not changed:
+            return tables
+        widest = max(tables.shape[1], max(len(block_tables[i]) for i in changed))
+        grown = np.zeros((len(block_tables), widest), np.int64)
+        grown[:, : tables.shape[1]] = tables
+        for i in changed:
+            grown[self._row_of[i], : len(block_tables[i])] = block_tables[i]
+        return grown
 
 
 @dataclass(slots=True)
@@ -85,24 +104,25 @@ class LayOut:
     def _continued(self, plan: StepPlan) -> Layout | None:
         """The layout of a plan that runs one more token of each of the last one's sequences; None of any other."""
         last = self._last
-        if last is None or not last.steady or list(map(_keys, plan.slices)) != last.keys:
+        if last is None or not last.steady or len(plan.slices) != len(last.keys):
             return None
+        keys, _, tokens, starts, block_tables, samples, _, _, scored = zip(*plan.slices, strict=True)
         before = last.layout
-        slices = tuple(map(plan.slices.__getitem__, before.places.tolist()))
-        positions = before.positions + 1
-        if list(map(_starts, slices)) != positions.tolist() or not _steady(slices):
+        positions, places = before.positions + 1, before.places
+        if list(keys) != last.keys or not np.array_equal(np.array(starts)[places], positions):
             return None
-        token_ids = np.fromiter((part.token_ids[0] for part in slices), np.int64, len(slices))
-        tables = self._grown(last, slices)
+        if sum(map(len, tokens)) != len(keys) or not all(samples) or any(scored):
+            return None
+        token_ids = np.array([token_id for (token_id,) in tokens])[places]
+        tables = last.grown(block_tables)
         pending = np.flatnonzero(token_ids == PENDING)
-        row = np.arange(len(slices))
         last.layout = Layout(
-            slices,
-            before.places,
+            tuple(map(plan.slices.__getitem__, last.places)),
+            places,
             before.runs,
             token_ids,
             positions,
-            _slots(tables, row, positions, self.block_size),
+            _slots(tables, last.rows, positions, self.block_size),
             before.query_lens,
             before.context_lens + 1,
             tables,
@@ -112,20 +132,6 @@ class LayOut:
             pending,
         )
         return last.layout
-
-    def _grown(self, last: _Last, slices: tuple[Slice, ...]) -> Integers:
-        """The last tables with the blocks that sequences have gained since."""
-        tables, known = last.layout.tables, last.block_tables
-        changed = [i for i, part in enumerate(slices) if part.block_table is not known[i]]
-        if not changed:
-            return tables
-        widest = max(tables.shape[1], max(len(slices[i].block_table) for i in changed))
-        grown = np.zeros((len(slices), widest), np.int64)
-        grown[:, : tables.shape[1]] = tables
-        for i in changed:
-            known[i] = slices[i].block_table
-            grown[i, : len(known[i])] = known[i]
-        return grown
 
     def _afresh(self, plan: StepPlan) -> Layout:
         turn = {"": 0} | {ref.digest: number for number, ref in enumerate(plan.adapters, start=1)}
@@ -155,25 +161,12 @@ class LayOut:
             pending,
             np.array([self._draw_of(slices[sequence[row]].key) for row in pending], np.int64),
         )
-        self._remember(plan, layout)
+        self._last = _Last(plan, layout)
         return layout
 
     def _draw_of(self, key: SequenceKey) -> int:
         assert self._last is not None, "nothing is pending in the first plan"
         return self._last.draws[key]
-
-    def _remember(self, plan: StepPlan, layout: Layout) -> None:
-        self._last = _Last(
-            layout,
-            list(map(_keys, plan.slices)),
-            list(map(_tables, layout.slices)),
-            {layout.slices[i].key: draw for draw, i in enumerate(layout.draws)},
-            _steady(layout.slices),
-        )
-
-
-def _steady(slices: tuple[Slice, ...]) -> bool:
-    return all(part.samples and len(part.token_ids) == 1 and not part.prompt_logprobs for part in slices)
 
 
 def _slots(tables: Integers, sequence: Integers, positions: Integers, block_size: int) -> Integers:

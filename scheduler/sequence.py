@@ -142,12 +142,13 @@ class Sequence:
 
     def land(self, part: Slice, output: SliceOutput) -> None:
         """Take in what the oldest slice in flight computed."""
-        assert (output.token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
+        token_id = output.token_id
+        assert (token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
         if part.prompt_logprobs:
             known = len(self.prompt_logprobs) - part.start
             self.prompt_logprobs.extend(output.prompt_logprobs[known:])
-        if output.token_id is not None:
-            self.output_token_ids.append(output.token_id)
+        if token_id is not None:
+            self.output_token_ids.append(token_id)
             self.drawing -= 1
         self.computed_tokens = part.start + len(part.token_ids)
         del self.in_flight[0]
@@ -171,16 +172,17 @@ class Sequence:
 
     def tell(self, output: SliceOutput) -> TokenEvent:
         """What the client learns of the token that has just landed; the first such event tells of the prompt too."""
+        token_id, logprob, _ = output
         drawn = len(self.output_token_ids)
         reason = None
-        if output.token_id in self._ends_with and drawn > self.request.params.min_tokens:
+        if token_id in self._ends_with and drawn > self.request.params.min_tokens:
             reason = FinishReason.STOP
         elif self.prompt_tokens + drawn >= self.most_tokens:
             reason = FinishReason.LENGTH
         if drawn > 1:
-            return TokenEvent(self.key, output.token_id, output.logprob, reason)
+            return TokenEvent(self.key, token_id, logprob, reason)
         told = tuple(self.prompt_logprobs)
-        return TokenEvent(self.key, output.token_id, output.logprob, reason, told, self.cached_tokens or 0)
+        return TokenEvent(self.key, token_id, logprob, reason, told, self.cached_tokens or 0)
 
     @property
     def _owes_prompt_logprobs(self) -> bool:

@@ -6,7 +6,7 @@ room knows no tensor and no clock: `now` and the set of resident adapters are ar
 is a frozen StepPlan.
 """
 
-from collections import abc
+from collections import abc, deque
 from dataclasses import dataclass
 from itertools import chain
 
@@ -63,11 +63,13 @@ class _Draft:
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.slices: list[Slice] = []
+        self.sequences: list[Sequence] = []  # whose slices they are
         self.holds_up = False
 
     def take(self, sequence: Sequence) -> None:
         part = sequence.take(self.rows)
         self.slices.append(part)
+        self.sequences.append(sequence)
         self.rows -= len(part.token_ids)
         if sequence.penalised and part.samples:
             self.holds_up = True
@@ -108,6 +110,7 @@ class StepScheduler:
         self._running: list[Sequence] = []  # in order of admission
         self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
         self._ready: abc.Container[str] = ()
+        self._in_flight: deque[tuple[StepPlan, list[Sequence]]] = deque()
         self._preemptions = 0
         self._holds_up = False
 
@@ -130,20 +133,26 @@ class StepScheduler:
         self._plan_running(draft)
         self._plan_waiting(draft, now)
         self._holds_up = draft.holds_up
-        return StepPlan(tuple(draft.slices))
+        plan = StepPlan(tuple(draft.slices))
+        if plan.slices:
+            self._in_flight.append((plan, draft.sequences))
+        return plan
 
     def commit(self, plan: StepPlan, outputs: abc.Sequence[SliceOutput]) -> tuple[TokenEvent, ...]:
-        """Take in the plan's outputs, slice for slice; what each sequence gained, in the plan's order."""
+        """Take in the plan's outputs, slice for slice; what each sequence gained, in the plan's order.
+
+        A plan made before this one that was not committed by now never will be: its step failed.
+        """
         events: list[TokenEvent] = []
         size = self._blocks.block_size
-        for part, output in zip(plan.slices, outputs, strict=True):
-            sequence = self._sequences.get(part.key)
-            if sequence is None or not sequence.in_flight or sequence.in_flight[0] is not part:
+        for sequence, part, output in zip(self._planned(plan), plan.slices, outputs, strict=True):
+            if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
             sequence.land(part, output)
-            if sequence.computed_tokens // size > sequence.published_blocks:
+            computed = sequence.computed_tokens
+            if computed // size > sequence.published_blocks:
                 self._publish(sequence)
-            if part.start < sequence.prompt_tokens <= sequence.computed_tokens:
+            if part.start < sequence.prompt_tokens <= computed:
                 self._lead(sequence)
             if part.samples:
                 events.append(event := sequence.tell(output))
@@ -206,6 +215,14 @@ class StepScheduler:
         """True if the latest plan draws a token without which its sequence cannot be planned further: land that plan
         before the next is made, or the sequence goes at half the pace."""
         return self._holds_up
+
+    def _planned(self, plan: StepPlan) -> abc.Sequence[Sequence]:
+        """The sequences of the plan's slices."""
+        if not plan.slices:
+            return ()
+        while self._in_flight[0][0] is not plan:
+            self._in_flight.popleft()
+        return self._in_flight[0][1]
 
     def _refuse_if_hopeless(self, request: Request) -> None:
         name, prompt, length = request.request_id, len(request.prompt_token_ids), self._limits.max_model_len
