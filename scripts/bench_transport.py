@@ -190,8 +190,7 @@ def transport_move(puller: Transport, arena: Arena, peer: Address) -> Move:
     """Lease and pull."""
 
     async def move(nbytes: int) -> None:
-        lease = await puller.lease(peer, str(nbytes), HOLD_S)
-        await puller.pull(lease, [arena.region(0, nbytes)], HOLD_S)
+        await puller.fetch(peer, str(nbytes), [arena.region(0, nbytes)], HOLD_S)
 
     return move
 

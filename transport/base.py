@@ -8,7 +8,7 @@ which pins the pages at the source, and pulls the bytes into regions of its own.
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from transport.errors import RegionRefused
@@ -108,17 +108,22 @@ class RemoteRegion:
     key: int
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if type(getattr(self, one.name)) is not one.type:
-                raise RegionRefused(
-                    f"{one.name}={getattr(self, one.name)!r}: {one.type} expected; lease again"
-                )
+        numbers = (self.arena, self.address, self.nbytes, self.device, self.key)
+        if type(self.node) is not str or any(type(number) is not int for number in numbers):
+            raise RegionRefused(f"{self.as_json()}: a name and plain numbers expected; lease again")
         if self.address < 0 or not 0 < self.nbytes <= MOST_BYTES or self.address + self.nbytes >= 1 << 64:
             raise RegionRefused(f"{self.nbytes} bytes at {self.address}: no span of memory; lease again")
 
     def as_json(self) -> dict[str, str | int]:
         """Plain names and numbers, for any JSON writer."""
-        return asdict(self)
+        return {
+            "node": self.node,
+            "arena": self.arena,
+            "address": self.address,
+            "nbytes": self.nbytes,
+            "device": self.device,
+            "key": self.key,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> "RemoteRegion":
@@ -215,6 +220,10 @@ class Transport(Protocol):
         LeaseExpired or a cancellation the content of `into` is undefined, and it may be used for something else only
         once `settled` says so. RegionRefused if sizes differ, RegionBusy if a region of `into` is in use.
         """
+        ...
+
+    async def fetch(self, peer: Address, name: str, into: Sequence[Region], timeout_s: float) -> None:
+        """`lease` and `pull` in one exchange, `timeout_s` for both: for whoever knows the size of `name`."""
         ...
 
     async def release(self, lease: Lease) -> None:

@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ class Channel:
         self.aborted = False
         self.garbled = False  # part of a message or of a bulk may be on its way: nothing sensible can follow
         self._socket = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A cut link is otherwise noticed after a quarter of an hour.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
@@ -40,7 +42,11 @@ class Channel:
 
     def send(self, message: Message, deadline: Deadline) -> None:
         """Send one message. PeerGone, PullTimeout."""
-        self.send_bytes(memoryview(encode(message)), deadline)
+        self.send_all((message,), deadline)
+
+    def send_all(self, messages: Iterable[Message], deadline: Deadline) -> None:
+        """Send messages in one go. PeerGone, PullTimeout."""
+        self.send_bytes(memoryview(b"".join(map(encode, messages))), deadline)
 
     def send_bytes(self, view: memoryview, deadline: Deadline) -> None:
         """Send all of `view`. PeerGone, PullTimeout."""
@@ -84,11 +90,7 @@ class Channel:
 
     def is_quiet(self) -> bool:
         """True if the connection is up and the peer has said nothing: it may be used again."""
-        with suppress(OSError, ValueError):
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            return not self.aborted and not poll.poll(0)
-        return False
+        return not self.aborted and not self._poll.poll(0)
 
     def abort(self) -> None:
         """Make whatever call is blocked, and every later one, fail with PeerGone; the peer's calls fail on `close`."""

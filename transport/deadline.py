@@ -26,6 +26,10 @@ class Deadline:
         """True from the deadline on."""
         return time.monotonic() >= self.at_s
 
+    def sooner(self, seconds: float) -> "Deadline":
+        """The point `seconds` before."""
+        return Deadline(self.at_s - seconds)
+
     def at_most(self, seconds: float) -> "Deadline":
         """This deadline, or `seconds` from now if that is sooner."""
         return Deadline(min(self.at_s, time.monotonic() + seconds))

@@ -8,6 +8,7 @@ from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import DoorUnavailable
 from transport.landings import Landing
+from transport.wire import Message
 
 AUTO = "auto"
 
@@ -18,6 +19,11 @@ class Door(Protocol):
     @property
     def name(self) -> str:
         """What the two ends call it."""
+        ...
+
+    @property
+    def cue(self) -> Sequence[Message]:
+        """What to tell the source so that the bytes come; nothing where the puller reads by itself."""
         ...
 
     def offer(self) -> str:
@@ -36,10 +42,13 @@ class Door(Protocol):
         """Let the arena be read and written through this door."""
         ...
 
-    def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
-        """Fill the landing, in the calling thread, and have the source vouch for it over `channel`.
+    def read(
+        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+    ) -> Sequence[Message]:
+        """Fill the landing, in the calling thread, when the cue has been given: what is left to be said, by and by.
 
-        Ends the landing exactly once, when no byte can come any more: that may be after this has raised.
+        Returns only if the pages were pinned until the last byte was read. Ends the landing exactly once, when no
+        byte can come any more: that may be after this has raised.
         """
         ...
 
@@ -48,14 +57,16 @@ class Door(Protocol):
         ...
 
 
-def choose(doors: Sequence[Door], offers: Mapping[str, str], setting: str) -> Door:
-    """The first of this node's doors that leads to a node with these offers; `setting` names the only one allowed.
+def usable(doors: Sequence[Door], offers: Mapping[str, str], setting: str) -> tuple[Door, ...]:
+    """Those of this node's doors, in its order, that lead to a node with these offers; `setting` may name the only one.
 
     DoorUnavailable if there is none: the stream is everybody's last resort, so that means that one was named.
     """
-    usable = [door for door in doors if door.name in offers and door.reaches(offers[door.name])]
-    for door in usable:
-        if setting in (AUTO, door.name):
-            return door
-    names = ", ".join(door.name for door in usable) or "none"
-    raise DoorUnavailable(f"door {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}")
+    leading = tuple(door for door in doors if door.name in offers and door.reaches(offers[door.name]))
+    allowed = tuple(door for door in leading if setting in (AUTO, door.name))
+    if not allowed:
+        names = ", ".join(door.name for door in leading) or "none"
+        raise DoorUnavailable(
+            f"door {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}"
+        )
+    return allowed

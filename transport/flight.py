@@ -13,6 +13,7 @@ from transport.nixl_agent import Outcome
 
 SHORTEST_NAP_S = 20e-6
 LONGEST_NAP_S = 2e-3
+NAPS_PER_WAIT = 20  # so that a read is seen to have ended at most a twentieth too late
 REAPER_NAP_S = 0.05
 
 
@@ -43,10 +44,10 @@ class Flight:
         PullTimeout at the deadline; LeaseExpired or PeerGone when the source says so, or nothing any more.
         """
         self._running = read, ended
-        nap_s = SHORTEST_NAP_S
+        began_s = time.monotonic()
         while (outcome := read.outcome()) is Outcome.RUNNING:
-            self.wait(nap_s)
-            nap_s = min(LONGEST_NAP_S, nap_s * 1.5)
+            waited_s = time.monotonic() - began_s
+            self.wait(min(LONGEST_NAP_S, SHORTEST_NAP_S + waited_s / NAPS_PER_WAIT))
         self._running = None
         read.release()
         ended()
@@ -54,11 +55,15 @@ class Flight:
 
     def wait(self, nap_s: float) -> None:
         """Pause, unless the pull is over."""
+        self.check()
+        time.sleep(nap_s)
+
+    def check(self) -> None:
+        """PullTimeout after the deadline; LeaseExpired or PeerGone when the source says so, or nothing any more."""
         if self._deadline.passed():
             raise PullTimeout(f"{self.channel.peer}: no bytes in time; use another source or allow more")
         if not self.channel.is_quiet():
             self.channel.receive(self._deadline)  # raises what the source has to say, or that it hung up
-        time.sleep(nap_s)
 
     def land(self) -> None:
         """End the landing now, or as soon as the read that is still running has ended."""

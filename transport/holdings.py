@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from transport.base import HOST, Arena, Bring, Lease, Memory, Region, Usage
+from transport.base import HOST, Arena, Bring, Memory, Region, Usage
 from transport.errors import RegionBusy, RegionRefused
 from transport.landings import Landing, Landings
 from transport.shelf import Shelf
@@ -47,14 +47,9 @@ class Holdings:
                 raise RegionBusy(f"bytes may still land in {name!r}: await `settled`, then publish it")
             self.shelf.publish(name, regions)
 
-    def land(self, lease: Lease, into: Sequence[Region]) -> Landing:
-        """Claim `into` as the destination of the lease's bytes, if they are this node's and nobody reads there."""
+    def land(self, into: Sequence[Region]) -> Landing:
+        """Claim `into` as a destination, if they are this node's and nobody reads there."""
         self._check(into)
-        room = sum(region.nbytes for region in into)
-        if room != lease.nbytes:
-            raise RegionRefused(
-                f"{lease.name!r} has {lease.nbytes} bytes, its destination {room}: make them equal"
-            )
         with self._lock:
             for region in into:
                 if self.shelf.lends(region):

@@ -5,12 +5,13 @@ a destination belongs to its landing until whoever moves the bytes says that the
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from transport.base import Region
-from transport.errors import RegionBusy
+from transport.base import Lease, Region
+from transport.errors import RegionBusy, RegionRefused
 
 
 @dataclass(slots=True, eq=False)
@@ -22,9 +23,30 @@ class Landing:
     quarantined: bool = False
     settled: Future[None] = field(default_factory=Future)
 
+    @property
+    def nbytes(self) -> int:
+        """Room for so many bytes."""
+        return sum(region.nbytes for region in self.regions)
+
+    def check(self, lease: Lease) -> None:
+        """RegionRefused unless the lease's bytes fill it."""
+        if lease.nbytes != self.nbytes:
+            raise RegionRefused(
+                f"{lease.name!r} has {lease.nbytes} bytes, its destination {self.nbytes}: make them equal"
+            )
+
     def quarantine(self) -> None:
         """The pull has been given up, but bytes may still come."""
         self.quarantined = True
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """End it if this fails: no byte is on its way yet."""
+        try:
+            yield
+        except BaseException:
+            self.end()
+            raise
 
     def end(self) -> None:
         """No byte can land there any more."""

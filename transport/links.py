@@ -2,12 +2,14 @@
 
 import threading
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from transport.base import Address
 from transport.channel import Channel
 from transport.deadline import Deadline
-from transport.errors import TransportClosed
+from transport.door import Door, usable
+from transport.errors import DoorUnavailable, TransportClosed
 from transport.security import Guard
 
 DIAL_S = 5.0
@@ -15,32 +17,49 @@ DIAL_S = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
-    """A connection to the source at `peer`: which node answered, and what doors it offers."""
+    """A connection to the source at `peer`: which node answered, and through which doors it can be read, best first."""
 
     peer: Address
     channel: Channel
     node: str
-    doors: dict[str, str]
+    doors: tuple[Door, ...]
+    cards: dict[str, str] = field(default_factory=dict)  # the last that came for each door
 
 
 class Links:
     """Idle connections by peer; safe to use from any thread, but a link belongs to whoever has taken it."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, doors: Sequence[Door], setting: str) -> None:
         self._guard = guard
+        self._doors = doors
+        self._setting = setting
         self._lock = threading.Lock()
         self._idle: dict[Address, list[Link]] = defaultdict(list)
         self._taken: set[Link] = set()
         self._closed = False
 
-    def take(self, peer: Address, deadline: Deadline) -> Link:
-        """A link to `peer` that works, as far as can be seen. HelloRefused, PeerGone, PullTimeout."""
-        link = self._reuse(peer)
-        if link is None:
-            channel, node, doors = self._guard.dial(peer.host, peer.port, deadline.at_most(DIAL_S))
-            link = Link(peer, channel, node, doors)
-            self._add(link)
+    def dial(self, peer: Address, deadline: Deadline) -> Link:
+        """A new link to `peer`. HelloRefused, PeerGone, PullTimeout, DoorUnavailable."""
+        channel, node, offers = self._guard.dial(peer.host, peer.port, deadline.at_most(DIAL_S))
+        try:
+            link = Link(peer, channel, node, usable(self._doors, offers, self._setting))
+        except DoorUnavailable:
+            channel.close()
+            raise
+        self._add(link)
         return link
+
+    def take(self, peer: Address) -> Link | None:
+        """An idle link on which the source has not hung up meanwhile, if there is one; this does not wait."""
+        with self._lock:
+            idle = self._idle[peer]
+            while idle:
+                link = idle.pop()
+                if link.channel.is_quiet():
+                    self._taken.add(link)
+                    return link
+                link.channel.close()
+        return None
 
     def put(self, link: Link) -> None:
         """Keep a link whose last exchange ended well."""
@@ -69,18 +88,6 @@ class Links:
             link.channel.close()
         for link in taken:
             link.channel.abort()
-
-    def _reuse(self, peer: Address) -> Link | None:
-        """An idle link on which the source has not hung up meanwhile."""
-        with self._lock:
-            idle = self._idle[peer]
-            while idle:
-                link = idle.pop()
-                if link.channel.is_quiet():
-                    self._taken.add(link)
-                    return link
-                link.channel.close()
-        return None
 
     def _add(self, link: Link) -> None:
         with self._lock:

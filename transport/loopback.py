@@ -123,6 +123,10 @@ class LoopbackTransport:
             raise LeaseExpired(f"{lease.name!r} expired during the pull; lease it for longer")
         self._holdings.count_pull("loopback", lease.nbytes)
 
+    async def fetch(self, peer: Address, name: str, into: Sequence[Region], timeout_s: float) -> None:
+        """See `Transport`."""
+        await self.pull(await self.lease(peer, name, timeout_s), into, timeout_s)
+
     async def close(self) -> None:
         """See `Transport`."""
         self.closed = True
@@ -134,8 +138,9 @@ class LoopbackTransport:
         await asyncio.wrap_future(self._holdings.landings.all_settled())
 
     async def _copy(self, lease: Lease, into: Sequence[Region], until_s: float) -> None:
-        landing = self._holdings.land(lease, into)
+        landing = self._holdings.land(into)
         try:
+            landing.check(lease)
             for source, target, nbytes in pair(_spans(lease.regions), _spans(into), PIECE_BYTES):
                 if time.monotonic() >= until_s:
                     raise PullTimeout(f"{lease.name!r}: out of time; use another source or allow more")

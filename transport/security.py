@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transport.channel import Channel, reason
 from transport.deadline import Deadline
-from transport.errors import HelloRefused, PeerGone, TransportError
+from transport.errors import HelloRefused, PeerGone, PullTimeout, TransportError
 from transport.wire import VERSION, Challenge, Hello, Proof, Welcome, refusal_of
 
 
@@ -66,6 +66,8 @@ class Guard:
         where = f"{host}:{port}"
         try:
             sock = socket.create_connection((host, port), deadline.left_s())
+        except TimeoutError as error:
+            raise PullTimeout(f"{where}: no answer in time; use another source or allow more") from error
         except OSError as error:
             raise PeerGone(f"{where}: {reason(error)}; use another source") from error
         name = self._security.tls.peer_name if self._security.tls else None
@@ -136,6 +138,9 @@ class Guard:
         except ssl.SSLError as error:
             sock.close()
             raise HelloRefused(f"{where}: {reason(error)}; compare the certificates of both ends") from error
+        except TimeoutError as error:
+            sock.close()
+            raise PullTimeout(f"{where}: no answer in time; use another source or allow more") from error
         except OSError as error:
             sock.close()
             raise PeerGone(f"{where}: {reason(error)} before it said anything; use another source") from error

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from transport.base import Address, Region, RemoteRegion
 from transport.channel import Channel
@@ -35,6 +36,21 @@ RETRY_S = 0.1
 MOST_CONNECTIONS = 256
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """A puller that was let in, and the card of each door that it was told last."""
+
+    channel: Channel
+    cards: dict[str, str] = field(default_factory=dict)
+
+    def news(self, door: str, card: str) -> str:
+        """The card, or nothing if the puller has it."""
+        if self.cards.get(door) == card:
+            return ""
+        self.cards[door] = card
+        return card
 
 
 class Source:
@@ -112,8 +128,9 @@ class Source:
                 return
             doors = {name: door.offer() for name, door in self._doors.items()}
             self._guard.welcome(channel, doors, Deadline.after(GREETING_S))
+            guest = _Guest(channel)
             while True:
-                self._answer(channel, channel.expect(LeaseRequest, Deadline.after(IDLE_S)))
+                self._listen(guest)
         except (PeerGone, PullTimeout) as error:
             log.debug("%s", error)
         except TransportError as error:
@@ -122,16 +139,28 @@ class Source:
         finally:
             channel.close()
 
-    def _answer(self, channel: Channel, request: LeaseRequest) -> None:
+    def _listen(self, guest: _Guest) -> None:
+        """Wait for the next request, and answer it."""
+        match guest.channel.receive(Deadline.after(IDLE_S)):
+            case LeaseRequest() as request:
+                self._answer(guest, request)
+            case Read():
+                pass  # said before its lease was refused
+            case other:
+                raise WireError(
+                    f"{guest.channel.peer} said {type(other).__name__} without a lease: compare the versions"
+                )
+
+    def _answer(self, guest: _Guest, request: LeaseRequest) -> None:
         try:
             if request.door not in self._doors:
                 raise DoorUnavailable(f"{self._holdings.node} has no door {request.door!r}: choose another")
             ticket, regions = self._take(request)
         except (DoorUnavailable, NotOffered) as error:
-            channel.send(refusal_of(error), Deadline.after(GREETING_S))
+            guest.channel.send(refusal_of(error), Deadline.after(GREETING_S))
             return
-        self._lend(channel, request, ticket, regions)
-        channel.send(Released(), Deadline.after(GREETING_S))
+        if self._lend(guest, request, ticket, regions):
+            guest.channel.send(Released(), Deadline.after(GREETING_S))
 
     def _take(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
         """Open a lease of what is lent, or of what its owner brings within the lease's time. NotOffered."""
@@ -144,8 +173,8 @@ class Source:
         wait((coming,), BRING_SHARE * min(request.hold_s, self._most_hold_s))
         return self._holdings.shelf.lend(request.name)
 
-    def _lend(self, channel: Channel, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> None:
-        """Hold the lease until it ends. LeaseExpired, PeerGone, WireError."""
+    def _lend(self, guest: _Guest, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> bool:
+        """Hold the lease until it ends; whether the puller waits to hear it. LeaseExpired, PeerGone, WireError."""
         hold_s = min(request.hold_s, self._most_hold_s)
         deadline = Deadline.after(hold_s)
         ending = Ending.GONE
@@ -154,9 +183,10 @@ class Source:
                 RemoteRegion(self._holdings.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
                 for one in regions
             )
-            card = self._doors[request.door].card()
-            channel.send(Grant(ticket, hold_s, card, remote), deadline)
-            ending = _until_done(channel, regions, deadline)
+            card = guest.news(request.door, self._doors[request.door].card())
+            guest.channel.send(Grant(ticket, hold_s, card, remote), deadline)
+            ending, vouch = _until_done(guest.channel, regions, deadline)
+            return vouch
         except PullTimeout as error:
             ending = Ending.EXPIRED
             raise LeaseExpired(f"{request.name!r} was lent for {hold_s} s: lease it for longer") from error
@@ -169,17 +199,20 @@ class Source:
                 channel.send(refusal_of(error), Deadline.after(GREETING_S))
 
 
-def _until_done(channel: Channel, regions: Sequence[Region], deadline: Deadline) -> Ending:
-    """Wait for the puller's word, and send it the bytes if it asks for them."""
+def _until_done(channel: Channel, regions: Sequence[Region], deadline: Deadline) -> tuple[Ending, bool]:
+    """Wait for the puller's word: how the lease ended, and whether to confirm it. Send the bytes if it asks for them.
+
+    Bytes that were sent need no word that they were pinned: had the lease ended before the last, it would not come.
+    """
     match channel.receive(deadline):
-        case Release(read):
-            return Ending.READ if read else Ending.RELEASED
+        case Release(read, vouch):
+            return (Ending.READ if read else Ending.RELEASED), vouch
         case Read():
             views = [region.view() for region in regions]
             channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
             for view in views:
                 channel.send_bytes(view, deadline)
-            return Ending.READ
+            return Ending.READ, False
         case other:
             raise WireError(
                 f"{channel.peer} said {type(other).__name__} during a lease: compare the versions"

@@ -25,7 +25,7 @@ from transport.flight import Flight
 from transport.landings import Landing
 from transport.nixl_agent import NixlAgent, Side, active_infiniband
 from transport.pieces import Span, pair
-from transport.wire import Release, Released
+from transport.wire import Message, Release, Released
 
 READ_BYTES = 64 << 20
 READ_PIECES = 256
@@ -59,13 +59,14 @@ class UcxDoor:
     """Host and device memory, wherever UCX reaches. DoorUnavailable if it does not start here."""
 
     name = "ucx"
+    cue = ()
 
     def __init__(self, name: str, open_network: bool = False) -> None:
         self._agent = NixlAgent(name, open_network)
         self._reach = Reach.of_this_machine(open_network)
         self._lock = threading.Lock()
-        self._card = _write_card(self._agent.metadata())
-        self._met: dict[str, str] = {}  # digest of a peer's metadata -> its name
+        self._card = _write_card(self._reach.host, self._agent.metadata())
+        self._met: dict[str, str] = {}  # a peer's card -> its name
         self._reads: Counter[str] = Counter()
 
     def offer(self) -> str:
@@ -80,16 +81,18 @@ class UcxDoor:
             return False
 
     def card(self) -> str:
-        """The agent's metadata, and a digest against damage: NIXL believes what it is given."""
+        """This host, and the agent's metadata with a digest against damage: NIXL believes what it is given."""
         return self._card
 
     def register(self, arena: Arena) -> None:
         """See `Door`."""
         with self._lock:
             self._agent.register(arena.memory)
-            self._card = _write_card(self._agent.metadata())
+            self._card = _write_card(self._reach.host, self._agent.metadata())
 
-    def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
+    def read(
+        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+    ) -> Sequence[Message]:
         """See `Door`; when this raises, the landing may still be quarantined."""
         flight = Flight(landing, channel, deadline)
         try:
@@ -97,8 +100,12 @@ class UcxDoor:
                 self._read_batch(flight, card, local, remote)
         finally:
             flight.land()
-        channel.send(Release(read=True), deadline)
+        flight.check()
+        if _host_of(card) == self._reach.host:  # a hang-up is seen at once, so the lease was open until now
+            return (Release(read=True, vouch=False),)
+        channel.send(Release(read=True, vouch=True), deadline)
         channel.expect(Released, deadline)
+        return ()
 
     def close(self) -> None:
         """See `Door`."""
@@ -121,11 +128,10 @@ class UcxDoor:
 
     def _meet(self, card: str) -> str:
         """The peer whose card this is, with one more read open. WireError if the card is damaged."""
-        digest, metadata = _open_card(card)
         with self._lock:
-            if digest not in self._met:
-                self._met[digest] = self._agent.meet(metadata)
-            peer = self._met[digest]
+            if card not in self._met:
+                self._met[card] = self._agent.meet(_metadata_of(card))
+            peer = self._met[card]
             self._reads[peer] += 1
         return peer
 
@@ -136,29 +142,31 @@ class UcxDoor:
 
     def _forget(self, card: str) -> None:
         """Meet this peer afresh next time; but never while NIXL must still tell how a read of it ends."""
-        digest, _ = _open_card(card)
         with self._lock:
-            peer = self._met.get(digest)
+            peer = self._met.get(card)
             if peer is not None and not self._reads[peer]:
                 self._met = {known: met for known, met in self._met.items() if met != peer}
                 self._agent.forget(peer)
 
 
-def _write_card(metadata: bytes) -> str:
-    digest = hashlib.sha256(metadata).hexdigest()
-    return json.dumps({"digest": digest, "metadata": base64.b64encode(metadata).decode()})
+def _write_card(host: str, metadata: bytes) -> str:
+    return "\n".join((host, hashlib.sha256(metadata).hexdigest(), base64.b64encode(metadata).decode()))
 
 
-def _open_card(card: str) -> tuple[str, bytes]:
-    """Digest and metadata; WireError if they do not belong together."""
+def _host_of(card: str) -> str:
+    return card.partition("\n")[0]
+
+
+def _metadata_of(card: str) -> bytes:
+    """WireError if it is damaged."""
     try:
-        content = json.loads(card)
-        digest, metadata = str(content["digest"]), base64.b64decode(content["metadata"], validate=True)
-    except (ValueError, KeyError, TypeError) as error:
+        _, digest, encoded = card.split("\n")
+        metadata = base64.b64decode(encoded, validate=True)
+    except ValueError as error:
         raise WireError(f"{card[:80]!r} is no UCX card: {error}; compare the versions") from error
     if hashlib.sha256(metadata).hexdigest() != digest:
         raise WireError("a UCX card was damaged on its way: lease again")
-    return digest, metadata
+    return metadata
 
 
 def _batches(into: Sequence[Region], source: Sequence[RemoteRegion]) -> Iterator[tuple[Side, Side]]:

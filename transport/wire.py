@@ -7,13 +7,13 @@ arrives is checked field by field before anybody sees it. Bulk bytes follow a `B
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from transport import errors
 from transport.base import RemoteRegion
 from transport.errors import RegionRefused, TransportError, WireError
 
-VERSION = 1
+VERSION = 2
 LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 1 << 20
 
@@ -62,7 +62,7 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Source: pinned. `card` is what the door needs to read the regions."""
+    """Source: pinned. `card` is what the door needs to read the regions; empty if it is the last of this connection."""
 
     ticket: int
     hold_s: float
@@ -72,7 +72,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Puller: send me the bytes of the lease."""
+    """Puller: send me the bytes of the lease, which ends it. It need not wait for the grant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,10 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Puller: I am done; `read` says whether it read the pages by itself."""
+    """Puller: I am done. `read`: it read the pages by itself; `vouch`: it waits for `Released`."""
 
     read: bool
+    vouch: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,11 @@ _PLAIN: Mapping[object, tuple[type, ...]] = {
     dict[str, str]: (dict,),
     tuple[RemoteRegion, ...]: (tuple,),
 }
+_FIELDS: Mapping[type, tuple[tuple[str, tuple[type, ...]], ...]] = {
+    kind: tuple((one.name, _PLAIN[one.type]) for one in fields(kind)) for kind in Message.__args__
+}
+_WRITE_JSON = json.JSONEncoder(separators=(",", ":"), default=RemoteRegion.as_json).encode
+_READ_JSON = json.JSONDecoder().raw_decode
 _REFUSALS: Mapping[str, type[TransportError]] = {
     kind.__name__: kind
     for kind in (
@@ -129,7 +135,9 @@ _REFUSALS: Mapping[str, type[TransportError]] = {
 
 def encode(message: Message) -> bytes:
     """The message's frame."""
-    body = json.dumps({"kind": type(message).__name__, **asdict(message)}, separators=(",", ":")).encode()
+    values = {"kind": type(message).__name__}
+    values |= {name: getattr(message, name) for name, _ in _FIELDS[type(message)]}
+    body = _WRITE_JSON(values).encode()
     assert len(body) <= MOST_FRAME_BYTES, f"a {type(message).__name__} of {len(body)} bytes"
     return LENGTH.pack(len(body)) + body
 
@@ -145,15 +153,18 @@ def body_bytes(length: bytes | bytearray) -> int:
 def decode(body: bytes | bytearray) -> Message:
     """The message in a frame's body; WireError for anything that is none."""
     try:
-        values = json.loads(body)
+        text = body.decode()
+        values, end = _READ_JSON(text)
+        if end != len(text):
+            raise ValueError("more than one value")
         kind = _KINDS[values.pop("kind")]
         if "regions" in values:
             values["regions"] = tuple(RemoteRegion.from_json(region) for region in values["regions"])
         message = kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RegionRefused) as error:
         raise WireError(f"{bytes(body[:80])!r} is no message: {error}; compare the versions") from error
-    for one in fields(message):
-        _check(one.name, one.type, getattr(message, one.name))
+    for name, allowed in _FIELDS[kind]:
+        _check(name, allowed, getattr(message, name))
     return message
 
 
@@ -168,10 +179,9 @@ def error_of(refusal: Refusal) -> TransportError:
     return _REFUSALS.get(refusal.error, WireError)(refusal.detail)
 
 
-def _check(name: str, annotation: object, value: object) -> None:
-    allowed = _PLAIN[annotation]
+def _check(name: str, allowed: tuple[type, ...], value: object) -> None:
     strings = not isinstance(value, dict) or all(isinstance(text, str) for text in value.values())
     if type(value) not in allowed or not strings:
-        raise WireError(f"{name}={value!r:.80}: {annotation} expected; compare the versions")
+        raise WireError(f"{name}={value!r:.80}: {allowed[0].__name__} expected; compare the versions")
     if isinstance(value, int | float) and not 0 <= value < 1 << 63:  # NaN compares false
         raise WireError(f"{name}={value!r:.80}: out of range; compare the versions")

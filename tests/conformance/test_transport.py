@@ -5,7 +5,7 @@ another process.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from tests.transport.pattern import content
 from tests.transport.rig import GUARD, KINDS, ROOM_BYTES, Rig, Sources, needs_nixl, open_rig
 from tests.transport.setup import MIB
 from tests.transport.sources import ProcessSource
-from transport.base import Address, Memory
+from transport.base import Address, Memory, Region
 from transport.errors import (
     LeaseExpired,
     NotOffered,
@@ -40,6 +40,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
 
 
 Opened = Callable[[], AbstractAsyncContextManager[Rig]]
+Way = Callable[[Rig, str, Sequence[Region]], Awaitable[None]]
 
 
 @pytest.fixture(params=KINDS)
@@ -53,7 +54,7 @@ def opened(request: pytest.FixtureRequest, sources: Sources) -> Opened:
 async def test_every_size_arrives_exactly_and_nothing_beside_it(opened: Opened, nbytes: int) -> None:
     async with opened() as rig:
         rig.source.publish("size", [(13, nbytes)])
-        await rig.pull("size", [rig.into(7, nbytes)])
+        await rig.fetch("size", [rig.into(7, nbytes)])
         np.testing.assert_array_equal(rig.room[7 : 7 + nbytes], content(13, nbytes))
         assert (rig.room[:7] == GUARD).all()
         assert (rig.room[7 + nbytes :] == GUARD).all()
@@ -91,13 +92,14 @@ async def test_scattered_regions_are_laid_over_each_other_in_order(opened: Opene
         assert await rig.is_clean("pages")
 
 
+@pytest.mark.parametrize("way", [Rig.pull, Rig.fetch])
 @asynchronous
-async def test_two_hundred_pulls_at_once(opened: Opened) -> None:
+async def test_two_hundred_pulls_at_once(opened: Opened, way: Way) -> None:
     nbytes, stride = 40_000, 50_001
     async with opened() as rig:
         for index in range(200):
             rig.source.publish(f"adapter {index}", [(index * stride, nbytes)])
-        pulls = [rig.pull(f"adapter {index}", [rig.into(index * stride, nbytes)]) for index in range(200)]
+        pulls = [way(rig, f"adapter {index}", [rig.into(index * stride, nbytes)]) for index in range(200)]
         await asyncio.gather(*pulls)
         for index in range(200):
             start = index * stride
@@ -105,6 +107,42 @@ async def test_two_hundred_pulls_at_once(opened: Opened) -> None:
             assert (rig.room[start + nbytes : start + stride] == GUARD).all()
             assert await rig.is_clean(f"adapter {index}")
         assert rig.source.usage().leases == 0
+
+
+@asynchronous
+async def test_what_cannot_be_fetched_is_refused_by_name_and_nothing_is_left(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("ten", [(0, 10)])
+        rig.puller.publish("ours", [rig.into(50, 100)])
+        for name, into, error in (
+            ("ten", rig.into(0, 11), RegionRefused),
+            ("ten", rig.into(0, 9), RegionRefused),
+            ("absent", rig.into(0, 10), NotOffered),
+            ("ten", rig.into(45, 10), RegionBusy),
+        ):
+            with pytest.raises(error):
+                await rig.fetch(name, [into])
+        with pytest.raises(PullTimeout):
+            await rig.fetch("ten", [rig.into(0, 10)], 0.0)
+        assert (rig.room == GUARD).all()
+        await rig.fetch("ten", [rig.into(0, 10)])
+        np.testing.assert_array_equal(rig.room[:10], content(0, 10))
+        assert await rig.is_clean("ten")
+
+
+@asynchronous
+async def test_a_cancelled_fetch_settles_and_gives_its_pin_back(opened: Opened) -> None:
+    async with opened() as rig:
+        rig.source.publish("given up", [(0, 64 * MIB)])
+        for turns in range(8):
+            fetching = asyncio.ensure_future(rig.fetch("given up", [rig.into(0, 64 * MIB)]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            fetching.cancel()
+            await asyncio.wait((fetching,))
+            assert fetching.cancelled() or fetching.exception() is None  # it may have been faster
+            await asyncio.wrap_future(rig.puller.settled(rig.into(0, 64 * MIB)))
+        assert await rig.is_clean("given up")
 
 
 @asynchronous

@@ -40,6 +40,9 @@ class Rig:
         lease = await self.puller.lease(self.source.address, name, timeout_s)
         await self.puller.pull(lease, into, timeout_s)
 
+    async def fetch(self, name: str, into: Sequence[Region], timeout_s: float = 60.0) -> None:
+        await self.puller.fetch(self.source.address, name, into, timeout_s)
+
     async def is_clean(self, name: str, timeout_s: float = 30.0) -> bool:
         """Nothing of `name` is pinned any more, and nothing can land here."""
         self.source.withdraw(name)

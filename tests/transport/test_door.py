@@ -8,10 +8,11 @@ import pytest
 from transport.base import Arena, Lease
 from transport.channel import Channel
 from transport.deadline import Deadline
-from transport.door import AUTO, choose
+from transport.door import AUTO, usable
 from transport.errors import DoorUnavailable
 from transport.landings import Landing
 from transport.ucx import Reach
+from transport.wire import Message
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class FakeDoor:
 
     name: str
     word: str
+    cue: tuple[Message, ...] = ()
 
     def offer(self) -> str:
         return self.word
@@ -33,7 +35,9 @@ class FakeDoor:
     def register(self, arena: Arena) -> None:
         raise AssertionError("not asked for")
 
-    def read(self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline) -> None:
+    def read(
+        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+    ) -> tuple[Message, ...]:
         raise AssertionError("not asked for")
 
     def close(self) -> None:
@@ -58,7 +62,7 @@ BOTH = {"ucx": "here", "stream": ""}
 def test_the_first_door_that_leads_there_is_taken(
     doors: list[FakeDoor], offers: dict[str, str], setting: str, chosen: FakeDoor
 ) -> None:
-    assert choose(doors, offers, setting) is chosen
+    assert usable(doors, offers, setting)[0] is chosen
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_a_named_door_that_does_not_lead_there_is_refused_not_replaced(
     doors: list[FakeDoor], offers: dict[str, str]
 ) -> None:
     with pytest.raises(DoorUnavailable, match="these do: stream"):
-        choose(doors, offers, "ucx")
+        usable(doors, offers, "ucx")
 
 
 HERE = Reach("host 1", infiniband=False, open_network=False)

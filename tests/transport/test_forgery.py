@@ -14,11 +14,12 @@ from tests.transport.setup import TOKEN, Setup
 from transport.base import Address, Arena, Memory, RemoteRegion
 from transport.channel import Channel
 from transport.deadline import Deadline
-from transport.errors import HelloRefused, PeerGone, RegionRefused, TransportError, WireError
+from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
 from transport.network import NetworkTransport
 from transport.security import Guard, Security
 from transport.wire import (
     LENGTH,
+    VERSION,
     Bytes,
     Grant,
     Hello,
@@ -79,7 +80,7 @@ def frame(body: bytes) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-HELLO = encode(Hello(1, "stranger", "00"))
+HELLO = encode(Hello(VERSION, "stranger", "00"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ HELLO = encode(Hello(1, "stranger", "00"))
         frame(b"{" * 500),
         frame(b'{"kind":"Hello"}'),
         frame(b'{"kind":"Hello","version":"1","node":"x","nonce":"y"}'),
-        encode(Hello(2, "from the future", "00")),
+        encode(Hello(VERSION + 1, "from the future", "00")),
         encode(LeaseRequest("adapter", 1.0, "stream")),
         encode(Read()),
         HELLO + encode(Proof("00" * 32)),
@@ -127,12 +128,12 @@ def trusted(source: NetworkTransport) -> Channel:
     "said",
     [
         encode(Read()),
-        encode(Release(read=True)),
-        encode(Hello(1, "again", "00")),
+        encode(Release(read=True, vouch=True)),
+        encode(Hello(VERSION, "again", "00")),
         frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":NaN,"door":"stream"}'),
         frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":-1,"door":"stream"}'),
         frame(b'{"kind":"LeaseRequest","name":["adapter"],"hold_s":1,"door":"stream"}'),
-        encode(LeaseRequest("adapter", 1.0, "stream")) + encode(Hello(1, "again", "00")),
+        encode(LeaseRequest("adapter", 1.0, "stream")) + encode(Hello(VERSION, "again", "00")),
         encode(LeaseRequest("adapter", 1.0, "stream")) + frame(b"{}"),
         encode(LeaseRequest("adapter", 1.0, "stream"))[:-3],
     ],
@@ -214,12 +215,21 @@ def says(said: bytes) -> Lie:
     return lambda channel: channel.send_bytes(memoryview(said), soon())
 
 
-def then_sends(announced: int, sent: int, *after: bytes) -> Lie:
+def then_sends(announced: int, sent: int) -> Lie:
     def lie(channel: Channel) -> None:
         channel.send(Grant(7, 60.0, "", (region(),)), soon())
         channel.expect(Read, soon())
         channel.send(Bytes(announced), soon())
-        channel.send_bytes(memoryview(b"x" * sent + b"".join(after)), soon())
+        channel.send_bytes(memoryview(b"x" * sent), soon())
+
+    return lie
+
+
+def grants_then_says(said: bytes) -> Lie:
+    def lie(channel: Channel) -> None:
+        channel.send(Grant(7, 60.0, "", (region(),)), soon())
+        channel.expect(Read, soon())
+        channel.send_bytes(memoryview(said), soon())
 
     return lie
 
@@ -244,9 +254,10 @@ NEGATIVE = encode(Grant(7, 60.0, "", (region(),)))[LENGTH.size :].replace(b'"nby
         (then_sends(NBYTES + 1, NBYTES + 1), WireError),
         (then_sends(NBYTES - 1, NBYTES - 1), WireError),
         (then_sends(NBYTES, NBYTES - 1), PeerGone),
-        (then_sends(NBYTES, NBYTES), PeerGone),
-        (then_sends(NBYTES, NBYTES, b"\xff" * 8), WireError),
-        (then_sends(NBYTES, NBYTES, encode(Refusal("LeaseExpired", "sorry"))), TransportError),
+        (grants_then_says(encode(Refusal("LeaseExpired", "sorry"))), LeaseExpired),
+        (grants_then_says(b"\xff" * (NBYTES + LENGTH.size)), WireError),
+        (grants_then_says(encode(Released())), WireError),
+        (grants_then_says(b""), PeerGone),
     ],
 )
 @asynchronous

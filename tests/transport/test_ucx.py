@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from transport.base import RemoteRegion
 from transport.doors import open_doors
 from transport.errors import DoorUnavailable, RegionRefused, WireError
 from transport.nixl_agent import NixlAgent
-from transport.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _open_card
+from transport.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _metadata_of
 
 needs_nixl = pytest.mark.skipif(
     find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"
@@ -23,18 +22,17 @@ needs_nixl = pytest.mark.skipif(
 
 def card(metadata: bytes, digest: str | None = None) -> str:
     right = hashlib.sha256(metadata).hexdigest()
-    return json.dumps({"digest": digest or right, "metadata": base64.b64encode(metadata).decode()})
+    return "\n".join(("host", digest or right, base64.b64encode(metadata).decode()))
 
 
 @pytest.mark.parametrize(
     "damaged",
     [
         "",
-        "[]",
-        "{}",
-        '{"digest": 1}',
-        '{"digest": "00", "metadata": 5}',
-        '{"digest": "00", "metadata": "%%%"}',
+        "host",
+        "host\n00",
+        "host\n00\n%%%",
+        "host\n00\nbWV0\nmore",
         card(b"metadata", digest="00"),
         card(b"metadata").replace("bWV0", "bWV1"),
         card(b"metadata")[:-5],
@@ -42,11 +40,11 @@ def card(metadata: bytes, digest: str | None = None) -> str:
 )
 def test_a_damaged_card_is_refused(damaged: str) -> None:
     with pytest.raises(WireError):
-        _open_card(damaged)
+        _metadata_of(damaged)
 
 
 def test_a_whole_card_is_opened() -> None:
-    assert _open_card(card(b"metadata")) == (hashlib.sha256(b"metadata").hexdigest(), b"metadata")
+    assert _metadata_of(card(b"metadata")) == b"metadata"
 
 
 def remote(nbytes: int, device: int = -1, address: int = 4096) -> RemoteRegion:
@@ -77,7 +75,7 @@ def door() -> Iterator[UcxDoor]:
 
 @needs_nixl
 def test_metadata_that_nixl_cannot_read_is_refused_even_with_the_right_digest(door: UcxDoor) -> None:
-    assert _open_card(door.card())[1]
+    assert _metadata_of(door.card())
     agent = NixlAgent("other")
     metadata = agent.metadata()
     for damaged in (b"", b"\x00" * 64, metadata[: len(metadata) // 2], b"x" + metadata):

@@ -40,7 +40,7 @@ MESSAGES = [
     Grant(77, 2.5, "", (REGION, REGION)),
     Read(),
     Bytes(1 << 40),
-    Release(read=True),
+    Release(read=True, vouch=False),
     Released(),
     Refusal("NotOffered", "why"),
 ]
