@@ -17,7 +17,7 @@ from scripts.figures.suite import Work
 
 POLICIES = ("ours", *BASELINES)
 RATES = (5.0, 6.0, 7.0, 8.5, 10.0, 12.0, 14.0, 17.0, 20.0, 24.0, 29.0, 35.0, 42.0)
-CLIMBED = RATES[2::2]
+CLIMBED = RATES[2:11:2]
 START = RATES.index(17.0)
 SEEDS = range(5)
 

@@ -6,7 +6,7 @@ goes on where it was. Each row names the commit of the code that answered.
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ def commit(of: str = "scheduler") -> str:
 
 
 class Rows:
-    """The rows of one file, by question. With `anew` those of another commit do not count."""
+    """The rows of one file, by question. Those of the policies `anew` do not count if of another commit."""
 
-    def __init__(self, path: Path, anew: bool = False) -> None:
+    def __init__(self, path: Path, anew: Container[str] = ()) -> None:
         self._path, self._commit, self._anew = path, commit(), anew
         lines = path.read_text().splitlines() if path.exists() else []
         self._rows = {_key(row["asked"]): row for row in map(json.loads, lines)}
@@ -33,7 +33,9 @@ class Rows:
     def find(self, asked: Row) -> Row | None:
         """The row that answers, if there is one."""
         row = self._rows.get(_key(asked))
-        return None if row is None or (self._anew and row["commit"] != self._commit) else row
+        if row is None or (asked.get("policy", "") in self._anew and row["commit"] != self._commit):
+            return None
+        return row
 
     def ask(self, asked: Row, answer: Callable[[], Row]) -> Row:
         """The row that answers; `answer` is called, and the row kept, if there is none."""

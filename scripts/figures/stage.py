@@ -19,7 +19,6 @@ from scripts.figures.rows import Row, Rows
 
 SLO = Slo(ttft_s=2.0, tbt_s=0.1)
 PROFILE = derived(LLAMA_8B, L40S, SLO)
-MEMORY_BYTES = 32 * 2**30
 GIB = 2**30
 
 Traces = Mapping[str, Sequence[Call]]
@@ -27,8 +26,8 @@ Traces = Mapping[str, Sequence[Call]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A run: `policy` on `nodes` nodes whose kernels are `kernel`; `rate` requests/s of a trace's shape for
-    `seconds`, of which `warm_s` do not count."""
+    """A run: `policy` on `nodes` nodes whose kernels are `kernel`, with `memory_gib` for adapters on each; `rate`
+    requests/s of a trace's shape for `seconds`, of which `warm_s` do not count."""
 
     policy: str
     kernel: str = "padded"
@@ -37,9 +36,10 @@ class Case:
     law: str = "power:0.3"
     adapters: int = 100
     nodes: int = 4
+    memory_gib: float = 32.0
     rate: float = 10.0
-    seconds: float = 50.0
-    warm_s: float = 20.0
+    seconds: float = 40.0
+    warm_s: float = 15.0
     seed: int = 0
 
 
@@ -67,7 +67,7 @@ def traffic(case: Case, traces: Traces) -> Traffic:
 
 def hardware(case: Case, offered: Traffic) -> Hardware:
     """Nodes whose operating points are for this traffic's mean request."""
-    return fitted(Hardware(PROFILE, Kernel(case.kernel), MEMORY_BYTES), offered)
+    return fitted(Hardware(PROFILE, Kernel(case.kernel), int(case.memory_gib * GIB)), offered)
 
 
 def run(case: Case, traces: Traces) -> Replay:

@@ -39,12 +39,17 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--traces", type=Path, help="folder of azure_llm_2023_{code,conv}.csv")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of rows and pictures")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and drawn traces, to see it work")
-    parser.add_argument("--anew", action="store_true", help="ask again what other code has answered")
+    parser.add_argument(
+        "--anew",
+        metavar="POLICY,...",
+        default="",
+        help="ask again where another commit has answered for these policies",
+    )
     parser.add_argument("--draw", action="store_true", help="only draw the rows that are there")
     options = parser.parse_args(arguments)
     if not (options.traces or options.quick or options.draw):
         parser.error("give --traces FOLDER, or --quick or --draw")
-    rows = Rows(options.out / f"{suite.name}.jsonl", options.anew)
+    rows = Rows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
     if not options.draw:
         suite.ask(Work(rows, read_traces(None if options.quick else options.traces), options.quick))
         rows.tidy()

@@ -1,0 +1,99 @@
+"""Nodes that each policy needs for a given load under the SLO, found as the capacity planner finds them.
+
+    python -m scripts.figures.nodes_needed --traces FOLDER
+
+Padded and exact kernels, equal and skewed ranks, a load of 24 requests/s; the mean of two seeds. Where the most
+nodes that are tried do not suffice the bar ends there. Below: adapter bytes held a node against full replication.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from statistics import mean
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from scheduler.cluster.policies import named
+from scheduler.sim.plan import Question, needed
+from scripts.figures.policies import POLICIES
+from scripts.figures.policies_by_rate import COLOURS
+from scripts.figures.rows import Row
+from scripts.figures.stage import GIB, Case, Traces, everything_gib, hardware, traffic
+from scripts.figures.suite import Suite, Work, main
+
+LOADS = {
+    "equal ranks, padded kernels": Case("", "padded", rate=24.0, nodes=0),
+    "equal ranks, exact kernels": Case("", "exact", rate=24.0, nodes=0),
+    "skewed ranks, padded kernels": Case("", "padded", ranks="skewed", rate=24.0, nodes=0),
+}
+SEEDS = range(2)
+MOST = 12
+
+
+def answer(case: Case, most: int, traces: Traces) -> Row:
+    """The fewest nodes that are enough, null if even the most are not; and what each then holds."""
+    offered = traffic(case, traces)
+    question = Question(hardware(case, offered), offered, 1.0, most, case.seed)
+    need = needed(question, named(case.policy), lambda policy, nodes, part: None)
+    found = need.fewest
+    kept = need.best.replay.last.kept_bytes / need.best.nodes / GIB
+    return {
+        "nodes": found.nodes if found else None,
+        "tried": [trial.nodes for trial in need.trials],
+        "kept_gib_per_node": round(kept, 3),
+        "everything_gib": round(everything_gib(case), 3),
+    }
+
+
+def ask(work: Work) -> None:
+    """A search for each load, policy and seed."""
+    cases = [
+        replace(case, policy=policy, seed=seed)
+        for seed in SEEDS
+        for case in LOADS.values()
+        for policy in POLICIES
+    ]
+    if work.quick:
+        cases = [replace(case, seconds=8.0, rate=4.0, warm_s=4.0, adapters=10) for case in cases[:2]]
+    for case in tqdm(cases, unit="search"):
+        most = 2 if work.quick else MOST
+        asked = {**asdict(case), "most": most}
+        work.rows.ask(asked, lambda case=case, most=most: answer(case, most, work.traces))
+
+
+def _found(rows: Sequence[Row], load: Case, policy: str) -> list[Row]:
+    wanted = (policy, load.kernel, load.ranks)
+    return [
+        row for row in rows if tuple(row["asked"][key] for key in ("policy", "kernel", "ranks")) == wanted
+    ]
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """A column for each load: nodes, and below GiB held on each."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    panels = figure.subplots(2, len(LOADS), sharey=True)
+    for (nodes, held), (name, load) in zip(panels.T, LOADS.items(), strict=True):
+        found = {policy: mine for policy in POLICIES if (mine := _found(rows, load, policy))}
+        colours = [COLOURS[policy] for policy in found]
+        counts = [mean(row["nodes"] or row["asked"]["most"] for row in mine) for mine in found.values()]
+        beyond = [any(row["nodes"] is None for row in mine) for mine in found.values()]
+        bars = nodes.barh(list(found), counts, color=colours)
+        labels = [f"{'>' if over else ''}{count:g}" for count, over in zip(counts, beyond, strict=True)]
+        nodes.bar_label(bars, labels, padding=3, fontsize=9)
+        kept = [mean(row["kept_gib_per_node"] for row in mine) for mine in found.values()]
+        bars = held.barh(list(found), kept, color=colours)
+        held.bar_label(bars, [f"{each:.1f}" for each in kept], padding=3, fontsize=9)
+        held.axvline(everything_gib(load), color="black", linestyle=":", linewidth=1)
+        nodes.set_title(name, fontsize=10)
+        nodes.set_xlabel("nodes needed")
+        held.set_xlabel("adapter GiB kept a node (dotted: all)")
+        nodes.margins(x=0.15)
+        held.margins(x=0.15)
+    panels[0][0].invert_yaxis()
+    return figure
+
+
+SUITE = Suite("nodes_needed", "nodes_needed", __doc__ or "", ask, draw)
+
+if __name__ == "__main__":
+    main(SUITE)
