@@ -7,7 +7,7 @@ goes between `open_plan` and `close_plan`, so that a plan made of what was resid
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 
@@ -48,6 +48,7 @@ class Traffic:
         self._planning = False
         self._closed = False
         self._callbacks: tuple[Callable[[], None], ...] = ()
+        self._unkept: set[str] = set()  # pulled, and to be kept once they have run: the first step shall not wait
         self._recalled: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
 
     def on_ready(self, callback: Callable[[], None]) -> None:
@@ -82,11 +83,15 @@ class Traffic:
         if not content.wanted:
             self._doomed[content.ref.digest] = content
 
-    def unpin(self, contents: Iterable[Content]) -> None:
+    def unpin(self, contents: Sequence[Content]) -> None:
         """Undo one lease of each."""
         with self._lock:
             for content in contents:
                 content.leases -= 1
+            due = [] if self._closed else [c for c in contents if c.ref.digest in self._unkept]
+            self._unkept.difference_update(content.ref.digest for content in due)
+        for content in due:
+            self._executor.submit(self._keep, content)
         self.settle()
 
     def fill(self, content: Content, packed: PackedAdapter, started_s: float) -> None:
@@ -139,6 +144,7 @@ class Traffic:
             if content.wanted or self.residency.drop_unwanted(content):
                 del self._doomed[digest]
                 if not content.wanted:
+                    self._unkept.discard(digest)
                     self._supply.forget(digest)
                     if self._lending is not None:
                         self._lending.forget(digest)
@@ -195,12 +201,14 @@ class Traffic:
             _log.exception("adapter %s could not be brought in", content.ref.name)
             self._fail(content, error)
             return
-        self._arrive(content, weights, time.perf_counter() - started_s)
-        if pulled:
-            self._keep(content)
+        self._arrive(content, weights, time.perf_counter() - started_s, pulled)
 
-    def _arrive(self, content: Content, weights: AdapterWeights, load_s: float) -> None:
+    def _arrive(
+        self, content: Content, weights: AdapterWeights, load_s: float, pulled: bool = False
+    ) -> None:
         with self._lock:
+            if pulled:
+                self._unkept.add(content.ref.digest)
             self.residency.arrive(content, weights)
             if self._lending is not None and content.run is not None:
                 self._lending.lend(content.ref.digest, content.layout, content.run)

@@ -112,8 +112,10 @@ def test_what_was_pulled_outlives_its_source_and_its_pages(cluster: Cluster) -> 
     b = cluster.node(a.transport.address, adapters_that_fit=1)
     before = None
     for name in ("a1", "a2"):
-        assert b.bring(b.store.resolve(name))
-        before = b.rows(first) if name == "a1" else before
+        ref = b.store.resolve(name)
+        assert b.bring(ref)
+        before = b.rows(ref) if before is None else before
+    b.rows(second)
     cluster.run(a.transport.close())
     assert b.bring(first), "displaced by a2, and its source is dead"
     assert before is not None
