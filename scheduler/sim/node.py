@@ -150,7 +150,8 @@ class SimNode:
             coming = ref.digest in self.store.ready or self.store.is_coming(ref)
             assert coming, f"{request_id} on {name} waits for {ref.name}, which is not coming"
         wait = all(job.request.adapter.digest not in self.store.ready for job in self._jobs.values())
-        assert self._stepping or wait, f"{name} stands still with work"
+        coming = any(self.store.is_arriving(ref) for ref in self._scheduler.wanted(1))
+        assert self._stepping or wait or coming, f"{name} stands still with work"
 
     def _do(self, action: AgentAction) -> bool:
         match action:
@@ -181,6 +182,9 @@ class SimNode:
         if self._stepping or not self.up:
             return
         plan = self._scheduler.plan(self._clock.now, self.store.ready)
+        if self.store.is_short:
+            for first in self._scheduler.wanted(1):
+                self.store.press(first, self._scheduler.running_adapters())
         if not plan.slices:
             return
         seconds = self.spec.model.step_s(load_of(plan)) * self.pace

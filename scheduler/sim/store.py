@@ -52,6 +52,11 @@ class SimStore:
         """Digests of what is here."""
         return self._here.keys()
 
+    @property
+    def is_short(self) -> bool:
+        """True if something waits for room."""
+        return bool(self._wanted)
+
     def cached(self) -> tuple[AdapterRef, ...]:
         """What is here and may go at any time."""
         return tuple(ref for ref in self._here.values() if not self._agent.has(ref))
@@ -59,6 +64,10 @@ class SimStore:
     def is_coming(self, adapter: AdapterRef) -> bool:
         """True if it is on its way or will be when there is room."""
         return adapter.digest in self._coming or adapter.digest in self._wanted
+
+    def is_arriving(self, adapter: AdapterRef) -> bool:
+        """True if its bytes are on their way."""
+        return adapter.digest in self._coming
 
     def use(self, adapter: AdapterRef, sources: tuple[str, ...]) -> bool:
         """Hold on to `adapter` for one request, and get it if it is not here; False, and nothing done, if
@@ -94,6 +103,17 @@ class SimStore:
         """Want it no more."""
         self._wanted.pop(adapter.digest, None)
 
+    def press(self, adapter: AdapterRef, running: Collection[AdapterRef]) -> None:
+        """Make room for `adapter`, whose request is the first in line, if need be by freeing what only requests
+        that wait need: else each of them would hold what another waits for. What is freed is wanted anew."""
+        if adapter.digest not in self._wanted or self._agent.holds(adapter):
+            return
+        waited = [ref for ref in self.cached() if ref.digest in self._users and ref not in running]
+        while waited and not self._make_room(adapter.nbytes):
+            self._wanted[waited[-1].digest] = _Wanted(waited[-1], ())
+            self._free(waited.pop())
+        self._begin_if_room(self._wanted[adapter.digest])
+
     def drop(self, adapter: AdapterRef) -> None:
         """Free `adapter` when it is not in use any more, unless it is kept again by then."""
         self._draining[adapter.digest] = adapter
@@ -111,12 +131,22 @@ class SimStore:
         for each in sorted(self._wanted.values(), key=lambda each: not self._agent.holds(each.ref)):
             if not self._is_needed(each.ref):
                 del self._wanted[each.ref.digest]
-            elif self._make_room(each.ref.nbytes):
-                del self._wanted[each.ref.digest]
-                self._coming[each.ref.digest] = each.ref
-                self.used_bytes += each.ref.nbytes
-                self.fetches += 1
-                self._transfer(each.ref, each.sources, lambda ref=each.ref: self._arrive(ref))
+            else:
+                self._begin_if_room(each)
+
+    def _begin_if_room(self, wanted: _Wanted) -> None:
+        ref = wanted.ref
+        if not self._make_room(ref.nbytes):
+            return
+        del self._wanted[ref.digest]
+        self._coming[ref.digest] = ref
+        self.used_bytes += ref.nbytes
+        self.fetches += 1
+        self._transfer(ref, wanted.sources, lambda: self._arrive(ref))
+
+    def _free(self, ref: AdapterRef) -> None:
+        self.used_bytes -= ref.nbytes
+        del self._here[ref.digest]
 
     def _can_ever_fit(self, adapter: AdapterRef) -> bool:
         if adapter.digest in self._here or self._agent.holds(adapter):
@@ -148,8 +178,7 @@ class SimStore:
         for usage in self._eviction.order([self._used(ref) for ref in idle], self._clock.now):
             if self._memory_bytes - self.used_bytes >= nbytes:
                 break
-            self.used_bytes -= usage.ref.nbytes
-            del self._here[usage.ref.digest]
+            self._free(usage.ref)
         return True
 
     def _used(self, ref: AdapterRef) -> Usage:

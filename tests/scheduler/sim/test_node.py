@@ -87,6 +87,19 @@ def test_what_is_in_use_stays_and_a_pull_waits_for_it() -> None:
     assert rig.node.report().held == (LARGE,)
 
 
+def test_the_first_in_line_gets_its_adapter_though_all_memory_is_wanted_by_those_behind() -> None:
+    """Eight requests for a memory of four adapters, all waiting at once: every one is served."""
+    rig = Rig()
+    others = [adapter(f"o{at}", 16) for at in range(8)]
+    for ref in others:
+        rig.ask(ref.name, ref)
+    rig.ask("large", LARGE)
+    for ref in others:
+        rig.ask(f"{ref.name} again", ref)
+    rig.wait(60.0)
+    assert all(told[-1] is Progress.DONE for told in rig.told.values())
+
+
 def test_a_request_whose_adapter_has_no_room_beside_what_is_kept_is_refused_at_once() -> None:
     rig = Rig()
     rig.order(Pull, LARGE)
