@@ -19,7 +19,7 @@ from torch import Tensor
 from model.philox import uniforms
 
 _NUCLEUS_LOOK = 64  # likeliest tokens among which the nucleus is sought before the whole vocabulary is sorted
-_COLDEST = 1e-8  # temperatures below it draw as greedily, and would divide by zero in float32
+COLDEST = 1e-8  # temperatures below it draw as greedily, and would divide by zero in float32
 
 
 class InvalidLogits(ArithmeticError):
@@ -170,7 +170,7 @@ def _weights(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """[R, vocab]: each token's probability times a constant of the row; 0 for tokens that a filter
     excludes."""
     scaled = logits - logits.amax(dim=-1, keepdim=True)
-    scaled /= _column([max(row.temperature, _COLDEST) for row in rows], logits)
+    scaled /= _column([max(row.temperature, COLDEST) for row in rows], logits)
     _keep_top_k(scaled, [row.top_k for row in rows])
     _keep_top_p(scaled, [row.top_p for row in rows])
     _keep_min_p(scaled, [row.min_p for row in rows])

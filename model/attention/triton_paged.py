@@ -30,9 +30,28 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 
-_NARROW_LANES, _WIDE_LANES = 16, 128  # rows of a tile: token rows times query heads of a kv head
-_PROGRAMS_PER_PROCESSOR = 4
+_PROGRAMS_PER_PROCESSOR = 3  # of a reserved step: as many as fit at heads of 128
+_ANY_NUMBER = 1 << 30
 _HEADER_WORDS = 4  # how many narrow items, wide items and merges there are, and nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """What one program works on at a time: `lanes` are token rows times query heads of a kv head."""
+
+    lanes: int
+    tokens: int
+    stages: int
+    num_warps: int
+
+
+_NARROW, _WIDE = _Tile(16, 64, 3, 4), _Tile(128, 64, 2, 8)
+_NARROW_FLOAT32, _WIDE_FLOAT32 = _Tile(16, 32, 3, 4), _Tile(32, 32, 2, 4)  # the tensor cores would round it
+
+
+def _tiles(dtype: torch.dtype) -> tuple[_Tile, _Tile]:
+    """For single rows, and for prompts."""
+    return (_NARROW_FLOAT32, _WIDE_FLOAT32) if dtype == torch.float32 else (_NARROW, _WIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +72,9 @@ class _Shape:
         """The next power of two."""
         return _power_of_2(self.group)
 
-    @property
-    def tile_rows(self) -> int:
-        """Token rows of a wide tile."""
-        return max(1, _WIDE_LANES // self.group_pad)
+    def rows(self, tile: _Tile) -> int:
+        """Token rows of a tile."""
+        return max(1, tile.lanes // self.group_pad)
 
 
 class TritonPagedAttention:
@@ -69,10 +87,8 @@ class TritonPagedAttention:
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonPagedStep":
         """See AttentionBackend."""
         windows = tuple(dict.fromkeys(self._windows))
-        laid = [
-            lay_items(batch.query_lens, batch.context_lens, window, self._shape.tile_rows)
-            for window in windows
-        ]
+        rows = self._shape.rows(_tiles(cache.layout.dtype)[1])
+        laid = [lay_items(batch.query_lens, batch.context_lens, window, rows) for window in windows]
         written = [_written(items, len(items.merges)) for items in laid]
         sent = _pinned(np.concatenate(written), cache.device).to(cache.device, non_blocking=True)
         words = sent.split([len(each) for each in written])
@@ -83,8 +99,7 @@ class TritonPagedAttention:
             for window, part, items in zip(windows, words, laid, strict=True)
         }
         by_layer = tuple(works[window] for window in self._windows)
-        programs = _programs(cache.device)
-        return TritonPagedStep(cache, self._shape, programs, batch.block_tables, shares, weights, by_layer)
+        return TritonPagedStep(cache, self._shape, _ANY_NUMBER, batch.block_tables, shares, weights, by_layer)
 
     def reserve(self, rows: int, blocks: int, cache: KVCache) -> "ReservedTritonStep":
         """See GraphAttention."""
@@ -137,6 +152,7 @@ class TritonPagedStep:
     def _items(self, layer: int, q: Tensor, out: Tensor, items: Tensor, count: Tensor, wide: bool) -> None:
         keys, values = self.cache.layer(layer)
         shape, window = self.shape, self.works[layer].window
+        tile = _tiles(q.dtype)[wide]
         attend_items[(min(self.programs, len(items) * shape.num_kv_heads),)](
             q, keys, values, out, self.shares, self.weights, items, count, self.tables,
             self.tables.stride(0),
@@ -144,9 +160,9 @@ class TritonPagedStep:
             window or 0,
             KV_HEADS=shape.num_kv_heads,
             GROUP=shape.group,
-            GROUP_PAD=shape.group_pad if wide else max(_NARROW_LANES, shape.group_pad),
-            ROWS=shape.tile_rows if wide else 1,
-            TOKENS=32 if q.dtype == torch.float32 else 64,
+            GROUP_PAD=shape.group_pad if wide else max(tile.lanes, shape.group_pad),
+            ROWS=shape.rows(tile) if wide else 1,
+            TOKENS=tile.tokens,
             BLOCK=self.cache.block_size,
             D=shape.head_dim,
             D_PAD=_power_of_2(shape.head_dim),
@@ -154,8 +170,8 @@ class TritonPagedStep:
             KV_BLOCK=keys.stride(0),
             KV_TOKEN=keys.stride(1),
             WINDOWED=window is not None,
-            STAGES=2 if wide else 3,
-            num_warps=8 if wide else 4,
+            STAGES=tile.stages,
+            num_warps=tile.num_warps,
         )  # fmt: skip
 
     def _merge(self, out: Tensor, work: _Work) -> None:
@@ -237,7 +253,7 @@ def _power_of_2(least: int) -> int:
 
 
 def _programs(device: torch.device) -> int:
-    """As many programs as the device runs at once."""
+    """As many programs as a device runs at once, so that each does its share of the work."""
     if device.type != "cuda":
         return _PROGRAMS_PER_PROCESSOR
     return torch.cuda.get_device_properties(device).multi_processor_count * _PROGRAMS_PER_PROCESSOR

@@ -58,7 +58,19 @@ def test_greedy_takes_the_largest_and_the_lowest_of_equals_on_triton() -> None:
         SampleRow(min_p=1.0),
         SampleRow(temperature=1.7, top_k=40, top_p=0.9, min_p=0.02),
     ],
-    ids=str,
+    ids=[
+        "plain",
+        "cold",
+        "coldest",
+        "top_k of one",
+        "top_k",
+        "top_k of all",
+        "top_p",
+        "narrow",
+        "min_p",
+        "max_p",
+        "all",
+    ],
 )
 def test_one_filter_at_a_time_on_triton(row: SampleRow) -> None:
     check(make_logits(6), [replace(row, seed=2**40 + 3, stream=i % 2, position=i) for i in range(6)])
