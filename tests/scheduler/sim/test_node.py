@@ -87,15 +87,17 @@ def test_what_is_in_use_stays_and_a_pull_waits_for_it() -> None:
     assert rig.node.report().held == (LARGE,)
 
 
-def test_the_first_in_line_gets_its_adapter_though_all_memory_is_wanted_by_those_behind() -> None:
-    """Eight requests for a memory of four adapters, all waiting at once: every one is served."""
+def test_the_first_in_line_gets_its_adapter_though_those_behind_it_hold_all_memory() -> None:
+    """Four small adapters fill the memory and are asked for again and again; a large one waits for all of it."""
     rig = Rig()
-    others = [adapter(f"o{at}", 16) for at in range(8)]
-    for ref in others:
-        rig.ask(ref.name, ref)
+    small = [adapter(f"o{at}", 16) for at in range(4)]
+    for ref in small:
+        rig.ask(ref.name, ref, output_tokens=100)
+    rig.wait(1.5)
     rig.ask("large", LARGE)
-    for ref in others:
-        rig.ask(f"{ref.name} again", ref)
+    for at in range(40):
+        rig.ask(f"{at}", small[at % 4], output_tokens=100)
+        rig.wait(0.5)
     rig.wait(60.0)
     assert all(told[-1] is Progress.DONE for told in rig.told.values())
 
