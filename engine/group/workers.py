@@ -7,11 +7,13 @@ before it is told to, the group has failed for good: the others are ended too, a
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -98,7 +100,8 @@ class Workers:
 
     def __init__(self, loads: Sequence[Load]) -> None:
         self._size = len(loads) + 1
-        self._folder = tempfile.TemporaryDirectory(prefix="loraserve-")
+        self._folder = Path(tempfile.mkdtemp(prefix="loraserve-"))
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._failure: GroupFailed | None = None
         self._known = threading.Event()  # a worker's end has been noted, or none will be
         self._closing = False
@@ -139,7 +142,7 @@ class Workers:
 
     def reserve(self, num_blocks: int, block_size: int, adapter_bytes: int) -> Path:
         """Have all take memory and go to meet the others; the file by which the caller meets them too."""
-        rendezvous = Path(self._folder.name) / "rendezvous"
+        rendezvous = self._folder / "rendezvous"
         for worker in self._workers:
             self._send(worker, Reserve(str(rendezvous), num_blocks, block_size, adapter_bytes))
         return rendezvous
@@ -195,7 +198,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-        self._folder.cleanup()
+        self._remove_folder()
 
     def _exchange(self, worker: _Worker, kind: type[Message]) -> None:
         try:
