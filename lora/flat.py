@@ -9,9 +9,7 @@ ALIGNMENT. A small header names what the offsets follow from. The room knows no 
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -25,9 +23,6 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
 FORMAT = (
     "loraserve-flat-1"  # a new number for every change of the layout rules, since offsets follow from them
 )
-
-_PIECE_BYTES = 1 << 20  # of rows that are digested at once; part of what a digest means
-_MOST_WORKERS = 8
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -142,14 +137,9 @@ def read_header(text: str) -> FlatLayout:
 
 
 def digest_of(layout: FlatLayout, rows: Tensor) -> str:
-    """The content's identity: sha256 (hex) of the header and of the digests of the rows' pieces, so that all cores may
-    work on it: one takes longer to digest an adapter than a network to bring it. rows: [nbytes] uint8 on the host.
-    """
-    data = rows.numpy().data
-    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    """The content's identity: sha256 (hex) of header and rows. rows: [nbytes] uint8 on the host."""
     content = hashlib.sha256(write_header(layout).encode())
-    for digest in _digests(pieces):
-        content.update(digest)
+    content.update(rows.numpy().data)
     return content.hexdigest()
 
 
@@ -173,15 +163,6 @@ def view(rows: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
 def matrix(flat: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
     """The contiguous matrix of `shape` that begins at element `start` of `flat`."""
     return flat[start : start + shape[0] * shape[1]].view(shape)
-
-
-def _digests(pieces: Sequence[memoryview]) -> list[bytes]:
-    """sha256 of each; hashlib lets other threads run meanwhile."""
-    workers = min(len(pieces), os.cpu_count() or 1, _MOST_WORKERS)
-    if workers < 2:
-        return [hashlib.sha256(piece).digest() for piece in pieces]
-    with ThreadPoolExecutor(workers) as threads:
-        return list(threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
 
 
 def _parts(flat: Tensor, place: Place, base: BaseShape) -> Iterable[SitePart]:
