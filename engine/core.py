@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.draws import StepOutputs
 from engine.errors import AdapterFailed, EngineError, StepFailed
-from engine.executor import StepOutputs
 from lora.adapter import AdapterRef
 from lora.store import AdapterStore, Lease
 from scheduler.blocks import BlockStats

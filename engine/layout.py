@@ -37,7 +37,8 @@ class Layout:
     tables: [S, widest], padded with 0. logit_rows: [L], the rows whose logits are wanted: of each slice one for
     each prompt token whose log-probability is wanted (there are `scored` [S]), then one to sample from, if it
     samples. pending: [P] batch rows whose token is still to be drawn, and `sources` [P] which draw of the layout
-    before that is.
+    before that is. `continues` says that the rows are those of the layout before, each sequence one token on; a pending
+    token's source is then its own row.
     """
 
     slices: tuple[Slice, ...]
@@ -53,6 +54,12 @@ class Layout:
     scored: Integers
     pending: Integers
     sources: Integers
+    continues: bool
+
+    @property
+    def decodes(self) -> bool:
+        """Whether each slice is one row that samples."""
+        return len(self.token_ids) == len(self.slices) == len(self.logit_rows) == len(self.draws)
 
     @property
     def draws(self) -> tuple[int, ...]:
@@ -130,6 +137,7 @@ class LayOut:
             before.scored,
             pending,
             pending,
+            continues=True,
         )
         return last.layout
 
@@ -160,6 +168,7 @@ class LayOut:
             scored,
             pending,
             np.array([self._draw_of(slices[sequence[row]].key) for row in pending], np.int64),
+            continues=False,
         )
         self._last = _Last(plan, layout)
         return layout

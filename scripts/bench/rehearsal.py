@@ -16,7 +16,7 @@ from statistics import median
 from engine.answer import Answer
 from engine.assembly import Engine
 from engine.core import Computation, StepExecutor
-from engine.executor import StepOutputs
+from engine.draws import StepOutputs
 from lora.adapter import AdapterRef
 from lora.store import Lease
 from scheduler.cluster.fit import Measurement
@@ -24,7 +24,6 @@ from scheduler.cluster.load import load_of
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 
-LOWEST_TOKEN_ID = 256
 SETTLING_STEPS = 1
 TIMED_STEPS = 5
 MOST_STEPS = 2_000
@@ -82,6 +81,11 @@ class Case:
 
     decoding: tuple[Part, ...]
     reading: tuple[Part, ...] = ()
+
+
+def draw_prompt(tokens: int, vocab_size: int, rng: Random) -> tuple[int, ...]:
+    """Any tokens: what they say costs nothing."""
+    return tuple(rng.choices(range(vocab_size), k=tokens))
 
 
 class Unrehearsable(RuntimeError):
@@ -161,8 +165,7 @@ class Rehearsal:
             self._engine.wait_ready()
 
     def _prompt(self, part: Part, rng: Random) -> tuple[int, ...]:
-        highest = self._engine.card.vocab_size
-        return tuple(rng.randrange(LOWEST_TOKEN_ID, highest) for _ in range(part.prompt_tokens))
+        return draw_prompt(part.prompt_tokens, self._engine.card.vocab_size, rng)
 
     def _submit(self, part: Part, token_ids: tuple[int, ...]) -> None:
         name = next(self._names)

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from engine.executor import Computed, StepOutputs
+from engine.draws import StepOutputs
+from engine.executor import Computed
 from lora.store import Lease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
