@@ -10,7 +10,8 @@ from engine.demo.paths import DEMO_BASE
 from engine.errors import InvalidConfig
 from lora.cut import Cut
 from lora.ops.grouped import GroupedLora
-from model.attention.torch_paged import TorchPagedAttention
+from model.attention.base import UnsupportedAttention
+from model.attention.choice import choose_attention, make_attention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
 from model.config import ModelConfig
 from model.kv_cache import KVLayout
@@ -23,13 +24,15 @@ from model.weights import Weights, WeightsForm
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device`; `form` says which part."""
+    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device`, `form` says which part;
+    `attention` is the backend that was chosen."""
 
     folder: Path
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device
     form: WeightsForm
+    attention: str
 
     @property
     def part(self) -> ModelConfig:
@@ -52,7 +55,9 @@ class BaseModel:
     def build(self, weights: Weights, collective: Collective | None) -> Llama:
         """The forward pass over `weights`, with the fastest arithmetic for the device."""
         ops = EagerOps(self.part, self.dtype, self.device, GroupedLora())
-        return Llama(self.part, weights, TorchPagedAttention(self.part), ops, collective)
+        return Llama(
+            self.part, weights, make_attention(self.attention, self.part, self.device), ops, collective
+        )
 
 
 def choose(config: EngineConfig) -> BaseModel:
@@ -67,7 +72,8 @@ def choose(config: EngineConfig) -> BaseModel:
     size = config.tensor_parallel_size
     _check_size(config, model, device)
     form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device))
-    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form)
+    attention = _attention(config.attention_backend, model, dtype, device)
+    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, attention)
 
 
 def device_of(device: torch.device, rank: int) -> torch.device:
@@ -83,6 +89,13 @@ def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise InvalidConfig("device", name, "use auto, cpu or cuda")
     return torch.device(name)
+
+
+def _attention(name: str, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+    try:
+        return choose_attention(name, model, dtype, device)
+    except UnsupportedAttention as error:
+        raise InvalidConfig("attention_backend", name, error.remedy) from error
 
 
 def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) -> None:

@@ -54,6 +54,7 @@ class EngineConfig:
     dtype: str = "auto"  # auto | float32 | bfloat16
     lora_dtype: str = "auto"  # auto | float32 | bfloat16; auto: float32 on a CPU, else the model's
     device: str = "auto"  # auto | cpu | cuda
+    attention_backend: str = "auto"  # auto | torch | triton | flashinfer
     tensor_parallel_size: int = 1  # devices that compute each layer together
     quantization: str = "none"  # none | int8 (CPU) | fp8 (CUDA): of the layers' base matrices
     max_model_len: int | None = None

@@ -67,6 +67,13 @@ _ENGINE = (
     Option("model", "device", choice("auto", "cpu", "cuda"), "DEVICE", "auto, cpu or cuda"),
     Option("model", "tensor-parallel-size", count, "N", "devices that compute each layer together"),
     Option("model", "quantization", choice("none", "int8", "fp8"), "FORM", "none, int8 (CPU) or fp8 (CUDA)"),
+    Option(
+        "model",
+        "attention-backend",
+        choice("auto", "torch", "triton", "flashinfer"),
+        "NAME",
+        "auto, torch, triton or flashinfer; auto: torch on a CPU, else flashinfer where installed, else triton",
+    ),
     Option("model", "max-model-len", count, "N", "most tokens of a prompt and its answer together"),
     Option("model", "progress", flag, "", "show progress while the model is read"),
     Option(

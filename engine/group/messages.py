@@ -8,8 +8,8 @@ import msgspec
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Read part `rank` of `size` of the base model. `device`, `dtype` and `quantization` are as on the command line,
-    already resolved; `threads` is how many a CPU may use, 0 for what the system says."""
+    """Read part `rank` of `size` of the base model. `device`, `dtype`, `quantization` and `attention` are as on the
+    command line, already resolved; `threads` is how many a CPU may use, 0 for what the system says."""
 
     folder: str
     rank: int
@@ -17,6 +17,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     device: str
     dtype: str
     quantization: str
+    attention: str
     threads: int
 
 

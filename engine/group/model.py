@@ -67,5 +67,6 @@ def _load(base: BaseModel, rank: int, threads: int) -> Load:
         device=str(device_of(base.device, rank)),
         dtype=str(base.dtype),
         quantization=base.form.quantization.value,
+        attention=base.attention,
         threads=threads,
     )

@@ -89,7 +89,7 @@ def _prepare(steps: Channel) -> Worker:
         torch.cuda.set_device(device)
     form = WeightsForm(Shard(load.rank, load.size), Quantization(load.quantization))
     folder = Path(load.folder)
-    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form)
+    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, load.attention)
     weights = base.load(progress=False)
     steps.send(Loaded())
     reserve = steps.receive()

@@ -24,6 +24,7 @@ def test_nothing_given_is_every_default() -> None:
 def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> None:
     arguments = [
         *("--model", "org/base", "--served-model-name", "b", "--dtype", "bfloat16", "--device", "cpu"),
+        *("--attention-backend", "triton"),
         *("--max-model-len", "128", "--lora", f"poet={adapter}", "--lora-dir", str(adapter.parent)),
         *("--adapter-bytes", "64MB", "--adapter-cache-dir", str(tmp_path / "cache"), "--no-progress"),
         *("--adapter-patience-s", "1.5", "--max-num-seqs", "3", "--max-num-batched-tokens", "99"),
@@ -43,7 +44,8 @@ def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> No
     ]
     engine = EngineConfig(
         model="org/base", served_model_name="b", loras=(("poet", adapter),), lora_dir=adapter.parent,
-        dtype="bfloat16", device="cpu", max_model_len=128, max_num_seqs=3, max_num_batched_tokens=99,
+        dtype="bfloat16", device="cpu", attention_backend="triton", max_model_len=128, max_num_seqs=3,
+        max_num_batched_tokens=99,
         block_size=8, kv_cache_bytes=2 << 30, adapter_bytes=64_000_000, adapter_cache_dir=tmp_path / "cache",
         adapter_patience_s=1.5, progress=False,
     )  # fmt: skip
