@@ -61,8 +61,7 @@ class Puller:
         async with self._seats[peer]:
             await self._pace(into.nbytes)
             with self._blaming(peer):
-                lease = await self._transport.lease(peer, name, within_s)
-                await self._transport.pull(lease, [into], within_s)
+                await self._transport.fetch(peer, name, [into], within_s)
 
     async def read(self, peer: Address, name: str) -> bytes:
         """The note that `peer` lends as `name`. TransportError."""

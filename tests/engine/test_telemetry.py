@@ -42,7 +42,8 @@ def test_a_scrape_reads_the_node() -> None:
         'kv_blocks{state="used"}': 1, 'kv_blocks{state="cached"}': 2, 'kv_blocks{state="free"}': 3,
         "prefix_hit_tokens_total": 4, "prefix_queried_tokens_total": 5, "adapters_resident": 1,
         "adapter_bytes_resident": 4096, "adapter_loads_total": 2, "adapter_load_seconds_total": 0.25,
-        "adapter_evictions_total": 1, 'adapter_hits_total{tier="host"}': 3, 'adapter_hits_total{tier="disk"}': 1,
+        "adapter_evictions_total": 1, 'adapter_tier_seconds_total{tier="disk"}': 0.5, "lent_copies_total": 2,
+        "peer_refused_total": 6, 'adapter_hits_total{tier="host"}': 3, 'adapter_hits_total{tier="disk"}': 1,
     }  # fmt: skip
     assert {name: found[f"loraserve_{name}"] for name in expected} == expected
 

@@ -12,6 +12,8 @@ from engine.errors import Draining, EngineError, UnknownModel
 from engine.telemetry import Telemetry
 from engine.text import Delta, TextCodec, TextStream
 from lora.adapter import AdapterRef
+from lora.lent_rows import LentStats
+from lora.peer import PeerStats
 from lora.store import AdapterEntry, StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
@@ -53,6 +55,9 @@ STORE = StoreStats(
     load_s=0.25,
     evictions=1,
     hits={"host": 3, "disk": 1},
+    seconds={"host": 0.25, "disk": 0.5},
+    peers=PeerStats(refused=6),
+    lent=LentStats(copies=2),
 )
 
 
