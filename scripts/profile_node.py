@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> None:
             "hardware": node.hardware,
             "base_model": node.base_model,
             "step_prompt_tokens": live.LIMITS.max_num_batched_tokens,
-            "kv_tokens": node.kv_tokens,
+            "kv_tokens": node.room.kv_blocks * node.room.block_tokens,
         }
         print(json.dumps({"what": "node", **about}), file=sink)
         rehearsal = Rehearsal(node.engine, landings, options.seed)

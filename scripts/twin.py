@@ -31,10 +31,10 @@ from scheduler.sim.popularity import PowerLaw
 from scheduler.sim.trace import Call, paced, poisson, read_trace
 from scheduler.sim.workload import assigned
 from scripts.bench import live, machine
-from scripts.bench.live import Subject
+from scripts.bench.live import Live, Subject
 from scripts.bench.quantile import quantile
-from scripts.bench.rehearsal import LOWEST_TOKEN_ID, Case, Landings, Part, Rehearsal
-from scripts.bench.twins import Ask, Room, Told, simulated
+from scripts.bench.rehearsal import Case, Landings, Part, Rehearsal, draw_prompt
+from scripts.bench.twins import Ask, Told, simulated
 from scripts.bench.twins import live as ask_live
 
 HALVINGS = 8
@@ -73,18 +73,27 @@ def _fitting(call: Call, factor: float) -> Call:
     return Call(call.arrival_s, prompt_tokens, output_tokens)
 
 
-def asks(calls: Sequence[Call], adapters: Sequence[AdapterRef], alpha: float, seed: int) -> list[Ask]:
-    """Give every call an adapter, by a power law over an order that mixes ranks, and a prompt of its own."""
-    rng = Random(f"prompts/{seed}")
-    order = Random(f"order/{seed}").sample(adapters, len(adapters))
-    named = assigned(calls, order, PowerLaw(alpha), np.random.default_rng(seed))
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Who asks: adapters, of a popularity by the power law `alpha` over an order that mixes ranks, and the token ids
+    of which prompts are made."""
+
+    adapters: tuple[AdapterRef, ...]
+    alpha: float
+    vocab_size: int
+    seed: int
+
+
+def asks(calls: Sequence[Call], crowd: Crowd) -> list[Ask]:
+    """Give every call an adapter and a prompt of its own."""
+    rng = Random(f"prompts/{crowd.seed}")
+    order = Random(f"order/{crowd.seed}").sample(crowd.adapters, len(crowd.adapters))
+    named = assigned(calls, order, PowerLaw(crowd.alpha), np.random.default_rng(crowd.seed))
     return [
         Ask(
             at_s=each.call.arrival_s,
             adapter=each.adapter,
-            prompt_token_ids=tuple(
-                rng.randrange(LOWEST_TOKEN_ID, live.VOCABULARY) for _ in range(each.call.prompt_tokens)
-            ),
+            prompt_token_ids=draw_prompt(each.call.prompt_tokens, crowd.vocab_size, rng),
             output_tokens=each.call.output_tokens,
         )
         for each in named
@@ -135,28 +144,30 @@ def to_row(twin: str, told: Told) -> Mapping[str, object]:
     }
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run both twins, print how they compare, append the rows."""
-    model = from_json(options.profile.read_text()).model(Kernel.EXACT)
+def draw_load(options: argparse.Namespace, model: CostModel, node: Live) -> tuple[list[Ask], float]:
+    """What both twins are asked, and at which rate: the given one, or that of the wanted utilisation."""
     trace = read_trace(options.trace.read_text()) if options.trace else ()
     lengths = (options.mean_prompt_tokens, options.mean_output_tokens)
     source = Source(trace, options.first, options.seconds, options.length_factor, lengths, options.seed)
+    crowd = Crowd(node.adapters, options.alpha, node.engine.card.vocab_size, options.seed)
+
+    def busy(rate: float) -> float:
+        load = asks(source.calls(rate), crowd)
+        return simulated(model, node.room, load)[1] if load else 0.0
+
+    rate = options.rate or rate_for(busy, options.utilisation)
+    return asks(source.calls(rate), crowd), rate
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run both twins, print how they compare, append the rows."""
+    model = from_json(options.profile.read_text()).model(Kernel.EXACT)
+    subject = Subject(options.model, options.adapters, threads=options.threads)
     with ExitStack() as scratch:
         landings = Landings()
-        subject = Subject(options.model, options.adapters, threads=options.threads)
         node = live.start(subject, landings.around, scratch)
-        room = Room(live.LIMITS, node.kv_tokens // live.BLOCK_TOKENS, live.BLOCK_TOKENS)
-
-        def asked(rate: float) -> list[Ask]:
-            return asks(source.calls(rate), node.adapters, options.alpha, options.seed)
-
-        def busy(rate: float) -> float:
-            load = asked(rate)
-            return simulated(model, room, load)[1] if load else 0.0
-
-        rate = options.rate or rate_for(busy, options.utilisation)
-        load = asked(rate)
-        foretold, computing = simulated(model, room, load)
+        load, rate = draw_load(options, model, node)
+        foretold, computing = simulated(model, node.room, load)
         rehearsal = Rehearsal(node.engine, landings, options.seed)
         rehearsal.warm(node.adapters)
         paces = [pace(rehearsal, model, node.adapters)]
@@ -175,12 +186,9 @@ def run(options: argparse.Namespace) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     report(about, figures(seen), figures(foretold))
+    answered = [("live", each) for each in seen] + [("sim", each) for each in foretold]
     with options.out.open("a") as sink:
-        for row in (
-            about,
-            *(to_row("live", each) for each in seen),
-            *(to_row("sim", each) for each in foretold),
-        ):
+        for row in (about, *(to_row(twin, each) for twin, each in answered)):
             print(json.dumps(row), file=sink)
 
 

@@ -18,7 +18,6 @@ from scripts.make_bench_models import RANKS, Shape, make_adapter
 
 LIMITS = StepLimits(max_num_seqs=64, max_num_batched_tokens=256, max_model_len=1024, adapter_patience_s=2.0)
 BLOCK_TOKENS = 16
-VOCABULARY = 31_900  # token ids that prompts are drawn from are below this
 KV_BYTES = 1 << 30
 SPARE_BYTES = 1 << 28
 EXTENSIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "sve", "asimd")
@@ -37,14 +36,23 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a node may do in a step, and its K/V blocks."""
+
+    limits: StepLimits
+    kv_blocks: int
+    block_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Live:
-    """A live engine with all its adapters, the rank rising, and how it is to be described."""
+    """A live engine with all its adapters, the rank rising, its room, and how it is to be described."""
 
     engine: Engine
     adapters: tuple[AdapterRef, ...]
     hardware: str
     base_model: str
-    kv_tokens: int
+    room: Room
 
 
 def start(subject: Subject, around: Around, scratch: ExitStack) -> Live:
@@ -54,7 +62,7 @@ def start(subject: Subject, around: Around, scratch: ExitStack) -> Live:
     folders = _folders(subject, scratch)
     config = _config(subject, folders)
     engine = assemble(config, around)
-    scratch.callback(engine.store.close)
+    scratch.callback(engine.close)
     refs = (engine.store.resolve(name) for name, _ in folders)
     stats = engine.core.block_stats()
     return Live(
@@ -62,7 +70,7 @@ def start(subject: Subject, around: Around, scratch: ExitStack) -> Live:
         adapters=tuple(sorted(refs, key=lambda ref: (ref.rank, ref.name))),
         hardware=hardware(subject),
         base_model=base_model(subject),
-        kv_tokens=(stats.used + stats.cached + stats.free) * BLOCK_TOKENS,
+        room=Room(LIMITS, stats.used + stats.cached + stats.free, BLOCK_TOKENS),
     )
 
 

@@ -22,7 +22,7 @@ from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.node import NodeSpec, Progress, SimNode
-from scheduler.step import StepLimits
+from scripts.bench.live import Room
 
 PLENTY_BYTES = 1 << 50
 FOREVER_S = 1e6  # by then a simulated node has answered all, or never will
@@ -83,15 +83,6 @@ async def _ask(node: Node, name: str, ask: Ask, start_s: float, on_end: Callable
         times_s += [time.monotonic() - start_s] * len(delta.token_ids)
     on_end()
     return Told(ask, tuple(times_s))
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a node may do in a step, and its K/V blocks."""
-
-    limits: StepLimits
-    kv_blocks: int
-    block_tokens: int
 
 
 def simulated(model: CostModel, room: Room, asks: Sequence[Ask]) -> tuple[list[Told], float]:
