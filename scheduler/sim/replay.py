@@ -86,8 +86,8 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class Replay:
     """A run: the figures of what came after `warm_s`, every record, a sample for each second, the routing table
-    when the traffic ended, and each node's part of the time spent computing until then. Where it was given up
-    `finished` is false and the figures are those of the requests that were answered by then, which flatter."""
+    when the traffic ended and each node's part of the time spent computing until then, and `steps` in all. Where
+    it was given up `finished` is false and the figures are of the requests answered by then, which flatters."""
 
     finished: bool
     outcome: Outcome
@@ -95,6 +95,7 @@ class Replay:
     samples: tuple[Sample, ...]
     table: RoutingTable
     busy: dict[str, float]
+    steps: int = 0
 
     @property
     def last(self) -> Sample:
@@ -128,9 +129,10 @@ def replay(
     except GiveUp:
         finished = False
     records = tuple(world.records.values())
+    steps = sum(node.steps for node in world.nodes.values())
     counted = (record for record in records if record.arrival.call.arrival_s >= traffic.warm_s)
     outcome = summary(counted, hardware.profile.slo, traffic.seconds - traffic.warm_s)
-    return Replay(finished, outcome, records, tuple(gauge.samples), gauge.table, gauge.busy)
+    return Replay(finished, outcome, records, tuple(gauge.samples), gauge.table, gauge.busy, steps)
 
 
 class _Gauge:

@@ -40,12 +40,15 @@ class Rows:
     def ask(self, asked: Row, answer: Callable[[], Row]) -> Row:
         """The row that answers; `answer` is called, and the row kept, if there is none."""
         row = self.find(asked)
-        if row is None:
-            row = {"asked": asked, **answer(), "commit": self._commit}
-            self._rows[_key(asked)] = row
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        return self.keep(asked, answer()) if row is None else row
+
+    def keep(self, asked: Row, answer: Row) -> Row:
+        """Write a row, in place of the one that there may be."""
+        row = {"asked": asked, **answer, "commit": self._commit}
+        self._rows[_key(asked)] = row
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         return row
 
     def all(self) -> list[Row]:
