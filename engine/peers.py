@@ -52,7 +52,7 @@ class Peers:
         return self._transport.address
 
     def close(self) -> None:
-        """Lend and pull no more; pulls under way fail. RegionBusy if bytes may still land."""
+        """Lend and pull no more; pulls under way fail. It ends in bounded time."""
         try:
             self._loop.wait(self._transport.close())
             self._lending.close()

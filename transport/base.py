@@ -239,5 +239,9 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Hang up on everybody and wait until no byte can land any more."""
+        """Hang up on everybody, and wait a little for the last bytes to land.
+
+        It ends in bounded time. Where bytes of an abandoned pull may land later, a warning says so, and the memory's
+        `owner` is kept alive until they have; memory without an owner may be freed when `settled` says so.
+        """
         ...

@@ -135,7 +135,7 @@ class LoopbackTransport:
         for ticket, source in self._sources.items():
             source._end(ticket, Ending.GONE)
         self._sources.clear()
-        await asyncio.wrap_future(self._holdings.landings.all_settled())
+        await asyncio.wrap_future(self._holdings.landings.all_settled())  # its copies end by themselves
 
     async def _copy(self, lease: Lease, into: Sequence[Region], until_s: float) -> None:
         landing = self._holdings.land(into)

@@ -6,13 +6,13 @@ when the coroutine that asked for it was cancelled.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from transport.base import Address, Arena, Bring, Lease, Memory, Region, Usage
 from transport.door import AUTO, Door
-from transport.errors import RegionBusy
 from transport.holdings import Holdings
 from transport.security import Guard, Security
 from transport.source import Source
@@ -20,6 +20,8 @@ from transport.visitor import Visitor
 
 ANY_LOCAL_PORT = Address("127.0.0.1", 0)
 PARTING_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +100,22 @@ class NetworkTransport:
         await self._visitor.release(lease)
 
     async def close(self) -> None:
-        """See `Transport`. RegionBusy if bytes may still land: then the arenas must stay until the process ends."""
+        """See `Transport`. Reads that were given up and go on have PARTING_S to end."""
         if self._closed:
             return
         self._closed = True
-        await self._visitor.close()
-        await asyncio.to_thread(self._source.close)
-        settled = asyncio.wrap_future(self._holdings.landings.all_settled())
-        try:
-            await asyncio.wait_for(settled, PARTING_S)
-        except TimeoutError as error:
-            raise RegionBusy(
-                "bytes of abandoned pulls may still land: keep the arenas until the process ends"
-            ) from error
+        await asyncio.gather(self._visitor.close(), asyncio.to_thread(self._source.close))
+        settled = self._holdings.landings.all_settled()
+        await asyncio.wait((asyncio.wrap_future(settled),), timeout=PARTING_S)
+        if not settled.done():
+            landings, _ = self._holdings.landings.count()
+            log.warning(
+                "%s closed while bytes of %d abandoned pulls may still land: their arenas are kept until they have",
+                self.node,
+                landings,
+            )
+        settled.add_done_callback(lambda _: self._close_doors())  # at once if it is done
+
+    def _close_doors(self) -> None:
         for door in self._doors:
             door.close()

@@ -98,7 +98,7 @@ class NixlAgent:
         """Learn, or update, what a peer's metadata says: its agent's name. WireError if it is damaged."""
         try:
             return self._agent.loadRemoteMD(metadata).decode()
-        except self._failures as error:
+        except (*self._failures, UnicodeDecodeError) as error:
             raise WireError(
                 f"damaged UCX metadata: {error}; compare the versions of NIXL at both ends"
             ) from error

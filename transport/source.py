@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -67,6 +67,7 @@ class Source:
         self._serving: dict[threading.Thread, Channel | None] = {}
         self._slots = threading.Semaphore(MOST_CONNECTIONS)
         self._closed = threading.Event()
+        self._closing: Future[None] = Future()  # the same, for those who wait for something else as well
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         self._listener = socket.create_server(
             (listen.host, listen.port), family=family, backlog=MOST_CONNECTIONS
@@ -79,6 +80,7 @@ class Source:
     def close(self) -> None:
         """Hang up on everybody, and wait until every lease has ended."""
         self._closed.set()
+        self._closing.set_result(None)
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._slots.release()
@@ -170,7 +172,8 @@ class Source:
             coming = self._holdings.bring(request.name)
             if coming is None:
                 raise
-        wait((coming,), BRING_SHARE * min(request.hold_s, self._most_hold_s))
+        within_s = BRING_SHARE * min(request.hold_s, self._most_hold_s)
+        wait((coming, self._closing), within_s, FIRST_COMPLETED)
         return self._holdings.shelf.lend(request.name)
 
     def _lend(self, guest: _Guest, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> bool:

@@ -1,22 +1,29 @@
 """Strangers and liars: whatever they send, the honest end answers with one named error and goes on serving."""
 
 import asyncio
+import base64
 import ctypes
+import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 
 import pytest
 
 from tests.transport.asynchronous import asynchronous
+from tests.transport.pattern import content
+from tests.transport.rig import needs_nixl
 from tests.transport.setup import TOKEN, Setup
+from tests.transport.sources import ProcessSource
 from transport.base import Address, Arena, Memory, RemoteRegion
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
 from transport.network import NetworkTransport
 from transport.security import Guard, Security
+from transport.ucx import Reach
 from transport.wire import (
     LENGTH,
     VERSION,
@@ -178,8 +185,9 @@ Lie = Callable[[Channel], None]
 class Impostor:
     """A source that does everything right up to the lease, and then lies."""
 
-    def __init__(self, lie: Lie, token: str = TOKEN) -> None:
+    def __init__(self, lie: Lie, token: str = TOKEN, offers: Mapping[str, str] | None = None) -> None:
         self._lie = lie
+        self._offers = dict(offers or {"stream": ""})
         self._guard = Guard(Security(token), "impostor")
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address(*self._listener.getsockname())
@@ -194,7 +202,7 @@ class Impostor:
         sock, _ = self._listener.accept()
         channel = self._guard.accept(sock, "the puller", soon())
         try:
-            self._guard.welcome(channel, {"stream": ""}, soon())
+            self._guard.welcome(channel, self._offers, soon())
             channel.expect(LeaseRequest, soon())
             self._lie(channel)
         except TransportError:
@@ -279,6 +287,85 @@ async def test_a_source_without_the_token_is_told_nothing() -> None:
         await puller.lease(impostor.address, "adapter", SOON_S)
     await puller.close()
     impostor.close()
+
+
+Forge = Callable[[Grant], Grant]
+
+
+def elsewhere(offset: int) -> Forge:
+    return lambda grant: replace(
+        grant, regions=(replace(grant.regions[0], address=grant.regions[0].address + offset),)
+    )
+
+
+def with_card(forge: Callable[[str], str]) -> Forge:
+    return lambda grant: replace(grant, card=forge(grant.card))
+
+
+def damaged(card: str) -> str:
+    """One bit is wrong in the middle of the metadata."""
+    host, digest, encoded = card.split("\n")
+    metadata = bytearray(base64.b64decode(encoded))
+    metadata[len(metadata) // 2] ^= 1
+    return "\n".join((host, digest, base64.b64encode(metadata).decode()))
+
+
+def relays(source: ProcessSource, forge: Forge) -> Lie:
+    """What a real source in another process grants, but for what `forge` makes of it."""
+
+    def lie(channel: Channel) -> None:
+        theirs, _, _ = Guard(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())
+        theirs.send(LeaseRequest("adapter", SOON_S, "ucx"), soon())
+        grant = theirs.expect(Grant, soon())
+        mine = tuple(replace(one, node="impostor", key=7) for one in grant.regions)
+        channel.send(forge(replace(grant, ticket=7, regions=mine)), soon())
+        with suppress(TransportError):
+            channel.receive(soon())
+        theirs.abort()
+        theirs.close()
+
+    return lie
+
+
+@pytest.fixture(scope="module")
+def real_source() -> Iterator[ProcessSource]:
+    source = ProcessSource(Setup(arena_bytes=4 * NBYTES, ucx=True, door="ucx"))
+    source.publish("adapter", [(NBYTES, NBYTES)])
+    yield source
+    source.withdraw("adapter")
+    assert source.is_drained("adapter", SOON_S)
+    source.child.close()
+
+
+@needs_nixl
+@pytest.mark.parametrize(
+    ("forge", "error"),
+    [
+        (elsewhere(1 << 40), PeerGone),
+        (elsewhere(3 * NBYTES), PeerGone),
+        (elsewhere(3 * NBYTES - 1), PeerGone),
+        (elsewhere(-NBYTES - 1), PeerGone),
+        (with_card(lambda card: ""), WireError),
+        (with_card(lambda card: card[: len(card) // 2]), WireError),
+        (with_card(lambda card: card.replace("A", "B")), WireError),
+        (with_card(damaged), WireError),
+    ],
+)
+@asynchronous
+async def test_forged_metadata_of_memory_crashes_neither_end(
+    real_source: ProcessSource, forge: Forge, error: type[TransportError]
+) -> None:
+    offer = Reach.of_this_machine(open_network=False)
+    impostor = Impostor(relays(real_source, forge), offers={"ucx": json.dumps(asdict(offer))})
+    puller, room = Setup(ucx=True, door="ucx").open("puller"), memory()
+    arena = puller.register(room)
+    with pytest.raises(error):
+        await puller.fetch(impostor.address, "adapter", [arena.region(0, NBYTES)], SOON_S)
+    await asyncio.wait_for(asyncio.wrap_future(puller.settled(arena.region(0, NBYTES))), SOON_S)
+    impostor.close()
+    await puller.fetch(real_source.address, "adapter", [arena.region(0, NBYTES)], SOON_S)
+    assert bytes(room.view()) == content(NBYTES, NBYTES).tobytes()
+    await puller.close()
 
 
 def test_a_refusal_keeps_its_words() -> None:
