@@ -4,7 +4,7 @@ A step's work is written on the host when the batch's membership changes (triton
 memory; each launch then has the same arguments and the same grid, filled once and dealing out whatever work the words
 describe. So a step may be captured in a CUDA graph: `load` the step's table outside, capture `plan` and what it gives
 inside (`plan` of a table that is loaded copies nothing), and before each replay `load` that step's table. A graph is
-good for one shape (`DECODE` or `PREFILL`, which follows from the rows) and one `generation`.
+good for one number of rows, one `Tiling` (see `tiling_of`) and one `generation`.
 
 Adapters may be wider than the model: products are then in the adapters' dtype. h is float32.
 """
@@ -31,20 +31,22 @@ _LEAST_DEPTH = 512  # of one split: 16 rows of A are then 16 KiB in bfloat16, wh
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The sizes of the kernels' tiles; `programs` is blocks per multiprocessor."""
+    """The sizes of the kernels' tiles; `programs` is blocks per multiprocessor, as many as find room at once."""
 
-    block_rows: int  # rows of a chunk
+    block_rows: int  # rows of a chunk; chunks of one row never meet a tensor core
     shrink_rank: int  # rows of A of an item
     shrink_depth: int
     row_depth: int  # as shrink_depth, for a chunk of one row
     expand_rank: int
     columns: int
+    splits: int  # of the depth, at most
     warps: int
     programs: int
 
 
-DECODE = Tiling(16, 16, 128, 256, 16, 128, warps=4, programs=8)
-PREFILL = Tiling(64, 64, 64, 64, 16, 128, warps=4, programs=4)
+DISTINCT = Tiling(1, 16, 128, 256, 16, 128, splits=8, warps=4, programs=8)
+SHARED = Tiling(16, 16, 128, 256, 16, 128, splits=8, warps=4, programs=6)
+PREFILL = Tiling(64, 64, 64, 64, 16, 64, splits=4, warps=4, programs=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +90,14 @@ class TritonLora:
     def plan_rows(self, table: SegmentTable, rows: int) -> "TritonStep":
         """As `plan`, of a batch of `rows` rows, whose consumers visit those of the base too."""
         self.load(table, rows)
-        return TritonStep(self, tiling_of(rows), bool(table.segments))
+        return TritonStep(self, tiling_of(table, rows), bool(table.segments))
 
     def load(self, table: SegmentTable, rows: int) -> None:
         """Lay out the step's work and send it, unless it is there. Raises ValueError for an adapter whose dtype or
         device is not the op's."""
         if (table, rows) == self._loaded:
             return
-        tiling = tiling_of(rows)
+        tiling = tiling_of(table, rows)
         adapted = []
         for segment in table.segments:
             own = self._tables.of(segment.adapter)
@@ -109,7 +111,7 @@ class TritonLora:
     def splits(self, group: SiteGroup, tiling: Tiling) -> int:
         """Into how many parts the group's depth is cut; of the model alone in a decode shape, and of the number of
         items in a prefill shape, where planes cost more than idle multiprocessors."""
-        splits = _MOST_SPLITS
+        splits = tiling.splits
         depth = self.base.of(group.sites[0]).in_features
         if tiling is PREFILL:
             wanted = 2 * persistent_programs(self.device, 1)
@@ -126,9 +128,11 @@ class TritonLora:
             self._regrown += 1
 
 
-def tiling_of(rows: int) -> Tiling:
-    """The shape of a step of `rows` rows."""
-    return DECODE if rows <= DECODE_ROWS else PREFILL
+def tiling_of(table: SegmentTable, rows: int) -> Tiling:
+    """The shape of a step of `rows` rows. Any shape computes any step; this is the one that suits it."""
+    if rows > DECODE_ROWS:
+        return PREFILL
+    return DISTINCT if rows < 2 * len(table.segments) else SHARED
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 _PINNED = 3  # copies that may be on their way: the steps that a host may run ahead of its device, and one
 
 
-def launch(kernel: Any, programs: int, *arguments: object, num_warps: int, **constants: object) -> None:
-    """Launch a one-dimensional grid on the current stream."""
-    kernel[(programs,)](*arguments, num_warps=num_warps, **constants)
+def launch(kernel: Any, programs: int, *arguments: object, **constants: object) -> None:
+    """Launch a one-dimensional grid on the current stream; the constants include Triton's own, as `num_warps`."""
+    kernel[(programs,)](*arguments, **constants)
 
 
 def persistent_programs(device: torch.device, per_multiprocessor: int) -> int:

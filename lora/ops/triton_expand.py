@@ -5,7 +5,8 @@ A consumer deals out units of (chunk, tile of columns). It reads the chunk's ent
 `expanded(...)` to the tile of y; under the base's table of rank 0 the sum has no terms.
 """
 
-# A kernel's arguments have the types that it is launched with.
+# A kernel's arguments have the types that it is launched with, and its language is not quite Python.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import triton
@@ -19,7 +20,7 @@ SITE_WORDS = tl.constexpr(3)  # as in triton_tables
 @triton.jit
 def _expand_row(h, Bt, rank, columns, width, plane, SPLITS: tl.constexpr, BLOCK_RANK: tl.constexpr):
     """[len(columns)]: one row's h, [SPLITS planes, rank], with columns of Bt [rank, width]."""
-    planes = tl.arange(0, SPLITS).to(tl.int64) * plane
+    planes = tl.arange(0, SPLITS) * plane
     sums = tl.zeros([BLOCK_RANK, columns.shape[0]], tl.float32)
     for at in range(0, rank, BLOCK_RANK):
         ranks = at + tl.arange(0, BLOCK_RANK)
@@ -46,14 +47,14 @@ def _expand_rows(
 ):
     """[BLOCK_ROWS, len(columns)]: the same for several rows, as a matrix product; a row of h has `stride` elements."""
     row = tl.arange(0, BLOCK_ROWS)
+    own = h + row[:, None] * stride
     sums = tl.zeros([BLOCK_ROWS, columns.shape[0]], tl.float32)
     for at in tl.range(0, rank, BLOCK_RANK, num_stages=1):  # short; h comes in planes and from the cache
         ranks = at + tl.arange(0, BLOCK_RANK)
         inside = (row < rows)[:, None] & (ranks < rank)[None, :]
         left = tl.zeros([BLOCK_ROWS, BLOCK_RANK], tl.float32)
-        for split in tl.static_range(SPLITS):
-            part = h + plane * split + row[:, None] * stride + ranks[None, :]
-            left += tl.load(part, mask=inside, other=0.0)
+        for split in tl.range(0, SPLITS, num_stages=1):  # a loop, since registers are short here
+            left += tl.load(own + split * plane + ranks[None, :], mask=inside, other=0.0)
         inside = (ranks < rank)[:, None] & (columns < width)[None, :]
         right = tl.load(Bt + ranks[:, None] * width + columns[None, :], mask=inside, other=0.0)
         sums = tl.dot(left.to(right.dtype), right, sums, input_precision="ieee")
@@ -109,15 +110,16 @@ def expanded_rows(
 
 
 @triton.jit
-def _add_tile(y, residual, delta, row, columns, stop, stride, HAS_RESIDUAL: tl.constexpr, ROWS):
-    """y = [residual +] (y + delta) at rows `row` and columns below `stop`; each sum is rounded as y is."""
-    at = row[:, None] * stride + columns[None, :]
-    inside = (tl.arange(0, row.shape[0]) < ROWS)[:, None] & (columns < stop)[None, :]
-    summed = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) + delta
-    if HAS_RESIDUAL:
-        other = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        summed = summed.to(y.dtype.element_ty).to(tl.float32) + other
-    tl.store(y + at, summed.to(y.dtype.element_ty), mask=inside)
+def tile_of(rows, columns, width, stride, BLOCK_ROWS: tl.constexpr):
+    """(offsets, mask) of a tile from its first row: the first `rows` rows count, and columns below `width`."""
+    row = tl.arange(0, BLOCK_ROWS)
+    return row[:, None] * stride + columns[None, :], (row < rows)[:, None] & (columns < width)[None, :]
+
+
+@triton.jit
+def rounded(values, DTYPE: tl.constexpr):
+    """float32 values as they are after a round trip through the model's dtype."""
+    return values.to(DTYPE).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["record_at"])
@@ -140,7 +142,8 @@ def add_expanded(
     BLOCK_RANK: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """y += B h in place, [plus the residual], at up to three sites side by side."""
+    """y = [residual +] (y + B h) in place, at up to three sites side by side; each sum is rounded as y is."""
+    OUT: tl.constexpr = y.dtype.element_ty
     tiles0, tiles1 = tl.cdiv(width0, BLOCK_COLUMNS), tl.cdiv(width1, BLOCK_COLUMNS)
     tiles = tiles0 + tiles1 + tl.cdiv(width2, BLOCK_COLUMNS)
     stride = width0 + width1 + width2
@@ -153,20 +156,25 @@ def add_expanded(
         start = tl.where(site > 0, width0, 0) + tl.where(site > 1, width1, 0)
         width = tl.where(site == 0, width0, tl.where(site == 1, width1, width2))
         columns = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-        own = y + start
-        beside = residual + start
         record = table + record_at
-        if rows == 1:
-            row = first_row + tl.arange(0, 1)
-            delta = tl.zeros([1, BLOCK_COLUMNS], tl.float32)
+        start += first_row * stride
+        if BLOCK_ROWS == 1 or rows == 1:
+            at, inside = tile_of(1, columns, width, stride, 1)
+            row = tl.load(y + start + at, mask=inside, other=0.0).to(tl.float32)
             if ADAPTED:
-                delta = expanded_row(h, h_at, record, site, columns, width, plane, DTYPE, SPLITS, BLOCK_RANK)
-            _add_tile(own, beside, delta, row, columns, width, stride, HAS_RESIDUAL, rows)
-        else:
-            row = first_row + tl.arange(0, BLOCK_ROWS)
-            delta = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+                row += expanded_row(h, h_at, record, site, columns, width, plane, DTYPE, SPLITS, BLOCK_RANK)
+            if HAS_RESIDUAL:
+                beside = tl.load(residual + start + at, mask=inside, other=0.0).to(tl.float32)
+                row = rounded(row, OUT) + beside
+            tl.store(y + start + at, row.to(OUT), mask=inside)
+        else:  # other names, since a name has one shape
+            ats, insides = tile_of(rows, columns, width, stride, BLOCK_ROWS)
+            block = tl.load(y + start + ats, mask=insides, other=0.0).to(tl.float32)
             if ADAPTED:
-                delta = expanded_rows(
+                block += expanded_rows(
                     h, h_at, record, site, rows, columns, width, plane, DTYPE, SPLITS, BLOCK_ROWS, BLOCK_RANK
                 )
-            _add_tile(own, beside, delta, row, columns, width, stride, HAS_RESIDUAL, rows)
+            if HAS_RESIDUAL:
+                besides = tl.load(residual + start + ats, mask=insides, other=0.0).to(tl.float32)
+                block = rounded(block, OUT) + besides
+            tl.store(y + start + ats, block.to(OUT), mask=insides)

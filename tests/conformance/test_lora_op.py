@@ -121,15 +121,15 @@ def batch(
 
 
 def expected(given: Batch, layer: int, group: SiteGroup) -> Tensor:
-    """The equation by its dense weights, in float64: y + x (s B A)^T, site by site."""
-    y, x = given.y.double(), given.x.double()
+    """The equation by its dense weights, in float64 on the CPU: y + x (s B A)^T, site by site."""
+    y, x = given.y.double().cpu(), given.x.double().cpu()
     for segment in given.table.segments:
         weights = segment.adapter.groups.get((layer, group))
         for part in weights.parts if weights else ():
             rank_rows = slice(part.rank_start, part.rank_stop)
             assert weights is not None
-            A = weights.scale[rank_rows, None].double() * weights.A[rank_rows].double()
-            delta = part.Bt.double().t() @ A
+            A = (weights.scale[rank_rows, None].double() * weights.A[rank_rows].double()).cpu()
+            delta = part.Bt.double().cpu().t() @ A
             y[segment.start : segment.stop, part.out_start : part.out_stop] += (
                 x[segment.start : segment.stop] @ delta.t()
             )
@@ -141,7 +141,9 @@ def assert_conforms(op: LoraOp, given: Batch, layer: int, group: SiteGroup) -> N
     with torch.inference_mode():
         op.plan(given.table).add_lora(y, given.x, layer, group)
     tolerance = TOLERANCE[y.dtype]
-    torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+    torch.testing.assert_close(
+        y.double().cpu(), want, rtol=tolerance, atol=tolerance * float(want.abs().max())
+    )
     for t in base_rows(given):
         assert torch.equal(y[t], given.y[t]), f"row {t} is the base model's"
 

@@ -1,0 +1,134 @@
+"""The layer's arithmetic on a GPU: each consumer of a projection is one kernel that also adds the adapters' share.
+
+A step of base rows runs the same kernels without that part. With adapters, each group's shrink runs on a second
+stream beside the base projection, as soon as the projection's input is there, where the input is this room's own
+(`norm`, `gate`); that of attention is waited for behind the projection. Every launch of a step has arguments that
+follow from its rows, its tiling and fixed memory (see lora.ops.triton), so that a step may be captured in a graph;
+the rotation's few operations are captured with it. A rope of the kind "dynamic" reads lengths on the host and must
+not be captured beyond the length of pretraining.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lora.ops.triton import Expansion, TritonLora, TritonStep
+from lora.ops.triton_device import DTYPES, launch, persistent_programs
+from lora.sites import SiteGroup
+from model.batch import ForwardBatch
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.ops.base import Heads
+from model.ops.triton_gate import gate_expanded
+from model.ops.triton_heads import store_heads_expanded
+from model.ops.triton_norm import rms_norm
+from model.ops.triton_side import SideStream
+from model.rope import Rope, Rotation
+
+
+class TritonOps:
+    """LayerOps over `lora`, which also lays out a step's rows of the base. `dtype` is the model's."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, lora: TritonLora) -> None:
+        self._config, self.lora = config, lora
+        self._rope = Rope(config.rope, config.head_dim, dtype, lora.device)
+        self._side = SideStream(lora.device)
+
+    def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonLayerStep":
+        """See LayerOps."""
+        rotation = self._rope.rotation(batch.positions, batch.query_lens, batch.context_lens)
+        lora = self.lora.plan_rows(batch.segments, batch.token_ids.shape[0])
+        return TritonLayerStep(self._config, cache, batch.slots, rotation, lora, self._side)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonLayerStep:
+    """LayerStep."""
+
+    config: ModelConfig
+    cache: KVCache
+    slots: Tensor
+    rotation: Rotation
+    lora: TritonStep
+    side: SideStream
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See LayerStep."""
+        rows, n = x.shape
+        out = x.new_empty(rows, n)
+        block = 1 << (n - 1).bit_length()
+        warps = min(16, max(1, block // 512))
+        eps = self.config.rms_norm_eps
+        launch(rms_norm, rows, out, x, weight, n, x.stride(0), eps, BLOCK=block, num_warps=warps)
+        return self._marked(out)
+
+    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+        """See LayerStep."""
+        config, given = self.config, self._shrunk(layer, SiteGroup.QKV, x)
+        keys, values = self.cache.layer(layer)
+        assert keys.stride() == values.stride(), "keys and values lie alike"
+        half = config.head_dim // 2
+        launch(
+            store_heads_expanded,
+            self._programs,
+            y,
+            *(given.h, given.words, given.record_at, given.plane),
+            *(config.num_heads, config.num_kv_heads, half),
+            *(self.rotation.cos, self.rotation.signed_sin),
+            *(y if qk_norm is None else qk_norm, config.rms_norm_eps),
+            *(self.slots, keys, values, self.cache.block_size, *keys.stride()[:3]),
+            HAS_NORM=qk_norm is not None,
+            BLOCK_HALF=1 << (half - 1).bit_length(),
+            **self._constants(given),
+        )
+        sizes = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        return Heads(*y.unflatten(1, (-1, config.head_dim)).split(sizes, dim=1))
+
+    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+        """See LayerStep."""
+        given = self._shrunk(layer, SiteGroup.GATE_UP, x)
+        width = y.shape[1] // 2
+        out = y.new_empty(y.shape[0], width)
+        launch(
+            gate_expanded,
+            self._programs,
+            *(out, y, given.h, given.words, given.record_at, given.plane, width),
+            BLOCK_COLUMNS=self.lora.tiling.columns,
+            **self._constants(given),
+        )
+        return self._marked(out)
+
+    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+        """See LayerStep."""
+        self._shrunk(layer, group, x)
+        self.lora.add(y, residual, layer, group)
+        return y
+
+    @property
+    def _programs(self) -> int:
+        return persistent_programs(self.lora.op.device, self.lora.tiling.programs)
+
+    def _marked(self, x: Tensor) -> Tensor:
+        """`x`, from here on an input that shrinking need not wait for."""
+        if self.lora.adapted:
+            self.side.mark(x)
+        return x
+
+    def _shrunk(self, layer: int, group: SiteGroup, x: Tensor) -> Expansion:
+        """The group's h is complete for what the main stream is given next."""
+        if self.lora.adapted:
+            self.side.run(x, partial(self.lora.shrink, x, layer, group))
+        return self.lora.expansion(layer, group)
+
+    def _constants(self, given: Expansion) -> dict[str, object]:
+        tiling = self.lora.tiling
+        return {
+            "DTYPE": DTYPES[self.lora.op.dtype],
+            "SPLITS": given.splits,
+            "ADAPTED": given.adapted,
+            "BLOCK_ROWS": tiling.block_rows,
+            "BLOCK_RANK": tiling.expand_rank,
+            "num_warps": tiling.warps,
+        }
