@@ -1,7 +1,7 @@
 """One simulated run as a question and its answer: what the cluster suites have in common."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ Traces = Mapping[str, Sequence[Call]]
 @dataclass(frozen=True, slots=True)
 class Case:
     """A run: `policy` on `nodes` nodes whose kernels are `kernel`, with `memory_gib` for adapters on each; `rate`
-    requests/s of a trace's shape for `seconds`, of which `warm_s` do not count."""
+    requests/s of a trace's shape for `seconds`, of which `warm_s` do not count. Before them come `lead_s` of
+    silence, so that policies that copy everything everywhere have done so."""
 
     policy: str
     kernel: str = "padded"
@@ -40,6 +41,7 @@ class Case:
     rate: float = 10.0
     seconds: float = 40.0
     warm_s: float = 15.0
+    lead_s: float = 30.0
     seed: int = 0
 
 
@@ -61,8 +63,11 @@ def traffic(case: Case, traces: Traces) -> Traffic:
     adapters = catalogue(case.adapters, mix)
     shuffled = [adapters[at] for at in rng.permutation(len(adapters)).tolist()]
     chosen = paced(calls, case.rate, case.seconds, int(rng.integers(len(calls))))
-    arrivals = assigned(chosen, shuffled, over(popularity(case.law), mix), rng)
-    return Traffic(arrivals, adapters, case.seconds, case.warm_s)
+    arrivals = [
+        replace(each, call=each.call.at(case.lead_s + each.call.arrival_s))
+        for each in assigned(chosen, shuffled, over(popularity(case.law), mix), rng)
+    ]
+    return Traffic(arrivals, adapters, case.lead_s + case.seconds, case.lead_s + case.warm_s)
 
 
 def hardware(case: Case, offered: Traffic) -> Hardware:

@@ -30,9 +30,9 @@ WINDOW_S = 10.0
 def answer(done: Replay, case: Case) -> Row:
     """Lists over windows of arrival: P95 of TTFT in seconds, and GiB moved, GiB kept a node and pulls by its end."""
     starts = np.arange(0.0, case.seconds, WINDOW_S)
-    at = np.array([record.arrival.call.arrival_s for record in done.records if record.served])
+    at = np.array([record.arrival.call.arrival_s - case.lead_s for record in done.records if record.served])
     ttft = np.array([record.ttft_s for record in done.records if record.served])
-    ends = [done.samples[min(len(done.samples), int(start + WINDOW_S)) - 1] for start in starts]
+    ends = [done.samples[min(len(done.samples), int(case.lead_s + start + WINDOW_S)) - 1] for start in starts]
     inside = [ttft[(at >= start) & (at < start + WINDOW_S)] for start in starts]
     return {
         "from_s": starts.tolist(),
@@ -83,7 +83,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     panels[0][0].set_ylabel("P95 time to first token, s")
     panels[1][0].set_ylabel("moved so far, GiB")
     panels[2][0].set_ylabel("kept a node, GiB (dotted: all)")
-    panels[1][0].legend(fontsize=8)
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(POLICIES))
     return figure
 
 
