@@ -204,9 +204,12 @@ def _cache(config: EngineConfig, base: BaseModel) -> KVCache:
 
 
 def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
-    """The embedded model brings its own adapters; a name given explicitly wins over one that was found."""
+    """The embedded model brings its own adapters; a name given explicitly wins over one that was found.
+
+    All names are known before the first weights are read: peers ask from the start on.
+    """
     found = _found(DEMO_ADAPTERS) if config.model is None else []
-    for name, folder in found + _found(config.lora_dir):
+    for name, folder in (*found, *_found(config.lora_dir), *config.loras):
         store.declare(name, folder)
     for name, folder in config.loras:
         store.load(name, folder)
