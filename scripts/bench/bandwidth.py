@@ -58,7 +58,7 @@ def _stream(source: np.ndarray, target: np.ndarray) -> None:
     with sender, receiver:
         sending = threading.Thread(target=sender.sendall, args=(source.data,))
         sending.start()
-        view = memoryview(target)
+        view = target.data
         got = 0
         while got < NBYTES:
             got += receiver.recv_into(view[got:])

@@ -1,8 +1,10 @@
-"""Draw the tier benchmark: time to first token over rank, a line per tier.
+"""Draw the tier benchmark: time to first token over rank, a line per tier, beside what the machine would allow.
 
     python scripts/figures/tiers.py results/bench_tiers.jsonl --out results/bench_tiers.png
 
-A line is the median of the latest run in the file, its band the fastest and the slowest request.
+A line is the median of all rows of one model in the file, its band from the first to the third quartile. Grey is the
+request to the base model. Dotted is a tier's limit: the same adapter when it is resident, and its bytes at the
+best rate that was measured for the tier's way of moving them.
 """
 
 import argparse
@@ -10,41 +12,82 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {"device": "C2", "host": "C0", "disk": "C1", "peer": "C3"}
+COLOURS = {"device": "C2", "host": "C0", "disk": "C1", "ucx": "C4", "stream": "C3"}
+PATHS = {"host": "memcpy", "disk": "memcpy", "ucx": "process_vm_readv", "stream": "socket"}
+NAMES = {"ucx": "peer, UCX", "stream": "peer, stream"}
 
-Times = Mapping[str, Mapping[int, Sequence[float]]]
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One model's rows: milliseconds by tier and rank, of the base model beside them, adapters' sizes, best rates."""
+
+    times: Mapping[str, Mapping[int, Sequence[float]]]
+    base: Sequence[float]
+    nbytes: Mapping[int, int]
+    rates: Mapping[str, float]
+
+    def median_ms(self, tier: str, rank: int) -> float:
+        """The median of a tier at a rank."""
+        return statistics.median(self.times[tier][rank])
+
+    def limit_ms(self, tier: str, rank: int) -> float:
+        """As if resident, and its bytes at the best rate."""
+        return self.median_ms("device", rank) + 1e3 * self.nbytes[rank] / self.rates[PATHS[tier]]
 
 
-def read_last_run(path: Path) -> Times:
-    """Milliseconds to the first token of every request of the latest run, by tier and rank."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+def read(path: Path, size: str) -> Results:
+    """All rows of a model."""
     times: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["started"] == rows[-1]["started"]:
-            times[row["tier"]][row["rank"]].append(row["ttft_ms"])
-    return times
+    rates: dict[str, float] = defaultdict(float)
+    base: list[float] = []
+    nbytes: dict[int, int] = {}
+    for row in map(json.loads, path.read_text().splitlines()):
+        if row["size"] != size:
+            continue
+        if "path" in row:
+            rates[row["path"]] = max(rates[row["path"]], row["bytes_per_s"])
+            continue
+        times[row["tier"]][row["rank"]].append(row["ttft_ms"])
+        base.append(row["base_ms"])
+        nbytes[row["rank"]] = row["nbytes"]
+    return Results(times, base, nbytes, rates)
 
 
-def draw(times: Times) -> Figure:
+def draw(results: Results) -> Figure:
     """The whole figure."""
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     axes = figure.subplots()
-    for tier, colour in COLOURS.items():
-        ranks = sorted(times[tier])
-        medians = [statistics.median(times[tier][rank]) for rank in ranks]
-        low, high = ([pick(times[tier][rank]) for rank in ranks] for pick in (min, max))
-        axes.plot(ranks, medians, marker="o", color=colour, label=tier)
-        axes.fill_between(ranks, low, high, color=colour, alpha=0.2, linewidth=0)
+    for tier in COLOURS:
+        _draw_tier(axes, results, tier)
+    axes.axhline(statistics.median(results.base), color="0.6", linewidth=1, label="base model")
+    axes.plot([], [], color="0.3", linestyle=":", label="limit")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xticks(
+        sorted(results.nbytes), [f"{r}\n{n / 1e6:.0f} MB" for r, n in sorted(results.nbytes.items())]
+    )
     axes.set_xlabel("rank")
     axes.set_ylabel("time to first token, ms")
-    axes.legend()
+    axes.legend(fontsize="small")
     return figure
+
+
+def _draw_tier(axes: Axes, results: Results, tier: str) -> None:
+    times, colour = results.times[tier], COLOURS[tier]
+    ranks = sorted(times)
+    quartiles = [statistics.quantiles(times[rank], n=4, method="inclusive") for rank in ranks]
+    axes.plot(ranks, [q[1] for q in quartiles], marker="o", color=colour, label=NAMES.get(tier, tier))
+    axes.fill_between(
+        ranks, [q[0] for q in quartiles], [q[2] for q in quartiles], color=colour, alpha=0.15, lw=0
+    )
+    if tier in PATHS:
+        axes.plot(ranks, [results.limit_ms(tier, rank) for rank in ranks], color=colour, linestyle=":", lw=1)
 
 
 def main() -> None:
@@ -53,9 +96,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path)
+    parser.add_argument("--size", default="100m")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    draw(read_last_run(options.results)).savefig(options.out, dpi=160)
+    draw(read(options.results, options.size)).savefig(options.out, dpi=160)
 
 
 if __name__ == "__main__":

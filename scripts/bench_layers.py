@@ -1,0 +1,145 @@
+"""Whether a pulled adapter's first layers should be used before its last ones have come: a model of measured parts.
+
+    python -m scripts.bench_layers --size 100m --out results/bench_layers.jsonl
+
+Measured here: the first step of a request under a resident adapter, by rank and prompt length, and what this machine
+moves and digests at best. From them follows the time to the first token in three designs:
+
+  now         pull all, digest all, then compute: a step never waits for an adapter
+  overlapped  digest each layer while the next one is pulled, then compute; needs a digest per layer
+  pipelined   begin to compute when the first layer has come; layer k waits for bytes and digest of layer k
+
+with L layers of equal size, and as a pipeline of stages whose slowest decides. Pieces cost nothing here, which flatters
+the latter two. In the last one the step, and with it every other sequence in the batch, lasts as long as the bytes
+take to come: `stall_ms` is what each of them loses.
+"""
+
+import argparse
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from engine.assembly import Engine, assemble
+from engine.config import EngineConfig
+from scheduler.request import Request, SamplingParams
+from scripts.bench import machine
+from scripts.bench.bandwidth import bandwidths
+from scripts.bench_tiers import read_adapters
+from scripts.make_bench_models import RANKS, SHAPES
+
+PATHS = {"ucx": "process_vm_readv", "stream": "socket"}
+PROMPTS_TOKENS = (16, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Designs:
+    """Milliseconds to the first token in each design, and what the others in the batch lose in the last."""
+
+    now_ms: float
+    overlapped_ms: float
+    pipelined_ms: float
+    stall_ms: float
+
+
+def designs(pull_s: float, digest_s: float, step_s: float, layers: int) -> Designs:
+    """Three pipelines of `layers` equal pieces: none, of two stages, and of three."""
+    overlapped_s = max(pull_s, digest_s) + min(pull_s, digest_s) / layers
+    first_s = (pull_s + digest_s) / layers
+    pieces_s = [time_s / layers for time_s in (pull_s, digest_s, step_s)]
+    pipelined_s = sum(pieces_s) + (layers - 1) * max(pieces_s)
+    stall_s = max(0.0, pipelined_s - first_s - step_s)
+    return Designs(
+        1e3 * (pull_s + digest_s + step_s), 1e3 * (overlapped_s + step_s), 1e3 * pipelined_s, 1e3 * stall_s
+    )
+
+
+def first_step_s(engine: Engine, name: str, prompt_tokens: int) -> float:
+    """How long the step that computes a prompt takes, the adapter being resident."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, seed=0)
+    prompt = tuple(10 + secrets.randbelow(1000) for _ in range(prompt_tokens))
+    ref = engine.store.resolve(name)
+    engine.core.submit(Request(secrets.token_hex(8), prompt, ref, params, (), time.monotonic()))
+    while True:
+        began_s = time.perf_counter()
+        result = engine.core.step()
+        took_s = time.perf_counter() - began_s
+        if result.events:
+            return took_s
+        if result.idle:
+            engine.wait_ready()
+
+
+def measure(engine: Engine, names: Mapping[int, str], rounds: int) -> Iterator[tuple[int, int, float]]:
+    """(rank, prompt's tokens, median seconds of its step), interleaved."""
+    times: dict[tuple[int, int], list[float]] = {}
+    for _ in range(rounds + 1):
+        for rank, name in names.items():
+            for prompt_tokens in PROMPTS_TOKENS:
+                times.setdefault((rank, prompt_tokens), []).append(first_step_s(engine, name, prompt_tokens))
+    for (rank, prompt_tokens), took_s in times.items():
+        yield rank, prompt_tokens, statistics.median(took_s[1:])
+
+
+def rows(size: str, engine: Engine, names: Mapping[int, str], rounds: int) -> Iterator[dict[str, object]]:
+    """A row per rank, prompt and path."""
+    rates = bandwidths(lambda view: sha256(view).digest())
+    store, layers = engine.store, SHAPES[size].layers
+    for rank, prompt_tokens, step_s in measure(engine, names, rounds):
+        nbytes = store.resolve(names[rank]).nbytes
+        for path, rate in PATHS.items():
+            pull_s, digest_s = nbytes / rates[rate], nbytes / rates["digest"]
+            parts = {"pull_ms": 1e3 * pull_s, "digest_ms": 1e3 * digest_s, "step_ms": 1e3 * step_s}
+            where = {"path": path, "rank": rank, "nbytes": nbytes, "prompt_tokens": prompt_tokens}
+            yield where | parts | asdict(designs(pull_s, digest_s, step_s, layers))
+
+
+def table(found: Sequence[Mapping[str, object]]) -> str:
+    """A row per case."""
+    columns = ("path", "rank", "prompt_tokens", "pull_ms", "digest_ms", "step_ms")
+    columns += ("now_ms", "overlapped_ms", "pipelined_ms", "stall_ms")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---:|" * len(columns)]
+    for row in found:
+        cells = [row[column] for column in columns]
+        told = [f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, work it out, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=sorted(SHAPES), default="100m")
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where the models are")
+    parser.add_argument("--out", type=Path, default=Path("results/bench_layers.jsonl"))
+    options = parser.parse_args()
+    adapters = {one.rank: one for one in reversed(read_adapters(options.size, options.folder))}
+    chosen = {rank: adapters[rank] for rank in options.ranks}
+    engine = assemble(
+        EngineConfig(
+            model=str(options.folder / options.size),
+            loras=tuple((one.name, one.folder) for one in chosen.values()),
+            adapter_bytes=sum(one.nbytes + (4 << 20) for one in chosen.values()),
+            kv_cache_bytes=256 << 20,
+            progress=False,
+        )
+    )
+    names = {rank: one.name for rank, one in chosen.items()}
+    common = {"size": options.size, "started": int(time.time()), **machine.describe()}
+    found = list(rows(options.size, engine, names, options.rounds))
+    engine.store.close()
+    with options.out.open("a") as file:
+        file.writelines(json.dumps({**common, **row}) + "\n" for row in found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
