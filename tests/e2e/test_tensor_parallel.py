@@ -68,7 +68,8 @@ MIX = [NAMES[i % len(NAMES)] for i in range(len(PROMPTS))]
 def build(model: Path, size: int, **options: Unpack[EngineOptions]) -> LLM:
     loras = {name: model / name for name in ADAPTERS}
     sizes: EngineOptions = {"kv_cache_bytes": 1 << 24, "adapter_bytes": 1 << 24, **options}
-    return LLM(model / "base", loras, dtype="float32", tensor_parallel_size=size, **sizes)
+    sizes["tensor_parallel_size"] = size
+    return LLM(model / "base", loras, dtype="float32", **sizes)
 
 
 def tokens(results: list[Result]) -> list[list[tuple[int, ...]]]:
@@ -161,8 +162,8 @@ def test_a_size_that_cuts_no_whole_heads_is_refused(size: int, remedy: str, mode
 
 
 def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) -> None:
-    sizes: EngineOptions = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22}
-    llm = LLM(model / "base", {"r5": model / "r5"}, dtype="float32", tensor_parallel_size=2, **sizes)
+    sizes: EngineOptions = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22, "tensor_parallel_size": 2}
+    llm = LLM(model / "base", {"r5": model / "r5"}, dtype="float32", **sizes)
     (worker,) = children(os.getpid())
     llm.generate(PROMPTS[:3], GREEDY, "r5")
     dead = Watched(worker)

@@ -1,0 +1,66 @@
+"""Messages arrive as they were sent, in order, with their bytes; a closed channel says so."""
+
+import socket
+import threading
+
+import pytest
+
+from engine.group.channel import Channel, ChannelClosed
+from engine.group.messages import Failed, Place, Placed, Step
+
+
+@pytest.fixture
+def ends() -> tuple[Channel, Channel]:
+    left, right = socket.socketpair()
+    return Channel(left), Channel(right)
+
+
+def test_messages_and_bytes_arrive_in_order(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    step = Step((3, 1), (3, 9), 2, 1, ((0, 3, "d" * 64),))
+    bulk = bytes(range(256)) * 8192  # more than a socket holds
+    place = Place("d", "header", 64, len(bulk))
+    sender = threading.Thread(
+        target=lambda: (near.send(step), near.send(place, memoryview(bulk)), near.send(Placed()))
+    )
+    sender.start()
+    assert far.receive() == step
+    assert far.receive() == place
+    buffer = bytearray(len(bulk))
+    far.receive_into(memoryview(buffer))
+    assert buffer == bulk
+    assert far.receive() == Placed()
+    sender.join()
+    near.close()
+    far.close()
+
+
+def test_a_closed_end_is_told_at_the_other(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    near.send(Failed("why"))
+    near.close()
+    assert far.receive() == Failed("why")
+    with pytest.raises(ChannelClosed):
+        far.receive()
+    with pytest.raises(ChannelClosed):
+        far.send(Placed())
+    far.close()
+    far.close()
+
+
+def test_closing_wakes_whoever_waits(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    told: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            near.receive()
+        except ChannelClosed as closed:
+            told.append(closed)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    near.close()
+    waiting.join(30)
+    assert len(told) == 1
+    far.close()

@@ -1,0 +1,115 @@
+"""One content on several devices: each keeps its part at the same offset, and one device's pages stand for all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora.adapter import AdapterRef
+from lora.cut import cut_layout, cut_rows
+from lora.flat import FlatLayout, Module, digest_of, lay_out
+from lora.peft import PackedAdapter
+from lora.pool import RankPages
+from lora.segments import AdapterWeights
+from lora.shares import Delivery, ShareArena, Shares
+from lora.sites import SITES
+from lora.store import AdapterStore
+from tests.lora.executors import InlineExecutor
+from tests.lora.test_cut import BASE, cut_of, filled
+from tests.oracles.adapters import write_adapter
+
+CPU = torch.device("cpu")
+PAGE = 1024
+
+
+def packed_of(rank: int, sites: tuple[str, ...] = SITES) -> PackedAdapter:
+    layout = lay_out(BASE, torch.float32, [Module(0, site, rank, 0.5) for site in sites])
+    rows = filled(layout)
+    return PackedAdapter(AdapterRef(digest_of(layout, rows), "a", rank, sites, layout.nbytes), layout, rows)
+
+
+def same(found: AdapterWeights, packed: PackedAdapter, rank: int) -> bool:
+    """Whether `found` is the share of device `rank` of two."""
+    layout = cut_layout(packed.layout, cut_of(rank, 2))
+    rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    cut_rows(packed.rows, packed.layout, cut_of(rank, 2), rows)
+    return torch.equal(bytes_of(found, layout), rows)
+
+
+def bytes_of(weights: AdapterWeights, layout: FlatLayout) -> Tensor:
+    first = weights.groups[layout.places[0].layer, layout.places[0].group].A
+    return torch.tensor(first.untyped_storage().tolist(), dtype=torch.uint8)[
+        first.storage_offset() * 4 - layout.places[0].a_start * 4 :
+    ][: layout.nbytes]
+
+
+def test_each_device_keeps_its_part_at_the_same_offset() -> None:
+    deliveries: list[Delivery] = []
+    shares = Shares([cut_of(0, 2), cut_of(1, 2)], deliveries.append)
+    pages = RankPages(16, PAGE, stowage=shares)
+    packed = packed_of(3)
+    pages.allocate(PAGE)
+    run = pages.allocate(shares.nbytes(packed.layout))
+    assert run is not None
+    place = pages.rows(run)
+    landing = shares.landing(place, packed.layout)
+    landing.copy_(packed.rows)
+    assert same(shares.stow(place, landing, packed.layout, "d"), packed, 0)
+    (delivery,) = deliveries
+    assert (delivery.rank, delivery.digest, delivery.offset) == (1, "d", PAGE)
+    other = ShareArena(pages.nbytes, CPU)
+    other.keep("d", delivery.layout, delivery.offset, delivery.rows)
+    assert same(other.weights("d"), packed, 1)
+
+
+def test_what_lies_where_another_comes_is_forgotten() -> None:
+    layout = cut_layout(packed_of(2).layout, cut_of(1, 2))
+    rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    arena = ShareArena(3 * layout.nbytes, CPU)
+    for number, digest in enumerate("abc"):
+        arena.keep(digest, layout, number * layout.nbytes, rows)
+    arena.keep("d", layout, layout.nbytes // 2 // 64 * 64, rows)  # over a's end and b's beginning
+    assert arena.weights("c").digest == "c"
+    assert arena.weights("d").digest == "d"
+    for digest in "ab":
+        with pytest.raises(KeyError):
+            arena.weights(digest)
+
+
+@pytest.mark.parametrize("offset", [-64, 64])
+def test_a_share_beyond_the_arena_is_refused(offset: int) -> None:
+    layout = cut_layout(packed_of(2).layout, cut_of(1, 2))
+    arena = ShareArena(layout.nbytes, CPU)
+    with pytest.raises(ValueError, match="not within"):
+        arena.keep("a", layout, offset, torch.zeros(layout.nbytes, dtype=torch.uint8))
+
+
+def test_the_store_counts_shares_and_keeps_every_device_in_step(tmp_path: Path) -> None:
+    """Loads, evictions and reloads through the store: the other device always has what is ready here."""
+    ranks = {"a": 4, "b": 5, "c": 6}
+    folders = {name: write_adapter(tmp_path / name, BASE, rank, seed=rank) for name, rank in ranks.items()}
+    other: list[ShareArena] = []
+    shares = Shares(
+        [cut_of(0, 2), cut_of(1, 2)], lambda d: other[0].keep(d.digest, d.layout, d.offset, d.rows)
+    )
+    pages = RankPages(34, PAGE, stowage=shares)
+    other.append(ShareArena(pages.nbytes, CPU))
+    store = AdapterStore(BASE, torch.float32, pages, None, InlineExecutor())
+    refs = {name: store.load(name, folder) for name, folder in folders.items()}
+    for name in ("a", "b", "c", "a", "c", "b"):
+        store.retain(refs[name])
+        for _ in range(4):
+            store.prefetch((refs[name],))
+            if refs[name].digest in store.ready():
+                break
+        with store.acquire((refs[name],)) as lease:
+            ours = lease.weights[refs[name].digest]
+            theirs = other[0].weights(refs[name].digest)
+            assert ours.groups.keys() == theirs.groups.keys()
+            for key, group in ours.groups.items():
+                assert group.A.shape == theirs.groups[key].A.shape
+        store.release(refs[name])
+    stats = store.stats()
+    assert stats.evictions > 0
+    assert stats.resident_bytes < sum(refs[name].nbytes for name in ranks)
