@@ -1,10 +1,9 @@
-"""When to place anew, and whether the new placement is worth its moves. Knows load and bytes, no node's
-condition."""
+"""When to place anew, and whether the new placement is worth its moves. Knows load, by a measure that it is
+given, and bytes; no node's condition."""
 
 from dataclasses import dataclass
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.placement.base import PlacementPolicy, Problem, fetched_bytes, utilisation
+from scheduler.cluster.placement.base import Measure, PlacementPolicy, Problem, fetched_bytes
 from scheduler.cluster.state import Placement
 
 
@@ -12,7 +11,7 @@ from scheduler.cluster.state import Placement
 class PlanningOptions:
     """A plan is made every `interval_s`, and as soon as `urgent_s` after the last when something happened.
 
-    Below `comfort`, the utilisation of the busiest node that needs no relief, nothing moves. Above, the
+    Below `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the
     busiest node must gain, relatively, at least `min_gain` plus `churn_price` for each time that all bytes
     would move. `headroom` is the part of each node's memory that plans leave free for copies in transit.
     """
@@ -28,8 +27,8 @@ class PlanningOptions:
 class Planner:
     """Asks a placement policy, and says yes or no to what it proposes."""
 
-    def __init__(self, policy: PlacementPolicy, kernel: Kernel, options: PlanningOptions) -> None:
-        self._policy, self._kernel, self.options = policy, kernel, options
+    def __init__(self, policy: PlacementPolicy, measure: Measure, options: PlanningOptions) -> None:
+        self._policy, self._measure, self.options = policy, measure, options
         self._last_s = float("-inf")
         self._urgent = self._must = False
 
@@ -53,8 +52,8 @@ class Planner:
         return proposed if must or self._is_worth_it(problem, proposed) else None
 
     def load(self, problem: Problem, placement: Placement) -> dict[str, float]:
-        """Utilisation by node."""
-        return dict(utilisation(problem, placement, self._kernel))
+        """Load by node, 1 being all it should take."""
+        return dict(self._measure(problem, placement))
 
     def _busiest(self, problem: Problem, placement: Placement) -> float:
         return max(self.load(problem, placement).values())

@@ -14,17 +14,19 @@ from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.cost import CostModel
 from scheduler.cluster.demand import DemandOptions, DemandSource, DemandTracker
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy, LruEviction
+from scheduler.cluster.forecast import Forecast
 from scheduler.cluster.foresight import ForeseenDemand, Foresight
 from scheduler.cluster.placement.ablated import ForgetfulPlacement, WholePlacement
-from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.placement.base import Measure, PlacementPolicy, Utilisation
 from scheduler.cluster.placement.first_fit import FirstFitPlacement
 from scheduler.cluster.placement.hashed import HashedPlacement
 from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.placement.replicated import ReplicatedPlacement
 from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
+from scheduler.cluster.placement.stratified import StepMeasure, StratifiedOptions, StratifiedPlacement
 from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Slo
+from scheduler.cluster.profile import Lengths, Slo
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
 from scheduler.cluster.routing.phi import PhiRouting
@@ -42,7 +44,7 @@ class NoForesight(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a policy is made for: the nodes' cost model (it names the kernels), the SLO, the mean answer, the
+    """What a policy is made for: the nodes' cost model (it names the kernels), the SLO, the mean request, the
     seed of what is drawn, and, in replays, the future."""
 
     model: CostModel
@@ -50,6 +52,12 @@ class Setting:
     mean_output_tokens: float = 256.0
     seed: int = 0
     foresight: Foresight | None = None
+    mean_prompt_tokens: float = 1024.0
+
+    @property
+    def forecast(self) -> Forecast:
+        """Of such nodes for such requests."""
+        return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens))
 
 
 Made = Callable[[Setting], PlacementPolicy]
@@ -69,6 +77,22 @@ def _terraced(setting: Setting) -> PlacementPolicy:
     return TerracedPlacement(setting.model.kernel, TerracedOptions(slack=0.05))
 
 
+def _stratified(setting: Setting) -> PlacementPolicy:
+    return StratifiedPlacement(setting.forecast)
+
+
+def _lone(setting: Setting) -> PlacementPolicy:
+    return StratifiedPlacement(setting.forecast, StratifiedOptions(covered=0.0))
+
+
+def _utilisation(setting: Setting) -> Measure:
+    return Utilisation(setting.model.kernel)
+
+
+def _steps(setting: Setting) -> Measure:
+    return StepMeasure(setting.forecast, setting.slo.tbt_s)
+
+
 def _random(setting: Setting) -> PlacementPolicy:
     return RandomPlacement(np.random.default_rng(setting.seed))
 
@@ -78,7 +102,7 @@ def _phi(setting: Setting) -> RoutingPolicy:
 
 
 def _predicted(setting: Setting) -> RoutingPolicy:
-    return PredictedRouting(setting.model)
+    return PredictedRouting(setting.forecast)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:
@@ -94,6 +118,7 @@ class Policy:
     placement: Made
     routing: Callable[[Setting], RoutingPolicy] = _phi
     demand: Callable[[Setting], DemandSource] = _tracked
+    measure: Callable[[Setting], Measure] = _utilisation
     planning: PlanningOptions = PlanningOptions()  # noqa: RUF009
     eviction: EvictionPolicy = LruEviction()  # noqa: RUF009
 
@@ -101,15 +126,22 @@ class Policy:
         """Makes the coordinator of a given epoch."""
 
         def of(epoch: int) -> Coordinator:
-            planner = Planner(self.placement(setting), setting.model.kernel, self.planning)
+            planner = Planner(self.placement(setting), self.measure(setting), self.planning)
             return Coordinator(planner, self.demand(setting), CoordinatorOptions(), epoch)
 
         return of
 
 
 _NEVER = PlanningOptions(comfort=float("inf"))
-_OURS = Policy("ours", "placement by rank and demand, routing by predicted cost", _terraced, _predicted)
-_OURS = replace(_OURS, eviction=CheapestEviction())
+_OURS = Policy(
+    "ours",
+    "strata of rank by forecast step, standbys, routing by predicted cost",
+    _stratified,
+    _predicted,
+    measure=_steps,
+    planning=PlanningOptions(comfort=0.25),
+    eviction=CheapestEviction(),
+)
 _PAPER = Policy("paper", "LoRAServe (arXiv 2511.22880)", lambda setting: LoraservePlacement())
 
 _BASELINES = (
@@ -136,13 +168,13 @@ _ABLATIONS = (
         _OURS,
         name="ours-no-splitting",
         note="every adapter on one node",
-        placement=lambda setting: WholePlacement(_terraced(setting)),
+        placement=lambda setting: WholePlacement(_stratified(setting)),
     ),
     replace(
         _OURS,
         name="ours-no-permutation",
         note="placed anew, whatever lies where",
-        placement=lambda setting: ForgetfulPlacement(_terraced(setting)),
+        placement=lambda setting: ForgetfulPlacement(_stratified(setting)),
     ),
     replace(_OURS, name="ours-no-replacement", note="stays as first placed", planning=_NEVER),
     replace(
@@ -152,6 +184,14 @@ _ABLATIONS = (
         placement=lambda setting: ReplicatedPlacement(),
     ),
     replace(_OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=_phi),
+    replace(_OURS, name="ours-no-standbys", note="copies only where the plan needs them", placement=_lone),
+    replace(
+        _OURS,
+        name="ours-operating-points",
+        note="load by operating points and largest ranks instead of forecasts",
+        placement=_terraced,
+        measure=_utilisation,
+    ),
     replace(_OURS, name="ours-lru-store", note="cached adapters go by last use", eviction=LruEviction()),
     replace(_OURS, name="ours-oracle-demand", note="true rates instead of projected", demand=_foreseen),
     replace(_PAPER, name="paper-our-routing", note="the paper's placement, our routing", routing=_predicted),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.cluster.routing.base import Ask, Loads, NoNodeReachable, RoutingPolicy
+from scheduler.cluster.routing.base import Ask, Loads, NoNodeReachable, Outlook, RoutingPolicy
 from scheduler.request import Request
 from scheduler.sim.clock import Clock
 from scheduler.sim.node import Progress, SimNode
@@ -49,7 +49,7 @@ class Door:
         self, home: SimNode, streets: Streets, policy: RoutingPolicy, rng: np.random.Generator, answer: Answer
     ) -> None:
         self._home, self._streets, self._policy, self._rng, self._answer = home, streets, policy, rng, answer
-        self._patience = Patience()
+        self._patience, self._outlook = Patience(), Outlook()
         self._pending: dict[str, _Pending] = {}
 
     def take(self, request: Request) -> None:
@@ -83,16 +83,17 @@ class Door:
         if pending.attempt > self._patience.attempts:
             self._end(name, Progress.REFUSED)
             return
-        request, streets = pending.request, self._streets
-        reached = {
-            node: load for node, load in streets.loads.items() if streets.wire.reaches(self._home.name, node)
-        }
+        request, streets, outlook = pending.request, self._streets, self._outlook
+        outlook.hear(streets.loads)
+        nodes = (node for node in streets.loads if streets.wire.reaches(self._home.name, node))
         try:
             ask = Ask(request.adapter, len(request.prompt_token_ids))
-            pending.node = self._policy.route(ask, self._home.agent.table, reached, self._rng)
+            loads = {node: outlook.of(node) for node in nodes}
+            pending.node = self._policy.route(ask, self._home.agent.table, loads, self._rng)
         except NoNodeReachable:
             self._again_after(self._patience.pause_s, name, pending.attempt)
             return
+        outlook.sent(pending.node, ask)
         self._call(name, pending.attempt, streets.nodes[pending.node])
 
     def _call(self, name: str, attempt: int, node: SimNode) -> None:

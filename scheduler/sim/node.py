@@ -133,7 +133,8 @@ class SimNode:
             else:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context))
+        digests = frozenset(ref.digest for ref in prompts)
+        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests)
 
     def jobs(self) -> list[str]:
         """The requests being worked on."""

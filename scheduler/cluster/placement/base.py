@@ -4,7 +4,7 @@ A policy sees nodes, demand and the placement before, and returns the placement 
 the other, and whether it is worth the way, is the coordinator's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,10 @@ class Problem:
     demand: Demand
     nodes: tuple[NodeState, ...]
     previous: Placement
+
+
+Measure = Callable[[Problem, Placement], Mapping[str, float]]
+"""The load of each node under a placement, 1 being all it should take."""
 
 
 class PlacementPolicy(Protocol):
@@ -43,6 +47,17 @@ def sustained(node: NodeState, kernel: Kernel, rank: int, largest: int) -> float
     if kernel is Kernel.PADDED:
         return node.sustains(max(rank, largest))
     return 2 / (1 / node.sustains(rank) + 1 / node.sustains(max(rank, largest)))
+
+
+class Utilisation:
+    """The measure that operating points give."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __call__(self, problem: Problem, placement: Placement) -> Mapping[str, float]:
+        """As `utilisation`."""
+        return utilisation(problem, placement, self._kernel)
 
 
 def utilisation(problem: Problem, placement: Placement, kernel: Kernel) -> Mapping[str, float]:

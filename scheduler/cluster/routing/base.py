@@ -6,14 +6,14 @@ node takes what it is sent. Chance is an argument.
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import StepLoad
+from scheduler.cluster.cost import AdapterLoad, StepLoad
 from scheduler.cluster.state import RoutingTable, Shares, normalised
 
 
@@ -37,13 +37,44 @@ class Ask:
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
     """What a node last said: requests on it, and in `work` its queued prompt tokens and decoding sequences by
-    adapter, with the K/V tokens they read."""
+    adapter, with the K/V tokens they read; `adapters` are the digests of these adapters."""
 
     requests: int
     work: StepLoad
+    adapters: frozenset[str] = frozenset()
+
+    def plus(self, ask: Ask, times: int) -> "NodeLoad":
+        """With `times` as many requests like `ask` on it; one for an adapter already there adds tokens and no
+        rank."""
+        rank = 0 if ask.adapter.digest in self.adapters else ask.adapter.rank
+        more = AdapterLoad(rank, ask.prompt_tokens * times, 0)
+        work = replace(self.work, adapters=(*self.work.adapters, more))
+        return NodeLoad(self.requests + times, work, self.adapters | {ask.adapter.digest})
 
 
 Loads = Mapping[str, NodeLoad]  # of the nodes that can be reached
+
+
+class Outlook:
+    """One front door's view of loads: what nodes last said, and what it has sent since. As clients come to all
+    front doors alike, it takes each other one to have sent as much."""
+
+    def __init__(self) -> None:
+        self._said: Loads = {}
+        self._since: dict[str, NodeLoad] = {}
+
+    def hear(self, said: Loads) -> None:
+        """Nodes spoke: `said` is a new mapping, and what was sent before is in it."""
+        if said is not self._said:
+            self._said, self._since = said, {}
+
+    def of(self, node: str) -> NodeLoad:
+        """The load of a node that has spoken."""
+        return self._since.get(node) or self._said[node]
+
+    def sent(self, node: str, ask: Ask) -> None:
+        """This door sent `ask` to `node`."""
+        self._since[node] = self.of(node).plus(ask, times=len(self._said))
 
 
 class RoutingPolicy(Protocol):

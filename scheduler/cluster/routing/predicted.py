@@ -1,40 +1,85 @@
 """Routing by φ, predicted cost and prefix overlap: ours.
 
-Two nodes are drawn from φ and the one that is predicted to finish the prompt sooner takes the request (the
-power of two choices, Mitzenmacher 2001): φ holds on the average, a queue that grew since the plan is avoided,
-and front doors with the same stale figures do not all choose the same node.
+φ names the nodes that should have the adapter; of these the request goes where it is predicted to cost all
+requests together the least waiting:
+
+    its own prompt    all prompts queued there are read before it, at the pace of the steps there; what the
+                      prefix cache has need not be read
+    its own answer    a step for each token, as long as they will be with it there
+    the others'       what it adds to their steps: its tokens, and, if its adapter is not in the batch, an adapter
+                      more, of a rank that all are padded to if it is the largest and kernels pad
+
+so requests of one adapter gather where there is room, large ranks keep to the nodes that have them, and a
+queue, a slow plan or a crash is got round as soon as it shows.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, StepLoad
-from scheduler.cluster.routing.base import Ask, Loads, drawn, reachable_shares
+from scheduler.cluster.forecast import Batch, Forecast
+from scheduler.cluster.routing.base import Ask, Loads, NodeLoad, reachable_shares
 from scheduler.cluster.state import RoutingTable
 
-_ALIKE = 0.05  # predictions nearer than this, relatively, are not told apart
+_OWN_ANSWER = 2.0  # how much more than others' waiting that of the request's own answer weighs
+_ALIKE = 1e-3  # costs nearer than this, relatively, are not told apart
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A node's batch as it will be when the prompts queued there are read, and the tokens of those."""
+
+    batch: Batch
+    prompt_tokens: int
 
 
 class PredictedRouting:
-    """Predicted is the time to run all prompts queued on the node and this one, less what its prefix cache
-    has, in one step with the sequences decoding there; between nodes alike the longer overlap decides."""
+    """Of nodes alike in cost one is drawn, so that front doors do not all choose the first."""
 
-    def __init__(self, model: CostModel) -> None:
-        self._model = model
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
 
     def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Draws twice; nodes that φ does not name are never taken while one that it names is reachable."""
-        shares = reachable_shares(ask, table, loads)
-        first, second = drawn(shares, rng), drawn(shares, rng)
-        if first == second:
-            return first
-        first_s, second_s = self._prompt_s(ask, loads, first), self._prompt_s(ask, loads, second)
-        if abs(first_s - second_s) > _ALIKE * max(first_s, second_s):
-            return first if first_s < second_s else second
-        cached = ask.cached_tokens
-        return second if cached.get(second, 0) > cached.get(first, 0) else first
+        """Nodes that φ does not name are never taken while one that it names is reachable."""
+        nodes = [share.node for share in reachable_shares(ask, table, loads)]
+        if len(nodes) == 1:
+            return nodes[0]
+        costs = [self._cost(ask, node, loads[node]) for node in nodes]
+        least = min(costs) * (1 + _ALIKE)
+        alike = [node for node, cost in zip(nodes, costs, strict=True) if cost <= least]
+        return alike[int(rng.integers(len(alike)))] if len(alike) > 1 else alike[0]
 
-    def _prompt_s(self, ask: Ask, loads: Loads, node: str) -> float:
-        work = loads[node].work
-        tokens = max(1, ask.prompt_tokens - ask.cached_tokens.get(node, 0))
-        mine = AdapterLoad(ask.adapter.rank, tokens, 0)
-        return self._model.step_s(StepLoad((*work.adapters, mine), work.context_tokens + ask.prompt_tokens))
+    def _cost(self, ask: Ask, node: str, load: NodeLoad) -> float:
+        """Seconds of waiting, of this request and of those on the node."""
+        forecast, lengths = self._forecast, self._forecast.lengths
+        queue = self._queue(load)
+        before, after = queue.batch, _with(queue.batch, ask, ask.adapter.digest in load.adapters)
+        read = queue.prompt_tokens + max(1, ask.prompt_tokens - ask.cached_tokens.get(node, 0))
+        steps = max(1.0, read / forecast.step_prompt_tokens)
+        first_token_s = read * forecast.model.prefill_token_s + steps * forecast.decode_s(after)
+        step_s = forecast.step_s(after)
+        others_s = before.sequences * (step_s - forecast.step_s(before))
+        return first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
+
+    def _queue(self, load: NodeLoad) -> _Queue:
+        lengths, prompt, decoding, adapters, ranks, largest = self._forecast.lengths, 0, 0, 0, 0, 0
+        for part in load.work.adapters:
+            prompt += part.prefill_tokens
+            decoding += part.decode_sequences
+            adapters += part.rank > 0
+            ranks += part.rank
+            largest = max(largest, part.rank)
+        coming = prompt / lengths.prompt_tokens
+        context = load.work.context_tokens + prompt
+        return _Queue(Batch(decoding + coming, context, adapters, ranks, largest), prompt)
+
+
+def _with(batch: Batch, ask: Ask, is_there: bool) -> Batch:
+    rank = 0 if is_there else ask.adapter.rank
+    return Batch(
+        sequences=batch.sequences + 1,
+        context_tokens=batch.context_tokens + ask.prompt_tokens,
+        adapters=batch.adapters + (rank > 0),
+        rank_sum=batch.rank_sum + rank,
+        largest=max(batch.largest, ask.adapter.rank),
+    )

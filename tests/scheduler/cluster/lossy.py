@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lora.adapter import AdapterRef
 from scheduler.cluster.agent import Action, Fetch, Free, NodeAgent
 from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
-from scheduler.cluster.cost import Kernel
+from scheduler.cluster.cost import CostModel, Kernel
 from scheduler.cluster.demand import DemandOptions, DemandTracker
 from scheduler.cluster.events import (
     AdapterAdded,
@@ -23,13 +23,17 @@ from scheduler.cluster.events import (
     Tick,
 )
 from scheduler.cluster.fleet import Copy
+from scheduler.cluster.forecast import Forecast
 from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
+from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
 from scheduler.cluster.planning import Planner, PlanningOptions
+from scheduler.cluster.profile import Lengths
 from scheduler.cluster.state import OperatingPoints
 
 MIB = 2**20
 POINTS = OperatingPoints((8, 16, 32, 64, 128), (26000.0, 24000.0, 21000.0, 16500.0, 11600.0))
+MODEL = CostModel(Kernel.PADDED, 5.3e-3, 25e-6, 5e-6, 4.4e-8, 1.75e-6, 8.7e-9)
+FORECAST = Forecast(MODEL, Lengths(1024, 256))
 
 
 def adapter(name: str, rank: int = 8) -> AdapterRef:
@@ -39,8 +43,8 @@ def adapter(name: str, rank: int = 8) -> AdapterRef:
 
 def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:
     """One with windows and plans short enough for tests."""
-    policy = policy or TerracedPlacement(Kernel.PADDED, TerracedOptions(slack=0.05))
-    planner = Planner(policy, Kernel.PADDED, PlanningOptions(interval_s=3.0))
+    policy = policy or StratifiedPlacement(FORECAST)
+    planner = Planner(policy, StepMeasure(FORECAST, 0.05), PlanningOptions(interval_s=3.0, comfort=0.25))
     return Coordinator(planner, DemandTracker(DemandOptions(window_s=2.0)), CoordinatorOptions(), epoch)
 
 

@@ -1,13 +1,17 @@
 """Routing policies: what each promises, on loads small enough to reckon by hand."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.routing.base import Ask, NodeLoad, NoNodeReachable, RoutingPolicy
+from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.profile import Lengths
+from scheduler.cluster.routing.base import Ask, NodeLoad, NoNodeReachable, Outlook, RoutingPolicy
 from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
 from scheduler.cluster.routing.phi import PhiRouting
 from scheduler.cluster.routing.predicted import PredictedRouting
@@ -17,6 +21,7 @@ from scheduler.cluster.state import RoutingTable, Share
 from tests.scheduler.cluster.lossy import adapter
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
+FORECAST = Forecast(MODEL, Lengths(1000, 200))
 A = adapter("a", 8)
 TABLE = RoutingTable(1, MappingProxyType({A: (Share("x", 0.75), Share("y", 0.25))}))
 POLICIES: list[RoutingPolicy] = [
@@ -24,7 +29,7 @@ POLICIES: list[RoutingPolicy] = [
     LeastLoadedRouting(),
     RendezvousRouting(),
     ToppingsRouting(MODEL, 100.0, 0.05),
-    PredictedRouting(MODEL),
+    PredictedRouting(FORECAST),
 ]
 
 
@@ -47,10 +52,9 @@ def test_every_policy_routes_to_a_reachable_node_whatever_the_table_says(policy:
         policy.route(Ask(A, 10), TABLE, {}, rng)
 
 
-@pytest.mark.parametrize("policy", [PhiRouting(), PredictedRouting(MODEL)], ids=["phi", "predicted"])
-def test_phi_holds_on_the_average_when_nodes_are_alike(policy: RoutingPolicy) -> None:
+def test_phi_holds_on_the_average() -> None:
     rng = np.random.default_rng(2)
-    taken = Counter(policy.route(Ask(A, 10), TABLE, IDLE, rng) for _ in range(4000))
+    taken = Counter(PhiRouting().route(Ask(A, 10), TABLE, IDLE, rng) for _ in range(4000))
     assert set(taken) == {"x", "y"}
     assert taken["x"] / 4000 == pytest.approx(0.75, abs=0.03)
 
@@ -96,15 +100,50 @@ def test_toppings_survives_empty_nodes_and_slos_that_all_break() -> None:
     )
 
 
-def test_predicted_avoids_a_queue_and_still_sends_some_there() -> None:
-    rng = np.random.default_rng(4)
-    loads = {"x": _load(2, prompt_tokens=20_000), "y": _load(2)}
-    taken = Counter(PredictedRouting(MODEL).route(Ask(A, 500), TABLE, loads, rng) for _ in range(2000))
-    assert taken["x"] / 2000 == pytest.approx(0.75**2, abs=0.04), "only when both draws name it"
+def _chosen(ask: Ask, loads: Mapping[str, NodeLoad], kernel: Kernel = Kernel.PADDED) -> set[str]:
+    table = RoutingTable(1, MappingProxyType({ask.adapter: (Share("x", 0.5), Share("y", 0.5))}))
+    policy = PredictedRouting(Forecast(replace(MODEL, kernel=kernel), Lengths(1000, 200)))
+    return {policy.route(ask, table, loads, np.random.default_rng(seed)) for seed in range(40)}
+
+
+def test_predicted_avoids_a_queue_and_draws_between_nodes_alike() -> None:
+    assert _chosen(Ask(A, 500), {"x": _load(2, prompt_tokens=20_000), "y": _load(2)}) == {"y"}
+    assert _chosen(Ask(A, 500), {"x": _load(2), "y": _load(2), "z": _load(0)}) == {"x", "y"}
+
+
+def test_predicted_keeps_a_large_rank_from_small_ones_where_kernels_pad() -> None:
+    """Y has more to do, but x's twenty sequences would all be padded to 128."""
+    small = NodeLoad(20, StepLoad(tuple(AdapterLoad(8, 0, 1) for _ in range(20)), 10_000))
+    large = NodeLoad(24, StepLoad(tuple(AdapterLoad(128, 0, 1) for _ in range(24)), 12_000))
+    ask = Ask(adapter("big", 128), 500)
+    assert _chosen(ask, {"x": small, "y": large}) == {"y"}
+    assert _chosen(ask, {"x": small, "y": large}, Kernel.EXACT) == {"x"}
+
+
+def test_predicted_gathers_requests_of_one_adapter_where_that_saves_reading_it_again() -> None:
+    parts = tuple(AdapterLoad(64, 0, 4) for _ in range(4))
+    here = NodeLoad(16, StepLoad(parts, 8_000), frozenset([adapter("big", 64).digest]))
+    other = NodeLoad(16, StepLoad(parts, 8_000))
+    assert _chosen(Ask(adapter("big", 64), 500), {"x": here, "y": other}) == {"x"}
 
 
 def test_predicted_prefers_the_node_that_has_the_prefix() -> None:
-    rng = np.random.default_rng(5)
     ask = Ask(A, 4000, MappingProxyType({"y": 3900}))
-    taken = Counter(PredictedRouting(MODEL).route(ask, TABLE, IDLE, rng) for _ in range(1000))
-    assert taken["y"] / 1000 == pytest.approx(1 - 0.75**2, abs=0.05)
+    assert _chosen(ask, {"x": _load(3), "y": _load(3)}) == {"y"}
+
+
+def test_an_outlook_adds_what_was_sent_since_nodes_spoke_for_every_front_door() -> None:
+    outlook, said = Outlook(), {"x": _load(2), "y": _load(2)}
+    outlook.hear(said)
+    outlook.sent("x", Ask(A, 500))
+    outlook.sent("x", Ask(A, 300))
+    assert outlook.of("y") == said["y"]
+    assert outlook.of("x").requests == 2 + 2 * 2
+    assert sum(part.prefill_tokens for part in outlook.of("x").work.adapters) == 2 * 800
+    assert sorted(part.rank for part in outlook.of("x").work.adapters) == [0, 8, 8], (
+        "the second adds no adapter"
+    )
+    outlook.hear(said)
+    assert outlook.of("x").requests == 6
+    outlook.hear(dict(said))
+    assert outlook.of("x") == said["x"]

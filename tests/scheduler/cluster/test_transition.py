@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.cluster.cost import Kernel
 from scheduler.cluster.fleet import Copy
-from scheduler.cluster.placement.base import Problem
+from scheduler.cluster.placement.base import Problem, Utilisation
 from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.state import Demand, NodeState, Placement, Share, Shares
 from scheduler.cluster.transition import interim_shares
@@ -90,7 +90,7 @@ def _problem(busy: float, other: float) -> Problem:
 
 def _planner() -> tuple[Planner, _Fixed]:
     fixed = _Fixed(Placement(MappingProxyType({BUSY: _shares(n0=1.0), OTHER: _shares(n1=1.0)})))
-    return Planner(fixed, Kernel.EXACT, PlanningOptions()), fixed
+    return Planner(fixed, Utilisation(Kernel.EXACT), PlanningOptions()), fixed
 
 
 def test_a_plan_whose_gain_is_below_its_churn_is_not_taken() -> None:

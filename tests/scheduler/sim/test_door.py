@@ -98,6 +98,7 @@ def test_a_node_found_dead_is_passed_by() -> None:
 
 def test_refusals_are_retried_and_then_told() -> None:
     rig = Rig()
+    rig.streets.loads = {"n1": IDLE}
     rig.door.take(REQUEST)
     for attempt in range(Patience().attempts):
         rig.wait(0.2)

@@ -9,10 +9,11 @@ from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.cost import Kernel
 from scheduler.cluster.demand import DemandOptions, DemandTracker
 from scheduler.cluster.events import Machine
+from scheduler.cluster.forecast import Forecast
 from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
+from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
 from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import from_json
+from scheduler.cluster.profile import Lengths, from_json
 from scheduler.cluster.routing.predicted import PredictedRouting
 from scheduler.sim.catalogue import EQUAL, RankMix, catalogue
 from scheduler.sim.faults import Fault
@@ -50,11 +51,11 @@ def world_spec(
 ) -> WorldSpec:
     """Our policies, on a wire without faults unless some are given."""
     node = node or node_spec()
-    kernel = node.model.kernel
+    forecast = Forecast(node.model, Lengths(300, 40))
 
     def coordinator(epoch: int) -> Coordinator:
-        deciding = policy or TerracedPlacement(kernel, TerracedOptions(slack=0.05))
-        planner = Planner(deciding, kernel, PlanningOptions())
+        deciding = policy or StratifiedPlacement(forecast)
+        planner = Planner(deciding, StepMeasure(forecast, PROFILE.slo.tbt_s), PlanningOptions())
         return Coordinator(planner, DemandTracker(DemandOptions()), CoordinatorOptions(), epoch)
 
     return WorldSpec(
@@ -62,7 +63,7 @@ def world_spec(
         nodes=names(nodes),
         adapters=adapters,
         coordinator=coordinator,
-        routing=PredictedRouting(node.model),
+        routing=PredictedRouting(forecast),
         faults=faults,
         wire_faults=wire_faults or WireFaults(),
     )

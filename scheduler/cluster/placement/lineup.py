@@ -1,0 +1,109 @@
+"""The problem as lines to be cut: adapters by rank, nodes by the ranks they have, both so that little moves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.cost import Kernel
+from scheduler.cluster.forecast import Crowd, Floats, Forecast
+from scheduler.cluster.placement.base import Problem, surviving
+from scheduler.cluster.placement.strata import Line
+from scheduler.cluster.state import Demand, NodeState, Placement
+
+_IDLE = 1e-6  # the demand of an adapter that nobody asks for, in parts of the mean: it still needs a place
+_ROUNDS = 4  # how often a step's seconds and who is in it are reckoned from each other
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """`refs` and `line.crowd` in the order of cutting, `order[i]` the number of the node that stands i-th;
+    `homes` the nodes that have an adapter's bytes or had a share of it."""
+
+    problem: Problem
+    refs: tuple[AdapterRef, ...]
+    rates: Mapping[AdapterRef, float]
+    line: Line
+    order: tuple[int, ...]
+    homes: Mapping[AdapterRef, tuple[int, ...]]
+
+
+def lineup(problem: Problem, forecast: Forecast) -> Lineup:
+    """Ranks descend where they disturb each other; within a rank adapters stand as their nodes do, new ones in
+    an order that knows nothing of them, so that popular and rare, large and small ones mix."""
+    rates = _rates(problem.demand, forecast)
+    number = {state.node: at for at, state in enumerate(problem.nodes)}
+    before = {ref: {number[node]: part for node, part in surviving(problem, ref)} for ref in rates}
+    order = _node_order(len(number), before, rates)
+    position = {node: at for at, node in enumerate(order)}
+    by_rank = forecast.model.kernel is not Kernel.EXACT
+
+    def key(ref: AdapterRef) -> tuple[int, int, int, str]:
+        parts = before[ref]
+        stands = position[max(parts, key=lambda node: parts[node])] if parts else len(order)
+        return -ref.rank if by_rank else 0, stands, crc32(ref.digest.encode()), ref.digest
+
+    refs = tuple(sorted(rates, key=key))
+    homes = {ref: tuple(parts) for ref, parts in before.items()}
+    for at, state in enumerate(problem.nodes):
+        for ref in state.held:
+            if ref in homes and at not in homes[ref]:
+                homes[ref] += (at,)
+    levels = tuple(sorted({ref.rank for ref in refs}))
+    crowd = Crowd(np.array([rates[ref] for ref in refs]), np.array([float(ref.rank) for ref in refs]))
+    line = Line(crowd, levels, paces(problem.nodes)[list(order)])
+    return Lineup(problem, refs, rates, line, order, homes)
+
+
+def paces(nodes: tuple[NodeState, ...]) -> Floats:
+    """[nodes]: how many times longer steps take than on the fastest kind of node there is, slowed as they are."""
+    known: dict[object, float] = {}
+    for state in nodes:
+        points = state.operating_points
+        known.setdefault(points, points.at(points.ranks[0]))
+    fastest = max(known.values())
+    return np.array([state.slowdown * fastest / known[state.operating_points] for state in nodes])
+
+
+def step_seconds(forecast: Forecast, problem: Problem, placement: Placement) -> dict[str, float]:
+    """Forecast seconds of a step of each node under `placement`."""
+    number = {state.node: at for at, state in enumerate(problem.nodes)}
+    rates = _rates(problem.demand, forecast)
+    parts = [
+        (number[share.node], share.part * rates.get(ref, 0.0), float(ref.rank))
+        for ref, shares in placement.shares.items()
+        for share in shares
+        if share.node in number
+    ]
+    table = np.array(parts).reshape(-1, 3)
+    at, crowd = table[:, 0].astype(np.int64), Crowd(table[:, 1], table[:, 2])
+    levels, pace = tuple(sorted({ref.rank for ref in placement.shares})), paces(problem.nodes)
+    found = pace * forecast.model.base_s
+    for _ in range(_ROUNDS if parts else 0):
+        features = forecast.features(crowd, found[at], levels)
+        sums = np.stack([np.bincount(at, row, len(number)) for row in features]).astype(np.float64)
+        found = forecast.steps(sums, levels, pace)
+    return dict(zip(number, found.tolist(), strict=True))
+
+
+def _rates(demand: Demand, forecast: Forecast) -> dict[AdapterRef, float]:
+    """Requests/s, none 0."""
+    tokens = np.array(list(demand.tokens_per_s.values()))
+    least = _IDLE * (float(tokens.mean()) or 1.0)
+    rates = forecast.rates(np.maximum(tokens, least)).tolist()
+    return dict(zip(demand.tokens_per_s, rates, strict=True))
+
+
+def _node_order(
+    count: int, before: Mapping[AdapterRef, Mapping[int, float]], rates: Mapping[AdapterRef, float]
+) -> tuple[int, ...]:
+    """Descending by the mean rank of the requests that nodes took before; those that took none come last."""
+    taken, ranks = np.zeros(count), np.zeros(count)
+    for ref, parts in before.items():
+        for node, part in parts.items():
+            taken[node] += part * rates[ref]
+            ranks[node] += part * rates[ref] * ref.rank
+    mean = np.divide(ranks, taken, out=np.full(count, -1.0), where=taken > 0)
+    return tuple(np.argsort(-mean, kind="stable").tolist())
