@@ -173,6 +173,7 @@ class _Gauge:
 
 def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed: int) -> WorldSpec:
     node = hardware.node(policy.eviction)
+    prompts = [each.call.prompt_tokens for each in traffic.arrivals]
     outputs = [each.call.output_tokens for each in traffic.arrivals]
     setting = Setting(
         model=node.model,
@@ -180,6 +181,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed
         mean_output_tokens=sum(outputs) / max(1, len(outputs)),
         seed=seed,
         foresight=foresight(traffic.arrivals),
+        mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
     )
     return WorldSpec(
         node=node,
