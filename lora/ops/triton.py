@@ -26,12 +26,13 @@ DECODE_ROWS = (
     256  # the rows of the widest step that is captured, and of a step shaped for many adapters of few rows
 )
 _MOST_SPLITS = 8
+_REGISTERS = 64 * 1024  # of a multiprocessor
 _LEAST_DEPTH = 512  # of one split: 16 rows of A are then 16 KiB in bfloat16, which keeps a block busy
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The sizes of the kernels' tiles; `programs` is blocks per multiprocessor, as many as find room at once."""
+    """The sizes of the kernels' tiles; `programs` is blocks per multiprocessor."""
 
     block_rows: int  # rows of a chunk; chunks of one row never meet a tensor core
     shrink_rank: int  # rows of A of an item
@@ -43,9 +44,15 @@ class Tiling:
     warps: int
     programs: int
 
+    @property
+    def launch_options(self) -> dict[str, int]:
+        """Triton's own: the compiler is given as many registers as leave room for all blocks at once."""
+        share = _REGISTERS // (32 * self.warps * self.programs) // 8 * 8
+        return {"num_warps": self.warps, "maxnreg": min(share, 255)}
 
-DISTINCT = Tiling(1, 16, 128, 256, 16, 128, splits=8, warps=4, programs=8)
-SHARED = Tiling(16, 16, 128, 256, 16, 128, splits=8, warps=4, programs=6)
+
+DISTINCT = Tiling(1, 16, 128, 256, 16, 128, splits=8, warps=4, programs=6)
+SHARED = Tiling(16, 16, 128, 256, 16, 128, splits=8, warps=4, programs=4)
 PREFILL = Tiling(64, 64, 64, 64, 16, 64, splits=4, warps=4, programs=2)
 
 
@@ -175,7 +182,7 @@ class TritonStep:
             BLOCK_RANK=tiling.shrink_rank,
             BLOCK_DEPTH=tiling.shrink_depth,
             ROW_DEPTH=tiling.row_depth,
-            num_warps=tiling.warps,
+            **tiling.launch_options,
         )
 
     def expansion(self, layer: int, group: SiteGroup) -> Expansion:
@@ -207,5 +214,5 @@ class TritonStep:
             BLOCK_ROWS=tiling.block_rows,
             BLOCK_RANK=tiling.expand_rank,
             BLOCK_COLUMNS=tiling.columns,
-            num_warps=tiling.warps,
+            **tiling.launch_options,
         )

@@ -130,5 +130,5 @@ class TritonLayerStep:
             "ADAPTED": given.adapted,
             "BLOCK_ROWS": tiling.block_rows,
             "BLOCK_RANK": tiling.expand_rank,
-            "num_warps": tiling.warps,
+            **tiling.launch_options,
         }

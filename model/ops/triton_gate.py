@@ -64,5 +64,5 @@ def gate_expanded(
                 ups += expanded_rows(
                     h, h_at, record, 1, rows, columns, width, plane, DTYPE, SPLITS, BLOCK_ROWS, BLOCK_RANK
                 )
-            places, _ = tile_of(rows, columns, width, width, BLOCK_ROWS)
+            places = tl.arange(0, BLOCK_ROWS)[:, None] * width + columns[None, :]
             tl.store(target + places, _gated(gates, ups, OUT), mask=insides)
