@@ -9,7 +9,7 @@ import numpy as np
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost import Kernel
 from scheduler.cluster.forecast import Crowd, Floats, Forecast
-from scheduler.cluster.placement.base import Problem, surviving
+from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.placement.strata import Line
 from scheduler.cluster.state import Demand, NodeState, Placement
 
@@ -35,7 +35,11 @@ def lineup(problem: Problem, forecast: Forecast) -> Lineup:
     an order that knows nothing of them, so that popular and rare, large and small ones mix."""
     rates = _rates(problem.demand, forecast)
     number = {state.node: at for at, state in enumerate(problem.nodes)}
-    before = {ref: {number[node]: part for node, part in surviving(problem, ref)} for ref in rates}
+    previous = problem.previous.shares
+    before = {
+        ref: {number[share.node]: share.part for share in previous.get(ref, ()) if share.node in number}
+        for ref in rates
+    }
     order = _node_order(len(number), before, rates)
     position = {node: at for at, node in enumerate(order)}
     by_rank = forecast.model.kernel is not Kernel.EXACT

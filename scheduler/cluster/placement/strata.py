@@ -12,7 +12,8 @@ import numpy as np
 
 from scheduler.cluster.forecast import Crowd, Floats, Forecast
 
-_BISECTIONS = 14
+_CLOSE = 1.005  # bounds nearer than this, as a ratio, are one
+_LEAST = 1e-4  # of an idle step: more even than this nodes need not be
 _GRAIN = 0.02  # of a step: less is too little to split an adapter for
 _CRUMB = 0.02  # of an adapter: less is too little to be worth a copy
 _PARTS = np.linspace(0.0, 1.0, 33)
@@ -38,76 +39,88 @@ class Line:
 
 
 def cut(line: Line, forecast: Forecast) -> tuple[list[Piece], float]:
-    """The pieces, and the seconds of the slowest node's step. The last stratum takes what is left over when
-    nodes could not take it all at any pace."""
+    """The pieces, and the seconds of the slowest node's step, within half a percent (beyond an idle node's) of
+    the least."""
     idle_s = forecast.model.base_s
-    low, high = 1e-7, idle_s
-    best = _filled(line, forecast, idle_s + high)
-    while best is None and high < 1e3:
+    low, high = 0.0, idle_s
+    while (best := _filled(line, forecast, idle_s + high)) is None:
         low, high = high, high * 4
-        best = _filled(line, forecast, idle_s + high)
-    for _ in range(_BISECTIONS):
+        assert high < 1e9, "steps are forecast to be finite, whatever comes"
+    low = low or high * _LEAST
+    while high > low * _CLOSE:
         middle = float(np.sqrt(low * high))
         found = _filled(line, forecast, idle_s + middle)
         if found is None:
             low = middle
         else:
             high, best = middle, found
-    assert best is not None, "steps are forecast to be finite, whatever comes"
-    return best, idle_s + high
-
-
-def _filled(line: Line, forecast: Forecast, step_s: float) -> list[Piece] | None:
-    """Pieces with which no node's step exceeds `step_s`, None if the nodes do not suffice."""
-    count, nodes = len(line.crowd.rates), len(line.paces)
-    pieces: list[Piece] = []
-    index, left = 0, 1.0
-    for node, pace in enumerate(line.paces.tolist()):
-        width = 2 * count // nodes + 8
-        run = _run(line, forecast, (index, left), (step_s, pace), width)
-        while run.whole == run.width and index + run.width < count:
-            width *= 4
-            run = _run(line, forecast, (index, left), (step_s, pace), width)
-        pieces += [Piece(index + at, node, left if at == 0 else 1.0) for at in range(run.whole)]
-        index, left = (index + run.whole, 1.0) if run.whole else (index, left)
-        if index == count:
-            return pieces
-        if run.part:
-            pieces.append(Piece(index, node, left * run.part))
-            left *= 1 - run.part
-    return None
+    return [piece for node, run in enumerate(best) for piece in run.pieces(node)], idle_s + high
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Of the `width` adapters looked at, how many fit whole, and what part of the next one does."""
+    """What one node takes: `whole` adapters from `index` on, of the first only what is `left` of it, and then
+    `part` of the next one's rest."""
 
-    width: int
+    index: int
+    left: float
     whole: int
     part: float
+
+    @property
+    def end(self) -> tuple[int, float]:
+        """Where the next run starts."""
+        if not self.whole:
+            return self.index, self.left * (1 - self.part)
+        return self.index + self.whole, 1 - self.part
+
+    def pieces(self, node: int) -> list[Piece]:
+        """As pieces of that stratum."""
+        found = [Piece(self.index + at, node, self.left if at == 0 else 1.0) for at in range(self.whole)]
+        if self.part:
+            rest = 1.0 if self.whole else self.left
+            found.append(Piece(self.index + self.whole, node, rest * self.part))
+        return found
+
+
+def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
+    """Runs with which no node's step exceeds `step_s`, None if the nodes do not suffice."""
+    count = len(line.crowd.rates)
+    runs: list[_Run] = []
+    start, least_width = (0, 1.0), 2 * count // len(line.paces) + 8
+    for pace in line.paces.tolist():
+        width = least_width
+        run = _run(line, forecast, start, (step_s, pace), width)
+        while run.whole == width:
+            width *= 4
+            run = _run(line, forecast, start, (step_s, pace), width)
+        runs.append(run)
+        start = run.end
+        if start[0] == count:
+            return runs
+    return None
 
 
 def _run(
     line: Line, forecast: Forecast, start: tuple[int, float], limit: tuple[float, float], width: int
 ) -> _Run:
-    """What a node takes of the line from `start` (index, and what is left of that adapter) within `limit` (step
-    seconds, and the node's pace)."""
+    """What a node takes of the next `width` adapters from `start` (index, and what is left of it) within `limit`
+    (step seconds, and the node's pace)."""
     (index, left), (step_s, pace) = start, limit
     rates = line.crowd.rates[index : index + width].copy()
     rates[0] *= left
     ranks = line.crowd.ranks[index : index + width]
-    features = forecast.features(Crowd(rates, ranks), step_s, line.levels)
-    sums = np.cumsum(features, axis=1)
+    sums = np.cumsum(forecast.features(Crowd(rates, ranks), step_s, line.levels), axis=1)
     over = forecast.steps(sums, line.levels, pace) > step_s
-    whole = int(np.argmax(over)) if over.any() else len(rates)
-    if whole == len(rates):
-        return _Run(len(rates), whole, 0.0)
+    if not over[-1]:
+        return _Run(index, left, len(rates), 0.0)
+    whole = int(np.argmax(over))
     before = sums[:, whole - 1] if whole else np.zeros(len(sums))
     parts = Crowd(rates[whole] * _PARTS, np.full(len(_PARTS), ranks[whole]))
     steps = forecast.steps(before[:, None] + forecast.features(parts, step_s, line.levels), line.levels, pace)
     part = float(np.interp(step_s, steps, _PARTS))
     if steps[-1] - steps[0] <= _GRAIN * step_s:
         part = round(part)
-    if part == 1.0:
-        return _Run(len(rates), whole + 1, 0.0)
-    return _Run(len(rates), whole, part if _CRUMB < part < 1 - _CRUMB else 0.0)
+    if part > 1 - _CRUMB:
+        return _Run(index, left, whole + 1, 0.0)
+    return _Run(index, left, whole, part if part > _CRUMB else 0.0)
