@@ -22,7 +22,7 @@ POLICIES = ("ours", "paper", "slora-random")
 TRACES = {"conv": 17.0, "code": 14.0}
 LAWS = ("uniform", "power:0.3", "power:0.1")
 MIXES = ("equal", "skewed", "shifting")
-COUNTS = (50, 200, 400)
+COUNTS = (50, 400)
 
 
 def cases() -> list[Case]:
