@@ -29,20 +29,23 @@ def draw(question: Question, needs: Sequence[Need], path: Path) -> None:
     bars.invert_yaxis()
     bars.set_xlabel("nodes needed")
     bars.margins(x=0.15)
-    for axes, title, bound in (
-        (ttft, "P95 time to first token, s", question.slo.ttft_s),
-        (tbt, "P95 time between tokens, s", question.slo.tbt_s),
+    for axes, title, bound, scale in (
+        (ttft, "P95 time to first token, s", question.slo.ttft_s, 1.0),
+        (tbt, "P95 time between tokens, ms", 1e3 * question.slo.tbt_s, 1e3),
     ):
         for at, need in enumerate(needs):
             finished = [trial for trial in need.trials if trial.replay.finished]
-            tried = [trial.nodes for trial in finished]
             outcomes = [trial.replay.outcome for trial in finished]
-            values = [each.ttft_p95_s if axes is ttft else each.tbt_p95_s for each in outcomes]
-            axes.plot(tried, values, marker=".", color=f"C{at}", label=need.policy.name)
+            values = [scale * (each.ttft_p95_s if axes is ttft else each.tbt_p95_s) for each in outcomes]
+            axes.plot(
+                [trial.nodes for trial in finished], values, "o-", color=f"C{at}", label=need.policy.name
+            )
         axes.axhline(bound, color="black", linestyle=":", linewidth=1)
         axes.set_xlabel("nodes")
         axes.set_ylabel(title)
         axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted("{x:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
     tbt.legend(fontsize=7)
     figure.savefig(path, dpi=150)
