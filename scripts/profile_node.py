@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 def planned(node: Live, options: argparse.Namespace) -> list[Case]:
     """The grid, then the draws."""
     bounds = cases.Bounds(options.sequences, options.prompt_tokens)
-    drawn = cases.draws(node.adapters, bounds, options.draws, Random(f"cases/{options.seed}"))
+    drawn = cases.draws(node.adapters, bounds, options.draws, Random("cases"))
     return list(dict.fromkeys((*cases.grid(node.adapters, bounds), *drawn)))
 
 
@@ -179,7 +179,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     timing.add_argument("--draws", type=int, default=60, help="mixed cases beside the grid")
     timing.add_argument("--rounds", type=int, default=3)
     timing.add_argument("--seconds", type=float, default=600.0, help="after which no case is begun")
-    timing.add_argument("--seed", type=int, default=0)
+    timing.add_argument("--seed", type=int, default=0, help="of the order, and of the prompts that are read")
     fitting = commands.add_parser("fit", help="rows to profile")
     fitting.set_defaults(run=keep)
     fitting.add_argument("--profile", type=Path, required=True, help="JSON to write")

@@ -22,7 +22,8 @@ WHOLE_TRUTH = (9e-3, 2e-4, 1e-4, 2e-6, 2e-6, 3e-7, 4e-4, 6e-5, 7e-7, 3e-4, 24.0)
 MIXED = StepLoad(
     (AdapterLoad(0, 7, 3), AdapterLoad(8, 0, 2), AdapterLoad(64, 100, 1)), 500, prompt_pairs=5078
 )
-H100 = Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json"
+PROFILES = Path(__file__).parents[3] / "scheduler/cluster/profiles"
+H100 = PROFILES / "h100_llama8b.json"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,16 @@ def test_the_h100_profile_says_that_it_is_derived_and_matches_the_roofline() -> 
     assert model.rank_row_s * 32 * 128 == pytest.approx(7.16e-3, rel=0.02)
     points = profile.operating_points(Kernel.PADDED, (8, 16, 32, 64, 128))
     assert points.at(8) > 2 * points.at(128)
+
+
+def test_the_cpu_profile_says_that_it_was_measured_and_how_far_off_it_is() -> None:
+    profile = from_json((PROFILES / "cpu_100m.json").read_text())
+    assert profile.provenance == "measured"
+    assert "held-out error (five folds): median" in profile.note
+    assert from_json(to_json(profile)) == profile
+    exact, padded = (profile.operating_points(kernel, (8, 128)) for kernel in (Kernel.EXACT, Kernel.PADDED))
+    assert exact.at(8) > 1.5 * exact.at(128)
+    assert exact == padded, "nothing is padded where there is one rank only"
 
 
 @pytest.mark.parametrize(
