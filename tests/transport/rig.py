@@ -65,10 +65,10 @@ class Sources:
             self._running[kind] = ProcessSource(self.setup(kind))
         return self._running[kind]
 
-    def setup(self, kind: str, arena_bytes: int = ROOM_BYTES) -> Setup:
+    def setup(self, kind: str) -> Setup:
         """The same for both ends."""
         tls = self._tls if kind == "stream" else ()
-        return Setup(arena_bytes, tls, ucx=kind == "ucx", door="ucx" if kind == "ucx" else "stream")
+        return Setup(ROOM_BYTES, tls, ucx=kind == "ucx", door="ucx" if kind == "ucx" else "stream")
 
     def close(self) -> None:
         for source in self._running.values():
@@ -79,20 +79,17 @@ KINDS = ["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)]
 
 
 @asynccontextmanager
-async def open_rig(kind: str, sources: Sources, nbytes: int = ROOM_BYTES) -> AsyncIterator[Rig]:
-    """A puller in this event loop, and a source: its own if it has to be larger than usual."""
+async def open_rig(kind: str, sources: Sources, room: NDArray[np.uint8] | None = None) -> AsyncIterator[Rig]:
+    """A puller in this event loop, with `room` or some of its own, and a source."""
+    if room is None:
+        room = np.full(ROOM_BYTES, GUARD, np.uint8)
     if kind == "loopback":
         network = LoopbackNetwork()
-        source, puller = LocalSource(network, nbytes), LoopbackTransport("puller", network)
+        source, puller = LocalSource(network), LoopbackTransport("puller", network)
     else:
-        own = nbytes > ROOM_BYTES
-        source = ProcessSource(sources.setup(kind, nbytes)) if own else sources.of(kind)
-        puller = sources.setup(kind).open("puller")
-    room = np.full(nbytes, GUARD, np.uint8)
+        source, puller = sources.of(kind), sources.setup(kind).open("puller")
     arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
     try:
         yield Rig(source, puller, room, arena)
     finally:
         await puller.close()
-        if isinstance(source, ProcessSource) and nbytes > ROOM_BYTES:
-            source.child.close()

@@ -5,7 +5,6 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import Future
 
 import numpy as np
@@ -61,9 +60,8 @@ class EndlessDoor:
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "PARTING_S", 0.05)
-    yield
 
 
 def open_node(name: str, door: EndlessDoor) -> NetworkTransport:
