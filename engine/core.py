@@ -6,7 +6,7 @@ a step computes. One thread at a time calls `step`.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -196,7 +196,7 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001 - as in _launch
             return StepResult((), self._fail_plan(plan, error), idle=False)
         with self._lock:
-            failures = self._end([key.request_id for key in computed.broken], _UNSOUND)
+            failures = self._end_awaited(plan, set(computed.broken), _UNSOUND) if computed.broken else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
         self.steps += 1
@@ -207,7 +207,7 @@ class EngineCore:
         told = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
         told = error if isinstance(error, EngineError) else told
         with self._lock:
-            return self._end([part.key.request_id for part in plan.slices], told)
+            return self._end_awaited(plan, {part.key for part in plan.slices}, told)
 
     def _fail_unloadable(self) -> tuple[Failure, ...]:
         failed = self._store.failed()
@@ -218,6 +218,11 @@ class EngineCore:
             ids = [name for name, ref in self._adapters.items() if ref.digest == digest]
             failures += self._end(ids, AdapterFailed(str(cause)))
         return tuple(failures)
+
+    def _end_awaited(self, plan: StepPlan, keys: Set[SequenceKey], error: EngineError) -> tuple[Failure, ...]:
+        """End the requests of those of the plan's sequences that still wait for it."""
+        awaited = [part.key for part in self._scheduler.awaited(plan)]
+        return self._end([key.request_id for key in awaited if key in keys], error)
 
     def _end(self, request_ids: Iterable[str], error: EngineError) -> tuple[Failure, ...]:
         distinct = tuple(dict.fromkeys(request_ids))

@@ -1,7 +1,9 @@
 """Draws: what the slices of a layout ask to be drawn and scored, and what came of it. Sampling's words on one side, the
 scheduler's on the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +20,52 @@ class StepOutputs:
 
     outputs: tuple[SliceOutput, ...]
     broken: tuple[SequenceKey, ...]
+
+
+class Fetched(Protocol):
+    """Drawn tokens on their way to the host."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `tokens` returns without waiting."""
+        ...
+
+    def tokens(self) -> tuple[list[int], list[int]]:
+        """Wait for them: the rows' tokens, and the rows whose tokens mean nothing, their logits being no numbers."""
+        ...
+
+
+class DeviceSampler(Protocol):
+    """Draws on a device, from memory that never moves: see model/sampling_device.py."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """[rows] int64 on the device: what the last `draw` drew."""
+        ...
+
+    def refill(self, rows: Sequence[SampleRow]) -> None:
+        """Set the parameters of the first rows."""
+        ...
+
+    def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
+        """Apply the rows' penalties, biases and bans to logits [L, vocab], in place."""
+        ...
+
+    def draw(self, logits: Tensor, advance: bool = False) -> Tensor:
+        """Draw a token for each row of logits; with `advance`, each row's next draw is for the position after."""
+        ...
+
+    def fetch(self, rows: int) -> Fetched:
+        """Start the first rows' tokens on their way to the host."""
+        ...
+
+    def snapshot(self) -> object:
+        """All that draws depend on and change."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Be as when the snapshot was taken."""
+        ...
 
 
 def draw(layout: Layout, logits: Tensor) -> StepOutputs:

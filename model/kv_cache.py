@@ -40,7 +40,7 @@ class KVCache:
     """
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
-        shape = (num_blocks + 1, layout.block_size, layout.num_kv_heads, layout.head_dim)
+        shape = (num_blocks + 2, layout.block_size, layout.num_kv_heads, layout.head_dim)
         layers = range(layout.num_layers)
         self._keys = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
         self._values = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
@@ -56,8 +56,13 @@ class KVCache:
         """The block that is never written."""
         return self.num_blocks
 
+    @property
+    def spare_block(self) -> int:
+        """The block that takes the K/V of rows which only pad a step, and that nothing reads."""
+        return self.num_blocks + 1
+
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The layer's key and value tensors, [num_blocks + 1, block_size, num_kv_heads, head_dim]."""
+        """The layer's key and value tensors, [num_blocks + 2, block_size, num_kv_heads, head_dim]."""
         return self._keys[layer], self._values[layer]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:

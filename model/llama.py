@@ -63,12 +63,14 @@ class Llama:
         self._ops = ops
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """Run the batch's rows, leaving their keys and values in `cache`.
+    def forward(self, batch: ForwardBatch, cache: KVCache, attention: AttentionStep | None = None) -> Tensor:
+        """Run the batch's rows, leaving their keys and values in `cache`; `attention` is the step's, where that is
+        planned already.
 
         Returns [L, vocab] float32, the logits of `batch.logit_rows`; of several devices, the first has them.
         """
-        step = _Step(self._ops.plan(batch, cache), self._attention.plan(batch, cache), self._collective)
+        attention = attention or self._attention.plan(batch, cache)
+        step = _Step(self._ops.plan(batch, cache), attention, self._collective)
         x = self._weights.embedding[batch.token_ids]
         for number, layer in enumerate(self._weights.layers):
             x = self._layer(number, layer, x, step)

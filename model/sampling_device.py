@@ -31,6 +31,11 @@ class Fetched:
     host: Tensor
     arrived: torch.cuda.Event | None
 
+    @property
+    def done(self) -> bool:
+        """Whether `tokens` returns without waiting."""
+        return self.arrived is None or self.arrived.query()
+
     def tokens(self) -> tuple[list[int], list[int]]:
         """Waits for them. The rows' tokens, and the rows whose logits were NaN or infinite, or left no token to
         choose, whose tokens mean nothing."""
@@ -53,6 +58,15 @@ class DeviceSampler:
     def tokens(self) -> Tensor:
         """[rows] int64 on the device: what the last `draw` drew, for the next step to read there."""
         return self._drawn[0]
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        """All that draws depend on and change, to be restored after a rehearsal."""
+        return self._parameters.clone(), self._drawn.clone()
+
+    def restore(self, state: tuple[Tensor, Tensor]) -> None:
+        """Be as when the snapshot was taken."""
+        self._parameters.copy_(state[0])
+        self._drawn.copy_(state[1])
 
     def refill(self, rows: Sequence[SampleRow]) -> None:
         """Set the parameters of the first len(rows) rows."""

@@ -160,6 +160,15 @@ class StepScheduler:
                     self._retire(sequence)
         return tuple(events)
 
+    def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
+        """The slices of a plan, not committed yet, that their sequences still wait for: the rest are void."""
+        planned = next((sequences for made, sequences in self._in_flight if made is plan), [])
+        return tuple(
+            part
+            for sequence, part in zip(planned, plan.slices, strict=True)
+            if any(part is each for each in sequence.in_flight)
+        )
+
     def finish(self, key: SequenceKey, reason: FinishReason) -> None:
         """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
         to tell: no event follows. Nothing happens if it has ended already."""

@@ -3,6 +3,7 @@ with the adapters' share of it. A backend may fuse the share into its consumer; 
 tests/conformance/test_layer_ops.py.
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -47,4 +48,14 @@ class LayerOps(Protocol):
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> LayerStep:
         """The step's arithmetic over `batch`; reads no device tensor back to the host."""
+        ...
+
+
+class GraphOps(LayerOps, Protocol):
+    """Ops whose steps can be captured in a CUDA graph: `plan`, called while capturing, launches nothing that depends on
+    the host but what `load` has sent."""
+
+    def load(self, batch: ForwardBatch) -> Hashable:
+        """Lay the step's work where captured launches read it, on the stream that will replay. Steps of as many rows
+        whose keys are equal can be computed by one graph; the key is the result."""
         ...
