@@ -46,6 +46,8 @@ def lay_items(
 ) -> Items:
     """Cut a step of S sequences (see ForwardBatch) into items; a wide one holds up to `tile_rows` rows."""
     rows, stop = np.array(query_lens, dtype=np.int64), np.array(context_lens, dtype=np.int64)
+    if len(rows) == rows.sum():
+        return _lay_single_rows(stop, window)
     tiles = _tiles(rows, stop, window, tile_rows)
     shares, run = _shares(tiles, rows, tile_rows)
     slots_of = np.where(shares > 1, shares * tiles.rows, 0)
@@ -59,6 +61,26 @@ def lay_items(
         merges=_merges(tiles, shares, slot),
         slots=int(slots_of.sum()),
     )
+
+
+def _lay_single_rows(stop: Integers, window: int | None) -> Items:
+    """A step of decode alone, the same items in a third of the time: slots are numbered as the items are."""
+    first = np.zeros_like(stop) if window is None else np.maximum(0, stop - window)
+    shares, run = _cut(stop - first, np.full_like(stop, _ONE_ROW_TOKENS))
+    after = np.cumsum(shares)
+    number, sequence = np.arange(after[-1]), np.repeat(np.arange(len(stop)), shares)
+    begin = (first - (after - shares) * run)[sequence] + number * run[sequence]
+    items = np.zeros((len(number), ITEM_WORDS), dtype=np.int32)
+    items[:, 0] = items[:, 5] = sequence
+    items[:, 1] = 1
+    items[:, 2] = (stop - 1)[sequence]
+    items[:, 3] = begin
+    items[:, 4] = np.minimum(stop[sequence], begin + run[sequence])
+    items[:, 6] = np.where((shares > 1)[sequence], number, -1)
+    split = np.flatnonzero(shares > 1)
+    merges = np.ones((len(split), MERGE_WORDS), dtype=np.int32)
+    merges[:, 0], merges[:, 1], merges[:, 3] = split, (after - shares)[split], shares[split]
+    return Items(items, items[:0], merges, len(items))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +113,11 @@ def _shares(tiles: _Tiles, rows: Integers, tile_rows: int) -> tuple[Integers, In
     of = rows[tiles.sequence]
     tokens = tiles.stop - tiles.first
     aim = np.where(of == 1, _ONE_ROW_TOKENS, np.where(of <= _FEW_TILES * tile_rows, _FEW_ROWS_TOKENS, tokens))
+    return _cut(tokens, aim)
+
+
+def _cut(tokens: Integers, aim: Integers) -> tuple[Integers, Integers]:
+    """Into how many runs of about `aim` each of `tokens` is cut, and how long they are, but for the last."""
     wanted = np.clip(-(-tokens // aim), 1, MOST_SHARES)
     run = -(-tokens // (wanted * _TILE_TOKENS)) * _TILE_TOKENS
     return -(-tokens // run), run

@@ -5,6 +5,7 @@ used; what it checks or needs of its arguments (host or device, dtypes, strides,
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class _Wrapper:
         assert backend in ("auto", "fa2")
         self._plan: _Plan | None = None
         self.plans = 0
+        self.pages = 0  # of the last plan
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
         plan = self._plan
@@ -72,6 +74,7 @@ class _Wrapper:
         assert bool(((plan.last >= 1) & (plan.last <= plan.sizes[3])).all())
         self._plan = plan
         self.plans += 1
+        self.pages = int(plan.indptr[-1])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, plan: _Plan) -> Tensor:
@@ -102,6 +105,7 @@ class _Decode(_Wrapper):
         backend: str = "auto",
     ) -> None:
         super().__init__(float_workspace_buffer, kv_layout, backend)
+        self.use_tensor_cores = use_tensor_cores
         buffers = (paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
         self._buffers = tuple(x for x in buffers if x is not None)
         assert len(self._buffers) == (3 if use_cuda_graph else 0)
@@ -184,7 +188,16 @@ class _Prefill(_Wrapper):
 
 
 class FakeFlashInfer:
-    """Stands for the module `flashinfer`."""
+    """Stands for the module `flashinfer`, and keeps what was made of it."""
 
-    BatchDecodeWithPagedKVCacheWrapper = _Decode
-    BatchPrefillWithPagedKVCacheWrapper = _Prefill
+    def __init__(self) -> None:
+        self.decodes: list[_Decode] = []
+        self.prefills: list[_Prefill] = []
+
+    def BatchDecodeWithPagedKVCacheWrapper(self, *args: Any, **options: Any) -> _Decode:  # noqa: N802
+        self.decodes.append(_Decode(*args, **options))
+        return self.decodes[-1]
+
+    def BatchPrefillWithPagedKVCacheWrapper(self, *args: Any, **options: Any) -> _Prefill:  # noqa: N802
+        self.prefills.append(_Prefill(*args, **options))
+        return self.prefills[-1]
