@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora.ops.triton_device import DTYPES, SentWords, launch, persistent_programs
+from lora.ops.triton_device import DTYPES, SentWords, launch, multiprocessors
 from lora.ops.triton_expand import add_expanded
 from lora.ops.triton_shrink import shrink
 from lora.ops.triton_tables import RECORD, Tables
@@ -73,6 +73,7 @@ class TritonLora:
 
     def __init__(self, base: BaseShape, dtype: torch.dtype, device: torch.device) -> None:
         self.base, self.dtype, self.device = base, dtype, device
+        self.multiprocessors = multiprocessors(device)
         self._tables = Tables(base, dtype, device)
         self._loaded: tuple[SegmentTable, int] = (NO_SEGMENTS, -1)
         self._words = SentWords(1 << 14, device)
@@ -89,6 +90,11 @@ class TritonLora:
     def words(self) -> Tensor:
         """The loaded step's work, on the device."""
         return self._words.on_device
+
+    @property
+    def resident_tables(self) -> int:
+        """Adapters that the device has a table of."""
+        return len(self._tables)
 
     def plan(self, table: SegmentTable) -> "TritonStep":
         """See LoraOp."""
@@ -121,7 +127,7 @@ class TritonLora:
         splits = tiling.splits
         depth = self.base.of(group.sites[0]).in_features
         if tiling is PREFILL:
-            wanted = 2 * persistent_programs(self.device, 1)
+            wanted = 2 * self.multiprocessors
             while splits > 1 and splits * len(self.work.items(group)) > wanted:
                 splits //= 2
         while splits > 1 and depth < splits * _LEAST_DEPTH:
@@ -133,6 +139,7 @@ class TritonLora:
         if needed > self.h.numel():
             self.h = torch.empty(2 * needed, dtype=torch.float32, device=self.device)
             self._regrown += 1
+            assert self.h.numel() < 1 << 31, "the kernels count elements of h in 32 bits"
 
 
 def tiling_of(table: SegmentTable, rows: int) -> Tiling:
@@ -149,6 +156,11 @@ class TritonStep:
     op: TritonLora
     tiling: Tiling
     adapted: bool
+
+    @property
+    def programs(self) -> int:
+        """The grid of every launch: it fills the device once, whatever the work."""
+        return self.op.multiprocessors * self.tiling.programs
 
     def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
         """As LoraStep.add_lora; y is float32 or narrower, and each sum is rounded to it once."""
@@ -168,7 +180,7 @@ class TritonStep:
         tiling, given = self.tiling, self.expansion(layer, group)
         launch(
             shrink,
-            persistent_programs(self.op.device, tiling.programs),
+            self.programs,
             given.h,
             x,
             given.words,
@@ -197,7 +209,7 @@ class TritonStep:
         widths = [self.op.base.of(site).out_features for site in group.sites]
         launch(
             add_expanded,
-            persistent_programs(self.op.device, tiling.programs),
+            self.programs,
             y,
             y if residual is None else residual,
             given.h,

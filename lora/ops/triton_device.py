@@ -17,11 +17,9 @@ def launch(kernel: Any, programs: int, *arguments: object, **constants: object) 
     kernel[(programs,)](*arguments, **constants)
 
 
-def persistent_programs(device: torch.device, per_multiprocessor: int) -> int:
-    """A grid that fills the device once, whatever the work; a few on a CPU, where the interpreter runs it."""
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count * per_multiprocessor
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; 1 on a CPU, where the interpreter runs one block after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 class SentWords:

@@ -12,7 +12,7 @@ A consumer deals out units of (chunk, tile of columns). It reads the chunk's ent
 import triton
 import triton.language as tl
 
-from lora.ops.triton_shrink import ENTRY, HEADER, read_entry
+from lora.ops.triton_shrink import ENTRY, HEADER, STAGES, read_entry
 
 SITE_WORDS = tl.constexpr(3)  # as in triton_tables
 
@@ -22,7 +22,7 @@ def _expand_row(h, Bt, rank, columns, width, plane, SPLITS: tl.constexpr, BLOCK_
     """[len(columns)]: one row's h, [SPLITS planes, rank], with columns of Bt [rank, width]."""
     planes = tl.arange(0, SPLITS) * plane
     sums = tl.zeros([BLOCK_RANK, columns.shape[0]], tl.float32)
-    for at in range(0, rank, BLOCK_RANK):
+    for at in tl.range(0, rank, BLOCK_RANK, num_stages=STAGES):
         ranks = at + tl.arange(0, BLOCK_RANK)
         parts = tl.load(h + planes[:, None] + ranks[None, :], mask=(ranks < rank)[None, :], other=0.0)
         inside = (ranks < rank)[:, None] & (columns < width)[None, :]

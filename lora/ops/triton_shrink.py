@@ -14,6 +14,7 @@ import triton.language as tl
 HEADER = tl.constexpr(10)  # as in triton_work
 ENTRY = tl.constexpr(4)
 GROUPS = tl.constexpr(4)
+STAGES = tl.constexpr(3)  # of the loops over a row: while one tile is summed up, two are on their way
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def _shrink_row(x, A, ranks, rank, begin, end, depth, BLOCK_DEPTH: tl.constexpr)
     A thread loads 8 neighbours at once and adds them up at once: one register where a plain sum would keep 8.
     """
     sums = tl.zeros([ranks.shape[0], BLOCK_DEPTH // 8], tl.float32)
-    for at in range(begin, end, BLOCK_DEPTH):
+    for at in tl.range(begin, end, BLOCK_DEPTH, num_stages=STAGES):
         k = at + tl.arange(0, BLOCK_DEPTH)
         row = tl.load(x + k, mask=k < depth, other=0.0).to(tl.float32)
         inside = (ranks < rank)[:, None] & (k < depth)[None, :]

@@ -42,6 +42,9 @@ class Tables:
         self._tables: WeakKeyDictionary[AdapterWeights, Table] = WeakKeyDictionary()
         self.of_base = self._table(self._empty())
 
+    def __len__(self) -> int:
+        return len(self._tables)
+
     def of(self, adapter: AdapterWeights) -> Table:
         """The adapter's table. Raises ValueError where its dtype or device is not this op's."""
         table = self._tables.get(adapter)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora.ops.triton import Expansion, TritonLora, TritonStep
-from lora.ops.triton_device import DTYPES, launch, persistent_programs
+from lora.ops.triton_device import DTYPES, launch
 from lora.sites import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
@@ -72,7 +72,7 @@ class TritonLayerStep:
         half = config.head_dim // 2
         launch(
             store_heads_expanded,
-            self._programs,
+            self.lora.programs,
             y,
             *(given.h, given.words, given.record_at, given.plane),
             *(config.num_heads, config.num_kv_heads, half),
@@ -93,7 +93,7 @@ class TritonLayerStep:
         out = y.new_empty(y.shape[0], width)
         launch(
             gate_expanded,
-            self._programs,
+            self.lora.programs,
             *(out, y, given.h, given.words, given.record_at, given.plane, width),
             BLOCK_COLUMNS=self.lora.tiling.columns,
             **self._constants(given),
@@ -105,10 +105,6 @@ class TritonLayerStep:
         self._shrunk(layer, group, x)
         self.lora.add(y, residual, layer, group)
         return y
-
-    @property
-    def _programs(self) -> int:
-        return persistent_programs(self.lora.op.device, self.lora.tiling.programs)
 
     def _marked(self, x: Tensor) -> Tensor:
         """`x`, from here on an input that shrinking need not wait for."""

@@ -37,7 +37,8 @@ BATCHES: dict[str, list[tuple[int, int | None]]] = {
 class Backend:
     """An implementation, made from the base's shape and the adapters' dtype, and where its tensors are.
 
-    One that is interpreted takes a second for each call: it is shown one group of each case, in turn.
+    One that is interpreted takes a second for each call: of the largest matrix of cases it is shown each batch and
+    rank mix in one dtype, and of every case one group, in turn.
     """
 
     make: Callable[[BaseShape, torch.dtype], LoraOp]
@@ -165,8 +166,10 @@ def test_every_batch_of_every_rank_mix(backend: Backend, dtype: torch.dtype, ran
     shape = base(64)
     op = backend.make(shape, dtype)
     adapters = backend.adapters(shape, RANKS[ranks], dtype)
-    case = (list(TOLERANCE).index(dtype), list(RANKS).index(ranks), list(BATCHES).index(spec))
-    for group in backend.groups(*case):
+    turn = list(RANKS).index(ranks), list(BATCHES).index(spec)
+    if backend.interpreted and list(TOLERANCE)[sum(turn) % len(TOLERANCE)] is not dtype:
+        pytest.skip("shown in another dtype")
+    for group in backend.groups(*turn):
         assert_conforms(op, batch(shape, group, BATCHES[spec], adapters), 1, group)
 
 
