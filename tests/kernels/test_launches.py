@@ -146,6 +146,10 @@ def test_the_grid_finds_room_at_once(compiled: tuple[Tiling, list[Launch]]) -> N
     assert min(room.values()) >= tiling.programs, room
 
 
+# Arguments that a step allocates and computes on the device: what a graph allocates when it is captured.
+ALLOCATED = {"rms_norm": (0,), "gate_expanded": (0,), "store_heads_expanded": (8, 9)}  # outputs; cos and sin
+
+
 @pytest.fixture
 def launches_of_two_memberships(adapters: list[AdapterWeights]) -> list[list[Launch]]:
     step = Step.of(LLAMA_8B, 32)
@@ -158,8 +162,7 @@ def launches_of_two_memberships(adapters: list[AdapterWeights]) -> list[list[Lau
 def test_membership_changes_no_launch(launches_of_two_memberships: list[list[Launch]]) -> None:
     """So that a graph captured under one replays under another."""
     first, second = launches_of_two_memberships
-    outputs = {"rms_norm", "gate_expanded"}  # their first argument is allocated by the step
     for one, other in zip(first, second, strict=True):
-        skipped = one.name in outputs
         assert (one.name, one.grid, one.cubin) == (other.name, other.grid, other.cubin)
-        assert one.arguments[skipped:] == other.arguments[skipped:], one.name
+        for number, pair in enumerate(zip(one.arguments, other.arguments, strict=True)):
+            assert pair[0] == pair[1] or number in ALLOCATED.get(one.name, ()), (one.name, number)
