@@ -1,11 +1,12 @@
 """What the tests of lora share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lora.cluster import Cluster
+from tests.lora.shelf import Shelf
 
 
 @pytest.fixture
@@ -14,3 +15,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path)
     yield made
     made.loop.close()
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Callable[[int], Shelf]:
+    """Makes a store with room for so many adapters of rank 4."""
+    return lambda adapters_that_fit: Shelf(tmp_path, adapters_that_fit)
