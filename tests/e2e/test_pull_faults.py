@@ -220,6 +220,32 @@ def test_reader_frozen_then_thawed(stage: Stage) -> None:
     assert source.usage().leases == 0
 
 
+def test_a_slow_reader_keeps_nobody_else_waiting(stage: Stage) -> None:
+    source, slow, quick = stage.source(), stage.puller(), stage.puller()
+    begin_slowly(stage, slow, source, timeout_s=WAIT_S)
+    slow.child.stop()
+    stage.hosts.shape("1gbit")
+    for _ in range(3):
+        assert pulls_exactly(quick, source)
+    assert source.usage().leases == 1
+    slow.child.resume()
+    assert slow.result().error is None
+    assert slow.exact(OFFSET, NBYTES)
+    assert holds_nothing(slow, source)
+
+
+def test_a_puller_shuts_down_though_its_source_is_frozen(stage: Stage) -> None:
+    source, puller = stage.source(), stage.puller()
+    begin_slowly(stage, puller, source)
+    source.child.stop()
+    assert ended_in_time(puller.result(), "PullTimeout")
+    puller.child.close()
+    source.child.resume()
+    source.withdraw("adapter")
+    assert source.is_drained("adapter", WAIT_S)
+    assert source.usage().leases == 0
+
+
 def test_reader_killed(stage: Stage) -> None:
     source, puller = stage.source(), stage.puller()
     begin_slowly(stage, puller, source, timeout_s=WAIT_S)
