@@ -45,7 +45,7 @@ class CoordinatorOptions:
     retry_s: float = 1.0
     publish_s: float = 0.2
     stuck_s: float = 5.0
-    max_pulls: int = 4
+    max_pulls: int = 16
 
 
 class Coordinator:
@@ -221,6 +221,9 @@ class Coordinator:
             return []
         target = self._rollout.target
         moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
+        moved.sort(
+            key=lambda ref: -problem.demand.tokens_per_s[ref]
+        )  # what is waited for most is pulled first
         target.update((ref, placement.shares[ref]) for ref in moved)
         return self._advance(moved, now)
 

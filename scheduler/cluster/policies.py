@@ -102,7 +102,7 @@ def _phi(setting: Setting) -> RoutingPolicy:
 
 
 def _predicted(setting: Setting) -> RoutingPolicy:
-    return PredictedRouting(setting.forecast)
+    return PredictedRouting(setting.forecast, setting.slo.ttft_s / 4)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:
@@ -182,6 +182,12 @@ _ABLATIONS = (
         name="ours-routing-only",
         note="our routing over everything everywhere",
         placement=lambda setting: ReplicatedPlacement(),
+    ),
+    replace(
+        _OURS,
+        name="ours-no-spilling",
+        note="requests only go where the plan has the adapter",
+        routing=lambda setting: PredictedRouting(setting.forecast, float("inf")),
     ),
     replace(_OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=_phi),
     replace(_OURS, name="ours-no-standbys", note="copies only where the plan needs them", placement=_lone),

@@ -10,7 +10,8 @@ requests together the least waiting:
                       more, of a rank that all are padded to if it is the largest and kernels pad
 
 so requests of one adapter gather where there is room, large ranks keep to the nodes that have them, and a
-queue, a slow plan or a crash is got round as soon as it shows.
+queue, a slow plan or a crash is got round as soon as it shows. Where the first token would be late on all of
+these nodes, all that can be reached are looked at, which then have to fetch the adapter.
 """
 
 from dataclasses import dataclass
@@ -23,55 +24,64 @@ from scheduler.cluster.state import RoutingTable
 
 _OWN_ANSWER = 2.0  # how much more than others' waiting that of the request's own answer weighs
 _ALIKE = 1e-3  # costs nearer than this, relatively, are not told apart
+_FETCH_LATENCY_S, _FETCH_BYTES_PER_S = 0.002, 25e9
 
 
 @dataclass(frozen=True, slots=True)
-class _Queue:
-    """A node's batch as it will be when the prompts queued there are read, and the tokens of those."""
+class _Offer:
+    """What a node promises: seconds to the first token, and of waiting for all."""
 
-    batch: Batch
-    prompt_tokens: int
+    node: str
+    first_token_s: float
+    cost_s: float
 
 
 class PredictedRouting:
-    """Of nodes alike in cost one is drawn, so that front doors do not all choose the first."""
+    """A first token later than `patience_s` is late. Of nodes alike in cost one is drawn, so that front doors do
+    not all choose the first."""
 
-    def __init__(self, forecast: Forecast) -> None:
-        self._forecast = forecast
+    def __init__(self, forecast: Forecast, patience_s: float = 0.5) -> None:
+        self._forecast, self._patience_s = forecast, patience_s
 
     def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Nodes that φ does not name are never taken while one that it names is reachable."""
-        nodes = [share.node for share in reachable_shares(ask, table, loads)]
-        if len(nodes) == 1:
-            return nodes[0]
-        costs = [self._cost(ask, node, loads[node]) for node in nodes]
-        least = min(costs) * (1 + _ALIKE)
-        alike = [node for node, cost in zip(nodes, costs, strict=True) if cost <= least]
-        return alike[int(rng.integers(len(alike)))] if len(alike) > 1 else alike[0]
+        """Nodes that φ does not name are only taken when all that it names are late, or out of reach."""
+        homes = [share.node for share in reachable_shares(ask, table, loads)]
+        offers = [self._offer(ask, node, loads[node]) for node in homes]
+        if min(offer.first_token_s for offer in offers) > self._patience_s:
+            fetch_s = _FETCH_LATENCY_S + ask.adapter.nbytes / _FETCH_BYTES_PER_S
+            others = (node for node in loads if node not in homes)
+            offers += [self._offer(ask, node, loads[node], fetch_s) for node in others]
+        return _least(offers, rng)
 
-    def _cost(self, ask: Ask, node: str, load: NodeLoad) -> float:
-        """Seconds of waiting, of this request and of those on the node."""
+    def _offer(self, ask: Ask, node: str, load: NodeLoad, fetch_s: float = 0.0) -> _Offer:
         forecast, lengths = self._forecast, self._forecast.lengths
-        queue = self._queue(load)
-        before, after = queue.batch, _with(queue.batch, ask, ask.adapter.digest in load.adapters)
-        read = queue.prompt_tokens + max(1, ask.prompt_tokens - ask.cached_tokens.get(node, 0))
+        before, queued = self._coming(load)
+        after = _with(before, ask, ask.adapter.digest in load.adapters)
+        read = queued + max(1, ask.prompt_tokens - ask.cached_tokens.get(node, 0))
         steps = max(1.0, read / forecast.step_prompt_tokens)
-        first_token_s = read * forecast.model.prefill_token_s + steps * forecast.decode_s(after)
+        first_token_s = fetch_s + read * forecast.model.prefill_token_s + steps * forecast.decode_s(after)
         step_s = forecast.step_s(after)
         others_s = before.sequences * (step_s - forecast.step_s(before))
-        return first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
+        cost_s = first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
+        return _Offer(node, first_token_s, cost_s)
 
-    def _queue(self, load: NodeLoad) -> _Queue:
-        lengths, prompt, decoding, adapters, ranks, largest = self._forecast.lengths, 0, 0, 0, 0, 0
+    def _coming(self, load: NodeLoad) -> tuple[Batch, int]:
+        """The node's batch as it will be when the prompts queued there are read, and the tokens of those."""
+        prompt = decoding = adapters = ranks = largest = 0
         for part in load.work.adapters:
             prompt += part.prefill_tokens
             decoding += part.decode_sequences
             adapters += part.rank > 0
             ranks += part.rank
             largest = max(largest, part.rank)
-        coming = prompt / lengths.prompt_tokens
-        context = load.work.context_tokens + prompt
-        return _Queue(Batch(decoding + coming, context, adapters, ranks, largest), prompt)
+        sequences = decoding + prompt / self._forecast.lengths.prompt_tokens
+        return Batch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt
+
+
+def _least(offers: list[_Offer], rng: np.random.Generator) -> str:
+    least = min(offer.cost_s for offer in offers) * (1 + _ALIKE)
+    alike = [offer.node for offer in offers if offer.cost_s <= least]
+    return alike[int(rng.integers(len(alike)))] if len(alike) > 1 else alike[0]
 
 
 def _with(batch: Batch, ask: Ask, is_there: bool) -> Batch:

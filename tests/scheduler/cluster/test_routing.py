@@ -111,6 +111,16 @@ def test_predicted_avoids_a_queue_and_draws_between_nodes_alike() -> None:
     assert _chosen(Ask(A, 500), {"x": _load(2), "y": _load(2), "z": _load(0)}) == {"x", "y"}
 
 
+def test_predicted_spills_when_the_first_token_would_be_late_everywhere_in_the_plan() -> None:
+    loads = {"x": _load(2, prompt_tokens=19_000), "y": _load(2, prompt_tokens=9_000), "z": _load(0)}
+    assert _chosen(Ask(A, 500), loads) == {"y"}
+    loads = {node: _load(2, prompt_tokens=19_000) for node in ("x", "y")} | {"z": _load(0)}
+    assert _chosen(Ask(A, 500), loads) == {"z"}
+    assert _chosen(
+        Ask(A, 500), {"x": _load(2, prompt_tokens=40_000), "z": _load(2, prompt_tokens=60_000)}
+    ) == {"x"}
+
+
 def test_predicted_keeps_a_large_rank_from_small_ones_where_kernels_pad() -> None:
     """Y has more to do, but x's twenty sequences would all be padded to 128."""
     small = NodeLoad(20, StepLoad(tuple(AdapterLoad(8, 0, 1) for _ in range(20)), 10_000))
