@@ -1,5 +1,6 @@
 """Assembly: a configuration becomes a working engine. The one place where the rooms are wired together."""
 
+import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -23,12 +24,15 @@ from engine.text import TextCodec
 from lora.pool import RankPages
 from lora.shares import Shares
 from lora.sites import BaseShape
+from lora.staged import Staged
 from lora.store import AdapterStore
+from lora.stowage import Stowage
 from lora.tiers import DiskTier
 from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache
+from model.weights import Weights
 from scheduler.blocks import BlockPool
 from scheduler.request import InvalidParameter
 from scheduler.step import StepLimits, StepScheduler
@@ -112,17 +116,20 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     lora_dtype = _lora_dtype(config.lora_dtype, base.dtype, base.device)
     pages = _pages(config, base, lora_dtype, workers)
     cache = _cache(config, base)
-    model = (
-        base.build(weights, None) if workers is None else join(base, weights, workers, cache, pages.nbytes)
-    )
     peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
     store = _store(config, base.config.base_shape(), lora_dtype, pages, peers)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
     limits = _limits(config, base.config, blocks.capacity_tokens)
+    if workers is not None:
+        executor: StepExecutor = Executor(join(base, weights, workers, cache, pages.nbytes), cache)
+    elif base.device.type == "cuda":
+        executor = _on_cuda(config, base, weights, lora_dtype, cache, limits)
+    else:
+        executor = Executor(base.build(weights, None), cache)
     scheduler = StepScheduler(limits, blocks)
     changed = threading.Event()
     store.on_ready(changed.set)
-    core = EngineCore(scheduler, store, around(Executor(model, cache)), time.monotonic)
+    core = EngineCore(scheduler, store, around(executor), time.monotonic)
     _add_adapters(config, store)
     card = ModelCard(
         name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
@@ -132,6 +139,23 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         eos_token_ids=base.config.eos_token_ids,
     )
     return Engine(core, store, TextCodec.load(base.folder), card, changed, peers, workers)
+
+
+def _on_cuda(
+    config: EngineConfig,
+    base: BaseModel,
+    weights: Weights,
+    lora_dtype: torch.dtype,
+    cache: KVCache,
+    limits: StepLimits,
+) -> StepExecutor:
+    """Steps of fused kernels, decode as graphs. A dynamic rope reads lengths on the host, and torch's attention plans
+    there: neither can be recorded."""
+    cuda = importlib.import_module("engine.cuda")  # it needs Triton, which a CPU may lack
+    ops = cuda.make_ops(base.part, base.dtype, lora_dtype, base.device)
+    records = config.cuda_graphs and base.attention != "torch" and base.config.rope.kind != "dynamic"
+    model = base.build(weights, None, ops)
+    return cuda.make_executor(model, cache, limits.seats, limits.max_model_len, graphs=records)
 
 
 def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
@@ -155,8 +179,14 @@ def _pages(config: EngineConfig, base: BaseModel, dtype: torch.dtype, workers: W
     size = page_bytes(base.part.base_shape(), dtype)
     if granted < size:
         raise InvalidConfig("adapter_bytes", granted, f"give at least one rank page of {size} bytes")
-    stowage = None if workers is None else Shares(base.cuts(), workers.deliver)
-    return RankPages(granted // size, size, base.device, stowage)
+    return RankPages(granted // size, size, base.device, _stowage(config, base, workers))
+
+
+def _stowage(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Stowage | None:
+    """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
+    if workers is not None:
+        return Shares(base.cuts(), workers.deliver)
+    return Staged(base.device) if base.device.type == "cuda" and not config.sharing.on else None
 
 
 def _device_bytes(base: BaseModel) -> int:

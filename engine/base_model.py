@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVLayout
 from model.linear import Quantization
 from model.llama import Llama
+from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
 from model.parallel import Collective, Shard, shard_sizes
 from model.weights import Weights, WeightsForm
@@ -52,9 +53,9 @@ class BaseModel:
         """Read this device's part. Raises CheckpointError."""
         return load_weights(self.folder, self.config, self.dtype, self.device, progress, self.form)
 
-    def build(self, weights: Weights, collective: Collective | None) -> Llama:
-        """The forward pass over `weights`, with the fastest arithmetic for the device."""
-        ops = EagerOps(self.part, self.dtype, self.device, GroupedLora())
+    def build(self, weights: Weights, collective: Collective | None, ops: LayerOps | None = None) -> Llama:
+        """The forward pass over `weights`; the layers' arithmetic is plain torch's unless `ops` are given."""
+        ops = ops or EagerOps(self.part, self.dtype, self.device, GroupedLora())
         return Llama(
             self.part, weights, make_attention(self.attention, self.part, self.device), ops, collective
         )

@@ -55,6 +55,7 @@ class EngineConfig:
     lora_dtype: str = "auto"  # auto | float32 | bfloat16; auto: float32 on a CPU, else the model's
     device: str = "auto"  # auto | cpu | cuda
     attention_backend: str = "auto"  # auto | torch | triton | flashinfer
+    cuda_graphs: bool = True  # on a CUDA device, decode steps are recorded once and replayed
     tensor_parallel_size: int = 1  # devices that compute each layer together
     quantization: str = "none"  # none | int8 (CPU) | fp8 (CUDA): of the layers' base matrices
     max_model_len: int | None = None

@@ -74,6 +74,7 @@ _ENGINE = (
         "NAME",
         "auto, torch, triton or flashinfer; auto: torch on a CPU, else flashinfer where installed, else triton",
     ),
+    Option("model", "cuda-graphs", flag, "", "record decode steps on a CUDA device, and replay them"),
     Option("model", "max-model-len", count, "N", "most tokens of a prompt and its answer together"),
     Option("model", "progress", flag, "", "show progress while the model is read"),
     Option(

@@ -59,8 +59,8 @@ class Llama:
         self.config = config
         self._collective = collective
         self._weights = weights
-        self._attention = attention
-        self._ops = ops
+        self.attention = attention
+        self.ops = ops
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, cache: KVCache, attention: AttentionStep | None = None) -> Tensor:
@@ -69,8 +69,8 @@ class Llama:
 
         Returns [L, vocab] float32, the logits of `batch.logit_rows`; of several devices, the first has them.
         """
-        attention = attention or self._attention.plan(batch, cache)
-        step = _Step(self._ops.plan(batch, cache), attention, self._collective)
+        attention = attention or self.attention.plan(batch, cache)
+        step = _Step(self.ops.plan(batch, cache), attention, self._collective)
         x = self._weights.embedding[batch.token_ids]
         for number, layer in enumerate(self._weights.layers):
             x = self._layer(number, layer, x, step)

@@ -160,8 +160,8 @@ def put_on_device(llm: LLM, rows: int, blocks: int) -> Tape:
     assert isinstance(executor, Executor)
     model, cache = executor._model, executor._cache
     assert isinstance(model, Llama)
-    ops, attention = LoadedOps(model._ops), LoadedAttention(model._attention)
-    model._ops, model._attention = ops, attention
+    ops, attention = LoadedOps(model.ops), LoadedAttention(model.attention)
+    model.ops, model.attention = ops, attention
     sampler, tape = HostSampler(256), Tape()
     graphs = DecodeGraphs(DecodeParts(model, cache, ops, attention, sampler), rows, blocks, tape)
     llm.engine.core._executor = DeviceExecutor(model, cache, sampler, graphs)
