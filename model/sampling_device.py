@@ -113,8 +113,8 @@ class DeviceSampler:
 
 
 def _apply(logits: Tensor, places: Tensor, values: Tensor) -> None:
-    flat = places[0] * logits.stride(0) + places[1]
+    row, token = places
     repetition, penalty, bias = values
-    found = logits.view(-1).index_select(0, flat)
+    found = logits[row, token]
     found = torch.where(found > 0, found / repetition, found * repetition) + penalty + bias
-    logits.view(-1).index_copy_(0, flat, found)
+    logits[row, token] = found
