@@ -20,7 +20,7 @@ from scripts.figures.suite import Suite, Work, main
 
 POLICIES = ("ours", "paper", "slora-random")
 TRACES = {"conv": 17.0, "code": 14.0}
-LAWS = ("uniform", "power:0.3", "power:0.1")
+LAWS = ("uniform", "power:0.3")
 MIXES = ("equal", "skewed", "shifting")
 COUNTS = (50, 400)
 
