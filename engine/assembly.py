@@ -168,7 +168,11 @@ def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
 def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else model
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+    if name == "fp8" and device.type == "cuda":
+        raise InvalidConfig(
+            "lora_dtype", name, "the GPU's kernels read bfloat16 and float32: use one of these"
+        )
     if name not in named:
         raise InvalidConfig("lora_dtype", name, f"use auto, {' or '.join(named)}")
     return named[name]

@@ -84,9 +84,9 @@ _ENGINE = (
     Option(
         "adapters",
         "lora-dtype",
-        choice("auto", "float32", "bfloat16"),
+        choice("auto", "float32", "bfloat16", "fp8"),
         "TYPE",
-        "auto, float32 (twice the memory, on a CPU the faster) or bfloat16",
+        "auto, float32 (twice the memory, on a CPU the faster), bfloat16 or fp8 (half the memory, CPU)",
     ),
     Option("adapters", "adapter-bytes", size, "SIZE", "memory for resident adapters"),
     Option("adapters", "adapter-cache-dir", path, "DIR", "keep packed adapters on disk here"),

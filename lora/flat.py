@@ -24,7 +24,12 @@ FORMAT = (
     "loraserve-flat-1"  # a new number for every change of the layout rules, since offsets follow from them
 )
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _GROUP_OF = {site: group for group in SiteGroup for site in group.sites}
 
@@ -35,7 +40,10 @@ class InvalidHeader(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One adapted projection: y += scale * B (A x), with A [rank, in] and B [out, rank]."""
+    """One adapted projection: y += scale * B (A x), with A [rank, in] and B [out, rank] as they are stored.
+
+    In a dtype of a byte A and B are stored as multiples of their own steps, whose product is in `scale`.
+    """
 
     layer: int
     site: str

@@ -7,7 +7,7 @@ residency; it reads a folder and writes none.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -55,13 +55,15 @@ class PackedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One module's tensors as they are in the file. A: [r, in], B: [out, r]."""
+    """One module's tensors as they are in the file, A: [r, in], B: [out, r]; or divided such that `step` times their
+    product is what the file's is."""
 
     path: str
     layer: int
     site: str
     A: Tensor
     B: Tensor
+    step: float = 1.0
 
 
 def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> PackedAdapter:
@@ -72,7 +74,10 @@ def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> Packed
         _check_targets(settings, pairs, base)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
-        modules = [Module(p.layer, p.site, p.A.shape[0], settings.scale(p.path)) for p in pairs.values()]
+        pairs = {path: _in_steps(pair, dtype) for path, pair in pairs.items()}
+        modules = [
+            Module(p.layer, p.site, p.A.shape[0], settings.scale(p.path) * p.step) for p in pairs.values()
+        ]
         layout = lay_out(base, dtype, modules)
         rows = _fill(layout, {(pair.layer, pair.site): pair for pair in pairs.values()})
     except Flaw as flaw:
@@ -198,6 +203,15 @@ def _check_shapes(settings: LoraSettings, pair: _Pair, base: BaseShape) -> None:
         )
 
 
+def _in_steps(pair: _Pair, dtype: torch.dtype) -> _Pair:
+    """For a dtype of a byte, both matrices divided so that their largest elements are the dtype's largest number."""
+    if dtype.itemsize > 1:
+        return pair
+    most = torch.finfo(dtype).max
+    a_step, b_step = (float(side.float().abs().max()) / most or 1.0 for side in (pair.A, pair.B))
+    return replace(pair, A=pair.A.float() / a_step, B=pair.B.float() / b_step, step=a_step * b_step)
+
+
 def _fill(layout: FlatLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
     """The flat form's bytes; gaps between matrices are zero, so that equal content has equal bytes."""
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
@@ -210,7 +224,8 @@ def _fill(layout: FlatLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
             matrix(flat, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.to(layout.dtype).t())
             a_start += pair.A.numel()
     # One sum finds any NaN or Inf at the speed of reading; which tensor it is matters only then.
-    if not flat.sum().isfinite():
+    summed = flat.float() if layout.dtype.itemsize == 1 else flat  # there are no sums of bytes' floats
+    if not summed.sum().isfinite():
         for pair in pairs.values():
             _check_finite(pair, layout.dtype)
     return rows
@@ -222,5 +237,5 @@ def _check_finite(pair: _Pair, dtype: torch.dtype) -> None:
             raise Flaw(
                 f"lora_{side} of {pair.path} holds NaN or Inf: the training diverged; use another step"
             )
-        if not tensor.to(dtype).isfinite().all():
+        if not tensor.to(dtype).float().isfinite().all():
             raise Flaw(f"lora_{side} of {pair.path} has values beyond {dtype}'s range: serve it in float32")

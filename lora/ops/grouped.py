@@ -28,20 +28,26 @@ class GroupedStep:
     table: SegmentTable
 
     def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
-        """As LoraStep.add_lora; the products are in the adapter's dtype, the sum is rounded to y's."""
+        """As LoraStep.add_lora; the products are in the adapter's dtype, or float32 where that is of a byte, and the
+        sum is rounded to y's."""
         key = (layer, group)
         for segment in self.table.segments:
             weights = segment.adapter.groups.get(key)
             if weights is None:
                 continue
             start, stop = segment.start, segment.stop
-            wide = weights.A.dtype != y.dtype
-            rows = x[start:stop].to(weights.A.dtype) if wide else x[start:stop]
-            h = linear(rows, weights.A).mul_(weights.scale)
+            A = weights.A
+            narrow = A.dtype.itemsize == 1
+            if narrow:
+                A = A.float()
+            wide = A.dtype != y.dtype
+            rows = x[start:stop].to(A.dtype) if wide else x[start:stop]
+            h = linear(rows, A).mul_(weights.scale)
             for part in weights.parts:
                 columns = y[start:stop, part.out_start : part.out_stop]
                 shrunk = h[:, part.rank_start : part.rank_stop]
+                Bt = part.Bt.float() if narrow else part.Bt
                 if wide:
-                    columns.add_(shrunk.mm(part.Bt))
+                    columns.add_(shrunk.mm(Bt))
                 else:
-                    columns.addmm_(shrunk, part.Bt)
+                    columns.addmm_(shrunk, Bt)
