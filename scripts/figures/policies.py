@@ -31,17 +31,19 @@ class Workload:
     kernel: str
     trace: str = "conv"
     ranks: str = "equal"
+    law: str = "power:0.3"
     climbed: bool = False
 
     def case(self, policy: str, rate: float, seed: int) -> Case:
         """One run of it."""
-        return Case(policy, self.kernel, self.trace, self.ranks, rate=rate, seed=seed)
+        return Case(policy, self.kernel, self.trace, self.ranks, self.law, rate=rate, seed=seed)
 
 
 WORKLOADS = (
     Workload("conversations, equal ranks, padded", "padded", climbed=True),
     Workload("conversations, skewed ranks, padded", "padded", ranks="skewed"),
     Workload("conversations, equal ranks, exact", "exact"),
+    Workload("skewed ranks, sharp popularity, padded", "padded", ranks="skewed", law="power:0.1"),
     Workload("conversations, shifting ranks, padded", "padded", ranks="shifting"),
     Workload("code, equal ranks, padded", "padded", trace="code"),
 )
@@ -91,11 +93,11 @@ def _highest(work: Work, load: Workload, policy: str, seed: int, start: int) -> 
 
 def of(rows: Sequence[Row], load: Workload, policy: str, seed: int) -> list[Row]:
     """The runs of one search, by rate."""
-    mine = (policy, load.kernel, load.trace, load.ranks, seed)
+    mine = (policy, load.kernel, load.trace, load.ranks, load.law, seed)
     found = [
         row
         for row in rows
-        if tuple(row["asked"][key] for key in ("policy", "kernel", "trace", "ranks", "seed")) == mine
+        if tuple(row["asked"][key] for key in ("policy", "kernel", "trace", "ranks", "law", "seed")) == mine
     ]
     return sorted(found, key=lambda row: row["asked"]["rate"])
 

@@ -1,6 +1,7 @@
 """The cluster's suites: each runs from nothing to a picture, keeps its rows, and goes on where it was."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,7 @@ def test_throughput_is_the_highest_rate_within_the_slo() -> None:
     load = WORKLOADS[0]
     rows = [
         {
-            "asked": {"policy": "ours", "kernel": load.kernel, "trace": load.trace, "ranks": load.ranks}
-            | {"seed": seed, "rate": rate},
+            "asked": asdict(load.case("ours", rate, seed)),
             "meets": rate <= 10 + seed,
         }
         for seed in (0, 1)
