@@ -13,6 +13,7 @@ from model.attention.base import AttentionBackend, AttentionStep
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from model.linear import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.parallel import Collective
 from model.weights import LayerWeights, Weights
@@ -26,11 +27,11 @@ class _Step:
     attention: AttentionStep
     collective: Collective | None
 
-    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """As LayerStep.add, with `y` and the adapters' updates summed over the devices that share the model."""
+    def add(self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor) -> Tensor:
+        """As LayerStep.add, where the devices that share the model each have a part of the sum."""
         if self.collective is None:
-            return self.ops.add(layer, group, y, x, residual)
-        return self.collective.sum(self.ops.add(layer, group, y, x, None)).add_(residual)
+            return self.ops.add(layer, group, project, x, residual)
+        return self.collective.sum(self.ops.add(layer, group, project, x, None)).add_(residual)
 
 
 class Model(Protocol):
@@ -84,10 +85,10 @@ class Llama:
         """x: [T, hidden] -> [T, hidden]"""
         ops = step.ops
         normed = ops.norm(x, layer.input_norm)
-        heads = ops.store_heads(number, layer.qkv(normed), normed, layer.qk_norm)
+        heads = ops.store_heads(number, layer.qkv, normed, layer.qk_norm)
         attended = step.attention.attend(number, *heads)
-        x = step.add(number, SiteGroup.OUT, layer.out(attended), attended, residual=x)
+        x = step.add(number, SiteGroup.OUT, layer.out, attended, residual=x)
 
         normed = ops.norm(x, layer.post_norm)
-        gated = ops.gate(number, layer.gate_up(normed), normed)
-        return step.add(number, SiteGroup.DOWN, layer.down(gated), gated, residual=x)
+        gated = ops.gate(number, layer.gate_up, normed)
+        return step.add(number, SiteGroup.DOWN, layer.down, gated, residual=x)

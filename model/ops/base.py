@@ -11,6 +11,7 @@ from torch import Tensor
 from lora.sites import SiteGroup
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
+from model.linear import Linear
 
 
 class Heads(NamedTuple):
@@ -22,23 +23,26 @@ class Heads(NamedTuple):
 
 
 class LayerStep(Protocol):
-    """One step's arithmetic, planned. In all of it `y` is the base projection of `x` and may be overwritten, and
-    y' = y plus each adapter's own update on its rows; both are contiguous."""
+    """One step's arithmetic, planned. In all of it y' is the base projection of `x`, `project(x)`, plus each adapter's
+    own update on its rows. x and y are contiguous; a backend calls `project` once, so that it may start the adapters'
+    part of the work beside it, and may overwrite what it returns."""
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMS norm over the last dimension; x: [T, n]."""
         ...
 
-    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+    def store_heads(self, layer: int, project: Linear, x: Tensor, qk_norm: Tensor | None) -> Heads:
         """y: [T, fused q, k and v]. The heads of y', q and k normed by `qk_norm` ([num_heads + num_kv_heads,
         head_dim]) where given and rotated by position; k and v are in the cache when it returns."""
         ...
 
-    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+    def gate(self, layer: int, project: Linear, x: Tensor) -> Tensor:
         """y: [T, 2n], gate and up. silu(gate') * up', [T, n]."""
         ...
 
-    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+    def add(
+        self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
         """residual + y' (or y' alone), [T, hidden], for the groups OUT and DOWN."""
         ...
 

@@ -11,6 +11,7 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.layers import rms_norm, silu_mul
+from model.linear import Linear
 from model.ops.base import Heads
 from model.rope import Rope, Rotation, rotate
 
@@ -43,9 +44,9 @@ class EagerStep:
         """See LayerStep."""
         return rms_norm(x, weight, self.config.rms_norm_eps)
 
-    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+    def store_heads(self, layer: int, project: Linear, x: Tensor, qk_norm: Tensor | None) -> Heads:
         """See LayerStep."""
-        self._adapt(y, x, layer, SiteGroup.QKV)
+        y = self._adapted(project, x, layer, SiteGroup.QKV)
         num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
         qk, v = y.unflatten(1, (-1, self.config.head_dim)).split(
             (num_heads + num_kv_heads, num_kv_heads), dim=1
@@ -56,16 +57,19 @@ class EagerStep:
         self.cache.write(layer, self.slots, k, v)
         return Heads(q, k, v)
 
-    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+    def gate(self, layer: int, project: Linear, x: Tensor) -> Tensor:
         """See LayerStep."""
-        self._adapt(y, x, layer, SiteGroup.GATE_UP)
-        return silu_mul(y)
+        return silu_mul(self._adapted(project, x, layer, SiteGroup.GATE_UP))
 
-    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+    def add(
+        self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
         """See LayerStep."""
-        self._adapt(y, x, layer, group)
+        y = self._adapted(project, x, layer, group)
         return y if residual is None else residual + y
 
-    def _adapt(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
+    def _adapted(self, project: Linear, x: Tensor, layer: int, group: SiteGroup) -> Tensor:
+        y = project(x)
         if self.lora is not None:
             self.lora.add_lora(y, x, layer, group)
+        return y

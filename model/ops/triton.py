@@ -1,25 +1,26 @@
 """The layer's arithmetic on a GPU: each consumer of a projection is one kernel that also adds the adapters' share.
 
 A step of base rows runs the same kernels without that part. With adapters, each group's shrink runs on a second
-stream beside the base projection, as soon as the projection's input is there, where the input is this room's own
-(`norm`, `gate`); that of attention is waited for behind the projection. Every launch of a step has arguments that
-follow from its rows, its tiling and fixed memory (see lora.ops.triton), so that a step may be captured in a graph;
-the rotation's few operations are captured with it. A rope of the kind "dynamic" reads lengths on the host and must
-not be captured beyond the length of pretraining.
+stream beside the base projection. Every launch of a step has arguments that follow from its rows, its tiling and fixed
+memory (see lora.ops.triton), so that a step may be captured in a graph: `load` outside, `plan` and what follows inside,
+the rotation's few operations with it. A rope of the kind "dynamic" reads lengths on the host and must not be captured
+beyond the length of pretraining.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lora.ops.triton import Expansion, TritonLora, TritonStep
+from lora.ops.triton import Expansion, TritonLora, TritonStep, tiling_of
 from lora.ops.triton_device import DTYPES, launch
 from lora.sites import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from model.linear import Linear
 from model.ops.base import Heads
 from model.ops.triton_gate import gate_expanded
 from model.ops.triton_heads import store_heads_expanded
@@ -35,6 +36,12 @@ class TritonOps:
         self._config, self.lora = config, lora
         self._rope = Rope(config.rope, config.head_dim, dtype, lora.device)
         self._side = SideStream(lora.device)
+
+    def load(self, batch: ForwardBatch) -> Hashable:
+        """See GraphOps."""
+        rows = batch.token_ids.shape[0]
+        self.lora.load(batch.segments, rows)
+        return tiling_of(batch.segments, rows), bool(batch.segments.segments), self.lora.generation
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonLayerStep":
         """See LayerOps."""
@@ -62,11 +69,12 @@ class TritonLayerStep:
         warps = min(16, max(1, block // 512))
         eps = self.config.rms_norm_eps
         launch(rms_norm, rows, out, x, weight, n, x.stride(0), eps, BLOCK=block, num_warps=warps)
-        return self._marked(out)
+        return out
 
-    def store_heads(self, layer: int, y: Tensor, x: Tensor, qk_norm: Tensor | None) -> Heads:
+    def store_heads(self, layer: int, project: Linear, x: Tensor, qk_norm: Tensor | None) -> Heads:
         """See LayerStep."""
-        config, given = self.config, self._shrunk(layer, SiteGroup.QKV, x)
+        config = self.config
+        y, given = self._projected(layer, SiteGroup.QKV, project, x)
         keys, values = self.cache.layer(layer)
         assert keys.stride() == values.stride(), "keys and values lie alike"
         half = config.head_dim // 2
@@ -86,9 +94,9 @@ class TritonLayerStep:
         sizes = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         return Heads(*y.unflatten(1, (-1, config.head_dim)).split(sizes, dim=1))
 
-    def gate(self, layer: int, y: Tensor, x: Tensor) -> Tensor:
+    def gate(self, layer: int, project: Linear, x: Tensor) -> Tensor:
         """See LayerStep."""
-        given = self._shrunk(layer, SiteGroup.GATE_UP, x)
+        y, given = self._projected(layer, SiteGroup.GATE_UP, project, x)
         width = y.shape[1] // 2
         out = y.new_empty(y.shape[0], width)
         launch(
@@ -98,25 +106,24 @@ class TritonLayerStep:
             BLOCK_COLUMNS=self.lora.tiling.columns,
             **self._constants(given),
         )
-        return self._marked(out)
+        return out
 
-    def add(self, layer: int, group: SiteGroup, y: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+    def add(
+        self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor | None
+    ) -> Tensor:
         """See LayerStep."""
-        self._shrunk(layer, group, x)
+        y, _ = self._projected(layer, group, project, x)
         self.lora.add(y, residual, layer, group)
         return y
 
-    def _marked(self, x: Tensor) -> Tensor:
-        """`x`, from here on an input that shrinking need not wait for."""
-        if self.lora.adapted:
-            self.side.mark(x)
-        return x
-
-    def _shrunk(self, layer: int, group: SiteGroup, x: Tensor) -> Expansion:
-        """The group's h is complete for what the main stream is given next."""
-        if self.lora.adapted:
-            self.side.run(x, partial(self.lora.shrink, x, layer, group))
-        return self.lora.expansion(layer, group)
+    def _projected(
+        self, layer: int, group: SiteGroup, project: Linear, x: Tensor
+    ) -> tuple[Tensor, Expansion]:
+        """The base projection, and what expands h, which was shrunk beside it."""
+        given = self.lora.expansion(layer, group)
+        if not given.adapted:
+            return project(x), given
+        return self.side.beside(partial(project, x), partial(self.lora.shrink, x, layer, group)), given
 
     def _constants(self, given: Expansion) -> dict[str, object]:
         tiling = self.lora.tiling

@@ -15,6 +15,7 @@ from lora.sites import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
+from model.linear import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.ops.eager import EagerOps
 from model.ops.triton import TritonOps
@@ -153,6 +154,16 @@ class World:
         )
 
 
+def projecting(given: Batch) -> Linear:
+    """The base projection that turns the batch's x into its y."""
+
+    def project(x: Tensor) -> Tensor:
+        assert x is given.x
+        return given.y.clone()
+
+    return project
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return BACKENDS[request.param]
@@ -183,7 +194,7 @@ def assert_heads(world: World, qk_norm: Tensor | None = None, inv_freq: Tensor |
     given, y = world.draw(SiteGroup.QKV)
     weight = None if qk_norm is None else qk_norm.to(world.device)
     with torch.inference_mode():
-        found = world.step.store_heads(1, given.y.clone(), given.x, weight)
+        found = world.step.store_heads(1, projecting(given), given.x, weight)
     for which, want in zip(found, expected_heads(world, y, qk_norm, frequencies), strict=True):
         world.assert_close(which, want)
     for kept, stored in zip(world.cache.layer(1), found[1:], strict=True):
@@ -222,7 +233,7 @@ def test_gate_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype) ->
     world = World(backend, spec, dtype=dtype)
     given, y = world.draw(SiteGroup.GATE_UP)
     with torch.inference_mode():
-        found = world.step.gate(1, given.y.clone(), given.x)
+        found = world.step.gate(1, projecting(given), given.x)
     gate, up = y.chunk(2, dim=1)
     world.assert_close(found, gate * gate.sigmoid() * up)
 
@@ -235,8 +246,8 @@ def test_sums_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype, gr
     residual = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     here = residual.to(world.device)
     with torch.inference_mode():
-        summed = world.step.add(1, group, given.y.clone(), given.x, here)
-        alone = world.step.add(1, group, given.y.clone(), given.x, None)
+        summed = world.step.add(1, group, projecting(given), given.x, here)
+        alone = world.step.add(1, group, projecting(given), given.x, None)
     world.assert_close(summed, residual.double() + y)
     world.assert_close(alone, y)
     assert torch.equal(here.cpu(), residual), "the residual is read, not written"
@@ -251,9 +262,9 @@ def test_adapters_may_be_wider_than_the_model(backend: Backend, group: SiteGroup
             assert_heads(world)
         elif group is SiteGroup.GATE_UP:
             gate, up = y.chunk(2, dim=1)
-            world.assert_close(world.step.gate(1, given.y, given.x), gate * gate.sigmoid() * up)
+            world.assert_close(world.step.gate(1, projecting(given), given.x), gate * gate.sigmoid() * up)
         else:
-            world.assert_close(world.step.add(1, group, given.y, given.x, None), y)
+            world.assert_close(world.step.add(1, group, projecting(given), given.x, None), y)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])

@@ -94,10 +94,10 @@ class Step:
             step = self.ops.plan(replace(self.batch, segments=segments), self.cache)
             qkv, out, gate_up, down = (self.projections[group] for group in SiteGroup)
             step.norm(qkv[1], qkv[1][0])
-            step.store_heads(1, *qkv, None)
-            step.add(1, SiteGroup.OUT, *out, qkv[1])
-            step.gate(1, *gate_up)
-            step.add(1, SiteGroup.DOWN, *down, qkv[1])
+            step.store_heads(1, lambda x: qkv[0], qkv[1], None)
+            step.add(1, SiteGroup.OUT, lambda x: out[0], out[1], qkv[1])
+            step.gate(1, lambda x: gate_up[0], gate_up[1])
+            step.add(1, SiteGroup.DOWN, lambda x: down[0], down[1], qkv[1])
         return launches
 
 

@@ -11,7 +11,7 @@ from lora.ops.triton import DISTINCT, SHARED, TritonLora, tiling_of
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
 from lora.sites import BaseShape, SiteGroup, SiteShape
 from model.ops.triton import TritonOps
-from tests.conformance.test_layer_ops import BACKENDS, CONFIG, MARK, World
+from tests.conformance.test_layer_ops import BACKENDS, CONFIG, MARK, World, projecting
 from tests.conformance.test_lora_op import adapter, assert_conforms, base, batch
 from tests.kernels.interpreter import DEVICE, RUNS_TRITON
 
@@ -144,7 +144,7 @@ def test_blocks_may_lie_apart_and_rows_may_be_in_no_block() -> None:
     slots = torch.where(outside, -1, world.slots)
     given, _ = world.draw(SiteGroup.QKV)
     step = ops.plan(replace(world.batch, slots=slots.to(DEVICE)), spaced)  # pyright: ignore[reportArgumentType]
-    heads = step.store_heads(1, given.y.clone(), given.x, None)
+    heads = step.store_heads(1, projecting(given), given.x, None)
     for kept, stored in zip((spaced.keys, spaced.values), heads[1:], strict=True):
         rows = kept.flatten(0, 1)
         assert torch.equal(rows[world.slots[~outside]], stored[~outside])
