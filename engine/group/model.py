@@ -33,6 +33,9 @@ class GroupModel:
             return self._part.forward(batch, cache)
         except Exception as error:
             raise self._workers.cause(error) from error
+        except BaseException:  # an interrupt within a step leaves the others waiting for the rest of it
+            self._workers.fail(0, "it was interrupted within a step")
+            raise
 
 
 def start_workers(base: BaseModel) -> Workers | None:
