@@ -140,7 +140,7 @@ def to_row(twin: str, told: Told) -> Mapping[str, object]:
         "at_s": round(told.ask.at_s, 4),
         "rank": told.ask.adapter.rank,
         "prompt_tokens": len(told.ask.prompt_token_ids),
-        "token_times_s": [round(at_s, 4) for at_s in told.token_times_s],
+        "token_times_s": [round(at_s, 5) for at_s in told.token_times_s],
     }
 
 

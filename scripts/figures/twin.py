@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 Row = Mapping[str, Any]
 STYLES = {"live": ("C0", "-", "live engine"), "sim": ("C3", "--", "simulator")}
@@ -48,7 +49,12 @@ def draw_panel(axes: Axes, rows: Sequence[Row], metric: str) -> None:
         figures[twin] = float(times.mean()), p95
     mean, p95 = (sim / live - 1 for live, sim in zip(figures["live"], figures["sim"], strict=True))
     axes.set_title(f"mean {mean:+.1%}, P95 {p95:+.1%}", fontsize=10)
+    everything = np.concatenate([milliseconds(rows, twin, metric) for twin in STYLES])
     axes.set_xscale("log")
+    axes.set_xlim(left=max(0.8 * float(np.percentile(everything, 0.5)), 1e-3))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(PANELS[metric])
 
 
