@@ -3,7 +3,8 @@
     python -m scripts.bench_layers --size 100m --out results/bench_layers.jsonl
 
 Measured here: the first step of a request under a resident adapter, by rank and prompt length, and what this machine
-moves and digests at best. Beside these a network of 10 Gbit/s. From them follows the time to the first token in three designs:
+moves and digests at best; beside these a network of 10 Gbit/s. From them follows the time to the first token in three
+designs:
 
   now         pull all, digest all, then compute: a step never waits for an adapter
   overlapped  digest each layer while the next one is pulled, then compute; needs a digest per layer
