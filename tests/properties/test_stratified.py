@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.cluster.cost import Kernel
@@ -51,6 +51,7 @@ def drifted(rates: list[tuple[int, float]], seed: int) -> list[float]:
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(deadline=None, max_examples=40)
 @given(busy, st.integers(1, 8), st.integers(0, 2**31))
+@example([(8, 1.0), (16, 27.0)], 8, 0)
 def test_no_policy_makes_the_slowest_step_faster_at_first_or_after_drift(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int, seed: int
 ) -> None:
@@ -173,3 +174,12 @@ def test_an_adapter_beyond_one_node_is_split_and_those_beyond_all_are_still_plac
 def test_no_adapters_no_shares() -> None:
     nothing = Problem(Demand(MappingProxyType({})), problem([(8, 1.0)], 2).nodes, EMPTY_PLACEMENT)
     assert not ours(Kernel.EXACT).place(nothing).shares
+
+
+def test_tight_memory_gives_large_ranks_more_nodes_and_does_not_strew_them() -> None:
+    """A quarter of the requests, four fifths of the bytes: three nodes of four."""
+    what = problem([(8, 60.0)] * 60 + [(128, 60.0)] * 20, 4, 1100 * MIB)
+    placed = ours(Kernel.PADDED, LONE).place(what)
+    assert len(placed.shares) == 80
+    mixed = [n.node for n in what.nodes if len({ref.rank for ref in placed.held_by(n.node)}) > 1]
+    assert len(mixed) <= 1

@@ -57,7 +57,9 @@ def lineup(problem: Problem, forecast: Forecast) -> Lineup:
                 homes[ref] += (at,)
     levels = tuple(sorted({ref.rank for ref in refs}))
     crowd = Crowd(np.array([rates[ref] for ref in refs]), np.array([float(ref.rank) for ref in refs]))
-    line = Line(crowd, levels, paces(problem.nodes)[list(order)])
+    nbytes = np.array([float(ref.nbytes) for ref in refs])
+    memory = np.array([float(problem.nodes[node].memory_bytes) for node in order])
+    line = Line(crowd, nbytes, levels, paces(problem.nodes)[list(order)], memory)
     return Lineup(problem, refs, rates, line, order, homes)
 
 

@@ -6,7 +6,7 @@ given step time nodes are filled one after another; an adapter that a cut goes t
 step time for which the nodes suffice is found by bisection.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ _CLOSE = 1.005  # bounds nearer than this, as a ratio, are one
 _LEAST = 1e-4  # of an idle step: more even than this nodes need not be
 _GRAIN = 0.02  # of a step: less is too little to split an adapter for
 _CRUMB = 0.02  # of an adapter: less is too little to be worth a copy
+_ENDLESS_S = 1e6
 _PARTS = np.linspace(0.0, 1.0, 33)
 
 
@@ -30,22 +31,31 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Adapters in the order in which they are cut, and the paces of the nodes in the order in which they are
-    filled."""
+    """Adapters in the order in which they are cut, with their bytes, and the paces of the nodes in the order in
+    which they are filled, with their memory."""
 
     crowd: Crowd
+    nbytes: Floats
     levels: tuple[int, ...]
     paces: Floats
+    memory_bytes: Floats
+
+    def without_memory_limits(self) -> "Line":
+        """Nodes that hold whatever they are given."""
+        return replace(self, memory_bytes=np.full(len(self.paces), np.inf))
 
 
-def cut(line: Line, forecast: Forecast) -> tuple[list[Piece], float]:
+def cut(line: Line, forecast: Forecast) -> tuple[list[Piece], float] | None:
     """The pieces, and the seconds of the slowest node's step, within half a percent (beyond an idle node's) of
-    the least."""
+    the least; None if the nodes' memory does not suffice."""
+    if line.nbytes.sum() > line.memory_bytes.sum():
+        return None
     idle_s = forecast.model.base_s
     low, high = 0.0, idle_s
     while (best := _filled(line, forecast, idle_s + high)) is None:
         low, high = high, high * 4
-        assert high < 1e9, "steps are forecast to be finite, whatever comes"
+        if high > _ENDLESS_S:
+            return None
     low = low or high * _LEAST
     while high > low * _CLOSE:
         middle = float(np.sqrt(low * high))
@@ -88,12 +98,12 @@ def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
     count = len(line.crowd.rates)
     runs: list[_Run] = []
     start, least_width = (0, 1.0), 2 * count // len(line.paces) + 8
-    for pace in line.paces.tolist():
+    for node in range(len(line.paces)):
         width = least_width
-        run = _run(line, forecast, start, (step_s, pace), width)
+        run = _run(line, forecast, start, (step_s, node), width)
         while run.whole == width:
             width *= 4
-            run = _run(line, forecast, start, (step_s, pace), width)
+            run = _run(line, forecast, start, (step_s, node), width)
         runs.append(run)
         start = run.end
         if start[0] == count:
@@ -102,19 +112,23 @@ def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
 
 
 def _run(
-    line: Line, forecast: Forecast, start: tuple[int, float], limit: tuple[float, float], width: int
+    line: Line, forecast: Forecast, start: tuple[int, float], limit: tuple[float, int], width: int
 ) -> _Run:
     """What a node takes of the next `width` adapters from `start` (index, and what is left of it) within `limit`
-    (step seconds, and the node's pace)."""
-    (index, left), (step_s, pace) = start, limit
+    (step seconds, and the node for its pace and memory)."""
+    (index, left), (step_s, node) = start, limit
+    pace = float(line.paces[node])
+    full = np.cumsum(line.nbytes[index : index + width]) > line.memory_bytes[node]
     rates = line.crowd.rates[index : index + width].copy()
     rates[0] *= left
     ranks = line.crowd.ranks[index : index + width]
     sums = np.cumsum(forecast.features(Crowd(rates, ranks), step_s, line.levels), axis=1)
-    over = forecast.steps(sums, line.levels, pace) > step_s
+    over = full | (forecast.steps(sums, line.levels, pace) > step_s)
     if not over[-1]:
         return _Run(index, left, len(rates), 0.0)
     whole = int(np.argmax(over))
+    if full[whole]:
+        return _Run(index, left, whole, 0.0)
     before = sums[:, whole - 1] if whole else np.zeros(len(sums))
     parts = Crowd(rates[whole] * _PARTS, np.full(len(_PARTS), ranks[whole]))
     steps = forecast.steps(before[:, None] + forecast.features(parts, step_s, line.levels), line.levels, pace)

@@ -1,9 +1,9 @@
 """Stratified placement: ours. Runs of rank that make all nodes' forecast steps alike, and standbys for routing.
 
     line up    adapters by rank, then by where they are; nodes by the ranks they have (`lineup`)
-    cut        one run for each node, of equal step time (`strata`)
+    cut        one run for each node, of equal step time and within its memory (`strata`)
     stand      which node takes which run: exact assignment by the bytes that stay, among nodes that are alike
-    fit        what a node's memory cannot hold, the least asked for by byte, goes to where there is room
+    fit        where memory does not suffice for that, what is least asked for by byte goes to where there is room
     stand by   adapters that make up most of the demand get further copies while memory lasts (`standbys`)
 
 Memory is a hard limit: what fits nowhere is left out. The placement before stays while it is whole and its
@@ -49,7 +49,10 @@ class StratifiedPlacement:
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
         stands = lineup(problem, self._forecast)
-        pieces, slowest_s = cut(stands.line, self._forecast)
+        line = stands.line
+        found = cut(line, self._forecast) or cut(line.without_memory_limits(), self._forecast)
+        assert found is not None, "steps are forecast to be finite, whatever comes"
+        pieces, slowest_s = found
         if self._is_good_enough(problem, slowest_s):
             return problem.previous
         room = _fitted(stands, pieces, _standing(stands, pieces))
