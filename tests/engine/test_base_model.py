@@ -1,18 +1,72 @@
-"""What of the base model is chosen before anything is read, and what is refused then."""
+"""What cannot be computed as asked is refused before anything is read, by field, value and remedy."""
+
+from dataclasses import replace
 
 import pytest
+import torch
 
-from engine.base_model import choose
-from engine.config import EngineConfig
+from engine.base_model import choose, device_of
+from engine.config import EngineConfig, PeerConfig
 from engine.errors import InvalidConfig
+from model.linear import Quantization
+from model.parallel import Shard
+from transport.base import Address
+
+CPU = EngineConfig(device="cpu")
 
 
-@pytest.mark.parametrize(("asked", "chosen"), [("auto", "torch"), ("torch", "torch")])
-def test_the_attention_backend_is_chosen_at_once(asked: str, chosen: str) -> None:
-    assert choose(EngineConfig(device="cpu", attention_backend=asked)).attention == chosen
+def refusal(config: EngineConfig) -> str:
+    with pytest.raises(InvalidConfig) as refused:
+        choose(config)
+    return str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["triton", "flashinfer"])
-def test_a_backend_that_cannot_attend_here_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidConfig, match=r"attention_backend.*CUDA device"):
-        choose(EngineConfig(device="cpu", attention_backend=name))
+def test_the_first_part_is_this_devices() -> None:
+    base = choose(replace(CPU, tensor_parallel_size=2, quantization="int8"))
+    assert (base.form.shard, base.form.quantization) == (Shard(0, 2), Quantization.INT8)
+    assert base.part.num_heads * 2 == base.config.num_heads
+    assert [len(cut.of("q_proj").outputs) * 2 for cut in base.cuts()] == [base.config.q_size] * 2
+    assert device_of(base.device, 1) == torch.device("cpu")
+    assert device_of(torch.device("cuda"), 1) == torch.device("cuda", 1)
+
+
+def test_a_size_that_divides_no_heads_is_refused() -> None:
+    told = refusal(replace(CPU, tensor_parallel_size=3))
+    assert told.startswith(
+        "tensor_parallel_size=3 is not accepted: the model (4 heads, 2 key-value heads, 384"
+    )
+    assert "can be cut into 1, 2, 4 parts" in told
+
+
+def test_peers_and_parts_exclude_each_other() -> None:
+    sharing = PeerConfig(listen=Address("127.0.0.1", 0), token="t", plain=True)
+    assert "no peers" in refusal(replace(CPU, tensor_parallel_size=2, sharing=sharing))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_more_parts_than_devices_are_refused() -> None:
+    told = refusal(replace(CPU, device="cuda", tensor_parallel_size=2))
+    assert told == "tensor_parallel_size=2 is not accepted: torch sees 1 CUDA devices: give at most that many"
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("device", "form", "remedy"),
+    [
+        ("cpu", "fp8", "use int8 or none"),
+        ("cuda", "fp8", "before sm_89"),
+        ("cuda", "int8", "use fp8 or none"),
+        ("cpu", "int4", "use none, int8, fp8"),
+    ],
+)
+def test_a_form_that_the_device_has_not_is_refused(device: str, form: str, remedy: str) -> None:
+    told = refusal(replace(CPU, device=device, quantization=form))
+    assert told.startswith(f"quantization='{form}' is not accepted")
+    assert remedy in told
