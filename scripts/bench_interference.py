@@ -25,8 +25,8 @@ from tqdm import tqdm
 from engine.core import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
 from lora.lease import Lease
-from scheduler.cluster.cost import Kernel, StepLoad
-from scheduler.cluster.profile import Profile, from_json
+from scheduler.cluster.cost import CostModel, Kernel, StepLoad
+from scheduler.cluster.profile import from_json
 from scheduler.plan import StepPlan
 from scripts.bench import live
 from scripts.bench.cases import by_rank
@@ -79,7 +79,8 @@ def trials(adapters: Sequence[AdapterRef]) -> Iterator[Trial]:
 
 def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     """A row for each trial and kernel: seconds of every round."""
-    landings, switches = Landings(), []
+    landings, models = Landings(), cost_models(options.profile)
+    switches: list[Switch] = []
 
     def around(executor: StepExecutor) -> StepExecutor:
         switches.append(Switch({"exact": executor, "padded": Padded(executor)}))
@@ -111,19 +112,19 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
             "metric": trial.metric,
             "kernel": kernel,
             "seconds": [round(each, 6) for each in times[1:]],  # the first round made the padded copies
-            "model_s": modelled(options.profile, loads[trial]),
+            "model_s": {model.kernel.value: round(model.step_s(loads[trial]), 6) for model in models},
             **about,
         }
         for (kernel, trial), times in seconds.items()
     ]
 
 
-def modelled(path: Path | None, load: StepLoad) -> Mapping[str, float]:
-    """What a profile's cost models say of a step, by kernel."""
-    profile: Profile | None = from_json(path.read_text()) if path else None
-    if profile is None:
-        return {}
-    return {kernel.value: round(profile.model(kernel).step_s(load), 6) for kernel in Kernel}
+def cost_models(path: Path | None) -> list[CostModel]:
+    """A profile's, one of each kernel kind; none without a profile."""
+    if path is None:
+        return []
+    profile = from_json(path.read_text())
+    return [profile.model(kernel) for kernel in Kernel]
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
