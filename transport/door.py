@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from transport.base import Arena, Lease
+from transport.base import Arena, Lease, Region
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import DoorUnavailable
@@ -39,7 +39,15 @@ class Door(Protocol):
         ...
 
     def register(self, arena: Arena) -> None:
-        """Let the arena be read and written through this door."""
+        """Let the arena be read and written through this door, if it carries the arena's device then."""
+        ...
+
+    def carries(self, device: int) -> bool:
+        """Whether memory of this device, or of the host, that was registered can be read and written through it."""
+        ...
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+        """Answer the cue, at the source. PeerGone, PullTimeout, WireError."""
         ...
 
     def read(

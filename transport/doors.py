@@ -2,6 +2,7 @@
 
 import logging
 
+from transport.cuda import CudaCopy
 from transport.door import AUTO, Door
 from transport.errors import DoorUnavailable
 from transport.stream import StreamDoor
@@ -20,12 +21,21 @@ def open_doors(node: str, setting: str = AUTO, open_network: bool = False) -> li
     """
     if setting not in SETTINGS:
         raise ValueError(f"door {setting!r}: choose one of {', '.join(SETTINGS)}")
+    stream = StreamDoor(_device_copy())
     if setting == StreamDoor.name:
-        return [StreamDoor()]
+        return [stream]
     try:
-        return [UcxDoor(node, open_network), StreamDoor()]
+        return [UcxDoor(node, open_network), stream]
     except DoorUnavailable as missing:
         if setting == UcxDoor.name:
             raise
         log.info("bytes go by stream only: %s", missing)
-        return [StreamDoor()]
+        return [stream]
+
+
+def _device_copy() -> CudaCopy | None:
+    try:
+        return CudaCopy()
+    except DoorUnavailable as missing:
+        log.debug("%s", missing)
+        return None

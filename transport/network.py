@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transport.base import Address, Arena, Bring, Lease, Memory, Region, Usage
 from transport.door import AUTO, Door
+from transport.errors import RegionRefused
 from transport.holdings import Holdings
 from transport.security import Guard, Security
 from transport.source import Source
@@ -57,10 +58,14 @@ class NetworkTransport:
         return self._source.address
 
     def register(self, memory: Memory) -> Arena:
-        """See `Transport`; device memory is reachable only through a door that can."""
+        """See `Transport`. RegionRefused if no door of this node carries the memory's device."""
         arena = self._holdings.register(memory)
         for door in self._doors:
             door.register(arena)
+        if not any(door.carries(memory.device) for door in self._doors):
+            raise RegionRefused(
+                f"device {memory.device}: no door carries its memory; register host memory instead"
+            )
         return arena
 
     def publish(self, name: str, regions: Sequence[Region]) -> None:

@@ -28,7 +28,7 @@ from transport.errors import (
 from transport.holdings import BRING_SHARE, Holdings
 from transport.security import Guard
 from transport.shelf import Ending
-from transport.wire import Bytes, Grant, LeaseRequest, Read, Release, Released, refusal_of
+from transport.wire import Grant, LeaseRequest, Read, Release, Released, refusal_of
 
 GREETING_S = 5.0
 IDLE_S = 300.0
@@ -155,14 +155,23 @@ class Source:
 
     def _answer(self, guest: _Guest, request: LeaseRequest) -> None:
         try:
-            if request.door not in self._doors:
-                raise DoorUnavailable(f"{self._holdings.node} has no door {request.door!r}: choose another")
+            door = self._door(request.door)
             ticket, regions = self._take(request)
+            if not all(door.carries(region.device) for region in regions):
+                self._holdings.shelf.end(ticket, Ending.RELEASED)
+                raise DoorUnavailable(
+                    f"{request.name!r} cannot be read through {door.name!r}: choose another"
+                )
         except (DoorUnavailable, NotOffered) as error:
             guest.channel.send(refusal_of(error), Deadline.after(GREETING_S))
             return
         if self._lend(guest, request, ticket, regions):
             guest.channel.send(Released(), Deadline.after(GREETING_S))
+
+    def _door(self, name: str) -> Door:
+        if name not in self._doors:
+            raise DoorUnavailable(f"{self._holdings.node} has no door {name!r}: choose another")
+        return self._doors[name]
 
     def _take(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
         """Open a lease of what is lent, or of what its owner brings within the lease's time. NotOffered."""
@@ -186,9 +195,10 @@ class Source:
                 RemoteRegion(self._holdings.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
                 for one in regions
             )
-            card = guest.news(request.door, self._doors[request.door].card())
+            door = self._doors[request.door]
+            card = guest.news(door.name, door.card())
             guest.channel.send(Grant(ticket, hold_s, card, remote), deadline)
-            ending, vouch = _until_done(guest.channel, regions, deadline)
+            ending, vouch = _until_done(guest.channel, door, regions, deadline)
             return vouch
         except PullTimeout as error:
             ending = Ending.EXPIRED
@@ -202,7 +212,9 @@ class Source:
                 channel.send(refusal_of(error), Deadline.after(GREETING_S))
 
 
-def _until_done(channel: Channel, regions: Sequence[Region], deadline: Deadline) -> tuple[Ending, bool]:
+def _until_done(
+    channel: Channel, door: Door, regions: Sequence[Region], deadline: Deadline
+) -> tuple[Ending, bool]:
     """Wait for the puller's word: how the lease ended, and whether to confirm it. Send the bytes if it asks for them.
 
     Bytes that were sent need no word that they were pinned: had the lease ended before the last, it would not come.
@@ -211,10 +223,7 @@ def _until_done(channel: Channel, regions: Sequence[Region], deadline: Deadline)
         case Release(read, vouch):
             return (Ending.READ if read else Ending.RELEASED), vouch
         case Read():
-            views = [region.view() for region in regions]
-            channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
-            for view in views:
-                channel.send_bytes(view, deadline)
+            door.send(channel, regions, deadline)
             return Ending.READ, False
         case other:
             raise WireError(

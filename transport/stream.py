@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 
-from transport.base import Arena, Lease
+from transport.base import Arena, Lease, Region
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import WireError
 from transport.landings import Landing
+from transport.staging import DeviceCopy, Staging
 from transport.wire import Bytes, Message, Read
 
 
 class StreamDoor:
-    """Host memory to host memory, received in place."""
+    """Host memory to host memory, in place; a device's memory through `copy`, if there is one."""
 
     name = "stream"
     cue = (Read(),)
+
+    def __init__(self, copy: DeviceCopy | None = None) -> None:
+        self._staging = Staging(copy)
 
     def offer(self) -> str:
         """Nothing to say."""
@@ -31,17 +35,26 @@ class StreamDoor:
     def register(self, arena: Arena) -> None:
         """Nothing to do."""
 
+    def carries(self, device: int) -> bool:
+        """See `Door`."""
+        return self._staging.carries(device)
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+        """See `Door`."""
+        channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
+        for region in regions:
+            self._staging.send(channel, region, deadline)
+
     def read(
         self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
     ) -> Sequence[Message]:
         """See `Door`; the landing has ended when this returns or raises."""
         try:
-            views = [region.view() for region in landing.regions]
             coming = channel.expect(Bytes, deadline).nbytes
             if coming != lease.nbytes:
                 raise WireError(f"{lease.node} sends {coming} bytes for {lease.nbytes}: compare the versions")
-            for view in views:
-                channel.receive_into(view, deadline)
+            for region in landing.regions:
+                self._staging.receive(channel, region, deadline)
         finally:
             landing.end()
         return ()

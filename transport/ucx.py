@@ -9,6 +9,7 @@ import base64
 import hashlib
 import itertools
 import json
+import logging
 import os
 import threading
 from collections import Counter
@@ -17,10 +18,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from transport.base import Arena, Lease, Region, RemoteRegion
+from transport.base import HOST, Arena, Lease, Region, RemoteRegion
 from transport.channel import Channel
 from transport.deadline import Deadline
-from transport.errors import PeerGone, RegionRefused, WireError
+from transport.errors import DoorUnavailable, PeerGone, RegionRefused, WireError
 from transport.flight import Flight
 from transport.landings import Landing
 from transport.nixl_agent import NixlAgent, Side, active_infiniband
@@ -31,6 +32,8 @@ READ_BYTES = 64 << 20
 READ_PIECES = 256
 TRIES = 3
 FIRST_BACKOFF_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class UcxDoor:
         self._card = _write_card(self._reach.host, self._agent.metadata())
         self._met: dict[str, str] = {}  # a peer's card -> its name
         self._reads: Counter[str] = Counter()
+        self._devices = {HOST}
 
     def offer(self) -> str:
         """This node's reach."""
@@ -87,7 +91,14 @@ class UcxDoor:
     def register(self, arena: Arena) -> None:
         """See `Door`."""
         with self._lock:
-            self._agent.register(arena.memory)
+            try:
+                self._agent.register(arena.memory)
+            except DoorUnavailable as error:
+                if arena.memory.device == HOST:
+                    raise
+                log.warning("%s; its bytes go through host memory", error)
+                return
+            self._devices.add(arena.memory.device)
             self._card = _write_card(self._reach.host, self._agent.metadata())
 
     def read(
@@ -106,6 +117,14 @@ class UcxDoor:
         channel.send(Release(read=True, vouch=True), deadline)
         channel.expect(Released, deadline)
         return ()
+
+    def carries(self, device: int) -> bool:
+        """See `Door`: a device whose memory UCX took."""
+        return device in self._devices
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+        """A puller reads by itself: WireError."""
+        raise WireError(f"{channel.peer} wants bytes sent that it should read: compare the versions")
 
     def close(self) -> None:
         """See `Door`."""

@@ -10,7 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +18,16 @@ from transport.base import Address, Lease, Region
 from transport.crew import Crew
 from transport.deadline import Deadline
 from transport.door import Door
-from transport.errors import LeaseExpired, NotOffered, PullTimeout, TransportClosed, TransportError, WireError
+from transport.errors import (
+    DoorUnavailable,
+    LeaseExpired,
+    NotOffered,
+    PullTimeout,
+    RegionRefused,
+    TransportClosed,
+    TransportError,
+    WireError,
+)
 from transport.holdings import Holdings
 from transport.landings import Landing
 from transport.links import Link, Links
@@ -36,13 +45,29 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A lease that was asked for over `link`, for `hold_s`, which are over at the deadline or later."""
+    """A lease that was asked for over `link`, for `hold_s`, which are over at the deadline or later; with the bytes
+    if `eager`. `doors` would do, the first is asked for."""
 
     link: Link
     name: str
-    door: Door
+    doors: tuple[Door, ...]
     hold_s: float
     deadline: Deadline
+    eager: bool
+
+    @property
+    def door(self) -> Door:
+        """The one that was asked for."""
+        return self.doors[0]
+
+    def say(self) -> None:
+        """Put it to the source, which does not wait: a few bytes on a link that was idle."""
+        request = LeaseRequest(self.name, self.hold_s, self.door.name)
+        self.link.channel.send_all([request, *(self.door.cue if self.eager else ())], self.deadline)
+
+    def without_door(self) -> "_Question | None":
+        """The same, asking for the next door; None if there is no other."""
+        return replace(self, doors=self.doors[1:]) if len(self.doors) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,7 @@ class Visitor:
         """See `Transport`. A peer grants at most LINKS_PER_PEER leases to this node at a time; further ones wait."""
         link, deadline = await self._take_link(peer, hold_s)
         with self._leaving(link):
-            question = self._ask(link, name, deadline, eager=False)
+            question = _ask(link, name, deadline)
         visit = await self._with(link, partial(_hear, question))
         patience_s = visit.lease.hold_s + PARTING_S  # the source ends it first, and says so
         expiry = asyncio.get_running_loop().call_later(patience_s, self._expire, visit.lease.ticket)
@@ -85,6 +110,10 @@ class Visitor:
             landing = self._holdings.land(into)
             with landing.ending():
                 landing.check(lease)
+                if not all(visit.door.carries(region.device) for region in into):
+                    raise RegionRefused(
+                        f"{visit.door.name!r} does not carry the destination's device: fetch instead"
+                    )
         except TransportError:
             await self._part(visit)
             raise
@@ -99,10 +128,10 @@ class Visitor:
         with self._leaving(link):
             landing = self._holdings.land(into)
             with landing.ending():
-                question = self._ask(link, name, deadline, eager=True)
-        last_words = await self._with(link, partial(_fetch, question, landing))
+                question = _ask(link, name, deadline, into)
+        door, last_words = await self._with(link, partial(_fetch, question, landing))
         self._keep(link, last_words)
-        self._holdings.count_pull(question.door.name, landing.nbytes)
+        self._holdings.count_pull(door.name, landing.nbytes)
 
     async def release(self, lease: Lease) -> None:
         """See `Transport`."""
@@ -141,17 +170,6 @@ class Visitor:
         except asyncio.CancelledError:
             dialling.add_done_callback(self._hang_up)
             raise
-
-    def _ask(self, link: Link, name: str, deadline: Deadline, eager: bool) -> _Question:
-        """Ask for a lease, which does not wait: a few bytes on a link that was idle. `eager`: for the bytes as well."""
-        try:
-            hold_s = deadline.left_s()
-        except TimeoutError as error:
-            raise PullTimeout(f"{link.peer}: no time is left to ask; allow more") from error
-        door = link.doors[0]
-        request = LeaseRequest(name, hold_s, door.name)
-        link.channel.send_all([request, *(door.cue if eager else ())], deadline)
-        return _Question(link, name, door, hold_s, deadline)
 
     async def _with(self, link: Link, work: Callable[[], R]) -> R:
         """Do `work` with `link` in a thread; leave the link if it fails, in the end also if nobody waits for it."""
@@ -237,10 +255,34 @@ class Visitor:
             self._links.drop(dialled.result())
 
 
+def _ask(link: Link, name: str, deadline: Deadline, into: Sequence[Region] | None = None) -> _Question:
+    """Ask for a lease; for the bytes as well if `into` says where they go, which decides on the doors that would do."""
+    try:
+        hold_s = deadline.left_s()
+    except TimeoutError as error:
+        raise PullTimeout(f"{link.peer}: no time is left to ask; allow more") from error
+    devices = {region.device for region in into or ()}
+    doors = tuple(door for door in link.doors if all(map(door.carries, devices)))
+    if not doors:
+        raise DoorUnavailable(
+            f"no door to {link.peer} carries devices {sorted(devices)}: pull into host memory"
+        )
+    question = _Question(link, name, doors, hold_s, deadline, into is not None)
+    question.say()
+    return question
+
+
 def _hear(question: _Question) -> _Visit:
     """Wait for the answer."""
     link = question.link
-    grant = link.channel.expect(Grant, question.deadline)
+    try:
+        grant = link.channel.expect(Grant, question.deadline)
+    except DoorUnavailable:
+        other = question.without_door()
+        if other is None:
+            raise
+        other.say()
+        return _hear(other)
     if any(region.node != link.node or region.key != grant.ticket for region in grant.regions):
         raise WireError(f"{link.peer} lends regions that are not its own: do not use it")
     lease = Lease(link.node, question.name, grant.ticket, grant.hold_s, grant.regions)
@@ -251,12 +293,13 @@ def _hear(question: _Question) -> _Visit:
     return _Visit(link, lease, question.door, link.cards.get(question.door.name, ""), deadline)
 
 
-def _fetch(question: _Question, landing: Landing) -> Sequence[Message]:
+def _fetch(question: _Question, landing: Landing) -> tuple[Door, Sequence[Message]]:
     """Wait for the answer and read. The landing ends, now or later."""
     with landing.ending():
         visit = _hear(question)
         landing.check(visit.lease)
-    return visit.door.read(visit.link.channel, visit.lease, visit.card, landing, visit.deadline)
+    last_words = visit.door.read(visit.link.channel, visit.lease, visit.card, landing, visit.deadline)
+    return visit.door, last_words
 
 
 def _pull(visit: _Visit, landing: Landing, deadline: Deadline) -> Sequence[Message]:

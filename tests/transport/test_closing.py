@@ -5,6 +5,7 @@ import gc
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from tests.transport.asynchronous import asynchronous
 from tests.transport.setup import TOKEN, Setup
 from transport import network
-from transport.base import Arena, Lease, Memory
+from transport.base import Arena, Lease, Memory, Region
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.errors import NotOffered, PeerGone, PullTimeout, TransportClosed
@@ -47,6 +48,12 @@ class EndlessDoor:
 
     def register(self, arena: Arena) -> None:
         assert arena.memory.device == -1
+
+    def carries(self, device: int) -> bool:
+        return device == -1
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+        raise AssertionError("not asked for")
 
     def read(
         self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline

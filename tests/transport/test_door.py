@@ -1,11 +1,12 @@
 """Which way the bytes go: what both ends offer, in this node's order, unless a setting names one."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from transport.base import Arena, Lease
+from transport.base import Arena, Lease, Region
 from transport.channel import Channel
 from transport.deadline import Deadline
 from transport.door import AUTO, usable
@@ -33,6 +34,12 @@ class FakeDoor:
         return ""
 
     def register(self, arena: Arena) -> None:
+        raise AssertionError("not asked for")
+
+    def carries(self, device: int) -> bool:
+        return device == -1
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("not asked for")
 
     def read(

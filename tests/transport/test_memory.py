@@ -1,14 +1,11 @@
-"""Memory by address: what a region covers, where it may lie, and which memory a stream can reach."""
+"""Memory by address: what a region covers, where it may lie, and whose it is."""
 
 import pytest
 
-from tests.transport.asynchronous import asynchronous
-from tests.transport.setup import Setup
 from transport.base import Memory
 from transport.errors import RegionRefused
 from transport.holdings import Holdings
 
-SOON_S = 30.0
 ON_A_GPU = Memory(address=1 << 40, nbytes=64, device=0)
 
 
@@ -43,18 +40,3 @@ def test_another_nodes_arena_is_refused() -> None:
     region = theirs.register(Memory.of_buffer(bytearray(8))).region(0, 8)
     with pytest.raises(RegionRefused, match="register it here"):
         ours.publish("stolen", [region])
-
-
-@asynchronous
-async def test_a_stream_says_that_it_cannot_reach_device_memory() -> None:
-    source, puller = Setup().open("source"), Setup().open("puller")
-    host, device = puller.register(Memory.of_buffer(bytearray(64))), puller.register(ON_A_GPU)
-    source.publish("on a gpu", [source.register(ON_A_GPU).region(0, 64)])
-    source.publish("in memory", [source.register(Memory.of_buffer(bytearray(64))).region(0, 64)])
-    for name, into in (("on a gpu", host), ("in memory", device)):
-        lease = await puller.lease(source.address, name, SOON_S)
-        with pytest.raises(RegionRefused, match="only UCX reaches device memory"):
-            await puller.pull(lease, [into.region(0, 64)], SOON_S)
-    await puller.close()
-    await source.close()
-    assert source.usage().leases == puller.usage().landings == 0

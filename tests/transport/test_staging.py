@@ -1,0 +1,198 @@
+"""Device memory without a device: bytes go through host buffers exactly, and past them where a door takes the memory.
+
+The fake device keeps its memory behind addresses of its own, so that whoever touched it as host memory would crash.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.transport.asynchronous import asynchronous
+from tests.transport.pattern import content
+from tests.transport.setup import TOKEN
+from transport import staging
+from transport.base import Arena, Lease, Memory, Region
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.door import Door
+from transport.errors import DoorUnavailable, RegionRefused
+from transport.landings import Landing
+from transport.network import NetworkOptions, NetworkTransport
+from transport.security import Security
+from transport.stream import StreamDoor
+from transport.wire import Message
+
+SOON_S = 30.0
+BASE = 1 << 44  # no address of this process
+ROOM = 10_000
+GUARD = 0xA5
+
+
+@dataclass
+class FakeDevice:
+    """One device's memory, and the copies to and from it."""
+
+    memory: NDArray[np.uint8] = field(default_factory=lambda: np.full(ROOM, GUARD, np.uint8))
+    buffers: int = 0
+
+    def buffer(self, nbytes: int) -> memoryview:
+        self.buffers += 1
+        return memoryview(bytearray(nbytes))
+
+    def to_host(self, device: int, address: int, into: memoryview) -> None:
+        into[:] = self.memory[self._at(device, address) :][: len(into)].data
+
+    def to_device(self, view: memoryview, device: int, address: int) -> None:
+        self.memory[self._at(device, address) :][: len(view)] = view
+
+    def _at(self, device: int, address: int) -> int:
+        assert device == 0
+        assert BASE <= address < BASE + ROOM
+        return address - BASE
+
+
+class DirectDoor:
+    """Stands for UCX: carries `devices`, and counts instead of reading when it is used."""
+
+    name = "direct"
+    cue: tuple[Message, ...] = ()
+
+    def __init__(self, *devices: int) -> None:
+        self._devices = {-1, *devices}
+        self.read_from: list[int] = []
+
+    def offer(self) -> str:
+        return ""
+
+    def reaches(self, offer: str) -> bool:
+        return True
+
+    def card(self) -> str:
+        return ""
+
+    def register(self, arena: Arena) -> None:
+        assert arena.memory.nbytes > 0
+
+    def carries(self, device: int) -> bool:
+        return device in self._devices
+
+    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+        raise AssertionError("it is read from, it does not send")
+
+    def read(
+        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+    ) -> tuple[Message, ...]:
+        self.read_from += [region.device for region in lease.regions]
+        landing.end()
+        return ()
+
+    def close(self) -> None:
+        self.read_from.clear()
+
+
+def open_node(name: str, *doors: Door) -> NetworkTransport:
+    return NetworkTransport(name, NetworkOptions(Security(TOKEN)), doors)
+
+
+def lend(node: NetworkTransport, device: int, offset: int, nbytes: int) -> None:
+    """Lend the pattern from `offset` on, from host memory or from where a device has it."""
+    owner = content(0, ROOM)
+    memory = Memory(owner.ctypes.data if device < 0 else BASE, ROOM, device, owner)
+    node.publish("adapter", [node.register(memory).region(offset, nbytes)])
+
+
+@pytest.mark.parametrize("nbytes", [1, 64, 65, 8191])
+@pytest.mark.parametrize(("source_device", "puller_device"), [(-1, 0), (0, -1), (0, 0)])
+@asynchronous
+async def test_device_memory_is_staged_exactly(
+    source_device: int, puller_device: int, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "BUFFER_BYTES", 64)
+    theirs, ours = FakeDevice(content(0, ROOM)), FakeDevice()
+    source, puller = open_node("source", StreamDoor(theirs)), open_node("puller", StreamDoor(ours))
+    lend(source, source_device, 13, nbytes)
+    room = np.full(ROOM, GUARD, np.uint8) if puller_device < 0 else ours.memory
+    address = room.ctypes.data if puller_device < 0 else BASE
+    arena = puller.register(Memory(address, ROOM, puller_device, room))
+    for _ in range(2):
+        room[:] = GUARD
+        await puller.fetch(source.address, "adapter", [arena.region(7, nbytes)], SOON_S)
+        np.testing.assert_array_equal(room[7 : 7 + nbytes], content(13, nbytes))
+        assert (room[:7] == GUARD).all()
+        assert (room[7 + nbytes :] == GUARD).all()
+    assert (theirs.buffers, ours.buffers) == (source_device + 1, puller_device + 1), "a buffer is used again"
+    await puller.close()
+    await source.close()
+    assert source.usage().leases == puller.usage().landings == 0
+
+
+@pytest.mark.parametrize(
+    ("at_source", "at_puller", "source_device", "puller_device", "taken"),
+    [
+        ((0,), (0,), 0, 0, "direct"),
+        ((0,), (), 0, -1, "direct"),
+        ((), (0,), 0, -1, "stream"),
+        ((0,), (), -1, 0, "stream"),
+        ((), (), 0, 0, "stream"),
+        ((), (), -1, -1, "direct"),
+    ],
+)
+@asynchronous
+async def test_the_direct_door_is_taken_where_it_carries_both_ends(
+    at_source: tuple[int, ...],
+    at_puller: tuple[int, ...],
+    source_device: int,
+    puller_device: int,
+    taken: str,
+) -> None:
+    theirs, ours = DirectDoor(*at_source), DirectDoor(*at_puller)
+    source = open_node("source", theirs, StreamDoor(FakeDevice(content(0, ROOM))))
+    puller = open_node("puller", ours, StreamDoor(FakeDevice()))
+    lend(source, source_device, 0, 100)
+    room = np.full(ROOM, GUARD, np.uint8)
+    address = room.ctypes.data if puller_device < 0 else BASE
+    into = puller.register(Memory(address, ROOM, puller_device, room)).region(0, 100)
+    await puller.fetch(source.address, "adapter", [into], SOON_S)
+    assert puller.usage().pulled_bytes == {taken: 100}
+    assert ours.read_from == ([source_device] if taken == "direct" else [])
+    await puller.close()
+    await source.close()
+    assert source.usage().leases == puller.usage().landings == 0
+
+
+@asynchronous
+async def test_memory_that_no_door_carries_is_refused_when_it_is_registered() -> None:
+    lonely = open_node("lonely", StreamDoor())
+    with pytest.raises(RegionRefused, match="no door carries"):
+        lonely.register(Memory(BASE, ROOM, device=0))
+    await lonely.close()
+
+
+@asynchronous
+async def test_a_device_that_only_the_source_has_ends_by_name() -> None:
+    source = open_node("source", DirectDoor(0))
+    puller = open_node("puller", DirectDoor(), StreamDoor(FakeDevice()))
+    lend(source, -1, 0, 100)
+    into = puller.register(Memory(BASE, ROOM, device=0)).region(0, 100)
+    with pytest.raises(DoorUnavailable, match="carries devices"):
+        await puller.fetch(source.address, "adapter", [into], SOON_S)
+    await puller.close()
+    await source.close()
+    assert source.usage().leases == puller.usage().landings == 0
+
+
+@asynchronous
+async def test_a_lease_through_a_door_that_does_not_carry_the_destination_is_refused_and_ends() -> None:
+    source = open_node("source", DirectDoor(), StreamDoor(FakeDevice()))
+    puller = open_node("puller", DirectDoor(), StreamDoor(FakeDevice()))
+    lend(source, -1, 0, 100)
+    into = puller.register(Memory(BASE, ROOM, device=0)).region(0, 100)
+    lease = await puller.lease(source.address, "adapter", SOON_S)
+    with pytest.raises(RegionRefused, match="does not carry"):
+        await puller.pull(lease, [into], SOON_S)
+    await puller.close()
+    await source.close()
+    assert source.usage().leases == puller.usage().landings == 0
