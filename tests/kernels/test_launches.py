@@ -156,6 +156,8 @@ def launches_of_two_memberships(adapters: list[AdapterWeights]) -> list[list[Lau
     small, middle, large = adapters
     first = SegmentTable((Segment(0, 7, small), Segment(7, 8, large), Segment(20, 32, middle)))
     second = SegmentTable((Segment(3, 30, large),))
+    keys = {step.ops.load(replace(step.batch, segments=segments)) for segments in (first, second)}
+    assert len(keys) == 1, "steps of one key may share a graph"
     return [step.launches(first), step.launches(second)]
 
 
@@ -166,3 +168,9 @@ def test_membership_changes_no_launch(launches_of_two_memberships: list[list[Lau
         assert (one.name, one.grid, one.cubin) == (other.name, other.grid, other.cubin)
         for number, pair in enumerate(zip(one.arguments, other.arguments, strict=True)):
             assert pair[0] == pair[1] or number in ALLOCATED.get(one.name, ()), (one.name, number)
+
+
+def test_steps_of_other_shapes_have_other_keys(adapters: list[AdapterWeights]) -> None:
+    step = Step.of(LLAMA_8B, 4)
+    tables = NO_SEGMENTS, table(adapters, 1), table(adapters[:1], 4)
+    assert len({step.ops.load(replace(step.batch, segments=each)) for each in tables}) == 3
