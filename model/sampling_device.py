@@ -16,7 +16,8 @@ from model.sampling import SampleRow
 from model.sampling_kernels import draw_tokens
 from model.sampling_rows import ROW, edits_of, pack_rows
 
-_TILE = 8192
+_TILE = 4096
+_FEW = 4096  # likeliest tokens among which a filter's edge is looked for before the whole row is gone through
 
 
 def draws_on_device(row: SampleRow) -> bool:
@@ -53,6 +54,8 @@ class DeviceSampler:
         self._device = device
         self._parameters = torch.zeros(rows, ROW.itemsize, dtype=torch.uint8, device=device)
         self._drawn = torch.zeros(2, rows, dtype=torch.int64, device=device)
+        self._few = torch.empty(rows, _FEW, dtype=torch.float32, device=device)
+        self._few_tokens = torch.empty(rows, _FEW, dtype=torch.int32, device=device)
 
     @property
     def tokens(self) -> Tensor:
@@ -87,8 +90,9 @@ class DeviceSampler:
         flat = self._parameters.view(-1)
         views = (flat.view(dtype) for dtype in (torch.float32, torch.int32, torch.float64, torch.int64))
         draw_tokens[(rows,)](
-            logits, logits.stride(0), vocab, *views, self._drawn[0], self._drawn[1],
+            logits, logits.stride(0), vocab, *views, self._drawn[0], self._drawn[1], self._few, self._few_tokens,
             TILE=min(_TILE, 1 << (vocab - 1).bit_length()),
+            FEW=_FEW,
             ADVANCE=advance,
             num_warps=16,
         )  # fmt: skip

@@ -33,7 +33,10 @@ def draw_tokens(
     longs,  # and as int64
     tokens,  # [rows] int64: what was drawn, 0 where that makes no sense
     sound,  # [rows] int64: 1, or 0 where the logits are not numbers
+    few,  # [rows, FEW] float32: room for the likeliest tokens' scaled logits,
+    few_tokens,  # [rows, FEW] int32: and for which they are
     TILE: tl.constexpr,
+    FEW: tl.constexpr,
     ADVANCE: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -42,18 +45,24 @@ def draw_tokens(
     inverse = tl.load(floats + row * _WORDS + _INVERSE)
     token = best
     if finite & (inverse > 0):
-        word = integers + row * _WORDS
-        least = _least(source, vocab, largest, inverse, tl.load(word + _TOP_K),
-                       tl.load(doubles + row * _DOUBLES + _TOP_P), TILE)  # fmt: skip
-        least = tl.maximum(least, tl.load(floats + row * _WORDS + _LOG_MIN_P))
-        seed, stream, position = (
-            tl.load(longs + row * _DOUBLES + _SEED),
-            tl.load(word + _STREAM),
-            tl.load(word + _POSITION),
+        word, long = integers + row * _WORDS, row * _DOUBLES
+        chance, _, _, _ = tl.philox(
+            tl.load(longs + long + _SEED), tl.load(word + _POSITION), tl.load(word + _STREAM), 0, 0
         )
-        chance, _, _, _ = tl.philox(seed, position, stream, 0 * stream, 0 * stream)
         uniform = (chance.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2**-32
-        token = _invert(source, vocab, largest, inverse, least, uniform, TILE)
+        top_k, top_p = tl.load(word + _TOP_K), tl.load(doubles + long + _TOP_P)
+        log_min_p = tl.load(floats + row * _WORDS + _LOG_MIN_P)
+        likely, likely_tokens = few + row * FEW, few_tokens + row * FEW
+        if (top_k < vocab) | (top_p < 1) | (log_min_p > float("-inf")):
+            least, held, suffices = _filtered(
+                source, vocab, largest, inverse, likely, likely_tokens, top_k, top_p, log_min_p, TILE, FEW
+            )
+            if suffices:
+                token = tl.load(likely_tokens + _invert(likely, held, 0.0, 1.0, least, uniform, FEW))
+            else:
+                token = _invert(source, vocab, largest, inverse, least, uniform, TILE)
+        else:
+            token = _invert(source, vocab, largest, inverse, float("-inf"), uniform, TILE)
     if ADVANCE:
         at = integers + row * _WORDS + _POSITION
         tl.store(at, tl.load(at) + 1)
@@ -89,27 +98,85 @@ def _scaled(source, at, vocab, largest, inverse):
 
 
 @triton.jit
-def _least(source, vocab, largest, inverse, top_k, top_p, TILE: tl.constexpr):
-    """The least scaled logit that top_k and top_p keep."""
-    least = float("-inf")
-    if (top_k < vocab) | (top_p < 1):
-        lane = tl.arange(0, TILE)
-        smallest = tl.full([TILE], 0.0, tl.float32)
-        held = tl.zeros([TILE], tl.int32)
-        for start in range(0, vocab, TILE):
-            x = _scaled(source, start + lane, vocab, largest, inverse)
-            finite = x > float("-inf")
-            held += finite.to(tl.int32)
-            smallest = tl.where(finite, tl.minimum(x, smallest), smallest)
-        lowest = tl.min(smallest, 0)
-        count = tl.sum(held, 0)
-        if top_k < count:
-            least = _edge(source, vocab, largest, inverse, lowest, top_k.to(tl.float64), False, TILE)
-        if top_p < 1:
-            floor = tl.maximum(least, lowest)
-            mass, _, _ = _above(source, vocab, largest, inverse, floor, True, TILE)
-            least = _edge(source, vocab, largest, inverse, floor, mass * top_p, True, TILE)
-    return least
+def _filtered(
+    source,
+    vocab,
+    largest,
+    inverse,
+    few,
+    tokens,
+    top_k,
+    top_p,
+    log_min_p,
+    TILE: tl.constexpr,
+    FEW: tl.constexpr,
+):
+    """The least scaled logit that the filters keep; how many tokens `few` holds, and whether all that are kept are
+    among those. The edges are looked for among these first, and in the whole row only if need be."""
+    lowest, count, mass, bound = _survey(source, vocab, largest, inverse, TILE, FEW)
+    held = _gather(source, vocab, largest, inverse, bound, few, tokens, TILE)
+    suffices = held > 0
+    _, few_lowest, _ = _above(few, held, 0.0, 1.0, bound, False, FEW)
+    least = lowest
+    if top_k < count:
+        aim = top_k.to(tl.float64)
+        if top_k <= held:
+            least = _edge(few, held, 0.0, 1.0, few_lowest, aim, False, FEW)
+            mass, _, _ = _above(few, held, 0.0, 1.0, least, True, FEW)
+        else:
+            least = _edge(source, vocab, largest, inverse, lowest, aim, False, TILE)
+            mass, _, _ = _above(source, vocab, largest, inverse, least, True, TILE)
+            suffices = least >= bound
+    if top_p < 1:
+        floor = tl.maximum(least, few_lowest)
+        likely, _, _ = _above(few, held, 0.0, 1.0, floor, True, FEW)
+        if suffices & (likely >= mass * top_p):
+            least = _edge(few, held, 0.0, 1.0, floor, mass * top_p, True, FEW)
+        else:
+            least = _edge(source, vocab, largest, inverse, least, mass * top_p, True, TILE)
+    least = tl.maximum(least, log_min_p)
+    return least, held, (held > 0) & (least >= bound)
+
+
+@triton.jit
+def _survey(source, vocab, largest, inverse, TILE: tl.constexpr, FEW: tl.constexpr):
+    """The least scaled logit above -inf, how many there are, their mass, and how far down there are at most FEW: one of
+    a few depths, or 1 where even the likeliest are more."""
+    lane = tl.arange(0, TILE)
+    lowest = tl.full([TILE], 0.0, tl.float32)
+    count, deep, middle, shallow = (
+        tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32)
+    )  # fmt: skip
+    mass = tl.zeros([TILE], tl.float32)
+    for start in range(0, vocab, TILE):
+        x = _scaled(source, start + lane, vocab, largest, inverse)
+        finite = x > float("-inf")
+        count += finite.to(tl.int32)
+        lowest = tl.where(finite, tl.minimum(x, lowest), lowest)
+        mass += tl.exp(x)
+        deep += (x >= -16.0).to(tl.int32)
+        middle += (x >= -9.0).to(tl.int32)
+        shallow += (x >= -4.0).to(tl.int32)
+    bound = tl.where(tl.sum(shallow, 0) <= FEW, -4.0, 1.0)
+    bound = tl.where(tl.sum(middle, 0) <= FEW, -9.0, bound)
+    bound = tl.where(tl.sum(deep, 0) <= FEW, -16.0, bound)
+    return tl.min(lowest, 0), tl.sum(count, 0), tl.sum(mass.to(tl.float64), 0), bound
+
+
+@triton.jit
+def _gather(source, vocab, largest, inverse, bound, few, tokens, TILE: tl.constexpr):
+    """Write the scaled logits from `bound` on, and their tokens, in order of token id; how many they are."""
+    lane = tl.arange(0, TILE)
+    held = 0
+    for start in range(0, vocab, TILE):
+        x = _scaled(source, start + lane, vocab, largest, inverse)
+        kept = x >= bound
+        place = held + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.store(few + place, x, mask=kept)
+        tl.store(tokens + place, start + lane, mask=kept)
+        held += tl.sum(kept.to(tl.int32), 0)
+    tl.debug_barrier()  # other threads of the program read what these wrote
+    return held
 
 
 @triton.jit

@@ -96,6 +96,23 @@ def test_flat_and_wide_distributions_on_triton() -> None:
     check(logits, [SampleRow(), SampleRow(top_p=0.9, position=1), SampleRow(top_k=5000, position=2)])
 
 
+@pytest.mark.parametrize("spread", [0.8, 3.0])
+def test_edges_among_the_few_likeliest_and_beyond_on_triton(spread: float) -> None:
+    """A vocabulary of more tokens than are looked at first: the edge is among those, or below them."""
+    logits = make_logits(1, vocab=12_000) * spread / 3
+    rows = [
+        SampleRow(top_k=40),
+        SampleRow(top_k=6000),
+        SampleRow(top_p=0.5),
+        SampleRow(top_p=0.9999),
+        SampleRow(min_p=0.001),
+        SampleRow(min_p=1e-12),
+        SampleRow(top_k=6000, top_p=0.3),
+        SampleRow(top_k=200, top_p=0.99, min_p=0.01),
+    ]
+    check(logits.expand(8, -1).clone(), [replace(row, position=i) for i, row in enumerate(rows)])
+
+
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**64 - 1),
