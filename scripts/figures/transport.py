@@ -1,4 +1,5 @@
-"""Draw the transport benchmark: speed by size, a panel per kind, each transport beside the raw path it is made of.
+"""Draw the transport benchmark: speed by size, a panel per kind, each transport beside the raw path it is made of and
+the faster ones that bound that (dashed).
 
     python scripts/figures/transport.py results/transport.jsonl --out results/transport.png
 
@@ -21,6 +22,11 @@ PANELS = {
     "plain TCP, loopback": ("socket", "plain stream"),
     "TLS 1.3, loopback": ("TLS socket", "TLS stream"),
 }
+LIMITS = {
+    "process_vm_readv": ("memcpy",),
+    "socket": ("memcpy", "process_vm_readv"),
+    "TLS socket": ("memcpy", "process_vm_readv", "socket"),
+}
 PANEL_INCHES = (3.6, 3.2)
 
 Speeds = Mapping[str, Mapping[int, Sequence[float]]]
@@ -37,12 +43,16 @@ def read(path: Path) -> Speeds:
 
 
 def draw_panel(axes: Axes, speeds: Speeds, raw: str, ours: str) -> None:
-    """The raw path in grey, the transport in colour."""
+    """The raw path in grey, the transport in blue, what bounds them dashed."""
     for path, colour in ((raw, "grey"), (ours, "C0")):
         sizes = sorted(speeds[path])
         axes.plot(sizes, [statistics.median(speeds[path][size]) for size in sizes], color=colour, label=path)
         low, high = ([pick(speeds[path][size]) for size in sizes] for pick in (min, max))
         axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+    for path, colour in zip(LIMITS.get(raw, ()), ("C1", "C2", "C3"), strict=False):
+        sizes = sorted(speeds[path])
+        medians = [statistics.median(speeds[path][size]) for size in sizes]
+        axes.plot(sizes, medians, color=colour, linestyle="--", linewidth=1, label=path)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("bytes")
