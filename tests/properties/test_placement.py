@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost import Kernel
+from scheduler.cluster.placement.ablated import ForgetfulPlacement, WholePlacement
 from scheduler.cluster.placement.base import (
     PlacementPolicy,
     Problem,
@@ -21,7 +22,9 @@ from scheduler.cluster.placement.base import (
     utilisation,
 )
 from scheduler.cluster.placement.first_fit import FirstFitPlacement
+from scheduler.cluster.placement.hashed import HashedPlacement
 from scheduler.cluster.placement.loraserve import LoraservePlacement
+from scheduler.cluster.placement.replicated import ReplicatedPlacement
 from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
 from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
@@ -61,6 +64,10 @@ POLICIES = [
     "contiguous",
     "first-fit",
     "loraserve",
+    "replicated",
+    "hashed",
+    "whole",
+    "forgetful",
     *(f"terraced {kernel.value}" for kernel in Kernel),
 ]
 
@@ -71,6 +78,10 @@ def policy(name: str) -> PlacementPolicy:
         "contiguous": ContiguousPlacement(),
         "first-fit": FirstFitPlacement(),
         "loraserve": LoraservePlacement(),
+        "replicated": ReplicatedPlacement(),
+        "hashed": HashedPlacement(),
+        "whole": WholePlacement(LoraservePlacement()),
+        "forgetful": ForgetfulPlacement(LoraservePlacement()),
     }
     return plain.get(name) or TerracedPlacement(Kernel(name.split()[-1]))
 

@@ -278,3 +278,20 @@ def test_coordinators_of_the_same_history_agree() -> None:
     events = [report, *(AdapterAdded(ref) for ref in REFS), *(Tick() for _ in range(5))]
     for at, event in enumerate(events):
         assert one.on_event(event, float(at)) == other.on_event(event, float(at))
+
+
+def test_a_report_that_comes_late_is_not_believed_over_a_newer_one() -> None:
+    """The node dropped the adapter after it wrote the first report, which arrives last."""
+    cluster = _cluster()
+    ref = REFS[0]
+    home = _homes(cluster, ref)[0]
+    agent = cluster.agents[home]
+    cluster.now += 1
+    late, newer = agent.report(), agent.report()
+    cluster.brain.on_event(
+        replace(newer, held=tuple(each for each in newer.held if each != ref)), cluster.now
+    )
+    believed = cluster.brain.copies(ref).get(home)
+    assert believed is not Copy.HELD
+    assert cluster.brain.on_event(late, cluster.now) == []
+    assert cluster.brain.copies(ref).get(home) is believed
