@@ -74,7 +74,9 @@ class ShareArena:
         """Copy a share to its place; what lay there is forgotten. Raises ValueError if it is not within the arena."""
         stop = offset + layout.nbytes
         if offset < 0 or stop > len(self._arena) or len(rows) != layout.nbytes:
-            raise ValueError(f"a share of {len(rows)} bytes at {offset} is not within {len(self._arena)} bytes")
+            raise ValueError(
+                f"a share of {len(rows)} bytes at {offset} is not within {len(self._arena)} bytes"
+            )
         with self._lock:
             self._kept = {d: k for d, k in self._kept.items() if k.stop <= offset or k.start >= stop}
         place = self._arena[offset:stop]
