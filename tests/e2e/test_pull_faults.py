@@ -227,7 +227,7 @@ def test_a_slow_reader_keeps_nobody_else_waiting(stage: Stage) -> None:
     stage.hosts.shape("1gbit")
     for _ in range(3):
         assert pulls_exactly(quick, source)
-    assert source.usage().leases == 1
+    assert source.usage().leases <= 1  # a stream's last bytes may wait in the kernel, which needs no pin
     slow.child.resume()
     assert slow.result().error is None
     assert slow.exact(OFFSET, NBYTES)
