@@ -1,4 +1,5 @@
-"""Terraced placement: ours. Nodes stand on terraces of equal rank ceiling, and as little as possible moves.
+"""Terraced placement: nodes stand on terraces of equal rank ceiling, and as little as possible moves. Best where
+load is what operating points say, every request of another adapter; ours (`stratified`) forecasts instead.
 
     ceilings   the least utilisation of the busiest node that any placement could reach (`ceilings`)
     stand      which node takes which ceiling: exact assignment, weighted by the bytes that may stay (`terrain`)
