@@ -29,7 +29,10 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share their memory: no two are replayed at once, and none is read after another."""
+    """Records CUDA graphs, which share their memory: no two are replayed at once, and none is read after another.
+
+    Only the recording thread is barred from what cannot be recorded: others copy adapters meanwhile.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -43,7 +46,7 @@ class CudaRecorder:
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
         return graph.replay
 

@@ -26,5 +26,6 @@ class Staged:
         """See Stowage. The place is nobody's else, and no step still reads it: a lease outlives its step."""
         with torch.cuda.stream(self._stream):
             place[: layout.nbytes].copy_(landed[: layout.nbytes], non_blocking=True)
+            weights = view(place, layout, digest)  # sends the scales, which on the steps' stream would wait for them
         self._stream.synchronize()
-        return view(place, layout, digest)
+        return weights
