@@ -67,14 +67,16 @@ def draw(rows: Sequence[Row]) -> Figure:
         "moved, GiB": lambda row: row["moved_gib"],
         "kept a node, GiB": lambda row: row["kept_gib_per_node"],
     }
-    figure = Figure(figsize=(14, 2.6 * len(WORKLOADS)), layout="constrained")
-    panels = figure.subplots(len(WORKLOADS), len(columns), sharey="row")
-    for line, (name, workload) in zip(panels, WORKLOADS.items(), strict=True):
-        found = {policy: _found(rows, workload, policy) for policy in POLICIES}
-        found = {policy: mine for policy, mine in found.items() if mine}
+    by = {
+        name: {policy: _found(rows, case, policy) for policy in POLICIES} for name, case in WORKLOADS.items()
+    }
+    by = {name: {policy: mine for policy, mine in found.items() if mine} for name, found in by.items()}
+    by = {name: found for name, found in by.items() if found}
+    figure = Figure(figsize=(14, 2.8 * len(by)), layout="constrained")
+    panels = figure.subplots(len(by), len(columns), sharey="row", squeeze=False)
+    for line, (name, found) in zip(panels, by.items(), strict=True):
         for axes, (title, value) in zip(line, columns.items(), strict=True):
-            if found:
-                _bars(axes, found, value)
+            _bars(axes, found, value)
             axes.set_xlabel(title, fontsize=9)
         line[0].set_title(name, fontsize=10, loc="left")
         line[0].invert_yaxis()

@@ -26,6 +26,9 @@ def draw_panel(axes: Axes, runs: dict[str, list[Row]], metric: str, bound_s: flo
         )
     axes.axhline(bound_s, color="black", linestyle=":", linewidth=1)
     axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
+    axes.yaxis.set_tick_params(which="minor", labelsize=7)
     axes.set_xlabel("requests/s, four nodes")
 
 
