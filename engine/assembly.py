@@ -18,28 +18,22 @@ from engine.errors import InvalidConfig
 from engine.executor import Executor
 from engine.group.model import join, start_workers
 from engine.group.workers import Workers
-from engine.memory import available_bytes
 from engine.peers import Peers
+from engine.room import make_room
+from engine.shared_memory import SharedMemory
 from engine.text import TextCodec
 from lora.pool import RankPages
-from lora.shares import Shares
 from lora.sites import BaseShape
-from lora.staged import Staged
 from lora.store import AdapterStore
-from lora.stowage import Stowage
 from lora.tiers import DiskTier
 from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache
 from model.weights import Weights
-from scheduler.blocks import BlockPool
 from scheduler.request import InvalidParameter
 from scheduler.step import StepLimits, StepScheduler
 
-_KV_SHARE = 0.5  # of the memory left after the weights, at most
-_ADAPTER_SHARE = 0.25
-_MAX_PAGE_BYTES = 2 << 20
 _IDLE_S = 0.5
 _MOST_WORKERS = 8
 
@@ -114,22 +108,22 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     if workers is not None:
         workers.wait_loaded()
     lora_dtype = _lora_dtype(config.lora_dtype, base.dtype, base.device)
-    pages = _pages(config, base, lora_dtype, workers)
-    cache = _cache(config, base)
+    room = make_room(config, base, lora_dtype, workers)
+    cache, pages = room.cache, room.pages
     peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
     store = _store(config, base.config.base_shape(), lora_dtype, pages, peers)
-    blocks = BlockPool(cache.num_blocks, cache.block_size)
-    limits = _limits(config, base.config, blocks.capacity_tokens)
+    limits = _limits(config, base.config, room.blocks.capacity_tokens)
     if workers is not None:
         executor: StepExecutor = Executor(join(base, weights, workers, cache, pages.nbytes), cache)
     elif base.device.type == "cuda":
         executor = _on_cuda(config, base, weights, lora_dtype, cache, limits)
     else:
         executor = Executor(base.build(weights, None), cache)
-    scheduler = StepScheduler(limits, blocks)
+    scheduler = StepScheduler(limits, room.blocks)
+    memory = SharedMemory(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()
     store.on_ready(changed.set)
-    core = EngineCore(scheduler, store, around(executor), time.monotonic)
+    core = EngineCore(scheduler, store, around(executor), time.monotonic, memory)
     _add_adapters(config, store)
     card = ModelCard(
         name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
@@ -158,13 +152,6 @@ def _on_cuda(
     return cuda.make_executor(model, cache, limits.seats, limits.max_model_len, graphs=records)
 
 
-def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
-    """A rank page: the largest power of two that is no larger than one rank row over all layers, so that an
-    adapter wastes less than a rank; at most 2 MiB, which moves at full bandwidth."""
-    row = base.num_layers * dtype.itemsize * sum(s.in_features + s.out_features for s in base.shapes)
-    return min(_MAX_PAGE_BYTES, 1 << (row.bit_length() - 1))
-
-
 def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else model
@@ -176,27 +163,6 @@ def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dt
     if name not in named:
         raise InvalidConfig("lora_dtype", name, f"use auto, {' or '.join(named)}")
     return named[name]
-
-
-def _pages(config: EngineConfig, base: BaseModel, dtype: torch.dtype, workers: Workers | None) -> RankPages:
-    granted = config.adapter_bytes or int(_device_bytes(base) * _ADAPTER_SHARE)
-    size = page_bytes(base.part.base_shape(), dtype)
-    if granted < size:
-        raise InvalidConfig("adapter_bytes", granted, f"give at least one rank page of {size} bytes")
-    return RankPages(granted // size, size, base.device, _stowage(config, base, workers))
-
-
-def _stowage(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Stowage | None:
-    """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
-    if workers is not None:
-        return Shares(base.cuts(), workers.deliver)
-    return Staged(base.device) if base.device.type == "cuda" and not config.sharing.on else None
-
-
-def _device_bytes(base: BaseModel) -> int:
-    """What this device may take of the memory that is available; the processes of a CPU share one."""
-    available = available_bytes(base.device)
-    return available // base.form.shard.size if base.device.type == "cpu" else available
 
 
 def _store(
@@ -220,21 +186,6 @@ def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> S
             "max_model_len", length, f"the K/V cache holds {capacity_tokens} tokens: enlarge it"
         )
     return StepLimits(config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s)
-
-
-def _cache(config: EngineConfig, base: BaseModel) -> KVCache:
-    """As many blocks as were granted; by default what all sequences could use, within a share of the memory."""
-    layout = base.kv_layout(config.block_size)
-    granted = config.kv_cache_bytes or int(_device_bytes(base) * _KV_SHARE)
-    num_blocks = granted // layout.block_bytes
-    if config.kv_cache_bytes is None:
-        length = config.max_model_len or base.config.max_model_len
-        num_blocks = min(num_blocks, config.max_num_seqs * -(-length // config.block_size))
-    if num_blocks < 1:
-        raise InvalidConfig(
-            "kv_cache_bytes", granted, f"give at least one block of {layout.block_bytes} bytes"
-        )
-    return KVCache(layout, num_blocks, base.device)
 
 
 def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:

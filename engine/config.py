@@ -66,6 +66,9 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int | None = None  # on each device
     adapter_bytes: int | None = None  # memory for resident adapters, on each device
+    shared_memory: str = (
+        "auto"  # auto | on | off: K/V and adapters lend each other what they do not use; auto: on CUDA
+    )
     adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
     adapter_patience_s: float = 2.0
     progress: bool = True

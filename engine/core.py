@@ -12,6 +12,7 @@ from typing import Protocol
 
 from engine.draws import StepOutputs
 from engine.errors import AdapterFailed, EngineError, StepFailed
+from engine.shared_memory import SharedMemory
 from lora.adapter import AdapterRef
 from lora.store import AdapterStore, Lease
 from scheduler.blocks import BlockStats
@@ -89,11 +90,14 @@ class EngineCore:
         store: AdapterStore,
         executor: StepExecutor,
         clock: Callable[[], float],
+        memory: SharedMemory | None = None,
     ) -> None:
+        """`memory` is what scheduler and store share, if they do."""
         self._scheduler = scheduler
         self._store = store
         self._executor = executor
         self._clock = clock
+        self._memory = memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # request id -> the content it retains
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
@@ -148,6 +152,7 @@ class EngineCore:
         first = self._land(self._take_launched()) if self._must_land() else _NOTHING
         with self._lock:
             failures = self._fail_unloadable()
+            self._share_memory()
             plan = self._scheduler.plan(self._clock(), self._store.ready())
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
@@ -170,7 +175,22 @@ class EngineCore:
     def _must_land(self) -> bool:
         """Whether the launched step is computed, or holds up sequences of the next one."""
         launched = self._launched
-        return launched is not None and (launched.computation.done or self._scheduler.waits_for_tokens())
+        if launched is None:
+            return False
+        return launched.computation.done or self._scheduler.waits_for_tokens() or self._memory_is_due()
+
+    def _memory_is_due(self) -> bool:
+        if self._memory is None:
+            return False
+        with self._lock:
+            return self._memory.is_due(self._scheduler.short_blocks())
+
+    def _share_memory(self) -> None:
+        """Move the line between K/V and adapters, if there is reason to and no step could write beyond it."""
+        if self._memory is None or self._launched is not None:
+            return
+        if self._memory.is_due(short := self._scheduler.short_blocks()):
+            self._memory.move(short)
 
     def _take_launched(self) -> _Launch | None:
         launched, self._launched = self._launched, None

@@ -22,8 +22,11 @@ T = TypeVar("T")
 class EngineOptions(TypedDict, total=False):
     """The fields of EngineConfig that an LLM may be given by name."""
 
+    lora_dir: Path | None
     lora_dtype: str
     device: str
+    attention_backend: str
+    cuda_graphs: bool
     tensor_parallel_size: int
     quantization: str
     max_model_len: int | None
@@ -32,6 +35,8 @@ class EngineOptions(TypedDict, total=False):
     block_size: int
     kv_cache_bytes: int | None
     adapter_bytes: int | None
+    adapter_patience_s: float
+    shared_memory: str
     adapter_cache_dir: Path | None
     progress: bool
 

@@ -89,6 +89,13 @@ _ENGINE = (
         "auto, float32 (twice the memory, on a CPU the faster), bfloat16 or fp8 (half the memory, CPU)",
     ),
     Option("adapters", "adapter-bytes", size, "SIZE", "memory for resident adapters"),
+    Option(
+        "adapters",
+        "shared-memory",
+        choice("auto", "on", "off"),
+        "WHEN",
+        "whether adapters and keys and values lend each other memory; auto: on a CUDA device",
+    ),
     Option("adapters", "adapter-cache-dir", path, "DIR", "keep packed adapters on disk here"),
     Option(
         "adapters", "adapter-patience-s", seconds, "S", "how long a request may be passed over for others"

@@ -39,8 +39,10 @@ class RankPages:
         page_bytes: int,
         device: torch.device | str = "cpu",
         stowage: Stowage | None = None,
+        arena: Tensor | None = None,
     ) -> None:
-        """`stowage` says how an adapter lies in its pages: whole unless told otherwise."""
+        """`stowage` says how an adapter lies in its pages: whole unless told otherwise. An `arena` (bytes) that is
+        given is shared: pages are counted from its end, and others have what lies before the last one."""
         if num_pages < 1 or page_bytes < ALIGNMENT or page_bytes % ALIGNMENT:
             raise ValueError(
                 f"num_pages={num_pages}, page_bytes={page_bytes}: give at least one page, and page_bytes a"
@@ -49,7 +51,10 @@ class RankPages:
         self.num_pages = num_pages
         self.page_bytes = page_bytes
         self.stowage: Stowage = stowage or Whole()
-        self.arena = torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device)
+        self._shared = arena is not None
+        self.arena = (
+            torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device) if arena is None else arena
+        )
         self._free = [PageRun(0, num_pages)]  # ascending, disjoint, never adjacent
 
     @property
@@ -90,6 +95,33 @@ class RankPages:
         assert len(merged) == len(run) + sum(map(len, self._free[first:last])), f"{run} was free already"
         self._free[first:last] = [merged]
 
+    def extend(self, pages: int) -> None:
+        """Take over the arena's next `pages` pages."""
+        added = PageRun(self.num_pages, self.num_pages + pages)
+        self.num_pages = added.stop
+        self.free(added)
+
+    def cede(self, pages: int) -> None:
+        """Give up the last `pages` pages, which are free."""
+        assert pages <= self.free_at_end, f"{pages} pages are not free at the end"
+        last = self._free.pop()
+        self.num_pages -= pages
+        if last.start < self.num_pages:
+            self._free.append(PageRun(last.start, self.num_pages))
+
+    @property
+    def free_at_end(self) -> int:
+        """Free pages after the last that is taken."""
+        last = self._free[-1] if self._free else PageRun(0, 0)
+        return len(last) if last.stop == self.num_pages else 0
+
+    def offset(self, run: PageRun) -> int:
+        """Where the run begins in the arena, in bytes."""
+        if self._shared:
+            return self.arena.numel() - run.stop * self.page_bytes
+        return run.start * self.page_bytes
+
     def rows(self, run: PageRun) -> Tensor:
         """The run's bytes: [len(run) * page_bytes] uint8, a view."""
-        return self.arena[run.start * self.page_bytes : run.stop * self.page_bytes]
+        offset = self.offset(run)
+        return self.arena[offset : offset + len(run) * self.page_bytes]

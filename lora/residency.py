@@ -136,6 +136,21 @@ class Residency:
         content.run = run
         return run is not None
 
+    def can_clear_end(self, pages: int) -> bool:
+        """Whether no live request uses what lies in the arena's last `pages` pages."""
+        end = PageRun(self._pages.num_pages - pages, self._pages.num_pages)
+        inside = [c for c in self._contents.values() if c.run is not None and c.run.overlaps(end)]
+        used = any(c.leases or c.arriving or c.retained for c in inside)
+        return end.start >= 0 and not used and not any(map(end.overlaps, self._leaving))
+
+    def clear_end(self, pages: int) -> bool:
+        """Displace what lies in the arena's last `pages` pages, which `can_clear_end` allows; whether they are free."""
+        end = PageRun(self._pages.num_pages - pages, self._pages.num_pages)
+        for content in [c for c in self._contents.values() if c.run is not None and c.run.overlaps(end)]:
+            self._vacate(content)
+            self.evictions += 1
+        return self._pages.free_at_end >= pages
+
     def could_reserve(self, content: Content, force: Force) -> bool:
         """Whether `reserve` would do something in the next step, and not only wait for pages that are leaving."""
         victims = self._victims(content, force, self.step + 1)

@@ -15,15 +15,15 @@ class SharedPages:
     """An arena of pages, registered once with a transport."""
 
     def __init__(self, transport: Transport, pages: RankPages) -> None:
-        self._page_bytes = pages.page_bytes
+        self._pages = pages
         arena = pages.arena
         device = (arena.device.index or 0) if arena.is_cuda else HOST
         self._arena = transport.register(Memory(arena.data_ptr(), arena.numel(), device, arena))
 
     def region(self, run: PageRun, nbytes: int) -> Region:
         """The first `nbytes` of the run."""
-        assert 0 < nbytes <= len(run) * self._page_bytes, f"{nbytes} bytes in {run}"
-        return self._arena.region(run.start * self._page_bytes, nbytes)
+        assert 0 < nbytes <= len(run) * self._pages.page_bytes, f"{nbytes} bytes in {run}"
+        return self._arena.region(self._pages.offset(run), nbytes)
 
     def region_of(self, rows: Tensor, nbytes: int) -> Region:
         """The first `nbytes` of `rows`, a view into the arena."""

@@ -171,6 +171,28 @@ class AdapterStore:
         self._traffic.settle()
         return Lease(weights, lambda: self._traffic.unpin(pinned))
 
+    # Sharing the arena's memory with others
+
+    def lacking_pages(self) -> int:
+        """How many more pages at the arena's end a live request's adapter waits for."""
+        return self._traffic.lacking_pages()
+
+    def lacks_headroom(self) -> bool:
+        """Whether the largest adapter that is resident would not find its pages once more."""
+        return self._traffic.lacks_headroom()
+
+    def could_cede(self, pages: int) -> bool:
+        """Whether `cede` would; between steps, as it."""
+        return self._traffic.could_cede(pages)
+
+    def cede(self, pages: int) -> bool:
+        """Give up the arena's last `pages` pages if no live request uses what lies there. Between steps."""
+        return self._traffic.cede(pages)
+
+    def extend(self, pages: int) -> None:
+        """Take over the arena's next `pages` pages."""
+        self._traffic.extend(pages)
+
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, from any thread and with no lock held, when a step may find more to run or to
         fail than the last one did."""

@@ -48,7 +48,9 @@ class Traffic:
         self._planning = False
         self._closed = False
         self._callbacks: tuple[Callable[[], None], ...] = ()
-        self._unkept: set[str] = set()  # pulled, and to be kept once they have run: the first step shall not wait
+        self._unkept: set[str] = (
+            set()
+        )  # pulled, and to be kept once they have run: the first step shall not wait
         self._recalled: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
 
     def on_ready(self, callback: Callable[[], None]) -> None:
@@ -106,6 +108,40 @@ class Traffic:
             self._fail(content, error)
             raise
         self._arrive(content, weights, time.perf_counter() - started_s)
+
+    def lacking_pages(self) -> int:
+        """How many more pages at the arena's end a live request's adapter waits for."""
+        with self._lock:
+            if not self._wishes or not self._wishes[0].retained:
+                return 0
+            return max(0, self._pages.pages_for(self._wishes[0].nbytes) - self._pages.free_at_end)
+
+    def lacks_headroom(self) -> bool:
+        """Whether the largest content that is resident would not find its pages once more."""
+        with self._lock:
+            sizes = [len(c.run) for c in self.residency.contents if c.run is not None]
+            return bool(sizes) and self._pages.free_at_end < max(sizes)
+
+    def could_cede(self, pages: int) -> bool:
+        """Whether `cede` would."""
+        with self._lock:
+            return not self._planning and self.residency.can_clear_end(pages)
+
+    def cede(self, pages: int) -> bool:
+        """Give up the arena's last `pages` pages if no live request uses what lies there."""
+        with self._lock:
+            if self._planning or not self.residency.can_clear_end(pages):
+                return False
+            cleared = self.residency.clear_end(pages)
+            if cleared:
+                self._pages.cede(pages)
+            return cleared
+
+    def extend(self, pages: int) -> None:
+        """Take over the arena's next `pages` pages."""
+        with self._lock:
+            self._pages.extend(pages)
+        self.settle()
 
     def retained(self) -> set[str]:
         """Digests whose packed forms must be kept. Under the lock."""
@@ -203,9 +239,7 @@ class Traffic:
             return
         self._arrive(content, weights, time.perf_counter() - started_s, pulled)
 
-    def _arrive(
-        self, content: Content, weights: AdapterWeights, load_s: float, pulled: bool = False
-    ) -> None:
+    def _arrive(self, content: Content, weights: AdapterWeights, load_s: float, pulled: bool = False) -> None:
         with self._lock:
             if pulled:
                 self._unkept.add(content.ref.digest)

@@ -37,14 +37,26 @@ class KVCache:
     Tokens lie one after another, each with all its heads: a step's rows are written as they leave the
     projection, and a block is one contiguous run of bytes to gather or to send. Memory is zeroed and, on a
     CPU, only taken from the system when a block is first written.
+
+    In `memory` that others share ([at least (num_blocks + 2) * block_bytes] uint8) a block's layers lie one after
+    another, so that it is one run of bytes whoever has it; only the two blocks at its end are then zeroed.
     """
 
-    def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: KVLayout, num_blocks: int, device: torch.device, memory: Tensor | None = None
+    ) -> None:
         shape = (num_blocks + 2, layout.block_size, layout.num_kv_heads, layout.head_dim)
         layers = range(layout.num_layers)
-        self._keys = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
-        self._values = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
         self.layout, self.num_blocks, self.device = layout, num_blocks, device
+        self._is_shared = memory is not None
+        if memory is None:
+            self._keys = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
+            self._values = tuple(torch.zeros(shape, dtype=layout.dtype, device=device) for _ in layers)
+            return
+        blocks = memory[: (num_blocks + 2) * layout.block_bytes].view(layout.dtype).view(shape[0], -1)
+        blocks[num_blocks:].zero_()
+        parts = blocks.view(shape[0], layout.num_layers, 2, *shape[1:])
+        self._keys, self._values = ([parts[:, layer, which] for layer in layers] for which in (0, 1))
 
     @property
     def block_size(self) -> int:
@@ -62,10 +74,16 @@ class KVCache:
         return self.num_blocks + 1
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The layer's key and value tensors, [num_blocks + 2, block_size, num_kv_heads, head_dim]."""
+        """The layer's key and value tensors, [num_blocks + 2, block_size, num_kv_heads, head_dim]; within a block
+        they are contiguous."""
         return self._keys[layer], self._values[layer]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store rows k, v [T, num_kv_heads, head_dim] at slots [T] (block * block_size + offset)."""
-        self._keys[layer].view(-1, *k.shape[1:]).index_copy_(0, slots, k)
-        self._values[layer].view(-1, *v.shape[1:]).index_copy_(0, slots, v)
+        if self._is_shared:
+            place = (slots // self.block_size, slots % self.block_size)
+            self._keys[layer].index_put_(place, k)
+            self._values[layer].index_put_(place, v)
+        else:
+            self._keys[layer].view(-1, *k.shape[1:]).index_copy_(0, slots, k)
+            self._values[layer].view(-1, *v.shape[1:]).index_copy_(0, slots, v)

@@ -43,16 +43,21 @@ class BlockPool:
     A block is used (references > 0), cached (none, but its digest is published) or blank. Allocation takes
     blank blocks first and then the cached one that was freed longest ago. A published block is never written
     again while it is published, so sharing it is safe.
+
+    Where memory is shared with others the pool may hold up to `most_blocks`, ids 0 .. held_blocks - 1 at a time, and
+    never fewer than `num_blocks`. To give some up it `retreat`s: the last ids are handed out no more, and when
+    nobody holds any of them they can be ceded.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, most_blocks: int | None = None) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"{num_blocks=} and {block_size=} must be at least 1: give K/V more memory")
-        self.num_blocks = num_blocks
+        self.num_blocks = self.held_blocks = self._open_blocks = num_blocks
+        self.most_blocks = most_blocks or num_blocks
         self.block_size = block_size
         self.releases = 0  # how often a block lost its last holder; what had no room has none while it stands
-        self._references = [0] * num_blocks
-        self._digests: list[bytes | None] = [None] * num_blocks
+        self._references = [0] * self.most_blocks
+        self._digests: list[bytes | None] = [None] * self.most_blocks
         self._published: dict[bytes, int] = {}
         self._blank = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -63,6 +68,11 @@ class BlockPool:
     def capacity_tokens(self) -> int:
         """Tokens whose K/V the whole pool holds."""
         return self.num_blocks * self.block_size
+
+    @property
+    def blank(self) -> int:
+        """Blocks whose content is worth nothing."""
+        return len(self._blank)
 
     @property
     def available(self) -> int:
@@ -110,7 +120,9 @@ class BlockPool:
             if self._references[block]:
                 continue
             self.releases += 1
-            if self._digests[block] is None:
+            if block >= self._open_blocks:
+                self._unpublish(block)
+            elif self._digests[block] is None:
                 self._blank.append(block)
             else:
                 self._cached[block] = None
@@ -131,21 +143,63 @@ class BlockPool:
     def stats(self) -> BlockStats:
         """The pool's state now and its hits since the start."""
         return BlockStats(
-            used=self.num_blocks - self.available,
+            used=self._open_blocks - self.available + len(self._closed_in_use()),
             cached=len(self._cached),
             free=len(self._blank),
             hit_tokens=self._hit_tokens,
             queried_tokens=self._queried_tokens,
         )
 
+    def extend(self, held_blocks: int) -> None:
+        """Hold the ids up to `held_blocks`, at most `most_blocks`, and hand all of them out."""
+        assert self.held_blocks <= held_blocks <= self.most_blocks
+        added = range(self._open_blocks, held_blocks)
+        self._blank[:0] = [block for block in reversed(added) if not self._references[block]]
+        self.held_blocks = self._open_blocks = held_blocks
+        self.releases += 1
+
+    def retreat(self, held_blocks: int) -> None:
+        """Hand out no id from `held_blocks` on; those that someone holds go when they are freed."""
+        assert self.num_blocks <= held_blocks <= self._open_blocks
+        self._open_blocks = held_blocks
+        self._blank = [block for block in self._blank if block < held_blocks]
+        for block in [block for block in self._cached if block >= held_blocks]:
+            del self._cached[block]
+            self._unpublish(block)
+
+    @property
+    def retreating(self) -> bool:
+        """Whether ids are held that are handed out no more."""
+        return self._open_blocks < self.held_blocks
+
+    @property
+    def vacated(self) -> bool:
+        """Whether nobody holds any of the ids that are handed out no more."""
+        return not self._closed_in_use()
+
+    def cede(self) -> None:
+        """Let go of the ids that are handed out no more, which nobody holds."""
+        assert self.vacated, f"blocks {self._closed_in_use()} are held"
+        self.held_blocks = self._open_blocks
+
+    def is_blank_from(self, start: int) -> bool:
+        """Whether the ids from `start` on are held by nobody and cached for nobody."""
+        ids = range(start, self.held_blocks)
+        return not any(self._references[block] or self._digests[block] for block in ids)
+
+    def _closed_in_use(self) -> list[int]:
+        return [block for block in range(self._open_blocks, self.held_blocks) if self._references[block]]
+
+    def _unpublish(self, block: int) -> None:
+        digest, self._digests[block] = self._digests[block], None
+        if digest is not None:
+            del self._published[digest]
+
     def _take(self) -> int:
         if self._blank:
             block = self._blank.pop()
         else:
             block, _ = self._cached.popitem(last=False)
-            digest = self._digests[block]
-            assert digest is not None
-            del self._published[digest]
-            self._digests[block] = None
+            self._unpublish(block)
         self._references[block] = 1
         return block

@@ -113,6 +113,7 @@ class StepScheduler:
         self._in_flight: deque[tuple[StepPlan, list[Sequence]]] = deque()
         self._preemptions = 0
         self._holds_up = False
+        self._short_blocks = 0
 
     def add(self, request: Request) -> None:
         """Queue the request's `n` sequences.
@@ -220,6 +221,11 @@ class StepScheduler:
         """True while any sequence lives."""
         return bool(self._sequences)
 
+    def short_blocks(self) -> int:
+        """How many more K/V blocks the first in line would need, or the next step of those that run."""
+        growing = len(self._running) - self._blocks.available
+        return max(self._short_blocks, growing, 0)
+
     def waits_for_tokens(self) -> bool:
         """True if the latest plan draws a token without which its sequence cannot be planned further: land that plan
         before the next is made, or the sequence goes at half the pace."""
@@ -301,12 +307,14 @@ class StepScheduler:
         """Run the sequence, with blocks for all its tokens; false if they do not fit now."""
         blocks, may_share = self._blocks, sequence.shareable_blocks
         if sequence.no_room_at == blocks.releases:
-            return False  # without looking up a long prompt again in every step
+            return False  # as short as before, without looking up a long prompt again in every step
         shared = blocks.lookup(sequence.digests(may_share))
         fresh = blocks.blocks_for(sequence.total_tokens) - len(shared)
         if not blocks.has_room(shared, fresh):
             sequence.no_room_at = blocks.releases
+            self._short_blocks = max(1, fresh - blocks.available)
             return False
+        self._short_blocks = 0
         blocks.share(shared)
         sequence.hold(shared + blocks.allocate(fresh))
         sequence.published_blocks = len(shared)

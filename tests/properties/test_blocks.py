@@ -22,11 +22,12 @@ def digests_of(adapter: str, blocks: list[tuple[int, int]]) -> list[bytes]:
 
 
 class Holders(RuleBasedStateMachine):
-    """Holders take a text's cached prefix, compute and publish the rest, and let go in any order."""
+    """Holders take a text's cached prefix, compute and publish the rest, and let go in any order, while the pool gives
+    blocks up to others and takes them back."""
 
-    @initialize(num_blocks=st.integers(1, 12))
-    def start(self, num_blocks: int) -> None:
-        self.pool = BlockPool(num_blocks, BLOCK_SIZE)
+    @initialize(num_blocks=st.integers(1, 12), more=st.integers(0, 8))
+    def start(self, num_blocks: int, more: int) -> None:
+        self.pool = BlockPool(num_blocks, BLOCK_SIZE, num_blocks + more)
         self.holders: list[tuple[int, ...]] = []
         self.memory: dict[
             int, tuple[str, tuple[tuple[int, int], ...]]
@@ -44,12 +45,14 @@ class Holders(RuleBasedStateMachine):
         assert self.pool.stats() == before
         held = Counter(block for holder in self.holders for block in holder)
         taken = sum(1 for block in shared if not held[block])
-        assert room == (len(text) - len(shared) <= self.pool.num_blocks - len(held) - taken)
+        open_blocks = [block for block in range(self.pool._open_blocks) if not held[block]]
+        assert room == (len(text) - len(shared) <= len(open_blocks) - taken)
         if not room:
             return
         self.pool.share(shared)
         fresh = self.pool.allocate(len(text) - len(shared))
         assert not set(fresh) & set(held)
+        assert set(fresh) <= set(open_blocks)
         assert not set(fresh) & set(shared)
         for number, block in enumerate(fresh, len(shared)):
             self.memory[block] = (adapter, tuple(text[: number + 1]))
@@ -61,6 +64,29 @@ class Holders(RuleBasedStateMachine):
     @rule(data=st.data())
     def let_go(self, data: st.DataObject) -> None:
         self.pool.free(self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1))))
+
+    @rule(data=st.data())
+    def extend(self, data: st.DataObject) -> None:
+        self.pool.extend(data.draw(st.integers(self.pool.held_blocks, self.pool.most_blocks)))
+        assert not self.pool.retreating
+
+    @rule(data=st.data())
+    def retreat(self, data: st.DataObject) -> None:
+        to = data.draw(st.integers(self.pool.num_blocks, self.pool._open_blocks))
+        self.pool.retreat(to)
+        assert self.pool.retreating == (to < self.pool.held_blocks)
+
+    @precondition(lambda self: self.pool.retreating)
+    @rule()
+    def cede(self) -> None:
+        held = {block for holder in self.holders for block in holder}
+        given = set(range(self.pool._open_blocks, self.pool.held_blocks))
+        assert self.pool.vacated == (not given & held)
+        if self.pool.vacated:
+            self.pool.cede()
+            assert self.pool.held_blocks == min(given)
+            for block in given:  # others write there
+                self.memory[block] = ("others", ())
 
     @rule(chain=chains)
     def look_up(self, chain: tuple[str, list[tuple[int, int]]]) -> None:
@@ -75,7 +101,7 @@ class Holders(RuleBasedStateMachine):
     def teardown(self) -> None:
         for holder in self.holders:
             self.pool.free(holder)
-        assert self.pool.available == self.pool.num_blocks
+        assert self.pool.available == self.pool._open_blocks
         assert self.pool.stats().used == 0
 
 

@@ -10,9 +10,11 @@ from scheduler.step import StepLimits, StepScheduler
 def audit_pool(pool: BlockPool, held: Counter[int]) -> None:
     """Each block is used, cached or blank, as its holders and its digest say; digests are one to one."""
     blank, cached = list(pool._blank), list(pool._cached)
-    assert pool._references == [held[block] for block in range(pool.num_blocks)]
-    used = [block for block in range(pool.num_blocks) if held[block]]
-    assert sorted(blank + cached + used) == list(range(pool.num_blocks))
+    assert pool._references == [held[block] for block in range(pool.most_blocks)]
+    used = [block for block in range(pool.held_blocks) if held[block]]
+    assert len(used) == sum(1 for count in held.values() if count), "a block is held that is not the pool's"
+    assert sorted(blank + cached) == [block for block in range(pool._open_blocks) if not held[block]]
+    assert pool.num_blocks <= pool._open_blocks <= pool.held_blocks <= pool.most_blocks
     assert all(pool._digests[block] is None for block in blank)
     assert all(pool._digests[block] is not None for block in cached)
     published = {digest: block for block, digest in enumerate(pool._digests) if digest is not None}
