@@ -9,7 +9,7 @@ from scheduler.cluster.cost import StepLoad
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
 from scheduler.request import Request, SamplingParams
-from scheduler.sim.clock import Clock
+from scheduler.sim.clock import Action, Clock
 from scheduler.sim.door import Door, Patience, Streets
 from scheduler.sim.node import Progress, SimNode, Tell
 from scheduler.sim.wire import Wire, WireFaults, WireTimes
@@ -28,7 +28,7 @@ class Puppet(SimNode):
         super().__init__(NodeAgent(name, spec.machine), spec, clock, lambda ref, sources, done: None)
         self.got: list[tuple[str, Tell]] = []
 
-    def submit(self, request: Request, tell: Tell) -> None:
+    def submit(self, request: Request, tell: Tell, on_token: Action = lambda: None) -> None:
         self.got.append((request.request_id, tell))
 
 
