@@ -106,7 +106,7 @@ class SimStore:
     def press(self, adapter: AdapterRef, running: Collection[AdapterRef]) -> None:
         """Make room for `adapter`, whose request is the first in line, if need be by freeing what only requests
         that wait need: else each of them would hold what another waits for. What is freed is wanted anew."""
-        if adapter.digest not in self._wanted or self._agent.holds(adapter):
+        if adapter.digest not in self._wanted:
             return
         waited = [ref for ref in self.cached() if ref.digest in self._users and ref not in running]
         while waited and not self._make_room(adapter.nbytes):
