@@ -1,0 +1,86 @@
+"""What adapters add to a decode step, beside what reading their bytes once must take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from lora.segments import NO_SEGMENTS
+from scripts.gpu.row import Row, goal, measured, skipped
+from scripts.gpu.stand import Stand
+from scripts.gpu.world import MIXES, Decode, World
+
+WIDE_MIXES = ("all 8", "uniform 8..128", "70/20/8/2 %")
+NARROW_MIXES = (*WIDE_MIXES, "all 128", "31 of 8, one of 128")
+EFFICIENCY = 0.70
+LONG_FLOOR_MS = 1.5
+SHORT_ALLOWANCE_MS = 0.25
+LONE_GOAL_MS = 0.21
+DOCUMENTED_BYTES_PER_S = 3.0e12
+_ROUNDS = 3
+_LEAST_LEFT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """A step without and with adapters, in ms, taken in turns; and the bytes of the adapters."""
+
+    base_ms: float
+    with_ms: float
+    nbytes: int
+
+    @property
+    def added_ms(self) -> float:
+        """What the adapters cost."""
+        return self.with_ms - self.base_ms
+
+
+def rows(stand: Stand) -> Iterator[Row]:
+    """Every mix at every width."""
+    world = stand.once(World)
+    yield measured("attention", world.attention_name)
+    found: dict[str, Overhead] = {}
+    for width in stand.sizes.widths:
+        decode = Decode(world, width)
+        for mix in NARROW_MIXES if width == stand.sizes.widths[0] else WIDE_MIXES:
+            name = f"{mix}, {width} sequences"
+            if stand.left_s < _LEAST_LEFT_S:
+                yield skipped(name, f"{max(0, stand.left_s):.0f} s are left")
+                continue
+            yield from stand.try_row(name, lambda mix=mix, name=name, decode=decode, width=width: _row(
+                name, found.setdefault(name, measure(world, decode, MIXES[mix](width))), stand
+            ))  # fmt: skip
+    yield from stand.try_row("one of 128 among 31 of 8", lambda: _lone(found, stand.sizes.widths[0]))
+
+
+def measure(world: World, decode: Decode, ranks: list[int]) -> Overhead:
+    """Base and adapters in turns, so that a clock that drifts meets both."""
+    table, times = world.stand.backends.times_ms, {True: [], False: []}
+    segments = decode.table(world.adapters(ranks))
+    for _ in range(_ROUNDS):
+        for adapted in (False, True):
+            run = decode.load(segments if adapted else NO_SEGMENTS)
+            table(run, 2)
+            times[adapted] += table(run, world.stand.sizes.replays)
+    return Overhead(median(times[False]), median(times[True]), sum(map(world.nbytes, ranks)))
+
+
+def _row(name: str, found: Overhead, stand: Stand) -> Row:
+    """The efficiency where reading takes long, else the added time."""
+    floor_ms = 1e3 * found.nbytes / stand.copy_bytes_per_s
+    facts = {
+        "base_ms": found.base_ms,
+        "with_ms": found.with_ms,
+        "added_ms": found.added_ms,
+        "floor_ms": floor_ms,
+        "floor_at_3_tb_s_ms": 1e3 * found.nbytes / DOCUMENTED_BYTES_PER_S,
+        "nbytes": found.nbytes,
+        "efficiency": floor_ms / found.added_ms if found.added_ms > 0 else float("inf"),
+    }
+    if floor_ms >= LONG_FLOOR_MS:
+        return goal(f"{name}: efficiency", float(facts["efficiency"]), EFFICIENCY, "of floor", least=True, **facts)
+    return goal(f"{name}: added", found.added_ms, floor_ms + SHORT_ALLOWANCE_MS, "ms", **facts)
+
+
+def _lone(found: dict[str, Overhead], width: int) -> Row:
+    among, alone = (found[f"{mix}, {width} sequences"] for mix in ("31 of 8, one of 128", "all 8"))
+    return goal("one of 128 among 31 of 8", among.added_ms - alone.added_ms, LONE_GOAL_MS, "ms more than all 8")

@@ -1,0 +1,56 @@
+"""The machine as it was found, and the two ceilings that everything else is held against."""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+
+import torch
+
+from scripts.gpu.row import Row, measured, skipped
+from scripts.gpu.stand import Stand
+
+_ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
+
+
+def rows(stand: Stand) -> Iterator[Row]:
+    """What runs, on what, and how fast it copies and multiplies."""
+    yield measured("torch", torch.__version__, note=f"python {platform.python_version()}")
+    yield from _card(stand)
+    yield from stand.try_row("copy", lambda: _copy(stand))
+    yield from stand.try_row("matrix product", lambda: _product(stand))
+
+
+def _card(stand: Stand) -> Iterator[Row]:
+    if stand.device.type != "cuda":
+        yield measured("device", platform.machine(), note="a rehearsal on the CPU: its times mean nothing")
+        return
+    card = torch.cuda.get_device_properties(stand.device)
+    free, total = torch.cuda.mem_get_info(stand.device)
+    note = f"{card.multi_processor_count} multiprocessors, sm_{card.major}{card.minor}, cuda {torch.version.cuda}"
+    yield measured("device", card.name, note=note)
+    yield measured("memory", free / 2**30, "GiB free", f"of {total / 2**30:.1f} GiB")
+    command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        yield skipped("driver and clocks", f"nvidia-smi: {error}")
+        return
+    fields = dict(zip(_ASKED, [each.strip() for each in told.splitlines()[0].split(",")], strict=False))
+    yield measured("driver", fields.get("driver_version", ""), note=str(fields), **fields)
+
+
+def _copy(stand: Stand) -> Row:
+    return measured("copy", stand.copy_bytes_per_s / 1e12, "TB/s", "bytes read and bytes written")
+
+
+def _product(stand: Stand) -> Row:
+    n, dtype = stand.sizes.square, torch.bfloat16
+    pairs = [(stand.normal(n, n, dtype=dtype), stand.normal(n, n, dtype=dtype)) for _ in range(2)]
+    out, turn = torch.empty(n, n, dtype=dtype, device=stand.device), iter(range(1 << 30))
+
+    def run() -> None:
+        left, right = pairs[next(turn) % 2]
+        torch.mm(left, right, out=out)
+
+    took_ms = stand.median_ms(run, 10)
+    return measured("matrix product", 2 * n**3 / took_ms / 1e9, "TFLOP/s", f"bf16, {n} cubed, random data")

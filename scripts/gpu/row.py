@@ -1,0 +1,90 @@
+"""Row: one finding and the limit beside it. Knows nothing of what is measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+
+
+class Verdict(Enum):
+    """OK and FAILED are of checks: results that are right or wrong. MET and MISSED are of goals: how fast. A row that
+    has no limit is MEASURED, one that could not be had here is SKIPPED."""
+
+    OK = "ok"
+    FAILED = "FAILED"
+    MET = "met"
+    MISSED = "missed"
+    MEASURED = ""
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A value, the limit that it is held against, and what else is to be known of it, as numbers (`facts`) or words
+    (`note`)."""
+
+    name: str
+    value: float | str | None
+    unit: str
+    verdict: Verdict
+    limit: float | None = None
+    note: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    section: str = ""
+
+    def within(self, section: str) -> "Row":
+        """The row as one of `section`."""
+        return replace(self, section=section)
+
+    def as_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self) | {"verdict": self.verdict.name.lower()})
+
+
+def measured(name: str, value: float | str, unit: str = "", note: str = "", **facts: object) -> Row:
+    """A value that has no limit."""
+    return Row(name, value, unit, Verdict.MEASURED, note=note, facts=facts)
+
+
+def check(name: str, value: float, limit: float, unit: str = "", note: str = "", **facts: object) -> Row:
+    """A result that is wrong above `limit`; NaN is wrong."""
+    verdict = Verdict.OK if value <= limit else Verdict.FAILED
+    return Row(name, value, unit, verdict, limit, note, facts)
+
+
+def goal(name: str, value: float, limit: float, unit: str, *, least: bool = False, **facts: object) -> Row:
+    """A speed with what was hoped for, at most or at `least`; to miss it is no fault."""
+    met = value >= limit if least else value <= limit
+    return Row(name, value, unit, Verdict.MET if met else Verdict.MISSED, limit, facts=facts)
+
+
+def skipped(name: str, reason: str) -> Row:
+    """What could not be had here."""
+    return Row(name, None, "", Verdict.SKIPPED, note=reason)
+
+
+def failed(name: str, error: BaseException) -> Row:
+    """What was to be found out when `error` came."""
+    last = str(error).strip().splitlines()
+    return Row(name, None, "", Verdict.FAILED, note=f"{type(error).__name__}: {last[-1] if last else ''}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows below one another, the limit beside each."""
+    lines = [("section", "what", "value", "limit", "unit", "verdict", "note")]
+    for row in rows:
+        cells = (row.section, row.name, _told(row.value), _told(row.limit), row.unit, row.verdict.value, row.note)
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[6]]).rstrip()
+        for line in lines
+    )
+
+
+def _told(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,84 @@
+"""Stand: what all sections share: the device, the sizes, the time that is left, and what was measured once for all."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from scripts.gpu.backends import Backends, Run
+from scripts.gpu.row import Row, failed
+from scripts.gpu.shape import Sizes
+
+
+T = TypeVar("T")
+
+
+class Stand:
+    """`backends` at `sizes`, until `clock` (seconds) says that `limit_s` have passed."""
+
+    def __init__(
+        self, backends: Backends, sizes: Sizes, clock: Callable[[], float], limit_s: float, seed: int
+    ) -> None:
+        self.backends, self.sizes = backends, sizes
+        self._clock, self._ends_s = clock, clock() + limit_s
+        self._made: dict[Callable[[Stand], Any], Any] = {}
+        self.generator = torch.Generator(backends.device).manual_seed(seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are."""
+        return self.backends.device
+
+    @property
+    def left_s(self) -> float:
+        """Until the limit."""
+        return self._ends_s - self._clock()
+
+    def once(self, make: Callable[["Stand"], T]) -> T:
+        """What `make(stand)` gave when it was first asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh random numbers on the device, of standard deviation 1."""
+        return torch.randn(shape, generator=self.generator, device=self.device).to(dtype)
+
+    def median_ms(self, run: Run, count: int) -> float:
+        """Of `count` runs, after two."""
+        self.backends.times_ms(run, 2)
+        return median(self.backends.times_ms(run, count))
+
+    def try_row(self, name: str, make: Callable[[], Row]) -> Iterator[Row]:
+        """The row, or a failed one: one fault is not to hide what comes after."""
+        try:
+            row = make()
+            self.backends.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever a kernel raises is the finding
+            row = failed(name, error)
+        yield row
+
+    @cached_property
+    def copy_bytes_per_s(self) -> float:
+        """Read and written by a large copy on the device."""
+        count = self.sizes.copy_bytes // 4
+        pairs = [(self.normal(count), torch.empty(count, device=self.device)) for _ in range(2)]
+        turn = iter(range(1 << 30))
+
+        def run() -> None:
+            source, target = pairs[next(turn) % 2]
+            target.copy_(source)
+
+        return 2e3 * self.sizes.copy_bytes / self.median_ms(run, 10)
+
+
+def relative_error(found: Tensor, want: Tensor) -> float:
+    """‖found − want‖ / ‖want‖ in float64; infinite where found has another shape."""
+    if found.shape != want.shape:
+        return float("inf")
+    wide, found = want.double(), found.double()
+    norm = float(wide.norm())
+    return float((found - wide).norm()) / (norm or 1.0)
