@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # the models are small: more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # nor do those of the processes that tests start
 settings.register_profile("repeat", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
