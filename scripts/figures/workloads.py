@@ -90,7 +90,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             ratio = _grid(
                 rows, trace, lambda cell, of=policy: cell[of]["ttft_p95_s"] / cell["ours"]["ttft_p95_s"]
             )
-            _panel(axes, ratio, f"{trace}, {rate:g}/s: P95 TTFT of {policy} over ours")
+            _panel(axes, ratio, f"{trace} {rate:g}/s, TTFT, {policy} / ours")
         ratio = _grid(
             rows, trace, lambda cell: cell["paper"]["moved_gib"] / max(0.001, cell["ours"]["moved_gib"])
         )
