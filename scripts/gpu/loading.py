@@ -25,6 +25,12 @@ def rows(stand: Stand) -> Iterator[Row]:
     place = world.arena[-layout.nbytes :]
     landed = stowage.landing(place, layout)
     landed.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
+
+    def copy() -> None:
+        place.copy_(landed, non_blocking=True)
+
+    copy_ms = stand.median_ms(copy, _TURNS)
+    yield measured("bare copy", layout.nbytes / copy_ms / 1e6, "GB/s", "from pinned memory, nothing else running")
     quiet_ms = stand.median_ms(run, _TURNS)
     rates: list[float] = []
     over = threading.Event()
