@@ -49,7 +49,8 @@ def main(
             file.write(row.as_json() + "\n")
             file.flush()
             if row.verdict in (Verdict.FAILED, Verdict.SKIPPED) or not options.quiet:
-                print(f"{clock() - began_s:6.1f} s  {row.section}: {row.name} {row.verdict.value} {row.note}", flush=True)
+                told = f"{row.section}: {row.name} {row.verdict.value} {row.note}"
+                print(f"{clock() - began_s:6.1f} s  {told}", flush=True)
 
         found = run(chosen, stand, tell)
     print(table(found))
@@ -68,11 +69,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny: shows that the path is whole")
-    parser.add_argument("--out", type=Path, help="default: results/gpu_check.jsonl, $OUT/... where that is set")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on the CPU, tiny: shows that the path is whole"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="default: results/gpu_check.jsonl, $OUT/... where that is set"
+    )
     parser.add_argument("--limit-s", type=float, default=540.0, help="begin nothing that would outlast it")
     parser.add_argument("--only", nargs="+", choices=[section.name for section in SECTIONS])
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="default: another every time")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 2**31, help="default: another every time"
+    )
     parser.add_argument("--quiet", action="store_true", help="no line for each row as it comes")
     options = parser.parse_args(arguments)
     name = "gpu_check_dry.jsonl" if options.dry_run else "gpu_check.jsonl"

@@ -1,6 +1,7 @@
 """Backends of a CUDA device. Imported there alone, since it needs Triton."""
 
 import ctypes
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -86,7 +87,7 @@ class Cuda:
             run()
             mark.record()
         marks[-1].synchronize()
-        return [before.elapsed_time(after) for before, after in zip(marks, marks[1:], strict=False)]
+        return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
     def stowage(self) -> Stowage:
         """See Backends."""

@@ -73,7 +73,9 @@ def rows(stand: Stand) -> Iterator[Row]:
         known, known_mixed = (answer(_cpu(folder), each) for each in (asked, mixed))
         for label, options in _VARIANTS.items():
             config = replace(_config(folder, stand.device.type), **options)
-            yield from stand.try_row(label, lambda label=label, config=config: _same(label, config, asked, known))
+            yield from stand.try_row(
+                label, lambda label=label, config=config: _same(label, config, asked, known)
+            )
         config = _config(folder, stand.device.type)
         yield from stand.try_row("penalties", lambda: _same("penalties", config, mixed, known_mixed))
         yield from _narrow(stand, folder, asked)
@@ -87,7 +89,11 @@ def requests(count: int, penalised: bool) -> list[Asked]:
     for number in range(count):
         prompt = tuple(rng.randrange(3, small_model.VOCAB) for _ in range(rng.randint(1, 90)))
         params = SamplingParams(
-            max_tokens=rng.randint(1, 28), seed=number, ignore_eos=True, n=1 + (number % 7 == 3), **ways[number % len(ways)]
+            max_tokens=rng.randint(1, 28),
+            seed=number,
+            ignore_eos=True,
+            n=1 + (number % 7 == 3),
+            **ways[number % len(ways)],
         )
         made.append(Asked(prompt, rng.choice([None, *small_model.RANKS]), params))
     return made
@@ -162,7 +168,10 @@ def _same(name: str, config: EngineConfig, asked: Sequence[Asked], known: Answer
 def _narrow(stand: Stand, folder: Path, asked: Sequence[Asked]) -> Iterator[Row]:
     """bfloat16: the log-probabilities of prompts, against float32 over the same numbers; and graphs against none."""
     scored = [
-        replace(one, params=SamplingParams(max_tokens=1, temperature=0.0, seed=0, prompt_logprobs=0, ignore_eos=True))
+        replace(
+            one,
+            params=SamplingParams(max_tokens=1, temperature=0.0, seed=0, prompt_logprobs=0, ignore_eos=True),
+        )
         for one in asked
         if len(one.prompt) > 1
     ]

@@ -50,9 +50,7 @@ class Projected:
         return self.y.clone()
 
 
-def projected(
-    stand: Stand, base: BaseShape, group: SiteGroup, rows: int, dtype: torch.dtype
-) -> Projected:
+def projected(stand: Stand, base: BaseShape, group: SiteGroup, rows: int, dtype: torch.dtype) -> Projected:
     """Random ones."""
     x = stand.normal(rows, base.of(group.sites[0]).in_features, dtype=dtype)
     return Projected(x, stand.normal(rows, base.group_out(group), dtype=dtype))
@@ -66,6 +64,10 @@ def with_adapters(given: Projected, table: SegmentTable, layer: int, group: Site
         for part in weights.parts if weights else ():
             assert weights is not None, "parts are of weights"
             ranks = slice(part.rank_start, part.rank_stop)
-            h = x[segment.start : segment.stop] @ weights.A[ranks].double().t() * weights.scale[ranks].double()
+            h = (
+                x[segment.start : segment.stop]
+                @ weights.A[ranks].double().t()
+                * weights.scale[ranks].double()
+            )
             y[segment.start : segment.stop, part.out_start : part.out_stop] += h @ part.Bt.double()
     return y

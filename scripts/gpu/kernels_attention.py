@@ -65,7 +65,8 @@ class World:
             kept[: self.cache.num_blocks] = torch.nan
         heads = (config.num_kv_heads, config.head_dim)
         self.kv = [
-            (stand.normal(stop, *heads, dtype=dtype), stand.normal(stop, *heads, dtype=dtype)) for _, stop in parts
+            (stand.normal(stop, *heads, dtype=dtype), stand.normal(stop, *heads, dtype=dtype))
+            for _, stop in parts
         ]
         self.tables = torch.zeros(len(parts), max(counts), dtype=torch.int64, device=stand.device)
         for number, (blocks, (k, v)) in enumerate(zip(dealt, self.kv, strict=True)):
@@ -97,7 +98,9 @@ class World:
 
     def rows_of(self, which: int) -> Tensor:
         """The step's own rows of K (0) or V (1)."""
-        return torch.cat([kv[which][start:stop] for kv, (start, stop) in zip(self.kv, self.parts, strict=True)])
+        return torch.cat(
+            [kv[which][start:stop] for kv, (start, stop) in zip(self.kv, self.parts, strict=True)]
+        )
 
     def attend(self, step: AttentionStep) -> Tensor:
         """[T, columns], over the step's rows."""

@@ -25,7 +25,7 @@ RANKS = (8, 5, 64, 24, 128, 16)
 SITES_OF = {5: ("q_proj", "v_proj", "up_proj"), 24: ("k_proj", "gate_proj", "down_proj", "o_proj")}
 """Ranks whose adapters have these sites alone."""
 
-BATCHES: dict[str, list[tuple[int, int | None]]] = {
+BATCHES: dict[str, Sequence[tuple[int, int | None]]] = {
     "decode, distinct": [(1, index) for index in range(6)] + [(3, None)],
     "decode, shared": [(9, 0), (2, None), (20, 1), (1, 4), (17, 3)],
     "mixed": [(1, None), (1, 0), (90, 1), (5, None), (1, 2), (37, 3), (1, 4)],
@@ -54,7 +54,7 @@ def _sites(rank: int) -> Sequence[Sequence[str]]:
     return (SITES_OF[rank],) if rank in SITES_OF else ()
 
 
-def _spec(where: str) -> list[tuple[int, int | None]]:
+def _spec(where: str) -> Sequence[tuple[int, int | None]]:
     return next(BATCHES[name] for name in BATCHES if where.startswith(name))
 
 
@@ -62,9 +62,7 @@ def _dtype(where: str) -> torch.dtype:
     return next(dtype for dtype in LIMITS if where.endswith(str(dtype).removeprefix("torch.")))
 
 
-def _alone(
-    stand: Stand, base: BaseShape, op: LoraOp, table: SegmentTable, where: str
-) -> Iterator[Row]:
+def _alone(stand: Stand, base: BaseShape, op: LoraOp, table: SegmentTable, where: str) -> Iterator[Row]:
     """Shrink and expand into y."""
     if not table.segments:
         return
@@ -123,7 +121,11 @@ def _fused(
         return torch.cat([q, *stored], dim=1)
 
     yield from compared(
-        stand, f"heads, {where}", ops, heads, lambda: _rotated(config, batch, with_table(qkv, batch, SiteGroup.QKV))
+        stand,
+        f"heads, {where}",
+        ops,
+        heads,
+        lambda: _rotated(config, batch, with_table(qkv, batch, SiteGroup.QKV)),
     )
     yield from _consumers(stand, base, ops, step, batch, where)
 
@@ -164,7 +166,9 @@ def _batch(
     stand: Stand, spec: Sequence[tuple[int, int | None]], slots: Tensor, table: SegmentTable
 ) -> ForwardBatch:
     lengths = [rows for rows, _ in spec]
-    positions = torch.cat([torch.arange(7 * number, 7 * number + rows) for number, rows in enumerate(lengths)])
+    positions = torch.cat(
+        [torch.arange(7 * number, 7 * number + rows) for number, rows in enumerate(lengths)]
+    )
     return ForwardBatch(
         token_ids=torch.zeros_like(slots),
         positions=positions.to(stand.device),

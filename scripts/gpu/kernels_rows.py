@@ -42,7 +42,9 @@ def rows(stand: Stand) -> Iterator[Row]:
             yield from _norms(stand, config.hidden_size, dtype)
     for number, (name, way) in enumerate(WAYS.items()):
         drawn = [replace(way, seed=1000 * number + row, stream=row % 3, position=row) for row in range(_ROWS)]
-        yield from stand.try_row(f"sampling, {name}", lambda name=name, drawn=drawn: _draws(stand, name, drawn))
+        yield from stand.try_row(
+            f"sampling, {name}", lambda name=name, drawn=drawn: _draws(stand, name, drawn)
+        )
 
 
 def _norms(stand: Stand, width: int, dtype: torch.dtype) -> Iterator[Row]:

@@ -30,7 +30,9 @@ def rows(stand: Stand) -> Iterator[Row]:
         place.copy_(landed, non_blocking=True)
 
     copy_ms = stand.median_ms(copy, _TURNS)
-    yield measured("bare copy", layout.nbytes / copy_ms / 1e6, "GB/s", "from pinned memory, nothing else running")
+    yield measured(
+        "bare copy", layout.nbytes / copy_ms / 1e6, "GB/s", "from pinned memory, nothing else running"
+    )
     quiet_ms = stand.median_ms(run, _TURNS)
     rates: list[float] = []
     over = threading.Event()
@@ -48,7 +50,8 @@ def rows(stand: Stand) -> Iterator[Row]:
     finally:
         over.set()
         loader.join()
-    yield measured("load beside decode", median(rates) / 1e9, "GB/s", f"{layout.nbytes / 1e6:.0f} MB, {len(rates)} loads")
+    note = f"{layout.nbytes / 1e6:.0f} MB, {len(rates)} loads"
+    yield measured("load beside decode", median(rates) / 1e9, "GB/s", note)
     yield measured("step, nothing loading", quiet_ms, "ms", f"{width} sequences of rank 8")
     yield measured("step, loading", median(times_ms), "ms", slowest_ms=max(times_ms))
     began_s = time.perf_counter()

@@ -77,10 +77,14 @@ def _row(name: str, found: Overhead, stand: Stand) -> Row:
         "efficiency": floor_ms / found.added_ms if found.added_ms > 0 else float("inf"),
     }
     if floor_ms >= LONG_FLOOR_MS:
-        return goal(f"{name}: efficiency", float(facts["efficiency"]), EFFICIENCY, "of floor", least=True, **facts)
+        return goal(
+            f"{name}: efficiency", float(facts["efficiency"]), EFFICIENCY, "of floor", least=True, **facts
+        )
     return goal(f"{name}: added", found.added_ms, floor_ms + SHORT_ALLOWANCE_MS, "ms", **facts)
 
 
 def _lone(found: dict[str, Overhead], width: int) -> Row:
     among, alone = (found[f"{mix}, {width} sequences"] for mix in ("31 of 8, one of 128", "all 8"))
-    return goal("one of 128 among 31 of 8", among.added_ms - alone.added_ms, LONE_GOAL_MS, "ms more than all 8")
+    return goal(
+        "one of 128 among 31 of 8", among.added_ms - alone.added_ms, LONE_GOAL_MS, "ms more than all 8"
+    )

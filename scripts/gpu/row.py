@@ -73,7 +73,15 @@ def table(rows: Sequence[Row]) -> str:
     """All rows below one another, the limit beside each."""
     lines = [("section", "what", "value", "limit", "unit", "verdict", "note")]
     for row in rows:
-        cells = (row.section, row.name, _told(row.value), _told(row.limit), row.unit, row.verdict.value, row.note)
+        cells = (
+            row.section,
+            row.name,
+            _told(row.value),
+            _told(row.limit),
+            row.unit,
+            row.verdict.value,
+            row.note,
+        )
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     return "\n".join(

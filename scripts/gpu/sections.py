@@ -50,7 +50,14 @@ def _rows(section: Section, stand: Stand) -> Iterator[Row]:
     try:
         module = importlib.import_module(f"scripts.gpu.{section.module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("engine", "lora", "model", "scheduler", "scripts", "transport"):
+        if (error.name or "").split(".")[0] in (
+            "engine",
+            "lora",
+            "model",
+            "scheduler",
+            "scripts",
+            "transport",
+        ):
             raise
         yield skipped(section.name, f"{error.name} is not installed")
         return

@@ -160,7 +160,11 @@ class Drive:
         host_ms, launch_ms, steps = [], [], self._world.stand.sizes.decode_steps
         began_s = time.perf_counter()
         for _ in range(steps):
-            started_s, waited_s, launch_s = time.perf_counter(), self._executor.waited_s, self._executor.launch_s
+            started_s, waited_s, launch_s = (
+                time.perf_counter(),
+                self._executor.waited_s,
+                self._executor.launch_s,
+            )
             self._step()
             took_s = time.perf_counter() - started_s
             host_ms.append(1e3 * (took_s - (self._executor.waited_s - waited_s)))

@@ -87,7 +87,13 @@ def _weights(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
 
 def _write_adapter(folder: Path, rank: int, sites: tuple[str, ...], generator: torch.Generator) -> None:
     folder.mkdir(parents=True)
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(sites), "bias": "none"}
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": list(sites),
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     tensors = {}
     for layer in range(LAYERS):

@@ -12,7 +12,6 @@ from scripts.gpu.backends import Backends, Run
 from scripts.gpu.row import Row, failed
 from scripts.gpu.shape import Sizes
 
-
 T = TypeVar("T")
 
 

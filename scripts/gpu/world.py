@@ -63,7 +63,9 @@ class World:
         self.max_len_tokens = sizes.context_tokens + sizes.decode_steps + _SPARE_TOKENS
         self.blocks_each = -(-self.max_len_tokens // BLOCK_SIZE)
         self.cache = KVCache(
-            KVLayout.of(self.config, self.dtype, BLOCK_SIZE), sizes.widths[-1] * self.blocks_each, stand.device
+            KVLayout.of(self.config, self.dtype, BLOCK_SIZE),
+            sizes.widths[-1] * self.blocks_each,
+            stand.device,
         )
         for layer in range(self.config.num_layers):
             for kept in self.cache.layer(layer):
