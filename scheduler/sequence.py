@@ -121,37 +121,56 @@ class Sequence:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
         start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
-        in_prompt = start < self.prompt_tokens
+        if start >= self.prompt_tokens and stop - start == 1:  # decode, step after step
+            tokens = (PENDING if self.drawing else self.output_token_ids[-1],)
+            scores = False
+        else:
+            tokens = self._tokens(start, stop)
+            unscored = stop > len(self.prompt_logprobs)
+            scores = start < self.prompt_tokens and unscored and self._owes_prompt_logprobs
+        covers = stop > self.room_tokens - self._block_size
         part = Slice(
             self.key,
             self.request,
-            self._tokens(start, stop),
+            tokens,
             start,
-            self._blocks_up_to(stop),
+            self.blocks if covers else self.blocks[: -(-stop // self._block_size)],
             stop == total,
             total - self.prompt_tokens,
             tuple(self.output_token_ids) if self.penalised else (),
-            in_prompt and self._owes_prompt_logprobs and stop > len(self.prompt_logprobs),
+            scores,
         )
         self.in_flight.append(part)
         self.planned_tokens = stop
-        if part.samples:
+        if stop == total:
             self.drawing += 1
             self.expected_tokens += 1
         return part
 
-    def land(self, part: Slice, output: SliceOutput) -> None:
-        """Take in what the oldest slice in flight computed."""
-        token_id = output.token_id
+    def land(self, part: Slice, output: SliceOutput) -> TokenEvent | None:
+        """Take in what the oldest slice in flight computed: what the client learns of it, if it drew a token."""
+        token_id, logprob, _ = output
         assert (token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
         if part.prompt_logprobs:
             known = len(self.prompt_logprobs) - part.start
             self.prompt_logprobs.extend(output.prompt_logprobs[known:])
-        if token_id is not None:
-            self.output_token_ids.append(token_id)
-            self.drawing -= 1
         self.computed_tokens = part.start + len(part.token_ids)
         del self.in_flight[0]
+        if token_id is None:
+            return None
+        outputs = self.output_token_ids
+        outputs.append(token_id)
+        self.drawing -= 1
+        drawn = len(outputs)
+        reason = None
+        if token_id in self._ends_with and drawn > self.request.params.min_tokens:
+            reason = FinishReason.STOP
+        elif self.prompt_tokens + drawn >= self.most_tokens:
+            reason = FinishReason.LENGTH
+        if drawn > 1:
+            return TokenEvent(self.key, token_id, logprob, reason)
+        told = tuple(self.prompt_logprobs)  # a sequence's first event tells of the prompt too
+        return TokenEvent(self.key, token_id, logprob, reason, told, self.cached_tokens or 0)
 
     def lose_blocks(self) -> None:
         """Forget the K/V, not the tokens: the sequence will be recomputed. Slices in flight are void."""
@@ -170,28 +189,10 @@ class Sequence:
         self._digests = first.digests(self.prompt_tokens // self._block_size)
         self.prompt_logprobs = list(first.prompt_logprobs)
 
-    def tell(self, output: SliceOutput) -> TokenEvent:
-        """What the client learns of the token that has just landed; the first such event tells of the prompt too."""
-        token_id, logprob, _ = output
-        drawn = len(self.output_token_ids)
-        reason = None
-        if token_id in self._ends_with and drawn > self.request.params.min_tokens:
-            reason = FinishReason.STOP
-        elif self.prompt_tokens + drawn >= self.most_tokens:
-            reason = FinishReason.LENGTH
-        if drawn > 1:
-            return TokenEvent(self.key, token_id, logprob, reason)
-        told = tuple(self.prompt_logprobs)
-        return TokenEvent(self.key, token_id, logprob, reason, told, self.cached_tokens or 0)
-
     @property
     def _owes_prompt_logprobs(self) -> bool:
         wanted = self.request.params.prompt_logprobs is not None
         return wanted and len(self.prompt_logprobs) < self.prompt_tokens - 1
-
-    def _blocks_up_to(self, stop: int) -> tuple[int, ...]:
-        count = -(-stop // self._block_size)
-        return self.blocks if count == len(self.blocks) else self.blocks[:count]
 
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:
         """Of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""

@@ -149,14 +149,14 @@ class StepScheduler:
         for sequence, part, output in zip(self._planned(plan), plan.slices, outputs, strict=True):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
-            sequence.land(part, output)
+            event = sequence.land(part, output)
             computed = sequence.computed_tokens
             if computed // size > sequence.published_blocks:
                 self._publish(sequence)
             if part.start < sequence.prompt_tokens <= computed:
                 self._lead(sequence)
-            if part.samples:
-                events.append(event := sequence.tell(output))
+            if event is not None:
+                events.append(event)
                 if event.finish_reason is not None:
                     self._retire(sequence)
         return tuple(events)

@@ -21,8 +21,9 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
+
+from blake3 import blake3
 
 from engine.assembly import Engine, assemble
 from engine.config import EngineConfig
@@ -88,7 +89,7 @@ def measure(engine: Engine, names: Mapping[int, str], rounds: int) -> Iterator[t
 
 def rows(size: str, engine: Engine, names: Mapping[int, str], rounds: int) -> Iterator[dict[str, object]]:
     """A row per rank, prompt and path."""
-    rates = {"network": NETWORK_BYTES_PER_S, **bandwidths(lambda view: sha256(view).digest())}
+    rates = {"network": NETWORK_BYTES_PER_S, **bandwidths(lambda view: blake3(view).digest())}
     store, layers = engine.store, SHAPES[size].layers
     for rank, prompt_tokens, step_s in measure(engine, names, rounds):
         nbytes = store.resolve(names[rank]).nbytes
