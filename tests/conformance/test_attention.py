@@ -21,6 +21,7 @@ from model.attention.triton_paged import TritonPagedAttention
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
+from tests.chance import examples
 from tests.fakes.flashinfer import FakeFlashInfer
 from tests.kernels.interpreter import DEVICE, INTERPRETED, RUNS_TRITON
 
@@ -380,7 +381,7 @@ def test_reserved_and_planned_steps_agree(
 
 @settings(
     deadline=None,
-    max_examples=6 if INTERPRETED else 40,
+    max_examples=examples(6 if INTERPRETED else 40),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

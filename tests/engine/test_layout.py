@@ -11,6 +11,7 @@ from lora.adapter import BASE
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import SamplingParams
 from scheduler.step import StepLimits
+from tests.chance import examples
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
 BLOCK_SIZE = 4
@@ -73,7 +74,7 @@ asked = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(limits, asked, st.integers(0, 1), st.integers(10, 30))
 def test_every_plan_of_any_traffic_is_laid_out_as_its_slices_say(
     limits: StepLimits, asked: list, depth: int, blocks: int

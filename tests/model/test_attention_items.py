@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.attention.triton_paged_items import MOST_SHARES, Items, lay_items, most_narrow_items
+from tests.chance import examples
 
 PIECES = st.lists(
     st.tuples(st.sampled_from([1, 1, 1, 2, 5, 64, 200]), st.integers(0, 9000)), min_size=1, max_size=8
@@ -20,7 +21,7 @@ def lay(pieces: list[tuple[int, int]], window: int | None, tile_rows: int = 32) 
     return lay_items(rows, contexts, window, tile_rows)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(pieces=PIECES, window=WINDOWS)
 def test_every_row_sees_its_tokens_once(pieces: list[tuple[int, int]], window: int | None) -> None:
     """Tokens of an item beyond a row's own position or window are hidden by the kernel, and not counted here."""
@@ -45,7 +46,7 @@ def test_every_row_sees_its_tokens_once(pieces: list[tuple[int, int]], window: i
             row += 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(pieces=PIECES, window=WINDOWS)
 def test_every_share_has_a_slot_of_its_own_and_is_merged(
     pieces: list[tuple[int, int]], window: int | None
@@ -73,7 +74,7 @@ def test_every_share_has_a_slot_of_its_own_and_is_merged(
     assert len(whole) + len(merged) == sum(rows for rows, _ in pieces)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(pieces=PIECES, window=WINDOWS, which=st.integers(0, 7))
 def test_a_sequence_is_cut_alike_alone_and_in_company(
     pieces: list[tuple[int, int]], window: int | None, which: int
@@ -88,7 +89,7 @@ def test_a_sequence_is_cut_alike_alone_and_in_company(
     assert cuts(alone, 0) == cuts(together, which)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(contexts=st.lists(st.integers(1, 40_000), min_size=1, max_size=10), window=WINDOWS)
 def test_reserved_room_suffices(contexts: list[int], window: int | None) -> None:
     laid = lay([(1, context - 1) for context in contexts], window)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.sampling import InvalidLogits, SampleRow, prompt_logprobs, sample
+from tests.chance import examples
 
 VOCAB = 48
 
@@ -87,7 +88,7 @@ def test_draws_follow_the_filtered_distribution(row: SampleRow) -> None:
     assert chi_square < degrees + 4 * math.sqrt(2 * degrees) + 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     seed=st.integers(0, 1000),
     temperature=st.floats(0.2, 3.0),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scheduler.blocks import BlockPool, block_digest, chain_seed
+from tests.chance import examples
 from tests.scheduler.audit import audit_pool
 
 BLOCK_SIZE = 2
@@ -106,4 +107,6 @@ class Holders(RuleBasedStateMachine):
 
 
 TestHolders = Holders.TestCase
-TestHolders.settings = settings(deadline=None, derandomize=True, max_examples=120, stateful_step_count=40)
+TestHolders.settings = settings(
+    deadline=None, derandomize=True, max_examples=examples(120), stateful_step_count=40
+)

@@ -27,6 +27,7 @@ from lora.pool import RankPages
 from lora.puller import Puller, PullLimits
 from lora.shared_pages import Notebook, SharedPages
 from lora.store import AdapterStore
+from tests.chance import examples
 from tests.lora.executors import HeldExecutor, InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from transport.base import Address, Lease, Region
@@ -305,5 +306,5 @@ class PeersMachine(RuleBasedStateMachine):
             node.assert_nothing_is_left()
 
 
-PeersMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+PeersMachine.TestCase.settings = settings(deadline=None, max_examples=examples(60), stateful_step_count=40)
 TestPeers = PeersMachine.TestCase

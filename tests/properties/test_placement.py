@@ -28,6 +28,7 @@ from scheduler.cluster.placement.replicated import ReplicatedPlacement
 from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
 from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
+from tests.chance import examples
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 
 RANKS = (8, 16, 32, 64, 128)
@@ -87,7 +88,7 @@ def policy(name: str) -> PlacementPolicy:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(adapters, st.integers(1, 6), st.integers(1, 6))
 def test_every_policy_places_everything_once_and_survives_drift_and_lost_nodes(
     name: str, rates: list[tuple[int, float]], nodes: int, nodes_after: int
@@ -135,7 +136,7 @@ def least_possible(what: Problem, kernel: Kernel) -> float:
 
 
 @pytest.mark.parametrize("kernel", [Kernel.PADDED, Kernel.EXACT])
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(
     st.lists(st.tuples(st.sampled_from(RANKS), st.floats(10.0, 5000.0)), min_size=1, max_size=6),
     st.integers(1, 3),
@@ -149,7 +150,7 @@ def test_terraced_is_optimal_on_alike_nodes(
 
 
 @pytest.mark.parametrize("kernel", [Kernel.PADDED, Kernel.EXACT])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(busy_adapters, st.integers(1, 8), st.integers(0, 2**31))
 def test_terraced_never_loads_the_busiest_node_more_than_the_paper_does(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int, seed: int
@@ -190,7 +191,7 @@ def test_terraced_moves_fewer_bytes_than_the_paper_after_drift_and_copies_no_mor
     assert copied < 1.05 * paper_copied
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(busy_adapters, st.integers(1, 6), st.sampled_from(list(Kernel)))
 def test_terraced_leaves_alone_what_is_good(
     rates: list[tuple[int, float]], nodes: int, kernel: Kernel
@@ -201,7 +202,7 @@ def test_terraced_leaves_alone_what_is_good(
     assert fetched_bytes(what, deciding.place(what)) == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(adapters, st.integers(1, 6), st.integers(64, 400), st.sampled_from(list(Kernel)))
 def test_terraced_holds_memory_limits_and_leaves_out_only_what_has_no_room(
     rates: list[tuple[int, float]], nodes: int, mib: int, kernel: Kernel

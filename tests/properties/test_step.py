@@ -11,6 +11,7 @@ from lora.adapter import BASE, AdapterRef
 from scheduler.plan import SequenceKey
 from scheduler.request import Request, SamplingParams
 from scheduler.step import RequestRefused, StepLimits
+from tests.chance import examples
 from tests.scheduler.device import EOS, VOCABULARY, Oracle
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
@@ -18,7 +19,7 @@ MAX_MODEL_LEN = 26  # a prompt of 14 tokens and 12 more
 SETTINGS = settings(
     deadline=None,
     derandomize=True,
-    max_examples=120,
+    max_examples=examples(120),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Drawn
 from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from tests.chance import examples
 from transport.base import Memory
 from transport.errors import RegionBusy
 from transport.holdings import Holdings
@@ -75,5 +76,5 @@ class LandingsMachine(RuleBasedStateMachine):
         assert self.landings.all_settled().done() == (not self.bytes)
 
 
-LandingsMachine.TestCase.settings = settings(deadline=None, max_examples=100)
+LandingsMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
 TestLandings = LandingsMachine.TestCase

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Drawn
 from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from tests.chance import examples
 from transport.base import Arena, Memory
 from transport.errors import NotOffered, RegionRefused
 from transport.holdings import Holdings
@@ -87,7 +88,7 @@ class ShelfMachine(RuleBasedStateMachine):
         assert not self.shelf.lends(arena().region(1, 63))
 
 
-ShelfMachine.TestCase.settings = settings(deadline=None, max_examples=100)
+ShelfMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
 TestShelf = ShelfMachine.TestCase
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.chance import examples
 from transport.base import RemoteRegion
 from transport.errors import HelloRefused, LeaseExpired, NotOffered, PullTimeout, WireError
 from transport.wire import (
@@ -68,7 +69,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(message=st.sampled_from(MESSAGES), key=st.integers(0, 5), value=JSON)
 def test_a_forged_field_is_refused_or_is_of_the_right_kind(message: Message, key: int, value: object) -> None:
     body = json.loads(encode(message)[LENGTH.size :])
@@ -81,7 +82,7 @@ def test_a_forged_field_is_refused_or_is_of_the_right_kind(message: Message, key
     assert decode(encode(got)[LENGTH.size :]) == got
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(body=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_noise_is_refused(body: bytes) -> None:
     with pytest.raises(WireError):

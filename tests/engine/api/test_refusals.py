@@ -14,6 +14,7 @@ from engine.api.endpoints import ENDPOINTS
 from engine.api.errors import FORESEEN, as_api_error
 from engine.errors import Draining, Overloaded
 from scheduler.request import InvalidParameter
+from tests.chance import examples
 from tests.engine.api.door import CODEC, HI, door
 from tests.fakes.node import FakeNode
 
@@ -216,7 +217,7 @@ async def status_of(path: str, raw: bytes) -> int:
     return 200
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from(sorted(ENDPOINTS)), body=BODIES | JSON)
 def test_no_body_is_ever_the_server_s_fault(path: str, body: object) -> None:
     assert asyncio.run(status_of(path, msgspec.json.encode(body))) < 500
