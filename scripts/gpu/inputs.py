@@ -23,7 +23,7 @@ def adapter(
 ) -> AdapterWeights:
     """A random adapter on the device."""
     layout = flat_layout(base, dtype, rank, sites)
-    rows = (stand.normal(layout.nbytes // dtype.itemsize) * 0.05).to(dtype).view(torch.uint8)
+    rows = (stand.normal(layout.nbytes // dtype.itemsize) * 0.2).to(dtype).view(torch.uint8)
     return view(rows, layout, f"rank-{rank}")
 
 

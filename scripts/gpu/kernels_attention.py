@@ -49,7 +49,8 @@ def rows(stand: Stand) -> Iterator[Row]:
                 yield failed(label, error)
                 continue
             for kind, parts in STEPS.items():
-                yield from _step(stand, f"{kind}, {label}", World(stand, config, dtype, parts), backend)
+                world = World(stand, config, dtype, parts)
+                yield from stand.guarded(f"{kind}, {label}", _step(stand, f"{kind}, {label}", world, backend))
 
 
 class World:

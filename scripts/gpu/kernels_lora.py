@@ -47,7 +47,7 @@ def rows(stand: Stand) -> Iterator[Row]:
             for spec in BATCHES:
                 where = f"{spec}, {config.hidden_size} wide, {str(dtype).removeprefix('torch.')}"
                 yield from _alone(stand, base, op, table_of(BATCHES[spec], adapters), where)
-                yield from _fused(stand, config, ops, adapters, where)
+                yield from stand.guarded(f"fused, {where}", _fused(stand, config, ops, adapters, where))
 
 
 def _sites(rank: int) -> Sequence[Sequence[str]]:

@@ -1,11 +1,10 @@
 """Sections: what is done, in order of worth, within the time that there is."""
 
 import importlib
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.gpu.row import Row, failed, skipped
+from scripts.gpu.row import Row, skipped
 from scripts.gpu.stand import Stand
 
 
@@ -61,8 +60,4 @@ def _rows(section: Section, stand: Stand) -> Iterator[Row]:
             raise
         yield skipped(section.name, f"{error.name} is not installed")
         return
-    try:
-        yield from module.rows(stand)
-    except Exception as error:  # noqa: BLE001 - one section's fault is not to hide what comes after
-        traceback.print_exception(error)
-        yield failed(section.name, error)
+    yield from stand.guarded(section.name, module.rows(stand))

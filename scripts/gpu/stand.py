@@ -1,5 +1,6 @@
 """Stand: what all sections share: the device, the sizes, the time that is left, and what was measured once for all."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from statistics import median
@@ -60,6 +61,14 @@ class Stand:
             row = failed(name, error)
         yield row
 
+    def guarded(self, name: str, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows, and a failed one if getting them raised."""
+        try:
+            yield from rows
+        except Exception as error:  # noqa: BLE001 - as in try_row
+            traceback.print_exception(error)
+            yield failed(name, error)
+
     @cached_property
     def copy_bytes_per_s(self) -> float:
         """Read and written by a large copy on the device."""
@@ -75,9 +84,9 @@ class Stand:
 
 
 def relative_error(found: Tensor, want: Tensor) -> float:
-    """‖found − want‖ / ‖want‖ in float64; infinite where found has another shape."""
+    """‖found − want‖ / ‖want‖ of the worst row, in float64, so that one wrong row among many shows; NaN where any of
+    found is; infinite where it has another shape."""
     if found.shape != want.shape:
         return float("inf")
-    wide, found = want.double(), found.double()
-    norm = float(wide.norm())
-    return float((found - wide).norm()) / (norm or 1.0)
+    wide, found = torch.atleast_2d(want.double()).flatten(1), torch.atleast_2d(found.double()).flatten(1)
+    return float(((found - wide).norm(dim=1) / wide.norm(dim=1).clamp(min=1e-30)).max())
