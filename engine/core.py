@@ -14,7 +14,8 @@ from engine.draws import StepOutputs
 from engine.errors import AdapterFailed, EngineError, StepFailed
 from engine.shared_memory import SharedMemory
 from lora.adapter import AdapterRef
-from lora.store import AdapterStore, Lease
+from lora.lease import Lease
+from lora.store import AdapterStore
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request

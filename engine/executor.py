@@ -1,4 +1,4 @@
-"""Executor: one StepPlan in, one SliceOutput per slice out. The only room that speaks both scheduler and model."""
+"""Executor: one StepPlan in, one SliceOutput per slice out; where a step is computed when it is launched."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from engine.draws import StepOutputs, draw
 from engine.layout import Integers, LayOut, Layout
+from lora.lease import Lease
 from lora.segments import Segment, SegmentTable
-from lora.store import Lease
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -28,7 +28,7 @@ class Computed:
 
 
 class Executor:
-    """Runs plans on one device, one at a time."""
+    """Runs plans one at a time on `model`, which is one device's or the first of a group's."""
 
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model

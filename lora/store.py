@@ -30,8 +30,6 @@ from lora.supply import Supply
 from lora.tiers import DiskTier, HostTier
 from lora.traffic import Traffic
 
-__all__ = ["AdapterEntry", "AdapterStore", "Lease", "StoreStats", "UnknownAdapter"]
-
 _HOST_BYTES = 256 << 20  # packed forms kept in host memory where there is no disk tier
 
 

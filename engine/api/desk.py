@@ -7,7 +7,7 @@ from typing import Protocol
 from engine.telemetry import Snapshot, Telemetry
 from engine.text import Delta, TextCodec
 from lora.adapter import AdapterRef
-from lora.store import AdapterEntry
+from lora.names import AdapterEntry
 from scheduler.request import SamplingParams
 
 

@@ -18,7 +18,7 @@ from engine.assembly import Engine
 from engine.core import Computation, StepExecutor
 from engine.draws import StepOutputs
 from lora.adapter import AdapterRef
-from lora.store import Lease
+from lora.lease import Lease
 from scheduler.cluster.fit import Measurement
 from scheduler.cluster.load import load_of
 from scheduler.plan import StepPlan

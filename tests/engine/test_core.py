@@ -8,7 +8,7 @@ import pytest
 from engine.core import StepResult
 from engine.errors import AdapterFailed, StepFailed
 from lora.adapter import BASE, AdapterRef
-from lora.store import UnknownAdapter
+from lora.errors import UnknownAdapter
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.step import RequestRefused

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from engine.draws import StepOutputs
 from engine.executor import Computed
-from lora.store import Lease
+from lora.lease import Lease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
 FIRST_TOKEN, ALPHABET = 68, 26  # `a` to `z` of the tests' byte-level tokenizer

@@ -13,8 +13,9 @@ from engine.telemetry import Telemetry
 from engine.text import Delta, TextCodec, TextStream
 from lora.adapter import AdapterRef
 from lora.lent_rows import LentStats
+from lora.names import AdapterEntry
 from lora.peer import PeerStats
-from lora.store import AdapterEntry, StoreStats
+from lora.store import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
