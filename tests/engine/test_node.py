@@ -9,7 +9,8 @@ import pytest
 
 from engine.api.errors import as_api_error
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
-from engine.node import DeltaStream, Node
+from engine.node import Node
+from engine.stream import DeltaStream
 from engine.telemetry import Telemetry
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import SamplingParams
