@@ -13,7 +13,7 @@ import torch
 from engine.base_model import BaseModel, choose
 from engine.config import EngineConfig
 from engine.core import EngineCore, StepExecutor
-from engine.demo.paths import DEMO_ADAPTERS
+from engine.demo.paths import adapter_folders
 from engine.errors import InvalidConfig
 from engine.executor import Executor
 from engine.group.model import join, start_workers
@@ -193,8 +193,8 @@ def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
 
     All names are known before the first weights are read: peers ask from the start on.
     """
-    found = _found(DEMO_ADAPTERS) if config.model is None else []
-    for name, folder in (*found, *_found(config.lora_dir), *config.loras):
+    embedded = adapter_folders().items() if config.model is None else ()
+    for name, folder in (*embedded, *_found(config.lora_dir), *config.loras):
         store.declare(name, folder)
     for name, folder in config.loras:
         store.load(name, folder)

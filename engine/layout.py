@@ -76,9 +76,7 @@ class _Last:
         self.places: list[int] = layout.places.tolist()
         self.draws = {layout.slices[i].key: draw for draw, i in enumerate(layout.draws)}
         self.rows = np.arange(len(self.keys))
-        self.steady = (
-            len(self.draws) == len(layout.logit_rows) == len(layout.token_ids)
-        )  # each slice is one row
+        self.steady = layout.decodes
         self._block_tables = tuple(map(_tables, plan.slices))
         self._row_of: list[int] = np.argsort(layout.places).tolist()
 

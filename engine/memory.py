@@ -1,4 +1,4 @@
-"""How much memory a device has left, and how much of it K/V blocks and adapters may take."""
+"""How much memory a device has left. Who gets how much of it is `engine.room`'s."""
 
 from pathlib import Path
 

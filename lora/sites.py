@@ -40,7 +40,7 @@ class BaseShape:
     shapes: tuple[SiteShape, ...]  # aligned with SITES
 
     def of(self, site: str) -> SiteShape:
-        """The shape of `site`; KeyError-free because callers check names against SITES first."""
+        """The shape of `site`, one of SITES."""
         return self.shapes[SITES.index(site)]
 
     def group_out(self, group: SiteGroup) -> int:

@@ -60,12 +60,8 @@ class SampleRow:
     @property
     def adjusts(self) -> bool:
         """True if the row's logits are changed before temperature."""
-        penalised = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
-            1.0,
-            0.0,
-            0.0,
-        )
-        return penalised or bool(self.logit_bias) or bool(self.banned_token_ids)
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0) or bool(self.logit_bias) or bool(self.banned_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,6 @@ _TILE = 4096
 _FEW = 4096  # likeliest tokens among which a filter's edge is looked for before the whole row is gone through
 
 
-def draws_on_device(row: SampleRow) -> bool:
-    """Whether DeviceSampler can draw the row; log-probabilities are model/sampling.py's."""
-    return row.logprobs is None
-
-
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """Tokens on their way to the host: [2, rows] int64, tokens and whether they mean anything."""

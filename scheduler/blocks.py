@@ -70,11 +70,6 @@ class BlockPool:
         return self.num_blocks * self.block_size
 
     @property
-    def blank(self) -> int:
-        """Blocks whose content is worth nothing."""
-        return len(self._blank)
-
-    @property
     def available(self) -> int:
         """Blocks that `allocate` can hand out now."""
         return len(self._blank) + len(self._cached)

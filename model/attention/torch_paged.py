@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: the CPU's default where the native one is not built, correct on any device.
+"""Paged attention in plain torch: the CPU's, and correct on any device.
 
 Each sequence is one of four kinds of work, by its own lengths alone, so that its result never depends on what
 else is in the batch:
