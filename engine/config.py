@@ -13,7 +13,8 @@ class PeerConfig:
     """Nodes that share adapters: whom this one asks (`peers`), where they reach it (`listen`), and on what terms.
 
     Off unless one of the two is given. Peers trust each other by `token` and either certificates (`tls_*`) or, on
-    one machine only, `plain`. They must serve the same base model.
+    one machine only, `plain`. They must serve the same base model. `lend_bytes` is host memory for lending what is
+    not resident; None is as much as the adapters have, at most 1 GiB.
     """
 
     peers: tuple[Address, ...] = ()
@@ -27,9 +28,7 @@ class PeerConfig:
     door: str = "auto"  # auto | ucx | stream
     bandwidth_bytes_per_s: int | None = None
     pulls: int = 2
-    lend_bytes: int | None = (
-        None  # host memory for lending what is not resident; None: the adapters', at most 1 GiB
-    )
+    lend_bytes: int | None = None
     review_s: float = 5.0  # how often names that peers told are asked for again
 
     @property
@@ -44,7 +43,9 @@ class EngineConfig:
 
     `model` is a folder or hub id, None the embedded demo model. `loras` are (name, PEFT folder) pairs loaded
     at start; every PEFT folder below `lora_dir` is known by its folder's name and loaded when first asked
-    for. Sizes left None are derived at start from the model and the machine.
+    for. Sizes left None are derived at start from the model and the machine. `lora_dtype` auto is float32 on a
+    CPU, else the model's. With `shared_memory` K/V and adapters lend each other what they do not use; auto does so
+    on a CUDA device.
     """
 
     model: str | None = None
@@ -52,9 +53,7 @@ class EngineConfig:
     loras: tuple[tuple[str, Path], ...] = ()
     lora_dir: Path | None = None
     dtype: str = "auto"  # auto | float32 | bfloat16
-    lora_dtype: str = (
-        "auto"  # auto | float32 | bfloat16 | fp8 (CPU); auto: float32 on a CPU, else the model's
-    )
+    lora_dtype: str = "auto"  # auto | float32 | bfloat16 | fp8 (CPU)
     device: str = "auto"  # auto | cpu | cuda
     attention_backend: str = "auto"  # auto | torch | triton | flashinfer
     cuda_graphs: bool = True  # on a CUDA device, decode steps are recorded once and replayed
@@ -66,9 +65,7 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int | None = None  # on each device
     adapter_bytes: int | None = None  # memory for resident adapters, on each device
-    shared_memory: str = (
-        "auto"  # auto | on | off: K/V and adapters lend each other what they do not use; auto: on CUDA
-    )
+    shared_memory: str = "auto"  # auto | on | off
     adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
     adapter_patience_s: float = 2.0
     progress: bool = True

@@ -20,9 +20,8 @@ from lora.segments import AdapterWeights, GroupWeights, SitePart
 from lora.sites import SITES, BaseShape, SiteGroup, SiteShape
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
-FORMAT = (
-    "loraserve-flat-1"  # a new number for every change of the layout rules, since offsets follow from them
-)
+FORMAT = "loraserve-flat-1"
+"""With a new number for every change of the layout rules, since offsets follow from them."""
 
 _DTYPES = {
     "float32": torch.float32,

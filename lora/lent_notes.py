@@ -23,9 +23,8 @@ class LentNotes:
         self._notebook = notebook
         self._lock = threading.RLock()  # binding unbinds
         self._known: dict[str, Note] = {}  # what each name means, lent or not
-        self._lent: OrderedDict[str, Callable[[], None]] = (
-            OrderedDict()
-        )  # how to free each note, the oldest first
+        # How to free each note, the oldest first.
+        self._lent: OrderedDict[str, Callable[[], None]] = OrderedDict()
 
     def bind(self, note: Note) -> None:
         """The note's name means this from now on."""

@@ -14,9 +14,7 @@ from lora.pool import PageRun, RankPages
 from lora.segments import AdapterWeights
 
 _POPULARITY_HALF_LIFE_STEPS = 1000
-_PATIENCE_STEPS = (
-    64  # how long a content that is wanted but not running keeps its place against one that waits
-)
+_PATIENCE_STEPS = 64  # how long what is wanted but does not run keeps its place against what waits
 
 
 class Force(IntEnum):

@@ -48,9 +48,8 @@ class Traffic:
         self._planning = False
         self._closed = False
         self._callbacks: tuple[Callable[[], None], ...] = ()
-        self._unkept: set[str] = (
-            set()
-        )  # pulled, and to be kept once they have run: the first step shall not wait
+        # Pulled, and to be kept once they have run: the first step shall not wait.
+        self._unkept: set[str] = set()
         self._recalled: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
 
     def on_ready(self, callback: Callable[[], None]) -> None:

@@ -27,12 +27,9 @@ from model.kv_cache import KVCache
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 
-_WORKSPACE_BYTES = (
-    128 << 20
-)  # what flashinfer recommends; split contexts' partial sums, shared by all wrappers
-_MOST_ON_PLAIN_CORES = (
-    4  # query heads per kv head up to which decode needs no tensor cores to keep up with memory
-)
+_WORKSPACE_BYTES = 128 << 20
+"""What flashinfer recommends for split contexts' partial sums; all wrappers share it."""
+_MOST_ON_PLAIN_CORES = 4  # query heads per kv head up to which plain cores keep up with memory in decode
 _MOST_STRIDE = 1 << 32  # flashinfer keeps the elements from block to block in 32 bits
 
 Integers = NDArray[np.int32]

@@ -16,13 +16,10 @@ ITEM_WORDS = 8
 MERGE_WORDS = 4
 MOST_SHARES = 32  # of one row; longer sequences are split into longer runs
 _TILE_TOKENS = 64  # runs are multiples of it
-_ONE_ROW_TOKENS = (
-    256  # 1,000 tokens are four runs: enough programs for few sequences, little to merge for many
-)
+_ONE_ROW_TOKENS = 256  # a thousand are four runs: enough programs for few sequences, little to merge
 _FEW_ROWS_TOKENS = 1024
-_FEW_TILES = (
-    4  # a piece of a prompt with no more tiles splits its tokens too: its tiles alone would leave a GPU idle
-)
+_FEW_TILES = 4
+"""A piece of a prompt with no more tiles splits its tokens too: its tiles alone would leave a GPU idle."""
 
 
 @dataclass(frozen=True, slots=True)
