@@ -34,7 +34,7 @@ from model.config import UnsupportedModel
 MAX_LINE_BYTES = 16 << 20
 USAGE_ERROR, INTERRUPTED = 2, 130
 _UNBOUNDED_WAITING = 2**31  # `in_flight` is the bound
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class _Line(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -116,9 +116,9 @@ class Batch:
         try:
             body = await self._answer(line, endpoint)
             self.summary.answered += 1
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - a line's boundary: told in its result
             if not isinstance(failure, FORESEEN):
-                _logger.exception("line %r failed in a way that nobody foresaw", line.custom_id)
+                _log.exception("line %r failed in a way that nobody foresaw", line.custom_id)
             told = as_api_error(failure)
             status, body, error = told.status, told.body(), {"code": told.code, "message": told.message}
             self.summary.errors += 1

@@ -30,7 +30,7 @@ _LINGER_S = 5.0  # for clients to take the rest of their answers when the server
 _OPEN_PATHS = frozenset({"/health", "/version"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _REQUEST_ID_KEY = web.RequestKey("request_id", str)
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,11 +98,11 @@ class _Guard:
             response.headers.update({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
         except FORESEEN as error:
             response = _error_response(as_api_error(error))
-        except Exception as error:
-            _logger.exception("%s %s failed in a way that nobody foresaw", request.method, request.path)
+        except Exception as error:  # noqa: BLE001 - the door's boundary: logged, and told to the client
+            _log.exception("%s %s failed in a way that nobody foresaw", request.method, request.path)
             response = _error_response(as_api_error(error))
         took_s = time.monotonic() - began_s
-        _logger.debug("%s %s %d %.3f s", request.method, request.path, response.status, took_s)
+        _log.debug("%s %s %d %.3f s", request.method, request.path, response.status, took_s)
         return response
 
     def _check_key(self, request: web.Request) -> None:
@@ -166,8 +166,8 @@ async def _stream(request: web.Request, reply: Reply) -> web.StreamResponse:
         return response  # the client has left; there is nobody to answer
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
-    except Exception as error:
-        _logger.exception("a stream of %s failed in a way that nobody foresaw", request.path)
+    except Exception as error:  # noqa: BLE001 - as in _Guard
+        _log.exception("a stream of %s failed in a way that nobody foresaw", request.path)
         await response.write(_event(as_api_error(error).body()))
     await response.write_eof()
     return response
