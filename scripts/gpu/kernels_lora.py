@@ -38,16 +38,15 @@ BLOCK_SIZE = 16
 
 
 def rows(stand: Stand) -> Iterator[Row]:
-    """Each batch, each group, each dtype."""
+    """Each model, each batch, each group."""
     for config in stand.sizes.layers:
-        for dtype in LIMITS:
-            base = config.base_shape()
-            adapters = [adapter(stand, base, dtype, rank, *_sites(rank)) for rank in RANKS]
-            op, ops = stand.backends.lora(base, dtype), stand.backends.ops(config, dtype)
-            for spec in BATCHES:
-                where = f"{spec}, {config.hidden_size} wide, {str(dtype).removeprefix('torch.')}"
-                yield from _alone(stand, base, op, table_of(BATCHES[spec], adapters), where)
-                yield from stand.guarded(f"fused, {where}", _fused(stand, config, ops, adapters, where))
+        base, dtype = config.base_shape(), config.dtype
+        adapters = [adapter(stand, base, dtype, rank, *_sites(rank)) for rank in RANKS]
+        op, ops = stand.backends.lora(base, dtype), stand.backends.ops(config, dtype)
+        for spec in BATCHES:
+            where = f"{spec}, {config.hidden_size} wide, {str(dtype).removeprefix('torch.')}"
+            yield from _alone(stand, base, op, table_of(BATCHES[spec], adapters), where)
+            yield from stand.guarded(f"fused, {where}", _fused(stand, config, ops, adapters, where))
 
 
 def _sites(rank: int) -> Sequence[Sequence[str]]:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lora.segments import NO_SEGMENTS
 from model.batch import ForwardBatch
+from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.sampling import SampleRow, sample
-from scripts.gpu.kernels_lora import LIMITS, compared
+from scripts.gpu.kernels_lora import compared
 from scripts.gpu.row import Row, check
 from scripts.gpu.stand import Stand
 
@@ -36,10 +37,9 @@ _ROWS = 24
 
 
 def rows(stand: Stand) -> Iterator[Row]:
-    """Norms of every width and dtype, and every way of drawing."""
+    """Each model's norm, and every way of drawing."""
     for config in stand.sizes.layers:
-        for dtype in LIMITS:
-            yield from _norms(stand, config.hidden_size, dtype)
+        yield from _norms(stand, config)
     for number, (name, way) in enumerate(WAYS.items()):
         drawn = [replace(way, seed=1000 * number + row, stream=row % 3, position=row) for row in range(_ROWS)]
         yield from stand.try_row(
@@ -47,8 +47,8 @@ def rows(stand: Stand) -> Iterator[Row]:
         )
 
 
-def _norms(stand: Stand, width: int, dtype: torch.dtype) -> Iterator[Row]:
-    config = stand.sizes.layers[0]
+def _norms(stand: Stand, config: ModelConfig) -> Iterator[Row]:
+    width, dtype = config.hidden_size, config.dtype
     nothing = torch.zeros(1, dtype=torch.int64, device=stand.device)
     batch = ForwardBatch(nothing, nothing, nothing, (1,), (1,), nothing[None], nothing, NO_SEGMENTS)
     ops = stand.backends.ops(config, dtype)

@@ -37,7 +37,8 @@ def llama(
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large everything is. `layers` are configurations of few layers for kernels, `timed` the model that is timed,
+    """How large everything is. `layers` are configurations of one layer for kernels, each in its own
+    dtype (every further one is a minute of the kernels' compiler), `timed` the model that is timed,
     decoding for each of `widths` sequences, the first of which meets every mix, `context_tokens` long."""
 
     layers: tuple[ModelConfig, ...]
@@ -57,7 +58,7 @@ class Sizes:
 FULL = Sizes(
     layers=(
         llama(4096, 14336, 1, (32, 8, 128), 8, torch.bfloat16),
-        llama(320, 672, 1, (5, 1, 64), 8, torch.bfloat16),
+        llama(320, 672, 1, (6, 2, 64), 8, torch.float32),
     ),
     timed=llama(4096, 14336, 32, (32, 8, 128), 128256, torch.bfloat16),
     widths=(32, 64, 128),
@@ -74,7 +75,10 @@ FULL = Sizes(
 """A device's: Llama-3.1-8B."""
 
 TINY = Sizes(
-    layers=(llama(64, 144, 1, (4, 2, 16), 8, torch.float32),),
+    layers=(
+        llama(64, 144, 1, (4, 2, 16), 8, torch.bfloat16),
+        llama(64, 144, 1, (4, 2, 16), 8, torch.float32),
+    ),
     timed=llama(32, 48, 2, (4, 2, 8), 96, torch.float32),
     widths=(4, 8),
     context_tokens=24,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scripts.gpu.backends import Backends, Run
-from scripts.gpu.row import Row, failed
+from scripts.gpu.row import Row, failed, skipped
 from scripts.gpu.shape import Sizes
 
 T = TypeVar("T")
@@ -53,7 +53,10 @@ class Stand:
         return median(self.backends.times_ms(run, count))
 
     def try_row(self, name: str, make: Callable[[], Row]) -> Iterator[Row]:
-        """The row, or a failed one: one fault is not to hide what comes after."""
+        """The row, or a failed one: one fault is not to hide what comes after. Nothing is begun after the limit."""
+        if self.left_s <= 0:
+            yield skipped(name, "no time is left")
+            return
         try:
             row = make()
             self.backends.synchronize()

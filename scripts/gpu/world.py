@@ -4,7 +4,9 @@ Everything a step reads is larger by far than a cache, so steps one after anothe
 """
 
 import math
+import traceback
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from model.linear import Linear, make_linear
 from model.llama import Llama
 from model.sampling import SampleRow
 from model.weights import LayerWeights, Weights
+from scripts.gpu import kernels_attention
 from scripts.gpu.backends import Run
 from scripts.gpu.inputs import flat_layout
 from scripts.gpu.stand import Stand
@@ -76,9 +79,23 @@ class World:
         makers = self.stand.backends.attentions(self.config, self.dtype)
         for name in sorted(makers):  # flashinfer before torch and triton
             maker = makers[name]
-            if not isinstance(maker, str):
-                return name, maker()
-        raise RuntimeError(f"no attention: {makers}")
+            if not isinstance(maker, str) and (attention := self._tried(maker)) is not None:
+                return name, attention
+        raise RuntimeError(f"no attention works here: {', '.join(makers)}")
+
+    def _tried(self, make: Callable[[], GraphAttention]) -> GraphAttention | None:
+        """The attention, if it can attend to a prompt and decode: a library may lack its compiled parts."""
+        one = replace(self.config, num_layers=1, windows=(None,))
+        try:
+            attention = make()
+            for parts in ([(0, 20)], [(3, 4)]):
+                trial = kernels_attention.World(self.stand, one, self.dtype, parts)
+                trial.attend(attention.plan(trial.batch(), trial.cache))
+            self.stand.backends.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the next one is tried
+            traceback.print_exception(error)
+            return None
+        return attention
 
     def _arena(self) -> Tensor:
         """Memory for the largest mix, full of small random numbers."""

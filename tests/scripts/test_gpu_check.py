@@ -4,6 +4,7 @@ lacking skip what needs them."""
 import importlib
 import json
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lora.segments import SegmentTable
 from lora.sites import BaseShape, SiteGroup
 from scripts import gpu_check
 from scripts.gpu import sections
-from scripts.gpu.backends import Dry
+from scripts.gpu.backends import Dry, Run
 from scripts.gpu.inputs import Projected, adapter, table_of, with_adapters
 from scripts.gpu.row import Verdict, check, goal, measured
 from scripts.gpu.sections import SECTIONS, Section
@@ -145,13 +146,23 @@ def test_a_wrong_kernel_is_found(tmp_path: Path, kind: type) -> None:
 
 
 def test_what_the_time_does_not_reach_is_skipped(tmp_path: Path) -> None:
-    """The clock jumps 100 s whenever it is asked once the machine has been described."""
-    ticks = iter([0.0] * 3 + [600.0] * 1000)
-    code, rows = run(tmp_path, "--dry-run", "--quiet", "--limit-s", "60", clock=lambda: next(ticks))
-    skipped = {row["section"]: row["note"] for row in rows if row["verdict"] == "skipped"}
+    """The clock stands until the copy has been timed, and then jumps past the limit."""
+    copied = threading.Event()
+
+    class Copying(Dry):
+        def times_ms(self, run: Run, count: int) -> list[float]:
+            copied.set()
+            return super().times_ms(run, count)
+
+    def clock() -> float:
+        return 600.0 if copied.is_set() else 0.0
+
+    code, rows = run(tmp_path, "--dry-run", "--quiet", "--limit-s", "60", dry=Copying(), clock=clock)
+    skipped = {(row["section"], row["name"]): row["note"] for row in rows if row["verdict"] == "skipped"}
     assert code == 0
-    assert set(skipped) == {section.name for section in SECTIONS[1:]}
-    assert skipped["table"] == "0 s are left, it needs 60"
+    assert skipped.pop(("machine", "matrix product")) == "no time is left"
+    assert set(skipped) == {(section.name, section.name) for section in SECTIONS[1:]}
+    assert skipped["table", "table"] == "0 s are left, it needs 60"
 
 
 def test_a_section_that_raises_or_lacks_a_package_hides_nothing(
