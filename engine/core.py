@@ -17,7 +17,7 @@ from lora.adapter import AdapterRef
 from lora.lease import Lease
 from lora.store import AdapterStore
 from scheduler.blocks import BlockStats
-from scheduler.plan import FinishReason, SequenceKey, StepPlan, TokenEvent
+from scheduler.plan import SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.step import Live, StepScheduler
 
@@ -126,7 +126,7 @@ class EngineCore:
     def finish(self, key: SequenceKey) -> None:
         """End one sequence because its text is complete (a stop string was met)."""
         with self._lock:
-            self._scheduler.finish(key, FinishReason.STOP)
+            self._scheduler.finish(key)
             self._release((key.request_id,))
 
     @property

@@ -12,7 +12,7 @@ from itertools import chain
 
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool, BlockStats
-from scheduler.plan import FinishReason, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
+from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
 
@@ -105,7 +105,7 @@ class StepScheduler:
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
         self._limits = limits
         self._blocks = blocks
-        self._sequences: dict[SequenceKey, Sequence] = {}  # every live one, by age
+        self._sequences: dict[SequenceKey, Sequence] = {}  # every live one
         self._siblings: dict[str, list[Sequence]] = {}  # the live ones of each live request
         self._running: list[Sequence] = []  # in order of admission
         self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
@@ -170,7 +170,7 @@ class StepScheduler:
             if any(part is each for each in sequence.in_flight)
         )
 
-    def finish(self, key: SequenceKey, reason: FinishReason) -> None:
+    def finish(self, key: SequenceKey) -> None:
         """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
         to tell: no event follows. Nothing happens if it has ended already."""
         if (sequence := self._sequences.get(key)) is not None:
@@ -180,13 +180,6 @@ class StepScheduler:
         """End all sequences of a request; nothing happens if there are none. No event follows."""
         for sequence in tuple(self._siblings.get(request_id, ())):
             self._retire(sequence)
-
-    def abort_adapter(self, digest: str) -> tuple[SequenceKey, ...]:
-        """End all sequences of an adapter that cannot be had; their keys, oldest first. No event follows."""
-        lost = [sequence for sequence in self._sequences.values() if sequence.adapter_digest == digest]
-        for sequence in lost:
-            self._retire(sequence)
-        return tuple(sequence.key for sequence in lost)
 
     def wanted(self, limit: int) -> tuple[AdapterRef, ...]:
         """Up to `limit` distinct adapters, not resident at the last plan, that live sequences need: those of
@@ -216,10 +209,6 @@ class StepScheduler:
     def is_live(self, request_id: str) -> bool:
         """True while one of the request's sequences has not ended."""
         return request_id in self._siblings
-
-    def has_work(self) -> bool:
-        """True while any sequence lives."""
-        return bool(self._sequences)
 
     def short_blocks(self) -> int:
         """How many more K/V blocks the first in line would need, or the next step of those that run."""

@@ -115,15 +115,10 @@ class Traffic(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.requests)))
-        match data.draw(st.sampled_from(("abort", "finish", "abort_adapter"))):
-            case "abort":
-                self.do("abort", request_id)
-            case "finish":
-                self.do("finish", SequenceKey(request_id, data.draw(st.integers(0, 2))))
-            case _:
-                lost = self.requests[request_id].adapter
-                self.do("abort_adapter", lost.digest)
-                self.left |= {name for name, one in self.requests.items() if one.adapter == lost}
+        if data.draw(st.booleans()):
+            self.do("abort", request_id)
+        else:
+            self.do("finish", SequenceKey(request_id, data.draw(st.integers(0, 2))))
         self.left.add(request_id)
 
     def teardown(self) -> None:
@@ -155,9 +150,6 @@ def perform(rig: Rig, verb: str, what: Any) -> None:
             rig.abort(what)
         case "finish":
             rig.finish(what)
-        case "abort_adapter":
-            rig.scheduler.abort_adapter(what)
-            rig.audit()
         case "resident":
             rig.ready = what
         case _:
@@ -255,9 +247,9 @@ def test_everything_ends_in_a_store_that_holds_fewer_adapters_than_are_asked_for
     rig.add(*requests)
     store = SmallStore(rig, slots, load_steps)
     for _ in range(most_steps(rig, requests) + sum(one.params.n for one in requests) * (load_steps + 1)):
-        if rig.scheduler.has_work():
+        if rig.has_work():
             store.step()
-    assert not rig.scheduler.has_work()
+    assert not rig.has_work()
     for one in requests:
         rig.check(one)
 

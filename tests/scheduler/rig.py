@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lora.adapter import BASE, AdapterRef
 from scheduler.blocks import BlockPool
-from scheduler.plan import FinishReason, SequenceKey, SliceOutput, StepPlan, TokenEvent
+from scheduler.plan import SequenceKey, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepLimits, StepScheduler
 from tests.scheduler.audit import audit_plan, audit_scheduler
@@ -97,12 +97,17 @@ class Rig:
         """Several steps."""
         return [self.step() for _ in range(count)]
 
+    def has_work(self) -> bool:
+        """Whether any sequence lives."""
+        live = self.scheduler.live()
+        return live.waiting + live.running > 0
+
     def drain(self, most_steps: int = 10_000) -> int:
         """Step until nothing lives; the number of steps it took."""
         while self._in_flight:
             self.commit()
         for count in range(most_steps):
-            if not self.scheduler.has_work():
+            if not self.has_work():
                 assert self.pool.stats().used == 0, "blocks leaked"
                 return count
             assert self.step().slices, "nothing runs although every adapter is ready"
@@ -115,7 +120,7 @@ class Rig:
 
     def finish(self, key: SequenceKey) -> None:
         """End a sequence as if a stop string had been found in its text."""
-        self.scheduler.finish(key, FinishReason.STOP)
+        self.scheduler.finish(key)
         self.audit()
 
     def tokens(self, request_id: str, index: int = 0) -> tuple[int | None, ...]:

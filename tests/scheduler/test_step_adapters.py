@@ -1,7 +1,7 @@
 """Adapters that come and go: who waits for them, and for how long."""
 
 from lora.adapter import BASE
-from scheduler.plan import SequenceKey, StepPlan
+from scheduler.plan import StepPlan
 from scheduler.request import SamplingParams
 from scheduler.step import StepLimits
 from tests.scheduler.rig import ADAPTERS, Rig, request
@@ -141,27 +141,3 @@ def test_a_stream_of_hot_requests_cannot_starve_a_cold_adapter() -> None:
     assert admitted_s is not None
     wait_for_a_seat_s, load_s = drawn * 2, 2
     assert admitted_s - arrived_s <= wait_for_a_seat_s + patience_s + drawn + load_s
-
-
-def test_the_sequences_of_an_adapter_that_cannot_be_had_end_together() -> None:
-    rig = rig_with("A")
-    rig.add(
-        request("b", [1], B, SamplingParams(n=2, max_tokens=2)), request("a", [1], A), request("b2", [1], B)
-    )
-    assert rig.scheduler.abort_adapter(B.digest) == (
-        SequenceKey("b", 0),
-        SequenceKey("b", 1),
-        SequenceKey("b2", 0),
-    )
-    rig.audit()
-    assert rig.scheduler.abort_adapter(B.digest) == ()
-    assert names(rig.step()) == ["a"]
-    assert rig.scheduler.wanted(8) == ()
-    rig.drain()
-
-
-def test_the_base_model_cannot_be_aborted_as_an_adapter() -> None:
-    rig = rig_with()
-    rig.add(request("base", [1]))
-    assert rig.scheduler.abort_adapter(BASE.digest) == ()
-    assert rig.scheduler.has_work()

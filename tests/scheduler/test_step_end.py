@@ -126,7 +126,7 @@ def test_a_finish_while_the_step_runs_voids_the_slice() -> None:
     rig.plan()
     rig.finish(SequenceKey("a", 0))
     assert rig.commit() == ()
-    assert not rig.scheduler.has_work()
+    assert not rig.has_work()
 
 
 def test_a_new_request_does_not_take_the_slice_of_an_aborted_one_of_the_same_id() -> None:

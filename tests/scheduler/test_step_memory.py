@@ -53,7 +53,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(
     rig = Rig(LIMITS, num_blocks=16, block_size=4)
     with pytest.raises(RequestRefused, match=message):
         rig.add(request("a", range(prompt), params=greedy(max_tokens)))
-    assert not rig.scheduler.has_work()
+    assert not rig.has_work()
 
 
 def test_what_fits_to_the_last_block_is_run() -> None:

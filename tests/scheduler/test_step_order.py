@@ -23,7 +23,7 @@ def limits(seqs: int = 8, rows: int = 8) -> StepLimits:
 def test_nothing_to_do_is_an_empty_plan() -> None:
     rig = Rig(limits())
     assert rig.step() == StepPlan(())
-    assert not rig.scheduler.has_work()
+    assert not rig.has_work()
     assert rig.scheduler.live() == Live(waiting=0, running=0, preemptions=0)
 
 
@@ -194,7 +194,7 @@ def test_a_step_run_ahead_of_an_end_is_passed_over() -> None:
         rig.plan()
     assert [len(rig.commit()) for _ in range(3)] == [1, 1, 0]
     assert rig.tokens("a") == (3, EOS)
-    assert not rig.scheduler.has_work()
+    assert not rig.has_work()
 
 
 def test_a_draw_that_depends_on_a_pending_token_waits_for_it() -> None:
