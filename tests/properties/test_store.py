@@ -1,5 +1,7 @@
 """Any sequence of loads, reloads, unloads, requests and steps keeps the store's invariants."""
 
+import atexit
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +21,12 @@ from hypothesis.stateful import (
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
+from lora.lease import Lease
 from lora.peft import pack
 from lora.pool import RankPages
-from lora.store import AdapterStore, Lease
+from lora.store import AdapterStore
 from lora.tiers import DiskTier
+from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 
@@ -35,6 +39,7 @@ NAMES = st.sampled_from(["a", "b", "c"])
 def shelf() -> tuple[Path, ...]:
     """PEFT folders of every rank, made once."""
     root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
     return tuple(write_adapter(root / str(rank), SHAPE, rank, seed=rank) for rank in RANKS)
 
 
@@ -178,7 +183,7 @@ class LivenessMachine(StoreMachine):
         super().teardown()
 
 
-StoreMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)
-LivenessMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)
+StoreMachine.TestCase.settings = settings(deadline=None, max_examples=examples(40), stateful_step_count=40)
+LivenessMachine.TestCase.settings = settings(deadline=None, max_examples=examples(40), stateful_step_count=40)
 TestStore = StoreMachine.TestCase
 TestLiveness = LivenessMachine.TestCase
