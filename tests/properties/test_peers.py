@@ -2,7 +2,9 @@
 long, and whoever dies, nobody is served other bytes than the digest's, what one node has anywhere the others get,
 what a peer reads does not change, names come to mean what their owners say, and in the end nothing is left."""
 
+import atexit
 import ctypes
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -57,6 +59,7 @@ def _no_patience() -> Iterator[None]:
 def folders() -> tuple[Path, ...]:
     """PEFT folders of every rank, made once."""
     root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
     return tuple(write_adapter(root / str(rank), SHAPE, rank, seed=rank) for rank in RANKS)
 
 
