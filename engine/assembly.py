@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.base_model import BaseModel, choose
+from engine.base_model import BaseModel, choose_base
 from engine.config import EngineConfig
 from engine.core import EngineCore, StepExecutor
 from engine.demo.paths import adapter_folders
@@ -93,7 +93,7 @@ def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
     retain_freed_memory()
-    base = choose(config)
+    base = choose_base(config)
     with ExitStack() as undo:
         workers = start_workers(base)
         if workers is not None:
@@ -156,10 +156,8 @@ def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dt
     if name == "auto":
         return torch.float32 if device.type == "cpu" else model
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-    if name == "fp8" and device.type == "cuda":
-        raise InvalidConfig(
-            "lora_dtype", name, "the GPU's kernels read bfloat16 and float32: use one of these"
-        )
+    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise InvalidConfig("lora_dtype", name, "this GPU has no fp8 numbers (before sm_89): use bfloat16")
     if name not in named:
         raise InvalidConfig("lora_dtype", name, f"use auto, {' or '.join(named)}")
     return named[name]

@@ -53,7 +53,7 @@ class EngineConfig:
     loras: tuple[tuple[str, Path], ...] = ()
     lora_dir: Path | None = None
     dtype: str = "auto"  # auto | float32 | bfloat16
-    lora_dtype: str = "auto"  # auto | float32 | bfloat16 | fp8 (CPU)
+    lora_dtype: str = "auto"  # auto | float32 | bfloat16 | fp8
     device: str = "auto"  # auto | cpu | cuda
     attention_backend: str = "auto"  # auto | torch | triton | flashinfer
     cuda_graphs: bool = True  # on a CUDA device, decode steps are recorded once and replayed

@@ -86,7 +86,7 @@ _ENGINE = (
         "lora-dtype",
         choice("auto", "float32", "bfloat16", "fp8"),
         "TYPE",
-        "auto, float32 (twice the memory, on a CPU the faster), bfloat16 or fp8 (half the memory, CPU)",
+        "auto, float32 (twice the memory, on a CPU the faster), bfloat16 or fp8 (half its memory)",
     ),
     Option("adapters", "adapter-bytes", size, "SIZE", "memory for resident adapters"),
     Option(

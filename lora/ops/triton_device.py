@@ -7,7 +7,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float8_e4m3fn: tl.float8e4nv,
+}
 
 _PINNED = 3  # copies that may be on their way: the steps that a host may run ahead of its device, and one
 

@@ -12,7 +12,7 @@ A consumer deals out units of (chunk, tile of columns). It reads the chunk's ent
 import triton
 import triton.language as tl
 
-from lora.ops.triton_shrink import ENTRY, HEADER, STAGES, read_entry
+from lora.ops.triton_shrink import ENTRY, HEADER, STAGES, multiplicand, read_entry
 
 SITE_WORDS = tl.constexpr(3)  # as in triton_tables
 
@@ -56,7 +56,7 @@ def _expand_rows(
         for split in tl.range(0, SPLITS, num_stages=1):  # a loop, since registers are short here
             left += tl.load(own + split * plane + ranks[None, :], mask=inside, other=0.0)
         inside = (ranks < rank)[:, None] & (columns < width)[None, :]
-        right = tl.load(Bt + ranks[:, None] * width + columns[None, :], mask=inside, other=0.0)
+        right = multiplicand(tl.load(Bt + ranks[:, None] * width + columns[None, :], mask=inside, other=0.0))
         sums = tl.dot(left.to(right.dtype), right, sums, input_precision="ieee")
     return sums
 

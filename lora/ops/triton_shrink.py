@@ -28,6 +28,13 @@ def read_entry(entry):
 
 
 @triton.jit
+def multiplicand(values):
+    """Values as a matrix product takes them: those of one byte are widened, since the other factor is not so narrow."""
+    WIDE: tl.constexpr = tl.bfloat16 if values.dtype.primitive_bitwidth == 8 else values.dtype
+    return values.to(WIDE)
+
+
+@triton.jit
 def _shrink_row(x, A, ranks, rank, begin, end, depth, BLOCK_DEPTH: tl.constexpr):
     """[len(ranks)]: one row of x, from `begin` to `end`, with rows `ranks` of A.
 
@@ -56,7 +63,7 @@ def _shrink_rows(
         inside = (row < rows)[:, None] & (k < depth)[None, :]
         left = tl.load(x + row[:, None] * depth + k[None, :], mask=inside, other=0.0)
         inside = (k < depth)[:, None] & (ranks < rank)[None, :]
-        right = tl.load(A + ranks[None, :] * depth + k[:, None], mask=inside, other=0.0)
+        right = multiplicand(tl.load(A + ranks[None, :] * depth + k[:, None], mask=inside, other=0.0))
         sums = tl.dot(left.to(right.dtype), right, sums, input_precision="ieee")
     return sums
 

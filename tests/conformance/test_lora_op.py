@@ -182,6 +182,15 @@ def test_adapters_may_be_wider_than_the_model(backend: Backend, spec: str) -> No
         assert_conforms(op, batch(shape, group, BATCHES[spec], adapters, torch.bfloat16), 1, group)
 
 
+@pytest.mark.parametrize("spec", BATCHES)
+def test_adapters_may_be_of_one_byte_an_element(backend: Backend, spec: str) -> None:
+    shape = base(64)
+    op = backend.make(shape, torch.float8_e4m3fn)
+    adapters = backend.adapters(shape, RANKS["mixed"], torch.float8_e4m3fn)
+    for group in backend.groups(list(BATCHES).index(spec)):
+        assert_conforms(op, batch(shape, group, BATCHES[spec], adapters, torch.bfloat16), 1, group)
+
+
 @pytest.mark.parametrize("hidden", [160, 1024])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_every_width(backend: Backend, dtype: torch.dtype, hidden: int) -> None:

@@ -45,9 +45,9 @@ LLAMA_8B = ModelConfig(
 )
 
 
-def adapter(rank: int) -> AdapterWeights:
+def adapter(rank: int, dtype: torch.dtype = BF16) -> AdapterWeights:
     """An adapter of the second layer, of no particular values."""
-    layout = lay_out(LLAMA_8B.base_shape(), BF16, [Module(1, site, rank, 1.0) for site in SITES])
+    layout = lay_out(LLAMA_8B.base_shape(), dtype, [Module(1, site, rank, 1.0) for site in SITES])
     return view(torch.zeros(layout.nbytes, dtype=torch.uint8), layout, f"rank {rank}")
 
 
@@ -73,7 +73,7 @@ class Step:
     projections: dict[SiteGroup, tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(cls, config: ModelConfig, rows: int) -> "Step":
+    def of(cls, config: ModelConfig, rows: int, lora_dtype: torch.dtype = BF16) -> "Step":
         shape, index = config.base_shape(), torch.arange(rows)
         batch = ForwardBatch(
             index, index, index, (1,) * rows, (1,) * rows, index[:, None], index, NO_SEGMENTS
@@ -86,7 +86,7 @@ class Step:
             for group in SiteGroup
         }
         cache = KVCache(KVLayout.of(config, BF16, 16), rows // 16 + 1, CPU)
-        return cls(TritonOps(config, BF16, TritonLora(shape, BF16, CPU)), cache, batch, projections)
+        return cls(TritonOps(config, BF16, TritonLora(shape, lora_dtype, CPU)), cache, batch, projections)
 
     def launches(self, segments: SegmentTable) -> list[Launch]:
         """Those of one layer."""
@@ -144,6 +144,16 @@ def test_the_grid_finds_room_at_once(compiled: tuple[Tiling, list[Launch]]) -> N
     tiling, launches = compiled
     room = {launch.name: launch.blocks_per_multiprocessor for launch in launches[1:]}
     assert min(room.values()) >= tiling.programs, room
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adapters_of_one_byte_an_element_do_not_spill_either(shape: str) -> None:
+    tiling, rows = SHAPES[shape]
+    narrow = [adapter(rank, torch.float8_e4m3fn) for rank in (8, 128)]
+    launches = Step.of(LLAMA_8B, 2 * rows, torch.float8_e4m3fn).launches(table(narrow, rows))
+    assert {launch.name: launch.spilled_bytes for launch in launches} == dict.fromkeys(NAMES, 0)
+    for launch in launches[1:]:
+        assert bool(launch.count("HGMMA") + launch.count(" HMMA")) == (tiling is not DISTINCT), launch.name
 
 
 # Arguments that a step allocates and computes on the device: what a graph allocates when it is captured.
