@@ -61,7 +61,7 @@ class BaseModel:
         )
 
 
-def choose(config: EngineConfig) -> BaseModel:
+def choose_base(config: EngineConfig) -> BaseModel:
     """The base model that `config` names, its first part if it is for several devices; nothing of it is read yet.
 
     Raises CheckpointError, UnsupportedModel or InvalidConfig.

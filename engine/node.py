@@ -44,6 +44,7 @@ class NodeStats:
 
     running: int
     waiting: int
+    preemptions: int
     steps: int
     healthy: bool
     blocks: BlockStats
@@ -182,6 +183,7 @@ class Node:
         return NodeStats(
             running=live.running,
             waiting=live.waiting,
+            preemptions=live.preemptions,
             steps=self._core.steps,
             healthy=self._thread.is_alive() and not self._draining,
             blocks=self._core.block_stats(),

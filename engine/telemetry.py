@@ -35,6 +35,8 @@ class Snapshot(Protocol):
     @property
     def waiting(self) -> int: ...
     @property
+    def preemptions(self) -> int: ...
+    @property
     def steps(self) -> int: ...
     @property
     def healthy(self) -> bool: ...
@@ -133,6 +135,7 @@ class _Gauges(Collector):
         yield _gauge("healthy", "1 while the step loop runs.", now.healthy)
         yield _gauge("sequences_running", "Sequences that run.", now.running)
         yield _gauge("sequences_waiting", "Sequences that wait to run.", now.waiting)
+        yield _counter("preemptions", "Sequences that gave up their K/V for others.", now.preemptions)
         yield _counter("steps", "Steps of the engine.", now.steps)
         states = {"used": blocks.used, "cached": blocks.cached, "free": blocks.free}
         yield _gauge("kv_blocks", "K/V blocks by state.", states, "state")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.base_model import choose, device_of
+from engine.base_model import choose_base, device_of
 from engine.config import EngineConfig, PeerConfig
 from engine.errors import InvalidConfig
 from model.linear import Quantization
@@ -17,12 +17,12 @@ CPU = EngineConfig(device="cpu")
 
 def refusal(config: EngineConfig) -> str:
     with pytest.raises(InvalidConfig) as refused:
-        choose(config)
+        choose_base(config)
     return str(refused.value)
 
 
 def test_the_first_part_is_this_devices() -> None:
-    base = choose(replace(CPU, tensor_parallel_size=2, quantization="int8"))
+    base = choose_base(replace(CPU, tensor_parallel_size=2, quantization="int8"))
     assert (base.form.shard, base.form.quantization) == (Shard(0, 2), Quantization.INT8)
     assert base.part.num_heads * 2 == base.config.num_heads
     assert [len(cut.of("q_proj").outputs) * 2 for cut in base.cuts()] == [base.config.q_size] * 2

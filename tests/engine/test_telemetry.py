@@ -38,7 +38,7 @@ def test_requests_tokens_and_times_are_counted_by_adapter() -> None:
 def test_a_scrape_reads_the_node() -> None:
     found = scraped(Telemetry())
     expected = {
-        "healthy": 1, "sequences_running": 3, "sequences_waiting": 2, "steps_total": 7,
+        "healthy": 1, "sequences_running": 3, "sequences_waiting": 2, "preemptions_total": 4, "steps_total": 7,
         'kv_blocks{state="used"}': 1, 'kv_blocks{state="cached"}': 2, 'kv_blocks{state="free"}': 3,
         "prefix_hit_tokens_total": 4, "prefix_queried_tokens_total": 5, "adapters_resident": 1,
         "adapter_bytes_resident": 4096, "adapter_loads_total": 2, "adapter_load_seconds_total": 0.25,

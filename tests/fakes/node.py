@@ -68,6 +68,7 @@ class Stats:
 
     running: int
     waiting: int = 0
+    preemptions: int = 4
     steps: int = 7
     healthy: bool = True
     blocks: BlockStats = BLOCKS
