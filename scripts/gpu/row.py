@@ -1,6 +1,7 @@
 """Row: one finding and the limit beside it. Knows nothing of what is measured."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -38,7 +39,10 @@ class Row:
 
     def as_json(self) -> str:
         """One line."""
-        return json.dumps(asdict(self) | {"verdict": self.verdict.name.lower()})
+        value = self.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no such numbers
+        return json.dumps(asdict(self) | {"value": value, "verdict": self.verdict.name.lower()})
 
 
 def measured(name: str, value: float | str, unit: str = "", note: str = "", **facts: object) -> Row:
@@ -52,10 +56,12 @@ def check(name: str, value: float, limit: float, unit: str = "", note: str = "",
     return Row(name, value, unit, verdict, limit, note, facts)
 
 
-def goal(name: str, value: float, limit: float, unit: str, *, least: bool = False, **facts: object) -> Row:
+def goal(
+    name: str, value: float, limit: float, unit: str, note: str = "", *, least: bool = False, **facts: object
+) -> Row:
     """A speed with what was hoped for, at most or at `least`; to miss it is no fault."""
     met = value >= limit if least else value <= limit
-    return Row(name, value, unit, Verdict.MET if met else Verdict.MISSED, limit, facts=facts)
+    return Row(name, value, unit, Verdict.MET if met else Verdict.MISSED, limit, note, facts)
 
 
 def skipped(name: str, reason: str) -> Row:
