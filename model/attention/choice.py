@@ -1,5 +1,5 @@
-"""Which attention backend a model runs on: the one place that knows them all. Those whose libraries are optional are
-imported when they are chosen."""
+"""Which attention backend a model runs on: the one place that knows them all. Triton's is imported when it is chosen,
+since it needs Triton, which a CPU may lack; flashinfer's own library likewise."""
 
 import importlib
 import importlib.util
@@ -9,6 +9,7 @@ import torch
 from model.attention.base import AttentionBackend, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES as FLASHINFER_DTYPES
 from model.attention.flashinfer_paged import HEAD_DIMS as FLASHINFER_HEAD_DIMS
+from model.attention.flashinfer_paged import FlashInferAttention, load_flashinfer
 from model.attention.torch_paged import TorchPagedAttention
 from model.config import ModelConfig
 
@@ -37,8 +38,7 @@ def make_attention(chosen: str, config: ModelConfig, device: torch.device) -> At
     if chosen == "triton":
         return importlib.import_module("model.attention.triton_paged").TritonPagedAttention(config)
     assert chosen == "flashinfer", f"{chosen!r} was not chosen"
-    door = importlib.import_module("model.attention.flashinfer_paged")
-    return door.FlashInferAttention(config, device, door.load_flashinfer())
+    return FlashInferAttention(config, device, load_flashinfer())
 
 
 def _best(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
