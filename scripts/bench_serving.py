@@ -2,7 +2,7 @@
 
     python scripts/bench_serving.py                                   # starts a server of the embedded model
     python scripts/bench_serving.py --url http://127.0.0.1:8000 --rate 20 --requests 500
-    python scripts/bench_serving.py --trace ../shared/data/azure_llm_2023_conv.csv --time-scale 0.2
+    python scripts/bench_serving.py --trace trace.csv --time-scale 0.2
 
 Prints a line per adapter (times to first token and between tokens, tokens/s), what became of every request,
 and what the server still holds when all clients are gone. Exits with 1 if a sound request failed, a malformed
