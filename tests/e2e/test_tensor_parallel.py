@@ -24,7 +24,7 @@ from engine.llm import EngineOptions, Result
 from lora.errors import AdapterRefused
 from lora.sites import SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
-from tests.engine.group.processes import Watched, children
+from tests.engine.group.processes import Watched, workers_of
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -106,7 +106,7 @@ def test_two_devices_answer_as_one(way: str, model: Path, expected: list[list[tu
     if way == "roomy":
         assert sum(result.cached_tokens for result in again) > 600
     assert llm.engine.core.block_stats().used == 0
-    workers = children(os.getpid())
+    workers = workers_of(os.getpid())
     assert len(workers) == 1
     watched = [Watched(worker) for worker in workers]
     llm.close()
@@ -164,7 +164,7 @@ def test_a_size_that_cuts_no_whole_heads_is_refused(size: int, remedy: str, mode
 def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) -> None:
     sizes: EngineOptions = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22, "tensor_parallel_size": 2}
     llm = LLM(model / "base", {"r5": model / "r5"}, dtype="float32", **sizes)
-    (worker,) = children(os.getpid())
+    (worker,) = workers_of(os.getpid())
     llm.generate(PROMPTS[:3], GREEDY, "r5")
     dead = Watched(worker)
     os.kill(worker, signal.SIGKILL)
@@ -191,7 +191,7 @@ def test_a_worker_outlives_nobody(model: Path) -> None:
     with first:
         assert first.stdout is not None
         assert first.stdout.readline() == "up\n"
-        workers = [Watched(pid) for pid in children(first.pid)]
+        workers = [Watched(pid) for pid in workers_of(first.pid)]
         assert len(workers) == 1
         first.kill()
         assert all(worker.wait() for worker in workers)
@@ -213,7 +213,7 @@ class Server:
         found = re.search(r"http://\S+:\d+", line)
         assert found, f"the server said {line!r} instead of its address: {log.read_text()}"
         self.url = found[0]
-        self.workers = [Watched(pid) for pid in children(self.process.pid)]
+        self.workers = [Watched(pid) for pid in workers_of(self.process.pid)]
         assert len(self.workers) == 1
 
     def ask(self, model: str, text: str, **fields: object) -> str:
