@@ -1,5 +1,6 @@
 """The machine as it was found, and the two ceilings that everything else is held against."""
 
+import importlib.util
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -9,12 +10,16 @@ import torch
 from scripts.gpu.row import Row, measured, skipped
 from scripts.gpu.stand import Stand
 
+_WANTED = ("triton", "flashinfer", "transformers", "tokenizers", "safetensors", "jinja2", "msgspec", "tqdm")
 _ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
 
 
 def rows(stand: Stand) -> Iterator[Row]:
     """What runs, on what, and how fast it copies and multiplies."""
     yield measured("torch", torch.__version__, note=f"python {platform.python_version()}")
+    lacking = [name for name in _WANTED if importlib.util.find_spec(name) is None]
+    note = f"not here: {', '.join(lacking)}" if lacking else ""
+    yield measured("packages", len(_WANTED) - len(lacking), f"of {len(_WANTED)}", note)
     yield from _card(stand)
     yield from stand.try_row("copy", lambda: _copy(stand))
     yield from stand.try_row("matrix product", lambda: _product(stand))

@@ -64,6 +64,7 @@ def run(out: Path, *arguments: str, **seams: Any) -> tuple[int, list[dict[str, A
     return code, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_runs_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = run(tmp_path, "--dry-run", "--quiet")
     assert [row for row in rows if row["verdict"] == "failed"] == []
