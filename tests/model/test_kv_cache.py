@@ -11,7 +11,8 @@ def test_block_bytes_are_what_the_tensors_take() -> None:
     layout = KVLayout.of(parse_config(LLAMA, {}), torch.bfloat16, 16)
     cache = KVCache(layout, 5, torch.device("cpu"))
     tensors = [tensor for layer in range(layout.num_layers) for tensor in cache.layer(layer)]
-    assert sum(tensor.nbytes for tensor in tensors) == (5 + 2) * layout.block_bytes  # one is never written, one never read
+    # besides its own, a block that is never written and one that is never read
+    assert sum(tensor.nbytes for tensor in tensors) == (5 + 2) * layout.block_bytes
     assert layout.block_bytes == 4 * 2 * 16 * 2 * 8 * 2  # layers, K and V, tokens, heads, head_dim, bytes
 
 
