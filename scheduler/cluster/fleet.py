@@ -42,9 +42,10 @@ class Member:
         """Pulls that have not ended."""
         return sum(copy is Copy.PULLING for copy in self.copies.values())
 
-    def fits(self, adapter: AdapterRef) -> bool:
-        """True if there is memory for one more adapter besides all that is here, coming or still going."""
-        return self.used_bytes + adapter.nbytes <= self.machine.memory_bytes
+    def fits(self, adapter: AdapterRef, spare: float = 0.0) -> bool:
+        """True if there is memory for one more adapter besides all that is here, coming or still going, with the
+        part `spare` left."""
+        return self.used_bytes + adapter.nbytes <= self.machine.memory_bytes * (1 - spare)
 
     def state(self, headroom: float) -> NodeState:
         """The node as a planner sees it; `headroom` is the part of its memory that plans leave free."""

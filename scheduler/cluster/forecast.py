@@ -52,12 +52,12 @@ class Batch:
 
 class Forecast:
     """Of nodes with the steps of `model`, for requests of the mean `lengths`; a step reads at most
-    `step_prompt_tokens`."""
+    `step_prompt_tokens`. `request_s` is a node's time that a request takes, its adapter apart."""
 
     def __init__(self, model: CostModel, lengths: Lengths, step_prompt_tokens: int = 2048) -> None:
         self.model, self.lengths, self.step_prompt_tokens = model, lengths, step_prompt_tokens
         prompt, output = lengths.prompt_tokens, lengths.output_tokens
-        self._request_s = (
+        self.request_s = (
             prompt * model.prefill_token_s
             + output * model.decode_sequence_s
             + output * (prompt + output / 2) * model.context_token_s
@@ -94,7 +94,7 @@ class Forecast:
         largest = self._largest(sums[6:], levels)
         rows, token_ranks = self._rank_work(sums, largest)
         own = model.base_s + model.rank_row_s * rows + model.adapter_s * adapters
-        taken = rates * self._request_s + model.token_rank_s * token_ranks
+        taken = rates * self.request_s + model.token_rank_s * token_ranks
         tokens = rates * (self.lengths.prompt_tokens + self.lengths.output_tokens)
         plain = _solved(own * pace, taken * pace)
         if not model.crowded_row_s:

@@ -21,7 +21,7 @@ class Rollout:
     routing tables and `dirty` says that `routes` differ from the last of them. `members` belongs to the
     caller."""
 
-    def __init__(self, members: Mapping[str, Member], max_pulls: int) -> None:
+    def __init__(self, members: Mapping[str, Member], max_pulls: int, spare: float = 0.0) -> None:
         self.adapters: dict[AdapterRef, None] = {}
         self.target: dict[AdapterRef, Shares] = {}
         self.routes: dict[AdapterRef, Shares] = {}
@@ -30,7 +30,7 @@ class Rollout:
         self.dirty = False
         self.moved_s = 0.0  # when a copy last changed or was ordered to
         self._members = members
-        self._max_pulls = max_pulls
+        self._max_pulls, self._spare = max_pulls, spare
         self._deleted: dict[AdapterRef, None] = {}
         self._holders: dict[AdapterRef, dict[str, None]] = {}
         self._surplus: dict[
@@ -162,14 +162,16 @@ class Rollout:
         return normalised([(home.node, 1.0)])
 
     def _ensure(self, adapter: AdapterRef, member: Member, now: float) -> list[Command]:
-        """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free."""
+        """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free. One more
+        copy of what is served elsewhere leaves some room to requests."""
         copy = member.copies.get(adapter)
         if copy in (Copy.HELD, Copy.PULLING):
             return []
-        if copy is None and not (member.fits(adapter) and member.pulling < self._max_pulls):
+        having = [node for node, copy in self._copies(adapter).items() if copy is Copy.HELD]
+        fits = member.fits(adapter, self._spare if having else 0.0)
+        if copy is None and not (fits and member.pulling < self._max_pulls):
             member.waiting[adapter] = None
             return []
-        having = [node for node, copy in self._copies(adapter).items() if copy is Copy.HELD]
         sources = sorted(
             having, key=lambda node: (self._members[node].slowdown, self.load.get(node, 0.0), node)
         )

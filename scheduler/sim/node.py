@@ -134,7 +134,7 @@ class SimNode:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
         digests = frozenset(ref.digest for ref in prompts)
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests)
+        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
 
     def jobs(self) -> list[str]:
         """The requests being worked on."""

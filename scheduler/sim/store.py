@@ -57,6 +57,13 @@ class SimStore:
         """True if something waits for room."""
         return bool(self._wanted)
 
+    @property
+    def room_bytes(self) -> int:
+        """Memory that is neither kept for the coordinator nor needed by requests, those that wait included."""
+        asked = (self._usage[digest].ref for digest in self._users)
+        needed = sum(ref.nbytes for ref in asked if not self._agent.holds(ref))
+        return max(0, self._memory_bytes - self._agent.used_bytes - needed)
+
     def cached(self) -> tuple[AdapterRef, ...]:
         """What is here and may go at any time."""
         return tuple(ref for ref in self._here.values() if not self._agent.has(ref))
@@ -120,29 +127,30 @@ class SimStore:
         self.tidy()
 
     def tidy(self) -> None:
-        """Free what was dropped and is not in use; start what there is room for, the coordinator's pulls
-        first."""
+        """Free what was dropped and is not in use; start what there is room for, what requests wait for first:
+        nobody waits for the coordinator's other pulls, and small ones would take the room again and again."""
         for digest, ref in list(self._draining.items()):
             if not self._is_dropped(ref):
                 del self._draining[digest]
             elif digest not in self._users:
                 del self._draining[digest]
                 self._agent.freed(ref)
-        for each in sorted(self._wanted.values(), key=lambda each: not self._agent.holds(each.ref)):
+        for each in sorted(self._wanted.values(), key=lambda each: each.ref.digest not in self._users):
             if not self._is_needed(each.ref):
                 del self._wanted[each.ref.digest]
-            else:
-                self._begin_if_room(each)
+            elif not self._begin_if_room(each) and each.ref.digest in self._users:
+                break
 
-    def _begin_if_room(self, wanted: _Wanted) -> None:
+    def _begin_if_room(self, wanted: _Wanted) -> bool:
         ref = wanted.ref
         if not self._make_room(ref.nbytes):
-            return
+            return False
         del self._wanted[ref.digest]
         self._coming[ref.digest] = ref
         self.used_bytes += ref.nbytes
         self.fetches += 1
         self._transfer(ref, wanted.sources, lambda: self._arrive(ref))
+        return True
 
     def _free(self, ref: AdapterRef) -> None:
         self.used_bytes -= ref.nbytes

@@ -12,10 +12,11 @@ from scheduler.cluster.cost import Kernel
 from scheduler.cluster.forecast import Forecast
 from scheduler.cluster.placement.base import PlacementPolicy, Problem, fetched_bytes
 from scheduler.cluster.placement.first_fit import FirstFitPlacement
-from scheduler.cluster.placement.lineup import step_seconds
+from scheduler.cluster.placement.lineup import lineup, step_seconds
 from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
 from scheduler.cluster.placement.standbys import STANDBY
+from scheduler.cluster.placement.strata import cut
 from scheduler.cluster.placement.stratified import StratifiedOptions, StratifiedPlacement
 from scheduler.cluster.placement.terraced import TerracedPlacement
 from scheduler.cluster.profile import Lengths
@@ -177,10 +178,15 @@ def test_no_adapters_no_shares() -> None:
     assert not ours(Kernel.EXACT).place(nothing).shares
 
 
-def test_tight_memory_gives_large_ranks_more_nodes_and_does_not_strew_them() -> None:
-    """A quarter of the requests, four fifths of the bytes: three nodes of four."""
-    what = problem([(8, 60.0)] * 60 + [(128, 60.0)] * 20, 4, 1100 * MIB)
+def test_tight_memory_levels_steps_with_small_ranks_beside_large_ones() -> None:
+    """A quarter of the requests, four fifths of the bytes: three nodes of four, which take small ones too, for else
+    the fourth would answer most requests."""
+    what = problem([(8, 3000.0)] * 60 + [(128, 3000.0)] * 20, 4, 1100 * MIB)
     placed = ours(Kernel.PADDED, LONE).place(what)
     assert len(placed.shares) == 80
-    mixed = [n.node for n in what.nodes if len({ref.rank for ref in placed.held_by(n.node)}) > 1]
-    assert len(mixed) <= 1
+    large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in placed.held_by(n.node))]
+    assert len(large) <= 3
+    line = lineup(what, forecast(Kernel.PADDED)).line
+    apart = cut(replace(line, descends=False), forecast(Kernel.PADDED))
+    assert apart is not None
+    assert slowest(Kernel.PADDED, what, placed) < 0.9 * apart[1]

@@ -14,6 +14,8 @@ from scheduler.cluster.placement.strata import Line
 from scheduler.cluster.state import Demand, NodeState, Placement
 
 _IDLE = 1e-6  # the demand of an adapter that nobody asks for, in parts of the mean: it still needs a place
+_TIGHT = 0.5  # of all memory: where the adapters take more, it is tight
+_BUSY = 0.5  # of the nodes' time: the least that is planned for there
 _ROUNDS = 4  # how often a step's seconds and who is in it are reckoned from each other
 
 
@@ -32,8 +34,9 @@ class Lineup:
 
 def lineup(problem: Problem, forecast: Forecast) -> Lineup:
     """Ranks descend where they disturb each other; within a rank adapters stand as their nodes do, new ones in
-    an order that knows nothing of them, so that popular and rare, large and small ones mix."""
-    rates = _rates(problem.demand, forecast)
+    an order that knows nothing of them, so that popular and rare, large and small ones mix. What is on a node for
+    the time that its large ranks leave comes last, the first node's at the very end, where nodes find it again."""
+    rates = planned_rates(problem, forecast)
     number = {state.node: at for at, state in enumerate(problem.nodes)}
     previous = problem.previous.shares
     before = {
@@ -43,11 +46,17 @@ def lineup(problem: Problem, forecast: Forecast) -> Lineup:
     order = _node_order(len(number), before, rates)
     position = {node: at for at, node in enumerate(order)}
     by_rank = forecast.model.kernel is not Kernel.EXACT
+    stands = {
+        ref: position[max(parts, key=lambda node: parts[node])] if parts else len(order)
+        for ref, parts in before.items()
+    }
+    later = _largest_later(stands, len(order))
 
-    def key(ref: AdapterRef) -> tuple[int, int, int, str]:
-        parts = before[ref]
-        stands = position[max(parts, key=lambda node: parts[node])] if parts else len(order)
-        return -ref.rank if by_rank else 0, stands, crc32(ref.digest.encode()), ref.digest
+    def key(ref: AdapterRef) -> tuple[int, bool, int, int, str]:
+        at = stands[ref]
+        is_tail = by_rank and ref.rank < later[at]
+        rank = -ref.rank if by_rank else 0
+        return rank, is_tail, -at if is_tail else at, crc32(ref.digest.encode()), ref.digest
 
     refs = tuple(sorted(rates, key=key))
     homes = {ref: tuple(parts) for ref, parts in before.items()}
@@ -59,7 +68,7 @@ def lineup(problem: Problem, forecast: Forecast) -> Lineup:
     crowd = Crowd(np.array([rates[ref] for ref in refs]), np.array([float(ref.rank) for ref in refs]))
     nbytes = np.array([float(ref.nbytes) for ref in refs])
     memory = np.array([float(problem.nodes[node].memory_bytes) for node in order])
-    line = Line(crowd, nbytes, levels, paces(problem.nodes)[list(order)], memory)
+    line = Line(crowd, nbytes, levels, paces(problem.nodes)[list(order)], memory, by_rank)
     return Lineup(problem, refs, rates, line, order, homes)
 
 
@@ -73,10 +82,28 @@ def paces(nodes: tuple[NodeState, ...]) -> Floats:
     return np.array([state.slowdown * fastest / known[state.operating_points] for state in nodes])
 
 
-def step_seconds(forecast: Forecast, problem: Problem, placement: Placement) -> dict[str, float]:
-    """Forecast seconds of a step of each node under `placement`."""
-    number = {state.node: at for at, state in enumerate(problem.nodes)}
+def planned_rates(problem: Problem, forecast: Forecast) -> dict[AdapterRef, float]:
+    """Requests/s, none 0. Where memory is tight moves are slow, since what leaves a node can only leave when its
+    next one has room: there a cluster that has little to do is taken to be as busy as it may soon be."""
     rates = _rates(problem.demand, forecast)
+    memory_bytes = sum(state.memory_bytes for state in problem.nodes)
+    if sum(ref.nbytes for ref in rates) <= _TIGHT * memory_bytes:
+        return rates
+    least = _BUSY * float((1 / paces(problem.nodes)).sum()) / forecast.request_s
+    factor = max(1.0, least / sum(rates.values()))
+    return {ref: rate * factor for ref, rate in rates.items()}
+
+
+def step_seconds(
+    forecast: Forecast,
+    problem: Problem,
+    placement: Placement,
+    known: Mapping[AdapterRef, float] | None = None,
+) -> dict[str, float]:
+    """Forecast seconds of a step of each node under `placement`, at the rates `known` or else at those of the
+    demand."""
+    number = {state.node: at for at, state in enumerate(problem.nodes)}
+    rates = known or _rates(problem.demand, forecast)
     parts = [
         (number[share.node], share.part * rates.get(ref, 0.0), float(ref.rank))
         for ref, shares in placement.shares.items()
@@ -100,6 +127,17 @@ def _rates(demand: Demand, forecast: Forecast) -> dict[AdapterRef, float]:
     least = _IDLE * (float(tokens.mean()) or 1.0)
     rates = forecast.rates(np.maximum(tokens, least)).tolist()
     return dict(zip(demand.tokens_per_s, rates, strict=True))
+
+
+def _largest_later(stands: Mapping[AdapterRef, int], count: int) -> list[int]:
+    """The largest rank on any node that stands behind, by position; 0 for the last and for what is new."""
+    largest = [0] * (count + 1)
+    for ref, at in stands.items():
+        largest[at] = max(largest[at], ref.rank)
+    later = [0] * (count + 1)
+    for at in range(count - 2, -1, -1):
+        later[at] = max(later[at + 1], largest[at + 1])
+    return later
 
 
 def _node_order(

@@ -4,6 +4,10 @@ Where kernels pad, the run with the largest ranks pads only its own, and what a 
 often each adapter is in a batch (`forecast`), so that popular and rare adapters weigh what they take. For a
 given step time nodes are filled one after another; an adapter that a cut goes through is split. The least
 step time for which the nodes suffice is found by bisection.
+
+Large ranks can fill a node's memory long before its time. What time is left is then filled from the other end of
+the line, where a request needs the fewest bytes: the node gives up as many of its large adapters as that takes.
+Else the nodes of the small ranks would have to answer most of the requests.
 """
 
 from dataclasses import dataclass, replace
@@ -32,13 +36,14 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Line:
     """Adapters in the order in which they are cut, with their bytes, and the paces of the nodes in the order in
-    which they are filled, with their memory."""
+    which they are filled, with their memory. `descends`: by rank, so that the end needs the fewest bytes."""
 
     crowd: Crowd
     nbytes: Floats
     levels: tuple[int, ...]
     paces: Floats
     memory_bytes: Floats
+    descends: bool = False
 
     def without_memory_limits(self) -> "Line":
         """Nodes that hold whatever they are given."""
@@ -68,21 +73,32 @@ def cut(line: Line, forecast: Forecast) -> tuple[list[Piece], float] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """What one node takes: `whole` adapters from `index` on, of the first only what is `left` of it, and then
-    `part` of the next one's rest."""
+class _Rest:
+    """The adapters from `index` to before `stop`, of the first only what is `left` of it."""
 
     index: int
     left: float
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one node takes: `whole` adapters from `index` on, of the first only what is `left` of it, then `part` of
+    the next one's rest, and the last `tail` adapters of the line that ends before `stop`."""
+
+    index: int
+    left: float
+    stop: int
     whole: int
-    part: float
+    part: float = 0.0
+    tail: int = 0
 
     @property
-    def end(self) -> tuple[int, float]:
-        """Where the next run starts."""
+    def rest(self) -> "_Rest":
+        """What is left of the line for the nodes that follow."""
         if not self.whole:
-            return self.index, self.left * (1 - self.part)
-        return self.index + self.whole, 1 - self.part
+            return _Rest(self.index, self.left * (1 - self.part), self.stop - self.tail)
+        return _Rest(self.index + self.whole, 1 - self.part, self.stop - self.tail)
 
     def pieces(self, node: int) -> list[Piece]:
         """As pieces of that stratum."""
@@ -90,6 +106,7 @@ class _Run:
         if self.part:
             rest = 1.0 if self.whole else self.left
             found.append(Piece(self.index + self.whole, node, rest * self.part))
+        found += [Piece(self.stop - at, node, 1.0) for at in range(1, self.tail + 1)]
         return found
 
 
@@ -97,38 +114,42 @@ def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
     """Runs with which no node's step exceeds `step_s`, None if the nodes do not suffice."""
     count = len(line.crowd.rates)
     runs: list[_Run] = []
-    start, least_width = (0, 1.0), 2 * count // len(line.paces) + 8
+    rest, least_width = _Rest(0, 1.0, count), 2 * count // len(line.paces) + 8
     for node in range(len(line.paces)):
         width = least_width
-        run = _run(line, forecast, start, (step_s, node), width)
-        while run.whole == width:
+        run = _run(line, forecast, rest, (step_s, node), width)
+        while max(run.whole, run.tail) == width:
             width *= 4
-            run = _run(line, forecast, start, (step_s, node), width)
+            run = _run(line, forecast, rest, (step_s, node), width)
         runs.append(run)
-        start = run.end
-        if start[0] == count:
+        rest = run.rest
+        if rest.index >= rest.stop:
             return runs
     return None
 
 
-def _run(
-    line: Line, forecast: Forecast, start: tuple[int, float], limit: tuple[float, int], width: int
-) -> _Run:
-    """What a node takes of the next `width` adapters from `start` (index, and what is left of it) within `limit`
-    (step seconds, and the node for its pace and memory)."""
-    (index, left), (step_s, node) = start, limit
-    pace = float(line.paces[node])
-    full = np.cumsum(line.nbytes[index : index + width]) > line.memory_bytes[node]
-    rates = line.crowd.rates[index : index + width].copy()
+def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], width: int) -> _Run:
+    """What a node takes of the next `width` adapters of `rest` within `limit` (step seconds, and the node for its
+    pace and memory)."""
+    index, left, stop, (step_s, node) = rest.index, rest.left, rest.stop, limit
+    pace, reach = float(line.paces[node]), slice(rest.index, min(rest.index + width, rest.stop))
+    nbytes = np.cumsum(line.nbytes[reach])
+    full = nbytes > line.memory_bytes[node]
+    rates = line.crowd.rates[reach].copy()
     rates[0] *= left
-    ranks = line.crowd.ranks[index : index + width]
+    ranks = line.crowd.ranks[reach]
     sums = np.cumsum(forecast.features(Crowd(rates, ranks), step_s, line.levels), axis=1)
     over = full | (forecast.steps(sums, line.levels, pace) > step_s)
     if not over[-1]:
-        return _Run(index, left, len(rates), 0.0)
+        return _Run(index, left, stop, len(rates))
     whole = int(np.argmax(over))
     if full[whole]:
-        return _Run(index, left, whole, 0.0)
+        front = _Front(sums[:, :whole], nbytes[:whole])
+        return (
+            _topped_up(line, forecast, rest, limit, front)
+            if line.descends
+            else _Run(index, left, stop, whole)
+        )
     before = sums[:, whole - 1] if whole else np.zeros(len(sums))
     parts = Crowd(rates[whole] * _PARTS, np.full(len(_PARTS), ranks[whole]))
     steps = forecast.steps(before[:, None] + forecast.features(parts, step_s, line.levels), line.levels, pace)
@@ -136,5 +157,34 @@ def _run(
     if steps[-1] - steps[0] <= _GRAIN * step_s:
         part = round(part)
     if part > 1 - _CRUMB:
-        return _Run(index, left, whole + 1, 0.0)
-    return _Run(index, left, whole, part if part > _CRUMB else 0.0)
+        return _Run(index, left, stop, whole + 1)
+    return _Run(index, left, stop, whole, part if part > _CRUMB else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """Features [features, adapters] and bytes of the first adapters of a rest, summed up to each."""
+
+    sums: Floats
+    nbytes: Floats
+
+
+def _topped_up(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], front: _Front) -> _Run:
+    """As many of `front`, which memory limits, as leave bytes for enough of the line's end to fill the time."""
+    step_s, node = limit
+    pace, whole = float(line.paces[node]), len(front.nbytes)
+    end = slice(rest.index + whole, rest.stop)
+    crowd = Crowd(line.crowd.rates[end][::-1], line.crowd.ranks[end][::-1])
+    sums = np.cumsum(forecast.features(crowd, step_s, line.levels), axis=1)
+    sums = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
+    nbytes = np.cumsum(line.nbytes[end][::-1])
+    ahead = np.concatenate([np.zeros((len(sums), 1)), front.sums], axis=1)
+    free_bytes = line.memory_bytes[node] - np.concatenate([[0.0], front.nbytes])
+    tails = np.searchsorted(nbytes, free_bytes, side="right")
+    busy = np.flatnonzero(forecast.steps(ahead + sums[:, tails], line.levels, pace) >= step_s)
+    if not len(busy):
+        return _Run(rest.index, rest.left, rest.stop, whole)
+    kept = int(busy[-1])
+    steps = forecast.steps(ahead[:, [kept]] + sums[:, : tails[kept] + 1], line.levels, pace)
+    tail = int(np.searchsorted(steps, step_s, side="right")) - 1
+    return _Run(rest.index, rest.left, rest.stop, kept, 0.0, max(0, tail))

@@ -53,14 +53,15 @@ class StratifiedPlacement:
         found = cut(line, self._forecast) or cut(line.without_memory_limits(), self._forecast)
         assert found is not None, "steps are forecast to be finite, whatever comes"
         pieces, slowest_s = found
-        if self._is_good_enough(problem, slowest_s):
+        if self._is_good_enough(stands, slowest_s):
             return problem.previous
         room = _fitted(stands, pieces, _standing(stands, pieces))
         self._stand_by(stands, room)
         return room.placement()
 
-    def _is_good_enough(self, problem: Problem, slowest_s: float) -> bool:
-        nodes, previous = {state.node: state for state in problem.nodes}, problem.previous
+    def _is_good_enough(self, stands: Lineup, slowest_s: float) -> bool:
+        problem, previous = stands.problem, stands.problem.previous
+        nodes = {state.node: state for state in problem.nodes}
         used = dict.fromkeys(nodes, 0)
         for ref, shares in previous.shares.items():
             if not shares or any(share.node not in nodes for share in shares):
@@ -70,7 +71,7 @@ class StratifiedPlacement:
         whole = previous.shares.keys() == problem.demand.tokens_per_s.keys()
         if not whole or any(used[node] > state.memory_bytes for node, state in nodes.items()):
             return False
-        seconds = step_seconds(self._forecast, problem, previous)
+        seconds = step_seconds(self._forecast, problem, previous, stands.rates)
         return max(seconds.values()) <= slowest_s * (1 + self._options.slack)
 
     def _stand_by(self, stands: Lineup, room: Room) -> None:

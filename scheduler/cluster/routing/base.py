@@ -37,19 +37,30 @@ class Ask:
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
     """What a node last said: requests on it, and in `work` its queued prompt tokens and decoding sequences by
-    adapter, with the K/V tokens they read; `adapters` are the digests of these adapters."""
+    adapter, with the K/V tokens they read; `adapters` are the digests of these adapters. `room_bytes` is memory
+    that is neither kept for the plan nor needed by requests on it; endless where a node does not say."""
 
     requests: int
     work: StepLoad
     adapters: frozenset[str] = frozenset()
+    room_bytes: float = float("inf")
+
+    def has_room(self, adapter: AdapterRef) -> bool:
+        """True if a request for `adapter`, which the plan does not keep here, need not wait for memory; without any
+        room those that use it already may be waiting themselves."""
+        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes)
 
     def plus(self, ask: Ask, times: int) -> "NodeLoad":
         """With `times` as many requests like `ask` on it; one for an adapter already there adds tokens and no
-        rank."""
-        rank = 0 if ask.adapter.digest in self.adapters else ask.adapter.rank
-        more = AdapterLoad(rank, ask.prompt_tokens * times, 0)
-        work = replace(self.work, adapters=(*self.work.adapters, more))
-        return NodeLoad(self.requests + times, work, self.adapters | {ask.adapter.digest})
+        rank. Any other is taken to need room, since this does not know what is kept there."""
+        is_there = ask.adapter.digest in self.adapters
+        more = AdapterLoad(0 if is_there else ask.adapter.rank, ask.prompt_tokens * times, 0)
+        return NodeLoad(
+            self.requests + times,
+            replace(self.work, adapters=(*self.work.adapters, more)),
+            self.adapters | {ask.adapter.digest},
+            self.room_bytes - (0 if is_there else ask.adapter.nbytes),
+        )
 
 
 Loads = Mapping[str, NodeLoad]  # of the nodes that can be reached

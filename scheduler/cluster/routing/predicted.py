@@ -11,7 +11,8 @@ requests together the least waiting:
 
 so requests of one adapter gather where there is room, large ranks keep to the nodes that have them, and a
 queue, a slow plan or a crash is got round as soon as it shows. Where the first token would be late on all of
-these nodes, all that can be reached are looked at, which then have to fetch the adapter.
+these nodes, those that can fetch the adapter at once are looked at too. A node whose memory is taken is not: the
+request would wait there for others to end, and those, sent the same way, for it.
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,15 @@ class PredictedRouting:
         self._forecast, self._patience_s = forecast, patience_s
 
     def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Nodes that φ does not name are only taken when all that it names are late, or out of reach."""
+        """Nodes that φ does not name are only taken when all that it names are late, or out of reach, and, while
+        any other can be reached, only those that have room."""
         homes = [share.node for share in reachable_shares(ask, table, loads)]
+        if not any(share.node in loads for share in table.shares.get(ask.adapter, ())):
+            homes = [node for node in homes if loads[node].has_room(ask.adapter)] or homes
         offers = [self._offer(ask, node, loads[node]) for node in homes]
         if min(offer.first_token_s for offer in offers) > self._patience_s:
             fetch_s = _FETCH_LATENCY_S + ask.adapter.nbytes / _FETCH_BYTES_PER_S
-            others = (node for node in loads if node not in homes)
+            others = (node for node in loads if node not in homes and loads[node].has_room(ask.adapter))
             offers += [self._offer(ask, node, loads[node], fetch_s) for node in others]
         return _least(offers, rng)
 

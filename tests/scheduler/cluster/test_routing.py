@@ -121,6 +121,14 @@ def test_predicted_spills_when_the_first_token_would_be_late_everywhere_in_the_p
     ) == {"x"}
 
 
+def test_predicted_does_not_spill_to_a_node_whose_memory_is_taken() -> None:
+    late = {node: _load(2, prompt_tokens=19_000) for node in ("x", "y")}
+    assert _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=A.nbytes + 1.0)}) == {"z"}
+    assert "z" not in _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=A.nbytes - 1.0)})
+    waited_for = replace(_load(0), adapters=frozenset([A.digest]), room_bytes=0.0)
+    assert "z" not in _chosen(Ask(A, 500), late | {"z": waited_for})
+
+
 def test_predicted_keeps_a_large_rank_from_small_ones_where_kernels_pad() -> None:
     """Y has more to do, but x's twenty sequences would all be padded to 128."""
     small = NodeLoad(20, StepLoad(tuple(AdapterLoad(8, 0, 1) for _ in range(20)), 10_000))
