@@ -64,7 +64,10 @@ class Tables:
 
     def _table(self, records: np.ndarray) -> Table:
         ranks = tuple(int(rank) for rank in records[:, :, 2].max(axis=0, initial=0))
-        return Table(torch.from_numpy(records).to(self._device), ranks)
+        words = torch.from_numpy(records)
+        if self._device.type == "cuda":  # or the host would wait for the steps that are under way
+            words = words.pin_memory()
+        return Table(words.to(self._device, non_blocking=True), ranks)
 
     def _empty(self) -> np.ndarray:
         return np.zeros((self._base.num_layers, len(GROUPS), RECORD), dtype=np.int64)
