@@ -144,7 +144,7 @@ def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], 
         return _Run(index, left, stop, len(rates))
     whole = int(np.argmax(over))
     if full[whole]:
-        front = _Front(sums[:, :whole], nbytes[:whole])
+        front = _Front(sums[:, :whole], nbytes[:whole], width)
         return (
             _topped_up(line, forecast, rest, limit, front)
             if line.descends
@@ -163,17 +163,19 @@ def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], 
 
 @dataclass(frozen=True, slots=True)
 class _Front:
-    """Features [features, adapters] and bytes of the first adapters of a rest, summed up to each."""
+    """Features [features, adapters] and bytes of the first adapters of a rest, summed up to each, of the `width`
+    that were looked at."""
 
     sums: Floats
     nbytes: Floats
+    width: int
 
 
 def _topped_up(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], front: _Front) -> _Run:
     """As many of `front`, which memory limits, as leave bytes for enough of the line's end to fill the time."""
     step_s, node = limit
     pace, whole = float(line.paces[node]), len(front.nbytes)
-    end = slice(rest.index + whole, rest.stop)
+    end = slice(max(rest.index + whole, rest.stop - front.width), rest.stop)
     crowd = Crowd(line.crowd.rates[end][::-1], line.crowd.ranks[end][::-1])
     sums = np.cumsum(forecast.features(crowd, step_s, line.levels), axis=1)
     sums = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
