@@ -6,7 +6,6 @@ step that asks for log-probabilities is read back before its launch returns, as 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from engine.draws import DeviceSampler, Fetched, StepOutputs, draw, sample_row
 from engine.executor import Computed, segments
 from engine.graphs import DecodeGraphs
 from engine.layout import Integers, LayOut, Layout
+from lora.lease import Lease
 from lora.segments import NO_SEGMENTS, SegmentTable
-from lora.store import Lease
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -25,7 +24,7 @@ from model.sampling import SampleRow
 from scheduler.plan import SliceOutput, StepPlan
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """A launched plan whose tokens are on their way to the host."""
 
@@ -39,10 +38,6 @@ class Drawing:
 
     def outputs(self) -> StepOutputs:
         """See Computation."""
-        return self._outputs
-
-    @cached_property
-    def _outputs(self) -> StepOutputs:
         tokens, unsound = self.fetched.tokens()
         slices, draws, places = self.layout.slices, self.layout.draws, self.layout.places.tolist()
         outputs = [SliceOutput(None)] * len(slices)

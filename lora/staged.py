@@ -26,6 +26,7 @@ class Staged:
         """See Stowage. The place is nobody's else, and no step still reads it: a lease outlives its step."""
         with torch.cuda.stream(self._stream):
             place[: layout.nbytes].copy_(landed[: layout.nbytes], non_blocking=True)
-            weights = view(place, layout, digest)  # sends the scales, which on the steps' stream would wait for them
+            # `view` sends the scales, which on the steps' stream would wait for the steps
+            weights = view(place, layout, digest)
         self._stream.synchronize()
         return weights
