@@ -5,7 +5,7 @@
 
 The engine is assembled in this process with synthetic adapters of ranks 8 to 128 (or those of --adapters), so
 the scheduler, the adapter store and the detokenizer are in what is timed; HTTP is not. Cases come in an order
-shuffled by the seed, anew in every round; a kind of step has the median of its times. Rows are appended, so a
+shuffled by the seed, anew in every round; a kind of step has the mean of its times. Rows are appended, so a
 run may be followed by others. The held-out error is of five folds: each fifth kind of step is predicted by a
 fit to the other four fifths.
 """
@@ -13,33 +13,22 @@ fit to the other four fifths.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from random import Random
-from statistics import median
-from typing import Any
 
 from tqdm import tqdm
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.fit import HeldOutError, Measurement, fit, held_out_error
+from scheduler.cluster.cost import CostModel, Kernel
 from scheduler.cluster.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench import cases, live
-from scripts.bench.live import Live, Subject
+from scripts.bench.live import Subject
 from scripts.bench.rehearsal import Case, Landings, Rehearsal
+from scripts.bench.steps import Fitted, Row, fitted, from_row, node_row, to_row
 from scripts.make_bench_models import RANKS
-
-Row = Mapping[str, Any]
-
-
-def planned(node: Live, options: argparse.Namespace) -> list[Case]:
-    """The grid, then the draws."""
-    bounds = cases.Bounds(options.sequences, options.prompt_tokens)
-    drawn = cases.draws(node.adapters, bounds, options.draws, Random("cases"))
-    return list(dict.fromkeys((*cases.grid(node.adapters, bounds), *drawn)))
 
 
 def rounds(each: Sequence[Case], options: argparse.Namespace) -> Iterator[Case]:
@@ -58,60 +47,13 @@ def measure(options: argparse.Namespace) -> None:
     with ExitStack() as scratch, options.rows.open("a") as sink:
         landings = Landings()
         node = live.start(subject, landings.around, scratch)
-        about = {
-            "hardware": node.hardware,
-            "base_model": node.base_model,
-            "step_prompt_tokens": live.LIMITS.max_num_batched_tokens,
-            "kv_tokens": node.room.kv_blocks * node.room.block_tokens,
-        }
-        print(json.dumps({"what": "node", **about}), file=sink)
+        print(json.dumps(node_row(node)), file=sink)
         rehearsal = Rehearsal(node.engine, landings, options.seed)
         rehearsal.warm(node.adapters)
-        for case in rounds(planned(node, options), options):
+        bounds = cases.Bounds(options.sequences, options.prompt_tokens)
+        for case in rounds(cases.planned(node.adapters, bounds, options.draws), options):
             for measured in rehearsal.measure(case):
                 print(json.dumps(to_row(measured)), file=sink)
-
-
-def to_row(measured: Measurement) -> Row:
-    """One line of the rows' file; an adapter is [rank, prompt tokens, decoding sequences]."""
-    load = measured.load
-    return {
-        "what": "step",
-        "adapters": [[part.rank, part.prefill_tokens, part.decode_sequences] for part in load.adapters],
-        "context_tokens": load.context_tokens,
-        "prompt_pairs": load.prompt_pairs,
-        "step_s": round(measured.step_s, 7),
-    }
-
-
-def from_row(row: Row) -> Measurement:
-    """What `to_row` wrote."""
-    adapters = tuple(AdapterLoad(*part) for part in row["adapters"])
-    return Measurement(StepLoad(adapters, row["context_tokens"], row["prompt_pairs"]), row["step_s"])
-
-
-def medians(rows: Sequence[Measurement]) -> list[Measurement]:
-    """One for each kind of step, with the median of its seconds, in order of first appearance."""
-    seconds: dict[StepLoad, list[float]] = {}
-    for row in rows:
-        seconds.setdefault(row.load, []).append(row.step_s)
-    return [Measurement(load, median(each)) for load, each in seconds.items()]
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A model, its error on steps that it had not seen, and how many steps of how many kinds there were."""
-
-    model: CostModel
-    error: HeldOutError
-    kinds: int
-    steps: int
-
-
-def fitted(rows: Sequence[Measurement]) -> Fitted:
-    """Fit to the medians and hold out. Raises TooFewMeasurements."""
-    kinds = medians(rows)
-    return Fitted(fit(kinds, Kernel.EXACT), held_out_error(kinds, Kernel.EXACT), len(kinds), len(rows))
 
 
 def to_profile(found: Fitted, node: Row, options: argparse.Namespace) -> Profile:

@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from scheduler.cluster.cost import CostModel, Kernel, StepLoad, features
 
 MIN_MEASUREMENTS = 24
+_REWEIGHTINGS = 4
 _KNEES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -40,8 +41,10 @@ def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
     """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS), for
     the knee, or none, that leaves the least.
 
-    Rows are weighted by 1 / step_s, so that a 5 ms decode counts as much as a 500 ms prefill, and columns are
-    scaled to unit norm, since they differ by ten orders of magnitude.
+    Rows are weighted by 1 / seconds, so that a 5 ms decode counts as much as a 500 ms prefill: by the measured
+    seconds at first, then by those that the fit before predicted (iteratively reweighted least squares). With the
+    measured ones alone, steps that chance made short would weigh most, and the fit would lie below the mean by twice
+    their squared spread. Columns are scaled to unit norm, since they differ by ten orders of magnitude.
     """
     if len(rows) < MIN_MEASUREMENTS:
         raise TooFewMeasurements(f"rows={len(rows)}: measure at least {MIN_MEASUREMENTS} different steps")
@@ -50,14 +53,19 @@ def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
 
 
 def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
-    """The best model of that knee (infinite: of none), and the norm of its residual."""
+    """The best model of that knee (infinite: of none), and the norm of its relative residual."""
     seconds = np.array([row.step_s for row in rows])
-    design = np.array([features(row.load, kernel, knee_rows) for row in rows]) / seconds[:, None]
-    norms = np.linalg.norm(design, axis=0)
-    norms[norms == 0] = 1.0
-    scaled, residual = nnls(design / norms, np.ones(len(rows)))
-    coefficients = (scaled / norms).tolist()
-    return CostModel(kernel, *coefficients, knee_rows=knee_rows if coefficients[-1] else 0.0), float(residual)
+    design = np.array([features(row.load, kernel, knee_rows) for row in rows])
+    coefficients, residual, scale = np.zeros(design.shape[1]), inf, seconds
+    for _ in range(_REWEIGHTINGS):
+        weighted = design / scale[:, None]
+        norms = np.linalg.norm(weighted, axis=0)
+        norms[norms == 0] = 1.0
+        scaled, residual = nnls(weighted / norms, seconds / scale)
+        coefficients = scaled / norms
+        scale = np.maximum(design @ coefficients, seconds.min())
+    found = coefficients.tolist()
+    return CostModel(kernel, *found, knee_rows=knee_rows if found[-1] else 0.0), float(residual)
 
 
 def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 5) -> HeldOutError:

@@ -63,3 +63,9 @@ def draws(adapters: Sequence[AdapterRef], bounds: Bounds, count: int, rng: Rando
             tuple(part(bounds.prompt_tokens) for _ in range(sequences)),
             tuple(part(bounds.prompt_tokens) for _ in range(prompts)),
         )
+
+
+def planned(adapters: Sequence[AdapterRef], bounds: Bounds, count: int) -> list[Case]:
+    """The grid, then `count` draws, always the same; no case twice."""
+    drawn = draws(adapters, bounds, count, Random("cases"))
+    return list(dict.fromkeys((*grid(adapters, bounds), *drawn)))

@@ -17,7 +17,7 @@ from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.fit import Measurement
 from scheduler.cluster.profile import from_json
 from scripts import profile_node
-from scripts.bench import cases
+from scripts.bench import cases, steps
 from scripts.bench.rehearsal import TIMED_STEPS, Case, Landings, Part, Rehearsal, Unrehearsable
 
 TRUTH = CostModel(Kernel.EXACT, 1e-2, 4e-4, 5e-4, 3e-6, 4e-5, 3e-6, 8e-4, 9e-5, 5e-7)
@@ -96,13 +96,13 @@ def test_doublings() -> None:
 
 def test_a_row_survives_its_file() -> None:
     measured = Measurement(StepLoad((AdapterLoad(0, 0, 3), AdapterLoad(8, 5, 0)), 70, 15), 0.0123)
-    assert profile_node.from_row(json.loads(json.dumps(profile_node.to_row(measured)))) == measured
+    assert steps.from_row(json.loads(json.dumps(steps.to_row(measured)))) == measured
 
 
-def test_like_steps_become_their_median() -> None:
+def test_like_steps_become_their_mean() -> None:
     one, two = (StepLoad((AdapterLoad(8, 0, count),), 9) for count in (1, 2))
-    rows = [Measurement(one, 3.0), Measurement(two, 5.0), Measurement(one, 1.0), Measurement(one, 2.0)]
-    assert profile_node.medians(rows) == [Measurement(one, 2.0), Measurement(two, 5.0)]
+    rows = [Measurement(one, 3.0), Measurement(two, 5.0), Measurement(one, 1.0), Measurement(one, 5.0)]
+    assert steps.means(rows) == [Measurement(one, 3.0), Measurement(two, 5.0)]
 
 
 def _rows(rng: np.random.Generator) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _rows(rng: np.random.Generator) -> Iterator[str]:
         parts = [AdapterLoad(int(rank), prompt, int(rng.integers(0, 8))) for rank in ranks]
         load = StepLoad(tuple(parts), int(rng.integers(10, 4000)), 4 * prompt * (prompt + 1) // 2)
         for _ in range(3):
-            yield json.dumps(profile_node.to_row(Measurement(load, TRUTH.step_s(load) * rng.normal(1, 0.02))))
+            yield json.dumps(steps.to_row(Measurement(load, TRUTH.step_s(load) * rng.normal(1, 0.02))))
 
 
 def test_rows_become_a_measured_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from scheduler.cluster.cost import CostModel, Kernel
 from scheduler.sim.trace import Call
 from scheduler.step import StepLimits
 from scripts import twin
-from scripts.bench import twins
+from scripts.bench import demand, twins
 from scripts.bench.live import Room
 from scripts.bench.twins import Ask, Told
 from scripts.figures import twin as figure
@@ -54,7 +54,7 @@ def test_the_live_twin_answers_every_request_in_full_and_no_sooner_than_asked() 
 def test_figures_by_hand() -> None:
     ask = Ask(1.0, BASE, (1,) * 6, 2)
     told = [Told(ask, (1.5, 1.7)), Told(ask, (2.5, 3.0))]
-    assert twin.figures(told) == pytest.approx(
+    assert twin.figures([told]) == pytest.approx(
         {
             "ttft_mean_s": 1.0,
             "ttft_p95_s": 1.45,
@@ -66,12 +66,12 @@ def test_figures_by_hand() -> None:
 
 
 def test_the_rate_is_where_the_wanted_part_of_the_time_is_spent() -> None:
-    assert twin.rate_for(lambda rate: rate / 10, 0.6) == pytest.approx(6, abs=0.2)
+    assert demand.rate_for(lambda rate: rate / 10, 0.6) == pytest.approx(6, abs=0.2)
 
 
 def test_calls_are_scaled_and_fit_the_engine() -> None:
     trace = tuple(Call(float(at), 80 * at, 40) for at in range(200))
-    source = twin.Source(trace, first=0, seconds=20.0, length_factor=0.125, lengths=(1, 1), seed=0)
+    source = demand.Source(trace, first=0, seconds=20.0, length_factor=0.125, lengths=(1, 1), seed=0)
     calls = source.calls(rate=5.0)
     assert len(calls) == 100
     assert calls[-1].arrival_s < 20
@@ -81,13 +81,13 @@ def test_calls_are_scaled_and_fit_the_engine() -> None:
 
 
 def test_without_a_trace_calls_are_poisson() -> None:
-    source = twin.Source((), first=0, seconds=100.0, length_factor=1.0, lengths=(50, 10), seed=0)
+    source = demand.Source((), first=0, seconds=100.0, length_factor=1.0, lengths=(50, 10), seed=0)
     assert 120 < len(source.calls(rate=1.5)) < 180
 
 
 def test_what_is_asked_depends_on_the_seed() -> None:
     calls = [Call(float(at), 5, 2) for at in range(30)]
-    one, same, other = (twin.asks(calls, twin.Crowd(ADAPTERS, 0.5, 1000, seed)) for seed in (1, 1, 2))
+    one, same, other = (demand.asks(calls, demand.Crowd(ADAPTERS, 0.5, 1000, seed)) for seed in (1, 1, 2))
     assert one == same
     assert one != other
     assert len({ask.prompt_token_ids for ask in one}) == 30
@@ -101,7 +101,7 @@ def test_the_figure_draws_the_last_run_and_says_how_far_off_it_is(tmp_path: Path
             ("sim", Told(ask, tuple(scale * at for at in (1, 2, 3, 4)))),
         )
         about = {"what": "run", "requests": 1, "rate": 1.0, "computing": 0.5, "hardware": "h"}
-        return [about, *(twin.to_row(name, told) for name, told in both)]
+        return [about, *(twin.request_row(name, 0, told) for name, told in both)]
 
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in (*rows(3.0), *rows(1.1))))

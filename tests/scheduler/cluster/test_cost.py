@@ -76,6 +76,15 @@ def test_fit_finds_the_truth_behind_noise_and_says_how_far_off_it_is(kernel: Ker
     assert error.mean < error.p95 <= error.worst
 
 
+def test_fit_goes_through_the_mean_of_steps_that_chance_makes_longer_and_shorter() -> None:
+    rng = np.random.default_rng(11)
+    truth = CostModel(Kernel.EXACT, *TRUTH)
+    rows = [Measurement(load, truth.step_s(load) * rng.lognormal(0, 0.3)) for load in _steps(rng, 800)]
+    found = fit(rows, Kernel.EXACT)
+    mean = np.mean([row.step_s / found.step_s(row.load) for row in rows])
+    assert mean == pytest.approx(1, abs=0.02), "weighted by what was measured, it would be 1.21"
+
+
 def test_fit_finds_every_coefficient_and_the_knee_where_nothing_is_in_the_way() -> None:
     truth = CostModel(Kernel.EXACT, *WHOLE_TRUTH)
     loads = _steps(np.random.default_rng(9), 300)

@@ -1,0 +1,85 @@
+"""What both twins are asked: arrivals and lengths of a trace or of chance, each with an adapter and a prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.sim.popularity import PowerLaw
+from scheduler.sim.trace import Call, paced, poisson
+from scheduler.sim.workload import assigned
+from scripts.bench import live
+from scripts.bench.rehearsal import draw_prompt
+from scripts.bench.twins import Ask
+
+HALVINGS = 8
+MOST_RATE = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where calls come from: a trace's from `first` on, their lengths times `length_factor`, or a Poisson
+    process of mean `lengths` if there is none."""
+
+    trace: tuple[Call, ...]
+    first: int
+    seconds: float
+    length_factor: float
+    lengths: tuple[int, int]
+    seed: int
+
+    def calls(self, rate: float) -> list[Call]:
+        """So many calls a second, that fit the engine."""
+        rng = np.random.default_rng(self.seed)
+        if not self.trace:
+            drawn = poisson(rate, self.seconds, self.lengths, rng)
+            return [_fitting(call, 1.0) for call in drawn]
+        return [
+            _fitting(call, self.length_factor) for call in paced(self.trace, rate, self.seconds, self.first)
+        ]
+
+
+def _fitting(call: Call, factor: float) -> Call:
+    half = live.LIMITS.max_model_len // 2
+    prompt_tokens, output_tokens = (
+        min(half, max(1, round(tokens * factor))) for tokens in (call.prompt_tokens, call.output_tokens)
+    )
+    return Call(call.arrival_s, prompt_tokens, output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Who asks: adapters, of a popularity by the power law `alpha` over an order that mixes ranks, and the token ids
+    of which prompts are made."""
+
+    adapters: tuple[AdapterRef, ...]
+    alpha: float
+    vocab_size: int
+    seed: int
+
+
+def asks(calls: Sequence[Call], crowd: Crowd) -> list[Ask]:
+    """Give every call an adapter and a prompt of its own."""
+    rng = Random(f"prompts/{crowd.seed}")
+    order = Random(f"order/{crowd.seed}").sample(crowd.adapters, len(crowd.adapters))
+    named = assigned(calls, order, PowerLaw(crowd.alpha), np.random.default_rng(crowd.seed))
+    return [
+        Ask(
+            at_s=each.call.arrival_s,
+            adapter=each.adapter,
+            prompt_token_ids=draw_prompt(each.call.prompt_tokens, crowd.vocab_size, rng),
+            output_tokens=each.call.output_tokens,
+        )
+        for each in named
+    ]
+
+
+def rate_for(busy: Callable[[float], float], wanted: float) -> float:
+    """The rate, requests/s, at which the part of the time spent computing is as wanted, by halving."""
+    low, high = 0.0, MOST_RATE
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if busy(middle) < wanted else (low, middle)
+    return (low + high) / 2

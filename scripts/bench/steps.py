@@ -1,0 +1,69 @@
+"""Timed steps: how they are kept, one JSON object a line, and what is fitted to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.fit import HeldOutError, Measurement, fit, held_out_error
+from scripts.bench import live
+from scripts.bench.live import Live
+
+Row = Mapping[str, Any]
+
+
+def node_row(node: Live) -> Row:
+    """What the steps after this line ran on."""
+    return {
+        "what": "node",
+        "hardware": node.hardware,
+        "base_model": node.base_model,
+        "step_prompt_tokens": live.LIMITS.max_num_batched_tokens,
+        "kv_tokens": node.room.kv_blocks * node.room.block_tokens,
+    }
+
+
+def to_row(measured: Measurement) -> Row:
+    """One line of the rows' file; an adapter is [rank, prompt tokens, decoding sequences]."""
+    load = measured.load
+    return {
+        "what": "step",
+        "adapters": [[part.rank, part.prefill_tokens, part.decode_sequences] for part in load.adapters],
+        "context_tokens": load.context_tokens,
+        "prompt_pairs": load.prompt_pairs,
+        "step_s": round(measured.step_s, 7),
+    }
+
+
+def from_row(row: Row) -> Measurement:
+    """What `to_row` wrote."""
+    adapters = tuple(AdapterLoad(*part) for part in row["adapters"])
+    return Measurement(StepLoad(adapters, row["context_tokens"], row["prompt_pairs"]), row["step_s"])
+
+
+def means(rows: Sequence[Measurement]) -> list[Measurement]:
+    """One for each kind of step, with the mean of its seconds, in order of first appearance.
+
+    The mean, though the median is steadier: what a shared machine adds now and then, serving waits for too.
+    """
+    seconds: dict[StepLoad, list[float]] = {}
+    for row in rows:
+        seconds.setdefault(row.load, []).append(row.step_s)
+    return [Measurement(load, fmean(each)) for load, each in seconds.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A model, its error on steps that it had not seen, and how many steps of how many kinds there were."""
+
+    model: CostModel
+    error: HeldOutError
+    kinds: int
+    steps: int
+
+
+def fitted(rows: Sequence[Measurement]) -> Fitted:
+    """Fit to the means and hold out. Raises TooFewMeasurements."""
+    kinds = means(rows)
+    return Fitted(fit(kinds, Kernel.EXACT), held_out_error(kinds, Kernel.EXACT), len(kinds), len(rows))
