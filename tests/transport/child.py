@@ -1,6 +1,7 @@
 """Child: a Python module run in a process of its own, told what to do by JSON lines over a socket."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -41,8 +42,9 @@ class Child:
         return json.loads(self._lines.readline())
 
     def stop(self) -> None:
-        """Freeze it, as a hung machine would be."""
+        """Freeze it, as a hung machine would be; it has stopped once this returns."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)  # its threads do not stop at once
 
     def resume(self) -> None:
         """Let a frozen process go on."""
