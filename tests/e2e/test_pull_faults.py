@@ -106,7 +106,7 @@ def begin_slowly(
     assert warm.error is None
     puller.reuse()
     stage.hosts.shape(SLOW)
-    puller.begin(source.address, "adapter", NBYTES, timeout_s, timeout_s)
+    puller.begin(source.address, "adapter", NBYTES, timeout_s)
     assert puller.first_byte(WAIT_S)
 
 
