@@ -251,6 +251,25 @@ async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]
 
 
 @asynchronous
+async def test_a_lease_that_is_over_has_expired_though_the_source_is_silent() -> None:
+    hold_s = 0.2
+
+    def lie(channel: Channel) -> None:
+        channel.send(Grant(7, hold_s, "", (region(),)), soon())
+        channel.receive(soon())
+
+    impostor, puller = Impostor(lie), Setup().open("puller")
+    arena = puller.register(memory())
+    lease = await puller.lease(impostor.address, "adapter", hold_s)
+    await asyncio.sleep(hold_s)
+    with pytest.raises(LeaseExpired, match="lease it for longer"):
+        await puller.pull(lease, [arena.region(0, NBYTES)], SOON_S)
+    assert puller.usage().landings == 0
+    await puller.close()
+    impostor.close()
+
+
+@asynchronous
 async def test_a_source_without_the_token_is_told_nothing() -> None:
     impostor = Impostor(grants(region()), Security("another token altogether"))
     puller = Setup().open("puller")
