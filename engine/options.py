@@ -136,7 +136,8 @@ _PEERS = (
     Option("peers", "peer-tls-name", text, "NAME", "what peers' certificates must say; none: their host", "tls_name"),
     Option("peers", "peer-door", choice("auto", "ucx", "stream"), "DOOR", "auto, ucx or stream", "door"),
     Option(
-        "peers", "peer-bandwidth", size, "SIZE", "bytes per second to pull on average", "bandwidth_bytes_per_s"
+        "peers", "peer-bandwidth", size, "SIZE", "bytes per second to pull per peer, on average",
+        "bandwidth_bytes_per_s",
     ),
     Option("peers", "peer-pulls", few, "N", "pulls at once per peer, 1 to 4", "pulls"),
     Option("peers", "peer-lend-bytes", size, "SIZE", "memory for lending what is not resident", "lend_bytes"),

@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PullLimits:
-    """How hard peers may be asked.
+    """How hard each peer may be asked.
 
-    `pulls` at once per peer; `bytes_per_s` over all peers, on average, None without bound; `lookup_s` for a note,
-    `patience_s` and as long as `slowest_bytes_per_s` would take for rows; `rest_s` for a peer that failed.
+    `pulls` at once; `bytes_per_s` on average, None without bound; `lookup_s` for a note, `patience_s` and as long as
+    `slowest_bytes_per_s` would take for rows; `rest_s` if it failed.
     """
 
     pulls: int = 2
@@ -52,14 +52,14 @@ class Puller:
         self._notebook = notebook
         self._limits = limits
         self._seats = defaultdict[Address, asyncio.Semaphore](lambda: asyncio.Semaphore(limits.pulls))
-        self._free_at_s = 0.0  # when the bytes granted so far are within `bytes_per_s`
+        self._free_at_s = defaultdict[Address, float](float)  # when what was asked is within `bytes_per_s`
         self._rested_at_s: dict[Address, float] = {}
 
     async def pull(self, peer: Address, name: str, into: Region) -> None:
         """Fill `into` with what `peer` lends as `name`. TransportError; see Transport.pull for what that leaves."""
         within_s = self._limits.patience_s + into.nbytes / self._limits.slowest_bytes_per_s
         async with self._seats[peer]:
-            await self._pace(into.nbytes)
+            await self._pace(peer, into.nbytes)
             with self._blaming(peer):
                 await self._transport.fetch(peer, name, [into], within_s)
 
@@ -91,10 +91,10 @@ class Puller:
             _log.warning("peer %s rests for %g s: %s", peer, self._limits.rest_s, error)
             raise
 
-    async def _pace(self, nbytes: int) -> None:
-        """Wait until `nbytes` more are within the average."""
+    async def _pace(self, peer: Address, nbytes: int) -> None:
+        """Wait until `nbytes` more are within the peer's average."""
         if self._limits.bytes_per_s is None:
             return
-        begin_s = max(time.monotonic(), self._free_at_s)
-        self._free_at_s = begin_s + nbytes / self._limits.bytes_per_s
+        begin_s = max(time.monotonic(), self._free_at_s[peer])
+        self._free_at_s[peer] = begin_s + nbytes / self._limits.bytes_per_s
         await asyncio.sleep(begin_s - time.monotonic())

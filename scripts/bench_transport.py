@@ -2,9 +2,10 @@
 
     python -m scripts.bench_transport --out results/transport.jsonl
 
-A source process holds the bytes. In every round each path moves each size once: memcpy, process_vm_readv, a plain and
-a TLS socket as bare as Python has them, then the transports, each judged by the raw path of its kind. Times of a
-transport include its lease. Rows are appended as JSONL; the last thing printed are the tables.
+A source process holds the bytes. In every round each path moves each size once, in an order drawn anew each time, since
+what the last one left in the cache helps the next: memcpy, process_vm_readv, a plain and a TLS socket as bare as Python
+has them, and the transports, each judged by the raw path of its kind. Times of a transport include its lease. Rows are
+appended as JSONL; the last thing printed are the tables.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import random
 import socket
 import ssl
 import statistics
@@ -223,9 +225,10 @@ async def race(rounds: int, files: Sequence[str], out: Path) -> list[dict]:
         for kind, puller in pullers.items():
             peer = Address(HOST, source.transports[kind])
             moves[kind] = transport_move(puller, puller.register(as_memory(target)), peer)
+        chance = random.Random(0)
         for number in range(-1, rounds):  # the first round warms up
             for nbytes in SIZES:
-                for path, move in moves.items():
+                for path, move in chance.sample(list(moves.items()), len(moves)):
                     target[:8] = -1
                     start_s = time.perf_counter()
                     await move(nbytes)

@@ -121,12 +121,11 @@ class NixlAgent:
             )
         except self._failures as error:
             raise PeerGone(f"{peer}: UCX {error}; use another source") from error
-        read = NixlRead(self, handle)
         try:
-            self._agent.postXferReq(handle, "")
+            status = self._agent.postXferReq(handle, "")
         except self._failures:
-            read.disturbed = True  # some pieces may be under way all the same: ask `outcome`
-        return read
+            return NixlRead(self, handle, disturbed=True)  # some pieces may be under way all the same
+        return NixlRead(self, handle, done=status == nixl.NIXL_SUCCESS)
 
     def outcome(self, handle: int) -> Outcome:
         """How the read stands."""
@@ -156,17 +155,21 @@ class NixlAgent:
 
 
 class NixlRead:
-    """A read that has begun. It cannot be stopped, only waited for."""
+    """A read that has begun. It cannot be stopped, only waited for; `done` if it had ended when it began, `disturbed`
+    if not all of it did begin."""
 
-    def __init__(self, agent: NixlAgent, handle: int) -> None:
+    def __init__(self, agent: NixlAgent, handle: int, done: bool = False, disturbed: bool = False) -> None:
         self._agent = agent
         self._handle = handle
-        self.disturbed = False
+        self._done = done
+        self._disturbed = disturbed
 
     def outcome(self) -> Outcome:
         """How it stands."""
+        if self._done:
+            return Outcome.DONE
         outcome = self._agent.outcome(self._handle)
-        return Outcome.FAILED if self.disturbed and outcome is Outcome.DONE else outcome
+        return Outcome.FAILED if self._disturbed and outcome is Outcome.DONE else outcome
 
     def release(self) -> None:
         """Give it back, once it has ended."""

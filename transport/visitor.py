@@ -308,6 +308,10 @@ def _pull(visit: _Visit, landing: Landing, deadline: Deadline) -> Sequence[Messa
     with landing.ending():
         if not channel.is_quiet():
             channel.receive(Deadline.after(PARTING_S))  # raises why the source ended the lease
+        if visit.deadline.passed():  # whatever the source has said of it so far
+            raise LeaseExpired(
+                f"{visit.lease.name!r} was lent for {visit.lease.hold_s} s: lease it for longer"
+            )
         channel.send_all(visit.door.cue, deadline)
     return visit.door.read(channel, visit.lease, visit.card, landing, deadline)
 

@@ -1,4 +1,4 @@
-"""How hard peers are asked: so many pulls at once of each, so many bytes per second of all, over every transport.
+"""How hard each peer is asked: so many pulls at once, so many bytes per second, over every transport.
 
 Nothing waits for real time: the puller's clock stands still, and whoever sleeps on it tells for how long.
 """
@@ -138,6 +138,19 @@ async def test_bytes_are_asked_for_no_faster_than_allowed(opened: Opened, clock:
         puller = Puller(rig.puller, Notebook(rig.puller, NOTES_BYTES), limits)
         await pull_all(rig, puller, [rig.source.address])
         np.testing.assert_allclose(clock.slept_s, STEP_S * np.arange(PULLS), atol=1e-9)
+        assert await rig.is_clean("adapter")
+
+
+@asynchronous
+async def test_each_peer_has_a_rate_of_its_own(opened: Opened, clock: Clock) -> None:
+    async with opened() as rig:
+        rig.source.publish("adapter", [(0, NBYTES)])
+        turnstile = Turnstile(rig)
+        turnstile.gate.set()
+        limits = PullLimits(pulls=PULLS, bytes_per_s=RATE)
+        puller = Puller(turnstile, Notebook(rig.puller, NOTES_BYTES), limits)
+        await pull_all(rig, puller, [Address("one", 1), Address("other", 2)])
+        np.testing.assert_allclose(clock.slept_s, STEP_S * np.arange(PULLS).repeat(2), atol=1e-9)
         assert await rig.is_clean("adapter")
 
 

@@ -11,6 +11,7 @@ import pytest
 from engine.demo.paths import adapter_folders
 from engine.serve import main
 from tests.e2e.peer_server import TOKEN, Server, serving
+from tests.transport.rig import needs_nixl
 
 FOLLOW_S = 30  # reviews come every fifth of a second; a busy machine needs its time
 
@@ -42,6 +43,22 @@ def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Pa
         assert refusal.value.status_code == 503
         assert second.ask("demo") == "planet"
         assert second.stop(signal.SIGTERM) == 0
+
+
+@needs_nixl
+@pytest.mark.slow
+def test_servers_of_one_host_read_each_others_memory(tmp_path: Path) -> None:
+    folder = tenant(tmp_path, "tenant", "reverse")
+    insisting = ("--peer-door", "ucx")  # a pull by any other way would fail
+    with (
+        serving(tmp_path, "--lora", f"tenant={folder}", *insisting) as first,
+        serving(tmp_path, "--peer", first.peer_address, *insisting) as second,
+    ):
+        assert second.ask("tenant") == "tenalp"
+        assert second.metric("loraserve_peer_pulls_total") == 1
+        assert second.stop(signal.SIGTERM) == 0
+        assert first.ask("tenant", "orbit") == "tibro"
+        assert first.stop(signal.SIGTERM) == 0
 
 
 @pytest.mark.slow

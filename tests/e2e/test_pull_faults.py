@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.certificates import make_certificates
+from tests.transport.forger_process import ProcessForger
 from tests.transport.pullers import Outcome, ProcessPuller
 from tests.transport.setup import MIB, Setup
 from tests.transport.sources import ProcessSource
@@ -67,6 +68,14 @@ class Stage:
         self._ends.append(puller.child.kill)
         return puller
 
+    def forger(self, source: ProcessSource, forgery: str) -> ProcessForger:
+        """An impostor in the south that tells of the source's memory, with one thing forged."""
+        setup = replace(self.setup, host=SOUTH)
+        launcher = self.hosts.launcher(self.hosts.south)
+        forger = ProcessForger(setup, source.address, forgery, launcher, self.environment)
+        self._ends.append(forger.child.kill)
+        return forger
+
     def end(self) -> None:
         for end in self._ends:
             end()
@@ -97,7 +106,7 @@ def begin_slowly(
     assert warm.error is None
     puller.reuse()
     stage.hosts.shape(SLOW)
-    puller.begin(source.address, "adapter", NBYTES, timeout_s, timeout_s)
+    puller.begin(source.address, "adapter", NBYTES, timeout_s)
     assert puller.first_byte(WAIT_S)
 
 
@@ -268,6 +277,57 @@ def test_wrong_token(stage: Stage) -> None:
     assert ended_in_time(stranger.pull(source.address, "adapter", NBYTES), "HelloRefused")
     assert stranger.untouched()
     assert holds_nothing(stranger, source)
+
+
+def is_found_out(stage: Stage, forgery: str, error: str) -> bool:
+    """A forgery ends the pull in time with the error that names it, and disturbs neither end."""
+    source, puller = stage.source(), stage.puller()
+    forger = stage.forger(source, forgery)
+    outcome = puller.pull(forger.address, "adapter", NBYTES)
+    forger.child.close()
+    return (
+        ended_in_time(outcome, error)
+        and puller.settled(WAIT_S)
+        and pulls_exactly(puller, source)
+        and holds_nothing(puller, source)
+    )
+
+
+@pytest.mark.parametrize(
+    ("forgery", "error"),
+    [
+        ("a truncated grant", "PeerGone"),
+        ("a negative span", "WireError"),
+        ("a larger span", "RegionRefused"),
+        ("another node's memory", "WireError"),
+    ],
+)
+def test_a_forged_grant(stage: Stage, forgery: str, error: str) -> None:
+    assert is_found_out(stage, forgery, error)
+
+
+@pytest.mark.parametrize("stage", ["stream"], indirect=True)
+@pytest.mark.parametrize(
+    ("forgery", "error"),
+    [("more bytes than granted", "WireError"), ("fewer bytes than announced", "PeerGone")],
+)
+def test_a_stream_of_another_length(stage: Stage, forgery: str, error: str) -> None:
+    assert is_found_out(stage, forgery, error)
+
+
+@needs_nixl
+@pytest.mark.parametrize("stage", ["ucx"], indirect=True)
+@pytest.mark.parametrize(
+    ("forgery", "error"),
+    [
+        ("a truncated card", "WireError"),
+        ("a damaged card", "WireError"),
+        ("memory that is not registered", "PeerGone"),
+        ("memory past the end", "PeerGone"),
+    ],
+)
+def test_forged_metadata_of_memory(stage: Stage, forgery: str, error: str) -> None:
+    assert is_found_out(stage, forgery, error)
 
 
 def test_certificate_of_another_authority(stage: Stage, tmp_path: Path) -> None:

@@ -30,12 +30,10 @@ class SteeredPuller:
         )
         self._pulling: asyncio.Task[dict[str, object]] | None = None
 
-    async def begin(
-        self, host: str, port: int, name: str, nbytes: int, hold_s: float, timeout_s: float
-    ) -> None:
-        """Start to pull `name` to the start of the room."""
+    async def begin(self, host: str, port: int, name: str, nbytes: int, timeout_s: float) -> None:
+        """Start to fetch `name` to the start of the room, as adapters are."""
         into = self._arena.region(0, nbytes)
-        self._pulling = asyncio.ensure_future(self._pull(Address(host, port), name, into, hold_s, timeout_s))
+        self._pulling = asyncio.ensure_future(self._pull(Address(host, port), name, into, timeout_s))
 
     async def first_byte(self, timeout_s: float) -> bool:
         """Whether a byte landed in time. Nobody announces bytes: the room has to be looked at."""
@@ -79,14 +77,11 @@ class SteeredPuller:
         """Close the transport."""
         await self._transport.close()
 
-    async def _pull(
-        self, peer: Address, name: str, into: Region, hold_s: float, timeout_s: float
-    ) -> dict[str, object]:
+    async def _pull(self, peer: Address, name: str, into: Region, timeout_s: float) -> dict[str, object]:
         start_s = time.monotonic()
         error = None
         try:
-            lease = await self._transport.lease(peer, name, hold_s)
-            await self._transport.pull(lease, [into], timeout_s)
+            await self._transport.fetch(peer, name, [into], timeout_s)
         except TransportError as raised:
             error = type(raised).__name__
             print(f"{name}: {error}: {raised}", file=sys.stderr)

@@ -24,11 +24,11 @@ class ProcessPuller:
     ) -> None:
         self.child = Child("tests.transport.puller_process", setup.as_json(), launcher, environment or {})
 
-    def begin(self, peer: Address, name: str, nbytes: int, hold_s: float, timeout_s: float) -> None:
-        self.child.ask("begin", peer.host, peer.port, name, nbytes, hold_s, timeout_s)
+    def begin(self, peer: Address, name: str, nbytes: int, timeout_s: float) -> None:
+        self.child.ask("begin", peer.host, peer.port, name, nbytes, timeout_s)
 
     def pull(self, peer: Address, name: str, nbytes: int, timeout_s: float = 60.0) -> Outcome:
-        self.begin(peer, name, nbytes, timeout_s, timeout_s)
+        self.begin(peer, name, nbytes, timeout_s)
         return self.result()
 
     def first_byte(self, timeout_s: float) -> bool:

@@ -31,10 +31,13 @@ class Setup:
         """For `Setup(**json)` at the other end."""
         return asdict(self)
 
+    def security(self) -> Security:
+        """What it demands of its peers."""
+        tls = TlsFiles(Path(self.tls[0]), Path(self.tls[1]), Path(self.tls[2])) if self.tls else None
+        return Security(self.token, tls, self.open_network)
+
     def open(self, name: str) -> NetworkTransport:
         """A transport set up like this."""
-        tls = TlsFiles(Path(self.tls[0]), Path(self.tls[1]), Path(self.tls[2])) if self.tls else None
         doors = open_doors(name, AUTO if self.ucx else "stream", self.open_network)
-        security = Security(self.token, tls, self.open_network)
-        options = NetworkOptions(security, Address(self.host, self.port), self.door, self.most_hold_s)
+        options = NetworkOptions(self.security(), Address(self.host, self.port), self.door, self.most_hold_s)
         return NetworkTransport(name, options, doors)

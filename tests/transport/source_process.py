@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import sys
-import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from dataclasses import asdict
@@ -54,10 +53,6 @@ class SteeredSource:
         """What the transport holds."""
         return asdict(self._transport.usage())
 
-    def cpu_s(self) -> float:
-        """Processor time used so far."""
-        return time.process_time()
-
     def close(self) -> None:
         """Close the transport."""
         asyncio.run(self._transport.close())
@@ -74,7 +69,6 @@ def main(control: socket.socket) -> None:
             "drained": steered.drained,
             "scribble": steered.scribble,
             "usage": steered.usage,
-            "cpu_s": steered.cpu_s,
             "close": steered.close,
         }
         for line in lines:

@@ -1,25 +1,33 @@
 """Strangers and liars: whatever they send, the honest end answers with one named error and goes on serving."""
 
 import asyncio
-import base64
 import ctypes
 import json
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 
 from tests.transport.asynchronous import asynchronous
+from tests.transport.impostor import (
+    SOON_S,
+    Forge,
+    Impostor,
+    Lie,
+    damaged,
+    elsewhere,
+    leased,
+    soon,
+    with_card,
+)
 from tests.transport.pattern import content
 from tests.transport.rig import needs_nixl
 from tests.transport.setup import TOKEN, Setup
 from tests.transport.sources import ProcessSource
 from transport.base import Address, Arena, Memory, RemoteRegion
 from transport.channel import Channel
-from transport.deadline import Deadline
 from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
 from transport.network import NetworkTransport
 from transport.security import Guard, Security
@@ -41,11 +49,6 @@ from transport.wire import (
 )
 
 NBYTES = 4096
-SOON_S = 30.0
-
-
-def soon() -> Deadline:
-    return Deadline.after(SOON_S)
 
 
 def memory() -> Memory:
@@ -179,38 +182,6 @@ async def test_an_unknown_door_is_refused_and_the_connection_goes_on() -> None:
     await source.close()
 
 
-Lie = Callable[[Channel], None]
-
-
-class Impostor:
-    """A source that does everything right up to the lease, and then lies."""
-
-    def __init__(self, lie: Lie, token: str = TOKEN, offers: Mapping[str, str] | None = None) -> None:
-        self._lie = lie
-        self._offers = dict(offers or {"stream": ""})
-        self._guard = Guard(Security(token), "impostor")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = Address(*self._listener.getsockname())
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._thread.join(SOON_S)
-        self._listener.close()
-
-    def _serve(self) -> None:
-        sock, _ = self._listener.accept()
-        channel = self._guard.accept(sock, "the puller", soon())
-        try:
-            self._guard.welcome(channel, self._offers, soon())
-            channel.expect(LeaseRequest, soon())
-            self._lie(channel)
-        except TransportError:
-            pass  # the puller has seen through it
-        finally:
-            channel.close()
-
-
 def region(nbytes: int = NBYTES, node: str = "impostor", key: int = 7) -> RemoteRegion:
     return RemoteRegion(node, 1, 4096, nbytes, -1, key)
 
@@ -280,8 +251,27 @@ async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]
 
 
 @asynchronous
+async def test_a_lease_that_is_over_has_expired_though_the_source_is_silent() -> None:
+    hold_s = 0.2
+
+    def lie(channel: Channel) -> None:
+        channel.send(Grant(7, hold_s, "", (region(),)), soon())
+        channel.receive(soon())
+
+    impostor, puller = Impostor(lie), Setup().open("puller")
+    arena = puller.register(memory())
+    lease = await puller.lease(impostor.address, "adapter", hold_s)
+    await asyncio.sleep(hold_s)
+    with pytest.raises(LeaseExpired, match="lease it for longer"):
+        await puller.pull(lease, [arena.region(0, NBYTES)], SOON_S)
+    assert puller.usage().landings == 0
+    await puller.close()
+    impostor.close()
+
+
+@asynchronous
 async def test_a_source_without_the_token_is_told_nothing() -> None:
-    impostor = Impostor(grants(region()), token="another token altogether")
+    impostor = Impostor(grants(region()), Security("another token altogether"))
     puller = Setup().open("puller")
     with pytest.raises(HelloRefused, match="wrong token"):
         await puller.lease(impostor.address, "adapter", SOON_S)
@@ -289,40 +279,14 @@ async def test_a_source_without_the_token_is_told_nothing() -> None:
     impostor.close()
 
 
-Forge = Callable[[Grant], Grant]
-
-
-def elsewhere(offset: int) -> Forge:
-    return lambda grant: replace(
-        grant, regions=(replace(grant.regions[0], address=grant.regions[0].address + offset),)
-    )
-
-
-def with_card(forge: Callable[[str], str]) -> Forge:
-    return lambda grant: replace(grant, card=forge(grant.card))
-
-
-def damaged(card: str) -> str:
-    """One bit is wrong in the middle of the metadata."""
-    host, digest, encoded = card.split("\n")
-    metadata = bytearray(base64.b64decode(encoded))
-    metadata[len(metadata) // 2] ^= 1
-    return "\n".join((host, digest, base64.b64encode(metadata).decode()))
-
-
 def relays(source: ProcessSource, forge: Forge) -> Lie:
     """What a real source in another process grants, but for what `forge` makes of it."""
 
     def lie(channel: Channel) -> None:
-        theirs, _, _ = Guard(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())
-        theirs.send(LeaseRequest("adapter", SOON_S, "ucx"), soon())
-        grant = theirs.expect(Grant, soon())
-        mine = tuple(replace(one, node="impostor", key=7) for one in grant.regions)
-        channel.send(forge(replace(grant, ticket=7, regions=mine)), soon())
-        with suppress(TransportError):
-            channel.receive(soon())
-        theirs.abort()
-        theirs.close()
+        with leased(source.address, Security(TOKEN), "ucx") as grant:
+            channel.send(forge(grant), soon())
+            with suppress(TransportError):
+                channel.receive(soon())
 
     return lie
 

@@ -1,16 +1,12 @@
-"""Device memory without a device: bytes go through host buffers exactly, and past them where a door takes the memory.
-
-The fake device keeps its memory behind addresses of its own, so that whoever touched it as host memory would crash.
-"""
+"""Device memory over host memory: bytes go through buffers exactly, and past them where a door takes the memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.transport.asynchronous import asynchronous
+from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
 from tests.transport.pattern import content
 from tests.transport.setup import TOKEN
 from transport import staging
@@ -26,32 +22,6 @@ from transport.stream import StreamDoor
 from transport.wire import Message
 
 SOON_S = 30.0
-BASE = 1 << 44  # no address of this process
-ROOM = 10_000
-GUARD = 0xA5
-
-
-@dataclass
-class FakeDevice:
-    """One device's memory, and the copies to and from it."""
-
-    memory: NDArray[np.uint8] = field(default_factory=lambda: np.full(ROOM, GUARD, np.uint8))
-    buffers: int = 0
-
-    def buffer(self, nbytes: int) -> memoryview:
-        self.buffers += 1
-        return memoryview(bytearray(nbytes))
-
-    def to_host(self, device: int, address: int, into: memoryview) -> None:
-        into[:] = self.memory[self._at(device, address) :][: len(into)].data
-
-    def to_device(self, view: memoryview, device: int, address: int) -> None:
-        self.memory[self._at(device, address) :][: len(view)] = view
-
-    def _at(self, device: int, address: int) -> int:
-        assert device == 0
-        assert BASE <= address < BASE + ROOM
-        return address - BASE
 
 
 class DirectDoor:

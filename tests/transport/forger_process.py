@@ -1,0 +1,114 @@
+"""An impostor in a process of its own: it passes on what an honest source grants, but for one thing that is wrong."""
+
+import json
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+from tests.transport.child import Child
+from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_card
+from tests.transport.setup import Setup
+from transport.base import Address
+from transport.channel import Channel
+from transport.errors import TransportError
+from transport.security import Guard
+from transport.wire import LENGTH, Bytes, Grant, Read, encode
+
+Forgery = Callable[[Channel, Grant], None]
+
+
+class ProcessForger:
+    """Tells one puller of the memory of `source`, with the forgery of that name; start it with `launcher`."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        source: Address,
+        forgery: str,
+        launcher: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> None:
+        settings = {"setup": setup.as_json(), "source": asdict(source), "forgery": forgery}
+        self.child = Child("tests.transport.forger_process", settings, tuple(launcher), environment)
+        self.address = Address(**self.child.ask("hello"))
+
+
+def grants(forge: Forge) -> Forgery:
+    """Another grant."""
+    return lambda channel, grant: channel.send(forge(grant), soon())
+
+
+def grants_a_negative_span(channel: Channel, grant: Grant) -> None:
+    wrong = encode(grant)[LENGTH.size :].replace(b'"nbytes":', b'"nbytes":-')
+    channel.send_bytes(memoryview(LENGTH.pack(len(wrong)) + wrong), soon())
+
+
+def hangs_up_in_a_grant(channel: Channel, grant: Grant) -> None:
+    channel.send_bytes(memoryview(encode(grant)[:-9]), soon())
+    channel.abort()
+
+
+def sends(announced: int, sent: int) -> Forgery:
+    """So many bytes more are announced, and sent, than were granted; then it hangs up."""
+
+    def forgery(channel: Channel, grant: Grant) -> None:
+        nbytes = sum(region.nbytes for region in grant.regions)
+        channel.send(grant, soon())
+        channel.expect(Read, soon())
+        channel.send(Bytes(nbytes + announced), soon())
+        channel.send_bytes(memoryview(bytes(nbytes + sent)), soon())
+        channel.abort()
+
+    return forgery
+
+
+def larger(grant: Grant) -> Grant:
+    region = grant.regions[0]
+    return replace(grant, regions=(replace(region, nbytes=region.nbytes + 1),))
+
+
+def of_another_node(grant: Grant) -> Grant:
+    return replace(grant, regions=(replace(grant.regions[0], node=f"not {NODE}"),))
+
+
+FORGERIES: Mapping[str, Forgery] = {
+    "a truncated grant": hangs_up_in_a_grant,
+    "a negative span": grants_a_negative_span,
+    "a larger span": grants(larger),
+    "another node's memory": grants(of_another_node),
+    "more bytes than granted": sends(1, 1),
+    "fewer bytes than announced": sends(0, -1),
+    "a truncated card": grants(with_card(lambda card: card[: len(card) // 2])),
+    "a damaged card": grants(with_card(damaged)),
+    "memory that is not registered": grants(elsewhere(1 << 40)),
+    "memory past the end": grants(elsewhere(1 << 20)),
+}
+
+
+def main(control: socket.socket) -> None:
+    """Lie once; end when told to."""
+    with control, control.makefile("rw") as lines:
+        settings = json.loads(lines.readline())
+        setup, source = Setup(**settings["setup"]), Address(**settings["source"])
+        channel, _, offers = Guard(setup.security(), "liar").dial(source.host, source.port, soon())
+        channel.close()
+
+        def lie(puller: Channel) -> None:
+            with leased(source, setup.security(), setup.door) as grant:
+                FORGERIES[settings["forgery"]](puller, grant)
+                with suppress(TransportError):
+                    puller.receive(soon())
+
+        impostor = Impostor(lie, setup.security(), {setup.door: offers[setup.door]}, setup.host)
+        for line in lines:
+            (command,) = json.loads(line)
+            if command == "close":
+                impostor.close()
+            lines.write(json.dumps(asdict(impostor.address)) + "\n")
+            lines.flush()
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))

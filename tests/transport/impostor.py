@@ -1,0 +1,96 @@
+"""An impostor: a source that does everything right up to the lease, and then lies."""
+
+import base64
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from tests.transport.setup import TOKEN
+from transport.base import Address
+from transport.channel import Channel
+from transport.deadline import Deadline
+from transport.errors import TransportError
+from transport.security import Guard, Security
+from transport.wire import Grant, LeaseRequest
+
+SOON_S = 30.0
+NODE, TICKET = "impostor", 7
+
+Lie = Callable[[Channel], None]
+Forge = Callable[[Grant], Grant]
+
+
+def soon() -> Deadline:
+    return Deadline.after(SOON_S)
+
+
+class Impostor:
+    """Lets one puller in, hears what it asks for, and answers with `lie`."""
+
+    def __init__(
+        self,
+        lie: Lie,
+        security: Security | None = None,
+        offers: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._lie = lie
+        self._offers = dict(offers or {"stream": ""})
+        self._guard = Guard(security or Security(TOKEN), NODE)
+        self._listener = socket.create_server((host, 0))
+        self.address = Address(*self._listener.getsockname())
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait until the puller has gone."""
+        self._thread.join(SOON_S)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        channel = self._guard.accept(sock, "the puller", soon())
+        try:
+            self._guard.welcome(channel, self._offers, soon())
+            channel.expect(LeaseRequest, soon())
+            self._lie(channel)
+        except TransportError:
+            pass  # the puller has seen through it
+        finally:
+            channel.close()
+
+
+@contextmanager
+def leased(source: Address, security: Security, door: str) -> Iterator[Grant]:
+    """A lease of "adapter" at a real source, in words that the impostor may use: its own node and ticket."""
+    theirs, _, _ = Guard(security, "liar").dial(source.host, source.port, soon())
+    theirs.send(LeaseRequest("adapter", SOON_S, door), soon())
+    grant = theirs.expect(Grant, soon())
+    mine = tuple(replace(one, node=NODE, key=TICKET) for one in grant.regions)
+    try:
+        yield replace(grant, ticket=TICKET, regions=mine)
+    finally:
+        theirs.abort()
+        theirs.close()
+
+
+def elsewhere(offset: int) -> Forge:
+    """The memory lies `offset` bytes further on."""
+    return lambda grant: replace(
+        grant, regions=(replace(grant.regions[0], address=grant.regions[0].address + offset),)
+    )
+
+
+def with_card(forge: Callable[[str], str]) -> Forge:
+    """Another card."""
+    return lambda grant: replace(grant, card=forge(grant.card))
+
+
+def damaged(card: str) -> str:
+    """One bit is wrong in the middle of the metadata."""
+    host, digest, encoded = card.split("\n")
+    metadata = bytearray(base64.b64decode(encoded))
+    metadata[len(metadata) // 2] ^= 1
+    return "\n".join((host, digest, base64.b64encode(metadata).decode()))
