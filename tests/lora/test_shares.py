@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.cut import cut_layout, cut_rows
-from lora.flat import FlatLayout, Module, digest_of, lay_out
+from lora.digest import digest_of
+from lora.flat import FlatLayout, Module, lay_out
 from lora.peft import PackedAdapter
 from lora.pool import RankPages
 from lora.segments import AdapterWeights
