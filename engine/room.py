@@ -33,11 +33,9 @@ class Room:
     division: Division | None
 
 
-def make_room(
-    config: EngineConfig, base: BaseModel, lora_dtype: torch.dtype, workers: Workers | None
-) -> Room:
+def make_room(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Room:
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
-    page = page_bytes(base.part.base_shape(), lora_dtype)
+    page = page_bytes(base.part.base_shape(), base.arithmetic.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
     stowage = _stowage(config, base, workers)
     if not _is_shared(config, base, workers):

@@ -52,7 +52,7 @@ def _executor(world: World) -> StepExecutor:
     if world.stand.device.type != "cuda":
         return Executor(world.model, world.cache)
     cuda = importlib.import_module("engine.cuda")
-    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.max_len_tokens, graphs=True)
+    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
 
 
 class Shelf:
