@@ -106,7 +106,7 @@ def _kv_bytes(config: EngineConfig, base: BaseModel) -> int:
 def _stowage(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Stowage | None:
     """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
     if workers is not None:
-        return Shares(base.cuts(), workers.deliver)
+        return Shares(base.cuts(), workers.deliver, base.device)
     return Staged(base.device) if base.device.type == "cuda" and not config.sharing.on else None
 
 

@@ -50,7 +50,7 @@ class Worker:
         self._devices = DeviceGroup(base.form.shard, base.device, Path(reserve.rendezvous))
         self._model: Llama = base.build(weights, self._devices)
         self._cache = KVCache(base.kv_layout(reserve.block_size), reserve.num_blocks, base.device)
-        self._shares = ShareArena(reserve.adapter_bytes, base.device)
+        self.shares = ShareArena(reserve.adapter_bytes, base.device)
         ops, attention = cast(GraphOps, self._model.ops), cast(GraphAttention, self._model.attention)
         parts = DecodeParts(self._model, self._cache, ops, attention)
         self._follower = Follower(parts, reserve.graph_blocks, recorder(base.device))
@@ -59,7 +59,7 @@ class Worker:
     def step(self, step: Step) -> None:
         """Compute along."""
         flat = torch.empty(flat_size(step), dtype=torch.int64, device=self._device)
-        batch = rebuild(step, self._devices.broadcast(flat), self._shares.weights)
+        batch = rebuild(step, self._devices.broadcast(flat), self.shares.weights)
         if step.replayed:
             self._follower.run(batch)
         else:
@@ -67,7 +67,7 @@ class Worker:
 
     def keep(self, place: Place, rows: torch.Tensor) -> None:
         """Keep a share of an adapter."""
-        self._shares.keep(place.digest, read_header(place.header), place.offset, rows)
+        self.shares.keep(place.digest, read_header(place.header), place.offset, rows)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ def _keep_shares(worker: Worker, adapters: Channel, steps: Channel) -> None:
         while True:
             place = adapters.receive()
             assert isinstance(place, Place), f"{place!r} is no share"
-            rows = torch.empty(place.nbytes, dtype=torch.uint8)
+            rows = worker.shares.buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
             adapters.send(Placed())

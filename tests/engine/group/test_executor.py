@@ -7,7 +7,6 @@ import pytest
 from engine.draws import StepOutputs
 from engine.errors import GroupFailed
 from engine.group.executor import GroupComputation, GroupGraphs
-from engine.group.model import GroupModel
 from scheduler.plan import SliceOutput
 from tests.engine.group.test_model import build
 
@@ -30,8 +29,8 @@ class _Computation:
 class _Graphs:
     """Graphs whose replay does what it is told."""
 
-    def __init__(self, group: GroupModel, replay: Any) -> None:
-        self._group, self._replay = group, replay
+    def __init__(self, replay: Any) -> None:
+        self._replay = replay
 
     def takes(self, layout: object) -> bool:
         return True
@@ -72,7 +71,7 @@ def test_a_replay_that_fails_ends_the_group() -> None:
 
     replayed: Any = None
     with pytest.raises(GroupFailed, match="out of memory"):
-        GroupGraphs(_Graphs(model, broken), model).run(replayed, replayed)
+        GroupGraphs(_Graphs(broken), model).run(replayed, replayed)
     with pytest.raises(GroupFailed, match="out of memory"):
         model.forward(replayed, replayed)
     assert workers.steps == []
