@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.demo.paths import DEMO_BASE
 from engine.errors import InvalidConfig
 from lora.cut import Cut
+from lora.sites import BaseShape, SiteGroup
 from model.attention.choice import make_attention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
 from model.config import ModelConfig
@@ -18,6 +19,8 @@ from model.linear import Quantization
 from model.llama import Llama
 from model.parallel import Collective, Shard, shard_sizes
 from model.weights import Weights, WeightsForm
+
+_FP8_STEP = 16  # elements: what the fp8 product's rows and columns are counted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ def choose_base(config: EngineConfig) -> BaseModel:
     dtype = serving_dtype(model, config.dtype, device)
     size = config.tensor_parallel_size
     _check_size(config, model, device)
-    form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device))
+    part = Shard(0, size).config(model).base_shape()
+    form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device, part))
     arithmetic = choose_arithmetic(config, model, dtype, device)
     return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, arithmetic)
 
@@ -105,7 +109,7 @@ def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) 
         )
 
 
-def _quantization(name: str, dtype: torch.dtype, device: torch.device) -> Quantization:
+def _quantization(name: str, dtype: torch.dtype, device: torch.device, part: BaseShape) -> Quantization:
     if name not in (each.value for each in Quantization):
         raise InvalidConfig("quantization", name, f"use {', '.join(each.value for each in Quantization)}")
     if name == Quantization.FP8.value:
@@ -119,6 +123,17 @@ def _quantization(name: str, dtype: torch.dtype, device: torch.device) -> Quanti
             raise InvalidConfig(
                 "quantization", name, "fp8 products are given out in bfloat16: use --dtype bfloat16"
             )
+        _check_fp8_sizes(part)
     if name == Quantization.INT8.value and device.type != "cpu":
         raise InvalidConfig("quantization", name, "int8 is for the CPU: use fp8 or none")
     return Quantization(name)
+
+
+def _check_fp8_sizes(part: BaseShape) -> None:
+    sizes = {(part.of(group.sites[0]).in_features, part.group_out(group)) for group in SiteGroup}
+    odd = sorted({size for pair in sizes for size in pair if size % _FP8_STEP})
+    if odd:
+        told = (
+            f"a matrix of this device has a side of {odd[0]}, and fp8 products need multiples of {_FP8_STEP}"
+        )
+        raise InvalidConfig("quantization", Quantization.FP8.value, f"{told}: use none")
