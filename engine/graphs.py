@@ -30,17 +30,18 @@ class CudaRecorder:
     Only the recording thread is barred from what cannot be recorded: others copy adapters meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all recordings: libraries keep memory for each that they meet.
+        self._side = torch.cuda.Stream(device)
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         """A graph of what `run` launches, after a few runs that are launched for good."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
@@ -49,7 +50,7 @@ class CudaRecorder:
 
 def recorder(device: torch.device) -> Record:
     """CUDA graphs; on a device that has none, calling the function again."""
-    return CudaRecorder() if device.type == "cuda" else lambda run: run
+    return CudaRecorder(device) if device.type == "cuda" else lambda run: run
 
 
 class DecodeGraphs:
