@@ -16,7 +16,7 @@ from engine.core import EngineCore, StepExecutor
 from engine.demo.paths import adapter_folders
 from engine.errors import InvalidConfig
 from engine.executor import Executor
-from engine.group.model import join, start_workers
+from engine.group.model import GroupModel, join, start_workers
 from engine.group.workers import Workers
 from engine.peers import Peers
 from engine.room import make_room
@@ -30,7 +30,7 @@ from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache
-from model.weights import Weights
+from model.llama import Llama
 from scheduler.request import InvalidParameter
 from scheduler.step import StepLimits, StepScheduler
 
@@ -107,18 +107,17 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
-    lora_dtype = _lora_dtype(config.lora_dtype, base.dtype, base.device)
-    room = make_room(config, base, lora_dtype, workers)
+    room = make_room(config, base, workers)
     cache, pages = room.cache, room.pages
     peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
-    store = _store(config, base.config.base_shape(), lora_dtype, pages, peers)
+    store = _store(config, base.config.base_shape(), base.arithmetic.lora_dtype, pages, peers)
     limits = _limits(config, base.config, room.blocks.capacity_tokens)
-    if workers is not None:
-        executor: StepExecutor = Executor(join(base, weights, workers, cache, pages.nbytes), cache)
-    elif base.device.type == "cuda":
-        executor = _on_cuda(config, base, weights, lora_dtype, cache, limits)
+    graph_blocks = _graph_blocks(config, base, limits)
+    if workers is None:
+        model: Llama | GroupModel = base.build(weights, None)
     else:
-        executor = Executor(base.build(weights, None), cache)
+        model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
+    executor = _executor(base, model, cache, limits, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
     memory = SharedMemory(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()
@@ -135,32 +134,19 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     return Engine(core, store, TextCodec.load(base.folder), card, changed, peers, workers)
 
 
-def _on_cuda(
-    config: EngineConfig,
-    base: BaseModel,
-    weights: Weights,
-    lora_dtype: torch.dtype,
-    cache: KVCache,
-    limits: StepLimits,
+def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> int:
+    """How many blocks a sequence of a recorded step may have; 0 if none is recorded."""
+    records = config.cuda_graphs and base.arithmetic.can_be_recorded(base.config)
+    return -(-limits.max_model_len // config.block_size) if records else 0
+
+
+def _executor(
+    base: BaseModel, model: Llama | GroupModel, cache: KVCache, limits: StepLimits, graph_blocks: int
 ) -> StepExecutor:
-    """Steps of fused kernels, decode as graphs. A dynamic rope reads lengths on the host, and torch's attention plans
-    there: neither can be recorded."""
+    if not base.arithmetic.fused:
+        return Executor(model, cache)
     cuda = importlib.import_module("engine.cuda")  # it needs Triton, which a CPU may lack
-    ops = cuda.make_ops(base.part, base.dtype, lora_dtype, base.device)
-    records = config.cuda_graphs and base.attention != "torch" and base.config.rope.kind != "dynamic"
-    model = base.build(weights, None, ops)
-    return cuda.make_executor(model, cache, limits.seats, limits.max_model_len, graphs=records)
-
-
-def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else model
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        raise InvalidConfig("lora_dtype", name, "this GPU has no fp8 numbers (before sm_89): use bfloat16")
-    if name not in named:
-        raise InvalidConfig("lora_dtype", name, f"use auto, {' or '.join(named)}")
-    return named[name]
+    return cuda.make_executor(model, cache, limits.seats, graph_blocks)
 
 
 def _store(

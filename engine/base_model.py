@@ -5,35 +5,35 @@ from pathlib import Path
 
 import torch
 
+from engine.arithmetic import Arithmetic, choose_arithmetic
 from engine.config import EngineConfig
 from engine.demo.paths import DEMO_BASE
 from engine.errors import InvalidConfig
 from lora.cut import Cut
-from lora.ops.grouped import GroupedLora
-from model.attention.base import UnsupportedAttention
-from model.attention.choice import choose_attention, make_attention
+from lora.sites import BaseShape, SiteGroup
+from model.attention.choice import make_attention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
 from model.config import ModelConfig
 from model.kv_cache import KVLayout
 from model.linear import Quantization
 from model.llama import Llama
-from model.ops.base import LayerOps
-from model.ops.eager import EagerOps
 from model.parallel import Collective, Shard, shard_sizes
 from model.weights import Weights, WeightsForm
+
+_FP8_STEP = 16  # elements: what the fp8 product's rows and columns are counted in
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device`, `form` says which part;
-    `attention` is the backend that was chosen."""
+    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device` with `arithmetic`; `form` says
+    which part."""
 
     folder: Path
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device
     form: WeightsForm
-    attention: str
+    arithmetic: Arithmetic
 
     @property
     def part(self) -> ModelConfig:
@@ -53,12 +53,11 @@ class BaseModel:
         """Read this device's part. Raises CheckpointError."""
         return load_weights(self.folder, self.config, self.dtype, self.device, progress, self.form)
 
-    def build(self, weights: Weights, collective: Collective | None, ops: LayerOps | None = None) -> Llama:
-        """The forward pass over `weights`; the layers' arithmetic is plain torch's unless `ops` are given."""
-        ops = ops or EagerOps(self.part, self.dtype, self.device, GroupedLora())
-        return Llama(
-            self.part, weights, make_attention(self.attention, self.part, self.device), ops, collective
-        )
+    def build(self, weights: Weights, collective: Collective | None) -> Llama:
+        """The forward pass over `weights`, this device's of the `collective`'s, if there is one."""
+        attention = make_attention(self.arithmetic.attention, self.part, self.device)
+        ops = self.arithmetic.ops(self.part, self.dtype, self.device)
+        return Llama(self.part, weights, attention, ops, collective)
 
 
 def choose_base(config: EngineConfig) -> BaseModel:
@@ -72,9 +71,10 @@ def choose_base(config: EngineConfig) -> BaseModel:
     dtype = serving_dtype(model, config.dtype, device)
     size = config.tensor_parallel_size
     _check_size(config, model, device)
-    form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device))
-    attention = _attention(config.attention_backend, model, dtype, device)
-    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, attention)
+    part = Shard(0, size).config(model).base_shape()
+    form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device, part))
+    arithmetic = choose_arithmetic(config, model, dtype, device)
+    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, arithmetic)
 
 
 def device_of(device: torch.device, rank: int) -> torch.device:
@@ -90,13 +90,6 @@ def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise InvalidConfig("device", name, "use auto, cpu or cuda")
     return torch.device(name)
-
-
-def _attention(name: str, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
-    try:
-        return choose_attention(name, model, dtype, device)
-    except UnsupportedAttention as error:
-        raise InvalidConfig("attention_backend", name, error.remedy) from error
 
 
 def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
@@ -116,7 +109,7 @@ def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) 
         )
 
 
-def _quantization(name: str, dtype: torch.dtype, device: torch.device) -> Quantization:
+def _quantization(name: str, dtype: torch.dtype, device: torch.device, part: BaseShape) -> Quantization:
     if name not in (each.value for each in Quantization):
         raise InvalidConfig("quantization", name, f"use {', '.join(each.value for each in Quantization)}")
     if name == Quantization.FP8.value:
@@ -130,6 +123,17 @@ def _quantization(name: str, dtype: torch.dtype, device: torch.device) -> Quanti
             raise InvalidConfig(
                 "quantization", name, "fp8 products are given out in bfloat16: use --dtype bfloat16"
             )
+        _check_fp8_sizes(part)
     if name == Quantization.INT8.value and device.type != "cpu":
         raise InvalidConfig("quantization", name, "int8 is for the CPU: use fp8 or none")
     return Quantization(name)
+
+
+def _check_fp8_sizes(part: BaseShape) -> None:
+    sizes = {(part.of(group.sites[0]).in_features, part.group_out(group)) for group in SiteGroup}
+    odd = sorted({size for pair in sizes for size in pair if size % _FP8_STEP})
+    if odd:
+        told = (
+            f"a matrix of this device has a side of {odd[0]}, and fp8 products need multiples of {_FP8_STEP}"
+        )
+        raise InvalidConfig("quantization", Quantization.FP8.value, f"{told}: use none")

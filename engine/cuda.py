@@ -4,8 +4,12 @@ from typing import cast
 
 import torch
 
+from engine.core import StepExecutor
 from engine.device_executor import DeviceExecutor
-from engine.graphs import MOST_ROWS, CudaRecorder, DecodeGraphs, DecodeParts
+from engine.graphs import MOST_ROWS, DecodeGraphs, recorder
+from engine.group.executor import GroupExecutor, GroupGraphs
+from engine.group.model import GroupModel
+from engine.lane import DecodeParts
 from lora.ops.triton import TritonLora
 from model.attention.base import GraphAttention
 from model.config import ModelConfig
@@ -24,15 +28,20 @@ def make_ops(
 
 
 def make_executor(
-    model: Llama, cache: KVCache, max_num_seqs: int, max_model_len: int, graphs: bool
-) -> DeviceExecutor:
-    """An executor for up to `max_num_seqs` sequences; with `graphs`, decode steps are recorded: the model's ops and
-    attention must be such as can be."""
+    model: Llama | GroupModel, cache: KVCache, max_num_seqs: int, graph_blocks: int
+) -> StepExecutor:
+    """An executor for up to `max_num_seqs` sequences. Decode steps of up to `graph_blocks` blocks a sequence are
+    recorded: the model's ops and attention must be such as can be, or it is 0."""
     rows = 1 << (max_num_seqs - 1).bit_length()
     sampler = DeviceSampler(max(rows, MOST_ROWS), cache.device)
-    if not graphs:
-        return DeviceExecutor(model, cache, sampler, None)
-    attention, ops = cast(GraphAttention, model.attention), cast(GraphOps, model.ops)
-    parts = DecodeParts(model, cache, ops, attention, sampler)
-    blocks = -(-max_model_len // cache.block_size)
-    return DeviceExecutor(model, cache, sampler, DecodeGraphs(parts, rows, blocks, CudaRecorder()))
+    if isinstance(model, Llama):
+        graphs = DecodeGraphs(_parts(model, cache), sampler, rows, graph_blocks, recorder(cache.device))
+        return DeviceExecutor(model, cache, sampler, graphs if graph_blocks else None)
+    parts = _parts(model.part, cache)
+    graphs = DecodeGraphs(parts, sampler, rows, graph_blocks, recorder(cache.device), model.lead)
+    grouped = GroupGraphs(graphs, model) if graph_blocks else None
+    return GroupExecutor(DeviceExecutor(model, cache, sampler, grouped), model)
+
+
+def _parts(model: Llama, cache: KVCache) -> DecodeParts:
+    return DecodeParts(model, cache, cast(GraphOps, model.ops), cast(GraphAttention, model.attention))

@@ -6,6 +6,7 @@ step that asks for log-probabilities is read back before its launch returns, as 
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from engine.draws import DeviceSampler, Fetched, StepOutputs, draw, sample_row
 from engine.executor import Computed, segments
-from engine.graphs import DecodeGraphs
 from engine.layout import Integers, LayOut, Layout
 from lora.lease import Lease
 from lora.segments import NO_SEGMENTS, SegmentTable
@@ -46,12 +46,23 @@ class Drawing:
         return StepOutputs(tuple(outputs), tuple(slices[draws[row]].key for row in unsound))
 
 
-class DeviceExecutor:
-    """StepExecutor on one accelerator; without `graphs` each step launches its kernels one by one."""
+class Graphs(Protocol):
+    """Steps that are replayed: see engine/graphs.py."""
 
-    def __init__(
-        self, model: Model, cache: KVCache, sampler: DeviceSampler, graphs: DecodeGraphs | None
-    ) -> None:
+    def takes(self, layout: Layout) -> bool:
+        """Whether `run` computes the layout's step."""
+        ...
+
+    def run(self, layout: Layout, table: SegmentTable) -> None:
+        """Launch it: its tokens are drawn into the sampler's first rows."""
+        ...
+
+
+class DeviceExecutor:
+    """StepExecutor on one accelerator, or on the first of a group; without `graphs` each step launches its kernels one
+    by one."""
+
+    def __init__(self, model: Model, cache: KVCache, sampler: DeviceSampler, graphs: Graphs | None) -> None:
         self._model, self._cache = model, cache
         self._sampler, self._graphs = sampler, graphs
         self._lay_out = LayOut(cache.block_size)

@@ -4,28 +4,24 @@ A replay reads its tokens, positions, slots and block tables from memory that ne
 in the sampler's. Rows beyond the step's own go through the motions on a spare block of the cache.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.draws import DeviceSampler
+from engine.lane import DecodeParts, Lane, Record
 from engine.layout import Layout
 from lora.segments import SegmentTable
-from model.attention.base import GraphAttention, ReservedStep
 from model.batch import ForwardBatch
-from model.kv_cache import KVCache
-from model.llama import Llama
-from model.ops.base import GraphOps
 from scheduler.plan import PENDING
 
 MOST_ROWS = 256
-_WARM_UPS = 2  # runs before a recording, in which kernels are compiled and libraries take their memory
+Lead = Callable[[ForwardBatch], None]
+"""Has the other devices of a group compute a step along, before it is computed here."""
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a function's launches repeatable: calling the result launches them again."""
+_WARM_UPS = 2  # runs before a recording, in which kernels are compiled and libraries take their memory
 
 
 class CudaRecorder:
@@ -34,42 +30,45 @@ class CudaRecorder:
     Only the recording thread is barred from what cannot be recorded: others copy adapters meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all recordings: libraries keep memory for each that they meet.
+        self._side = torch.cuda.Stream(device)
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         """A graph of what `run` launches, after a few runs that are launched for good."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeParts:
-    """What a decode step is made of, each able to work from memory that never moves."""
-
-    model: Llama
-    cache: KVCache
-    ops: GraphOps
-    attention: GraphAttention
-    sampler: DeviceSampler
+def recorder(device: torch.device) -> Record:
+    """CUDA graphs; on a device that has none, calling the function again."""
+    return CudaRecorder(device) if device.type == "cuda" else lambda run: run
 
 
 class DecodeGraphs:
     """Graphs of 1, 2, 4, ... rows, up to `rows` (at most MOST_ROWS) sequences of up to `blocks` blocks each, recorded
-    when they are first needed."""
+    when they are first needed. `lead` is given where the model is one device's part of several."""
 
-    def __init__(self, parts: DecodeParts, rows: int, blocks: int, record: Record) -> None:
-        self._parts, self._record = parts, record
+    def __init__(
+        self,
+        parts: DecodeParts,
+        sampler: DeviceSampler,
+        rows: int,
+        blocks: int,
+        record: Record,
+        lead: Lead | None = None,
+    ) -> None:
+        self._parts, self._sampler, self._record, self._lead = parts, sampler, record, lead
         self._rows, self._blocks = min(rows, MOST_ROWS), blocks
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, Lane] = {}
 
     def takes(self, layout: Layout) -> bool:
         """Whether a graph computes the layout's step."""
@@ -80,80 +79,50 @@ class DecodeGraphs:
         """Launch a step that `takes` takes: its tokens are drawn into the sampler's first rows."""
         width = 1 << (len(layout.slices) - 1).bit_length()
         if width not in self._lanes:
-            self._lanes[width] = _Lane(self._parts, width, self._blocks, self._record)
-        self._lanes[width].run(layout, table)
+            self._lanes[width] = Lane(self._parts, width, self._blocks)
+        lane = self._lanes[width]
+        self._fill(lane, layout)
+        context_lens = tuple(layout.context_lens.tolist())
+        if self._lead is not None:
+            self._look_up(lane)  # the other devices draw nothing: they are sent every token
+            self._lead(lane.batch(context_lens, table, layout.tables.shape[1]))
 
+        def compute(batch: ForwardBatch) -> None:
+            self._look_up(lane)
+            self._sampler.draw(lane.forward(batch), advance=True)
 
-class _Lane:
-    """The graphs of one width, and the memory that they read."""
+        lane.launch(lane.batch(context_lens, table), compute, lambda run: self._recorded(lane, run))
 
-    def __init__(self, parts: DecodeParts, width: int, blocks: int, record: Record) -> None:
-        self._parts, self._width, self._record = parts, width, record
-        device = parts.cache.device
-        self._inputs = torch.zeros(3, width, dtype=torch.int64, device=device)
-        self._tables = torch.zeros(width, blocks, dtype=torch.int64, device=device)
-        self._every_row = torch.arange(width, device=device)
-        self._attention: ReservedStep = parts.attention.reserve(width, blocks, parts.cache)
-        self._replays: dict[Hashable, Callable[[], None]] = {}
-
-    def run(self, layout: Layout, table: SegmentTable) -> None:
-        """Fill the memory, then replay; the first step of its kind is computed by being recorded."""
-        self._fill(layout)
-        batch = self._batch(layout, table)
-        key = self._parts.ops.load(batch)
-        self._attention.refill(batch)
-        if key not in self._replays:
-            self._replays[key] = self._recorded(batch)
-        self._replays[key]()
-
-    def _recorded(self, batch: ForwardBatch) -> Callable[[], None]:
+    def _recorded(self, lane: Lane, run: Callable[[], None]) -> Callable[[], None]:
         """Recording runs the step to warm up, which advances the sampler's rows and draws their tokens: both are put
         back, since the step is yet to be computed."""
-        sampler = self._parts.sampler
-        before = sampler.snapshot()
-        inputs = self._inputs.clone()
-        replay = self._record(lambda: self._compute(batch))
-        sampler.restore(before)
-        self._inputs.copy_(inputs)
+        before = self._sampler.snapshot()
+        inputs = lane.inputs.clone()
+        replay = self._record(run)
+        self._sampler.restore(before)
+        lane.inputs.copy_(inputs)
         return replay
 
-    def _compute(self, batch: ForwardBatch) -> None:
-        parts = self._parts
-        tokens = self._inputs[0]
-        tokens.copy_(torch.where(tokens == PENDING, parts.sampler.tokens[: self._width], tokens))
-        logits = parts.model.forward(batch, parts.cache, self._attention)
-        parts.sampler.draw(logits, advance=True)
+    def _look_up(self, lane: Lane) -> None:
+        """Pending tokens of rows that did not move: what was drawn in the same row."""
+        tokens = lane.inputs[0]
+        tokens.copy_(torch.where(tokens == PENDING, self._sampler.tokens[: len(tokens)], tokens))
 
-    def _batch(self, layout: Layout, table: SegmentTable) -> ForwardBatch:
-        """The step as its graph computes it: `width` rows on the device, the layout's own on the host."""
-        token_ids, positions, slots = self._inputs
-        return ForwardBatch(
-            token_ids=token_ids,
-            positions=positions,
-            slots=slots,
-            query_lens=tuple(layout.query_lens.tolist()),
-            context_lens=tuple(layout.context_lens.tolist()),
-            block_tables=self._tables[: len(layout.slices)],
-            logit_rows=self._every_row,
-            segments=table,
-        )
-
-    def _fill(self, layout: Layout) -> None:
-        """Send the step's integers. Pending tokens of rows that moved are gathered here; of rows that did not, the
-        graph itself reads what was drawn in the same row."""
+    def _fill(self, lane: Lane, layout: Layout) -> None:
+        """Send the step's integers. Pending tokens of rows that moved are gathered here."""
         rows, (count, columns) = len(layout.slices), layout.tables.shape
-        spare = self._parts.cache.spare_block * self._parts.cache.block_size
-        sent = np.zeros(3 * self._width + layout.tables.size, np.int64)
-        inputs, tables = sent[: 3 * self._width].reshape(3, -1), sent[3 * self._width :]
+        width = lane.inputs.shape[1]
+        sent = np.zeros(3 * width + layout.tables.size, np.int64)
+        inputs, tables = sent[: 3 * width].reshape(3, -1), sent[3 * width :]
         inputs[:, :rows] = layout.token_ids, layout.positions, layout.slots
-        inputs[2, rows:] = spare
+        inputs[2, rows:] = self._parts.cache.spare_block * self._parts.cache.block_size
         tables[:] = layout.tables.ravel()
         on_device = self._sent(sent)
-        self._inputs.copy_(on_device[: inputs.size].view(3, -1))
-        self._tables[:count, :columns].copy_(on_device[inputs.size :].view(count, columns))
+        lane.inputs.copy_(on_device[: inputs.size].view(3, -1))
+        lane.tables[:count, :columns].copy_(on_device[inputs.size :].view(count, columns))
         if len(layout.pending) and not layout.continues:
             moved = self._sent(np.stack((layout.pending, layout.sources)))
-            self._inputs[0].index_copy_(0, moved[0], self._parts.sampler.tokens.index_select(0, moved[1]))
+            lane.inputs[0].index_copy_(0, moved[0], self._sampler.tokens.index_select(0, moved[1]))
 
     def _sent(self, values: np.ndarray) -> Tensor:
         host = torch.from_numpy(values)

@@ -33,11 +33,9 @@ class Room:
     division: Division | None
 
 
-def make_room(
-    config: EngineConfig, base: BaseModel, lora_dtype: torch.dtype, workers: Workers | None
-) -> Room:
+def make_room(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Room:
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
-    page = page_bytes(base.part.base_shape(), lora_dtype)
+    page = page_bytes(base.part.base_shape(), base.arithmetic.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
     stowage = _stowage(config, base, workers)
     if not _is_shared(config, base, workers):
@@ -108,7 +106,7 @@ def _kv_bytes(config: EngineConfig, base: BaseModel) -> int:
 def _stowage(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Stowage | None:
     """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
     if workers is not None:
-        return Shares(base.cuts(), workers.deliver)
+        return Shares(base.cuts(), workers.deliver, base.device)
     return Staged(base.device) if base.device.type == "cuda" and not config.sharing.on else None
 
 

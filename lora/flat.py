@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from lora.segments import AdapterWeights, GroupWeights, SitePart
@@ -141,17 +140,6 @@ def read_header(text: str) -> FlatLayout:
         return lay_out(base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InvalidHeader(f"not a flat form's header ({error!r}): pack the adapter again") from error
-
-
-def digest_of(layout: FlatLayout, rows: Tensor) -> str:
-    """The content's identity: BLAKE3 (hex) of header and rows. rows: [nbytes] uint8 on the host.
-
-    Every pulled adapter is digested before it is served, and SHA-256 takes several times as long for it as a network
-    takes to bring it. (O'Connor, Aumasson, Neves, Wilcox-O'Hearn: BLAKE3, one function, fast everywhere, 2020.)
-    """
-    content = blake3(write_header(layout).encode())
-    content.update(rows.numpy().data)
-    return content.hexdigest()
 
 
 def view(rows: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:

@@ -11,9 +11,10 @@ from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
+from lora.digest import digest_of
 from lora.directory import Directory
 from lora.errors import BytesMayLand
-from lora.flat import FlatLayout, digest_of
+from lora.flat import FlatLayout
 from lora.lending import Lending
 from lora.lookup import Lookup
 from lora.names import Learnt

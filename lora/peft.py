@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora.adapter import AdapterRef
+from lora.digest import digest_of
 from lora.errors import AdapterRefused
-from lora.flat import FlatLayout, Module, digest_of, lay_out, matrix
+from lora.flat import FlatLayout, Module, lay_out, matrix
 from lora.peft_config import CONFIG_FILE, Flaw, LoraSettings, read_settings
 from lora.sites import SITES, BaseShape, SiteGroup
 

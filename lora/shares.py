@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lora.cut import Cut, cut_layout, cut_rows
-from lora.flat import FlatLayout, view
+from lora.flat import FlatLayout
+from lora.inlet import Inlet
 from lora.segments import AdapterWeights
 
 
@@ -28,11 +29,14 @@ class Delivery:
 
 
 class Shares:
-    """Stowage for a group: the first of `cuts` is this device's; `deliver` takes another its share, and waits."""
+    """Stowage for a group: the first of `cuts` is this `device`'s; `deliver` takes another its share, and waits."""
 
-    def __init__(self, cuts: Sequence[Cut], deliver: Callable[[Delivery], None]) -> None:
+    def __init__(
+        self, cuts: Sequence[Cut], deliver: Callable[[Delivery], None], device: torch.device
+    ) -> None:
         self._cuts = tuple(cuts)
         self._deliver = deliver
+        self._inlet = Inlet(device)
 
     def nbytes(self, layout: FlatLayout) -> int:
         """See Stowage: what each device's share takes."""
@@ -45,14 +49,16 @@ class Shares:
     def stow(self, place: Tensor, landed: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
         """See Stowage. Raises what `deliver` raises."""
         narrow = cut_layout(layout, self._cuts[0])
-        for rank, cut in enumerate(self._cuts):
-            rows = torch.zeros(narrow.nbytes, dtype=torch.uint8)
-            cut_rows(landed, layout, cut, rows)
-            if rank == 0:
-                place[: narrow.nbytes].copy_(rows)
-            else:
-                self._deliver(Delivery(rank, digest, narrow, int(place.storage_offset()), rows))
-        return view(place, narrow, digest)
+        for rank, cut in enumerate(self._cuts[1:], start=1):
+            rows = self._share(landed, layout, cut, narrow.nbytes)
+            self._deliver(Delivery(rank, digest, narrow, int(place.storage_offset()), rows))
+        ours = self._share(landed, layout, self._cuts[0], narrow.nbytes)
+        return self._inlet.bring(place, ours, narrow, digest)
+
+    def _share(self, landed: Tensor, layout: FlatLayout, cut: Cut, nbytes: int) -> Tensor:
+        rows = self._inlet.buffer(nbytes).zero_()
+        cut_rows(landed, layout, cut, rows)
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,13 @@ class ShareArena:
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self._inlet = Inlet(device)
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
+
+    def buffer(self, nbytes: int) -> Tensor:
+        """[nbytes] uint8 of host memory, from which `keep` copies quickly."""
+        return self._inlet.buffer(nbytes)
 
     def keep(self, digest: str, layout: FlatLayout, offset: int, rows: Tensor) -> None:
         """Copy a share to its place; what lay there is forgotten. Raises ValueError if it is not within the arena."""
@@ -79,9 +90,8 @@ class ShareArena:
             )
         with self._lock:
             self._kept = {d: k for d, k in self._kept.items() if k.stop <= offset or k.start >= stop}
-        place = self._arena[offset:stop]
-        place.copy_(rows)
-        kept = _Kept(offset, stop, view(place, layout, digest))
+        weights = self._inlet.bring(self._arena[offset:stop], rows, layout, digest)
+        kept = _Kept(offset, stop, weights)
         with self._lock:
             self._kept[digest] = kept
 

@@ -1,10 +1,10 @@
-"""Staged: contents of an arena in a GPU's memory. They land in pinned host memory and are copied on a stream of their
-own, beside the steps: neither waits for the other."""
+"""Staged: contents of an arena in a GPU's memory. They land in pinned host memory and are copied beside the steps."""
 
 import torch
 from torch import Tensor
 
-from lora.flat import FlatLayout, view
+from lora.flat import FlatLayout
+from lora.inlet import Inlet
 from lora.segments import AdapterWeights
 
 
@@ -12,7 +12,7 @@ class Staged:
     """Stowage for an arena on a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._inlet = Inlet(device)
 
     def nbytes(self, layout: FlatLayout) -> int:
         """See Stowage."""
@@ -20,13 +20,8 @@ class Staged:
 
     def landing(self, place: Tensor, layout: FlatLayout) -> Tensor:
         """See Stowage."""
-        return torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._inlet.buffer(layout.nbytes)
 
     def stow(self, place: Tensor, landed: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
-        """See Stowage. The place is nobody's else, and no step still reads it: a lease outlives its step."""
-        with torch.cuda.stream(self._stream):
-            place[: layout.nbytes].copy_(landed[: layout.nbytes], non_blocking=True)
-            # `view` sends the scales, which on the steps' stream would wait for the steps
-            weights = view(place, layout, digest)
-        self._stream.synchronize()
-        return weights
+        """See Stowage."""
+        return self._inlet.bring(place, landed, layout, digest)

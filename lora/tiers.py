@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora.digest import digest_of
 from lora.errors import AdapterLost, AdapterRefused
-from lora.flat import InvalidHeader, digest_of, read_header, write_header
+from lora.flat import InvalidHeader, read_header, write_header
 from lora.peft import PackedAdapter, pack
 from lora.sites import BaseShape
 

@@ -3,7 +3,8 @@
     python -m scripts.gpu_check                 # on a CUDA machine; or python scripts/gpu_check.py
     python -m scripts.gpu_check --dry-run       # the same path on a CPU: plain torch, tiny shapes
 
-One JSON object a line goes to --out, a table to standard output. Exit code 1 if any check failed.
+One JSON object a line goes to --out as it is found, a table to standard output at the end. Exit code 1 if any check
+failed. A rehearsal checks results alone: its times mean nothing, and no goal is met or missed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ if __package__ in (None, ""):  # started as a file: the packages are beside this
 import torch
 
 from scripts.gpu.backends import Backends, Dry
-from scripts.gpu.row import Row, Verdict, table
+from scripts.gpu.row import Row, Verdict, summary, table
 from scripts.gpu.sections import SECTIONS, run
 from scripts.gpu.shape import FULL, TINY
 from scripts.gpu.stand import Stand
@@ -53,7 +54,7 @@ def main(
                 print(f"{clock() - began_s:6.1f} s  {told}", flush=True)
 
         found = run(chosen, stand, tell)
-    print(table(found))
+    print(f"\n{table(found)}\n\n{summary(found)}; each as a line of {options.out}")
     return int(any(row.verdict is Verdict.FAILED for row in found))
 
 

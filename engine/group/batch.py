@@ -10,14 +10,16 @@ from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.batch import ForwardBatch
 
 
-def describe(batch: ForwardBatch) -> Step:
+def describe(batch: ForwardBatch, replayed: bool = False) -> Step:
     """What the other hosts need."""
     return Step(
+        rows=len(batch.token_ids),
         query_lens=batch.query_lens,
         context_lens=batch.context_lens,
         width=batch.block_tables.shape[1],
         num_logits=len(batch.logit_rows),
         segments=tuple((each.start, each.stop, each.adapter.digest) for each in batch.segments.segments),
+        replayed=replayed,
     )
 
 
@@ -49,5 +51,5 @@ def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) 
 
 
 def _sizes(step: Step) -> list[int]:
-    rows = sum(step.query_lens)
+    rows = step.rows
     return [rows, rows, rows, len(step.query_lens) * step.width, step.num_logits]

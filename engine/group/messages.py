@@ -8,8 +8,8 @@ import msgspec
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Read part `rank` of `size` of the base model. `device`, `dtype`, `quantization` and `attention` are as on the
-    command line, already resolved; `threads` is how many a CPU may use, 0 for what the system says."""
+    """Read part `rank` of `size` of the base model. `device`, `dtype`, `quantization`, `attention` and `lora_dtype` are
+    already resolved, `fused` as in Arithmetic; `threads` is how many a CPU may use, 0 for what the system says."""
 
     folder: str
     rank: int
@@ -18,6 +18,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     quantization: str
     attention: str
+    lora_dtype: str
+    fused: bool
     threads: int
 
 
@@ -26,12 +28,14 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reserve(msgspec.Struct, frozen=True, tag=True):
-    """Take memory as the first process did, and meet the other devices by the file `rendezvous`."""
+    """Take memory as the first process did, and meet the other devices by the file `rendezvous`. Replayed steps have at
+    most `graph_blocks` blocks a sequence."""
 
     rendezvous: str
     num_blocks: int
     block_size: int
     adapter_bytes: int
+    graph_blocks: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -41,14 +45,17 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Step(msgspec.Struct, frozen=True, tag=True):
     """What the host must know of a ForwardBatch; its tensors are broadcast among the devices, in one.
 
-    `width` is the block tables'; `segments` are (first row, row after the last, digest).
+    `width` is the block tables'; `segments` are (first row, row after the last, digest). With `replayed` it is a step
+    that the first process replays, of `rows` rows, of which the last may be nobody's.
     """
 
+    rows: int
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
     width: int
     num_logits: int
     segments: tuple[tuple[int, int, str], ...]
+    replayed: bool
 
 
 class Place(msgspec.Struct, frozen=True, tag=True):

@@ -1,6 +1,8 @@
 """GroupModel: the forward pass of all devices, to be called like that of one; and how it comes about."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,25 +19,42 @@ from model.weights import Weights
 
 
 class GroupModel:
-    """The first device's part of a model, which takes the others along in every step."""
+    """The first device's `part` of a model, which takes the others along in every step."""
 
     def __init__(self, part: Llama, workers: Workers, devices: DeviceGroup) -> None:
-        self._part, self._workers, self._devices = part, workers, devices
+        self.part, self._workers, self._devices = part, workers, devices
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """As Llama.forward. Raises GroupFailed for whatever goes wrong on any device: they are then out of step, and
         none computes any more."""
-        if self._workers.failure is not None:
-            raise self._workers.failure
+        with self.together():
+            self._tell(batch, replayed=False)
+            return self.part.forward(batch, cache)
+
+    def lead(self, batch: ForwardBatch) -> None:
+        """Have the others replay the step that is replayed here next, under one `together`."""
+        self._tell(batch, replayed=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step of all devices: what is raised within ends the group. Raises GroupFailed."""
+        self.check()
         try:
-            self._workers.step(describe(batch))
-            self._devices.broadcast(flatten(batch))
-            return self._part.forward(batch, cache)
+            yield
         except Exception as error:
             raise self._workers.cause(error) from error
         except BaseException:  # an interrupt within a step leaves the others waiting for the rest of it
             self._workers.fail(0, "it was interrupted within a step")
             raise
+
+    def check(self) -> None:
+        """Raises GroupFailed if the group computes no more."""
+        if self._workers.failure is not None:
+            raise self._workers.failure
+
+    def _tell(self, batch: ForwardBatch, replayed: bool) -> None:
+        self._workers.step(describe(batch, replayed))
+        self._devices.broadcast(flatten(batch))
 
 
 def start_workers(base: BaseModel) -> Workers | None:
@@ -52,10 +71,11 @@ def start_workers(base: BaseModel) -> Workers | None:
 
 
 def join(
-    base: BaseModel, weights: Weights, workers: Workers, cache: KVCache, adapter_bytes: int
+    base: BaseModel, weights: Weights, workers: Workers, cache: KVCache, adapter_bytes: int, graph_blocks: int
 ) -> GroupModel:
-    """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did."""
-    rendezvous = workers.reserve(cache.num_blocks, cache.block_size, adapter_bytes)
+    """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did. Replayed
+    steps have at most `graph_blocks` blocks a sequence."""
+    rendezvous = workers.reserve(cache.num_blocks, cache.block_size, adapter_bytes, graph_blocks)
     devices = DeviceGroup(base.form.shard, base.device, rendezvous)
     workers.on_failure(devices.abort)
     workers.wait_ready()
@@ -70,6 +90,8 @@ def _load(base: BaseModel, rank: int, threads: int) -> Load:
         device=str(device_of(base.device, rank)),
         dtype=str(base.dtype),
         quantization=base.form.quantization.value,
-        attention=base.attention,
+        attention=base.arithmetic.attention,
+        lora_dtype=str(base.arithmetic.lora_dtype),
+        fused=base.arithmetic.fused,
         threads=threads,
     )

@@ -13,25 +13,32 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import torch
 
+from engine.arithmetic import Arithmetic
 from engine.base_model import BaseModel
+from engine.graphs import recorder
 from engine.group.batch import flat_size, rebuild
 from engine.group.channel import Channel, ChannelClosed
 from engine.group.collective import DeviceGroup
+from engine.group.follower import Follower
 from engine.group.messages import Failed, Load, Loaded, Place, Placed, Ready, Reserve, Step
+from engine.lane import DecodeParts
 from lora.flat import read_header
 from lora.shares import ShareArena
+from model.attention.base import GraphAttention
 from model.checkpoint import read_config
 from model.heap import retain_freed_memory
 from model.kv_cache import KVCache
 from model.linear import Quantization
 from model.llama import Llama
+from model.ops.base import GraphOps
 from model.parallel import Shard
 from model.weights import Weights, WeightsForm
 
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)}
 _log = logging.getLogger(__name__)
 
 
@@ -43,17 +50,24 @@ class Worker:
         self._devices = DeviceGroup(base.form.shard, base.device, Path(reserve.rendezvous))
         self._model: Llama = base.build(weights, self._devices)
         self._cache = KVCache(base.kv_layout(reserve.block_size), reserve.num_blocks, base.device)
-        self._shares = ShareArena(reserve.adapter_bytes, base.device)
+        self.shares = ShareArena(reserve.adapter_bytes, base.device)
+        ops, attention = cast(GraphOps, self._model.ops), cast(GraphAttention, self._model.attention)
+        parts = DecodeParts(self._model, self._cache, ops, attention)
+        self._follower = Follower(parts, reserve.graph_blocks, recorder(base.device))
 
     @torch.inference_mode()
     def step(self, step: Step) -> None:
         """Compute along."""
         flat = torch.empty(flat_size(step), dtype=torch.int64, device=self._device)
-        self._model.forward(rebuild(step, self._devices.broadcast(flat), self._shares.weights), self._cache)
+        batch = rebuild(step, self._devices.broadcast(flat), self.shares.weights)
+        if step.replayed:
+            self._follower.run(batch)
+        else:
+            self._model.forward(batch, self._cache)
 
     def keep(self, place: Place, rows: torch.Tensor) -> None:
         """Keep a share of an adapter."""
-        self._shares.keep(place.digest, read_header(place.header), place.offset, rows)
+        self.shares.keep(place.digest, read_header(place.header), place.offset, rows)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,7 +103,8 @@ def _prepare(steps: Channel) -> Worker:
         torch.cuda.set_device(device)
     form = WeightsForm(Shard(load.rank, load.size), Quantization(load.quantization))
     folder = Path(load.folder)
-    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, load.attention)
+    arithmetic = Arithmetic(load.attention, _DTYPES[load.lora_dtype], load.fused)
+    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, arithmetic)
     weights = base.load(progress=False)
     steps.send(Loaded())
     reserve = steps.receive()
@@ -103,7 +118,7 @@ def _keep_shares(worker: Worker, adapters: Channel, steps: Channel) -> None:
         while True:
             place = adapters.receive()
             assert isinstance(place, Place), f"{place!r} is no share"
-            rows = torch.empty(place.nbytes, dtype=torch.uint8)
+            rows = worker.shares.buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
             adapters.send(Placed())

@@ -140,11 +140,11 @@ class Workers:
         for worker in self._workers:
             self._exchange(worker, Loaded)
 
-    def reserve(self, num_blocks: int, block_size: int, adapter_bytes: int) -> Path:
+    def reserve(self, num_blocks: int, block_size: int, adapter_bytes: int, graph_blocks: int) -> Path:
         """Have all take memory and go to meet the others; the file by which the caller meets them too."""
         rendezvous = self._folder / "rendezvous"
         for worker in self._workers:
-            self._send(worker, Reserve(str(rendezvous), num_blocks, block_size, adapter_bytes))
+            self._send(worker, Reserve(str(rendezvous), num_blocks, block_size, adapter_bytes, graph_blocks))
         return rendezvous
 
     def wait_ready(self) -> None:

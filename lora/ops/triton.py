@@ -27,6 +27,7 @@ DECODE_ROWS = (
 )
 _MOST_SPLITS = 8
 _REGISTERS = 64 * 1024  # of a multiprocessor
+_PLANE_STEP = 1024  # elements of h: planes of any size begin alike, or kernels would be compiled anew
 _LEAST_DEPTH = 512  # of one split: 16 rows of A are then 16 KiB in bfloat16, which keeps a block busy
 
 
@@ -135,9 +136,9 @@ class TritonLora:
         return splits
 
     def _fit(self, work: Work) -> None:
-        needed = _MOST_SPLITS * work.h_elements
-        if needed > self.h.numel():
-            self.h = torch.empty(2 * needed, dtype=torch.float32, device=self.device)
+        if _MOST_SPLITS * work.h_elements > self.h.numel():
+            plane = -(-2 * work.h_elements // _PLANE_STEP) * _PLANE_STEP
+            self.h = torch.empty(_MOST_SPLITS * plane, dtype=torch.float32, device=self.device)
             self._regrown += 1
             assert self.h.numel() < 1 << 31, "the kernels count elements of h in 32 bits"
 

@@ -27,8 +27,10 @@ from model.kv_cache import KVCache
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 
-_WORKSPACE_BYTES = 128 << 20
+_LEAST_WORKSPACE_BYTES = 128 << 20
 """What flashinfer recommends for split contexts' partial sums; all wrappers share it."""
+_MOST_REPLAYED_ROWS = 256
+_TILE_ROWS = 16  # of the tensor cores, which one kv head's query heads share
 _MOST_ON_PLAIN_CORES = 4  # query heads per kv head up to which plain cores keep up with memory in decode
 _MOST_STRIDE = 1 << 32  # flashinfer keeps the elements from block to block in 32 bits
 
@@ -77,6 +79,16 @@ class _Shape:
         """Whether decode does too many products per byte for the plain cores."""
         return self.num_heads // self.num_kv_heads > _MOST_ON_PLAIN_CORES
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Enough for the widest step that is replayed: flashinfer then splits every context, counts a tile for each row
+        and for each 16 query heads of a kv head, and keeps a tile's sums in float32."""
+        if not self.wants_tensor_cores:
+            return _LEAST_WORKSPACE_BYTES
+        group = self.num_heads // self.num_kv_heads
+        tiles = _MOST_REPLAYED_ROWS + -(-_MOST_REPLAYED_ROWS * group // _TILE_ROWS)
+        return max(_LEAST_WORKSPACE_BYTES, 4 * self.num_heads * tiles * _TILE_ROWS * (self.head_dim + 1))
+
     def sizes(self, cache: KVCache) -> tuple[int, int, int, int]:
         """num_qo_heads, num_kv_heads, head_dim, page_size."""
         return self.num_heads, self.num_kv_heads, self.head_dim, cache.block_size
@@ -98,7 +110,7 @@ class FlashInferAttention:
     def __init__(self, config: ModelConfig, device: torch.device, library: Library) -> None:
         self._windows, self._library = config.windows, library
         self._shape = _Shape(config.num_heads, config.num_kv_heads, config.head_dim)
-        self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        self._workspace = torch.zeros(self._shape.workspace_bytes, dtype=torch.uint8, device=device)
         windows = tuple(dict.fromkeys(self._windows))
         self._decodes = {window: _Planner(self._decode_wrapper(), device) for window in windows}
         self._prompts = {window: _Planner(self._prompt_wrapper(), device) for window in windows}

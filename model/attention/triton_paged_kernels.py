@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# One compiled kernel for tables of any width, wherever they lie: steps differ in both.
+@triton.jit(do_not_specialize=["widest", "window"], do_not_specialize_on_alignment=["tables"])
 def attend_items(
     q,  # [T, num_heads, D], rows Q_ROW elements apart, heads adjacent
     keys,  # [blocks, BLOCK, kv heads, D], KV_BLOCK, KV_TOKEN and D elements apart

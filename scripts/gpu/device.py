@@ -30,6 +30,8 @@ class Cuda:
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all recordings: libraries keep memory for each that they meet.
+        self._side = torch.cuda.Stream(self.device)
 
     def lora(self, base: BaseShape, dtype: torch.dtype) -> LoraOp:
         """See Backends."""
@@ -68,12 +70,11 @@ class Cuda:
 
     def record(self, run: Run) -> Run:
         """See Backends: a CUDA graph, after runs in which kernels are compiled."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()

@@ -37,7 +37,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "graphs": {"shared_memory": "off"},
     "graphs, shared memory": {"shared_memory": "on", "adapter_bytes": 12 << 20},
     "no graphs": {"shared_memory": "off", "cuda_graphs": False},
-    "graphs, preempted": {"shared_memory": "off", "kv_cache_bytes": 24 * BLOCK_BYTES},
+    "graphs, preempted": {"shared_memory": "off", "kv_cache_bytes": 12 * BLOCK_BYTES},
 }
 
 

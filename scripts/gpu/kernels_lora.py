@@ -34,6 +34,9 @@ BATCHES: dict[str, Sequence[tuple[int, int | None]]] = {
 }
 """Rows, and which of RANKS: the kernels' three shapes, and rows of the base."""
 
+NARROW = torch.float8_e4m3fn
+NARROW_BATCHES = ("decode, distinct", "decode, shared")
+
 BLOCK_SIZE = 16
 
 
@@ -45,8 +48,19 @@ def rows(stand: Stand) -> Iterator[Row]:
         op, ops = stand.backends.lora(base, dtype), stand.backends.ops(config, dtype)
         for spec in BATCHES:
             where = f"{spec}, {config.hidden_size} wide, {str(dtype).removeprefix('torch.')}"
-            yield from _alone(stand, base, op, table_of(BATCHES[spec], adapters), where)
+            yield from _alone(stand, base, op, adapters, where)
             yield from stand.guarded(f"fused, {where}", _fused(stand, config, ops, adapters, where))
+        if dtype == torch.bfloat16:
+            yield from stand.guarded(f"adapters in fp8, {config.hidden_size} wide", _narrow(stand, config))
+
+
+def _narrow(stand: Stand, config: ModelConfig) -> Iterator[Row]:
+    """Adapters of a byte an element under a model of two."""
+    base = config.base_shape()
+    adapters = [adapter(stand, base, NARROW, rank, *_sites(rank)) for rank in RANKS]
+    op = stand.backends.lora(base, NARROW)
+    for spec in NARROW_BATCHES:
+        yield from _alone(stand, base, op, adapters, f"{spec}, in fp8, {config.hidden_size} wide, bfloat16")
 
 
 def _sites(rank: int) -> Sequence[Sequence[str]]:
@@ -61,11 +75,14 @@ def _dtype(where: str) -> torch.dtype:
     return next(dtype for dtype in LIMITS if where.endswith(str(dtype).removeprefix("torch.")))
 
 
-def _alone(stand: Stand, base: BaseShape, op: LoraOp, table: SegmentTable, where: str) -> Iterator[Row]:
+def _alone(
+    stand: Stand, base: BaseShape, op: LoraOp, adapters: Sequence[AdapterWeights], where: str
+) -> Iterator[Row]:
     """Shrink and expand into y."""
+    spec, dtype = _spec(where), _dtype(where)
+    table = table_of(spec, adapters)
     if not table.segments:
         return
-    spec, dtype = _spec(where), _dtype(where)
     for group in SiteGroup:
         given = projected(stand, base, group, sum(rows for rows, _ in spec), dtype)
 

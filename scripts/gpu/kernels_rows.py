@@ -1,4 +1,5 @@
-"""What works row by row: the norm against its definition, and drawing against model/sampling.py on the same logits."""
+"""What works row by row: the norm and products in fp8 against their definition, and drawing against model/sampling.py
+on the same logits."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from lora.segments import NO_SEGMENTS
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
+from model.linear import Fp8Linear
 from model.sampling import SampleRow, sample
 from scripts.gpu.kernels_lora import compared
 from scripts.gpu.row import Row, check
@@ -40,6 +42,8 @@ def rows(stand: Stand) -> Iterator[Row]:
     """Each model's norm, and every way of drawing."""
     for config in stand.sizes.layers:
         yield from _norms(stand, config)
+        if config.dtype == torch.bfloat16:
+            yield from _products(stand, config)
     for number, (name, way) in enumerate(WAYS.items()):
         drawn = [replace(way, seed=1000 * number + row, stream=row % 3, position=row) for row in range(_ROWS)]
         yield from stand.try_row(
@@ -62,6 +66,25 @@ def _norms(stand: Stand, config: ModelConfig) -> Iterator[Row]:
 
     name = f"norm, {width} wide, {str(dtype).removeprefix('torch.')}"
     yield from compared(stand, name, ops, lambda: step.norm(x, weight), want)
+
+
+def _products(stand: Stand, config: ModelConfig) -> Iterator[Row]:
+    """A matrix in fp8 against the numbers that it holds, and the input's rounded as it rounds them."""
+    weight = stand.normal(config.intermediate_size, config.hidden_size, dtype=config.dtype)
+    linear = Fp8Linear(weight * stand.normal(len(weight), 1, dtype=config.dtype), None)
+    held = linear.weight.double() * linear.scale.double().t()
+    for rows in (1, 67):
+        x = stand.normal(rows, config.hidden_size, dtype=config.dtype)
+
+        def product(x: Tensor = x) -> Tensor:
+            return linear(x)
+
+        def want(x: Tensor = x) -> Tensor:
+            step = x.abs().amax(dim=1, keepdim=True).float() / 448
+            return (x.float() / step).to(torch.float8_e4m3fn).double() * step.double() @ held.t()
+
+        name = f"fp8 product of {rows} rows, {config.hidden_size} wide"
+        yield from compared(stand, name, None, product, want)
 
 
 @torch.inference_mode()

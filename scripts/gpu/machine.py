@@ -10,7 +10,10 @@ import torch
 from scripts.gpu.row import Row, measured, skipped
 from scripts.gpu.stand import Stand
 
-_WANTED = ("triton", "flashinfer", "transformers", "tokenizers", "safetensors", "jinja2", "msgspec", "tqdm")
+_WANTED = (
+    *("triton", "flashinfer"),
+    *("blake3", "jinja2", "msgspec", "safetensors", "tokenizers", "tqdm", "transformers"),  # the engine's
+)
 _ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
 
 
@@ -26,7 +29,7 @@ def rows(stand: Stand) -> Iterator[Row]:
 
 
 def _card(stand: Stand) -> Iterator[Row]:
-    if stand.device.type != "cuda":
+    if stand.is_rehearsal:
         yield measured("device", platform.machine(), note="a rehearsal on the CPU: its times mean nothing")
         return
     card = torch.cuda.get_device_properties(stand.device)

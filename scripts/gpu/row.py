@@ -19,6 +19,9 @@ class Verdict(Enum):
     SKIPPED = "skipped"
 
 
+_LOOKED_AT = (Verdict.FAILED, Verdict.MISSED)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A value, the limit that it is held against, and what else is to be known of it, as numbers (`facts`) or words
@@ -37,12 +40,21 @@ class Row:
         """The row as one of `section`."""
         return replace(self, section=section)
 
+    def rehearsed(self) -> "Row":
+        """The row where times mean nothing: a goal is neither met nor missed."""
+        is_goal = self.verdict in (Verdict.MET, Verdict.MISSED)
+        return replace(self, verdict=Verdict.MEASURED) if is_goal else self
+
     def as_json(self) -> str:
         """One line."""
-        value = self.value
-        if isinstance(value, float) and not math.isfinite(value):
-            value = str(value)  # JSON has no such numbers
-        return json.dumps(asdict(self) | {"value": value, "verdict": self.verdict.name.lower()})
+        facts = {name: _finite(fact) for name, fact in self.facts.items()}
+        told = {"value": _finite(self.value), "verdict": self.verdict.name.lower(), "facts": facts}
+        return json.dumps(asdict(self) | told)
+
+
+def _finite(value: object) -> object:
+    """JSON has no other numbers: they become words."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measured(name: str, value: float | str, unit: str = "", note: str = "", **facts: object) -> Row:
@@ -94,6 +106,16 @@ def table(rows: Sequence[Row]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[6]]).rstrip()
         for line in lines
     )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many rows ended how, and which are to be looked at."""
+    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
+    told = ", ".join(f"{count} {verdict.name.lower()}" for verdict, count in counts.items() if count)
+    looked_at = [
+        f"{row.verdict.value}: {row.section}: {row.name}" for row in rows if row.verdict in _LOOKED_AT
+    ]
+    return "\n".join([f"{len(rows)} rows: {told}", *looked_at])
 
 
 def _told(value: float | str | None) -> str:

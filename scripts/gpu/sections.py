@@ -38,7 +38,8 @@ def run(sections: Sequence[Section], stand: Stand, tell: Callable[[Row], None]) 
     found = []
     for section in sections:
         for row in _rows(section, stand):
-            found.append(row.within(section.name))
+            told = row.rehearsed() if stand.is_rehearsal else row
+            found.append(told.within(section.name))
             tell(found[-1])
     return found
 

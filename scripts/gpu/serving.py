@@ -49,10 +49,10 @@ def rows(stand: Stand) -> Iterator[Row]:
 def _executor(world: World) -> StepExecutor:
     """As an operator's engine has it."""
     sizes = world.stand.sizes
-    if world.stand.device.type != "cuda":
+    if world.stand.is_rehearsal:
         return Executor(world.model, world.cache)
     cuda = importlib.import_module("engine.cuda")
-    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.max_len_tokens, graphs=True)
+    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
 
 
 class Shelf:

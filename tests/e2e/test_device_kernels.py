@@ -10,7 +10,8 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.device_executor import DeviceExecutor
 from engine.executor import Executor
-from engine.graphs import DecodeGraphs, DecodeParts
+from engine.graphs import DecodeGraphs
+from engine.lane import DecodeParts
 from model.attention.triton_paged import TritonPagedAttention
 from model.llama import Llama
 from model.sampling_device import DeviceSampler
@@ -47,8 +48,10 @@ def put_on_kernels(llm: LLM) -> Tape:
     attention, sampler, tape = TritonPagedAttention(model.config), DeviceSampler(8, cache.device), Tape()
     ops = LoadedOps(model.ops)
     model.ops, model.attention = ops, attention
-    parts = DecodeParts(model, cache, ops, attention, sampler)
-    llm.engine.core._executor = DeviceExecutor(model, cache, sampler, DecodeGraphs(parts, 8, 8, tape))
+    parts = DecodeParts(model, cache, ops, attention)
+    llm.engine.core._executor = DeviceExecutor(
+        model, cache, sampler, DecodeGraphs(parts, sampler, 8, 8, tape)
+    )
     return tape
 
 

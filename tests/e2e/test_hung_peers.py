@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora.digest import digest_of
 from lora.directory import StaticDirectory
-from lora.flat import FlatLayout, Module, digest_of, lay_out
+from lora.flat import FlatLayout, Module, lay_out
 from lora.note import rows_name
 from lora.peer import PeerTier
 from lora.peer_loop import PeerLoop

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine import base_model
 from engine.base_model import choose_base, device_of
 from engine.config import EngineConfig, PeerConfig
 from engine.errors import InvalidConfig
@@ -54,6 +55,19 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_parts_than_devices_are_refused() -> None:
     told = refusal(replace(CPU, device="cuda", tensor_parallel_size=2))
     assert told == "tensor_parallel_size=2 is not accepted: torch sees 1 CUDA devices: give at most that many"
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_parts_too_narrow_for_fp8_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model's down projection has 384 inputs: 96 in each of 4 parts."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    config = replace(CPU, device="cuda", dtype="bfloat16", quantization="fp8")
+    assert choose_base(config).form.quantization is Quantization.FP8
+    monkeypatch.setattr(base_model, "_FP8_STEP", 64)
+    told = refusal(replace(config, tensor_parallel_size=4))
+    assert told.startswith("quantization='fp8' is not accepted: a matrix of this device has a side of ")
+    assert told.endswith("fp8 products need multiples of 64: use none")
 
 
 @pytest.mark.usefixtures("one_gpu")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from engine.device_executor import DeviceExecutor
 from engine.executor import Executor
-from engine.graphs import DecodeGraphs, DecodeParts
+from engine.graphs import DecodeGraphs
+from engine.lane import DecodeParts
 from engine.llm import LLM
 from lora.segments import SegmentTable
 from model.attention.base import AttentionBackend, AttentionStep
@@ -163,6 +164,6 @@ def put_on_device(llm: LLM, rows: int, blocks: int) -> Tape:
     ops, attention = LoadedOps(model.ops), LoadedAttention(model.attention)
     model.ops, model.attention = ops, attention
     sampler, tape = HostSampler(256), Tape()
-    graphs = DecodeGraphs(DecodeParts(model, cache, ops, attention, sampler), rows, blocks, tape)
+    graphs = DecodeGraphs(DecodeParts(model, cache, ops, attention), sampler, rows, blocks, tape)
     llm.engine.core._executor = DeviceExecutor(model, cache, sampler, graphs)
     return tape

@@ -34,6 +34,7 @@ class _Wrapper:
         assert workspace.numel() >= 1 << 20
         assert layout == "NHD"
         assert backend in ("auto", "fa2")
+        self.workspace_bytes = workspace.numel()
         self._plan: _Plan | None = None
         self.plans = 0
         self.pages = 0  # of the last plan

@@ -16,8 +16,11 @@ LLAMA_8B = Geometry(heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
 META = torch.device("meta")
 
 
-def launches(geometry: Geometry, parts: list[tuple[int, int]]) -> list[Launch]:
-    """What attending (rows, context) parts would launch on an H100."""
+def launches(
+    geometry: Geometry, parts: list[tuple[int, int]], widest: int = 256, shift: int = 0
+) -> list[Launch]:
+    """What attending (rows, context) parts would launch on an H100; block tables of `widest` columns begin `shift`
+    words into their memory."""
     config = geometry.config()
     cache = KVCache(KVLayout.of(config, geometry.dtype, geometry.block_size), 8, torch.device("cpu"))
     total = sum(rows for rows, _ in parts)
@@ -28,7 +31,7 @@ def launches(geometry: Geometry, parts: list[tuple[int, int]]) -> list[Launch]:
         slots=nothing,
         query_lens=tuple(rows for rows, _ in parts),
         context_lens=tuple(context for _, context in parts),
-        block_tables=torch.zeros(len(parts), 256, dtype=torch.int64),
+        block_tables=torch.zeros(shift + len(parts) * widest, dtype=torch.int64)[shift:].view(-1, widest),
         logit_rows=nothing,
         segments=NO_SEGMENTS,
     )
@@ -70,6 +73,13 @@ def test_prompts_use_the_wide_tensor_cores(
     assert attend.spilled_bytes == 0
     assert attend.count("HGMMA") > 0
     assert attend.count("LDGSTS.E.BYPASS.128") > 0
+
+
+def test_one_kernel_reads_tables_of_any_width_wherever_they_lie() -> None:
+    """A kernel that is compiled while requests wait holds them up for seconds."""
+    geometry = Geometry(32, 8, 128, dtype=torch.bfloat16)
+    seen = [launches(geometry, [(1, 1024)] * 3, widest, shift) for widest in (1, 37, 64) for shift in (0, 1)]
+    assert len({listed[0].cubin for listed in seen}) == 1
 
 
 def test_float32_compiles_without_spills() -> None:

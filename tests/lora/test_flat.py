@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora.digest import digest_of
 from lora.flat import (
     ALIGNMENT,
     FlatLayout,
     InvalidHeader,
     Module,
-    digest_of,
     lay_out,
     read_header,
     view,

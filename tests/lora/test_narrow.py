@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine import LLM, SamplingParams
+from lora.digest import digest_of
 from lora.errors import AdapterRefused
-from lora.flat import digest_of, read_header, view, write_header
+from lora.flat import read_header, view, write_header
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.reference import ReferenceLora

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.cut import cut_layout, cut_rows
-from lora.flat import FlatLayout, Module, digest_of, lay_out
+from lora.digest import digest_of
+from lora.flat import FlatLayout, Module, lay_out
 from lora.peft import PackedAdapter
 from lora.pool import RankPages
 from lora.segments import AdapterWeights
@@ -46,7 +47,7 @@ def bytes_of(weights: AdapterWeights, layout: FlatLayout) -> Tensor:
 
 def test_each_device_keeps_its_part_at_the_same_offset() -> None:
     deliveries: list[Delivery] = []
-    shares = Shares([cut_of(0, 2), cut_of(1, 2)], deliveries.append)
+    shares = Shares([cut_of(0, 2), cut_of(1, 2)], deliveries.append, CPU)
     pages = RankPages(16, PAGE, stowage=shares)
     packed = packed_of(3)
     pages.allocate(PAGE)
@@ -91,7 +92,7 @@ def test_the_store_counts_shares_and_keeps_every_device_in_step(tmp_path: Path) 
     folders = {name: write_adapter(tmp_path / name, BASE, rank, seed=rank) for name, rank in ranks.items()}
     other: list[ShareArena] = []
     shares = Shares(
-        [cut_of(0, 2), cut_of(1, 2)], lambda d: other[0].keep(d.digest, d.layout, d.offset, d.rows)
+        [cut_of(0, 2), cut_of(1, 2)], lambda d: other[0].keep(d.digest, d.layout, d.offset, d.rows), CPU
     )
     pages = RankPages(34, PAGE, stowage=shares)
     other.append(ShareArena(pages.nbytes, CPU))

@@ -48,6 +48,13 @@ def test_decode_takes_the_tensor_cores_for_many_heads_of_one_kv_head(heads: int,
     assert library.decodes[0].use_tensor_cores == cores
 
 
+@pytest.mark.parametrize(("heads", "enough"), [(32, 128 << 20), (64, 64 * 383 * 16 * (128 + 1) * 4)])
+def test_the_workspace_holds_the_widest_replayed_steps_sums(heads: int, enough: int) -> None:
+    """256 rows of 8 kv heads: as flashinfer's planner counts its tiles, 383 where 8 query heads share a kv head."""
+    library, _ = make(Geometry(heads=heads, kv_heads=8, head_dim=128), (3,))
+    assert library.decodes[0].workspace_bytes >= enough
+
+
 def test_a_reserved_step_has_a_wrapper_of_its_own() -> None:
     library, world = make(Geometry(), (30, 70))
     backend = world.backend

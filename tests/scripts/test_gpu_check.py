@@ -21,7 +21,7 @@ from scripts import gpu_check
 from scripts.gpu import sections
 from scripts.gpu.backends import Dry, Run
 from scripts.gpu.inputs import Projected, adapter, table_of, with_adapters
-from scripts.gpu.row import Verdict, check, goal, measured
+from scripts.gpu.row import Verdict, check, goal, measured, summary
 from scripts.gpu.sections import SECTIONS, Section
 from scripts.gpu.shape import TINY
 from scripts.gpu.stand import Stand, relative_error
@@ -34,9 +34,15 @@ NAMES = {
         "heads, mixed, 64 wide, float32",
         "add down, prefill, 64 wide, float32",
         "gate, base alone, 64 wide, bfloat16",
+        "lora down, decode, shared, in fp8, 64 wide, bfloat16",
     ),
     "attention": ("reserved decode, torch, 8 of 32 heads of 128, bf16", "mixed, torch, window of 70, bf16"),
-    "rows": ("norm, 64 wide, float32", "sampling, all filters", "sampling, penalties"),
+    "rows": (
+        "norm, 64 wide, float32",
+        "fp8 product of 67 rows, 64 wide",
+        "sampling, all filters",
+        "sampling, penalties",
+    ),
     "engine": (
         "tokens, graphs",
         "tokens, graphs, shared memory",
@@ -45,7 +51,7 @@ NAMES = {
         "tokens, penalties",
         "log-probabilities, bfloat16",
     ),
-    "table": ("70/20/8/2 %, 8 sequences: added", "all 128, 4 sequences: added", "one of 128 among 31 of 8"),
+    "table": ("70/20/8/2 %, 8 sequences", "all 128, 4 sequences", "one of 128 among 31 of 8"),
     "serving": (
         "prefill, 0 adapters, 8 sequences",
         "decode, 8 adapters, 8 sequences",
@@ -201,6 +207,23 @@ def test_without_a_device_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--dry-run"):
         run(tmp_path)
+
+
+def test_a_rehearsal_meets_no_goal_but_its_checks_count() -> None:
+    fast, wrong = goal("x", 0.1, 1.0, "ms").rehearsed(), check("x", 2.0, 1.0).rehearsed()
+    assert (fast.verdict, fast.limit, wrong.verdict) == (Verdict.MEASURED, 1.0, Verdict.FAILED)
+
+
+def test_the_summary_names_what_is_to_be_looked_at() -> None:
+    rows = [check("a", 0.0, 1.0), check("b", 2.0, 1.0), goal("c", 2.0, 1.0, "ms"), measured("d", 1.0)]
+    told = summary([row.within("s") for row in rows]).splitlines()
+    assert told == ["4 rows: 1 ok, 1 failed, 1 missed, 1 measured", "FAILED: s: b", "missed: s: c"]
+
+
+def test_every_row_is_json() -> None:
+    row = goal("x", math.nan, 1.0, "of floor", efficiency=math.nan, base_ms=1.5).within("s")
+    told = json.loads(row.as_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (told["value"], told["facts"]) == ("nan", {"efficiency": "nan", "base_ms": 1.5})
 
 
 def test_nan_never_passes() -> None:

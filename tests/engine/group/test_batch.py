@@ -1,6 +1,6 @@
 """What the other devices rebuild is the batch that the first one ran."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -35,3 +35,15 @@ def test_a_batch_without_logits_or_segments_too() -> None:
     assert found.segments == SegmentTable(())
     assert len(found.logit_rows) == 0
     assert torch.equal(found.block_tables, bare.block_tables)
+
+
+def test_a_replayed_batch_has_rows_that_are_nobodys() -> None:
+    batch = lay_out([Piece((5,), 8, (3, 1, 2)), Piece((7,), 2, (4,))], 4)
+    spare = torch.arange(4)
+    padded = replace(batch, token_ids=spare, positions=spare + 1, slots=spare + 2, logit_rows=spare)
+    step = describe(padded, replayed=True)
+    assert (step.rows, step.query_lens, step.replayed) == (4, (1, 1), True)
+    found = rebuild(step, flatten(padded), {}.__getitem__)
+    assert found.query_lens == (1, 1)
+    for name in ("token_ids", "positions", "slots", "logit_rows", "block_tables"):
+        assert torch.equal(getattr(found, name), getattr(padded, name)), name

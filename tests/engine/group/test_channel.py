@@ -17,7 +17,7 @@ def ends() -> tuple[Channel, Channel]:
 
 def test_messages_and_bytes_arrive_in_order(ends: tuple[Channel, Channel]) -> None:
     near, far = ends
-    step = Step((3, 1), (3, 9), 2, 1, ((0, 3, "d" * 64),))
+    step = Step(4, (3, 1), (3, 9), 2, 1, ((0, 3, "d" * 64),), replayed=False)
     bulk = bytes(range(256)) * 8192  # more than a socket holds
     place = Place("d", "header", 64, len(bulk))
     sender = threading.Thread(

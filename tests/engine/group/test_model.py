@@ -65,6 +65,8 @@ def test_a_step_is_told_then_sent_then_computed() -> None:
     assert model.forward(BATCH, None).shape == (2, 3)
     assert [step.query_lens for step in workers.steps] == [(2,)]
     assert len(devices.sent) == 1
+    model.lead(BATCH)
+    assert [step.replayed for step in workers.steps] == [False, True]
 
 
 def test_an_error_here_is_the_groups_end() -> None:

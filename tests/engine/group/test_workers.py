@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 def load(folder: Path, rank: int = 1, size: int = 2) -> Load:
-    return Load(str(folder), rank, size, "cpu", "torch.float32", "none", attention="torch", threads=1)
+    dtype = "torch.float32"
+    return Load(str(folder), rank, size, "cpu", dtype, "none", "torch", dtype, fused=False, threads=1)
 
 
 def test_a_load_error_at_a_worker_is_told_as_one_here(tmp_path: Path) -> None:
