@@ -1,11 +1,15 @@
 """StepPlan: which tokens run in one step; and what comes back of it.
 
-What there is one of for every sequence of every step is a NamedTuple: made in a fifth of a dataclass's time.
+What there is one of for every sequence of every step is no dataclass, which takes 1 us to make: what the scheduler
+says is a NamedTuple (0.3 us), since columns of a batch of them come out by `zip`; what comes back is a msgspec Struct
+(0.06 us), at which the garbage collector need not look, since none is ever part of a cycle.
 """
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from lora.adapter import AdapterRef
 from scheduler.request import Request
@@ -85,7 +89,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-class SliceOutput(NamedTuple):
+class SliceOutput(Struct, frozen=True, gc=False):
     """What the executor computed for one slice.
 
     `token_id` is None unless the slice samples; `logprob` is None unless the request asked for it;
@@ -97,7 +101,7 @@ class SliceOutput(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class TokenEvent(NamedTuple):
+class TokenEvent(Struct, frozen=True, gc=False):
     """What a sequence gained in a step: one token, its end, or both (`token_id` is None only when a sequence
     ends without a new token). `prompt_logprobs` comes whole, with the sequence's first event, and has no entry
     for the prompt's first token. `cached_tokens` is how many prompt tokens the prefix cache supplied.

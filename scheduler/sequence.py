@@ -149,7 +149,7 @@ class Sequence:
 
     def land(self, part: Slice, output: SliceOutput) -> TokenEvent | None:
         """Take in what the oldest slice in flight computed: what the client learns of it, if it drew a token."""
-        token_id, logprob, _ = output
+        token_id, logprob = output.token_id, output.logprob
         assert (token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
         if part.prompt_logprobs:
             known = len(self.prompt_logprobs) - part.start

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -200,7 +201,7 @@ class FakeNode:
                 event = self._event(SequenceKey(request_id, index), drawn, (*tokens, eos), params)
                 if drawn == 0 and params.prompt_logprobs is not None:
                     entries = tuple(scored(token, params.prompt_logprobs) for token in prompt[1:])
-                    event = event._replace(prompt_logprobs=entries)
+                    event = replace(event, prompt_logprobs=entries)
                 yield text.push(event)
                 if text.finished:
                     del texts[index]
