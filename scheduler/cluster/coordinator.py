@@ -38,8 +38,7 @@ from scheduler.cluster.state import Placement, RoutingTable
 @dataclass(frozen=True, slots=True)
 class CoordinatorOptions:
     """Tables are published no more often than every `publish_s`; `max_pulls` run at once on one node; what
-    waits for memory while nothing else moves is given up after `stuck_s`. Moves leave the part `spare` of a node's
-    memory to requests that came for what is not planned there."""
+    waits for memory while nothing else moves is given up after `stuck_s`."""
 
     settle_s: float = 3.0
     dead_after_s: float = 5.0
@@ -47,7 +46,6 @@ class CoordinatorOptions:
     publish_s: float = 0.2
     stuck_s: float = 5.0
     max_pulls: int = 16
-    spare: float = 0.05
 
 
 class Coordinator:
@@ -60,7 +58,7 @@ class Coordinator:
     ) -> None:
         self._planner, self._demand, self._options = planner, demand, options
         self._members: dict[str, Member] = {}
-        self._rollout = Rollout(self._members, options.max_pulls, options.spare)
+        self._rollout = Rollout(self._members, options.max_pulls, planner.options.headroom)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None

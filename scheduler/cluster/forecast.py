@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.profile import Lengths
+from scheduler.cluster.profile import Lengths, Limits
 
 Floats = NDArray[np.float64]
 
+ROOMY = Limits(step_prompt_tokens=2048, kv_tokens=1 << 62)  # K/V for whatever comes
 _FULL = (
     0.98  # the part of a node's time taken by requests beyond which steps are not told to grow without end
 )
@@ -51,11 +52,11 @@ class Batch:
 
 
 class Forecast:
-    """Of nodes with the steps of `model`, for requests of the mean `lengths`; a step reads at most
-    `step_prompt_tokens`. `request_s` is a node's time that a request takes, its adapter apart."""
+    """Of nodes with the steps of `model` and room for what `limits` say, for requests of the mean `lengths`.
+    `request_s` is a node's time that a request takes, its adapter apart."""
 
-    def __init__(self, model: CostModel, lengths: Lengths, step_prompt_tokens: int = 2048) -> None:
-        self.model, self.lengths, self.step_prompt_tokens = model, lengths, step_prompt_tokens
+    def __init__(self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY) -> None:
+        self.model, self.lengths, self.limits = model, lengths, limits
         prompt, output = lengths.prompt_tokens, lengths.output_tokens
         self.request_s = (
             prompt * model.prefill_token_s
@@ -114,6 +115,12 @@ class Forecast:
             + prompts * (model.prefill_token_s + model.adapter_token_s + model.token_rank_s * prompt_rank)
             + batch.sequences * model.token_rank_s * decode_rank
         )
+
+    def seat_s(self, batch: Batch, step_s: float) -> float:
+        """Seconds that the last of `batch` waits for K/V memory: while its sequences end, in the time that an answer
+        takes, as much is freed as there is."""
+        beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
+        return beyond * self.lengths.output_tokens * step_s
 
     def decode_s(self, batch: Batch) -> float:
         """The part of a step's seconds that is not for reading prompts."""

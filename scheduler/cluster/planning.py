@@ -13,7 +13,8 @@ class PlanningOptions:
 
     Below `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the
     busiest node must gain, relatively, at least `min_gain` plus `churn_price` for each time that all bytes
-    would move. `headroom` is the part of each node's memory that plans leave free for copies in transit.
+    would move. `headroom` is the part of each node's memory that plans and moves leave free, for requests of
+    what is not planned there and for what is dropped but still in use.
     """
 
     interval_s: float = 10.0

@@ -14,7 +14,7 @@ from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.cost import CostModel
 from scheduler.cluster.demand import DemandOptions, DemandSource, DemandTracker
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy, LruEviction
-from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.forecast import ROOMY, Forecast
 from scheduler.cluster.foresight import ForeseenDemand, Foresight
 from scheduler.cluster.placement.ablated import ForgetfulPlacement, WholePlacement
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Utilisation
@@ -26,7 +26,7 @@ from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlaceme
 from scheduler.cluster.placement.stratified import StepMeasure, StratifiedOptions, StratifiedPlacement
 from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Lengths, Slo
+from scheduler.cluster.profile import Lengths, Limits, Slo
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
 from scheduler.cluster.routing.phi import PhiRouting
@@ -44,8 +44,8 @@ class NoForesight(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a policy is made for: the nodes' cost model (it names the kernels), the SLO, the mean request, the
-    seed of what is drawn, and, in replays, the future."""
+    """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO, the mean
+    request, the seed of what is drawn, and, in replays, the future."""
 
     model: CostModel
     slo: Slo
@@ -53,11 +53,12 @@ class Setting:
     seed: int = 0
     foresight: Foresight | None = None
     mean_prompt_tokens: float = 1024.0
+    limits: Limits = ROOMY
 
     @property
     def forecast(self) -> Forecast:
         """Of such nodes for such requests."""
-        return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens))
+        return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
 
 
 Made = Callable[[Setting], PlacementPolicy]
@@ -102,7 +103,7 @@ def _phi(setting: Setting) -> RoutingPolicy:
 
 
 def _predicted(setting: Setting) -> RoutingPolicy:
-    return PredictedRouting(setting.forecast, setting.slo.ttft_s / 4)
+    return PredictedRouting(setting.forecast, setting.slo.ttft_s)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:

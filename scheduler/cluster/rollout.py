@@ -21,7 +21,7 @@ class Rollout:
     routing tables and `dirty` says that `routes` differ from the last of them. `members` belongs to the
     caller."""
 
-    def __init__(self, members: Mapping[str, Member], max_pulls: int, spare: float = 0.0) -> None:
+    def __init__(self, members: Mapping[str, Member], max_pulls: int, headroom: float = 0.0) -> None:
         self.adapters: dict[AdapterRef, None] = {}
         self.target: dict[AdapterRef, Shares] = {}
         self.routes: dict[AdapterRef, Shares] = {}
@@ -30,7 +30,7 @@ class Rollout:
         self.dirty = False
         self.moved_s = 0.0  # when a copy last changed or was ordered to
         self._members = members
-        self._max_pulls, self._spare = max_pulls, spare
+        self._max_pulls, self._headroom = max_pulls, headroom
         self._deleted: dict[AdapterRef, None] = {}
         self._holders: dict[AdapterRef, dict[str, None]] = {}
         self._surplus: dict[
@@ -163,12 +163,12 @@ class Rollout:
 
     def _ensure(self, adapter: AdapterRef, member: Member, now: float) -> list[Command]:
         """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free. One more
-        copy of what is served elsewhere leaves some room to requests."""
+        copy of what is served elsewhere leaves the headroom to requests."""
         copy = member.copies.get(adapter)
         if copy in (Copy.HELD, Copy.PULLING):
             return []
         having = [node for node, copy in self._copies(adapter).items() if copy is Copy.HELD]
-        fits = member.fits(adapter, self._spare if having else 0.0)
+        fits = member.fits(adapter, self._headroom if having else 0.0)
         if copy is None and not (fits and member.pulling < self._max_pulls):
             member.waiting[adapter] = None
             return []

@@ -6,6 +6,7 @@ request goes to a node again, as another attempt; what an earlier attempt still 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -85,10 +86,9 @@ class Door:
             return
         request, streets, outlook = pending.request, self._streets, self._outlook
         outlook.hear(streets.loads)
-        nodes = (node for node in streets.loads if streets.wire.reaches(self._home.name, node))
+        loads = outlook.reachable(partial(streets.wire.reaches, self._home.name))
         try:
             ask = Ask(request.adapter, len(request.prompt_token_ids))
-            loads = {node: outlook.of(node) for node in nodes}
             pending.node = self._policy.route(ask, self._home.agent.table, loads, self._rng)
         except NoNodeReachable:
             self._again_after(self._patience.pause_s, name, pending.attempt)

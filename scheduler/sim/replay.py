@@ -182,6 +182,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed
         seed=seed,
         foresight=foresight(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
+        limits=hardware.profile.limits,
     )
     return WorldSpec(
         node=node,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from scripts.figures.policies import POLICIES, ask_all, of, present
 from scripts.figures.rows import Row
@@ -26,9 +27,9 @@ def draw_panel(axes: Axes, runs: dict[str, list[Row]], metric: str, bound_s: flo
         )
     axes.axhline(bound_s, color="black", linestyle=":", linewidth=1)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         formatted("{x:g}")
-    axes.yaxis.set_tick_params(which="minor", labelsize=7)
     axes.set_xlabel("requests/s, four nodes")
 
 

@@ -5,7 +5,7 @@ node takes what it is sent. Chance is an argument.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
@@ -45,10 +45,11 @@ class NodeLoad:
     adapters: frozenset[str] = frozenset()
     room_bytes: float = float("inf")
 
-    def has_room(self, adapter: AdapterRef) -> bool:
-        """True if a request for `adapter`, which the plan does not keep here, need not wait for memory; without any
-        room those that use it already may be waiting themselves."""
-        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes)
+    def has_room(self, adapter: AdapterRef, doors: int = 1) -> bool:
+        """True if a request for `adapter`, which the plan does not keep here, need not wait for memory though each
+        of so many front doors, which do not hear of each other, sends one like it; without any room those that use
+        it already may be waiting themselves."""
+        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * doors)
 
     def plus(self, ask: Ask, times: int) -> "NodeLoad":
         """With `times` as many requests like `ask` on it; one for an adapter already there adds tokens and no
@@ -59,7 +60,7 @@ class NodeLoad:
             self.requests + times,
             replace(self.work, adapters=(*self.work.adapters, more)),
             self.adapters | {ask.adapter.digest},
-            self.room_bytes - (0 if is_there else ask.adapter.nbytes),
+            self.room_bytes - (0 if is_there else ask.adapter.nbytes * times),
         )
 
 
@@ -68,7 +69,8 @@ Loads = Mapping[str, NodeLoad]  # of the nodes that can be reached
 
 class Outlook:
     """One front door's view of loads: what nodes last said, and what it has sent since. As clients come to all
-    front doors alike, it takes each other one to have sent as much."""
+    front doors alike, it takes each other one to have sent as much. Nothing here costs more where there are more
+    nodes."""
 
     def __init__(self) -> None:
         self._said: Loads = {}
@@ -83,9 +85,36 @@ class Outlook:
         """The load of a node that has spoken."""
         return self._since.get(node) or self._said[node]
 
+    def reachable(self, reaches: Callable[[str], bool]) -> Loads:
+        """The nodes that have spoken and that `reaches` says can be reached; each is looked at when it is asked
+        for, so that a policy pays for the nodes that it considers."""
+        return _Reachable(self, self._said, reaches)
+
     def sent(self, node: str, ask: Ask) -> None:
         """This door sent `ask` to `node`."""
         self._since[node] = self.of(node).plus(ask, times=len(self._said))
+
+
+class _Reachable(Mapping[str, NodeLoad]):
+    def __init__(self, outlook: Outlook, said: Loads, reaches: Callable[[str], bool]) -> None:
+        self._outlook, self._said, self._reaches = outlook, said, reaches
+
+    def __getitem__(self, node: str) -> NodeLoad:
+        if node not in self:
+            raise KeyError(node)
+        return self._outlook.of(node)
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, str) and node in self._said and self._reaches(node)
+
+    def __iter__(self) -> Iterator[str]:
+        return (node for node in self._said if self._reaches(node))
+
+    def __len__(self) -> int:
+        return sum(map(self._reaches, self._said))
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
 
 
 class RoutingPolicy(Protocol):

@@ -7,7 +7,7 @@ import pytest
 
 from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.forecast import Batch, Crowd, Forecast
-from scheduler.cluster.profile import Lengths
+from scheduler.cluster.profile import Lengths, Limits
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
 LENGTHS = Lengths(1000, 200)
@@ -84,3 +84,10 @@ def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> 
         forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
         assert forecast.step_s(after) - forecast.step_s(before) > least
     assert forecast.step_s(after) - forecast.step_s(before) < 1e-3
+
+
+def test_the_last_of_a_batch_waits_for_kv_memory_as_long_as_it_takes_to_free_what_is_lacking() -> None:
+    """A quarter more than there is: a quarter of an answer of 200 tokens."""
+    forecast = Forecast(MODEL, LENGTHS, Limits(2048, 100_000))
+    assert forecast.seat_s(Batch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(0.25 * 200 * 0.02)
+    assert forecast.seat_s(Batch(100, 100_000, 10, 80, 8), 0.02) == 0.0

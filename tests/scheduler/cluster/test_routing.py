@@ -1,5 +1,6 @@
 """Routing policies: what each promises, on loads small enough to reckon by hand."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,14 @@ import pytest
 
 from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.forecast import Forecast
-from scheduler.cluster.profile import Lengths
+from scheduler.cluster.profile import Lengths, Limits
 from scheduler.cluster.routing.base import Ask, NodeLoad, NoNodeReachable, Outlook, RoutingPolicy
 from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
 from scheduler.cluster.routing.phi import PhiRouting
 from scheduler.cluster.routing.predicted import PredictedRouting
 from scheduler.cluster.routing.rendezvous import RendezvousRouting
 from scheduler.cluster.routing.toppings import ToppingsRouting
-from scheduler.cluster.state import RoutingTable, Share
+from scheduler.cluster.state import RoutingTable, Share, normalised
 from tests.scheduler.cluster.lossy import adapter
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
@@ -123,8 +124,9 @@ def test_predicted_spills_when_the_first_token_would_be_late_everywhere_in_the_p
 
 def test_predicted_does_not_spill_to_a_node_whose_memory_is_taken() -> None:
     late = {node: _load(2, prompt_tokens=19_000) for node in ("x", "y")}
-    assert _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=A.nbytes + 1.0)}) == {"z"}
-    assert "z" not in _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=A.nbytes - 1.0)})
+    for_each_door = 3.0 * A.nbytes
+    assert _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=for_each_door + 1)}) == {"z"}
+    assert "z" not in _chosen(Ask(A, 500), late | {"z": replace(_load(0), room_bytes=for_each_door - 1)})
     waited_for = replace(_load(0), adapters=frozenset([A.digest]), room_bytes=0.0)
     assert "z" not in _chosen(Ask(A, 500), late | {"z": waited_for})
 
@@ -138,6 +140,30 @@ def test_predicted_keeps_a_large_rank_from_small_ones_where_kernels_pad() -> Non
     assert _chosen(ask, {"x": small, "y": large}, Kernel.EXACT) == {"x"}
 
 
+def test_predicted_pads_others_rather_than_let_a_queue_grow_beyond_the_slo() -> None:
+    """Y would be padded to 128, which costs its thirty sequences more than x's queue costs one request."""
+    small = NodeLoad(30, StepLoad(tuple(AdapterLoad(8, 0, 1) for _ in range(30)), 15_000))
+    ask = Ask(adapter("big", 128), 500)
+    for queued, chosen in ((20_000, "x"), (120_000, "y")):
+        work = StepLoad((AdapterLoad(128, queued, 60),), 30_000)
+        assert _chosen(ask, {"x": NodeLoad(60, work), "y": small}) == {chosen}
+
+
+def _sequences(count: int, context_tokens: int) -> NodeLoad:
+    """That many sequences decode, each with an adapter of rank 8."""
+    return NodeLoad(count, StepLoad(tuple(AdapterLoad(8, 0, 1) for _ in range(count)), context_tokens))
+
+
+def test_predicted_sees_that_a_node_without_kv_memory_keeps_requests_waiting() -> None:
+    """Both read prompts at once; x has no K/V left for them."""
+    table = RoutingTable(1, MappingProxyType({A: (Share("x", 0.5), Share("y", 0.5))}))
+    tight = Forecast(MODEL, Lengths(1000, 200), Limits(2048, 25_000))
+    full, other = _sequences(40, context_tokens=40_000), _sequences(48, context_tokens=24_000)
+    rng = np.random.default_rng(0)
+    assert PredictedRouting(tight).route(Ask(A, 500), table, {"x": full, "y": other}, rng) == "y"
+    assert PredictedRouting(FORECAST).route(Ask(A, 500), table, {"x": full, "y": other}, rng) == "x"
+
+
 def test_predicted_gathers_requests_of_one_adapter_where_that_saves_reading_it_again() -> None:
     parts = tuple(AdapterLoad(64, 0, 4) for _ in range(4))
     here = NodeLoad(16, StepLoad(parts, 8_000), frozenset([adapter("big", 64).digest]))
@@ -148,6 +174,63 @@ def test_predicted_gathers_requests_of_one_adapter_where_that_saves_reading_it_a
 def test_predicted_prefers_the_node_that_has_the_prefix() -> None:
     ask = Ask(A, 4000, MappingProxyType({"y": 3900}))
     assert _chosen(ask, {"x": _load(3), "y": _load(3)}) == {"y"}
+
+
+def _cluster(nodes: int, rng: np.random.Generator) -> dict[str, NodeLoad]:
+    """Loads from idle to far too much, some without room."""
+    return {
+        f"n{at:03d}": replace(
+            _load(int(rng.integers(40)), int(rng.choice([8, 64, 128])), int(rng.integers(30_000))),
+            room_bytes=float(rng.choice([0.0, 1e8, 1e12])),
+        )
+        for at in range(nodes)
+    }
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_every_policy_decides_alike_whether_loads_are_listed_or_looked_up(policy: RoutingPolicy) -> None:
+    rng = np.random.default_rng(7)
+    for seed in range(60):
+        said = _cluster(6, rng)
+        names, outlook = list(said), Outlook()
+        outlook.hear(said)
+        for _ in range(int(rng.integers(4))):
+            outlook.sent(names[int(rng.integers(6))], Ask(adapter("b", 64), 3000))
+        cut = {name for name in names if rng.random() < 0.3}
+        listed = {name: outlook.of(name) for name in names if name not in cut}
+        looked_up = outlook.reachable(lambda name, cut=cut: name not in cut)
+        assert dict(looked_up) == listed
+        assert (len(looked_up), bool(looked_up)) == (len(listed), bool(listed))
+        shares = normalised((name, float(rng.random())) for name in names[: int(rng.integers(4))])
+        table = RoutingTable(1, MappingProxyType({A: shares}))
+        if listed:
+            found = [
+                policy.route(Ask(A, 700), table, loads, np.random.default_rng(seed))
+                for loads in (listed, looked_up)
+            ]
+            assert found[0] == found[1]
+
+
+def test_a_request_that_its_homes_can_take_costs_no_more_in_a_larger_cluster() -> None:
+    """Work is counted in function calls, which do not depend on the machine."""
+    assert _calls_of_a_route(256) == _calls_of_a_route(4)
+
+
+def _calls_of_a_route(nodes: int) -> int:
+    said = {f"n{at}": _load(3) for at in range(nodes)}
+    table = RoutingTable(1, MappingProxyType({A: (Share("n1", 0.5), Share("n2", 0.5))}))
+    policy, outlook, rng, calls = PredictedRouting(FORECAST), Outlook(), np.random.default_rng(0), 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    outlook.hear(said)
+    node = policy.route(Ask(A, 500), table, outlook.reachable(lambda name: True), rng)
+    outlook.sent(node, Ask(A, 500))
+    sys.setprofile(None)
+    return calls
 
 
 def test_an_outlook_adds_what_was_sent_since_nodes_spoke_for_every_front_door() -> None:

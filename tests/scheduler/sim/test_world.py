@@ -5,24 +5,14 @@ import pytest
 
 from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.placement.slora import RandomPlacement
-from scheduler.sim.catalogue import EQUAL, SKEWED
-from scheduler.sim.faults import Fault, FaultKind, draw_faults
+from scheduler.sim.faults import Fault, FaultKind
 from scheduler.sim.outcome import Outcome, summary
 from scheduler.sim.popularity import FlashCrowd, PowerLaw
 from scheduler.sim.trace import Call, poisson
 from scheduler.sim.wire import WireTimes
 from scheduler.sim.workload import Arrival, assigned
 from scheduler.sim.world import World, WorldSpec
-from tests.scheduler.sim.worlds import (
-    LOSSY,
-    MIB,
-    PROFILE,
-    adapters,
-    names,
-    node_spec,
-    traffic,
-    world_spec,
-)
+from tests.scheduler.sim.worlds import PROFILE, adapters, chaos, node_spec, traffic, world_spec
 
 
 def _run(
@@ -64,20 +54,10 @@ def test_without_faults_everything_is_served_and_adapters_are_where_the_table_sa
         assert all(ref.digest in world.nodes[share.node].store.ready for share in shares)
 
 
-def _chaos(seed: int) -> tuple[WorldSpec, list[Arrival]]:
-    rng = np.random.default_rng(seed)
-    refs = adapters(24, SKEWED if seed % 2 else EQUAL)
-    nodes = int(rng.integers(2, 6))
-    node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
-    faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
-    spec = world_spec(nodes, refs, node, faults=faults, wire_faults=LOSSY)
-    return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_under_faults_every_request_is_answered_once_and_every_promise_holds(seed: int) -> None:
     """The world checks after every event, and `run` that nothing stays unanswered."""
-    spec, arrivals = _chaos(seed)
+    spec, arrivals = chaos(seed)
     world = _run(spec, arrivals, 40.0, seed)
     assert sorted(world.records) == sorted(arrival.name for arrival in arrivals)
     assert all(record.end_s is not None for record in world.records.values())
@@ -86,7 +66,7 @@ def test_under_faults_every_request_is_answered_once_and_every_promise_holds(see
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_seed_gives_the_same_history_byte_for_byte(seed: int) -> None:
-    spec, arrivals = _chaos(seed)
+    spec, arrivals = chaos(seed)
     one, other = (_run(spec, arrivals, 40.0, seed, audit=False) for _ in range(2))
     assert "".join(one.history.lines) == "".join(other.history.lines)
     assert one.history.digest() == other.history.digest()

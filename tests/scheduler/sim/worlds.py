@@ -15,8 +15,8 @@ from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacem
 from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.profile import Lengths, from_json
 from scheduler.cluster.routing.predicted import PredictedRouting
-from scheduler.sim.catalogue import EQUAL, RankMix, catalogue
-from scheduler.sim.faults import Fault
+from scheduler.sim.catalogue import EQUAL, SKEWED, RankMix, catalogue
+from scheduler.sim.faults import Fault, draw_faults
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.popularity import PowerLaw
 from scheduler.sim.trace import poisson
@@ -78,3 +78,14 @@ def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int
     """Short requests, popularity skewed."""
     rng = np.random.default_rng(seed)
     return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, PowerLaw(0.4), rng))
+
+
+def chaos(seed: int) -> tuple[WorldSpec, list[Arrival]]:
+    """A cluster of two to five nodes on a lossy wire, with faults for 40 s, and what is asked of it."""
+    rng = np.random.default_rng(seed)
+    refs = adapters(24, SKEWED if seed % 2 else EQUAL)
+    nodes = int(rng.integers(2, 6))
+    node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
+    faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
+    spec = world_spec(nodes, refs, node, faults=faults, wire_faults=LOSSY)
+    return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)

@@ -1,0 +1,137 @@
+"""The promises that the simulator checks after every event are checked: each, once broken, ends the run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import cast
+
+import numpy as np
+import pytest
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator import Coordinator
+from scheduler.cluster.events import Command, Drop, Event, Publish
+from scheduler.cluster.fleet import Copy
+from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
+from scheduler.sim.door import Door
+from scheduler.sim.faults import FaultKind, draw_faults
+from scheduler.sim.node import SimNode
+from scheduler.sim.store import SimStore
+from scheduler.sim.world import World, WorldSpec
+from scheduler.step import StepScheduler
+from tests.scheduler.sim.worlds import MIB, adapters, names, node_spec, traffic, world_spec
+
+REFS = adapters(12)
+
+
+def _run(spec: WorldSpec) -> None:
+    World(spec, seed=0, audit=True).run(traffic(REFS, 10.0, 20.0, seed=1), 20.0, drain_s=20.0)
+
+
+def _spec() -> WorldSpec:
+    return world_spec(2, REFS, node_spec(memory_bytes=400 * MIB))
+
+
+def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimStore, "_make_room", lambda self, nbytes: True)
+
+
+def _forget_requests(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StepScheduler, "add", lambda self, request: None)
+
+
+def _forget_at_the_door(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Door, "take", lambda self, request: None)
+
+
+def _answer_twice(patch: pytest.MonkeyPatch) -> None:
+    end = Door._end
+
+    def twice(self: Door, name: str, progress: object) -> None:
+        pending = self._pending[name]
+        end(self, name, progress)  # pyright: ignore[reportArgumentType]
+        self._pending[name] = pending
+        end(self, name, progress)  # pyright: ignore[reportArgumentType]
+
+    patch.setattr(Door, "_end", twice)
+
+
+def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimNode, "_adapter_came", lambda self: None)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_take_more_than_there_is, "exceeds its memory"),
+        (_forget_requests, "is lost on n"),
+        (_forget_at_the_door, "does not know it"),
+        (_answer_twice, "answered twice"),
+        (_sleep_on_arrivals, "stands still with work"),
+    ],
+)
+def test_a_broken_node_or_door_ends_the_run(
+    harm: Callable[[pytest.MonkeyPatch], None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(_spec())
+    harm(monkeypatch)
+    with pytest.raises(AssertionError, match=says):
+        _run(_spec())
+
+
+@dataclass
+class _Harmful:
+    """Commands one thing over and over."""
+
+    command: Command
+    table: RoutingTable = EMPTY_TABLE
+
+    def on_event(self, event: Event, now: float) -> list[Command]:
+        return [self.command]
+
+    def copies(self, adapter: AdapterRef) -> dict[str, Copy]:
+        return {"n0": Copy.DROPPING}
+
+
+HALF = RoutingTable(1, MappingProxyType({REFS[0]: (Share("n0", 0.5),)}))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [(Publish(("n0",), HALF), "φ of"), (Drop("n0", 1, 1, REFS[0]), "would be lost")]
+)
+def test_a_coordinator_that_breaks_a_promise_ends_the_run(command: Command, says: str) -> None:
+    spec = replace(_spec(), coordinator=lambda epoch: cast(Coordinator, _Harmful(command)))
+    with pytest.raises(AssertionError, match=says):
+        _run(spec)
+
+
+def test_faults_of_every_drawn_kind_come() -> None:
+    """A node that leaves is told to, and not drawn."""
+    kinds = {fault.kind for fault in draw_faults(60, 60.0, names(4), np.random.default_rng(0))}
+    assert kinds == set(FaultKind) - {FaultKind.LEAVE}
+
+
+def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
+    """Strings hash differently in each."""
+    code = (
+        "from tests.scheduler.sim.worlds import chaos\n"
+        "from scheduler.sim.world import World\n"
+        "spec, arrivals = chaos(5)\n"
+        "world = World(spec, 5)\n"
+        "world.run(arrivals, 40.0)\n"
+        "print(world.history.digest())"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1] != ""
