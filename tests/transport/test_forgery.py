@@ -83,6 +83,10 @@ async def serves_honest_pullers(source: NetworkTransport) -> bool:
     room = memory()
     await lease_and_pull(puller, source.address, puller.register(room))
     await puller.close()
+    unpinned = asyncio.wrap_future(
+        source.withdraw("adapter")
+    )  # the source's end of the lease may come a little later
+    await asyncio.wait_for(unpinned, SOON_S)
     return bytes(room.view()) == b"\xa5" * NBYTES and source.usage().leases == 0
 
 
