@@ -92,8 +92,8 @@ class _Run:
 class LLM:
     """A base model and its adapters, for batch generation.
 
-    >>> llm = LLM(loras={"reverse": "adapters/reverse"})          # the embedded demo model
-    >>> llm.generate(["hello"], SamplingParams(temperature=0), adapters="reverse")[0].outputs[0].text
+    >>> llm = LLM()                                      # the embedded demo model, with its adapters
+    >>> llm.chat([[{"role": "user", "content": "garden"}]], SamplingParams(temperature=0), adapters="reverse")
 
     `model` is a folder or hub id, None the embedded demo model; `loras` maps names to PEFT folders; further
     options are EngineConfig's fields. Not thread-safe. Raises what assembling raises (UnsupportedModel,
@@ -147,6 +147,19 @@ class LLM:
             for request_id in runs:
                 self.engine.core.abort(request_id)
         return [run.result() for run in runs.values()]
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: str | Sequence[str | None] | None = None,
+    ) -> list[Result]:
+        """Answer every conversation, a list of messages ({"role", "content"}) that the model's chat template turns
+        into a prompt; the rest as `generate`. Raises InvalidChat where there is no template or it refuses them.
+        """
+        if any(isinstance(message, str) for conversation in conversations for message in conversation):
+            raise ValueError("conversations is one conversation: give a list of lists of messages")
+        return self.generate([self.codec.encode_chat(each) for each in conversations], params, adapters)
 
     def close(self) -> None:
         """Stop the adapter loader's threads and the other devices' processes."""
