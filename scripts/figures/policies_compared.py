@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row]) -> Figure:
                 axes.text(
                     0.98,
                     at,
-                    f"{mean(values):.1f} of {len(values)}",
+                    f"{mean(values):.1f} ({len(values)} seeds)",
                     ha="right",
                     va="center",
                     fontsize=8,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from statistics import median
 
 from lora.segments import NO_SEGMENTS
@@ -89,7 +89,8 @@ def _row(name: str, found: Overhead, stand: Stand) -> Row:
         "spread_ms": found.spread_ms,
         "efficiency": efficiency,
     }
-    note = f"{found.base_ms:.2f} ms + {found.added_ms:.2f}, floor {floor_ms:.2f}, {efficiency:.2f} of it"
+    reached = "below the noise" if isnan(efficiency) else f"{efficiency:.2f} of it"
+    note = f"{found.base_ms:.2f} ms {found.added_ms:+.2f}, floor {floor_ms:.2f}, {reached}"
     if floor_ms >= LONG_FLOOR_MS:
         return goal(name, efficiency, EFFICIENCY, "of floor", note, least=True, **facts)
     return goal(name, found.added_ms, floor_ms + SHORT_ALLOWANCE_MS, "ms added", note, **facts)
