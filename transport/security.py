@@ -47,7 +47,8 @@ class Security:
     def check_host(self, host: str) -> None:
         """HelloRefused if bytes would travel in the clear beyond this machine."""
         if self.tls is None and not self.plain_network and not is_loopback(host):
-            raise HelloRefused(f"{host}: plain TCP is for loopback; give TLS files, or allow a plain network")
+            remedy = "give TLS files (--peer-tls-ca, --peer-tls-cert, --peer-tls-key)"
+            raise HelloRefused(f"{host}: plain TCP stays on this machine; {remedy}")
 
 
 class Guard:
