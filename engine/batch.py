@@ -155,7 +155,7 @@ class Batch:
 def _parsed(raw: bytes) -> _Line:
     if len(raw) > MAX_LINE_BYTES:
         raise ApiError(413, f"the line is over {MAX_LINE_BYTES} bytes", None, "line_too_long")
-    line = decoded(raw, _Line)
+    line = decoded(raw, _Line, "the line")
     if not line.custom_id:
         raise refused("custom_id", "give a text that is not empty", "invalid_value")
     return line
@@ -179,12 +179,24 @@ def _count_lines(path: Path) -> int:
         return sum(1 for _ in _lines(file))
 
 
-async def run_batch(desk: Desk, config: BatchConfig) -> Summary:
-    """Answer `config.input` into `config.output`. Raises InvalidConfig if a file cannot be used."""
+def check_files(config: BatchConfig) -> None:
+    """Raises InvalidConfig if a file cannot be used, as far as that shows without touching any."""
     if not config.input.is_file():
-        raise InvalidConfig("input", str(config.input), "there is no such file")
+        raise InvalidConfig("input", str(config.input), "there is no such file: give one with -i")
+    if config.output.is_dir():
+        raise InvalidConfig(
+            "output", str(config.output), "it cannot be written: it is a folder, give a file in it"
+        )
+    if not config.output.parent.is_dir():
+        remedy = f"it cannot be written: there is no folder {str(config.output.parent)!r}, make it first"
+        raise InvalidConfig("output", str(config.output), remedy)
     if config.output.exists() and config.input.samefile(config.output):
         raise InvalidConfig("output", str(config.output), "it is the input: give another file")
+
+
+async def run_batch(desk: Desk, config: BatchConfig) -> Summary:
+    """Answer `config.input` into `config.output`. Raises InvalidConfig if a file cannot be used."""
+    check_files(config)
     bar = tqdm(
         total=_count_lines(config.input), unit="line", disable=not config.engine.progress, file=sys.stderr
     )
@@ -205,6 +217,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = batch_config(arguments)
+        check_files(config)  # before the model is loaded, which takes long
         node = Node(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
         summary = asyncio.run(_run(node, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, GroupFailed) as error:

@@ -20,6 +20,7 @@ class PeerConfig:
     peers: tuple[Address, ...] = ()
     listen: Address | None = None
     token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
     plain: bool = False
     tls_authority: Path | None = None
     tls_cert: Path | None = None

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from engine.config import PEER_TOKEN_VARIABLE, BatchConfig, EngineConfig, PeerConfig, ServeConfig
 from engine.errors import InvalidConfig
+from engine.peers import trust
 from engine.readers import (
     Reader,
     address,
@@ -153,15 +154,23 @@ _BATCH = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Something written, and the folder that its relative paths start from."""
+
+    value: object
+    base: Path
+
+
 def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
     """What `python -m engine.serve` was asked for: the command line wins over the environment, and that over
     the file. Raises InvalidConfig; exits for --help and for flags that do not exist."""
     options = (*_ENGINE, *_SERVER, *_PEERS)
     written, file = _written("engine.serve", "Serve a base model and its LoRA adapters.", options, arguments)
     variable = {"api_key": environ[API_KEY_VARIABLE]} if environ.get(API_KEY_VARIABLE) else {}
-    values = _values(options, file | _here(variable) | _here(written))
-    values.setdefault("token", environ.get(PEER_TOKEN_VARIABLE))
-    sharing = PeerConfig(**_taken(_PEERS, values))
+    given = file | _here(variable) | _here(written)
+    values = _values(options, given)
+    sharing = _sharing(given, _taken(_PEERS, values), environ)
     engine = EngineConfig(**_taken(_ENGINE, values), sharing=sharing)
     return ServeConfig(engine=engine, **values)
 
@@ -178,17 +187,27 @@ def batch_config(arguments: Sequence[str]) -> BatchConfig:
     return BatchConfig(engine=engine, **values)
 
 
+def _sharing(given: Mapping[str, _Raw], values: dict[str, Any], environ: Mapping[str, str]) -> PeerConfig:
+    """What was asked for of peers. Raises InvalidConfig if they could not be trusted, or if there are none that it
+    could be meant for: a token in the environment alone asks for nothing."""
+    token = given.get("peer_token_file")
+    origin = None if token is None else path(token.value, token.base)
+    known: dict[str, Any] = {"token": environ.get(PEER_TOKEN_VARIABLE), "token_file": origin}
+    sharing = PeerConfig(**known | values)
+    if sharing.on:
+        trust(sharing)
+        return sharing
+    defaults = PeerConfig()
+    for option in _PEERS:
+        if option.target in values and values[option.target] != getattr(defaults, option.target):
+            remedy = "it does nothing without peers: give --peer or --peer-listen too, or leave it out"
+            raise InvalidConfig(option.key, given[option.key].value, remedy)
+    return sharing
+
+
 def _taken(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
     """The values of `options`, moved out of `values`."""
     return {option.target: values.pop(option.target) for option in options if option.target in values}
-
-
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    """Something written, and the folder that its relative paths start from."""
-
-    value: object
-    base: Path
 
 
 def _here(written: Mapping[str, object]) -> dict[str, _Raw]:

@@ -4,6 +4,7 @@ The only place where options become trust, doors and limits. What travels is lor
 """
 
 import ssl
+from pathlib import Path
 
 from engine.config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.errors import InvalidConfig
@@ -68,43 +69,66 @@ def _room_bytes(config: PeerConfig, pages: RankPages) -> int:
 async def _open(config: PeerConfig) -> NetworkTransport:
     listen = config.listen or ANY_LOCAL_PORT
     try:
-        options = NetworkOptions(_security(config), listen, config.door)
+        options = NetworkOptions(trust(config), listen, config.door)
         return NetworkTransport("node", options, open_doors("node", config.door))
     except DoorUnavailable as error:
         raise InvalidConfig("peer_door", config.door, str(error)) from error
-    except HelloRefused as error:
-        raise InvalidConfig("peer_listen", str(listen), str(error)) from error
     except ssl.SSLError as error:
         raise InvalidConfig(
-            "peer_tls_cert", str(config.tls_cert), f"{error.reason}: check the three PEM files"
-        ) from error
-    except FileNotFoundError as error:
-        raise InvalidConfig(
-            "peer_tls_cert", str(config.tls_cert), "one of the three PEM files is missing"
+            "peer_tls_cert",
+            str(config.tls_cert),
+            f"{error.reason}: check it, and what --peer-tls-ca and --peer-tls-key name",
         ) from error
     except OSError as error:
         raise InvalidConfig("peer_listen", str(listen), f"it cannot be bound ({error.strerror})") from error
 
 
-def _security(config: PeerConfig) -> Security:
-    files = config.tls_authority, config.tls_cert, config.tls_key
+def trust(config: PeerConfig) -> Security:
+    """What this node demands of its peers. Nothing is opened for long, so an operator can be told at once.
+
+    Raises InvalidConfig: no token or a short one, TLS files that are not all there, or an address beyond this
+    machine without them."""
     if config.token is None:
-        raise InvalidConfig(
-            "peer_token_file",
-            None,
-            f"name a file that holds the cluster's token, or set {PEER_TOKEN_VARIABLE}",
-        )
-    authority, certificate, key = files
-    tls = None
-    if authority and certificate and key:
-        tls = TlsFiles(authority, certificate, key, config.tls_name)
-    elif any(files):
-        raise InvalidConfig("peer_tls_cert", str(certificate), "give all of --peer-tls-ca, -cert and -key")
-    elif not config.plain:
-        raise InvalidConfig(
-            "peer_tls_cert", None, "give certificates, or --peer-plain if all peers are on this machine"
-        )
+        remedy = f"name a file that holds the cluster's token, or set {PEER_TOKEN_VARIABLE}"
+        raise InvalidConfig("peer_token_file", None, remedy)
     try:
-        return Security(config.token, tls)
+        security = Security(config.token, _tls_files(config))
     except ValueError as error:
-        raise InvalidConfig("peer_token_file", "(hidden)", str(error)) from error
+        if config.token_file is None:
+            raise InvalidConfig(PEER_TOKEN_VARIABLE, "(hidden)", str(error)) from error
+        raise InvalidConfig("peer_token_file", str(config.token_file), str(error)) from error
+    listen = () if config.listen is None else (("peer_listen", config.listen),)
+    for option, address in (*listen, *(("peer", peer) for peer in config.peers)):
+        try:
+            security.check_host(address.host)
+        except HelloRefused as error:
+            raise InvalidConfig(option, str(address), str(error)) from error
+    return security
+
+
+def _tls_files(config: PeerConfig) -> TlsFiles | None:
+    """The TLS files, all of which can be read; None where plain TCP was chosen. Raises InvalidConfig."""
+    authority, certificate, key = config.tls_authority, config.tls_cert, config.tls_key
+    files = {"peer_tls_ca": authority, "peer_tls_cert": certificate, "peer_tls_key": key}
+    for option, file in files.items():
+        if file is not None:
+            _check_readable(option, file)
+    if authority and certificate and key:
+        return TlsFiles(authority, certificate, key, config.tls_name)
+    if any(files.values()):
+        missing = next(option for option, file in files.items() if file is None)
+        raise InvalidConfig(
+            missing, None, "give all of --peer-tls-ca, --peer-tls-cert and --peer-tls-key, or none"
+        )
+    if not config.plain:
+        remedy = "give certificates, or --peer-plain if all peers are on this machine"
+        raise InvalidConfig("peer_tls_cert", None, remedy)
+    return None
+
+
+def _check_readable(option: str, file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        remedy = f"it cannot be read ({error.strerror}): give a PEM file (scripts/certificates.py makes them)"
+        raise InvalidConfig(option, str(file), remedy) from error

@@ -34,7 +34,8 @@ class AdapterUnreachable(RuntimeError):
 
     def __init__(self, name: str, silent: int, peers: int) -> None:
         super().__init__(
-            f"adapter {name!r} is not known here, and {silent} of {peers} peers did not answer: try again later"
+            f"adapter {name!r} is not known here, and {silent} of {peers} peers did not answer: try again later, "
+            "the log of this server has the reason"
         )
         self.name = name
 

@@ -47,7 +47,8 @@ class Security:
     def check_host(self, host: str) -> None:
         """HelloRefused if bytes would travel in the clear beyond this machine."""
         if self.tls is None and not self.plain_network and not is_loopback(host):
-            raise HelloRefused(f"{host}: plain TCP is for loopback; give TLS files, or allow a plain network")
+            remedy = "give TLS files (--peer-tls-ca, --peer-tls-cert, --peer-tls-key)"
+            raise HelloRefused(f"{host}: plain TCP stays on this machine; {remedy}")
 
 
 class Guard:
@@ -108,7 +109,7 @@ class Guard:
         except PeerGone as gone:
             # TLS 1.3 tells a client only now that its certificate was not accepted.
             if isinstance(gone.__cause__, ssl.SSLError):
-                raise HelloRefused(f"{gone}: compare the certificates of both ends") from gone
+                raise HelloRefused(f"{gone}: {_tls_remedy(gone.__cause__)}") from gone
             raise
         if not _same(answer.proof, self._prove("source", hello, answer.nonce, answer.node)):
             refusal = HelloRefused(f"{channel.peer}: wrong token; give every node of the cluster the same")
@@ -137,7 +138,7 @@ class Guard:
             return Channel(sock, where)
         except ssl.SSLError as error:
             sock.close()
-            raise HelloRefused(f"{where}: {reason(error)}; compare the certificates of both ends") from error
+            raise HelloRefused(f"{where}: {reason(error)}; {_tls_remedy(error)}") from error
         except TimeoutError as error:
             sock.close()
             raise PullTimeout(f"{where}: no answer in time; use another source or allow more") from error
@@ -163,6 +164,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _tls_remedy(error: ssl.SSLError) -> str:
+    if error.reason == "WRONG_VERSION_NUMBER":  # what it said first was no TLS
+        return "the other end may be running with --peer-plain: give both TLS files"
+    return "compare the certificates of both ends"
 
 
 def _same(one: str, other: str) -> bool:

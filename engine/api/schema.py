@@ -157,23 +157,23 @@ class UnloadAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def decoded(body: bytes, kind: type[Body]) -> Body:
-    """The request body as `kind`. Raises ApiError (400) that names the field at fault."""
+def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Body:
+    """The body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
+        raise _field_error(str(error), what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the request body is not JSON: {error}", None, "invalid_json") from None
+        raise ApiError(400, f"{what} is not JSON: {error}", None, "invalid_json") from None
     except RecursionError:
-        raise ApiError(400, "the request body is nested too deeply", None, "invalid_json") from None
+        raise ApiError(400, f"{what} is nested too deeply", None, "invalid_json") from None
     for field, given in msgspec.structs.asdict(value).items():
         if given is not None and field in NEUTRAL and given not in NEUTRAL[field]:
             raise refused(field, "this server does not support it: leave the field out", "unsupported_value")
     return value
 
 
-def _field_error(text: str) -> ApiError:
+def _field_error(text: str, what: str) -> ApiError:
     """msgspec's sentence, with the field in front and as `param`."""
     place = _PLACE.search(text)
     path, reason = (place[1], text[: place.start()]) if place else ("", text)
@@ -183,7 +183,7 @@ def _field_error(text: str) -> ApiError:
         return refused(_joined(path, missing[1]), "the field is required", "missing_field")
     reason = reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")
     if not path:
-        return ApiError(400, f"the request body: {reason}", None, "invalid_type")
+        return ApiError(400, f"{what}: {reason}", None, "invalid_type")
     return refused(path, reason, "invalid_type")
 
 

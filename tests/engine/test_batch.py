@@ -168,6 +168,34 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         run(BatchConfig(config.input, tmp_path / "no" / "folder", config.engine))
 
 
+def test_the_command_refuses_files_before_it_loads_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(config: EngineConfig) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(batch, "assemble", load)
+    config = files(tmp_path, [line("a")])
+    refusals = {
+        (tmp_path / "missing", config.output): "input=",
+        (config.input, config.input): "output=",
+        (config.input, tmp_path): "output=",
+        (config.input, tmp_path / "no" / "folder"): "output=",
+    }
+    for (source, sink), field in refusals.items():
+        assert batch.main(["-i", str(source), "-o", str(sink)]) == batch.USAGE_ERROR
+        told = capsys.readouterr().err
+        assert told.startswith(f"python -m engine.batch: {field}")
+        assert told.count("\n") == 1
+
+
+def test_a_malformed_line_is_called_a_line(tmp_path: Path) -> None:
+    config = files(tmp_path, ["not json", '["list"]', line("a").replace('{"model"', "{model")])
+    run(config)
+    told = [result["error"]["message"] for result in results(config)]
+    assert [message.startswith("the line") for message in told] == [True] * 3
+
+
 @pytest.mark.parametrize(
     "content", ["not a result", "not a result\n", '{"some": "json"}', '{"custom_id": null}\n']
 )
