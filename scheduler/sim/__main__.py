@@ -16,7 +16,8 @@ from scheduler.cluster.cost import Kernel
 from scheduler.cluster.policies import BASELINES, UnknownPolicy, named
 from scheduler.cluster.profile import InvalidProfile, Profile, Slo, from_json
 from scheduler.sim.catalogue import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
-from scheduler.sim.chart import NoMatplotlib, draw
+from scheduler.sim.chart import CannotDraw, check_drawable, draw
+from scheduler.sim.files import InvalidOption, check_writable, write
 from scheduler.sim.plan import Need, Question, Watch, needed
 from scheduler.sim.popularity import InvalidLaw, Known, Popularity, popularity
 from scheduler.sim.replay import Hardware, Traffic, fitted
@@ -29,17 +30,13 @@ _TIMES = 4
 _WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
 
-class InvalidOption(ValueError):
-    """An option whose value cannot be used; says which and the remedy."""
-
-
 _BAD_INPUT = (
+    CannotDraw,
     InvalidCatalogue,
     InvalidLaw,
     InvalidOption,
     InvalidProfile,
     InvalidTrace,
-    NoMatplotlib,
     OSError,
     UnicodeDecodeError,
     UnknownPolicy,
@@ -191,14 +188,25 @@ def _watch(bar: "tqdm[NoReturn]") -> Watch:
     return watch
 
 
+def _check_answers(options: Namespace) -> None:
+    """What would keep an answer from being written shows before it is worked out."""
+    if options.out:
+        check_writable("--out", options.out)
+    if options.figure:
+        check_writable("--figure", options.figure)
+        check_drawable(options.figure)
+
+
 def _plan(options: Namespace) -> int:
+    _check_answers(options)
     question = _question(options)
     needs = _needs(question, options.policies.split(","))
-    if options.out:
-        options.out.write_text(as_json(question, needs[0]))
-    if options.figure:
-        draw(question, needs, options.figure)
     sys.stdout.writelines(f"{line}\n" for line in lines(question, needs))
+    sys.stdout.flush()  # the table stands, whatever becomes of the files
+    if options.out:
+        write("--out", options.out, lambda path: path.write_text(as_json(question, needs[0])))
+    if options.figure:
+        write("--figure", options.figure, lambda path: draw(question, needs, path))
     return 0 if needs[0].fewest else 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.cluster.profile import Slo
 from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
+from scheduler.sim.__main__ import main
 from scheduler.sim.outcome import Outcome
 from scheduler.sim.plan import Trial, likely_nodes, trials
 from scheduler.sim.replay import Replay
@@ -168,6 +169,50 @@ def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: st
     assert done.stdout == ""
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "says"),
+    [
+        ("--out", "missing/placement.json", "make it"),
+        ("--out", "", "a folder"),
+        ("--figure", "missing/figure.png", "make it"),
+        ("--figure", "figure.xyz", ".png"),
+        ("--figure", "figure", ".png"),
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_told_before_the_work(
+    trace: Path, tmp_path: Path, option: str, name: str, says: str
+) -> None:
+    done = _plan(*_asked(trace), option, tmp_path / name)
+    assert done.returncode == 2
+    assert f"{option} {tmp_path / name}: " in done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # no progress either
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_without_matplotlib_is_told_before_the_work(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    figure = tmp_path / "figure.png"
+    with pytest.raises(SystemExit):
+        main([str(each) for each in ("plan", *_asked(trace), "--figure", figure)])
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        f"python -m scheduler.sim: --figure {figure}: this needs matplotlib: pip install matplotlib, or leave "
+        "--figure out"
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_the_table_stands_even_if_a_file_cannot_be_written(trace: Path) -> None:
+    done = _plan(*_asked(trace), "--policies", "ours", "--out", "/dev/full")
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("nodes needed: ")
+    assert "--out /dev/full: No space left" in done.stderr.splitlines()[-1]
 
 
 def test_what_must_be_asked_is_asked_for_in_one_line() -> None:
