@@ -17,15 +17,17 @@ from scheduler.cluster.policies import BASELINES, UnknownPolicy, named
 from scheduler.cluster.profile import InvalidProfile, Profile, Slo, from_json
 from scheduler.sim.catalogue import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
 from scheduler.sim.chart import CannotDraw, check_drawable, draw
-from scheduler.sim.files import InvalidOption, check_writable, write
+from scheduler.sim.files import InvalidOption, check_writable, read, write
 from scheduler.sim.plan import Need, Question, Watch, needed
 from scheduler.sim.popularity import InvalidLaw, Known, Popularity, popularity
 from scheduler.sim.replay import Hardware, Traffic, fitted
 from scheduler.sim.report import as_json, lines
-from scheduler.sim.trace import Call, InvalidTrace, busiest_s, read_trace
+from scheduler.sim.trace import Call, busiest_s, read_trace
 from scheduler.sim.workload import assigned, over
 
 _PROFILES = Path(__file__).parents[1] / "cluster" / "profiles"
+_TRACE = "CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
+_LIST = "a CSV, JSON or text file of name,rank[,bytes][,share]"
 _TIMES = 4
 _WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
@@ -36,9 +38,6 @@ _BAD_INPUT = (
     InvalidLaw,
     InvalidOption,
     InvalidProfile,
-    InvalidTrace,
-    OSError,
-    UnicodeDecodeError,
     UnknownPolicy,
 )
 
@@ -59,12 +58,8 @@ def _parser() -> ArgumentParser:
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     asked = plan.add_argument_group("what is asked")
-    asked.add_argument(
-        "--trace", type=Path, required=True, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
-    )
-    asked.add_argument(
-        "--adapters", required=True, help="how many, or a CSV, JSON or text file of name,rank[,bytes][,share]"
-    )
+    asked.add_argument("--trace", type=Path, required=True, help=_TRACE)
+    asked.add_argument("--adapters", required=True, help=f"how many, or {_LIST}")
     asked.add_argument(
         "--ranks",
         metavar="MIX",
@@ -114,7 +109,7 @@ def _profile(name: str) -> Profile:
         return from_json((_PROFILES / f"{name}.json").read_text())
     if not Path(name).is_file():
         raise InvalidProfile(f"--profile {name!r} is neither a file nor one of {', '.join(shipped)}")
-    return from_json(Path(name).read_text())
+    return read("--profile", Path(name), "give the JSON of a profile", from_json)
 
 
 def _catalogue(options: Namespace) -> Catalogue:
@@ -122,7 +117,8 @@ def _catalogue(options: Namespace) -> Catalogue:
     if options.adapters.lstrip("-").isdigit():
         count = int(_positive("adapters", int(options.adapters)))
         return Catalogue(catalogue(count, rank_mix(options.ranks or "equal")))
-    known = read_catalogue(Path(options.adapters).read_text())
+    remedy = f"give how many adapters there are, or {_LIST}"
+    known = read("--adapters", Path(options.adapters), remedy, read_catalogue)
     if options.ranks is not None:
         raise InvalidOption(f"--ranks {options.ranks}: {options.adapters} lists ranks; leave --ranks out")
     if known.shares is not None and options.popularity is not None:
@@ -150,7 +146,8 @@ def _question(options: Namespace) -> Question:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
     slo = Slo(_positive("slo-ttft", options.slo_ttft), _positive("slo-tbt", options.slo_tbt))
-    trace, speedup = read_trace(options.trace.read_text()), _positive("speedup", options.speedup)
+    trace = read("--trace", options.trace, f"give a {_TRACE}", read_trace)
+    speedup = _positive("speedup", options.speedup)
     trace = tuple(call.at(call.arrival_s / speedup) for call in trace)
     whole_s = floor(trace[-1].arrival_s) + 1.0
     seconds = min(_positive("seconds", options.seconds or whole_s), whole_s)

@@ -149,8 +149,12 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--trace", "missing.csv"], "missing.csv"),
-        (["--adapters", "missing.csv"], "missing.csv"),
+        (["--trace", "missing.csv"], "--trace missing.csv: No such file or directory: give a CSV"),
+        (["--trace", "/"], "--trace /: Is a directory: give a CSV"),
+        (["--trace", sys.executable], f"--trace {sys.executable}: this is not such a text file: give a CSV"),
+        (["--trace", __file__], f"--trace {__file__}: line 1 lacks the column TIMESTAMP: give a CSV"),
+        (["--adapters", "missing.csv"], "--adapters missing.csv: No such file or directory: give how many"),
+        (["--adapters", __file__], f"--adapters {__file__}: adapter 1 "),
         (["--adapters", "0"], "--adapters 0"),
         (["--adapters", "many"], "many"),
         (["--ranks", "odd"], "ranks='odd'"),
