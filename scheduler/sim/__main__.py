@@ -102,6 +102,12 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
+def _seconds(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise InvalidOption(f"--seconds {value:g}: give 0 or more; 0 simulates the whole trace")
+    return value
+
+
 def _profile(name: str) -> Profile:
     """A shipped profile by name, or any by path."""
     shipped = sorted(path.stem for path in _PROFILES.glob("*.json"))
@@ -150,7 +156,7 @@ def _question(options: Namespace) -> Question:
     speedup = _positive("speedup", options.speedup)
     trace = tuple(call.at(call.arrival_s / speedup) for call in trace)
     whole_s = floor(trace[-1].arrival_s) + 1.0
-    seconds = min(_positive("seconds", options.seconds or whole_s), whole_s)
+    seconds = min(_seconds(options.seconds) or whole_s, whole_s)
     rng = np.random.default_rng(options.seed)
     order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)

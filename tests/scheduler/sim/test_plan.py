@@ -164,7 +164,7 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
         (["--slo-tbt", "0.001"], "loosen the SLO"),
         (["--slo-ttft", "-1"], "--slo-ttft -1"),
         (["--slo-ttft", "soon"], "--slo-ttft"),
-        (["--seconds", "-5"], "--seconds"),
+        (["--seconds", "-5"], "--seconds -5: give 0 or more"),
     ],
 )
 def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: str) -> None:
