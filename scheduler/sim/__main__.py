@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scheduler.cluster.cost import Kernel
+from scheduler.cluster.eviction import CheapestEviction
 from scheduler.cluster.policies import BASELINES, UnknownPolicy, named
 from scheduler.cluster.profile import InvalidProfile, Profile, Slo, from_json
 from scheduler.sim.catalogue import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
@@ -55,6 +56,8 @@ def _parser() -> ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="how many nodes a workload needs, which placement, what it costs, what other policies would need",
+        description="Node hours, the cost, are the nodes needed times the hours that the whole trace lasts at "
+        "--speedup, however little of it is simulated.",
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     asked = plan.add_argument_group("what is asked")
@@ -148,6 +151,27 @@ def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
     return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
 
 
+def _check_room(known: Catalogue, memory_bytes: int) -> None:
+    largest = max(known.adapters, key=lambda ref: ref.nbytes)
+    if largest.nbytes > memory_bytes:
+        raise InvalidOption(
+            f"--adapter-gib {memory_bytes / 2**30:g}: adapter {largest.name!r} of rank {largest.rank} takes "
+            f"{largest.nbytes / 2**30:.3f} GiB and fits on no node: give at least that much, or leave it out"
+        )
+
+
+def _check_slo(hardware: Hardware) -> None:
+    """An SLO that no node can meet shows before the work."""
+    slo, model = hardware.profile.slo, hardware.profile.model(hardware.kernel)
+    try:
+        hardware.node(CheapestEviction())
+    except InvalidProfile as error:
+        raise InvalidOption(
+            f"--slo-ttft {slo.ttft_s:g} --slo-tbt {slo.tbt_s:g}: no node meets this, as even a step that does "
+            f"nothing takes {model.base_s:.4f} s, and a first token two steps: loosen the SLO or take a faster node"
+        ) from error
+
+
 def _question(options: Namespace) -> Question:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
@@ -162,13 +186,14 @@ def _question(options: Namespace) -> Question:
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
     traffic = Traffic(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
     memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
+    _check_room(known, memory_bytes)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
+    _check_slo(hardware)
     return Question(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
 
 
 def _needs(question: Question, names: Sequence[str]) -> list[Need]:
     policies = [named(name) for name in names]
-    question.hardware.node(policies[0].eviction)  # an SLO that no node can meet shows here, not half-way
     needs: list[Need] = []
     with tqdm(total=len(policies), unit="policy", file=sys.stderr, mininterval=0.5) as bar:
         for policy in policies:

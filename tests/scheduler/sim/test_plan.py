@@ -146,6 +146,20 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
     assert done.stdout.splitlines()[-1].startswith("nodes needed: more than 1")
 
 
+def test_a_trial_that_was_given_up_shows_no_figures(trace: Path) -> None:
+    """One node for two hundred requests a second is soon behind; the few that it answered by then flatter it."""
+    done = _plan(*_asked(trace, ttft_s=0.1), "--speedup", 10, "--policies", "ours,slora-random", "--most", 1)
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("ours ", "slora-random "))]
+    assert [row[1:] for row in rows] == [[">1", ">0.05", *["-"] * 7]] * 2
+    assert "-: given up early, with too many requests late" in done.stdout.splitlines()
+
+
+def test_the_help_says_what_node_hours_are() -> None:
+    assert "Node hours, the cost, are the nodes needed times the hours" in " ".join(
+        _plan("-h").stdout.split()
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -162,6 +176,8 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
         (["--profile", "odd"], "'odd' is neither a file nor one of"),
         (["--policies", "odd"], "policy='odd'"),
         (["--slo-tbt", "0.001"], "loosen the SLO"),
+        (["--slo-ttft", "0.0001"], "--slo-ttft 0.0001 --slo-tbt 0.05: no node meets this"),
+        (["--adapter-gib", "0.001"], "rank 128 takes 0.625 GiB and fits on no node: give at least"),
         (["--slo-ttft", "-1"], "--slo-ttft -1"),
         (["--slo-ttft", "soon"], "--slo-ttft"),
         (["--seconds", "-5"], "--seconds -5: give 0 or more"),
