@@ -13,35 +13,32 @@ import numpy as np
 from tqdm import tqdm
 
 from scheduler.cluster.cost import Kernel
+from scheduler.cluster.eviction import CheapestEviction
 from scheduler.cluster.policies import BASELINES, UnknownPolicy, named
 from scheduler.cluster.profile import InvalidProfile, Profile, Slo, from_json
 from scheduler.sim.catalogue import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
-from scheduler.sim.chart import NoMatplotlib, draw
+from scheduler.sim.chart import CannotDraw, check_drawable, draw
+from scheduler.sim.files import InvalidOption, check_writable, read, write
 from scheduler.sim.plan import Need, Question, Watch, needed
 from scheduler.sim.popularity import InvalidLaw, Known, Popularity, popularity
 from scheduler.sim.replay import Hardware, Traffic, fitted
 from scheduler.sim.report import as_json, lines
-from scheduler.sim.trace import Call, InvalidTrace, busiest_s, read_trace
+from scheduler.sim.trace import Call, busiest_s, read_trace
 from scheduler.sim.workload import assigned, over
 
 _PROFILES = Path(__file__).parents[1] / "cluster" / "profiles"
+_TRACE = "CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
+_LIST = "a CSV, JSON or text file of name,rank[,bytes][,share]"
 _TIMES = 4
 _WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
 
-class InvalidOption(ValueError):
-    """An option whose value cannot be used; says which and the remedy."""
-
-
 _BAD_INPUT = (
+    CannotDraw,
     InvalidCatalogue,
     InvalidLaw,
     InvalidOption,
     InvalidProfile,
-    InvalidTrace,
-    NoMatplotlib,
-    OSError,
-    UnicodeDecodeError,
     UnknownPolicy,
 )
 
@@ -59,15 +56,13 @@ def _parser() -> ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="how many nodes a workload needs, which placement, what it costs, what other policies would need",
+        description="Node hours, the cost, are the nodes needed times the hours that the whole trace lasts at "
+        "--speedup, however little of it is simulated.",
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     asked = plan.add_argument_group("what is asked")
-    asked.add_argument(
-        "--trace", type=Path, required=True, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
-    )
-    asked.add_argument(
-        "--adapters", required=True, help="how many, or a CSV, JSON or text file of name,rank[,bytes][,share]"
-    )
+    asked.add_argument("--trace", type=Path, required=True, help=_TRACE)
+    asked.add_argument("--adapters", required=True, help=f"how many, or {_LIST}")
     asked.add_argument(
         "--ranks",
         metavar="MIX",
@@ -110,6 +105,12 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
+def _seconds(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise InvalidOption(f"--seconds {value:g}: give 0 or more; 0 simulates the whole trace")
+    return value
+
+
 def _profile(name: str) -> Profile:
     """A shipped profile by name, or any by path."""
     shipped = sorted(path.stem for path in _PROFILES.glob("*.json"))
@@ -117,7 +118,7 @@ def _profile(name: str) -> Profile:
         return from_json((_PROFILES / f"{name}.json").read_text())
     if not Path(name).is_file():
         raise InvalidProfile(f"--profile {name!r} is neither a file nor one of {', '.join(shipped)}")
-    return from_json(Path(name).read_text())
+    return read("--profile", Path(name), "give the JSON of a profile", from_json)
 
 
 def _catalogue(options: Namespace) -> Catalogue:
@@ -125,7 +126,8 @@ def _catalogue(options: Namespace) -> Catalogue:
     if options.adapters.lstrip("-").isdigit():
         count = int(_positive("adapters", int(options.adapters)))
         return Catalogue(catalogue(count, rank_mix(options.ranks or "equal")))
-    known = read_catalogue(Path(options.adapters).read_text())
+    remedy = f"give how many adapters there are, or {_LIST}"
+    known = read("--adapters", Path(options.adapters), remedy, read_catalogue)
     if options.ranks is not None:
         raise InvalidOption(f"--ranks {options.ranks}: {options.adapters} lists ranks; leave --ranks out")
     if known.shares is not None and options.popularity is not None:
@@ -149,26 +151,49 @@ def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
     return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
 
 
+def _check_room(known: Catalogue, memory_bytes: int) -> None:
+    largest = max(known.adapters, key=lambda ref: ref.nbytes)
+    if largest.nbytes > memory_bytes:
+        raise InvalidOption(
+            f"--adapter-gib {memory_bytes / 2**30:g}: adapter {largest.name!r} of rank {largest.rank} takes "
+            f"{largest.nbytes / 2**30:.3f} GiB and fits on no node: give at least that much, or leave it out"
+        )
+
+
+def _check_slo(hardware: Hardware) -> None:
+    """An SLO that no node can meet shows before the work."""
+    slo, model = hardware.profile.slo, hardware.profile.model(hardware.kernel)
+    try:
+        hardware.node(CheapestEviction())
+    except InvalidProfile as error:
+        raise InvalidOption(
+            f"--slo-ttft {slo.ttft_s:g} --slo-tbt {slo.tbt_s:g}: no node meets this, as even a step that does "
+            f"nothing takes {model.base_s:.4f} s, and a first token two steps: loosen the SLO or take a faster node"
+        ) from error
+
+
 def _question(options: Namespace) -> Question:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
     slo = Slo(_positive("slo-ttft", options.slo_ttft), _positive("slo-tbt", options.slo_tbt))
-    trace, speedup = read_trace(options.trace.read_text()), _positive("speedup", options.speedup)
+    trace = read("--trace", options.trace, f"give a {_TRACE}", read_trace)
+    speedup = _positive("speedup", options.speedup)
     trace = tuple(call.at(call.arrival_s / speedup) for call in trace)
     whole_s = floor(trace[-1].arrival_s) + 1.0
-    seconds = min(_positive("seconds", options.seconds or whole_s), whole_s)
+    seconds = min(_seconds(options.seconds) or whole_s, whole_s)
     rng = np.random.default_rng(options.seed)
     order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
     traffic = Traffic(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
     memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
+    _check_room(known, memory_bytes)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
+    _check_slo(hardware)
     return Question(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
 
 
 def _needs(question: Question, names: Sequence[str]) -> list[Need]:
     policies = [named(name) for name in names]
-    question.hardware.node(policies[0].eviction)  # an SLO that no node can meet shows here, not half-way
     needs: list[Need] = []
     with tqdm(total=len(policies), unit="policy", file=sys.stderr, mininterval=0.5) as bar:
         for policy in policies:
@@ -191,14 +216,25 @@ def _watch(bar: "tqdm[NoReturn]") -> Watch:
     return watch
 
 
+def _check_answers(options: Namespace) -> None:
+    """What would keep an answer from being written shows before it is worked out."""
+    if options.out:
+        check_writable("--out", options.out)
+    if options.figure:
+        check_writable("--figure", options.figure)
+        check_drawable(options.figure)
+
+
 def _plan(options: Namespace) -> int:
+    _check_answers(options)
     question = _question(options)
     needs = _needs(question, options.policies.split(","))
-    if options.out:
-        options.out.write_text(as_json(question, needs[0]))
-    if options.figure:
-        draw(question, needs, options.figure)
     sys.stdout.writelines(f"{line}\n" for line in lines(question, needs))
+    sys.stdout.flush()  # the table stands, whatever becomes of the files
+    if options.out:
+        write("--out", options.out, lambda path: path.write_text(as_json(question, needs[0])))
+    if options.figure:
+        write("--figure", options.figure, lambda path: draw(question, needs, path))
     return 0 if needs[0].fewest else 1
 
 

@@ -111,21 +111,36 @@ def _line_rows(text: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _entry(row: Mapping[str, Any], at: int, bytes_per_rank: int) -> tuple[AdapterRef, float | None]:
+    name = row.get("name")
+    if name in (None, ""):
+        raise InvalidCatalogue(f"adapter {at + 1} has no name: give name,rank[,bytes][,share]")
+    where = f"adapter {at + 1} ({str(name).strip()!r})"
+    rank = _whole(where, "rank", row.get("rank"))
+    nbytes = _whole(where, "bytes", row.get("bytes") or rank * bytes_per_rank)
+    return _ref(at, str(name).strip(), rank, nbytes), _share(where, row.get("share"))
+
+
+def _whole(where: str, field: str, given: Any) -> int:
     try:
-        rank = int(row["rank"])
-        nbytes = int(row.get("bytes") or rank * bytes_per_rank)
-        share = row.get("share")
-        ref = _ref(at, str(row["name"]).strip(), rank, nbytes)
-        part = None if share in (None, "") else float(share)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidCatalogue(
-            f"adapter {at + 1}, {dict(row)}: {error!r}: give name,rank[,bytes][,share]"
-        ) from error
-    if rank < 1 or nbytes < 1 or (part is not None and part < 0):
-        raise InvalidCatalogue(
-            f"adapter {ref.name!r}: give a rank and bytes of 1 or more, a share of 0 or more"
-        )
-    return ref, part
+        value = int(given)
+    except (OverflowError, TypeError, ValueError):
+        value = 0
+    if value < 1:
+        found = "nothing" if given is None else repr(given)
+        raise InvalidCatalogue(f"{where}, {field}: found {found}: give a whole number of 1 or more")
+    return value
+
+
+def _share(where: str, given: Any) -> float | None:
+    if given in (None, ""):
+        return None
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise InvalidCatalogue(f"{where}, share: found {given!r}: give a number of 0 or more, or nothing")
+    return value
 
 
 def _normalised(shares: list[float | None]) -> tuple[float, ...] | None:

@@ -5,19 +5,31 @@ from pathlib import Path
 
 from scheduler.sim.plan import Need, Question
 
+_KINDS = (".png", ".pdf", ".svg", ".jpg")  # what matplotlib writes without further programs
 
-class NoMatplotlib(RuntimeError):
-    """A figure was asked for where matplotlib is not installed; says the remedy."""
+
+class CannotDraw(RuntimeError):
+    """A figure was asked for where matplotlib is not installed, or of a kind that it cannot write; says the
+    remedy."""
+
+
+def check_drawable(path: Path) -> None:
+    """Raises CannotDraw if `draw` could not write a picture of the suffix of `path`."""
+    try:
+        import matplotlib.figure  # noqa: F401, PLC0415  # optional: only figures need it
+    except ImportError as error:
+        raise CannotDraw(
+            f"--figure {path}: this needs matplotlib: pip install matplotlib, or leave --figure out"
+        ) from error
+    if path.suffix.lower() not in _KINDS:
+        raise CannotDraw(f"--figure {path}: give a file that ends in one of {', '.join(_KINDS)}")
 
 
 def draw(question: Question, needs: Sequence[Need], path: Path) -> None:
-    """Write a picture: nodes that each policy needs, and P95 of both times over the nodes that were tried."""
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  # optional: only figures need it
-    except ImportError as error:
-        raise NoMatplotlib(
-            "a figure needs matplotlib: pip install matplotlib, or leave --figure out"
-        ) from error
+    """Write a picture: nodes that each policy needs, and P95 of both times over the nodes that were tried.
+    `check_drawable` says beforehand whether it can."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # optional: only figures need it
+
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     bars, ttft, tbt = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
     names = [need.policy.name for need in needs]

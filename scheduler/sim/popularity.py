@@ -128,7 +128,9 @@ def popularity(text: str) -> Popularity:
     try:
         alpha = float(given) if given else 0.3
     except ValueError as error:
-        raise InvalidLaw(f"popularity={text!r}: {given!r} is not a number") from error
+        raise InvalidLaw(
+            f"popularity={text!r}: {given!r} is not a number: give {name}:ALPHA, ALPHA in (0, 1]"
+        ) from error
     laws: dict[str, Popularity] = {
         "uniform": PowerLaw(1.0),
         "power": PowerLaw(alpha),

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.state import RoutingTable
-from scheduler.sim.plan import Need, Question
+from scheduler.sim.plan import Need, Question, Trial
 from scheduler.sim.replay import Replay
 
 _GIB = 2**30
+_GIVEN_UP = "  ".join("-".rjust(width) for width in (10, 10, 8, 10, 6, 5, 9))
 
 
 def lines(question: Question, needs: Sequence[Need]) -> Iterator[str]:
@@ -71,15 +72,23 @@ def _policies(question: Question, needs: Sequence[Need]) -> Iterator[str]:
         f"GiB a node  of all  pulls  GiB moved"
     )
     for need in needs:
-        trial, outcome = need.best, need.best.replay.outcome
-        last = trial.replay.last
-        held = last.kept_bytes / trial.nodes
-        nodes = f"{trial.nodes}" if trial.enough else f">{trial.nodes}"
-        yield (
-            f"{need.policy.name:{width}}  {nodes:>5}  {trial.nodes * question.hours:10.2f}  "
-            f"{outcome.ttft_p95_s:10.3f}  {1e3 * outcome.tbt_p95_s:10.2f}  {outcome.goodput:8.2f}  "
-            f"{held / _GIB:10.2f}  {100 * held / everything:5.0f}%  {last.pulls:5d}  {last.moved_bytes / _GIB:9.2f}"
-        )
+        trial = need.best
+        mark = "" if trial.enough else ">"
+        nodes, hours = f"{mark}{trial.nodes}", f"{mark}{trial.nodes * question.hours:.2f}"
+        figures = _figures(trial, everything) if trial.replay.finished else _GIVEN_UP
+        yield f"{need.policy.name:{width}}  {nodes:>5}  {hours:>10}  {figures}"
+    if not all(need.best.replay.finished for need in needs):
+        yield "-: given up early, with too many requests late"
+
+
+def _figures(trial: Trial, everything: int) -> str:
+    """Of a run that was finished; `everything` is the bytes of all adapters."""
+    outcome, last = trial.replay.outcome, trial.replay.last
+    held = last.kept_bytes / trial.nodes
+    return (
+        f"{outcome.ttft_p95_s:10.3f}  {1e3 * outcome.tbt_p95_s:10.2f}  {outcome.goodput:8.2f}  "
+        f"{held / _GIB:10.2f}  {100 * held / everything:5.0f}%  {last.pulls:5d}  {last.moved_bytes / _GIB:9.2f}"
+    )
 
 
 def _tiers(done: Replay) -> Iterator[str]:

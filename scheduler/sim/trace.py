@@ -10,6 +10,8 @@ from datetime import datetime
 
 import numpy as np
 
+_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
 
 class InvalidTrace(ValueError):
     """A trace that lacks a column, has a field that is not what the column holds, or has too few rows."""
@@ -30,13 +32,17 @@ class Call:
 
 def read_trace(text: str) -> tuple[Call, ...]:
     """The calls of an Azure LLM inference trace (CSV with TIMESTAMP, ContextTokens, GeneratedTokens), the
-    first at 0 s. Timestamps have seven decimals, of which the last is below a microsecond and is dropped."""
-    rows = list(csv.DictReader(text.splitlines()))
-    if not rows:
-        raise InvalidTrace("the trace has no rows: give a CSV of TIMESTAMP,ContextTokens,GeneratedTokens")
-    calls = sorted(
-        (_call(row, line) for line, row in enumerate(rows, start=2)), key=lambda call: call.arrival_s
-    )
+    first at 0 s. Timestamps have seven decimals, of which the last is below a microsecond and is dropped.
+    Raises InvalidTrace with the line, the column and what is wrong there."""
+    table = csv.DictReader(text.splitlines())
+    lacking = [name for name in _COLUMNS if table.fieldnames and name not in table.fieldnames]
+    if lacking:
+        raise InvalidTrace(
+            f"line 1 lacks the column {lacking[0]}: give a CSV that begins with {','.join(_COLUMNS)}"
+        )
+    calls = sorted((_call(row, table.line_num) for row in table), key=lambda call: call.arrival_s)
+    if not calls:
+        raise InvalidTrace(f"the trace has no rows: give a CSV of {','.join(_COLUMNS)}")
     return tuple(call.at(call.arrival_s - calls[0].arrival_s) for call in calls)
 
 
@@ -78,12 +84,31 @@ def busiest_s(calls: Sequence[Call], seconds: float) -> float:
     return float(times[int(np.argmax(tokens[ends] - tokens[: len(times)]))])
 
 
-def _call(row: dict[str, str], line: int) -> Call:
+def _call(row: dict[str, str | None], line: int) -> Call:
+    """A prompt has a token at least; an answer that was none is taken for one of a single token."""
+    prompt, output = _tokens(row, "ContextTokens", line, 1), _tokens(row, "GeneratedTokens", line, 0)
+    return Call(_time_s(row, line), prompt, max(1, output))
+
+
+def _time_s(row: dict[str, str | None], line: int) -> float:
+    given = row["TIMESTAMP"]
     try:
-        at_s = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
-        prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidTrace(
-            f"line {line} of the trace is not TIMESTAMP,ContextTokens,GeneratedTokens: {error!r}"
-        ) from error
-    return Call(at_s, max(1, prompt), max(1, output))
+        return datetime.fromisoformat((given or "")[:26]).timestamp()
+    except ValueError as error:
+        raise _wrong(line, "TIMESTAMP", given, "a time such as 2023-11-16 18:17:03.9799600") from error
+
+
+def _tokens(row: dict[str, str | None], column: str, line: int, least: int) -> int:
+    given = row[column]
+    try:
+        count = int(given or "")
+    except ValueError as error:
+        raise _wrong(line, column, given, f"a whole number of {least} or more") from error
+    if count < least:
+        raise _wrong(line, column, given, f"a whole number of {least} or more")
+    return count
+
+
+def _wrong(line: int, column: str, given: str | None, wanted: str) -> InvalidTrace:
+    found = "nothing" if given is None else repr(given)
+    return InvalidTrace(f"line {line}, column {column}: found {found}: give {wanted}")

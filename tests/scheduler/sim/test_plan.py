@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.cluster.profile import Slo
 from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
+from scheduler.sim.__main__ import main
 from scheduler.sim.outcome import Outcome
 from scheduler.sim.plan import Trial, likely_nodes, trials
 from scheduler.sim.replay import Replay
@@ -145,11 +146,29 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
     assert done.stdout.splitlines()[-1].startswith("nodes needed: more than 1")
 
 
+def test_a_trial_that_was_given_up_shows_no_figures(trace: Path) -> None:
+    """One node for two hundred requests a second is soon behind; the few that it answered by then flatter it."""
+    done = _plan(*_asked(trace, ttft_s=0.1), "--speedup", 10, "--policies", "ours,slora-random", "--most", 1)
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("ours ", "slora-random "))]
+    assert [row[1:] for row in rows] == [[">1", ">0.05", *["-"] * 7]] * 2
+    assert "-: given up early, with too many requests late" in done.stdout.splitlines()
+
+
+def test_the_help_says_what_node_hours_are() -> None:
+    assert "Node hours, the cost, are the nodes needed times the hours" in " ".join(
+        _plan("-h").stdout.split()
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--trace", "missing.csv"], "missing.csv"),
-        (["--adapters", "missing.csv"], "missing.csv"),
+        (["--trace", "missing.csv"], "--trace missing.csv: No such file or directory: give a CSV"),
+        (["--trace", "/"], "--trace /: Is a directory: give a CSV"),
+        (["--trace", sys.executable], f"--trace {sys.executable}: this is not such a text file: give a CSV"),
+        (["--trace", __file__], f"--trace {__file__}: line 1 lacks the column TIMESTAMP: give a CSV"),
+        (["--adapters", "missing.csv"], "--adapters missing.csv: No such file or directory: give how many"),
+        (["--adapters", __file__], f"--adapters {__file__}: adapter 1 "),
         (["--adapters", "0"], "--adapters 0"),
         (["--adapters", "many"], "many"),
         (["--ranks", "odd"], "ranks='odd'"),
@@ -157,9 +176,11 @@ def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> No
         (["--profile", "odd"], "'odd' is neither a file nor one of"),
         (["--policies", "odd"], "policy='odd'"),
         (["--slo-tbt", "0.001"], "loosen the SLO"),
+        (["--slo-ttft", "0.0001"], "--slo-ttft 0.0001 --slo-tbt 0.05: no node meets this"),
+        (["--adapter-gib", "0.001"], "rank 128 takes 0.625 GiB and fits on no node: give at least"),
         (["--slo-ttft", "-1"], "--slo-ttft -1"),
         (["--slo-ttft", "soon"], "--slo-ttft"),
-        (["--seconds", "-5"], "--seconds"),
+        (["--seconds", "-5"], "--seconds -5: give 0 or more"),
     ],
 )
 def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: str) -> None:
@@ -168,6 +189,50 @@ def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: st
     assert done.stdout == ""
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "says"),
+    [
+        ("--out", "missing/placement.json", "make it"),
+        ("--out", "", "a folder"),
+        ("--figure", "missing/figure.png", "make it"),
+        ("--figure", "figure.xyz", ".png"),
+        ("--figure", "figure", ".png"),
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_told_before_the_work(
+    trace: Path, tmp_path: Path, option: str, name: str, says: str
+) -> None:
+    done = _plan(*_asked(trace), option, tmp_path / name)
+    assert done.returncode == 2
+    assert f"{option} {tmp_path / name}: " in done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # no progress either
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_without_matplotlib_is_told_before_the_work(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    figure = tmp_path / "figure.png"
+    with pytest.raises(SystemExit):
+        main([str(each) for each in ("plan", *_asked(trace), "--figure", figure)])
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        f"python -m scheduler.sim: --figure {figure}: this needs matplotlib: pip install matplotlib, or leave "
+        "--figure out"
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_the_table_stands_even_if_a_file_cannot_be_written(trace: Path) -> None:
+    done = _plan(*_asked(trace), "--policies", "ours", "--out", "/dev/full")
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("nodes needed: ")
+    assert "--out /dev/full: No space left" in done.stderr.splitlines()[-1]
 
 
 def test_what_must_be_asked_is_asked_for_in_one_line() -> None:

@@ -57,8 +57,13 @@ def test_a_trace_is_read_in_order_from_zero() -> None:
     ("text", "says"),
     [
         ("", "no rows"),
-        ("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9,4\n", "line 2.*GeneratedTokens"),
-        (TRACE + "yesterday,1,1\n", "line 5.*TIMESTAMP"),
+        ("TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9,4\n", "line 1 lacks .*GeneratedTokens"),
+        (TRACE + "yesterday,1,1\n", "line 5, column TIMESTAMP: found 'yesterday': give a time"),
+        (TRACE + "\n2023-11-16 18:17:05,abc,1\n", "line 6, column ContextTokens: found 'abc': give a whole"),
+        (TRACE + "2023-11-16 18:17:05,1\n", "line 5, column GeneratedTokens: found nothing: give a whole"),
+        (TRACE + "2023-11-16 18:17:05,-1,1\n", "line 5, column ContextTokens: found '-1': .* 1 or more"),
+        (TRACE + "2023-11-16 18:17:05,0,1\n", "line 5, column ContextTokens: found '0': .* 1 or more"),
+        (TRACE + "2023-11-16 18:17:05,1,-1\n", "line 5, column GeneratedTokens: found '-1': .* 0 or more"),
     ],
 )
 def test_a_broken_trace_is_refused(text: str, says: str) -> None:
@@ -148,7 +153,11 @@ def test_plain_lines_need_only_a_name_and_a_rank() -> None:
     [
         ("", "empty"),
         ("a\n", "adapter 1"),
-        ("a,eight\n", "adapter 1"),
+        ("a,eight\n", r"adapter 1 \('a'\), rank: found 'eight': give a whole number"),
+        ("rank\n8\n", "adapter 1.*: give"),
+        ("name,size\na,8\n", r"adapter 1 \('a'\), rank: found nothing: give"),
+        ("a,8,much\n", "bytes: found 'much': give"),
+        ("a,8,1,much\n", "share: found 'much': give"),
         ("a,0\n", "'a'.*1 or more"),
         ("a,8\na,16\n", "'a' is listed twice"),
         ("a,8,,1\nb,8\n", "all or none"),
@@ -243,5 +252,5 @@ def test_a_law_that_cannot_be_read_is_refused(text: str) -> None:
     if text == "power:":
         assert popularity(text) == PowerLaw(0.3)
         return
-    with pytest.raises(InvalidLaw, match="popularity="):
+    with pytest.raises(InvalidLaw, match=r"popularity=.*: give .*ALPHA in"):
         popularity(text)
