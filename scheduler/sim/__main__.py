@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import NoReturn
 
@@ -151,12 +151,13 @@ def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
     return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
 
 
-def _check_room(known: Catalogue, memory_bytes: int) -> None:
+def _check_room(known: Catalogue, gib: float) -> None:
     largest = max(known.adapters, key=lambda ref: ref.nbytes)
-    if largest.nbytes > memory_bytes:
+    if largest.nbytes > int(gib * 2**30):
         raise InvalidOption(
-            f"--adapter-gib {memory_bytes / 2**30:g}: adapter {largest.name!r} of rank {largest.rank} takes "
-            f"{largest.nbytes / 2**30:.3f} GiB and fits on no node: give at least that much, or leave it out"
+            f"--adapter-gib {gib:g}: adapter {largest.name!r} of rank {largest.rank} takes "
+            f"{ceil(largest.nbytes / 2**30 * 1000) / 1000:.3f} GiB and fits on no node: "
+            "give at least that much, or leave it out"
         )
 
 
@@ -186,7 +187,7 @@ def _question(options: Namespace) -> Question:
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
     traffic = Traffic(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
     memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
-    _check_room(known, memory_bytes)
+    _check_room(known, options.adapter_gib)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
     _check_slo(hardware)
     return Question(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)

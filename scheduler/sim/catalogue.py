@@ -127,7 +127,10 @@ def _whole(where: str, field: str, given: Any) -> int:
         value = 0
     if value < 1:
         found = "nothing" if given is None else repr(given)
-        raise InvalidCatalogue(f"{where}, {field}: found {found}: give a whole number of 1 or more")
+        raise InvalidCatalogue(
+            f"{where}, {field}: found {found}: give a whole number of 1 or more, in a list of "
+            "name,rank[,bytes][,share]"
+        )
     return value
 
 

@@ -177,7 +177,10 @@ def test_the_help_says_what_node_hours_are() -> None:
         (["--policies", "odd"], "policy='odd'"),
         (["--slo-tbt", "0.001"], "loosen the SLO"),
         (["--slo-ttft", "0.0001"], "--slo-ttft 0.0001 --slo-tbt 0.05: no node meets this"),
-        (["--adapter-gib", "0.001"], "rank 128 takes 0.625 GiB and fits on no node: give at least"),
+        (
+            ["--adapter-gib", "0.001"],
+            "--adapter-gib 0.001: adapter 'adapter-4' of rank 128 takes 0.625 GiB and fits on no node: give at least",
+        ),
         (["--slo-ttft", "-1"], "--slo-ttft -1"),
         (["--slo-ttft", "soon"], "--slo-ttft"),
         (["--seconds", "-5"], "--seconds -5: give 0 or more"),
