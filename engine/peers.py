@@ -102,7 +102,8 @@ def trust(config: PeerConfig) -> Security:
         try:
             security.check_host(address.host)
         except HelloRefused as error:
-            raise InvalidConfig(option, str(address), str(error)) from error
+            flags = "--peer-tls-ca, --peer-tls-cert, --peer-tls-key"
+            raise InvalidConfig(option, str(address), f"{error} ({flags})") from error
     return security
 
 

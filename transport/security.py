@@ -47,8 +47,7 @@ class Security:
     def check_host(self, host: str) -> None:
         """HelloRefused if bytes would travel in the clear beyond this machine."""
         if self.tls is None and not self.plain_network and not is_loopback(host):
-            remedy = "give TLS files (--peer-tls-ca, --peer-tls-cert, --peer-tls-key)"
-            raise HelloRefused(f"{host}: plain TCP stays on this machine; {remedy}")
+            raise HelloRefused(f"{host}: plain TCP stays on this machine; give TLS files")
 
 
 class Guard:
@@ -168,7 +167,7 @@ def is_loopback(host: str) -> bool:
 
 def _tls_remedy(error: ssl.SSLError) -> str:
     if error.reason == "WRONG_VERSION_NUMBER":  # what it said first was no TLS
-        return "the other end may be running with --peer-plain: give both TLS files"
+        return "the other end may speak plain TCP: give both TLS files"
     return "compare the certificates of both ends"
 
 

@@ -69,6 +69,6 @@ async def test_a_plain_puller_at_a_tls_source_fails_by_name(tmp_path: Path) -> N
 async def test_a_tls_puller_at_a_plain_source_is_told_that_it_may_be_plain(tmp_path: Path) -> None:
     tls = make_certificates(tmp_path, ["127.0.0.1"])
     source, puller = Setup().open("source"), Setup(tls=tls).open("puller")
-    with pytest.raises(HelloRefused, match=r"WRONG_VERSION_NUMBER; the other end may .* --peer-plain"):
+    with pytest.raises(HelloRefused, match=r"WRONG_VERSION_NUMBER; the other end may speak plain TCP"):
         await puller.lease(source.address, "anything", 5.0)
     await asyncio.gather(puller.close(), source.close())
