@@ -16,16 +16,16 @@ from typing import BinaryIO
 import msgspec
 from tqdm import tqdm
 
-from engine.api.desk import Desk
-from engine.api.endpoints import ENDPOINTS, Endpoint
+from engine.api.engine_client import Desk
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
+from engine.api.generation import ENDPOINTS, Endpoint
 from engine.api.schema import decoded
-from engine.assembly import assemble
-from engine.config import BatchConfig
+from engine.async_engine import Node
+from engine.build.assembly import assemble
+from engine.config.config import BatchConfig
+from engine.config.options import batch_config
 from engine.errors import GroupFailed, InvalidConfig
-from engine.ledger import RESULT_PREFIX, Ledger, key_of, key_of_line, open_ledger
-from engine.node import Node
-from engine.options import batch_config
+from engine.results_file import RESULT_PREFIX, Ledger, key_of, key_of_line, open_ledger
 from engine.telemetry import Telemetry
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
-from engine.answer import Answer
-from engine.assembly import assemble
-from engine.config import EngineConfig
+from engine.build.assembly import assemble
+from engine.config.config import EngineConfig
 from engine.core import StepResult
-from engine.text import Delta, TextCodec
+from engine.output import Answer
+from engine.tokenizer import Delta, TextCodec
 from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent, TokenLogprob
 from scheduler.request import Request, SamplingParams

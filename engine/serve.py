@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from aiohttp import web
 
 from engine.api.adapters import AdapterDesk
-from engine.api.desk import Desk
+from engine.api.engine_client import Desk
 from engine.api.http import http_app, http_runner
-from engine.assembly import assemble
-from engine.config import ServeConfig
+from engine.async_engine import Node
+from engine.build.assembly import assemble
+from engine.config.config import ServeConfig
+from engine.config.options import serve_config
 from engine.errors import GroupFailed, InvalidConfig
-from engine.group.workers import Workers
-from engine.node import Node
-from engine.options import serve_config
 from engine.telemetry import Telemetry
+from engine.tensor_parallel.worker_pool import Workers
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from lora.cut import Cut
+from lora.format.sharding import Cut
 from model.config import ModelConfig, UnsupportedModel, parse_config
 from model.linear import Linear, Quantization, make_linear
 from model.parallel import Shard

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lora.cut import Cut, SiteCut
+from lora.format.sharding import Cut, SiteCut
 from model.config import ModelConfig
 
 

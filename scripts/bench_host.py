@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from engine.draws import StepOutputs
-from engine.layout import LayOut
+from engine.runner.base import StepOutputs
+from engine.runner.input_batch import LayOut
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.plan import SliceOutput, StepPlan

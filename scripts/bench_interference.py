@@ -22,11 +22,11 @@ from statistics import median
 
 from tqdm import tqdm
 
-from engine.core import Computation, StepExecutor
+from engine.runner.base import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.cost import CostModel, Kernel, StepLoad
-from scheduler.cluster.profile import from_json
+from lora.segments import Lease
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
 from scripts.bench import live
 from scripts.bench.cases import by_rank

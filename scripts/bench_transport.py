@@ -33,10 +33,10 @@ import numpy as np
 
 from scripts.certificates import make_certificates
 from transport.base import Address, Arena, Memory, Transport
-from transport.doors import open_doors
+from transport.control.security import Security, TlsFiles
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
+from transport.paths.choice import open_doors
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 
 from transport.base import Address, Arena, Bring, Lease, Memory, Region, RemoteRegion, Usage
 from transport.errors import LeaseExpired, NotOffered, PeerGone, PullTimeout, TransportClosed
-from transport.holdings import BRING_SHARE, Holdings
-from transport.pieces import Span, pair
-from transport.shelf import Ending
+from transport.memory.leases import Ending
+from transport.memory.local_memory import BRING_SHARE, Holdings
+from transport.paths.ucx_read import Span, pair
 
 PIECE_BYTES = 16 << 20
 

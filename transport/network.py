@@ -12,12 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from transport.base import Address, Arena, Bring, Lease, Memory, Region, Usage
-from transport.door import AUTO, Door
+from transport.client import Visitor
+from transport.control.security import Guard, Security
 from transport.errors import RegionRefused
-from transport.holdings import Holdings
-from transport.security import Guard, Security
-from transport.source import Source
-from transport.visitor import Visitor
+from transport.memory.local_memory import Holdings
+from transport.paths.base import AUTO, Door
+from transport.server import Source
 
 ANY_LOCAL_PORT = Address("127.0.0.1", 0)
 PARTING_S = 5.0

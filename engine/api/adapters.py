@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from engine.api.desk import Desk
+from engine.api.engine_client import Desk
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from lora.names import NAME_RULE, AdapterEntry, is_name

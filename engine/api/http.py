@@ -1,6 +1,6 @@
 """HTTP: the aiohttp door. Routes, headers, statuses and server-sent events around a Desk.
 
-It may not know how text is made: bodies go to `engine.api.endpoints`, and what comes back is written out.
+It may not know how text is made: bodies go to `engine.api.generation`, and what comes back is written out.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from aiohttp import web
 from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterDesk
-from engine.api.desk import Desk
-from engine.api.endpoints import ENDPOINTS, Endpoint, Reply
+from engine.api.engine_client import Desk
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
-from engine.api.openai import chat_messages, check_model, check_token_ids
+from engine.api.generation import ENDPOINTS, Endpoint, Reply
+from engine.api.parsing import chat_messages, check_model, check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them

@@ -36,7 +36,7 @@ def make_attention(chosen: str, config: ModelConfig, device: torch.device) -> At
     if chosen == "torch":
         return TorchPagedAttention(config)
     if chosen == "triton":
-        return importlib.import_module("model.attention.triton_paged").TritonPagedAttention(config)
+        return importlib.import_module("model.attention.triton.backend").TritonPagedAttention(config)
     assert chosen == "flashinfer", f"{chosen!r} was not chosen"
     return FlashInferAttention(config, device, load_flashinfer())
 

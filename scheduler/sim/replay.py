@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.events import Machine
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, Profile
 from scheduler.cluster.eviction import EvictionPolicy
 from scheduler.cluster.policies import Policy, Setting
-from scheduler.cluster.profile import Lengths, Profile
+from scheduler.cluster.protocol.messages import Machine
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
-from scheduler.sim.foresight import foresight
 from scheduler.sim.node import NodeSpec
+from scheduler.sim.oracle_demand import foresight
 from scheduler.sim.outcome import Outcome, Record, summary
-from scheduler.sim.trace import Call
-from scheduler.sim.workload import Arrival
-from scheduler.sim.world import World, WorldSpec
+from scheduler.sim.simulator import World, WorldSpec
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from scheduler.step import StepLimits
 
 _BLOCK_TOKENS = 64
@@ -180,7 +180,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed
         slo=hardware.profile.slo,
         mean_output_tokens=sum(outputs) / max(1, len(outputs)),
         seed=seed,
-        foresight=foresight(traffic.arrivals),
+        known_rates=foresight(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
         limits=hardware.profile.limits,
     )

@@ -10,9 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.core import Computation, StepExecutor
-from lora.lease import Lease
-from lora.segments import AdapterWeights, GroupWeights, SitePart
+from engine.runner.base import Computation, StepExecutor
+from lora.segments import AdapterWeights, GroupWeights, Lease, SitePart
 from scheduler.plan import StepPlan
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from engine.answer import Answer
-from engine.assembly import Engine
-from engine.core import Computation, StepExecutor
-from engine.draws import StepOutputs
+from engine.build.assembly import Engine
+from engine.output import Answer
+from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.fit import Measurement
-from scheduler.cluster.load import load_of
+from lora.segments import Lease
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import load_of
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 

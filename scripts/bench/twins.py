@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.assembly import Engine
-from engine.node import Node
+from engine.async_engine import Node
+from engine.build.assembly import Engine
 from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.cost import CostModel
-from scheduler.cluster.events import Machine
+from scheduler.cluster.cost.model import CostModel
+from scheduler.cluster.protocol.agent import NodeAgent
+from scheduler.cluster.protocol.messages import Machine
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock

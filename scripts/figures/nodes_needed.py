@@ -13,8 +13,8 @@ from statistics import mean
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.cluster.policies import named
-from scheduler.sim.plan import Question, needed
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.planner.search import Question, needed
 from scripts.figures.policies import POLICIES
 from scripts.figures.policies_by_rate import COLOURS
 from scripts.figures.rows import Row

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.policies import named
-from scheduler.cluster.profile import Slo
-from scheduler.sim.catalogue import catalogue, rank_mix
-from scheduler.sim.popularity import popularity
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo
+from scheduler.sim.ablations.policies import named
 from scheduler.sim.replay import Hardware, Replay, Traffic, fitted, replay
-from scheduler.sim.trace import Call, paced, poisson, read_trace
-from scheduler.sim.workload import assigned, over
+from scheduler.sim.workload.adapters import catalogue, rank_mix
+from scheduler.sim.workload.arrivals import assigned, over
+from scheduler.sim.workload.popularity import popularity
+from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 from scripts.figures.nodes import L40S, LLAMA_8B, derived
 from scripts.figures.rows import Row, Rows
 

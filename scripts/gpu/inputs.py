@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora.flat import FlatLayout, Module, lay_out, view
+from lora.format.packed import FlatLayout, Module, lay_out, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, BaseShape, SiteGroup
+from lora.target_modules import SITES, BaseShape, SiteGroup
 from scripts.gpu.stand import Stand
 
 

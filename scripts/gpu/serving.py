@@ -12,14 +12,13 @@ from typing import cast
 
 import torch
 
-from engine.core import Computation, EngineCore, StepExecutor
-from engine.draws import StepOutputs
-from engine.executor import Executor
+from engine.core import EngineCore
+from engine.runner.base import Computation, StepExecutor, StepOutputs
+from engine.runner.executor import Executor
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from lora.segments import AdapterWeights
-from lora.sites import SITES
-from lora.store import AdapterStore
+from lora.segments import AdapterWeights, Lease
+from lora.store.store import AdapterStore
+from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
@@ -51,7 +50,7 @@ def _executor(world: World) -> StepExecutor:
     sizes = world.stand.sizes
     if world.stand.is_rehearsal:
         return Executor(world.model, world.cache)
-    cuda = importlib.import_module("engine.cuda")
+    cuda = importlib.import_module("engine.build.cuda")
     return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
 
 

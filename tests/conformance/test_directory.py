@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lora.directory import Directory, FedDirectory, StaticDirectory, Whereabouts
+from lora.peers.directory import Directory, FedDirectory, StaticDirectory, Whereabouts
 from transport.base import Address
 
 PEERS = tuple(Address("10.0.0.1", port) for port in range(1, 5))

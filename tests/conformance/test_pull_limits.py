@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lora import puller as puller_module
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook
+from lora.peers import puller as puller_module
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import Notebook
 from tests.transport.asynchronous import asynchronous
 from tests.transport.pattern import content
 from tests.transport.rig import GUARD, KINDS, Rig, Sources, open_rig

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.device_executor import DeviceExecutor
-from engine.executor import Executor
-from engine.graphs import DecodeGraphs
-from engine.lane import DecodeParts
-from model.attention.triton_paged import TritonPagedAttention
+from engine.runner.async_executor import DeviceExecutor
+from engine.runner.cuda_graphs import DecodeGraphs, DecodeParts
+from engine.runner.executor import Executor
+from model.attention.triton.backend import TritonPagedAttention
 from model.llama import Llama
-from model.sampling_device import DeviceSampler
+from model.sampling.device import DeviceSampler
 from tests.fakes.device import LoadedOps, Tape
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf

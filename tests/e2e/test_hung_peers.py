@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora.digest import digest_of
-from lora.directory import StaticDirectory
-from lora.flat import FlatLayout, Module, lay_out
-from lora.note import rows_name
-from lora.peer import PeerTier
-from lora.peer_loop import PeerLoop
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
+from lora.format.packed import FlatLayout, Module, digest_of, lay_out
+from lora.memory.pages import RankPages
+from lora.peers.directory import StaticDirectory
+from lora.peers.loop_thread import PeerLoop
+from lora.peers.manifest import rows_name
+from lora.peers.peer_tier import PeerTier
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import Notebook, SharedPages
 from tests.oracles.adapters import base_shape
 from tests.transport.pattern import content
 from tests.transport.rig import Sources, needs_nixl
@@ -94,10 +93,10 @@ def test_every_holder_hangs_and_goes_on(fleet: Fleet, known: bool, caplog: pytes
     for source in fleet.sources:
         source.child.stop()
     began_s = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="lora.peer"):
+    with caplog.at_level(logging.WARNING, logger="lora.peers.peer_tier"):
         assert not fleet.tier.fetch(fleet.digest, fleet.rows)
     assert time.monotonic() - began_s < HOLDERS * PATIENCE_S + GRACE_S
-    lines = [record.message for record in caplog.records if record.name == "lora.peer"]
+    lines = [record.message for record in caplog.records if record.name == "lora.peers.peer_tier"]
     assert len(lines) == HOLDERS
     for line, source in zip(lines, fleet.sources, strict=True):
         assert str(source.address) in line

@@ -10,13 +10,14 @@ import peft
 import pytest
 import torch
 
-from engine import LLM, SamplingParams, assembly
-from engine.arithmetic import Arithmetic
-from engine.base_model import BaseModel, choose_base
-from engine.config import EngineConfig
-from engine.group.executor import GroupExecutor
-from lora.sites import SITES
-from model.sampling_device import Fetched
+from engine import LLM, SamplingParams
+from engine.base.backends import Arithmetic
+from engine.base.base_model import BaseModel, choose_base
+from engine.build import assembly
+from engine.config.config import EngineConfig
+from engine.tensor_parallel.executor import GroupExecutor
+from lora.target_modules import SITES
+from model.sampling.device import Fetched
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from engine.assembly import Engine, ModelCard
+from engine.build.assembly import Engine, ModelCard
 from engine.core import EngineCore
-from engine.text import TextCodec
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from engine.tokenizer import TextCodec
+from lora.memory.pages import RankPages
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
 from scheduler.step import StepLimits, StepScheduler
 from tests.fakes.executor import FakeExecutor

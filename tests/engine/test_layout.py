@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.layout import Integers, LayOut, Layout, Run
+from engine.runner.input_batch import Integers, LayOut, Layout, Run
 from lora.adapter import BASE
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import SamplingParams

@@ -8,9 +8,9 @@ from typing import TypeVar
 import pytest
 
 from engine.api.errors import as_api_error
+from engine.async_engine import Node
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
-from engine.node import Node
-from engine.stream import DeltaStream
+from engine.output import DeltaStream
 from engine.telemetry import Telemetry
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import SamplingParams

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InvalidConfig
-from engine.text import Delta, InvalidChat, TextCodec, TextStream
+from engine.tokenizer import Delta, InvalidChat, TextCodec, TextStream
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent
 from scheduler.request import SamplingParams
 from tests.fakes.node import BOS, EOS, byte_tokenizer

@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from engine.draws import StepOutputs
-from engine.executor import Computed
-from lora.lease import Lease
+from engine.runner.base import StepOutputs
+from engine.runner.executor import Computed
+from lora.segments import Lease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
 FIRST_TOKEN, ALPHABET = 68, 26  # `a` to `z` of the tests' byte-level tokenizer

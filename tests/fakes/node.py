@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.errors import Draining, EngineError, UnknownModel
 from engine.telemetry import Telemetry
-from engine.text import Delta, TextCodec, TextStream
+from engine.tokenizer import Delta, TextCodec, TextStream
 from lora.adapter import AdapterRef
-from lora.lent_rows import LentStats
 from lora.names import AdapterEntry
-from lora.peer import PeerStats
-from lora.store import StoreStats
+from lora.peers.peer_tier import PeerStats
+from lora.peers.published_weights import LentStats
+from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams

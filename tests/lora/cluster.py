@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 
 from lora.adapter import AdapterRef
-from lora.directory import StaticDirectory
-from lora.lending import Lending
-from lora.lookup import Lookup
-from lora.peer import Peering, PeerTier
-from lora.peer_loop import PeerLoop
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.memory.pages import RankPages
+from lora.peers.directory import StaticDirectory
+from lora.peers.discovery import Lookup
+from lora.peers.loop_thread import PeerLoop
+from lora.peers.peer_tier import Peering, PeerTier
+from lora.peers.publisher import Lending
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import Notebook, SharedPages
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.lora.executors import InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from transport.base import Address, Lease, Region

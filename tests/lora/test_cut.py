@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora.cut import Cut, SiteCut, cut_layout, cut_rows
-from lora.flat import FlatLayout, Module, lay_out, view
+from lora.format.packed import FlatLayout, Module, lay_out, view
+from lora.format.sharding import Cut, SiteCut, cut_layout, cut_rows
 from lora.ops.reference import ReferenceLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles.adapters import base_shape
 
 BASE = base_shape()  # hidden 32, 4 heads and 2 kv heads of 8, inner 48

@@ -5,18 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora.digest import digest_of
-from lora.flat import (
+from lora.format.packed import (
     ALIGNMENT,
     FlatLayout,
     InvalidHeader,
     Module,
+    digest_of,
     lay_out,
     read_header,
     view,
     write_header,
 )
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles.adapters import base_shape
 
 BASE = base_shape()

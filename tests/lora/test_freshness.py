@@ -8,8 +8,8 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.freshness import Freshness
-from lora.note import MOST_HOPS
+from lora.peers.manifest import MOST_HOPS
+from lora.store.refresh import Freshness
 from tests.lora.cluster import BASE, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Address

@@ -9,11 +9,11 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, UnknownAdapter
-from lora.flat import FlatLayout
-from lora.lent_rows import LentRows
-from lora.note import MOST_NOTE_BYTES, note_name, rows_name
-from lora.pool import PageRun, RankPages
-from lora.shared_pages import SharedPages
+from lora.format.packed import FlatLayout
+from lora.memory.pages import PageRun, RankPages
+from lora.peers.manifest import MOST_NOTE_BYTES, note_name, rows_name
+from lora.peers.published_weights import LentRows
+from lora.peers.regions import SharedPages
 from tests.lora.cluster import BASE, PAGE_BYTES, PAGES_OF_RANK_4, Cluster, Node
 from tests.lora.executors import HeldExecutor
 from transport.base import Lease
@@ -90,7 +90,7 @@ def test_a_peer_is_asked_nothing_on_anothers_behalf(cluster: Cluster) -> None:
 def test_a_copy_makes_room_for_another_but_not_while_it_is_read(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora.lent_rows._ROOM_PATIENCE_S", 0.0)
+    monkeypatch.setattr("lora.peers.published_weights._ROOM_PATIENCE_S", 0.0)
     a, second = evicted(cluster, room_for=1)
     third = cluster.load(a, 3)
     b = cluster.node(a.transport.address)

@@ -9,7 +9,7 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, AdapterUnreachable, UnknownAdapter
-from lora.note import rows_name
+from lora.peers.manifest import rows_name
 from tests.lora.cluster import BASE, NOBODY, PAGES_OF_RANK_4, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Region
@@ -195,7 +195,7 @@ async def _set(event: asyncio.Event) -> None:
 def test_pages_into_which_bytes_may_come_are_nobodys(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora.peer._SETTLING_S", 0.0)
+    monkeypatch.setattr("lora.peers.peer_tier._SETTLING_S", 0.0)
     a = cluster.node()
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address, adapters_that_fit=2)

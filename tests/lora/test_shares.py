@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from lora.adapter import AdapterRef
-from lora.cut import cut_layout, cut_rows
-from lora.digest import digest_of
-from lora.flat import FlatLayout, Module, lay_out
-from lora.peft import PackedAdapter
-from lora.pool import RankPages
+from lora.format.packed import FlatLayout, Module, digest_of, lay_out
+from lora.format.peft import PackedAdapter
+from lora.format.sharding import cut_layout, cut_rows
+from lora.memory.pages import RankPages
+from lora.memory.sharded import Delivery, ShareArena, Shares
 from lora.segments import AdapterWeights
-from lora.shares import Delivery, ShareArena, Shares
-from lora.sites import SITES
-from lora.store import AdapterStore
+from lora.store.store import AdapterStore
+from lora.target_modules import SITES
 from tests.lora.executors import InlineExecutor
 from tests.lora.test_cut import BASE, cut_of, filled
 from tests.oracles.adapters import write_adapter

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.cut import cut_layout, cut_rows
-from lora.flat import view
+from lora.format.packed import view
+from lora.format.peft import PackedAdapter, pack
+from lora.format.sharding import cut_layout, cut_rows
 from lora.ops.grouped import GroupedLora
-from lora.peft import PackedAdapter, pack
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES
+from lora.target_modules import SITES
 from model.attention.torch_paged import TorchPagedAttention
 from model.checkpoint import load_weights, read_config
 from model.config import ModelConfig

@@ -19,16 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterUnreachable, UnknownAdapter
-from lora.lending import Lending
-from lora.lookup import Lookup
-from lora.note import MOST_HOPS, rows_name
-from lora.peer import Peering, PeerTier
-from lora.peer_loop import PeerLoop
-from lora.peft import pack
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
-from lora.store import AdapterStore
+from lora.format.peft import pack
+from lora.memory.pages import RankPages
+from lora.peers.discovery import Lookup
+from lora.peers.loop_thread import PeerLoop
+from lora.peers.manifest import MOST_HOPS, rows_name
+from lora.peers.peer_tier import Peering, PeerTier
+from lora.peers.publisher import Lending
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import Notebook, SharedPages
+from lora.store.store import AdapterStore
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor, InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -51,7 +51,7 @@ BASE = "weights"
 def _no_patience() -> Iterator[None]:
     """Jobs run on the event loop here, where nobody may wait for a reader."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora.lent_rows._ROOM_PATIENCE_S", 0.0)
+        patch.setattr("lora.peers.published_weights._ROOM_PATIENCE_S", 0.0)
         yield
 
 

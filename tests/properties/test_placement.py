@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.placement.ablated import ForgetfulPlacement, WholePlacement
+from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import (
     PlacementPolicy,
     Problem,
@@ -21,13 +20,21 @@ from scheduler.cluster.placement.base import (
     sustained,
     utilisation,
 )
-from scheduler.cluster.placement.first_fit import FirstFitPlacement
-from scheduler.cluster.placement.hashed import HashedPlacement
+from scheduler.cluster.placement.baselines import (
+    ContiguousPlacement,
+    FirstFitPlacement,
+    HashedPlacement,
+    RandomPlacement,
+    ReplicatedPlacement,
+)
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.placement.replicated import ReplicatedPlacement
-from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
-from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
+from scheduler.sim.ablations.placements import (
+    ForgetfulPlacement,
+    TerracedOptions,
+    TerracedPlacement,
+    WholePlacement,
+)
 from tests.chance import examples
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 

@@ -21,11 +21,11 @@ from hypothesis.stateful import (
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.lease import Lease
-from lora.peft import pack
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.format.peft import pack
+from lora.memory.pages import RankPages
+from lora.segments import Lease
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter

@@ -8,19 +8,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths
+from scheduler.cluster.placement.balanced import StratifiedOptions, StratifiedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy, Problem, fetched_bytes
-from scheduler.cluster.placement.first_fit import FirstFitPlacement
-from scheduler.cluster.placement.lineup import lineup, step_seconds
+from scheduler.cluster.placement.baselines import ContiguousPlacement, FirstFitPlacement, RandomPlacement
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
-from scheduler.cluster.placement.standbys import STANDBY
-from scheduler.cluster.placement.strata import cut
-from scheduler.cluster.placement.stratified import StratifiedOptions, StratifiedPlacement
-from scheduler.cluster.placement.terraced import TerracedPlacement
-from scheduler.cluster.profile import Lengths
+from scheduler.cluster.placement.partition import cut
+from scheduler.cluster.placement.rank_order import lineup, step_seconds
+from scheduler.cluster.placement.replicas import STANDBY
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
+from scheduler.sim.ablations.placements import TerracedPlacement
 from tests.chance import examples
 from tests.properties.test_placement import RANKS, after, problem
 from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
-from engine.core import Computation
-from engine.executor import Computed, StepOutputs
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
+from engine.runner.base import Computation
+from engine.runner.executor import Computed, StepOutputs
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from lora.segments import GroupWeights
+from lora.segments import GroupWeights, Lease
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 from scripts import bench_interference

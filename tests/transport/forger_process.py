@@ -11,10 +11,10 @@ from tests.transport.child import Child
 from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_card
 from tests.transport.setup import Setup
 from transport.base import Address
-from transport.channel import Channel
+from transport.control.connection import Channel
+from transport.control.messages import LENGTH, Bytes, Grant, Read, encode
+from transport.control.security import Guard
 from transport.errors import TransportError
-from transport.security import Guard
-from transport.wire import LENGTH, Bytes, Grant, Read, encode
 
 Forgery = Callable[[Channel, Grant], None]
 

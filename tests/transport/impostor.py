@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from tests.transport.setup import TOKEN
 from transport.base import Address
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Channel, Deadline
+from transport.control.messages import Grant, LeaseRequest
+from transport.control.security import Guard, Security
 from transport.errors import TransportError
-from transport.security import Guard, Security
-from transport.wire import Grant, LeaseRequest
 
 SOON_S = 30.0
 NODE, TICKET = "impostor", 7

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transport.base import Address
-from transport.door import AUTO
-from transport.doors import open_doors
+from transport.control.security import Security, TlsFiles
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
+from transport.paths.base import AUTO
+from transport.paths.choice import open_doors
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20

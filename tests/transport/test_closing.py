@@ -15,13 +15,12 @@ from tests.transport.asynchronous import asynchronous
 from tests.transport.setup import TOKEN, Setup
 from transport import network
 from transport.base import Arena, Lease, Memory, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Channel, Deadline
+from transport.control.messages import Message
+from transport.control.security import Security
 from transport.errors import NotOffered, PeerGone, PullTimeout, TransportClosed
-from transport.landings import Landing
+from transport.memory.destinations import Landing
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security
-from transport.wire import Message
 
 NBYTES = 64
 SOON_S = 30.0

@@ -8,9 +8,9 @@ import pytest
 
 from tests.transport.fake_device import BASE, ROOM, FakeDevice
 from tests.transport.pattern import content
-from transport import cuda
-from transport.cuda import CudaCopy
 from transport.errors import DoorUnavailable
+from transport.paths import cuda_copy as cuda
+from transport.paths.cuda_copy import CudaCopy
 
 PORTABLE = 1
 

@@ -15,14 +15,14 @@ from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
 from tests.transport.fake_nixl import FakeNixl
 from tests.transport.pattern import content
 from tests.transport.setup import TOKEN
-from transport import nixl_agent
 from transport.base import HOST, Memory
+from transport.control.security import Security
 from transport.errors import DoorUnavailable, PeerGone
 from transport.network import NetworkOptions, NetworkTransport
-from transport.nixl_agent import NixlAgent, Side
-from transport.security import Security
-from transport.stream import StreamDoor
-from transport.ucx import UcxDoor
+from transport.paths import nixl_agent
+from transport.paths.nixl_agent import NixlAgent, Side
+from transport.paths.stream import StreamDoor
+from transport.paths.ucx import UcxDoor
 
 THEIRS, OURS = 0, 1
 OFFSET, PLACE, NBYTES = 13, 7, 8191

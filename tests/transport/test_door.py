@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import pytest
 
 from transport.base import Arena, Lease, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
-from transport.door import AUTO, usable
+from transport.control.connection import Channel, Deadline
+from transport.control.messages import Message
 from transport.errors import DoorUnavailable
-from transport.landings import Landing
-from transport.ucx import Reach
-from transport.wire import Message
+from transport.memory.destinations import Landing
+from transport.paths.base import AUTO, usable
+from transport.paths.ucx import Reach
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from transport.base import Memory
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Channel, Deadline
+from transport.control.messages import Refusal, encode
 from transport.errors import LeaseExpired, PeerGone, PullTimeout
-from transport.flight import Flight
-from transport.holdings import Holdings
-from transport.landings import Landings
-from transport.nixl_agent import Outcome
-from transport.wire import Refusal, encode
+from transport.memory.destinations import Landings
+from transport.memory.local_memory import Holdings
+from transport.paths.nixl_agent import Outcome
+from transport.paths.ucx_read import Flight
 
 MEMORY = ctypes.create_string_buffer(16)
 REGION = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 16, owner=MEMORY)).region(0, 16)

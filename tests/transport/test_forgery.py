@@ -27,12 +27,8 @@ from tests.transport.rig import needs_nixl
 from tests.transport.setup import TOKEN, Setup
 from tests.transport.sources import ProcessSource
 from transport.base import Address, Arena, Memory, RemoteRegion
-from transport.channel import Channel
-from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
-from transport.network import NetworkTransport
-from transport.security import Guard, Security
-from transport.ucx import Reach
-from transport.wire import (
+from transport.control.connection import Channel
+from transport.control.messages import (
     LENGTH,
     VERSION,
     Bytes,
@@ -47,6 +43,10 @@ from transport.wire import (
     encode,
     error_of,
 )
+from transport.control.security import Guard, Security
+from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
+from transport.network import NetworkTransport
+from transport.paths.ucx import Reach
 
 NBYTES = 4096
 

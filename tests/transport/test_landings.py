@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, mult
 from tests.chance import examples
 from transport.base import Memory
 from transport.errors import RegionBusy
-from transport.holdings import Holdings
-from transport.landings import Landing, Landings
+from transport.memory.destinations import Landing, Landings
+from transport.memory.local_memory import Holdings
 
 MEMORY = ctypes.create_string_buffer(32)
 ARENA = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 32, owner=MEMORY))

@@ -4,7 +4,7 @@ import pytest
 
 from transport.base import Memory
 from transport.errors import RegionRefused
-from transport.holdings import Holdings
+from transport.memory.local_memory import Holdings
 
 ON_A_GPU = Memory(address=1 << 40, nbytes=64, device=0)
 

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, mult
 from tests.chance import examples
 from transport.base import Arena, Memory
 from transport.errors import NotOffered, RegionRefused
-from transport.holdings import Holdings
-from transport.shelf import Ending, Shelf
+from transport.memory.leases import Ending, Shelf
+from transport.memory.local_memory import Holdings
 
 MEMORY = ctypes.create_string_buffer(64)
 ARENA = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 64, owner=MEMORY))

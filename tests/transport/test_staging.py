@@ -9,17 +9,16 @@ from tests.transport.asynchronous import asynchronous
 from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
 from tests.transport.pattern import content
 from tests.transport.setup import TOKEN
-from transport import staging
 from transport.base import Arena, Lease, Memory, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
-from transport.door import Door
+from transport.control.connection import Channel, Deadline
+from transport.control.messages import Message
+from transport.control.security import Security
 from transport.errors import DoorUnavailable, RegionRefused
-from transport.landings import Landing
+from transport.memory.destinations import Landing
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security
-from transport.stream import StreamDoor
-from transport.wire import Message
+from transport.paths import staging
+from transport.paths.base import Door
+from transport.paths.stream import StreamDoor
 
 SOON_S = 30.0
 

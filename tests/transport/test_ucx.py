@@ -8,12 +8,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from transport import nixl_agent
 from transport.base import RemoteRegion
-from transport.doors import open_doors
 from transport.errors import DoorUnavailable, RegionRefused, WireError
-from transport.nixl_agent import NixlAgent
-from transport.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _metadata_of
+from transport.paths import nixl_agent
+from transport.paths.choice import open_doors
+from transport.paths.nixl_agent import NixlAgent
+from transport.paths.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _metadata_of
 
 needs_nixl = pytest.mark.skipif(
     find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from tests.chance import examples
 from transport.base import RemoteRegion
-from transport.errors import HelloRefused, LeaseExpired, NotOffered, PullTimeout, WireError
-from transport.wire import (
+from transport.control.messages import (
     LENGTH,
     MOST_FRAME_BYTES,
     Bytes,
@@ -30,6 +29,7 @@ from transport.wire import (
     error_of,
     refusal_of,
 )
+from transport.errors import HelloRefused, LeaseExpired, NotOffered, PullTimeout, WireError
 
 REGION = RemoteRegion("node", 1, 4096, 10, -1, 77)
 MESSAGES = [

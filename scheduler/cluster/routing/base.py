@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import AdapterLoad, StepLoad
+from scheduler.cluster.cost.model import AdapterLoad, StepLoad
 from scheduler.cluster.state import RoutingTable, Shares, normalised
 
 

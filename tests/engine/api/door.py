@@ -13,7 +13,7 @@ from aiohttp import web
 
 from engine.api.adapters import AdapterDesk
 from engine.api.http import http_app, http_runner
-from engine.text import TextCodec
+from engine.tokenizer import TextCodec
 from tests.fakes.node import FakeNode, byte_tokenizer
 
 CODEC = TextCodec(byte_tokenizer())

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from engine.group.channel import Channel, ChannelClosed
-from engine.group.messages import Failed, Place, Placed, Step
+from engine.tensor_parallel.channel import Channel, ChannelClosed
+from engine.tensor_parallel.messages import Failed, Place, Placed, Step
 
 
 @pytest.fixture

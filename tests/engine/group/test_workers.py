@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import GroupFailed
-from engine.group.messages import Load
-from engine.group.workers import Workers
+from engine.tensor_parallel.messages import Load
+from engine.tensor_parallel.worker_pool import Workers
 from tests.oracles import hf
 
 pytestmark = pytest.mark.slow

@@ -5,11 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import Action, Fetch, Free, NodeAgent
-from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.demand import DemandOptions, DemandTracker
-from scheduler.cluster.events import (
+from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.coordinator.replan import Planner, PlanningOptions
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths
+from scheduler.cluster.placement.balanced import StepMeasure, StratifiedPlacement
+from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.protocol.agent import Action, Fetch, Free, NodeAgent
+from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
     Command,
@@ -22,12 +28,6 @@ from scheduler.cluster.events import (
     Report,
     Tick,
 )
-from scheduler.cluster.fleet import Copy
-from scheduler.cluster.forecast import Forecast
-from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
-from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Lengths
 from scheduler.cluster.state import OperatingPoints
 
 MIB = 2**20

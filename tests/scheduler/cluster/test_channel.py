@@ -3,10 +3,19 @@
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
-from scheduler.cluster.channel import Inbox, Outbox
-from scheduler.cluster.events import Drop, Machine, Numbered, Publish, Pull, Rejoin, Release, Report
-from scheduler.cluster.fleet import Copy, Member
+from scheduler.cluster.coordinator.node_view import Copy, Member
+from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
+from scheduler.cluster.protocol.delivery import Inbox, Outbox
+from scheduler.cluster.protocol.messages import (
+    Drop,
+    Machine,
+    Numbered,
+    Publish,
+    Pull,
+    Rejoin,
+    Release,
+    Report,
+)
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 

@@ -4,8 +4,9 @@ import sys
 from dataclasses import replace
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator
-from scheduler.cluster.events import (
+from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     Command,
     Crash,
@@ -17,7 +18,6 @@ from scheduler.cluster.events import (
     Report,
     Tick,
 )
-from scheduler.cluster.fleet import Copy
 from scheduler.cluster.state import Shares
 from tests.scheduler.cluster.lossy import MIB, LossyCluster, adapter, coordinator
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.forecast import Batch, Crowd, Forecast
-from scheduler.cluster.profile import Lengths, Limits
+from scheduler.cluster.cost.forecast import Batch, Crowd, Forecast
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Lengths, Limits
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
 LENGTHS = Lengths(1000, 200)

@@ -9,15 +9,17 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.forecast import Forecast
-from scheduler.cluster.profile import Lengths, Limits
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Lengths, Limits
 from scheduler.cluster.routing.base import Ask, NodeLoad, NoNodeReachable, Outlook, RoutingPolicy
-from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
-from scheduler.cluster.routing.phi import PhiRouting
-from scheduler.cluster.routing.predicted import PredictedRouting
-from scheduler.cluster.routing.rendezvous import RendezvousRouting
-from scheduler.cluster.routing.toppings import ToppingsRouting
+from scheduler.cluster.routing.baselines import (
+    LeastLoadedRouting,
+    PhiRouting,
+    RendezvousRouting,
+    ToppingsRouting,
+)
+from scheduler.cluster.routing.predicted_cost import PredictedRouting
 from scheduler.cluster.state import RoutingTable, Share, normalised
 from tests.scheduler.cluster.lossy import adapter
 

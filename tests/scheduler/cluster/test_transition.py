@@ -4,12 +4,12 @@ from types import MappingProxyType
 
 import pytest
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.fleet import Copy
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.coordinator.replan import Planner, PlanningOptions
+from scheduler.cluster.coordinator.rollout import interim_shares
+from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem, Utilisation
-from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.state import Demand, NodeState, Placement, Share, Shares
-from scheduler.cluster.transition import interim_shares
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 
 HELD, PULLING = Copy.HELD, Copy.PULLING

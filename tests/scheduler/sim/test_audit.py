@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator
-from scheduler.cluster.events import Command, Drop, Event, Publish
-from scheduler.cluster.fleet import Copy
+from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
-from scheduler.sim.door import Door
 from scheduler.sim.faults import FaultKind, draw_faults
+from scheduler.sim.front_door import Door
 from scheduler.sim.node import SimNode
+from scheduler.sim.simulator import World, WorldSpec
 from scheduler.sim.store import SimStore
-from scheduler.sim.world import World, WorldSpec
 from scheduler.step import StepScheduler
 from tests.scheduler.sim.worlds import MIB, adapters, names, node_spec, traffic, world_spec
 
@@ -118,7 +118,7 @@ def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
     """Strings hash differently in each."""
     code = (
         "from tests.scheduler.sim.worlds import chaos\n"
-        "from scheduler.sim.world import World\n"
+        "from scheduler.sim.simulator import World\n"
         "spec, arrivals = chaos(5)\n"
         "world = World(spec, 5)\n"
         "world.run(arrivals, 40.0)\n"

@@ -4,15 +4,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.cost import StepLoad
+from scheduler.cluster.cost.model import StepLoad
+from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
+from scheduler.cluster.routing.baselines import LeastLoadedRouting
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.door import Door, Patience, Streets
+from scheduler.sim.front_door import Door, Patience, Streets
+from scheduler.sim.network import Wire, WireFaults, WireTimes
 from scheduler.sim.node import Progress, SimNode, Tell
-from scheduler.sim.wire import Wire, WireFaults, WireTimes
 from tests.scheduler.cluster.lossy import adapter
 from tests.scheduler.sim.worlds import node_spec
 

@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scheduler.sim.catalogue import EQUAL, catalogue
 from scheduler.sim.clock import Clock
+from scheduler.sim.network import Links, LinkSpeeds, Wire, WireFaults, WireTimes
 from scheduler.sim.outcome import Record, summary
-from scheduler.sim.trace import Call
-from scheduler.sim.wire import Links, LinkSpeeds, Wire, WireFaults, WireTimes
-from scheduler.sim.workload import Arrival
+from scheduler.sim.workload.adapters import EQUAL, catalogue
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from tests.scheduler.sim.worlds import PROFILE
 
 

@@ -4,19 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.cluster.policies import (
-    ABLATIONS,
-    BASELINES,
-    POLICIES,
-    NoForesight,
-    Setting,
-    UnknownPolicy,
-    named,
-)
-from scheduler.sim.foresight import foresight
-from scheduler.sim.trace import Call
-from scheduler.sim.workload import Arrival
-from scheduler.sim.world import World
+from scheduler.cluster.policies import Setting
+from scheduler.sim.ablations.policies import ABLATIONS, BASELINES, POLICIES, NoForesight, UnknownPolicy, named
+from scheduler.sim.oracle_demand import foresight
+from scheduler.sim.simulator import World
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from tests.scheduler.sim.worlds import PROFILE, adapters, node_spec, traffic, world_spec
 
 
@@ -25,7 +18,7 @@ def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     refs, policy = adapters(12), named(name)
     arrivals = traffic(refs, 8.0, 30.0, seed=1)
     node = replace(node_spec(), eviction=policy.eviction)
-    setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, foresight=foresight(arrivals))
+    setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=foresight(arrivals))
     spec = world_spec(3, refs, node)
     spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))
     world = World(spec, 1, audit=True)
@@ -42,7 +35,7 @@ def test_names_are_known_or_refused() -> None:
 
 def test_the_future_is_only_known_in_replays() -> None:
     setting = Setting(node_spec().model, PROFILE.slo)
-    with pytest.raises(NoForesight, match="foresight"):
+    with pytest.raises(NoForesight, match="known_rates"):
         named("ours-oracle-demand").coordinator(setting)(0)
 
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
-from scheduler.cluster.placement.slora import RandomPlacement
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.placement.baselines import RandomPlacement
 from scheduler.sim.faults import Fault, FaultKind
+from scheduler.sim.network import WireTimes
 from scheduler.sim.outcome import Outcome, summary
-from scheduler.sim.popularity import FlashCrowd, PowerLaw
-from scheduler.sim.trace import Call, poisson
-from scheduler.sim.wire import WireTimes
-from scheduler.sim.workload import Arrival, assigned
-from scheduler.sim.world import World, WorldSpec
+from scheduler.sim.simulator import World, WorldSpec
+from scheduler.sim.workload.arrivals import Arrival, assigned
+from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw
+from scheduler.sim.workload.trace import Call, poisson
 from tests.scheduler.sim.worlds import PROFILE, adapters, chaos, node_spec, traffic, world_spec
 
 

@@ -5,24 +5,24 @@ from pathlib import Path
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.demand import DemandOptions, DemandTracker
-from scheduler.cluster.events import Machine
-from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
+from scheduler.cluster.coordinator.replan import Planner, PlanningOptions
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, from_json
+from scheduler.cluster.placement.balanced import StepMeasure, StratifiedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
-from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Lengths, from_json
-from scheduler.cluster.routing.predicted import PredictedRouting
-from scheduler.sim.catalogue import EQUAL, SKEWED, RankMix, catalogue
+from scheduler.cluster.protocol.messages import Machine
+from scheduler.cluster.routing.predicted_cost import PredictedRouting
 from scheduler.sim.faults import Fault, draw_faults
+from scheduler.sim.network import WireFaults
 from scheduler.sim.node import NodeSpec
-from scheduler.sim.popularity import PowerLaw
-from scheduler.sim.trace import poisson
-from scheduler.sim.wire import WireFaults
-from scheduler.sim.workload import Arrival, assigned
-from scheduler.sim.world import WorldSpec
+from scheduler.sim.simulator import WorldSpec
+from scheduler.sim.workload.adapters import EQUAL, SKEWED, RankMix, catalogue
+from scheduler.sim.workload.arrivals import Arrival, assigned
+from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.trace import poisson
 from scheduler.step import StepLimits
 
 MIB = 2**20
