@@ -1,18 +1,16 @@
 """Arithmetic: what a model's steps are computed with on a device, and on every device of a group alike."""
 
-import importlib
 from dataclasses import dataclass
 
 import torch
 
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
-from lora.ops.grouped import GroupedLora
 from model.attention.base import UnsupportedAttention
 from model.attention.choice import choose_attention
 from model.config import ModelConfig
 from model.ops.base import LayerOps
-from model.ops.eager import EagerOps
+from model.ops.choice import make_ops
 
 _LORA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
@@ -28,10 +26,7 @@ class Arithmetic:
 
     def ops(self, part: ModelConfig, dtype: torch.dtype, device: torch.device) -> LayerOps:
         """The layers' arithmetic for a model of `dtype`, or a part of one."""
-        if not self.fused:
-            return EagerOps(part, dtype, device, GroupedLora())
-        cuda = importlib.import_module("engine.build.cuda")  # it needs Triton, which a CPU may lack
-        return cuda.make_ops(part, dtype, self.lora_dtype, device)
+        return make_ops(part, dtype, self.lora_dtype, device, self.fused)
 
     def can_be_recorded(self, model: ModelConfig) -> bool:
         """Whether decode steps can be graphs. A dynamic rope reads lengths on the host, and torch's attention plans

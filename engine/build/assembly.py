@@ -1,6 +1,5 @@
 """Assembly: a configuration becomes a working engine. The one place where the rooms are wired together."""
 
-import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from engine.core import EngineCore
 from engine.runner.base import StepExecutor
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
-from engine.runner.executor import Executor
+from engine.build.executor_choice import make_executor
 from engine.tensor_parallel.model import GroupModel, join, start_workers
 from engine.tensor_parallel.worker_pool import Workers
 from engine.build.peers import Peers
@@ -118,7 +117,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         model: Llama | GroupModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
-    executor = _executor(base, model, cache, limits, graph_blocks)
+    executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
     memory = SharedMemory(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()
@@ -139,15 +138,6 @@ def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> 
     """How many blocks a sequence of a recorded step may have; 0 if none is recorded."""
     records = config.cuda_graphs and base.arithmetic.can_be_recorded(base.config)
     return -(-limits.max_model_len // config.block_size) if records else 0
-
-
-def _executor(
-    base: BaseModel, model: Llama | GroupModel, cache: KVCache, limits: StepLimits, graph_blocks: int
-) -> StepExecutor:
-    if not base.arithmetic.fused:
-        return Executor(model, cache)
-    cuda = importlib.import_module("engine.build.cuda")  # it needs Triton, which a CPU may lack
-    return cuda.make_executor(model, cache, limits.seats, graph_blocks)
 
 
 def _store(

@@ -3,7 +3,6 @@
 Adapters are those of the world's arena, all resident, so that steps alone are timed.
 """
 
-import importlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import cast
 
 import torch
 
+from engine.build.executor_choice import make_executor
 from engine.core import EngineCore
 from engine.runner.base import Computation, StepExecutor, StepOutputs
 from engine.runner.executor import Executor
@@ -50,8 +50,7 @@ def _executor(world: World) -> StepExecutor:
     sizes = world.stand.sizes
     if world.stand.is_rehearsal:
         return Executor(world.model, world.cache)
-    cuda = importlib.import_module("engine.build.cuda")
-    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
+    return make_executor(world.model, world.cache, True, sizes.widths[-1], world.blocks_each)
 
 
 class Shelf:

@@ -1,32 +1,35 @@
-"""What an engine on a CUDA device is made of. Imported there alone, since it needs Triton."""
+"""Choose what computes the engine's steps: at once on a CPU, beside the host on a CUDA device or several."""
 
 from typing import cast
 
-import torch
-
 from engine.runner.base import StepExecutor
+from engine.runner.executor import Executor
 from engine.runner.async_executor import DeviceExecutor
 from engine.runner.cuda_graphs import MOST_ROWS, DecodeGraphs, recorder
 from engine.tensor_parallel.executor import GroupExecutor, GroupGraphs
 from engine.tensor_parallel.model import GroupModel
 from engine.runner.cuda_graphs import DecodeParts
-from lora.ops.triton.op import TritonLora
 from model.attention.base import GraphAttention
-from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.ops.base import GraphOps
-from model.ops.triton.layer import TritonOps
-from model.sampling.device import DeviceSampler
 
 
 
 
 def make_executor(
-    model: Llama | GroupModel, cache: KVCache, max_num_seqs: int, graph_blocks: int
+    model: Llama | GroupModel, cache: KVCache, uses_triton: bool, max_num_seqs: int, graph_blocks: int
 ) -> StepExecutor:
-    """An executor for up to `max_num_seqs` sequences. Decode steps of up to `graph_blocks` blocks a sequence are
-    recorded: the model's ops and attention must be such as can be, or it is 0."""
+    """Make an executor for up to `max_num_seqs` sequences.
+
+    With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured: the model's ops and attention
+    must allow it, or `graph_blocks` is 0.
+    """
+    if not uses_triton:
+        return Executor(model, cache)
+    # Imported when it is chosen: where nothing chooses it, Triton may be absent.
+    from model.sampling.device import DeviceSampler  # noqa: PLC0415
+
     rows = 1 << (max_num_seqs - 1).bit_length()
     sampler = DeviceSampler(max(rows, MOST_ROWS), cache.device)
     if isinstance(model, Llama):
