@@ -1,4 +1,4 @@
-"""Node: the asyncio front desk of one engine. Names become adapters, requests become streams of Deltas.
+"""AsyncEngine: the asyncio front desk of one engine. Names become adapters, requests become streams of Deltas.
 
 The step loop runs in a thread of its own; everything else here runs on the event loop. The two meet in
 EngineCore, which its lock guards, and in `call_soon_threadsafe`.
@@ -22,7 +22,7 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.output import Answer, DeltaStream
+from engine.output import OutputStream, RequestOutput
 from engine.telemetry import Telemetry
 from lora.adapter import BASE, AdapterRef
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeStats:
+class EngineStats:
     """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
 
     running: int
@@ -50,7 +50,7 @@ class NodeStats:
     store: StoreStats
 
 
-class Node:
+class AsyncEngine:
     """One engine and its clients."""
 
     def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
@@ -61,7 +61,7 @@ class Node:
         self._peers = engine.peers
         self._close_engine = engine.close
         self._max_waiting = max_waiting
-        self._streams: dict[str, DeltaStream] = {}
+        self._streams: dict[str, OutputStream] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._empty = asyncio.Event()
@@ -128,7 +128,7 @@ class Node:
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
-    ) -> DeltaStream:
+    ) -> OutputStream:
         """Queue a request for `model` (the base or an adapter).
 
         Raises UnknownModel, RequestRefused (it can never run), Overloaded or Draining; then nothing is queued.
@@ -148,7 +148,7 @@ class Node:
             self._core.submit(request)
         except UnknownAdapter:
             raise UnknownModel(model) from None
-        stream = DeltaStream(Answer(request, self.codec), model, self._withdraw)
+        stream = OutputStream(RequestOutput(request, self.codec), model, self._withdraw)
         self._streams[request_id] = stream  # before the event loop runs again, hence before any event
         self.telemetry.started(model)
         self._wake.set()
@@ -176,10 +176,10 @@ class Node:
         known = model == self._card.name or model in self._store.names()
         return known or (self._peers is not None and is_name(model))
 
-    def stats(self) -> NodeStats:
+    def stats(self) -> EngineStats:
         """A snapshot of the engine."""
         live = self._core.live()
-        return NodeStats(
+        return EngineStats(
             running=live.running,
             waiting=live.waiting,
             preemptions=live.preemptions,
@@ -208,7 +208,7 @@ class Node:
         self._core.abort(request_id)
         self._forget(request_id, FinishReason.ABORT.value)
 
-    def _forget(self, request_id: str, reason: str) -> DeltaStream | None:
+    def _forget(self, request_id: str, reason: str) -> OutputStream | None:
         stream = self._streams.pop(request_id, None)
         if stream is not None:
             answer = stream.answer
@@ -238,7 +238,7 @@ class Node:
             if (stream := self._forget(failure.request_id, "error")) is not None:
                 stream.fail(failure.error)
 
-    def _hand_over(self, stream: DeltaStream, event: TokenEvent, now_s: float) -> None:
+    def _hand_over(self, stream: OutputStream, event: TokenEvent, now_s: float) -> None:
         delta = stream.answer.push(event)
         if delta is None:
             return

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, StepFailed
 from engine.runner.base import Computation, StepExecutor
-from engine.unified_pool import SharedMemory
+from engine.unified_pool import UnifiedPool
 from lora.adapter import AdapterRef
-from lora.segments import Lease
+from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
 from scheduler.plan import SequenceKey, StepPlan, TokenEvent
@@ -52,7 +52,7 @@ class _Launch:
     """A plan on its way, and the adapters it runs on."""
 
     plan: StepPlan
-    lease: Lease
+    lease: AdapterLease
     computation: Computation
 
 
@@ -65,7 +65,7 @@ class EngineCore:
         store: AdapterStore,
         executor: StepExecutor,
         clock: Callable[[], float],
-        memory: SharedMemory | None = None,
+        memory: UnifiedPool | None = None,
     ) -> None:
         """`memory` is what scheduler and store share, if they do."""
         self._scheduler = scheduler

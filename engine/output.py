@@ -1,22 +1,25 @@
-"""Answer: one request's sequences on their way from TokenEvents to text. Shared by the server and offline use."""
+"""Turn a request's token events into its answers, and hand them to whoever awaits them.
+
+RequestOutput serves the server and offline use alike; OutputStream adds the event loop.
+"""
 
 import asyncio
 from collections.abc import Callable
 
 from engine.errors import EngineError
-from engine.tokenizer import Delta, TextCodec, TextStream
+from engine.tokenizer import Delta, Detokenizer, Tokenizer
 from scheduler.plan import TokenEvent
 from scheduler.request import Request
 
 
-class Answer:
+class RequestOutput:
     """Turns a request's TokenEvents into Deltas and knows which of its sequences still run."""
 
-    def __init__(self, request: Request, codec: TextCodec) -> None:
+    def __init__(self, request: Request, codec: Tokenizer) -> None:
         self.request = request
         self.cached_tokens = 0
         self.output_tokens = 0
-        self._texts = {index: TextStream(codec, request.params) for index in range(request.params.n)}
+        self._texts = {index: Detokenizer(codec, request.params) for index in range(request.params.n)}
 
     @property
     def open(self) -> bool:
@@ -43,13 +46,13 @@ class Answer:
         return delta
 
 
-class DeltaStream:
+class OutputStream:
     """The answer to one request as it comes: Deltas of all its sequences, interleaved.
 
     Iterate to the end, or `aclose()` to abort what still runs. Raises EngineError if the engine gave up.
     """
 
-    def __init__(self, answer: Answer, adapter_name: str, withdraw: Callable[[str], None]) -> None:
+    def __init__(self, answer: RequestOutput, adapter_name: str, withdraw: Callable[[str], None]) -> None:
         self.answer = answer
         self.adapter_name = adapter_name
         self._withdraw = withdraw
@@ -61,7 +64,7 @@ class DeltaStream:
         """Prompt tokens that the prefix cache supplied, known from the first Delta on."""
         return self.answer.cached_tokens
 
-    def __aiter__(self) -> "DeltaStream":
+    def __aiter__(self) -> "OutputStream":
         return self
 
     async def __anext__(self) -> Delta:

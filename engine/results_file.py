@@ -1,4 +1,4 @@
-"""Ledger: the results file of a batch, which is also its memory: what it holds need not be done again.
+"""ResultsFile: the results file of a batch, which is also its memory: what it holds need not be done again.
 
 It may not know what a result says. Lines are only ever appended whole; one that a kill tore is cut off when the
 file is opened again. A file that is none of ours is refused and left as it is.
@@ -40,7 +40,7 @@ def key_of_line(number: int) -> bytes:
     return blake2b(b"%d" % number, digest_size=_DIGEST_BYTES, person=b"line").digest()
 
 
-class Ledger:
+class ResultsFile:
     """An open results file, and the identities of the results that it held when it was opened."""
 
     def __init__(self, file: BinaryIO, done: frozenset[bytes]) -> None:
@@ -57,14 +57,14 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path) -> Iterator[Ledger]:
+def open_results_file(path: Path) -> Iterator[ResultsFile]:
     """The ledger at `path`, a new one if there is none. Raises InvalidConfig if it cannot be used."""
     try:
         file = path.open("a+b")
     except OSError as error:
         raise InvalidConfig("output", str(path), f"it cannot be written: {error.strerror}") from error
     with file:
-        yield Ledger(file, _recovered(file, path))
+        yield ResultsFile(file, _recovered(file, path))
 
 
 def _recovered(file: BinaryIO, path: Path) -> frozenset[bytes]:

@@ -44,7 +44,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class TextCodec:
+class Tokenizer:
     """A model's tokenizer and chat template.
 
     `vocab_size` counts the ids that the tokenizer knows; a model may draw ids beyond it, which have no text.
@@ -64,7 +64,7 @@ class TextCodec:
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
-    def load(cls, model: str | Path) -> "TextCodec":
+    def load(cls, model: str | Path) -> "Tokenizer":
         """The codec of a model folder, read without the network, or of a hub id. Raises InvalidConfig."""
         folder = Path(model).is_dir()
         try:
@@ -144,7 +144,7 @@ class TextCodec:
         return twice.removeprefix(once).encode()
 
 
-class TextStream:
+class Detokenizer:
     """One sequence's way from tokens to text, with stop strings.
 
     The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
@@ -152,7 +152,7 @@ class TextStream:
     borders lie; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
     """
 
-    def __init__(self, codec: TextCodec, params: SamplingParams, skip_special: bool = True) -> None:
+    def __init__(self, codec: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
         self._codec = codec
         self._stops = params.stop
         self._stop_token_ids = params.stop_token_ids

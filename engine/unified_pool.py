@@ -1,4 +1,4 @@
-"""SharedMemory: one arena in which K/V blocks lie from the start and rank pages from the end, and the line between.
+"""UnifiedPool: one arena in which K/V blocks lie from the start and rank pages from the end, and the line between.
 
 Either side may take what the other does not use (as in S-LoRA's unified pool, arXiv 2311.03285, but in pieces of any
 size): K/V gives up blank blocks so that adapters find room for one more, and cached ones where a request waits for its
@@ -16,7 +16,7 @@ from scheduler.blocks import BlockPool
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
+class PoolSplit:
     """How an arena may be divided: `quanta` of `blocks` K/V blocks or `pages` rank pages each. K/V has at least
     `least_kv` of them and at first `kv`, adapters at least `least_adapters`."""
 
@@ -30,7 +30,7 @@ class Division:
     @classmethod
     def of(
         cls, kv_bytes: int, adapter_bytes: int, block_bytes: int, page_bytes: int, needed: int
-    ) -> "Division":
+    ) -> "PoolSplit":
         """Of the bytes granted to each side, of which half are its floor; K/V's is at least `needed` blocks."""
         quantum = math.lcm(block_bytes, page_bytes)
         kv, adapters = kv_bytes // quantum, adapter_bytes // quantum
@@ -49,8 +49,8 @@ class Division:
         return self.quanta - self.least_adapters
 
 
-def shared_arena(
-    division: Division, block_bytes: int, device: torch.device
+def unified_arena(
+    division: PoolSplit, block_bytes: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[bytes] for the whole of it, with the K/V's two odd blocks at its end; and the part of it that is divided."""
     divided = division.quanta * division.blocks * block_bytes
@@ -58,10 +58,10 @@ def shared_arena(
     return whole, whole[:divided]
 
 
-class SharedMemory:
+class UnifiedPool:
     """Moves the line, a little in each step that finds a reason. Called by the owner of `blocks`, under its lock."""
 
-    def __init__(self, division: Division, blocks: BlockPool, store: AdapterStore) -> None:
+    def __init__(self, division: PoolSplit, blocks: BlockPool, store: AdapterStore) -> None:
         self._division, self._blocks, self._store = division, blocks, store
 
     @property

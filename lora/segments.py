@@ -63,7 +63,7 @@ class SegmentTable:
 NO_SEGMENTS = SegmentTable(segments=())
 
 
-class Lease:
+class AdapterLease:
     """Adapters pinned for a step: `weights` by digest, valid until `release`."""
 
     def __init__(self, weights: Mapping[str, AdapterWeights], release: Callable[[], None]) -> None:
@@ -76,7 +76,7 @@ class Lease:
         if release is not None:
             release()
 
-    def __enter__(self) -> "Lease":
+    def __enter__(self) -> "AdapterLease":
         return self
 
     def __exit__(

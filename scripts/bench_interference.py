@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from engine.runner.base import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
-from lora.segments import Lease
+from lora.segments import AdapterLease
 from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
@@ -47,7 +47,7 @@ class Switch:
         self.executors = executors
         self.current = next(iter(executors))
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         """See StepExecutor."""
         return self.executors[self.current].launch(plan, lease)
 

@@ -25,7 +25,7 @@ from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.policies import Setting
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
 from scheduler.sim.ablations.policies import named
-from scheduler.sim.replay import Hardware, Traffic, fitted, replay
+from scheduler.sim.replay import Hardware, Workload, fitted, replay
 from scheduler.sim.workload.adapters import EQUAL, catalogue
 from scheduler.sim.workload.arrivals import assigned
 from scheduler.sim.workload.popularity import PowerLaw
@@ -92,7 +92,7 @@ def simulate(traces: Traces, nodes: int, rate: float | None, seconds: float) -> 
         calls = paced(traces["conv"], rate, seconds)
     adapters = catalogue(100, EQUAL)
     arrivals = assigned(calls, adapters, PowerLaw(0.3), np.random.default_rng(0))
-    traffic = Traffic(arrivals, adapters, seconds)
+    traffic = Workload(arrivals, adapters, seconds)
     hardware = fitted(Hardware(PROFILE, Kernel.EXACT, 32 * GIB), traffic)
     done, figures = timed(lambda: replay(named("ours"), nodes, hardware, traffic, 0))
     tokens = sum(each.call.output_tokens for each in arrivals)

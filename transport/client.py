@@ -1,8 +1,8 @@
-"""Visitor: the asking end. It visits sources over links, leases what they lend, and sees the bytes into their landings.
+"""Ask other nodes: lease what they publish, and see the bytes into their destinations.
 
-Coroutines of one event loop decide; what blocks runs in a crew's threads, and a thread that has begun to move bytes
-always finishes its landing, even when the coroutine that asked for it was cancelled. Links are taken, kept and left by
-the coroutines alone.
+Coroutines of one event loop decide; what blocks runs in worker threads. A thread that has begun to move bytes
+always finishes, even when the coroutine that asked for it was cancelled. Pooled connections are taken, kept and
+left by the coroutines alone.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from functools import partial
 from typing import TypeVar
 
 from transport.base import Address, Lease, Region
-from transport.connection_pool import Link, Links
+from transport.connection_pool import ConnectionPool, PooledConnection
 from transport.control.connection import Deadline
-from transport.control.messages import Grant, LeaseRequest, Message, Release, Released
-from transport.control.security import Guard
-from transport.control.threads import Crew
+from transport.control.messages import Grant, LeaseReleased, LeaseRequest, Message, ReleaseLease
+from transport.control.security import Authenticator
+from transport.control.threads import WorkerThreads
 from transport.errors import (
-    DoorUnavailable,
     LeaseExpired,
     NotOffered,
+    PathUnavailable,
     PullTimeout,
     RegionRefused,
     TransportClosed,
     TransportError,
     WireError,
 )
-from transport.memory.destinations import Landing
-from transport.memory.local_memory import Holdings
-from transport.paths.base import Door
+from transport.memory.destinations import Destination
+from transport.memory.local_memory import LocalMemory
+from transport.paths.base import DataPath
 
 LINKS_PER_PEER = 8
 THREADS = 64
@@ -44,19 +44,19 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Call:
     """A lease that was asked for over `link`, for `hold_s`, which are over at the deadline or later; with the bytes
     if `eager`. `doors` would do, the first is asked for."""
 
-    link: Link
+    link: PooledConnection
     name: str
-    doors: tuple[Door, ...]
+    doors: tuple[DataPath, ...]
     hold_s: float
     deadline: Deadline
     eager: bool
 
     @property
-    def door(self) -> Door:
+    def door(self) -> DataPath:
         """The one that was asked for."""
         return self.doors[0]
 
@@ -65,7 +65,7 @@ class _Question:
         request = LeaseRequest(self.name, self.hold_s, self.door.name)
         self.link.channel.send_all([request, *(self.door.cue if self.eager else ())], self.deadline)
 
-    def without_door(self) -> "_Question | None":
+    def without_door(self) -> "_Call | None":
         """The same, asking for the next door; None if there is no other."""
         return replace(self, doors=self.doors[1:]) if len(self.doors) > 1 else None
 
@@ -74,20 +74,22 @@ class _Question:
 class _Visit:
     """An open lease at a peer: the link that carries it, and how the bytes come. It is open until the deadline."""
 
-    link: Link
+    link: PooledConnection
     lease: Lease
-    door: Door
+    door: DataPath
     card: str
     deadline: Deadline
 
 
-class Visitor:
+class TransportClient:
     """One node's visits to its peers; `doors` in order of preference, `setting` as for `usable`."""
 
-    def __init__(self, guard: Guard, holdings: Holdings, doors: Sequence[Door], setting: str) -> None:
+    def __init__(
+        self, guard: Authenticator, holdings: LocalMemory, doors: Sequence[DataPath], setting: str
+    ) -> None:
         self._holdings = holdings
-        self._links = Links(guard, doors, setting)
-        self._crew = Crew(THREADS)
+        self._links = ConnectionPool(guard, doors, setting)
+        self._crew = WorkerThreads(THREADS)
         self._slots: dict[Address, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LINKS_PER_PEER))
         self._visits: dict[int, tuple[_Visit, asyncio.TimerHandle]] = {}
         self._closed = False
@@ -146,7 +148,7 @@ class Visitor:
         self._links.close()
         await asyncio.to_thread(self._crew.dismiss)
 
-    async def _take_link(self, peer: Address, within_s: float) -> tuple[Link, Deadline]:
+    async def _take_link(self, peer: Address, within_s: float) -> tuple[PooledConnection, Deadline]:
         """A link to `peer` that works, as far as can be seen, and when `within_s` are over. It must be kept or left."""
         if self._closed:
             raise TransportClosed("this transport is closed: open another")
@@ -163,7 +165,7 @@ class Visitor:
             slot.release()
             raise
 
-    async def _dial(self, peer: Address, deadline: Deadline) -> Link:
+    async def _dial(self, peer: Address, deadline: Deadline) -> PooledConnection:
         dialling = self._do(partial(self._links.dial, peer, deadline))
         try:
             return await asyncio.shield(dialling)
@@ -171,7 +173,7 @@ class Visitor:
             dialling.add_done_callback(self._hang_up)
             raise
 
-    async def _with(self, link: Link, work: Callable[[], R]) -> R:
+    async def _with(self, link: PooledConnection, work: Callable[[], R]) -> R:
         """Do `work` with `link` in a thread; leave the link if it fails, in the end also if nobody waits for it."""
         with self._leaving(link):
             doing = self._do(work)
@@ -212,7 +214,7 @@ class Visitor:
         expiry.cancel()
         self._leave(visit.link)
 
-    def _keep(self, link: Link, last_words: Sequence[Message] = ()) -> None:
+    def _keep(self, link: PooledConnection, last_words: Sequence[Message] = ()) -> None:
         """The exchange ended well: the next may use the link, once `last_words` are said. Whoever waits goes first."""
         if last_words:
             asyncio.get_running_loop().call_soon(self._conclude, link, last_words)
@@ -220,7 +222,7 @@ class Visitor:
         self._links.put(link)
         self._slots[link.peer].release()
 
-    def _conclude(self, link: Link, last_words: Sequence[Message]) -> None:
+    def _conclude(self, link: PooledConnection, last_words: Sequence[Message]) -> None:
         try:
             link.channel.send_all(last_words, Deadline.after(PARTING_S))
         except TransportError as error:
@@ -231,13 +233,13 @@ class Visitor:
         else:
             self._keep(link)
 
-    def _leave(self, link: Link) -> None:
+    def _leave(self, link: PooledConnection) -> None:
         """Hang up."""
         self._links.drop(link)
         self._slots[link.peer].release()
 
     @contextmanager
-    def _leaving(self, link: Link) -> Iterator[None]:
+    def _leaving(self, link: PooledConnection) -> Iterator[None]:
         """Leave the link if this fails."""
         try:
             yield
@@ -245,17 +247,19 @@ class Visitor:
             self._leave(link)
             raise
 
-    def _leave_after(self, done: asyncio.Future[R], link: Link) -> None:
+    def _leave_after(self, done: asyncio.Future[R], link: PooledConnection) -> None:
         if not done.cancelled():
             done.exception()  # nobody is left to hear it
         self._leave(link)
 
-    def _hang_up(self, dialled: asyncio.Future[Link]) -> None:
+    def _hang_up(self, dialled: asyncio.Future[PooledConnection]) -> None:
         if not dialled.cancelled() and dialled.exception() is None:
             self._links.drop(dialled.result())
 
 
-def _ask(link: Link, name: str, deadline: Deadline, into: Sequence[Region] | None = None) -> _Question:
+def _ask(
+    link: PooledConnection, name: str, deadline: Deadline, into: Sequence[Region] | None = None
+) -> _Call:
     """Ask for a lease; for the bytes as well if `into` says where they go, which decides on the doors that would do."""
     try:
         hold_s = deadline.left_s()
@@ -264,20 +268,20 @@ def _ask(link: Link, name: str, deadline: Deadline, into: Sequence[Region] | Non
     devices = {region.device for region in into or ()}
     doors = tuple(door for door in link.doors if all(map(door.carries, devices)))
     if not doors:
-        raise DoorUnavailable(
+        raise PathUnavailable(
             f"no door to {link.peer} carries devices {sorted(devices)}: pull into host memory"
         )
-    question = _Question(link, name, doors, hold_s, deadline, into is not None)
+    question = _Call(link, name, doors, hold_s, deadline, into is not None)
     question.say()
     return question
 
 
-def _hear(question: _Question) -> _Visit:
+def _hear(question: _Call) -> _Visit:
     """Wait for the answer."""
     link = question.link
     try:
         grant = link.channel.expect(Grant, question.deadline)
-    except DoorUnavailable:
+    except PathUnavailable:
         other = question.without_door()
         if other is None:
             raise
@@ -293,7 +297,7 @@ def _hear(question: _Question) -> _Visit:
     return _Visit(link, lease, question.door, link.cards.get(question.door.name, ""), deadline)
 
 
-def _fetch(question: _Question, landing: Landing) -> tuple[Door, Sequence[Message]]:
+def _fetch(question: _Call, landing: Destination) -> tuple[DataPath, Sequence[Message]]:
     """Wait for the answer and read. The landing ends, now or later."""
     with landing.ending():
         visit = _hear(question)
@@ -302,7 +306,7 @@ def _fetch(question: _Question, landing: Landing) -> tuple[Door, Sequence[Messag
     return visit.door, last_words
 
 
-def _pull(visit: _Visit, landing: Landing, deadline: Deadline) -> Sequence[Message]:
+def _pull(visit: _Visit, landing: Destination, deadline: Deadline) -> Sequence[Message]:
     """Read what was leased. The landing ends, now or later."""
     channel = visit.link.channel
     with landing.ending():
@@ -316,7 +320,7 @@ def _pull(visit: _Visit, landing: Landing, deadline: Deadline) -> Sequence[Messa
     return visit.door.read(channel, visit.lease, visit.card, landing, deadline)
 
 
-def _release(link: Link) -> None:
+def _release(link: PooledConnection) -> None:
     deadline = Deadline.after(PARTING_S)
-    link.channel.send(Release(read=False, vouch=True), deadline)
-    link.channel.expect(Released, deadline)
+    link.channel.send(ReleaseLease(read=False, vouch=True), deadline)
+    link.channel.expect(LeaseReleased, deadline)

@@ -1,4 +1,4 @@
-"""Links: the puller's trusted connections to sources, kept for the next lease."""
+"""ConnectionPool: the puller's trusted connections to sources, kept for the next lease."""
 
 import threading
 from collections import defaultdict
@@ -6,49 +6,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transport.base import Address
-from transport.control.connection import Channel, Deadline
-from transport.control.security import Guard
-from transport.errors import DoorUnavailable, TransportClosed
-from transport.paths.base import Door, usable
+from transport.control.connection import Connection, Deadline
+from transport.control.security import Authenticator
+from transport.errors import PathUnavailable, TransportClosed
+from transport.paths.base import DataPath, usable
 
 DIAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Link:
+class PooledConnection:
     """A connection to the source at `peer`: which node answered, and through which doors it can be read, best first."""
 
     peer: Address
-    channel: Channel
+    channel: Connection
     node: str
-    doors: tuple[Door, ...]
+    doors: tuple[DataPath, ...]
     cards: dict[str, str] = field(default_factory=dict)  # the last that came for each door
 
 
-class Links:
+class ConnectionPool:
     """Idle connections by peer; safe to use from any thread, but a link belongs to whoever has taken it."""
 
-    def __init__(self, guard: Guard, doors: Sequence[Door], setting: str) -> None:
+    def __init__(self, guard: Authenticator, doors: Sequence[DataPath], setting: str) -> None:
         self._guard = guard
         self._doors = doors
         self._setting = setting
         self._lock = threading.Lock()
-        self._idle: dict[Address, list[Link]] = defaultdict(list)
-        self._taken: set[Link] = set()
+        self._idle: dict[Address, list[PooledConnection]] = defaultdict(list)
+        self._taken: set[PooledConnection] = set()
         self._closed = False
 
-    def dial(self, peer: Address, deadline: Deadline) -> Link:
-        """A new link to `peer`. HelloRefused, PeerGone, PullTimeout, DoorUnavailable."""
+    def dial(self, peer: Address, deadline: Deadline) -> PooledConnection:
+        """A new link to `peer`. HelloRefused, PeerGone, PullTimeout, PathUnavailable."""
         channel, node, offers = self._guard.dial(peer.host, peer.port, deadline.at_most(DIAL_S))
         try:
-            link = Link(peer, channel, node, usable(self._doors, offers, self._setting))
-        except DoorUnavailable:
+            link = PooledConnection(peer, channel, node, usable(self._doors, offers, self._setting))
+        except PathUnavailable:
             channel.close()
             raise
         self._add(link)
         return link
 
-    def take(self, peer: Address) -> Link | None:
+    def take(self, peer: Address) -> PooledConnection | None:
         """An idle link on which the source has not hung up meanwhile, if there is one; this does not wait."""
         with self._lock:
             idle = self._idle[peer]
@@ -60,7 +60,7 @@ class Links:
                 link.channel.close()
         return None
 
-    def put(self, link: Link) -> None:
+    def put(self, link: PooledConnection) -> None:
         """Keep a link whose last exchange ended well."""
         with self._lock:
             self._taken.discard(link)
@@ -69,7 +69,7 @@ class Links:
                 return
         link.channel.close()
 
-    def drop(self, link: Link) -> None:
+    def drop(self, link: PooledConnection) -> None:
         """Hang up in the middle of an exchange; the peer notices at once."""
         with self._lock:
             self._taken.discard(link)
@@ -88,7 +88,7 @@ class Links:
         for link in taken:
             link.channel.abort()
 
-    def _add(self, link: Link) -> None:
+    def _add(self, link: PooledConnection) -> None:
         with self._lock:
             if not self._closed:
                 self._taken.add(link)

@@ -1,4 +1,4 @@
-"""Source: the listening end. It lets pullers in, lends them what is on the shelf, and ends every lease exactly once.
+"""Let pullers in, lease them what this node publishes, and end every lease exactly once.
 
 Each connection has a thread, which is asleep in the socket most of the time, and at most one lease. That thread is
 the lease's timekeeper: every call it makes is bounded by the lease's deadline, and the lease ends before it moves on.
@@ -13,21 +13,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from transport.base import Address, Region, RemoteRegion
-from transport.control.connection import Channel, Deadline
-from transport.control.messages import Grant, LeaseRequest, Read, Release, Released, refusal_of
-from transport.control.security import Guard
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Grant, LeaseReleased, LeaseRequest, Read, ReleaseLease, refusal_of
+from transport.control.security import Authenticator
 from transport.errors import (
-    DoorUnavailable,
     LeaseExpired,
     NotOffered,
+    PathUnavailable,
     PeerGone,
     PullTimeout,
     TransportError,
     WireError,
 )
 from transport.memory.leases import Ending
-from transport.memory.local_memory import BRING_SHARE, Holdings
-from transport.paths.base import Door
+from transport.memory.local_memory import BRING_SHARE, LocalMemory
+from transport.paths.base import DataPath
 
 GREETING_S = 5.0
 IDLE_S = 300.0
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class _Guest:
     """A puller that was let in, and the card of each door that it was told last."""
 
-    channel: Channel
+    channel: Connection
     cards: dict[str, str] = field(default_factory=dict)
 
     def news(self, door: str, card: str) -> str:
@@ -52,18 +52,23 @@ class _Guest:
         return card
 
 
-class Source:
+class TransportServer:
     """Serves one node's holdings on one address until closed."""
 
     def __init__(
-        self, listen: Address, guard: Guard, holdings: Holdings, doors: Sequence[Door], most_hold_s: float
+        self,
+        listen: Address,
+        guard: Authenticator,
+        holdings: LocalMemory,
+        doors: Sequence[DataPath],
+        most_hold_s: float,
     ) -> None:
         self._guard = guard
         self._holdings = holdings
-        self._doors: Mapping[str, Door] = {door.name: door for door in doors}
+        self._doors: Mapping[str, DataPath] = {door.name: door for door in doors}
         self._most_hold_s = most_hold_s
         self._lock = threading.Lock()
-        self._serving: dict[threading.Thread, Channel | None] = {}
+        self._serving: dict[threading.Thread, Connection | None] = {}
         self._slots = threading.Semaphore(MOST_CONNECTIONS)
         self._closed = threading.Event()
         self._closing: Future[None] = Future()  # the same, for those who wait for something else as well
@@ -121,7 +126,7 @@ class Source:
                 del self._serving[threading.current_thread()]
             self._slots.release()
 
-    def _converse(self, channel: Channel) -> None:
+    def _converse(self, channel: Connection) -> None:
         with self._lock:
             self._serving[threading.current_thread()] = channel
         try:
@@ -158,18 +163,18 @@ class Source:
             ticket, regions = self._take(request)
             if not all(door.carries(region.device) for region in regions):
                 self._holdings.shelf.end(ticket, Ending.RELEASED)
-                raise DoorUnavailable(
+                raise PathUnavailable(
                     f"{request.name!r} cannot be read through {door.name!r}: choose another"
                 )
-        except (DoorUnavailable, NotOffered) as error:
+        except (PathUnavailable, NotOffered) as error:
             guest.channel.send(refusal_of(error), Deadline.after(GREETING_S))
             return
         if self._lend(guest, request, ticket, regions):
-            guest.channel.send(Released(), Deadline.after(GREETING_S))
+            guest.channel.send(LeaseReleased(), Deadline.after(GREETING_S))
 
-    def _door(self, name: str) -> Door:
+    def _door(self, name: str) -> DataPath:
         if name not in self._doors:
-            raise DoorUnavailable(f"{self._holdings.node} has no door {name!r}: choose another")
+            raise PathUnavailable(f"{self._holdings.node} has no door {name!r}: choose another")
         return self._doors[name]
 
     def _take(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
@@ -205,21 +210,21 @@ class Source:
         finally:
             self._holdings.shelf.end(ticket, ending)
 
-    def _refuse(self, channel: Channel, error: TransportError) -> None:
+    def _refuse(self, channel: Connection, error: TransportError) -> None:
         if not channel.garbled:
             with suppress(TransportError):  # it is gone then, and needs no answer
                 channel.send(refusal_of(error), Deadline.after(GREETING_S))
 
 
 def _until_done(
-    channel: Channel, door: Door, regions: Sequence[Region], deadline: Deadline
+    channel: Connection, door: DataPath, regions: Sequence[Region], deadline: Deadline
 ) -> tuple[Ending, bool]:
     """Wait for the puller's word: how the lease ended, and whether to confirm it. Send the bytes if it asks for them.
 
     Bytes that were sent need no word that they were pinned: had the lease ended before the last, it would not come.
     """
     match channel.receive(deadline):
-        case Release(read, vouch):
+        case ReleaseLease(read, vouch):
             return (Ending.READ if read else Ending.RELEASED), vouch
         case Read():
             door.send(channel, regions, deadline)

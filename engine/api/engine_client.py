@@ -1,17 +1,17 @@
-"""Desk: what the doors need of a node, and no more. `engine.async_engine` has one; so have the tests."""
+"""Define what the API needs of an engine, and no more. `engine.async_engine` implements it, and so do the tests."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
 from engine.telemetry import Snapshot, Telemetry
-from engine.tokenizer import Delta, TextCodec
+from engine.tokenizer import Delta, Tokenizer
 from lora.adapter import AdapterRef
 from lora.names import AdapterEntry
 from scheduler.request import SamplingParams
 
 
-class DeltaStream(Protocol):
+class OutputStreamClient(Protocol):
     """One request's answer as it comes: the Deltas of all its sequences, interleaved; each sequence ends with a
     finish_reason. Raises EngineError if the engine gives the request up."""
 
@@ -27,11 +27,11 @@ class DeltaStream(Protocol):
         ...
 
 
-class Desk(Protocol):
+class EngineClient(Protocol):
     """A node as its doors see it."""
 
     @property
-    def codec(self) -> TextCodec: ...
+    def codec(self) -> Tokenizer: ...
     @property
     def telemetry(self) -> Telemetry: ...
     @property
@@ -59,7 +59,7 @@ class Desk(Protocol):
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
-    ) -> DeltaStream:
+    ) -> OutputStreamClient:
         """Queue a request. Raises UnknownModel, InvalidParameter, RequestRefused, Overloaded or Draining."""
         ...
 

@@ -1,4 +1,7 @@
-"""Generation: one Ask on its way through a desk, all prompts at once, and the count of what it took."""
+"""Run one GenerateRequest through an EngineClient, all prompts at once, and count what it took.
+
+Each of OpenAI's two ways to ask for text is an Endpoint, with its way to read a body and to write an answer.
+"""
 
 import asyncio
 import time
@@ -8,11 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
-from engine.api.engine_client import DeltaStream, Desk
+from engine.api.engine_client import EngineClient, OutputStreamClient
 from engine.api.errors import ApiError
-from engine.api.parsing import Ask, chat_ask, completion_ask
+from engine.api.parsing import GenerateRequest, chat_request, completion_request
 from engine.api.writers import ChatWriter, CompletionWriter
-from engine.tokenizer import Delta, TextCodec
+from engine.tokenizer import Delta, Tokenizer
 from scheduler.step import RequestRefused
 
 
@@ -20,16 +23,16 @@ class Generation:
     """`submit` every prompt, or raise and leave none behind; iterate once for (choice index, Delta), where choices
     count over the prompts and then over `n`; `aclose` whatever happened."""
 
-    def __init__(self, desk: Desk, ask: Ask, response_id: str) -> None:
+    def __init__(self, desk: EngineClient, ask: GenerateRequest, response_id: str) -> None:
         self._desk = desk
         self._ask = ask
         self.response_id = response_id
-        self._streams: list[DeltaStream] = []
+        self._streams: list[OutputStreamClient] = []
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._output_tokens = 0
 
     async def submit(self) -> None:
-        """Hand every prompt to the desk. Raises what Desk.submit raises."""
+        """Hand every prompt to the desk. Raises what EngineClient.submit raises."""
         try:
             for number, prompt in enumerate(self._ask.prompts):
                 request_id = f"{self.response_id}-{number}"
@@ -79,7 +82,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
     )
 
 
-async def _merged(streams: Sequence[DeltaStream]) -> AsyncGenerator[tuple[int, Delta], None]:
+async def _merged(streams: Sequence[OutputStreamClient]) -> AsyncGenerator[tuple[int, Delta], None]:
     """(stream number, Delta) of all streams as they come; the first error ends them all."""
     if len(streams) == 1:
         async for delta in streams[0]:
@@ -110,7 +113,7 @@ async def _merged(streams: Sequence[DeltaStream]) -> AsyncGenerator[tuple[int, D
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """Turns what was generated into the `choices` of one endpoint."""
 
     @property
@@ -124,23 +127,25 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`read` turns a body into an Ask, `writer` makes the Writer of its answer; ids begin with `prefix`, and
-    `asked_in` is the field that holds what is to be continued."""
+    """One way to ask: `read` turns a body into a GenerateRequest, `writer` makes the AnswerWriter of its answer.
+
+    Ids begin with `prefix`; `asked_in` is the field that holds what is to be continued.
+    """
 
     prefix: str
     asked_in: str
-    read: Callable[[bytes, Desk], Ask]
-    writer: Callable[[Ask, TextCodec], Writer]
+    read: Callable[[bytes, EngineClient], GenerateRequest]
+    writer: Callable[[GenerateRequest, Tokenizer], AnswerWriter]
 
-    def reply(self, desk: Desk, ask: Ask) -> "Reply":
+    def reply(self, desk: EngineClient, ask: GenerateRequest) -> "Reply":
         """The answer to `ask`, not begun yet."""
         generation = Generation(desk, ask, f"{self.prefix}-{uuid.uuid4().hex}")
         return Reply(self, ask, generation, self.writer(ask, desk.codec))
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint("cmpl", "prompt", completion_ask, CompletionWriter),
-    "/v1/chat/completions": Endpoint("chatcmpl", "messages", chat_ask, ChatWriter),
+    "/v1/completions": Endpoint("cmpl", "prompt", completion_request, CompletionWriter),
+    "/v1/chat/completions": Endpoint("chatcmpl", "messages", chat_request, ChatWriter),
 }
 
 
@@ -148,7 +153,9 @@ class Reply:
     """One answer, whole or in chunks. Use as `async with`: entering submits every prompt or raises and leaves none
     behind; leaving aborts what still runs, whatever the reason."""
 
-    def __init__(self, endpoint: Endpoint, ask: Ask, generation: Generation, writer: Writer) -> None:
+    def __init__(
+        self, endpoint: Endpoint, ask: GenerateRequest, generation: Generation, writer: AnswerWriter
+    ) -> None:
         self._endpoint = endpoint
         self._generation = generation
         self._ask = ask

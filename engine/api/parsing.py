@@ -1,4 +1,4 @@
-"""OpenAI's requests as values: a decoded body becomes an Ask, checked against the model that will answer it.
+"""Turn OpenAI request bodies into GenerateRequests, checked against the model that will answer.
 
 It may not know HTTP: the server and the batch runner both come through here.
 """
@@ -10,10 +10,10 @@ from typing import Any
 from msgspec import structs
 
 from engine.api import schema
-from engine.api.engine_client import Desk
+from engine.api.engine_client import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
-from engine.tokenizer import TextCodec
+from engine.tokenizer import Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
@@ -28,7 +28,7 @@ _SAME = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerateRequest:
     """What a client wants generated: `prompts` (token ids), each continued `params.n` times.
 
     `echo` gives the text of each prompt if the answer is to begin with it, else nothing. `silent` asks for
@@ -46,8 +46,8 @@ class Ask:
     wants_prompt_logprobs: bool = False
 
 
-def completion_ask(body: bytes, desk: Desk) -> Ask:
-    """The Ask of a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
+def completion_request(body: bytes, desk: EngineClient) -> GenerateRequest:
+    """The GenerateRequest of a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
     wire = schema.decoded(body, schema.Completion)
     check_model(wire.model, desk)
     if wire.best_of is not None and wire.best_of != (wire.n or 1):
@@ -61,7 +61,7 @@ def completion_ask(body: bytes, desk: Desk) -> Ask:
     fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": wire.logprobs}
     if echo and wire.logprobs is not None:
         fields["prompt_logprobs"] = max(wire.logprobs, wire.prompt_logprobs or 0)
-    return Ask(
+    return GenerateRequest(
         model=wire.model,
         prompts=prompts,
         params=_params(wire, fields, desk.vocab_size),
@@ -73,8 +73,8 @@ def completion_ask(body: bytes, desk: Desk) -> Ask:
     )
 
 
-def chat_ask(body: bytes, desk: Desk) -> Ask:
-    """The Ask of a body of POST /v1/chat/completions. Raises ApiError, UnknownModel, InvalidChat or
+def chat_request(body: bytes, desk: EngineClient) -> GenerateRequest:
+    """The GenerateRequest of a body of POST /v1/chat/completions. Raises ApiError, UnknownModel, InvalidChat or
     InvalidParameter."""
     wire = schema.decoded(body, schema.Chat)
     check_model(wire.model, desk)
@@ -91,7 +91,7 @@ def chat_ask(body: bytes, desk: Desk) -> Ask:
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
     prompt = desk.codec.encode_chat(chat_messages(wire.messages))
-    return Ask(
+    return GenerateRequest(
         model=wire.model,
         prompts=(prompt,),
         params=params,
@@ -107,7 +107,7 @@ def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
     return [_template_message(message) for message in messages]
 
 
-def check_model(name: str, desk: Desk) -> None:
+def check_model(name: str, desk: EngineClient) -> None:
     """Raise UnknownModel unless `name` is the base model or an adapter, as far as can be told without asking."""
     if not desk.may_serve(name):
         raise UnknownModel(name)
@@ -128,7 +128,7 @@ def _template_message(message: schema.Message) -> dict[str, str]:
     return {"role": role, "content": text} | named
 
 
-def _prompt_ids(prompt: schema.Prompt, codec: TextCodec) -> tuple[tuple[int, ...], ...]:
+def _prompt_ids(prompt: schema.Prompt, codec: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Every prompt's token ids: the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = [item for item in items if isinstance(item, str)]
@@ -144,7 +144,7 @@ def _prompt_ids(prompt: schema.Prompt, codec: TextCodec) -> tuple[tuple[int, ...
     return prompts
 
 
-def _echo_texts(prompt: schema.Prompt, prompts: Sequence[Sequence[int]], codec: TextCodec) -> tuple[str, ...]:
+def _echo_texts(prompt: schema.Prompt, prompts: Sequence[Sequence[int]], codec: Tokenizer) -> tuple[str, ...]:
     """The prompts as text: as they were given, or spelled out."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = tuple(item for item in items if isinstance(item, str))

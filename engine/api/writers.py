@@ -1,9 +1,9 @@
-"""Log-probabilities on the wire, as far as completions and chat agree about them."""
+"""Write what was generated in the shapes of OpenAI's text and chat completions, log-probabilities included."""
 
 from collections.abc import Iterable, Sequence
 
-from engine.api.parsing import Ask
-from engine.tokenizer import Delta, TextCodec
+from engine.api.parsing import GenerateRequest
+from engine.tokenizer import Delta, Tokenizer
 from scheduler.plan import TokenLogprob
 
 LOWEST = -9999.0
@@ -16,7 +16,7 @@ def finite(logprob: float) -> float:
 
 
 def prompt_logprobs_entries(
-    entries: Sequence[TokenLogprob], prompt: Sequence[int], codec: TextCodec
+    entries: Sequence[TokenLogprob], prompt: Sequence[int], codec: Tokenizer
 ) -> list[dict[str, object] | None]:
     """One entry per token of `prompt`, the first null: by token id, the token itself and the most likely
     ones."""
@@ -24,7 +24,7 @@ def prompt_logprobs_entries(
     return [None, *(_entry(entry, codec) for entry in entries)]
 
 
-def _entry(entry: TokenLogprob, codec: TextCodec) -> dict[str, object]:
+def _entry(entry: TokenLogprob, codec: Tokenizer) -> dict[str, object]:
     ranked = {token_id: (value, rank) for rank, (token_id, value) in enumerate(entry.top, start=1)}
     ranked[entry.token_id] = (entry.logprob, entry.rank)
     return {
@@ -38,7 +38,7 @@ class CompletionWriter:
 
     chunk_object = whole_object = "text_completion"
 
-    def __init__(self, ask: Ask, codec: TextCodec) -> None:
+    def __init__(self, ask: GenerateRequest, codec: Tokenizer) -> None:
         self._ask = ask
         self._codec = codec
         self._offsets: dict[int, int] = {}  # by choice: where in its text the next token begins
@@ -117,7 +117,7 @@ class ChatWriter:
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def __init__(self, ask: Ask, codec: TextCodec) -> None:
+    def __init__(self, ask: GenerateRequest, codec: Tokenizer) -> None:
         self._ask = ask
         self._codec = codec
 

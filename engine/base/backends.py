@@ -1,4 +1,4 @@
-"""Arithmetic: what a model's steps are computed with on a device, and on every device of a group alike."""
+"""Backends: what a model's steps are computed with on a device, and on every device of a group alike."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _LORA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": tor
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
+class Backends:
     """`attention` is a backend's name, never auto; `lora_dtype` is what adapters are kept in; `fused` says whether
     layers, adapters and draws are Triton's kernels, or else plain torch."""
 
@@ -28,21 +28,21 @@ class Arithmetic:
         """The layers' arithmetic for a model of `dtype`, or a part of one."""
         return make_ops(part, dtype, self.lora_dtype, device, self.fused)
 
-    def can_be_recorded(self, model: ModelConfig) -> bool:
+    def can_capture(self, model: ModelConfig) -> bool:
         """Whether decode steps can be graphs. A dynamic rope reads lengths on the host, and torch's attention plans
         there."""
         return self.fused and self.attention != "torch" and model.rope.kind != "dynamic"
 
 
-def choose_arithmetic(
+def choose_backends(
     config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> Arithmetic:
+) -> Backends:
     """What `config` asks for, for a model that computes in `dtype`. Raises InvalidConfig."""
     try:
         attention = choose_attention(config.attention_backend, model, dtype, device)
     except UnsupportedAttention as error:
         raise InvalidConfig("attention_backend", config.attention_backend, error.remedy) from error
-    return Arithmetic(attention, _lora_dtype(config.lora_dtype, dtype, device), fused=device.type == "cuda")
+    return Backends(attention, _lora_dtype(config.lora_dtype, dtype, device), fused=device.type == "cuda")
 
 
 def _lora_dtype(name: str, model: torch.dtype, device: torch.device) -> torch.dtype:

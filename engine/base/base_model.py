@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from engine.base.backends import Arithmetic, choose_arithmetic
+from engine.base.backends import Backends, choose_backends
 from engine.config.config import EngineConfig
 from engine.demo.embedded import DEMO_BASE
 from engine.errors import InvalidConfig
-from lora.format.sharding import Cut
+from lora.format.sharding import ShardSpec
 from lora.target_modules import BaseShape, SiteGroup
 from model.attention.choice import make_attention
 from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
@@ -33,14 +33,14 @@ class BaseModel:
     dtype: torch.dtype
     device: torch.device
     form: WeightsForm
-    arithmetic: Arithmetic
+    arithmetic: Backends
 
     @property
     def part(self) -> ModelConfig:
         """What this device computes, as a model of its own."""
         return self.form.shard.config(self.config)
 
-    def cuts(self) -> tuple[Cut, ...]:
+    def cuts(self) -> tuple[ShardSpec, ...]:
         """Every device's part of each projection, this one's among them."""
         size = self.form.shard.size
         return tuple(Shard(rank, size).cut(self.config) for rank in range(size))
@@ -73,7 +73,7 @@ def choose_base(config: EngineConfig) -> BaseModel:
     _check_size(config, model, device)
     part = Shard(0, size).config(model).base_shape()
     form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device, part))
-    arithmetic = choose_arithmetic(config, model, dtype, device)
+    arithmetic = choose_backends(config, model, dtype, device)
     return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, arithmetic)
 
 

@@ -17,11 +17,11 @@ from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.build.executor_choice import make_executor
 from engine.tensor_parallel.model import GroupModel, join, start_workers
-from engine.tensor_parallel.worker_pool import Workers
+from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.build.peers import Peers
-from engine.build.memory import make_room
-from engine.unified_pool import SharedMemory
-from engine.tokenizer import TextCodec
+from engine.build.memory import allocate_memory
+from engine.unified_pool import UnifiedPool
+from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
 from lora.target_modules import BaseShape
 from lora.store.store import AdapterStore
@@ -61,11 +61,11 @@ class Engine:
 
     core: EngineCore
     store: AdapterStore
-    codec: TextCodec
+    codec: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
-    workers: Workers | None = None  # the processes of the other devices
+    workers: WorkerPool | None = None  # the processes of the other devices
 
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
@@ -103,11 +103,11 @@ def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
     return engine
 
 
-def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Workers | None) -> Engine:
+def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: WorkerPool | None) -> Engine:
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
-    room = make_room(config, base, workers)
+    room = allocate_memory(config, base, workers)
     cache, pages = room.cache, room.pages
     peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
     store = _store(config, base.config.base_shape(), base.arithmetic.lora_dtype, pages, peers)
@@ -119,7 +119,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
     executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
-    memory = SharedMemory(room.division, room.blocks, store) if room.division else None
+    memory = UnifiedPool(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()
     store.on_ready(changed.set)
     core = EngineCore(scheduler, store, around(executor), time.monotonic, memory)
@@ -131,12 +131,12 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         vocab_size=base.config.vocab_size,
         eos_token_ids=base.config.eos_token_ids,
     )
-    return Engine(core, store, TextCodec.load(base.folder), card, changed, peers, workers)
+    return Engine(core, store, Tokenizer.load(base.folder), card, changed, peers, workers)
 
 
 def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> int:
     """How many blocks a sequence of a recorded step may have; 0 if none is recorded."""
-    records = config.cuda_graphs and base.arithmetic.can_be_recorded(base.config)
+    records = config.cuda_graphs and base.arithmetic.can_capture(base.config)
     return -(-limits.max_model_len // config.block_size) if records else 0
 
 

@@ -4,11 +4,11 @@ from typing import cast
 
 from engine.runner.base import StepExecutor
 from engine.runner.executor import Executor
-from engine.runner.async_executor import DeviceExecutor
-from engine.runner.cuda_graphs import MOST_ROWS, DecodeGraphs, recorder
+from engine.runner.async_executor import AsyncExecutor
+from engine.runner.cuda_graphs import MOST_ROWS, CudaGraphRunner, capture_for
 from engine.tensor_parallel.executor import GroupExecutor, GroupGraphs
 from engine.tensor_parallel.model import GroupModel
-from engine.runner.cuda_graphs import DecodeParts
+from engine.runner.cuda_graphs import GraphParts
 from model.attention.base import GraphAttention
 from model.kv_cache import KVCache
 from model.llama import Llama
@@ -33,13 +33,13 @@ def make_executor(
     rows = 1 << (max_num_seqs - 1).bit_length()
     sampler = DeviceSampler(max(rows, MOST_ROWS), cache.device)
     if isinstance(model, Llama):
-        graphs = DecodeGraphs(_parts(model, cache), sampler, rows, graph_blocks, recorder(cache.device))
-        return DeviceExecutor(model, cache, sampler, graphs if graph_blocks else None)
+        graphs = CudaGraphRunner(_parts(model, cache), sampler, rows, graph_blocks, capture_for(cache.device))
+        return AsyncExecutor(model, cache, sampler, graphs if graph_blocks else None)
     parts = _parts(model.part, cache)
-    graphs = DecodeGraphs(parts, sampler, rows, graph_blocks, recorder(cache.device), model.lead)
+    graphs = CudaGraphRunner(parts, sampler, rows, graph_blocks, capture_for(cache.device), model.lead)
     grouped = GroupGraphs(graphs, model) if graph_blocks else None
-    return GroupExecutor(DeviceExecutor(model, cache, sampler, grouped), model)
+    return GroupExecutor(AsyncExecutor(model, cache, sampler, grouped), model)
 
 
-def _parts(model: Llama, cache: KVCache) -> DecodeParts:
-    return DecodeParts(model, cache, cast(GraphOps, model.ops), cast(GraphAttention, model.attention))
+def _parts(model: Llama, cache: KVCache) -> GraphParts:
+    return GraphParts(model, cache, cast(GraphOps, model.ops), cast(GraphAttention, model.attention))

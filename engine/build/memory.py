@@ -1,17 +1,17 @@
-"""Room: the memory on this device for K/V and for adapters, each its own or one for both."""
+"""Allocate this device's memory for K/V and for adapters: each its own, or one pool for both."""
 
 from dataclasses import dataclass
 import torch
 from engine.base.base_model import BaseModel
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
-from engine.tensor_parallel.worker_pool import Workers
-from engine.unified_pool import Division, shared_arena
+from engine.tensor_parallel.worker_pool import WorkerPool
+from engine.unified_pool import PoolSplit, unified_arena
 from lora.memory.pages import RankPages
-from lora.memory.sharded import Shares
+from lora.memory.sharded import ShardedWriter
 from lora.target_modules import BaseShape
-from lora.memory.page_writer import Staged
-from lora.memory.page_writer import Stowage
+from lora.memory.page_writer import PinnedWriter
+from lora.memory.page_writer import PageWriter
 from model.kv_cache import KVCache
 from scheduler.blocks import BlockPool
 from pathlib import Path
@@ -24,16 +24,16 @@ _MAX_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DeviceMemory:
     """The tensors of K/V and who holds its blocks, the adapters' pages, and how both share one arena, if they do."""
 
     cache: KVCache
     blocks: BlockPool
     pages: RankPages
-    division: Division | None
+    division: PoolSplit | None
 
 
-def make_room(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Room:
+def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> DeviceMemory:
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
     page = page_bytes(base.part.base_shape(), base.arithmetic.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
@@ -42,11 +42,11 @@ def make_room(config: EngineConfig, base: BaseModel, workers: Workers | None) ->
         pages = RankPages(adapter_bytes // page, page, base.device, stowage)
         layout = base.kv_layout(config.block_size)
         cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
-        return Room(cache, BlockPool(cache.num_blocks, cache.block_size), pages, None)
+        return DeviceMemory(cache, BlockPool(cache.num_blocks, cache.block_size), pages, None)
     return _shared(config, base, _divide(config, base, kv_bytes, adapter_bytes, page), page, stowage)
 
 
-def _is_shared(config: EngineConfig, base: BaseModel, workers: Workers | None) -> bool:
+def _is_shared(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
     choice = config.shared_memory
     if choice not in ("auto", "on", "off"):
         raise InvalidConfig("shared_memory", choice, "use auto, on or off")
@@ -55,26 +55,26 @@ def _is_shared(config: EngineConfig, base: BaseModel, workers: Workers | None) -
     return choice == "on" or (choice == "auto" and base.device.type == "cuda" and workers is None)
 
 
-def _divide(config: EngineConfig, base: BaseModel, kv_bytes: int, adapter_bytes: int, page: int) -> Division:
+def _divide(config: EngineConfig, base: BaseModel, kv_bytes: int, adapter_bytes: int, page: int) -> PoolSplit:
     block = base.kv_layout(config.block_size).block_bytes
     needed = -(-(config.max_model_len or 1) // config.block_size)
     try:
-        return Division.of(kv_bytes, adapter_bytes, block, page, needed)
+        return PoolSplit.of(kv_bytes, adapter_bytes, block, page, needed)
     except ValueError as error:
         raise InvalidConfig("kv_cache_bytes", kv_bytes, str(error)) from error
 
 
 def _shared(
-    config: EngineConfig, base: BaseModel, division: Division, page: int, stowage: Stowage | None
-) -> Room:
+    config: EngineConfig, base: BaseModel, division: PoolSplit, page: int, stowage: PageWriter | None
+) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
-    whole, divided = shared_arena(division, layout.block_bytes, base.device)
+    whole, divided = unified_arena(division, layout.block_bytes, base.device)
     cache = KVCache(layout, division.quanta * division.blocks, base.device, whole)
     held = (division.least_kv, division.most_kv)
     blocks = BlockPool(held[0] * division.blocks, config.block_size, held[1] * division.blocks)
     blocks.extend(division.kv * division.blocks)
     pages = RankPages((division.quanta - division.kv) * division.pages, page, base.device, stowage, divided)
-    return Room(cache, blocks, pages, division)
+    return DeviceMemory(cache, blocks, pages, division)
 
 
 def page_bytes(base: BaseShape, dtype: torch.dtype) -> int:
@@ -103,11 +103,11 @@ def _kv_bytes(config: EngineConfig, base: BaseModel) -> int:
     return granted
 
 
-def _stowage(config: EngineConfig, base: BaseModel, workers: Workers | None) -> Stowage | None:
+def _stowage(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> PageWriter | None:
     """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
     if workers is not None:
-        return Shares(base.cuts(), workers.deliver, base.device)
-    return Staged(base.device) if base.device.type == "cuda" and not config.sharing.on else None
+        return ShardedWriter(base.cuts(), workers.deliver, base.device)
+    return PinnedWriter(base.device) if base.device.type == "cuda" and not config.sharing.on else None
 
 
 def _device_bytes(base: BaseModel) -> int:

@@ -10,15 +10,15 @@ from engine.config.config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.config.trust import trust
 from engine.errors import InvalidConfig
 from lora.peers.directory import StaticDirectory
-from lora.peers.publisher import Lending
+from lora.peers.publisher import Publisher
 from lora.peers.peer_tier import Peering, PeerTier
-from lora.peers.loop_thread import PeerLoop
+from lora.peers.loop_thread import LoopThread
 from lora.memory.pages import RankPages
 from lora.peers.puller import Puller, PullLimits
-from lora.peers.regions import Notebook, SharedPages
+from lora.peers.regions import ManifestBuffers, PageRegions
 from transport.base import Address
-from transport.paths.choice import open_doors
-from transport.errors import DoorUnavailable, HelloRefused
+from transport.paths.choice import open_paths
+from transport.errors import PathUnavailable, HelloRefused
 from transport.network import ANY_LOCAL_PORT, NetworkOptions, NetworkTransport
 from transport.control.security import Security, TlsFiles
 
@@ -31,21 +31,21 @@ class Peers:
     for what it lacks. Raises InvalidConfig."""
 
     def __init__(self, config: PeerConfig, base: str, pages: RankPages) -> None:
-        self._loop = PeerLoop()
+        self._loop = LoopThread()
         try:
             self._transport = self._loop.wait(_open(config))
-            shared = SharedPages(self._transport, pages)
+            shared = PageRegions(self._transport, pages)
         except InvalidConfig:
             self._loop.close()
             raise
-        notebook = Notebook(self._transport, _NOTES_BYTES)
+        notebook = ManifestBuffers(self._transport, _NOTES_BYTES)
         puller = Puller(
             self._transport, notebook, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
         )
         directory = StaticDirectory(config.peers)
         tier = PeerTier(base, self._transport, self._loop, shared, directory, puller)
         room = RankPages(max(1, _room_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
-        self._lending = Lending(base, self._transport, shared, notebook, room)
+        self._lending = Publisher(base, self._transport, shared, notebook, room)
         self.peering = Peering(tier, self._lending, config.review_s)
 
     @property
@@ -71,8 +71,8 @@ async def _open(config: PeerConfig) -> NetworkTransport:
     listen = config.listen or ANY_LOCAL_PORT
     try:
         options = NetworkOptions(trust(config), listen, config.door)
-        return NetworkTransport("node", options, open_doors("node", config.door))
-    except DoorUnavailable as error:
+        return NetworkTransport("node", options, open_paths("node", config.door))
+    except PathUnavailable as error:
         raise InvalidConfig("peer_door", config.door, str(error)) from error
     except ssl.SSLError as error:
         raise InvalidConfig(

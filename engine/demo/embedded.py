@@ -1,7 +1,4 @@
-"""Where the embedded model lies inside the installed package.
-
-It may not know what is in the folders: the base is read by `model`, the adapters by `lora`.
-"""
+"""Locate the embedded model and its adapters, and check their answers by the tasks that they were trained for."""
 
 import codecs
 import hashlib

@@ -1,4 +1,4 @@
-"""DeviceExecutor: steps on an accelerator that the host does not wait for.
+"""AsyncExecutor: steps on an accelerator that the host does not wait for.
 
 A launch sends the step's integers down in one copy from pinned memory, starts the kernels and returns; tokens that the
 step before draws are read where they are drawn, on the device. Steps of one row per sequence are replayed as graphs. A
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from engine.runner.base import DeviceSampler, Fetched, StepOutputs
 from engine.runner.executor import Computed, segments
-from engine.runner.input_batch import Integers, LayOut, Layout
+from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import draw, sample_row
-from lora.segments import NO_SEGMENTS, Lease, SegmentTable
+from lora.segments import NO_SEGMENTS, AdapterLease, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -28,7 +28,7 @@ from scheduler.plan import SliceOutput, StepPlan
 class Drawing:
     """A launched plan whose tokens are on their way to the host."""
 
-    layout: Layout
+    layout: InputBatch
     fetched: Fetched
 
     @property
@@ -49,29 +49,29 @@ class Drawing:
 class Graphs(Protocol):
     """Steps that are replayed: see engine/graphs.py."""
 
-    def takes(self, layout: Layout) -> bool:
+    def takes(self, layout: InputBatch) -> bool:
         """Whether `run` computes the layout's step."""
         ...
 
-    def run(self, layout: Layout, table: SegmentTable) -> None:
+    def run(self, layout: InputBatch, table: SegmentTable) -> None:
         """Launch it: its tokens are drawn into the sampler's first rows."""
         ...
 
 
-class DeviceExecutor:
+class AsyncExecutor:
     """StepExecutor on one accelerator, or on the first of a group; without `graphs` each step launches its kernels one
     by one."""
 
     def __init__(self, model: Model, cache: KVCache, sampler: DeviceSampler, graphs: Graphs | None) -> None:
         self._model, self._cache = model, cache
         self._sampler, self._graphs = sampler, graphs
-        self._lay_out = LayOut(cache.block_size)
+        self._lay_out = InputBatchBuilder(cache.block_size)
         self._table = NO_SEGMENTS
         self._set: tuple[SampleRow, ...] = ()  # what the sampler's rows were set to, before they advanced
         self._adjusts = False  # whether any of them changes logits
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, lease: Lease) -> Drawing | Computed:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Drawing | Computed:
         """See StepExecutor."""
         layout = self._lay_out(plan)
         table = self._segments(layout, lease)
@@ -88,14 +88,14 @@ class DeviceExecutor:
             self._sampler.draw(logits, advance=True)
         return Drawing(layout, self._sampler.fetch(len(layout.draws)))
 
-    def _segments(self, layout: Layout, lease: Lease) -> SegmentTable:
+    def _segments(self, layout: InputBatch, lease: AdapterLease) -> SegmentTable:
         """As `segments`; the last step's table where it is this one's too, which tells backends that they know it."""
         known, weights = self._table.segments, lease.weights
         if not layout.continues or any(each.adapter is not weights[each.adapter.digest] for each in known):
             self._table = segments(layout, lease)
         return self._table
 
-    def _reads_back(self, layout: Layout) -> bool:
+    def _reads_back(self, layout: InputBatch) -> bool:
         """Whether the step asks for what the device's sampler does not tell. A layout that continues one that the
         sampler drew asks for nothing new."""
         if layout.continues and self._set:
@@ -104,7 +104,7 @@ class DeviceExecutor:
         told = any(slices[i].request.params.logprobs is not None for i in layout.draws)
         return told or bool(layout.scored.any())
 
-    def _set_sampler(self, layout: Layout) -> tuple[SampleRow, ...]:
+    def _set_sampler(self, layout: InputBatch) -> tuple[SampleRow, ...]:
         """Have the sampler's rows be the layout's; they are, if it continues the last and no logits are adjusted."""
         if self._adjusts or not (layout.continues and self._set):
             self._set = tuple(sample_row(layout.slices[i]) for i in layout.draws)
@@ -112,7 +112,7 @@ class DeviceExecutor:
             self._sampler.refill(self._set)
         return self._set
 
-    def _forward(self, layout: Layout, table: SegmentTable) -> Tensor:
+    def _forward(self, layout: InputBatch, table: SegmentTable) -> Tensor:
         """[L, vocab]"""
         sent = _send(
             self._cache.device,

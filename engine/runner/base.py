@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lora.segments import Lease
+from lora.segments import AdapterLease
 from model.sampling.sample import SampleRow
 from scheduler.plan import SequenceKey, SliceOutput, StepPlan
 
@@ -82,7 +82,7 @@ class Computation(Protocol):
 class StepExecutor(Protocol):
     """Computes steps: one process on one device, or a group of them."""
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
 
         `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by

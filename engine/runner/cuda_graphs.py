@@ -1,4 +1,7 @@
-"""Lane: the graphs of decode steps of one width, and the memory that they read, which never moves."""
+"""Capture decode steps as CUDA graphs, once for each width, and replay them with nothing but new inputs.
+
+GraphBuffers are the memory that the graphs of one width read, which never moves.
+"""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.runner.base import DeviceSampler
-from engine.runner.input_batch import Layout
+from engine.runner.input_batch import InputBatch
 from lora.segments import NO_SEGMENTS, SegmentTable
 from model.attention.base import GraphAttention, ReservedStep
 from model.batch import ForwardBatch
@@ -22,7 +25,7 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeParts:
+class GraphParts:
     """What a decode step is computed by, each able to work from memory that never moves."""
 
     model: Llama
@@ -31,11 +34,11 @@ class DecodeParts:
     attention: GraphAttention
 
 
-class Lane:
+class GraphBuffers:
     """Steps of up to `width` sequences of up to `blocks` blocks each. Rows beyond a step's own go through the motions
     on a spare block of the cache."""
 
-    def __init__(self, parts: DecodeParts, width: int, blocks: int) -> None:
+    def __init__(self, parts: GraphParts, width: int, blocks: int) -> None:
         self._parts = parts
         device = parts.cache.device
         self.inputs = torch.zeros(3, width, dtype=torch.int64, device=device)
@@ -82,7 +85,7 @@ Lead = Callable[[ForwardBatch], None]
 _WARM_UPS = 2  # runs before a recording, in which kernels are compiled and libraries take their memory
 
 
-class CudaRecorder:
+class CudaCapture:
     """Records CUDA graphs, which share their memory: no two are replayed at once, and none is read after another.
 
     Only the recording thread is barred from what cannot be recorded: others copy adapters meanwhile.
@@ -106,18 +109,18 @@ class CudaRecorder:
         return graph.replay
 
 
-def recorder(device: torch.device) -> Record:
+def capture_for(device: torch.device) -> Record:
     """CUDA graphs; on a device that has none, calling the function again."""
-    return CudaRecorder(device) if device.type == "cuda" else lambda run: run
+    return CudaCapture(device) if device.type == "cuda" else lambda run: run
 
 
-class DecodeGraphs:
+class CudaGraphRunner:
     """Graphs of 1, 2, 4, ... rows, up to `rows` (at most MOST_ROWS) sequences of up to `blocks` blocks each, recorded
     when they are first needed. `lead` is given where the model is one device's part of several."""
 
     def __init__(
         self,
-        parts: DecodeParts,
+        parts: GraphParts,
         sampler: DeviceSampler,
         rows: int,
         blocks: int,
@@ -126,18 +129,18 @@ class DecodeGraphs:
     ) -> None:
         self._parts, self._sampler, self._record, self._lead = parts, sampler, record, lead
         self._rows, self._blocks = min(rows, MOST_ROWS), blocks
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, GraphBuffers] = {}
 
-    def takes(self, layout: Layout) -> bool:
+    def takes(self, layout: InputBatch) -> bool:
         """Whether a graph computes the layout's step."""
         fits = len(layout.slices) <= self._rows and layout.tables.shape[1] <= self._blocks
         return fits and layout.decodes
 
-    def run(self, layout: Layout, table: SegmentTable) -> None:
+    def run(self, layout: InputBatch, table: SegmentTable) -> None:
         """Launch a step that `takes` takes: its tokens are drawn into the sampler's first rows."""
         width = 1 << (len(layout.slices) - 1).bit_length()
         if width not in self._lanes:
-            self._lanes[width] = Lane(self._parts, width, self._blocks)
+            self._lanes[width] = GraphBuffers(self._parts, width, self._blocks)
         lane = self._lanes[width]
         self._fill(lane, layout)
         context_lens = tuple(layout.context_lens.tolist())
@@ -151,7 +154,7 @@ class DecodeGraphs:
 
         lane.launch(lane.batch(context_lens, table), compute, lambda run: self._recorded(lane, run))
 
-    def _recorded(self, lane: Lane, run: Callable[[], None]) -> Callable[[], None]:
+    def _recorded(self, lane: GraphBuffers, run: Callable[[], None]) -> Callable[[], None]:
         """Recording runs the step to warm up, which advances the sampler's rows and draws their tokens: both are put
         back, since the step is yet to be computed."""
         before = self._sampler.snapshot()
@@ -161,12 +164,12 @@ class DecodeGraphs:
         lane.inputs.copy_(inputs)
         return replay
 
-    def _look_up(self, lane: Lane) -> None:
+    def _look_up(self, lane: GraphBuffers) -> None:
         """Pending tokens of rows that did not move: what was drawn in the same row."""
         tokens = lane.inputs[0]
         tokens.copy_(torch.where(tokens == PENDING, self._sampler.tokens[: len(tokens)], tokens))
 
-    def _fill(self, lane: Lane, layout: Layout) -> None:
+    def _fill(self, lane: GraphBuffers, layout: InputBatch) -> None:
         """Send the step's integers. Pending tokens of rows that moved are gathered here."""
         rows, (count, columns) = len(layout.slices), layout.tables.shape
         width = lane.inputs.shape[1]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from engine.runner.base import StepOutputs
-from engine.runner.input_batch import Integers, LayOut, Layout
+from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import draw
-from lora.segments import Lease, Segment, SegmentTable
+from lora.segments import AdapterLease, Segment, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -33,21 +33,21 @@ class Executor:
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
-        self._lay_out = LayOut(cache.block_size)
+        self._lay_out = InputBatchBuilder(cache.block_size)
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computed:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computed:
         """See StepExecutor: the plan is computed when this returns."""
         return Computed(self.run(plan, lease))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan, lease: Lease) -> StepOutputs:
+    def run(self, plan: StepPlan, lease: AdapterLease) -> StepOutputs:
         """Compute the plan's tokens; `lease` holds its adapters. Raises what the model raises."""
         layout = self._lay_out(plan)
         assert not layout.pending.size, "a plan that is computed at once leaves no token to be drawn"
         logits = self._model.forward(self._batch(layout, lease), self._cache)
         return draw(layout, logits)
 
-    def _batch(self, layout: Layout, lease: Lease) -> ForwardBatch:
+    def _batch(self, layout: InputBatch, lease: AdapterLease) -> ForwardBatch:
         return ForwardBatch(
             token_ids=self._send(layout.token_ids),
             positions=self._send(layout.positions),
@@ -63,7 +63,7 @@ class Executor:
         return torch.from_numpy(values).to(self._cache.device)
 
 
-def segments(layout: Layout, lease: Lease) -> SegmentTable:
+def segments(layout: InputBatch, lease: AdapterLease) -> SegmentTable:
     """The batch's rows by adapter."""
     return SegmentTable(
         tuple(Segment(run.start, run.stop, lease.weights[run.digest]) for run in layout.runs if run.digest)

@@ -1,4 +1,4 @@
-"""Layout: where each slice of a plan lies in the batch, as arrays on the host. Knows no tensor and no device.
+"""InputBatch: where each slice of a plan lies in the batch, as arrays on the host. Knows no tensor and no device.
 
 The host's work per step must stay far below a device's, so a plan that goes on with the sequences of the one
 before, a token each, is laid out from that one's arrays in a few vector operations.
@@ -20,7 +20,7 @@ _keys, _starts, _tables = attrgetter("key"), attrgetter("start"), attrgetter("bl
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class AdapterRun:
     """Batch rows `start:stop` that run under one adapter (by digest; "" is the base)."""
 
     start: int
@@ -29,7 +29,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class InputBatch:
     """A plan's slices in batch order: the base's first, then each adapter's together, so that its GEMMs run once.
 
     `slices` are the plan's in that order, and `places` [S] says where each stands in the plan. token_ids,
@@ -43,7 +43,7 @@ class Layout:
 
     slices: tuple[Slice, ...]
     places: Integers
-    runs: tuple[Run, ...]
+    runs: tuple[AdapterRun, ...]
     token_ids: Integers
     positions: Integers
     slots: Integers
@@ -70,7 +70,7 @@ class Layout:
 class _Last:
     """The latest layout, and what tells quickly whether and how a plan goes on from it."""
 
-    def __init__(self, plan: StepPlan, layout: Layout) -> None:
+    def __init__(self, plan: StepPlan, layout: InputBatch) -> None:
         self.layout = layout
         self.keys = list(map(_keys, plan.slices))
         self.places: list[int] = layout.places.tolist()
@@ -96,17 +96,17 @@ class _Last:
 
 
 @dataclass(slots=True)
-class LayOut:
+class InputBatchBuilder:
     """Lays plans out, one after another in the order in which they are launched."""
 
     block_size: int
     _last: _Last | None = field(default=None, init=False)
 
-    def __call__(self, plan: StepPlan) -> Layout:
+    def __call__(self, plan: StepPlan) -> InputBatch:
         """The plan's layout. A PENDING token is one that the plan before draws."""
         return self._continued(plan) or self._afresh(plan)
 
-    def _continued(self, plan: StepPlan) -> Layout | None:
+    def _continued(self, plan: StepPlan) -> InputBatch | None:
         """The layout of a plan that runs one more token of each of the last one's sequences; None of any other."""
         last = self._last
         if last is None or not last.steady or len(plan.slices) != len(last.keys):
@@ -121,7 +121,7 @@ class LayOut:
         token_ids = np.array([token_id for (token_id,) in tokens])[places]
         tables = last.grown(block_tables)
         pending = np.flatnonzero(token_ids == PENDING)
-        last.layout = Layout(
+        last.layout = InputBatch(
             tuple(map(plan.slices.__getitem__, last.places)),
             places,
             before.runs,
@@ -139,7 +139,7 @@ class LayOut:
         )
         return last.layout
 
-    def _afresh(self, plan: StepPlan) -> Layout:
+    def _afresh(self, plan: StepPlan) -> InputBatch:
         turn = {"": 0} | {ref.digest: number for number, ref in enumerate(plan.adapters, start=1)}
         places = sorted(range(len(plan.slices)), key=lambda i: turn[plan.slices[i].adapter.digest])
         slices = tuple(plan.slices[i] for i in places)
@@ -152,7 +152,7 @@ class LayOut:
         tables = _padded(list(map(_tables, slices)))
         scored = np.array([_scored(part) for part in slices])
         pending = np.flatnonzero(token_ids == PENDING)
-        layout = Layout(
+        layout = InputBatch(
             slices,
             np.array(places),
             tuple(_runs(slices, first_rows.tolist())),
@@ -202,11 +202,11 @@ def _logit_rows(slices: tuple[Slice, ...], first_rows: list[int], scored: list[i
             yield row + len(part.token_ids) - 1
 
 
-def _runs(slices: tuple[Slice, ...], first_rows: list[int]) -> Iterable[Run]:
+def _runs(slices: tuple[Slice, ...], first_rows: list[int]) -> Iterable[AdapterRun]:
     start, digest = 0, ""
     for part, row in zip(slices, first_rows, strict=True):
         if part.adapter.digest != digest:
             if row > start:
-                yield Run(start, row, digest)
+                yield AdapterRun(start, row, digest)
             start, digest = row, part.adapter.digest
-    yield Run(start, first_rows[-1] + len(slices[-1].token_ids), digest)
+    yield AdapterRun(start, first_rows[-1] + len(slices[-1].token_ids), digest)

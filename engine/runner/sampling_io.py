@@ -5,12 +5,12 @@ import numpy as np
 from torch import Tensor
 
 from engine.runner.base import StepOutputs
-from engine.runner.input_batch import Integers, Layout
+from engine.runner.input_batch import InputBatch, Integers
 from model.sampling.sample import InvalidLogits, Logprob, Sampled, SampleRow, prompt_logprobs, sample
 from scheduler.plan import Slice, SliceOutput, TokenLogprob
 
 
-def draw(layout: Layout, logits: Tensor) -> StepOutputs:
+def draw(layout: InputBatch, logits: Tensor) -> StepOutputs:
     """Draw and score from the logits of the layout's rows."""
     after = np.cumsum(layout.scored + [part.samples for part in layout.slices])
     tokens, unsound = _sample(layout, logits, after - 1)
@@ -27,7 +27,7 @@ def draw(layout: Layout, logits: Tensor) -> StepOutputs:
     return StepOutputs(tuple(outputs), tuple(layout.slices[i].key for i in broken))
 
 
-def _sample(layout: Layout, logits: Tensor, rows: Integers) -> tuple[dict[int, Sampled], list[int]]:
+def _sample(layout: InputBatch, logits: Tensor, rows: Integers) -> tuple[dict[int, Sampled], list[int]]:
     """The drawn tokens by slice of the layout, and the slices whose logits are no numbers. rows: [S], each slice's
     last row of logits."""
     samplers = list(layout.draws)
@@ -46,7 +46,7 @@ def _sample(layout: Layout, logits: Tensor, rows: Integers) -> tuple[dict[int, S
 
 
 def _score_prompts(
-    layout: Layout, logits: Tensor, after: Integers
+    layout: InputBatch, logits: Tensor, after: Integers
 ) -> tuple[dict[int, tuple[TokenLogprob, ...]], list[int]]:
     """Prompt log-probabilities by slice of the layout, and the slices whose logits are no numbers. after: [S], the row
     of logits that follows each slice's last."""

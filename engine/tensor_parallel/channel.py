@@ -1,4 +1,4 @@
-"""Channel: messages between two processes of one machine, over a socket that only they have.
+"""WorkerChannel: messages between two processes of one machine, over a socket that only they have.
 
 A message is its length (4 bytes, little-endian), then msgpack; bytes in bulk may follow it as they are.
 """
@@ -18,7 +18,7 @@ class ChannelClosed(ConnectionError):
     """The process at the other end is gone, or has closed."""
 
 
-class Channel:
+class WorkerChannel:
     """One end. One thread at a time sends, and one receives."""
 
     def __init__(self, end: socket.socket) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from engine.runner.async_executor import Graphs
 from engine.runner.base import Computation, StepExecutor, StepOutputs
-from engine.runner.input_batch import Layout
+from engine.runner.input_batch import InputBatch
 from engine.tensor_parallel.model import GroupModel
-from lora.segments import Lease, SegmentTable
+from lora.segments import AdapterLease, SegmentTable
 from scheduler.plan import StepPlan
 
 
@@ -20,11 +20,11 @@ class GroupGraphs:
     def __init__(self, graphs: Graphs, group: GroupModel) -> None:
         self._graphs, self._group = graphs, group
 
-    def takes(self, layout: Layout) -> bool:
+    def takes(self, layout: InputBatch) -> bool:
         """See Graphs."""
         return self._graphs.takes(layout)
 
-    def run(self, layout: Layout, table: SegmentTable) -> None:
+    def run(self, layout: InputBatch, table: SegmentTable) -> None:
         """See Graphs. Raises GroupFailed."""
         with self._group.together():
             self._graphs.run(layout, table)
@@ -56,6 +56,6 @@ class GroupExecutor:
     def __init__(self, executor: StepExecutor, group: GroupModel) -> None:
         self._executor, self._group = executor, group
 
-    def launch(self, plan: StepPlan, lease: Lease) -> GroupComputation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> GroupComputation:
         """See StepExecutor."""
         return GroupComputation(self._executor.launch(plan, lease), self._group)

@@ -1,7 +1,7 @@
 """What the first process tells its workers and hears from them: plain numbers and text, as msgpack.
 
 A worker's life: Load, then Loaded; Reserve, then Ready; then Steps, which are not answered. Beside them, on a channel
-of their own so that a load delays no step, Places, each answered by Placed. Failed may come in any answer's stead.
+of their own so that a load delays no step, Places, each answered by ShardPlaced. Failed may come in any answer's stead.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     replayed: bool
 
 
-class Place(msgspec.Struct, frozen=True, tag=True):
+class PlaceShard(msgspec.Struct, frozen=True, tag=True):
     """Keep this share of an adapter `offset` bytes into the arena; `nbytes` bytes follow the message. What lay there
     is forgotten. `header` is the share's, as lora.format.packed writes it."""
 
@@ -75,7 +75,7 @@ class Place(msgspec.Struct, frozen=True, tag=True):
     nbytes: int
 
 
-class Placed(msgspec.Struct, frozen=True, tag=True):
+class ShardPlaced(msgspec.Struct, frozen=True, tag=True):
     """The share may be named in steps."""
 
 
@@ -85,7 +85,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Message = Load | Loaded | Reserve | Ready | Step | Place | Placed | Failed
+Message = Load | Loaded | Reserve | Ready | Step | PlaceShard | ShardPlaced | Failed
 
 
 def describe(batch: ForwardBatch, replayed: bool = False) -> Step:

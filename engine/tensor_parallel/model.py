@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.base.base_model import BaseModel, device_of
 from engine.tensor_parallel.collective import DeviceGroup
 from engine.tensor_parallel.messages import Load, describe, flatten
-from engine.tensor_parallel.worker_pool import Workers
+from engine.tensor_parallel.worker_pool import WorkerPool
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Llama
@@ -20,7 +20,7 @@ from model.weights import Weights
 class GroupModel:
     """The first device's `part` of a model, which takes the others along in every step."""
 
-    def __init__(self, part: Llama, workers: Workers, devices: DeviceGroup) -> None:
+    def __init__(self, part: Llama, workers: WorkerPool, devices: DeviceGroup) -> None:
         self.part, self._workers, self._devices = part, workers, devices
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
@@ -56,7 +56,7 @@ class GroupModel:
         self._devices.broadcast(flatten(batch))
 
 
-def start_workers(base: BaseModel) -> Workers | None:
+def start_workers(base: BaseModel) -> WorkerPool | None:
     """Processes for the parts of `base` but the first, which begin to read them; None if it is whole. The processors
     of a CPU are shared out equally, unless the environment says how many threads there are to be."""
     size = base.form.shard.size
@@ -66,11 +66,16 @@ def start_workers(base: BaseModel) -> Workers | None:
     if base.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() // size)
         torch.set_num_threads(threads)
-    return Workers([_load(base, rank, threads) for rank in range(1, size)])
+    return WorkerPool([_load(base, rank, threads) for rank in range(1, size)])
 
 
 def join(
-    base: BaseModel, weights: Weights, workers: Workers, cache: KVCache, adapter_bytes: int, graph_blocks: int
+    base: BaseModel,
+    weights: Weights,
+    workers: WorkerPool,
+    cache: KVCache,
+    adapter_bytes: int,
+    graph_blocks: int,
 ) -> GroupModel:
     """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did. Replayed
     steps have at most `graph_blocks` blocks a sequence."""

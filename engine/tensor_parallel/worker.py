@@ -1,4 +1,7 @@
-"""Follower: replayed decode steps on a device other than the first, which draws the tokens and sends what to run."""
+"""Run one device's process: `python -m engine.tensor_parallel.worker`, started and told what to do by the first one.
+
+Its WorkerGraphs replay decode steps as the first device does, which draws the tokens and sends what to run.
+"""
 
 import logging
 import os
@@ -13,26 +16,26 @@ from typing import cast
 
 import torch
 
-from engine.base.backends import Arithmetic
+from engine.base.backends import Backends
 from engine.base.base_model import BaseModel
 from engine.base.heap import retain_freed_memory
-from engine.runner.cuda_graphs import DecodeParts, Lane, Record, recorder
-from engine.tensor_parallel.channel import Channel, ChannelClosed
+from engine.runner.cuda_graphs import GraphBuffers, GraphParts, Record, capture_for
+from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
 from engine.tensor_parallel.collective import DeviceGroup
 from engine.tensor_parallel.messages import (
     Failed,
     Load,
     Loaded,
-    Place,
-    Placed,
+    PlaceShard,
     Ready,
     Reserve,
+    ShardPlaced,
     Step,
     flat_size,
     rebuild,
 )
 from lora.format.packed import read_header
-from lora.memory.sharded import ShareArena
+from lora.memory.sharded import ShardArena
 from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
 from model.checkpoint import read_config
@@ -44,19 +47,19 @@ from model.parallel import Shard
 from model.weights import Weights, WeightsForm
 
 
-class Follower:
+class WorkerGraphs:
     """Graphs that are recorded and replayed when the first device's are: both go by the same steps, so that they meet
     in every sum. Steps have at most `blocks` blocks a sequence."""
 
-    def __init__(self, parts: DecodeParts, blocks: int, record: Record) -> None:
+    def __init__(self, parts: GraphParts, blocks: int, record: Record) -> None:
         self._parts, self._blocks, self._record = parts, blocks, record
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, GraphBuffers] = {}
 
     def run(self, batch: ForwardBatch) -> None:
         """Launch the step: every row of the first device's, the tables of those that are somebody's."""
         width = len(batch.token_ids)
         if width not in self._lanes:
-            self._lanes[width] = Lane(self._parts, width, self._blocks)
+            self._lanes[width] = GraphBuffers(self._parts, width, self._blocks)
         lane = self._lanes[width]
         for kept, sent in zip(lane.inputs, (batch.token_ids, batch.positions, batch.slots), strict=True):
             kept.copy_(sent)
@@ -81,10 +84,10 @@ class Worker:
         self._devices = DeviceGroup(base.form.shard, base.device, Path(reserve.rendezvous))
         self._model: Llama = base.build(weights, self._devices)
         self._cache = KVCache(base.kv_layout(reserve.block_size), reserve.num_blocks, base.device)
-        self.shares = ShareArena(reserve.adapter_bytes, base.device)
+        self.shares = ShardArena(reserve.adapter_bytes, base.device)
         ops, attention = cast(GraphOps, self._model.ops), cast(GraphAttention, self._model.attention)
-        parts = DecodeParts(self._model, self._cache, ops, attention)
-        self._follower = Follower(parts, reserve.graph_blocks, recorder(base.device))
+        parts = GraphParts(self._model, self._cache, ops, attention)
+        self._follower = WorkerGraphs(parts, reserve.graph_blocks, capture_for(base.device))
 
     @torch.inference_mode()
     def step(self, step: Step) -> None:
@@ -96,7 +99,7 @@ class Worker:
         else:
             self._model.forward(batch, self._cache)
 
-    def keep(self, place: Place, rows: torch.Tensor) -> None:
+    def keep(self, place: PlaceShard, rows: torch.Tensor) -> None:
         """Keep a share of an adapter."""
         self.shares.keep(place.digest, read_header(place.header), place.offset, rows)
 
@@ -106,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process drains, then closes the channels
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    steps, adapters = (Channel(socket.socket(fileno=int(number))) for number in arguments)
+    steps, adapters = (WorkerChannel(socket.socket(fileno=int(number))) for number in arguments)
     try:
         worker = _prepare(steps)
         threading.Thread(
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
         _fail(steps, error)
 
 
-def _prepare(steps: Channel) -> Worker:
+def _prepare(steps: WorkerChannel) -> Worker:
     load = steps.receive()
     assert isinstance(load, Load), f"{load!r} does not say what to load"
     retain_freed_memory()
@@ -134,7 +137,7 @@ def _prepare(steps: Channel) -> Worker:
         torch.cuda.set_device(device)
     form = WeightsForm(Shard(load.rank, load.size), Quantization(load.quantization))
     folder = Path(load.folder)
-    arithmetic = Arithmetic(load.attention, _DTYPES[load.lora_dtype], load.fused)
+    arithmetic = Backends(load.attention, _DTYPES[load.lora_dtype], load.fused)
     base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, arithmetic)
     weights = base.load(progress=False)
     steps.send(Loaded())
@@ -143,23 +146,23 @@ def _prepare(steps: Channel) -> Worker:
     return Worker(base, weights, reserve)
 
 
-def _keep_shares(worker: Worker, adapters: Channel, steps: Channel) -> None:
+def _keep_shares(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) -> None:
     """Keep what comes until the channel closes; then end, even if the main thread waits for another device."""
     try:
         while True:
             place = adapters.receive()
-            assert isinstance(place, Place), f"{place!r} is no share"
+            assert isinstance(place, PlaceShard), f"{place!r} is no share"
             rows = worker.shares.buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
-            adapters.send(Placed())
+            adapters.send(ShardPlaced())
     except ChannelClosed:
         _end(0)
     except Exception as error:  # noqa: BLE001 - as in main
         _fail(steps, error)
 
 
-def _fail(channel: Channel, error: Exception) -> None:
+def _fail(channel: WorkerChannel, error: Exception) -> None:
     _log.error("a worker cannot go on", exc_info=error)
     with suppress(ChannelClosed):  # the first process is gone: nobody is left to tell
         channel.send(Failed(f"{type(error).__name__}: {error}"))

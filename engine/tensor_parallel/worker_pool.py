@@ -1,4 +1,4 @@
-"""Workers: the processes that compute along, started, watched and ended by the first.
+"""WorkerPool: the processes that compute along, started, watched and ended by the first.
 
 They are started afresh, never forked, and have no address: each has two sockets that only it and the first process
 hold. A worker ends when those close, so that none outlives the first process, however that ended. When one ends
@@ -18,25 +18,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.errors import GroupFailed
-from engine.tensor_parallel.channel import Channel, ChannelClosed
-from engine.tensor_parallel.messages import Failed, Load, Loaded, Message, Place, Placed, Ready, Reserve, Step
+from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
+from engine.tensor_parallel.messages import (
+    Failed,
+    Load,
+    Loaded,
+    Message,
+    PlaceShard,
+    Ready,
+    Reserve,
+    ShardPlaced,
+    Step,
+)
 from lora.format.packed import write_header
-from lora.memory.sharded import Delivery
+from lora.memory.sharded import ShardDelivery
 
 _EXIT_S = 10.0  # for a worker to end by itself, before it is killed
 _CAUSE_S = 5.0  # for the cause to be known of a step that failed here because a worker had
 _log = logging.getLogger(__name__)
 
 
-class _Worker:
-    """One worker's process and its two channels: on `adapters` it answers Placed, on `steps` what is asked for or
+class _WorkerProcess:
+    """One worker's process and its two channels: on `adapters` it answers ShardPlaced, on `steps` what is asked for or
     Failed, which it may also say unasked."""
 
     def __init__(self, load: Load) -> None:
         self.rank = load.rank
         ends = [socket.socketpair() for _ in range(2)]
         theirs = [their for _, their in ends]
-        self.steps, self.adapters = (Channel(ours) for ours, _ in ends)
+        self.steps, self.adapters = (WorkerChannel(ours) for ours, _ in ends)
         self._placing = threading.Lock()
         self._hearing = threading.Lock()
         self.reported: str | None = None
@@ -71,12 +81,12 @@ class _Worker:
                 raise ChannelClosed(answer.reason)
         assert isinstance(answer, kind), f"worker {self.rank} answered {answer!r}"
 
-    def place(self, place: Place, rows: memoryview) -> None:
+    def place(self, place: PlaceShard, rows: memoryview) -> None:
         """Have it keep a share, and wait until it does. From any thread. Raises ChannelClosed."""
         with self._placing:
             self.adapters.send(place, rows)
             answer = self.adapters.receive()
-        assert isinstance(answer, Placed), f"worker {self.rank} answered {answer!r}"
+        assert isinstance(answer, ShardPlaced), f"worker {self.rank} answered {answer!r}"
 
     def last_words(self) -> str:
         """Why the process ended, which it has."""
@@ -100,7 +110,7 @@ class _Worker:
         self.adapters.close()
 
 
-class Workers:
+class WorkerPool:
     """Ranks 1 and up of a group. Raises GroupFailed, here and later, when one of them has ended."""
 
     def __init__(self, loads: Sequence[Load]) -> None:
@@ -112,10 +122,10 @@ class Workers:
         self._closing = False
         self._lock = threading.Lock()
         self._callbacks: tuple[Callable[[], object], ...] = ()
-        self._workers: list[_Worker] = []
+        self._workers: list[_WorkerProcess] = []
         try:
             for load in loads:
-                self._workers.append(_Worker(load))
+                self._workers.append(_WorkerProcess(load))
         except OSError as error:
             self.close()
             raise GroupFailed(
@@ -162,10 +172,10 @@ class Workers:
         for worker in self._workers:
             self._send(worker, step)
 
-    def deliver(self, delivery: Delivery) -> None:
+    def deliver(self, delivery: ShardDelivery) -> None:
         """Take a worker its share of an adapter, and wait until it is in its place. From any thread."""
         worker, rows = self._workers[delivery.rank - 1], delivery.rows
-        place = Place(delivery.digest, write_header(delivery.layout), delivery.offset, rows.numel())
+        place = PlaceShard(delivery.digest, write_header(delivery.layout), delivery.offset, rows.numel())
         try:
             worker.place(place, rows.numpy().data)
         except ChannelClosed as error:
@@ -205,22 +215,22 @@ class Workers:
                 worker.process.wait()
         self._remove_folder()
 
-    def _exchange(self, worker: _Worker, kind: type[Message]) -> None:
+    def _exchange(self, worker: _WorkerProcess, kind: type[Message]) -> None:
         try:
             worker.expect(kind)
         except ChannelClosed as error:
             raise self._lost(worker, error) from error
 
-    def _send(self, worker: _Worker, message: Message) -> None:
+    def _send(self, worker: _WorkerProcess, message: Message) -> None:
         try:
             worker.steps.send(message)
         except ChannelClosed as error:
             raise self._lost(worker, error) from error
 
-    def _lost(self, worker: _Worker, error: ChannelClosed) -> GroupFailed:
+    def _lost(self, worker: _WorkerProcess, error: ChannelClosed) -> GroupFailed:
         return self.fail(worker.rank, worker.reported) if worker.reported else self.cause(error)
 
-    def _watch(self, worker: _Worker) -> None:
+    def _watch(self, worker: _WorkerProcess) -> None:
         """Until the process ends; unless it was told to, the group has failed."""
         worker.process.wait()
         if not self._closing and self._failure is None:

@@ -56,7 +56,7 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PackedGroup:
     """Where one (layer, group) lies, in elements: its stacked A at `a_start`, `modules[i]`'s Bt at `bt_starts[i]`."""
 
     layer: int
@@ -72,12 +72,12 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class FlatLayout:
+class PackedLayout:
     """Which modules an adapter has and where each lies; make one with `lay_out`."""
 
     base: BaseShape
     dtype: torch.dtype
-    places: tuple[Place, ...]
+    places: tuple[PackedGroup, ...]
     nbytes: int
 
     @property
@@ -97,10 +97,10 @@ class FlatLayout:
         return tuple(site for site in SITES if site in present)
 
 
-def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> FlatLayout:
-    """Place `modules` (distinct, fitting `base`, ranks above 0) in the flat form."""
+def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> PackedLayout:
+    """PackedGroup `modules` (distinct, fitting `base`, ranks above 0) in the flat form."""
     step = ALIGNMENT // dtype.itemsize
-    places: list[Place] = []
+    places: list[PackedGroup] = []
     end = 0
     ordered = sorted(modules, key=lambda module: module.order)
     for (layer, group), members in groupby(
@@ -112,11 +112,11 @@ def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> F
         for module in part:
             bt_starts.append(end)
             end += _round_up(module.rank * base.of(module.site).out_features, step)
-        places.append(Place(layer, group, part, a_start, tuple(bt_starts)))
-    return FlatLayout(base, dtype, tuple(places), end * dtype.itemsize)
+        places.append(PackedGroup(layer, group, part, a_start, tuple(bt_starts)))
+    return PackedLayout(base, dtype, tuple(places), end * dtype.itemsize)
 
 
-def write_header(layout: FlatLayout) -> str:
+def write_header(layout: PackedLayout) -> str:
     """The layout as JSON; equal layouts give equal text."""
     return json.dumps(
         {
@@ -130,7 +130,7 @@ def write_header(layout: FlatLayout) -> str:
     )
 
 
-def read_header(text: str) -> FlatLayout:
+def read_header(text: str) -> PackedLayout:
     """The layout that `write_header` wrote. Raises InvalidHeader."""
     try:
         header = json.loads(text)
@@ -143,7 +143,7 @@ def read_header(text: str) -> FlatLayout:
         raise InvalidHeader(f"not a flat form's header ({error!r}): pack the adapter again") from error
 
 
-def view(rows: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
+def view(rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
     """The adapter's weights as views into `rows` ([at least nbytes] uint8, aligned to ALIGNMENT, any device)."""
     flat = rows[: layout.nbytes].view(layout.dtype)
     scales = _scales(layout).to(rows.device)
@@ -165,7 +165,7 @@ def matrix(flat: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
     return flat[start : start + shape[0] * shape[1]].view(shape)
 
 
-def _parts(flat: Tensor, place: Place, base: BaseShape) -> Iterable[SitePart]:
+def _parts(flat: Tensor, place: PackedGroup, base: BaseShape) -> Iterable[SitePart]:
     """The group's present sites: their rows of the stacked A and their columns of the fused output."""
     present = {m.site: (m, start) for m, start in zip(place.modules, place.bt_starts, strict=True)}
     rank_start = out_start = 0
@@ -180,7 +180,7 @@ def _parts(flat: Tensor, place: Place, base: BaseShape) -> Iterable[SitePart]:
         out_start += width
 
 
-def _scales(layout: FlatLayout) -> Tensor:
+def _scales(layout: PackedLayout) -> Tensor:
     """Every rank row's scale, module after module: [sum of ranks] float32."""
     modules = layout.modules
     scales = torch.tensor([m.scale for m in modules], dtype=torch.float32)
@@ -191,7 +191,7 @@ def _round_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def digest_of(layout: FlatLayout, rows: Tensor) -> str:
+def digest_of(layout: PackedLayout, rows: Tensor) -> str:
     """The content's identity: BLAKE3 (hex) of header and rows. rows: [nbytes] uint8 on the host.
 
     Every pulled adapter is digested before it is served, and SHA-256 takes several times as long for it as a network

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused
-from lora.format.packed import FlatLayout, Module, digest_of, lay_out, matrix
+from lora.format.packed import Module, PackedLayout, digest_of, lay_out, matrix
 from lora.format.peft_config import CONFIG_FILE, Flaw, LoraSettings, read_settings
 from lora.target_modules import SITES, BaseShape, SiteGroup
 
@@ -49,7 +49,7 @@ class PackedAdapter:
     """An adapter in its flat form, on the host. rows: [layout.nbytes] uint8."""
 
     ref: AdapterRef
-    layout: FlatLayout
+    layout: PackedLayout
     rows: Tensor
 
 
@@ -212,7 +212,7 @@ def _in_steps(pair: _Pair, dtype: torch.dtype) -> _Pair:
     return replace(pair, A=pair.A.float() / a_step, B=pair.B.float() / b_step, step=a_step * b_step)
 
 
-def _fill(layout: FlatLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
+def _fill(layout: PackedLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
     """The flat form's bytes; gaps between matrices are zero, so that equal content has equal bytes."""
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
     flat = rows.view(layout.dtype)

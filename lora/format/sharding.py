@@ -1,4 +1,4 @@
-"""Cut: which part of each projection one of several devices computes, and an adapter's share of it.
+"""ShardSpec: which part of each projection one of several devices computes, and an adapter's share of it.
 
 The base model's matrices and the adapters' are cut alike. Where a site's outputs are cut, its A is whole and its B
 is cut; where its inputs are cut, its A is cut and its B is whole, so that the devices' outputs are partial sums and
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lora.format.packed import FlatLayout, lay_out, matrix
+from lora.format.packed import PackedLayout, lay_out, matrix
 from lora.target_modules import SITES, BaseShape, SiteShape
 
 
 @dataclass(frozen=True, slots=True)
-class SiteCut:
+class SiteShard:
     """Inputs `in_start:in_stop` and outputs `out_start:out_stop` of one projection."""
 
     in_start: int
@@ -37,13 +37,13 @@ class SiteCut:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ShardSpec:
     """One device's part of each site, aligned with SITES; the sites of one group have the same inputs."""
 
     num_layers: int
-    sites: tuple[SiteCut, ...]
+    sites: tuple[SiteShard, ...]
 
-    def of(self, site: str) -> SiteCut:
+    def of(self, site: str) -> SiteShard:
         """The part of `site`."""
         return self.sites[SITES.index(site)]
 
@@ -54,25 +54,25 @@ class Cut:
         return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes))
 
 
-def cut_layout(layout: FlatLayout, cut: Cut) -> FlatLayout:
+def shard_layout(layout: PackedLayout, cut: ShardSpec) -> PackedLayout:
     """The layout of the adapter's share: the same modules, ranks and scales over the narrower projections."""
     return lay_out(cut.shape, layout.dtype, layout.modules)
 
 
-def cut_rows(rows: Tensor, layout: FlatLayout, cut: Cut, share: Tensor) -> None:
+def shard_rows(rows: Tensor, layout: PackedLayout, cut: ShardSpec, share: Tensor) -> None:
     """Copy a share's bytes.
 
-    rows: [at least layout.nbytes] uint8, whole. share: [at least cut_layout(layout, cut).nbytes] uint8, aligned,
+    rows: [at least layout.nbytes] uint8, whole. share: [at least shard_layout(layout, cut).nbytes] uint8, aligned,
     on any device; its gaps between matrices are left as they are.
     """
-    narrow = cut_layout(layout, cut)
+    narrow = shard_layout(layout, cut)
     whole, part = rows[: layout.nbytes].view(layout.dtype), share[: narrow.nbytes].view(layout.dtype)
     for source, destination in _matrices(whole, layout, part, narrow, cut):
         destination.copy_(source)
 
 
 def _matrices(
-    whole: Tensor, layout: FlatLayout, part: Tensor, narrow: FlatLayout, cut: Cut
+    whole: Tensor, layout: PackedLayout, part: Tensor, narrow: PackedLayout, cut: ShardSpec
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each matrix of the share: where its numbers are in the whole form, and where they go."""
     for wide, slim in zip(layout.places, narrow.places, strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora.format.packed import ALIGNMENT
-from lora.memory.page_writer import Stowage, Whole
+from lora.memory.page_writer import DirectWriter, PageWriter
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +38,7 @@ class RankPages:
         num_pages: int,
         page_bytes: int,
         device: torch.device | str = "cpu",
-        stowage: Stowage | None = None,
+        stowage: PageWriter | None = None,
         arena: Tensor | None = None,
     ) -> None:
         """`stowage` says how an adapter lies in its pages: whole unless told otherwise. An `arena` (bytes) that is
@@ -50,7 +50,7 @@ class RankPages:
             )
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        self.stowage: Stowage = stowage or Whole()
+        self.stowage: PageWriter = stowage or DirectWriter()
         self._shared = arena is not None
         self.arena = (
             torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device) if arena is None else arena

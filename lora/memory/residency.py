@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from lora.adapter import AdapterRef
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.memory.pages import PageRun, RankPages
 from lora.segments import AdapterWeights
 
@@ -35,7 +35,7 @@ class Content:
     """
 
     ref: AdapterRef
-    layout: FlatLayout
+    layout: PackedLayout
     reload_s: float
     nbytes: int
     names: int = 0
@@ -95,7 +95,7 @@ class Residency:
         """The content, if it is known."""
         return self._contents.get(digest)
 
-    def admit(self, ref: AdapterRef, layout: FlatLayout, reload_s: float) -> Content:
+    def admit(self, ref: AdapterRef, layout: PackedLayout, reload_s: float) -> Content:
         """Know this content; the one known already if there is one, its failure forgotten."""
         content = self._contents.get(ref.digest)
         if content is None:

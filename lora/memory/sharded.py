@@ -1,4 +1,4 @@
-"""Shares: an adapter in parts, one on each device of a group, all at the same offset of equal arenas.
+"""ShardedWriter: an adapter in parts, one on each device of a group, all at the same offset of equal arenas.
 
 All parts have one layout, so the first device's pages are the others' too: who stays and where it lies is decided
 once, and the others do as they are told. A content that goes is not announced; another takes its place.
@@ -11,53 +11,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora.format.packed import FlatLayout
-from lora.format.sharding import Cut, cut_layout, cut_rows
-from lora.memory.page_writer import Inlet
+from lora.format.packed import PackedLayout
+from lora.format.sharding import ShardSpec, shard_layout, shard_rows
+from lora.memory.page_writer import DeviceCopier
 from lora.segments import AdapterWeights
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class ShardDelivery:
     """A share for device `rank`: `rows` ([layout.nbytes] uint8, on the host) belong `offset` bytes into its arena."""
 
     rank: int
     digest: str
-    layout: FlatLayout
+    layout: PackedLayout
     offset: int
     rows: Tensor
 
 
-class Shares:
+class ShardedWriter:
     """Stowage for a group: the first of `cuts` is this `device`'s; `deliver` takes another its share, and waits."""
 
     def __init__(
-        self, cuts: Sequence[Cut], deliver: Callable[[Delivery], None], device: torch.device
+        self, cuts: Sequence[ShardSpec], deliver: Callable[[ShardDelivery], None], device: torch.device
     ) -> None:
         self._cuts = tuple(cuts)
         self._deliver = deliver
-        self._inlet = Inlet(device)
+        self._inlet = DeviceCopier(device)
 
-    def nbytes(self, layout: FlatLayout) -> int:
+    def nbytes(self, layout: PackedLayout) -> int:
         """See Stowage: what each device's share takes."""
-        return cut_layout(layout, self._cuts[0]).nbytes
+        return shard_layout(layout, self._cuts[0]).nbytes
 
-    def landing(self, place: Tensor, layout: FlatLayout) -> Tensor:
+    def landing(self, place: Tensor, layout: PackedLayout) -> Tensor:
         """See Stowage: host memory, from which the shares are cut."""
         return torch.empty(layout.nbytes, dtype=torch.uint8)
 
-    def stow(self, place: Tensor, landed: Tensor, layout: FlatLayout, digest: str) -> AdapterWeights:
+    def stow(self, place: Tensor, landed: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
         """See Stowage. Raises what `deliver` raises."""
-        narrow = cut_layout(layout, self._cuts[0])
+        narrow = shard_layout(layout, self._cuts[0])
         for rank, cut in enumerate(self._cuts[1:], start=1):
             rows = self._share(landed, layout, cut, narrow.nbytes)
-            self._deliver(Delivery(rank, digest, narrow, int(place.storage_offset()), rows))
+            self._deliver(ShardDelivery(rank, digest, narrow, int(place.storage_offset()), rows))
         ours = self._share(landed, layout, self._cuts[0], narrow.nbytes)
         return self._inlet.bring(place, ours, narrow, digest)
 
-    def _share(self, landed: Tensor, layout: FlatLayout, cut: Cut, nbytes: int) -> Tensor:
+    def _share(self, landed: Tensor, layout: PackedLayout, cut: ShardSpec, nbytes: int) -> Tensor:
         rows = self._inlet.buffer(nbytes).zero_()
-        cut_rows(landed, layout, cut, rows)
+        shard_rows(landed, layout, cut, rows)
         return rows
 
 
@@ -68,12 +68,12 @@ class _Kept:
     weights: AdapterWeights
 
 
-class ShareArena:
+class ShardArena:
     """The shares of a device other than the first. One thread keeps, another reads."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        self._inlet = Inlet(device)
+        self._inlet = DeviceCopier(device)
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
 
@@ -81,7 +81,7 @@ class ShareArena:
         """[nbytes] uint8 of host memory, from which `keep` copies quickly."""
         return self._inlet.buffer(nbytes)
 
-    def keep(self, digest: str, layout: FlatLayout, offset: int, rows: Tensor) -> None:
+    def keep(self, digest: str, layout: PackedLayout, offset: int, rows: Tensor) -> None:
         """Copy a share to its place; what lay there is forgotten. Raises ValueError if it is not within the arena."""
         stop = offset + layout.nbytes
         if offset < 0 or stop > len(self._arena) or len(rows) != layout.nbytes:

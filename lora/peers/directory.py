@@ -37,20 +37,20 @@ class StaticDirectory:
 
 
 @dataclass(frozen=True, slots=True)
-class Whereabouts:
+class KnownHolders:
     """What somebody who watches all nodes knows: the others, and who holds which digest, the best first."""
 
     peers: tuple[Address, ...]
     holders: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
 
 
-class FedDirectory:
-    """The last Whereabouts. Known holders come first; the other peers may have what was not reported yet."""
+class ReportedDirectory:
+    """The last KnownHolders. Known holders come first; the other peers may have what was not reported yet."""
 
-    def __init__(self, whereabouts: Whereabouts) -> None:
+    def __init__(self, whereabouts: KnownHolders) -> None:
         self._whereabouts = whereabouts
 
-    def feed(self, whereabouts: Whereabouts) -> None:
+    def feed(self, whereabouts: KnownHolders) -> None:
         """Replace all that is known."""
         self._whereabouts = whereabouts
 

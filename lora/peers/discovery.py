@@ -1,4 +1,4 @@
-"""Lookup: what peers say that a name means. Coroutines, for the transport's event loop only.
+"""NameDiscovery: what peers say that a name means. Coroutines, for the transport's event loop only.
 
 Who asks may be hostile: only well-formed names are asked for, few at a time, once per name however many want it,
 and a name that nobody knows is not asked for again for a while.
@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.format.packed import InvalidHeader
-from lora.names import Learnt, is_name
+from lora.names import RemoteName, is_name
 from lora.peers.directory import Directory
-from lora.peers.manifest import Note, note_name, read_note
+from lora.peers.manifest import Manifest, manifest_name, read_manifest
 from lora.peers.puller import Puller
 from transport.base import Address
 from transport.errors import NotOffered, TransportError
@@ -29,7 +29,7 @@ _MOST_ABSENT = 4096
 _log = logging.getLogger(__name__)
 
 
-class Lookup:
+class NameDiscovery:
     """Asks all peers of one base model at once, and believes the one nearest to an owner."""
 
     def __init__(self, base: str, puller: Puller, directory: Directory, absent_s: float = _ABSENT_S) -> None:
@@ -38,10 +38,10 @@ class Lookup:
         self._directory = directory
         self._absent_s = absent_s
         self._seats = asyncio.Semaphore(_NAMES_AT_ONCE)
-        self._asking: dict[str, asyncio.Task[Note]] = {}
+        self._asking: dict[str, asyncio.Task[Manifest]] = {}
         self._absent_until_s: OrderedDict[str, float] = OrderedDict()
 
-    async def find(self, name: str) -> Note:
+    async def find(self, name: str) -> Manifest:
         """What `name` means. UnknownAdapter if no peer knows it, AdapterUnreachable if one could not be asked."""
         if not is_name(name) or time.monotonic() < self._absent_until_s.get(name, 0.0):
             raise UnknownAdapter(name)
@@ -51,7 +51,7 @@ class Lookup:
             asking.add_done_callback(lambda _: self._asking.pop(name))
         return await asyncio.shield(asking)
 
-    async def confirm(self, learnt: Learnt) -> Note:
+    async def confirm(self, learnt: RemoteName) -> Manifest:
         """What a learnt name means now to those nearer to an owner: the same content if one of them stands by it.
 
         UnknownAdapter if none of them knows it, AdapterUnreachable if one could not be asked.
@@ -64,7 +64,7 @@ class Lookup:
         same = [note for note in nearer if note.ref.digest == digest]
         return min(same or nearer, key=_distance).passed_on()
 
-    async def _discover(self, name: str) -> Note:
+    async def _discover(self, name: str) -> Manifest:
         try:
             notes = await self._ask(name, lambda note: note.hops == 0)
         except UnknownAdapter:
@@ -72,13 +72,13 @@ class Lookup:
             raise
         return min(notes, key=_distance).passed_on()
 
-    async def _ask(self, name: str, enough: Callable[[Note], bool]) -> list[Note]:
+    async def _ask(self, name: str, enough: Callable[[Manifest], bool]) -> list[Manifest]:
         """What peers say, until one said what is `enough`.
 
         UnknownAdapter if no peer knows the name, AdapterUnreachable if none of those that could be asked does.
         """
         peers = self._directory.peers()
-        notes: list[Note] = []
+        notes: list[Manifest] = []
         silent = 0
         async with self._seats:
             questions = [asyncio.create_task(self._ask_peer(peer, name)) for peer in peers]
@@ -102,9 +102,9 @@ class Lookup:
             raise AdapterUnreachable(name, silent, len(peers))
         raise UnknownAdapter(name)
 
-    async def _ask_peer(self, peer: Address, name: str) -> Note | None:
+    async def _ask_peer(self, peer: Address, name: str) -> Manifest | None:
         try:
-            return read_note(name, await self._puller.read(peer, note_name(self._base, name)))
+            return read_manifest(name, await self._puller.read(peer, manifest_name(self._base, name)))
         except NotOffered:
             return None
         except InvalidHeader as error:
@@ -117,6 +117,6 @@ class Lookup:
             self._absent_until_s.popitem(last=False)
 
 
-def _distance(note: Note) -> tuple[int, str]:
+def _distance(note: Manifest) -> tuple[int, str]:
     """The nearest to an owner first, and always the same of several."""
     return note.hops, note.ref.digest

@@ -1,4 +1,4 @@
-"""PeerLoop: the event loop of a transport, in a thread of its own, for callers that may wait."""
+"""LoopThread: the event loop of a transport, in a thread of its own, for callers that may wait."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from transport.errors import TransportClosed
 R = TypeVar("R")
 
 
-class PeerLoop:
+class LoopThread:
     """Runs coroutines for other threads, until closed."""
 
     def __init__(self) -> None:

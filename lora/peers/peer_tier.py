@@ -12,15 +12,15 @@ from dataclasses import astuple, dataclass
 from torch import Tensor
 
 from lora.errors import BytesMayLand
-from lora.format.packed import FlatLayout, digest_of
-from lora.names import Learnt
+from lora.format.packed import PackedLayout, digest_of
+from lora.names import RemoteName
 from lora.peers.directory import Directory
-from lora.peers.discovery import Lookup
-from lora.peers.loop_thread import PeerLoop
-from lora.peers.manifest import Note, rows_name
-from lora.peers.publisher import Lending
+from lora.peers.discovery import NameDiscovery
+from lora.peers.loop_thread import LoopThread
+from lora.peers.manifest import Manifest, weights_name
+from lora.peers.publisher import Publisher
 from lora.peers.puller import Puller
-from lora.peers.regions import SharedPages
+from lora.peers.regions import PageRegions
 from transport.base import Address, Region, Transport
 from transport.errors import NotOffered, TransportError
 
@@ -55,8 +55,8 @@ class PeerTier:
         self,
         base: str,
         transport: Transport,
-        loop: PeerLoop,
-        pages: SharedPages,
+        loop: LoopThread,
+        pages: PageRegions,
         directory: Directory,
         puller: Puller,
     ) -> None:
@@ -65,9 +65,9 @@ class PeerTier:
         self._pages = pages
         self._directory = directory
         self._puller = puller
-        self._lookup = Lookup(base, puller, directory)
+        self._lookup = NameDiscovery(base, puller, directory)
         self._lock = threading.Lock()  # guards what follows
-        self._layouts: dict[str, FlatLayout] = {}
+        self._layouts: dict[str, PackedLayout] = {}
         self._stats = PeerStats()
 
     @property
@@ -79,15 +79,15 @@ class PeerTier:
         """At a good network's speed."""
         return 5e-4 + nbytes / 2e9
 
-    def look_up(self, name: str) -> Note:
+    def look_up(self, name: str) -> Manifest:
         """What `name` means at a peer. UnknownAdapter, AdapterUnreachable."""
         return self._loop.wait(self._lookup.find(name))
 
-    def confirm(self, learnt: Learnt) -> Note:
+    def confirm(self, learnt: RemoteName) -> Manifest:
         """What a learnt name means now. UnknownAdapter, AdapterUnreachable."""
         return self._loop.wait(self._lookup.confirm(learnt))
 
-    def remember(self, digest: str, layout: FlatLayout) -> None:
+    def remember(self, digest: str, layout: PackedLayout) -> None:
         """This content has this layout: what is pulled as `digest` is checked against both."""
         with self._lock:
             self._layouts[digest] = layout
@@ -112,7 +112,7 @@ class PeerTier:
     def _pull(self, holder: Address, digest: str, into: Region) -> bool:
         started_s = time.perf_counter()
         try:
-            self._loop.wait(self._puller.pull(holder, rows_name(digest), into))
+            self._loop.wait(self._puller.pull(holder, weights_name(digest), into))
         except NotOffered:
             self._count(PeerStats(absent=1))
             return False
@@ -124,7 +124,7 @@ class PeerTier:
         self._count(PeerStats(pulls=1, nbytes=into.nbytes, seconds=time.perf_counter() - started_s))
         return True
 
-    def _is_sound(self, holder: Address, digest: str, layout: FlatLayout, destination: Tensor) -> bool:
+    def _is_sound(self, holder: Address, digest: str, layout: PackedLayout, destination: Tensor) -> bool:
         found = digest_of(layout, destination[: layout.nbytes].cpu())
         if found == digest:
             return True
@@ -151,5 +151,5 @@ class Peering:
     """
 
     tier: PeerTier
-    lending: Lending
+    lending: Publisher
     review_s: float | None = None

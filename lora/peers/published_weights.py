@@ -1,4 +1,4 @@
-"""Stock: what a node has, as its lending sees it."""
+"""LocalAdapters: what a node has, as its lending sees it."""
 
 import logging
 import threading
@@ -12,14 +12,14 @@ from typing import Protocol
 from torch import Tensor
 
 from lora.errors import AdapterLost
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.memory.pages import PageRun, RankPages
-from lora.peers.manifest import rows_name
-from lora.peers.regions import SharedPages
+from lora.peers.manifest import weights_name
+from lora.peers.regions import PageRegions
 from transport.base import Transport
 
 
-class Stock(Protocol):
+class LocalAdapters(Protocol):
     """Any thread may ask."""
 
     def declares(self, name: str) -> bool:
@@ -30,7 +30,7 @@ class Stock(Protocol):
         """Read the folder of a declared name, which tells lending what the name means. Waits; AdapterRefused."""
         ...
 
-    def layout(self, digest: str) -> FlatLayout | None:
+    def layout(self, digest: str) -> PackedLayout | None:
         """The layout of a content that this node knows. Never waits."""
         ...
 
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class LentStats:
+class PublishStats:
     """Counts since the start: `copies` brought to host memory for peers, `crowded` that found no room there.
 
     `free_pages` of the copies' pages hold nothing.
@@ -55,17 +55,17 @@ class LentStats:
     free_pages: int = 0
 
 
-class LentRows:
+class PublishedWeights:
     """Resident contents and copies of others. Safe to use from any thread; only jobs of `executor` wait.
 
     `pages` is the arena of resident contents, `room` are the copies' pages, on the host.
     """
 
-    def __init__(self, transport: Transport, pages: SharedPages, room: RankPages, executor: Executor) -> None:
+    def __init__(self, transport: Transport, pages: PageRegions, room: RankPages, executor: Executor) -> None:
         self._transport = transport
         self._pages = pages
         self._room = room
-        self._copy_pages = SharedPages(transport, room)
+        self._copy_pages = PageRegions(transport, room)
         self._executor = executor
         self._lock = threading.RLock()  # re-entered where a future is done already
         self._resident: set[str] = set()
@@ -76,23 +76,23 @@ class LentRows:
         self._crowded = 0
 
     @property
-    def stats(self) -> LentStats:
+    def stats(self) -> PublishStats:
         """A snapshot."""
         with self._lock:
-            return LentStats(self._copied, self._crowded, self._room.free_pages)
+            return PublishStats(self._copied, self._crowded, self._room.free_pages)
 
-    def lend(self, digest: str, layout: FlatLayout, run: PageRun) -> None:
+    def lend(self, digest: str, layout: PackedLayout, run: PageRun) -> None:
         """The content lies in `run` and will not change: let peers have it."""
         with self._lock:
             self._drop_copy(digest)
             self._resident.add(digest)
-            self._transport.publish(rows_name(digest), [self._pages.region(run, layout.nbytes)])
+            self._transport.publish(weights_name(digest), [self._pages.region(run, layout.nbytes)])
 
     def recall(self, digest: str) -> Future[None]:
         """Lend a resident content's pages no more; done when no peer reads them."""
         with self._lock:
             self._resident.remove(digest)
-            return self._transport.withdraw(rows_name(digest))
+            return self._transport.withdraw(weights_name(digest))
 
     def forget(self, digest: str) -> None:
         """This node does not know the content any more."""
@@ -100,7 +100,7 @@ class LentRows:
             self._coming.pop(digest, None)
             self._drop_copy(digest)
 
-    def bring(self, digest: str, stock: Stock) -> Future[None] | None:
+    def bring(self, digest: str, stock: LocalAdapters) -> Future[None] | None:
         """Lend a content from host memory, if it is on this node; done when that has come to its end."""
         if stock.layout(digest) is None:
             return None
@@ -116,7 +116,7 @@ class LentRows:
         self._executor.submit(self._bring, digest, stock, coming)
         return coming
 
-    def _bring(self, digest: str, stock: Stock, coming: Future[None]) -> None:
+    def _bring(self, digest: str, stock: LocalAdapters, coming: Future[None]) -> None:
         """Runs on the executor."""
         try:
             self._copy(digest, stock, coming)
@@ -128,7 +128,7 @@ class LentRows:
                     del self._coming[digest]
             coming.set_result(None)
 
-    def _copy(self, digest: str, stock: Stock, coming: Future[None]) -> None:
+    def _copy(self, digest: str, stock: LocalAdapters, coming: Future[None]) -> None:
         layout = stock.layout(digest)
         run = self._make_room(layout.nbytes) if layout is not None else None
         if layout is None or run is None:
@@ -142,12 +142,12 @@ class LentRows:
                 with self._lock:
                     self._room.free(run)
 
-    def _publish(self, digest: str, layout: FlatLayout, run: PageRun, coming: Future[None]) -> bool:
+    def _publish(self, digest: str, layout: PackedLayout, run: PageRun, coming: Future[None]) -> bool:
         """Lend the copy, unless the content has become resident or unknown meanwhile."""
         with self._lock:
             if self._coming.get(digest) is not coming or digest in self._resident or digest in self._copies:
                 return False
-            self._transport.publish(rows_name(digest), [self._copy_pages.region(run, layout.nbytes)])
+            self._transport.publish(weights_name(digest), [self._copy_pages.region(run, layout.nbytes)])
             self._copies[digest] = run
             self._copied += 1
             return True
@@ -178,7 +178,7 @@ class LentRows:
         run = self._copies.pop(digest, None)
         if run is None:
             return
-        read = self._transport.withdraw(rows_name(digest))
+        read = self._transport.withdraw(weights_name(digest))
         self._leaving.add(read)
         read.add_done_callback(self._freeing(run))
 

@@ -1,4 +1,4 @@
-"""Lending: all that peers may have of this node, and the answer to a peer that asks for what is not lent yet.
+"""Publisher: all that peers may have of this node, and the answer to a peer that asks for what is not lent yet.
 
 A name is told while it is known here, a content may be pulled while it is anywhere on this node; both are brought out
 when first asked for. No peer is ever asked on another's behalf, so that no question goes in circles.
@@ -8,28 +8,28 @@ import logging
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from lora.errors import AdapterLost, AdapterRefused
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.memory.pages import PageRun, RankPages
 from lora.names import is_name
-from lora.peers.manifest import Note, digest_lent, noted_name
-from lora.peers.published_manifests import LentNotes
-from lora.peers.published_weights import LentRows, LentStats, Stock
-from lora.peers.regions import Notebook, SharedPages
+from lora.peers.manifest import Manifest, name_in_manifest, published_digest
+from lora.peers.published_manifests import PublishedManifests
+from lora.peers.published_weights import LocalAdapters, PublishedWeights, PublishStats
+from lora.peers.regions import ManifestBuffers, PageRegions
 from transport.base import Transport
 
 _WORKERS = 2
 _log = logging.getLogger(__name__)
 
 
-class Lending:
+class Publisher:
     """What this node lends. Safe to use from any thread; nothing waits but the jobs of its executor."""
 
     def __init__(
         self,
         base: str,
         transport: Transport,
-        pages: SharedPages,
-        notebook: Notebook,
+        pages: PageRegions,
+        notebook: ManifestBuffers,
         room: RankPages,
         executor: Executor | None = None,
     ) -> None:
@@ -38,15 +38,15 @@ class Lending:
         self._base = base
         self._transport = transport
         self._executor = executor or ThreadPoolExecutor(_WORKERS, "adapter-lend")
-        self._notes = LentNotes(base, transport, notebook)
-        self._rows = LentRows(transport, pages, room, self._executor)
+        self._notes = PublishedManifests(base, transport, notebook)
+        self._rows = PublishedWeights(transport, pages, room, self._executor)
 
     @property
-    def stats(self) -> LentStats:
+    def stats(self) -> PublishStats:
         """A snapshot."""
         return self._rows.stats
 
-    def open(self, stock: Stock) -> None:
+    def open(self, stock: LocalAdapters) -> None:
         """From now on peers may also have what is in `stock` and not resident."""
         self._transport.lend_on_demand(lambda lent: self._bring(lent, stock))
 
@@ -55,7 +55,7 @@ class Lending:
         self._transport.lend_on_demand(lambda lent: None)
         self._executor.shutdown(wait=True)
 
-    def bind(self, note: Note) -> None:
+    def bind(self, note: Manifest) -> None:
         """The note's name means this from now on."""
         self._notes.bind(note)
 
@@ -63,7 +63,7 @@ class Lending:
         """`name` means nothing any more."""
         self._notes.unbind(name)
 
-    def lend(self, digest: str, layout: FlatLayout, run: PageRun) -> None:
+    def lend(self, digest: str, layout: PackedLayout, run: PageRun) -> None:
         """The content is resident in `run` and will not change: let peers have it."""
         self._rows.lend(digest, layout, run)
 
@@ -75,12 +75,12 @@ class Lending:
         """This node does not know the content any more."""
         self._rows.forget(digest)
 
-    def _bring(self, lent: str, stock: Stock) -> Future[None] | None:
+    def _bring(self, lent: str, stock: LocalAdapters) -> Future[None] | None:
         """A peer asks for what is not lent. See transport.base.Bring."""
-        digest = digest_lent(lent)
+        digest = published_digest(lent)
         if digest is not None:
             return self._rows.bring(digest, stock)
-        name = noted_name(self._base, lent)
+        name = name_in_manifest(self._base, lent)
         if name is None or not is_name(name):
             return None
         if not self._notes.lend(name):
@@ -89,7 +89,7 @@ class Lending:
         told.set_result(None)
         return told
 
-    def _read(self, name: str, stock: Stock) -> None:
+    def _read(self, name: str, stock: LocalAdapters) -> None:
         """Read a declared folder and lend its note. Runs on the executor."""
         try:
             stock.read(name)

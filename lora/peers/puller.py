@@ -13,18 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lora.peers.manifest import MOST_NOTE_BYTES
-from lora.peers.regions import Notebook
+from lora.peers.regions import ManifestBuffers
 from transport.base import Address, Region, Transport
-from transport.errors import (
-    DoorUnavailable,
-    HelloRefused,
-    PeerGone,
-    PullTimeout,
-    RegionRefused,
-    WireError,
-)
+from transport.errors import HelloRefused, PathUnavailable, PeerGone, PullTimeout, RegionRefused, WireError
 
-_AT_FAULT = (PeerGone, PullTimeout, HelloRefused, WireError, DoorUnavailable)
+_AT_FAULT = (PeerGone, PullTimeout, HelloRefused, WireError, PathUnavailable)
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +40,7 @@ class PullLimits:
 class Puller:
     """Pulls rows and reads notes."""
 
-    def __init__(self, transport: Transport, notebook: Notebook, limits: PullLimits) -> None:
+    def __init__(self, transport: Transport, notebook: ManifestBuffers, limits: PullLimits) -> None:
         self._transport = transport
         self._notebook = notebook
         self._limits = limits

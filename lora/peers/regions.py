@@ -11,7 +11,7 @@ from transport.base import HOST, Memory, Region, Transport
 _NOTE_PAGE_BYTES = 1024
 
 
-class SharedPages:
+class PageRegions:
     """An arena of pages, registered once with a transport."""
 
     def __init__(self, transport: Transport, pages: RankPages) -> None:
@@ -31,12 +31,12 @@ class SharedPages:
         return self._arena.region(rows.data_ptr() - self._arena.memory.address, nbytes)
 
 
-class Notebook:
+class ManifestBuffers:
     """Memory for the notes that are lent and read: small pages on the host. Safe to use from any thread."""
 
     def __init__(self, transport: Transport, nbytes: int) -> None:
         self._pages = RankPages(nbytes // _NOTE_PAGE_BYTES, _NOTE_PAGE_BYTES)
-        self._shared = SharedPages(transport, self._pages)
+        self._shared = PageRegions(transport, self._pages)
         self._lock = threading.Lock()
 
     @property

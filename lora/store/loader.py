@@ -1,4 +1,4 @@
-"""Traffic: contents on their way into the arena and out of it. Wishes get pages, workers copy, what nobody wants goes.
+"""Load wanted adapters into free pages on worker threads; evict unused ones.
 
 It shares the store's lock and knows no names: who learns that a content was lost is told by `lost`. Nothing resident
 goes between `open_plan` and `close_plan`, so that a plan made of what was resident can always run.
@@ -15,22 +15,22 @@ from lora.errors import BytesMayLand
 from lora.format.peft import PackedAdapter
 from lora.memory.pages import PageRun, RankPages
 from lora.memory.residency import Content, Force, Residency
-from lora.peers.publisher import Lending
+from lora.peers.publisher import Publisher
 from lora.segments import AdapterWeights
-from lora.store.tier_chain import Supply
+from lora.store.tier_chain import TierChain
 
 _log = logging.getLogger(__name__)
 
 
-class Traffic:
+class AdapterLoader:
     """Moves contents. `residency` and the counts are read under the lock; `lost` is called under it."""
 
     def __init__(
         self,
         lock: threading.Lock,
         pages: RankPages,
-        supply: Supply,
-        lending: Lending | None,
+        supply: TierChain,
+        lending: Publisher | None,
         executor: Executor,
         lost: Callable[[Content], None],
     ) -> None:

@@ -1,4 +1,4 @@
-"""Freshness: names that peers told are asked for again, in the background. No request waits for it.
+"""NameRefresher: names that peers told are asked for again, in the background. No request waits for it.
 
 Once per period every learnt name is asked for among the peers that are nearer to an owner. What it means there it
 means here from then on; a name that nobody there knows is forgotten; while one of them is silent it keeps its meaning,
@@ -9,19 +9,21 @@ import logging
 import threading
 
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
-from lora.names import Learnt
-from lora.store.registry import Naming
-from lora.store.tier_chain import Supply
+from lora.names import RemoteName
+from lora.store.registry import AdapterRegistry
+from lora.store.tier_chain import TierChain
 from transport.errors import TransportError
 
 _PAUSE_S = 0.02  # between two names, so that a thousand of them cost peers little; they take longer then
 _log = logging.getLogger(__name__)
 
 
-class Freshness:
+class NameRefresher:
     """Reviews learnt names, in a thread of its own if `every_s` is given."""
 
-    def __init__(self, naming: Naming, supply: Supply, most_bytes: int, every_s: float | None) -> None:
+    def __init__(
+        self, naming: AdapterRegistry, supply: TierChain, most_bytes: int, every_s: float | None
+    ) -> None:
         self._naming = naming
         self._supply = supply
         self._most_bytes = most_bytes
@@ -52,7 +54,7 @@ class Freshness:
         while not self._closed.wait(every_s):
             self.review()
 
-    def _review(self, learnt: Learnt) -> None:
+    def _review(self, learnt: RemoteName) -> None:
         try:
             told = self._supply.confirm(learnt, self._most_bytes)
         except (AdapterUnreachable, TransportError) as error:

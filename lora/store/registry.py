@@ -1,7 +1,7 @@
-"""Naming: what the adapters' names mean at this node. Folders are read here, and peers asked, before a name means
-something; afterwards a name is a dictionary's key.
+"""Keep what adapter names mean at this node.
 
-It shares the store's lock, holds a content by each name that means it, and leaves the moving of bytes to Traffic.
+Folders are read here, and peers asked, before a name means something; afterwards a name is a dictionary's key.
+It shares the store's lock and leaves the moving of bytes to AdapterLoader.
 """
 
 import logging
@@ -11,25 +11,30 @@ from pathlib import Path
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused, UnknownAdapter
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
 from lora.memory.residency import Content, Force
-from lora.names import AdapterEntry, Learnt, Name
-from lora.peers.manifest import Note
-from lora.peers.publisher import Lending
-from lora.store.loader import Traffic
-from lora.store.tier_chain import Supply
+from lora.names import AdapterEntry, Name, RemoteName
+from lora.peers.manifest import Manifest
+from lora.peers.publisher import Publisher
+from lora.store.loader import AdapterLoader
+from lora.store.tier_chain import TierChain
 
 _MISSES = 2  # a node that starts again needs a moment until it knows its names
 _log = logging.getLogger(__name__)
 
 
-class Naming:
+class AdapterRegistry:
     """Names and what they mean; no adapter is larger than `most_bytes`. Safe to use from any thread."""
 
     def __init__(
-        self, lock: threading.Lock, traffic: Traffic, supply: Supply, lending: Lending | None, most_bytes: int
+        self,
+        lock: threading.Lock,
+        traffic: AdapterLoader,
+        supply: TierChain,
+        lending: Publisher | None,
+        most_bytes: int,
     ) -> None:
         self._lock = lock
         self._traffic = traffic
@@ -107,14 +112,16 @@ class Naming:
 
     # From peers
 
-    def learnt(self) -> tuple[Learnt, ...]:
+    def learnt(self) -> tuple[RemoteName, ...]:
         """The names that peers told, and what they mean here."""
         with self._lock:
             return tuple(
-                Learnt(e.ref, e.hops) for e in self._names.values() if e.folder is None and e.ref is not None
+                RemoteName(e.ref, e.hops)
+                for e in self._names.values()
+                if e.folder is None and e.ref is not None
             )
 
-    def follow(self, learnt: Learnt, told: Note | None) -> None:
+    def follow(self, learnt: RemoteName, told: Manifest | None) -> None:
         """Let a learnt name mean what peers say now; None: nobody nearer to an owner knows it. Nothing happens if it
         has come to mean something else meanwhile. Requests keep the content that they were accepted with."""
         name = learnt.ref.name
@@ -172,7 +179,7 @@ class Naming:
             if name not in self._names:
                 self._mean(Name(name, None, hops=note.hops), note.ref, note.layout)
 
-    def _mean(self, entry: Name, ref: AdapterRef, layout: FlatLayout) -> Content:
+    def _mean(self, entry: Name, ref: AdapterRef, layout: PackedLayout) -> Content:
         """Let the entry's name mean this content. Under the lock."""
         content = self._residency.admit(ref, layout, self._supply.reload_s(ref.nbytes))
         content.names += 1
@@ -181,7 +188,7 @@ class Naming:
         self._names[entry.name] = entry
         self._supply.remember(ref.digest, layout, entry.name, entry.folder)
         if self._lending is not None:
-            self._lending.bind(Note(ref, layout, entry.hops))
+            self._lending.bind(Manifest(ref, layout, entry.hops))
         return content
 
     def _unbind(self, entry: Name | None) -> None:

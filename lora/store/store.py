@@ -1,7 +1,7 @@
-"""AdapterStore: the sole owner of adapters' names, contents and residency; the door to what is behind it.
+"""Own adapters: their names, contents and residency.
 
-Front threads load, resolve and retain; the step thread asks what is ready and leases it; workers copy. Names are
-Naming's, pages and bytes Traffic's; what is here is who uses a content: live requests and steps. Whatever `ready()`
+Front threads load, resolve and retain; the step thread asks what is ready and leases it; workers copy.
+AdapterRegistry keeps names, AdapterLoader pages and bytes; the store counts who uses a content. Whatever `ready()`
 has named stays resident until the next `acquire` or `ready()`, so that a plan made from it can always run.
 """
 
@@ -16,17 +16,17 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.memory.pages import RankPages
 from lora.memory.residency import Content
 from lora.names import AdapterEntry
 from lora.peers.peer_tier import Peering, PeerStats
-from lora.peers.published_weights import LentStats
-from lora.segments import Lease
-from lora.store.loader import Traffic
-from lora.store.refresh import Freshness
-from lora.store.registry import Naming
-from lora.store.tier_chain import Supply
+from lora.peers.published_weights import PublishStats
+from lora.segments import AdapterLease
+from lora.store.loader import AdapterLoader
+from lora.store.refresh import NameRefresher
+from lora.store.registry import AdapterRegistry
+from lora.store.tier_chain import TierChain
 from lora.store.tiers import DiskTier, HostTier
 from lora.target_modules import BaseShape
 
@@ -52,12 +52,12 @@ class StoreStats:
     fallbacks: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peers: PeerStats = field(default_factory=PeerStats)
-    lent: LentStats = field(default_factory=LentStats)
+    lent: PublishStats = field(default_factory=PublishStats)
 
 
 class AdapterStore:
     """Names and contents of adapters, and the copies between tiers. Every method may be called from any thread;
-    `ready`, `acquire` and Lease.release are the step thread's."""
+    `ready`, `acquire` and AdapterLease.release are the step thread's."""
 
     def __init__(
         self,
@@ -71,16 +71,20 @@ class AdapterStore:
         """`workers` is how many threads copy, or the executor to copy with; `peering` shares `pages`' arena."""
         self._pages = pages
         self._lending = lending = peering.lending if peering else None
-        self._supply = Supply(base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None)
+        self._supply = TierChain(
+            base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None
+        )
         executor = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-copy")
         self._lock = threading.Lock()  # guards names, residency, and what hangs on them
-        self._traffic = Traffic(self._lock, pages, self._supply, lending, executor, self._forget_names_of)
-        self._naming = Naming(self._lock, self._traffic, self._supply, lending, pages.nbytes)
+        self._traffic = AdapterLoader(
+            self._lock, pages, self._supply, lending, executor, self._forget_names_of
+        )
+        self._naming = AdapterRegistry(self._lock, self._traffic, self._supply, lending, pages.nbytes)
         self._residency = self._traffic.residency
         self._hits = 0
-        self._freshness: Freshness | None = None
+        self._freshness: NameRefresher | None = None
         if peering is not None:
-            self._freshness = Freshness(self._naming, self._supply, pages.nbytes, peering.review_s)
+            self._freshness = NameRefresher(self._naming, self._supply, pages.nbytes, peering.review_s)
             peering.lending.open(self)
 
     # Names
@@ -159,7 +163,7 @@ class AdapterStore:
         """Digests of the resident contents; begins a step."""
         return self._traffic.open_plan()
 
-    def acquire(self, refs: Iterable[AdapterRef]) -> Lease:
+    def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """Pin adapters that the last `ready()` named; never waits."""
         with self._lock:
             pinned = [self._pinnable(ref) for ref in refs if not ref.is_base]
@@ -167,7 +171,7 @@ class AdapterStore:
             self._hits += len(pinned)
             self._traffic.close_plan()
         self._traffic.settle()
-        return Lease(weights, lambda: self._traffic.unpin(pinned))
+        return AdapterLease(weights, lambda: self._traffic.unpin(pinned))
 
     # Sharing the arena's memory with others
 
@@ -212,7 +216,7 @@ class AdapterStore:
                 fallbacks=self._supply.fallbacks,
                 seconds=self._supply.seconds,
                 peers=self._supply.peer_stats,
-                lent=self._lending.stats if self._lending else LentStats(),
+                lent=self._lending.stats if self._lending else PublishStats(),
             )
 
     def close(self) -> None:
@@ -224,7 +228,7 @@ class AdapterStore:
     # Peers
 
     def review(self) -> None:
-        """Ask peers again what the names mean that they told; see Freshness. Waits."""
+        """Ask peers again what the names mean that they told; see NameRefresher. Waits."""
         if self._freshness is not None:
             self._freshness.review()
 
@@ -236,7 +240,7 @@ class AdapterStore:
         """See Stock."""
         self._naming.read(name)
 
-    def layout(self, digest: str) -> FlatLayout | None:
+    def layout(self, digest: str) -> PackedLayout | None:
         """See Stock."""
         with self._lock:
             content = self._residency.find(digest)

@@ -1,4 +1,4 @@
-"""Supply: the tiers in the order in which they are asked, and what each of them was good for.
+"""TierChain: the tiers in the order in which they are asked, and what each of them was good for.
 
 It knows where contents may be had and nothing of residency; it may be called from any thread, and waits.
 """
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from lora.errors import AdapterLost, AdapterRefused
-from lora.format.packed import FlatLayout
+from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter, pack
-from lora.names import Learnt
-from lora.peers.manifest import Note
+from lora.names import RemoteName
+from lora.peers.manifest import Manifest
 from lora.peers.peer_tier import PeerStats, PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
 from lora.target_modules import BaseShape
 
 
-class Supply:
+class TierChain:
     """Packed forms first, then peers' memory, then the PEFT folders, which must be packed again."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Supply:
             ) from error
         return packed
 
-    def look_up(self, name: str, most_bytes: int) -> Note | None:
+    def look_up(self, name: str, most_bytes: int) -> Manifest | None:
         """What peers say that `name` means; None without peers.
 
         Raises UnknownAdapter, AdapterUnreachable; AdapterRefused for what this base cannot serve.
@@ -87,12 +87,12 @@ class Supply:
             return None
         return self._checked(self._peers.look_up(name), most_bytes)
 
-    def confirm(self, learnt: Learnt, most_bytes: int) -> Note:
+    def confirm(self, learnt: RemoteName, most_bytes: int) -> Manifest:
         """What peers say now that a learnt name means. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
         assert self._peers is not None, "only peers teach names"
         return self._checked(self._peers.confirm(learnt), most_bytes)
 
-    def remember(self, digest: str, layout: FlatLayout, name: str, folder: Path | None) -> None:
+    def remember(self, digest: str, layout: PackedLayout, name: str, folder: Path | None) -> None:
         """This content has this layout, and may be had from `folder`."""
         if self._peers is not None:
             self._peers.remember(digest, layout)
@@ -133,7 +133,7 @@ class Supply:
         """Fill `destination` from what is on this node: no peer is asked, nothing is counted. Raises AdapterLost."""
         return any(tier.fetch(digest, destination) for tier in self._tiers if tier is not self._peers)
 
-    def _checked(self, note: Note, most_bytes: int) -> Note:
+    def _checked(self, note: Manifest, most_bytes: int) -> Manifest:
         """Raises AdapterRefused for what this base cannot serve."""
         name = note.ref.name
         if note.layout.base != self._base or note.layout.dtype != self._dtype:

@@ -1,4 +1,7 @@
-"""The row-wise arithmetic between a layer's matrices. Stateless; rounding follows transformers' order."""
+"""Compute what lies between a layer's matrices in plain torch, one operation after another: a CPU's default.
+
+Rounding follows transformers' order.
+"""
 
 from dataclasses import dataclass
 

@@ -12,12 +12,12 @@ import numpy as np
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.coordinator.demand import DemandOptions, DemandSource, DemandTracker
-from scheduler.cluster.coordinator.replan import Planner, PlanningOptions
+from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
 from scheduler.cluster.cost.forecast import ROOMY, Forecast
 from scheduler.cluster.cost.model import CostModel
 from scheduler.cluster.cost.profile import Lengths, Limits, Slo
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy, LruEviction
-from scheduler.cluster.placement.balanced import StepMeasure, StratifiedPlacement
+from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Utilisation
 from scheduler.cluster.placement.baselines import (
     ContiguousPlacement,
@@ -28,8 +28,8 @@ from scheduler.cluster.placement.baselines import (
 )
 from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.routing.base import RoutingPolicy
-from scheduler.cluster.routing.baselines import LeastLoadedRouting, PhiRouting, ToppingsRouting
-from scheduler.cluster.routing.predicted_cost import PredictedRouting
+from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 
 KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
 """(from s, to s) → input plus output tokens/s of the adapters that will be asked for in between."""
@@ -63,7 +63,7 @@ def _tracked(setting: Setting) -> DemandSource:
 
 def balanced(setting: Setting) -> PlacementPolicy:
     """Our placement."""
-    return StratifiedPlacement(setting.forecast)
+    return BalancedPlacement(setting.forecast)
 
 
 def utilisation(setting: Setting) -> Measure:
@@ -81,12 +81,12 @@ def _random(setting: Setting) -> PlacementPolicy:
 
 def weighted(setting: Setting) -> RoutingPolicy:
     """Route by φ alone."""
-    return PhiRouting()
+    return WeightedRouting()
 
 
 def predicted_cost(setting: Setting) -> RoutingPolicy:
     """Our routing."""
-    return PredictedRouting(setting.forecast, setting.slo.ttft_s)
+    return PredictedCostRouting(setting.forecast, setting.slo.ttft_s)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:
@@ -103,14 +103,14 @@ class Policy:
     routing: Callable[[Setting], RoutingPolicy] = weighted
     demand: Callable[[Setting], DemandSource] = _tracked
     measure: Callable[[Setting], Measure] = utilisation
-    planning: PlanningOptions = PlanningOptions()  # noqa: RUF009
+    planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
     eviction: EvictionPolicy = LruEviction()  # noqa: RUF009
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
         """Makes the coordinator of a given epoch."""
 
         def of(epoch: int) -> Coordinator:
-            planner = Planner(self.placement(setting), self.measure(setting), self.planning)
+            planner = Replanner(self.placement(setting), self.measure(setting), self.planning)
             return Coordinator(planner, self.demand(setting), CoordinatorOptions(), epoch)
 
         return of
@@ -122,7 +122,7 @@ OURS = Policy(
     balanced,
     predicted_cost,
     measure=_steps,
-    planning=PlanningOptions(comfort=0.25),
+    planning=ReplanOptions(comfort=0.25),
     eviction=CheapestEviction(),
 )
 PAPER = Policy("paper", "LoRAServe (arXiv 2511.22880)", lambda setting: LoraservePlacement())

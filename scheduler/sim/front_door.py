@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from scheduler.cluster.routing.base import Ask, Loads, NoNodeReachable, Outlook, RoutingPolicy
+from scheduler.cluster.routing.base import Loads, NoNodeReachable, Outlook, RouteRequest, RoutingPolicy
 from scheduler.request import Request
 from scheduler.sim.clock import Clock
-from scheduler.sim.network import Wire
+from scheduler.sim.network import Network
 from scheduler.sim.node import Progress, SimNode
 
 Answer = Callable[[str, Progress], None]
@@ -34,20 +34,25 @@ class _Pending:
     node: str = ""
 
 
-class Streets:
+class Outbound:
     """What all front doors share: the wire, the nodes by name, and what nodes last said of their load."""
 
-    def __init__(self, clock: Clock, wire: Wire, nodes: Mapping[str, SimNode]) -> None:
+    def __init__(self, clock: Clock, wire: Network, nodes: Mapping[str, SimNode]) -> None:
         self.clock, self.wire, self.nodes = clock, wire, nodes
         self.loads: Loads = {}
 
 
-class Door:
+class FrontDoor:
     """The front door of `home`, which is where its table comes from. `answer` is called for each
     token-bearing progress and for the end of each request."""
 
     def __init__(
-        self, home: SimNode, streets: Streets, policy: RoutingPolicy, rng: np.random.Generator, answer: Answer
+        self,
+        home: SimNode,
+        streets: Outbound,
+        policy: RoutingPolicy,
+        rng: np.random.Generator,
+        answer: Answer,
     ) -> None:
         self._home, self._streets, self._policy, self._rng, self._answer = home, streets, policy, rng, answer
         self._patience, self._outlook = Patience(), Outlook()
@@ -88,7 +93,7 @@ class Door:
         outlook.hear(streets.loads)
         loads = outlook.reachable(partial(streets.wire.reaches, self._home.name))
         try:
-            ask = Ask(request.adapter, len(request.prompt_token_ids))
+            ask = RouteRequest(request.adapter, len(request.prompt_token_ids))
             pending.node = self._policy.route(ask, self._home.agent.table, loads, self._rng)
         except NoNodeReachable:
             self._again_after(self._patience.pause_s, name, pending.attempt)

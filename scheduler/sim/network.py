@@ -14,7 +14,7 @@ from scheduler.sim.clock import Action, Clock
 
 
 @dataclass(frozen=True, slots=True)
-class WireFaults:
+class NetworkFaults:
     """Chances, for each posted message, of loss, of a double, and of a delay of up to `late_s`."""
 
     loss: float = 0.0
@@ -24,18 +24,20 @@ class WireFaults:
 
 
 @dataclass(frozen=True, slots=True)
-class WireTimes:
+class NetworkTimes:
     """How long a message takes, and until its sender knows that a connection broke."""
 
     latency_s: float = 0.0005
     detect_s: float = 1.0
 
 
-class Wire:
+class Network:
     """Between parties known by name. `is_up` says who is alive; `apart` names those that a partition cut off,
     which reach each other and nobody else."""
 
-    def __init__(self, clock: Clock, times: WireTimes, faults: WireFaults, rng: np.random.Generator) -> None:
+    def __init__(
+        self, clock: Clock, times: NetworkTimes, faults: NetworkFaults, rng: np.random.Generator
+    ) -> None:
         self.times, self.faults = times, faults
         self.apart: tuple[str, ...] = ()
         self._clock, self._rng = clock, rng
@@ -77,7 +79,7 @@ class Wire:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSpeeds:
+class CopySpeeds:
     """Bytes/s between nodes, in and out of each, and from the registry to each; and seconds before the first
     byte."""
 
@@ -86,10 +88,10 @@ class LinkSpeeds:
     latency_s: float = 0.002
 
 
-class Links:
+class CopyLinks:
     """When transfers end: each node sends one at a time and receives one at a time."""
 
-    def __init__(self, clock: Clock, speeds: LinkSpeeds) -> None:
+    def __init__(self, clock: Clock, speeds: CopySpeeds) -> None:
         self._clock, self._speeds = clock, speeds
         self._busy: dict[tuple[str, str], float] = {}
         self.moved_bytes = 0

@@ -10,7 +10,7 @@ from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
-from scheduler.cluster.protocol.messages import Command, Machine, Report
+from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
@@ -25,7 +25,7 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 class NodeSpec:
     """What a simulated node is made of."""
 
-    machine: Machine
+    machine: NodeHardware
     model: CostModel
     limits: StepLimits
     kv_blocks: int = 4096

@@ -1,5 +1,7 @@
-"""Demand that is known instead of projected: what a placement could do if nobody had to guess. For replays,
-where the future is written down."""
+"""Give demand that is known instead of projected: what a placement could do if nobody had to guess.
+
+For replays, where the arrivals to come are written down.
+"""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from scheduler.cluster.state import Demand
 from scheduler.sim.workload.arrivals import Arrival
 
 
-class ForeseenDemand:
+class OracleDemand:
     """Stands in for a tracker: projects the true rates of the next `ahead_s`."""
 
     def __init__(self, known_rates: KnownRates, ahead_s: float = 20.0) -> None:
@@ -36,7 +38,7 @@ class ForeseenDemand:
         return Demand(MappingProxyType({ref: rates.get(ref, 0.0) for ref in self._adapters}))
 
 
-def foresight(arrivals: Sequence[Arrival]) -> KnownRates:
+def oracle_rates(arrivals: Sequence[Arrival]) -> KnownRates:
     """Input plus output tokens/s by adapter of `arrivals`, which are in order of time."""
     times = [each.call.arrival_s for each in arrivals]
 

@@ -26,8 +26,8 @@ from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.faults import Fault, FaultKind
-from scheduler.sim.front_door import Door, Streets
-from scheduler.sim.network import Links, LinkSpeeds, Wire, WireFaults, WireTimes
+from scheduler.sim.front_door import FrontDoor, Outbound
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
 from scheduler.sim.node import NodeSpec, Progress, SimNode
 from scheduler.sim.outcome import Record
 from scheduler.sim.workload.arrivals import Arrival
@@ -37,7 +37,7 @@ _SECOND = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class WorldSpec:
+class SimulatorSpec:
     """`coordinator` makes one of the given epoch; all nodes are of one `node` spec."""
 
     node: NodeSpec
@@ -45,9 +45,9 @@ class WorldSpec:
     adapters: tuple[AdapterRef, ...]
     coordinator: Callable[[int], Coordinator]
     routing: RoutingPolicy
-    speeds: LinkSpeeds = field(default_factory=LinkSpeeds)
-    times: WireTimes = field(default_factory=WireTimes)
-    wire_faults: WireFaults = field(default_factory=WireFaults)
+    speeds: CopySpeeds = field(default_factory=CopySpeeds)
+    times: NetworkTimes = field(default_factory=NetworkTimes)
+    wire_faults: NetworkFaults = field(default_factory=NetworkFaults)
     faults: tuple[Fault, ...] = ()
 
 
@@ -71,21 +71,23 @@ class History:
         return self._hash.hexdigest()
 
 
-class World:
+class Simulator:
     """Runs arrivals through a cluster. With `audit` everything that must hold is checked after every event,
     else once a virtual second."""
 
-    def __init__(self, spec: WorldSpec, seed: int, audit: bool = False, keep_history: bool = False) -> None:
+    def __init__(
+        self, spec: SimulatorSpec, seed: int, audit: bool = False, keep_history: bool = False
+    ) -> None:
         streams = np.random.default_rng(seed).spawn(3)
         self.clock, self.history = Clock(), History(keep_history)
-        self.wire = Wire(self.clock, spec.times, spec.wire_faults, streams[0])
-        self.links = Links(self.clock, spec.speeds)
+        self.wire = Network(self.clock, spec.times, spec.wire_faults, streams[0])
+        self.links = CopyLinks(self.clock, spec.speeds)
         self.nodes: dict[str, SimNode] = {}
         self.records: dict[str, Record] = {}
         self._spec, self._audit = spec, audit
         self._client_rng, self._door_rng = streams[1], streams[2]
-        self._streets = Streets(self.clock, self.wire, self.nodes)
-        self._doors: dict[str, Door] = {}
+        self._streets = Outbound(self.clock, self.wire, self.nodes)
+        self._doors: dict[str, FrontDoor] = {}
         self._door_of: dict[str, str] = {}  # of each request that is not answered
         self._sessions = dict.fromkeys(spec.nodes, 0)
         self._retired: dict[str, None] = {}
@@ -150,7 +152,7 @@ class World:
 
         node = SimNode(agent, self._spec.node, self.clock, transfer)
         self.nodes[name] = node
-        self._doors[name] = Door(node, self._streets, self._spec.routing, self._door_rng, self._answer)
+        self._doors[name] = FrontDoor(node, self._streets, self._spec.routing, self._door_rng, self._answer)
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
         """From the first of `sources` that has it, else from the registry, also if the source is lost on the

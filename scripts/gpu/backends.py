@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lora.memory.page_writer import Stowage, Whole
+from lora.memory.page_writer import DirectWriter, PageWriter
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.target_modules import BaseShape
@@ -72,7 +72,7 @@ class Backends(Protocol):
         """How long each of `count` runs takes on the device, one after another."""
         ...
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """How adapters come into device memory."""
         ...
 
@@ -186,9 +186,9 @@ class Dry:
             times.append(1e3 * (time.perf_counter() - began_s))
         return times
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """See Backends."""
-        return Whole()
+        return DirectWriter()
 
     def nodes(self, run: Run) -> int:
         """See Backends."""

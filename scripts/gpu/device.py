@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from lora.memory.page_writer import Staged, Stowage
+from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.ops.base import LoraOp
 from lora.ops.triton.op import TritonLora
 from lora.target_modules import BaseShape
@@ -89,9 +89,9 @@ class Cuda:
         marks[-1].synchronize()
         return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """See Backends."""
-        return Staged(self.device)
+        return PinnedWriter(self.device)
 
     def nodes(self, run: Run) -> int:
         """See Backends. Raises RuntimeError where the driver cannot tell."""

@@ -16,7 +16,7 @@ from engine.core import EngineCore
 from engine.runner.base import Computation, StepExecutor, StepOutputs
 from engine.runner.executor import Executor
 from lora.adapter import BASE, AdapterRef
-from lora.segments import AdapterWeights, Lease
+from lora.segments import AdapterLease, AdapterWeights
 from lora.store.store import AdapterStore
 from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
@@ -63,9 +63,9 @@ class Shelf:
         """See AdapterStore."""
         return frozenset(self._weights)
 
-    def acquire(self, refs: Iterable[AdapterRef]) -> Lease:
+    def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """See AdapterStore."""
-        return Lease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
+        return AdapterLease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
 
     def failed(self) -> Mapping[str, Exception]:
         """See AdapterStore."""
@@ -109,7 +109,7 @@ class Watched:
         self.waited_s = 0.0
         self.launch_s = 0.0
 
-    def launch(self, plan: StepPlan, lease: Lease) -> WatchedComputation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> WatchedComputation:
         """See StepExecutor."""
         began_s = time.perf_counter()
         computation = self._executor.launch(plan, lease)

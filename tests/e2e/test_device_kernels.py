@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.runner.async_executor import DeviceExecutor
-from engine.runner.cuda_graphs import DecodeGraphs, DecodeParts
+from engine.runner.async_executor import AsyncExecutor
+from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
 from engine.runner.executor import Executor
 from model.attention.triton.backend import TritonPagedAttention
 from model.llama import Llama
@@ -47,9 +47,9 @@ def put_on_kernels(llm: LLM) -> Tape:
     attention, sampler, tape = TritonPagedAttention(model.config), DeviceSampler(8, cache.device), Tape()
     ops = LoadedOps(model.ops)
     model.ops, model.attention = ops, attention
-    parts = DecodeParts(model, cache, ops, attention)
-    llm.engine.core._executor = DeviceExecutor(
-        model, cache, sampler, DecodeGraphs(parts, sampler, 8, 8, tape)
+    parts = GraphParts(model, cache, ops, attention)
+    llm.engine.core._executor = AsyncExecutor(
+        model, cache, sampler, CudaGraphRunner(parts, sampler, 8, 8, tape)
     )
     return tape
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from engine.base.backends import Arithmetic
+from engine.base.backends import Backends
 from engine.base.base_model import BaseModel, choose_base
 from engine.build import assembly
 from engine.config.config import EngineConfig
@@ -81,7 +81,7 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     folder: Path, expected: list[list[tuple[int, ...]]], graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(config: EngineConfig) -> BaseModel:
-        return replace(choose_base(config), arithmetic=Arithmetic("triton", torch.float32, fused=True))
+        return replace(choose_base(config), arithmetic=Backends("triton", torch.float32, fused=True))
 
     monkeypatch.setattr(assembly, "choose_base", chosen)
     monkeypatch.setattr(

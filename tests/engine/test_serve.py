@@ -12,10 +12,10 @@ import pytest
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
 from engine.serve import serve, stopped_by_signals
-from engine.tokenizer import TextCodec
+from engine.tokenizer import Tokenizer
 from tests.fakes.node import FakeNode, byte_tokenizer
 
-CODEC = TextCodec(byte_tokenizer())
+CODEC = Tokenizer(byte_tokenizer())
 
 
 @pytest.fixture

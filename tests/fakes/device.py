@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.llm import LLM
-from engine.runner.async_executor import DeviceExecutor
-from engine.runner.cuda_graphs import DecodeGraphs, DecodeParts
+from engine.runner.async_executor import AsyncExecutor
+from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
 from engine.runner.executor import Executor
 from lora.segments import SegmentTable
 from model.attention.base import AttentionBackend, AttentionStep
@@ -163,6 +163,6 @@ def put_on_device(llm: LLM, rows: int, blocks: int) -> Tape:
     ops, attention = LoadedOps(model.ops), LoadedAttention(model.attention)
     model.ops, model.attention = ops, attention
     sampler, tape = HostSampler(256), Tape()
-    graphs = DecodeGraphs(DecodeParts(model, cache, ops, attention), sampler, rows, blocks, tape)
-    llm.engine.core._executor = DeviceExecutor(model, cache, sampler, graphs)
+    graphs = CudaGraphRunner(GraphParts(model, cache, ops, attention), sampler, rows, blocks, tape)
+    llm.engine.core._executor = AsyncExecutor(model, cache, sampler, graphs)
     return tape

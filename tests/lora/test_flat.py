@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from lora.format.packed import (
     ALIGNMENT,
-    FlatLayout,
     InvalidHeader,
     Module,
+    PackedLayout,
     digest_of,
     lay_out,
     read_header,
@@ -30,7 +30,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 Chosen = dict[tuple[int, str], tuple[int, float]]
 
 
-def layout_of(chosen: Chosen, dtype: torch.dtype) -> FlatLayout:
+def layout_of(chosen: Chosen, dtype: torch.dtype) -> PackedLayout:
     return lay_out(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, AdapterUnreachable, UnknownAdapter
-from lora.peers.manifest import rows_name
+from lora.peers.manifest import weights_name
 from tests.lora.cluster import BASE, NOBODY, PAGES_OF_RANK_4, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Region
@@ -155,7 +155,7 @@ def test_many_who_miss_the_same_adapter_share_one_pull(cluster: Cluster) -> None
     assert set(found) == {ref}
     assert arrived.wait(30)
     assert ref.digest in b.store.ready()
-    assert b.transport.pulled.count(rows_name(ref.digest)) == 1
+    assert b.transport.pulled.count(weights_name(ref.digest)) == 1
     b.store.close()
 
 
@@ -231,7 +231,7 @@ def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:
     a.store.unload("a1")
     a.store.ready()
     with pytest.raises(NotOffered):
-        cluster.run(b.transport.lease(a.transport.address, rows_name(ref.digest), 1.0))
+        cluster.run(b.transport.lease(a.transport.address, weights_name(ref.digest), 1.0))
 
 
 def test_a_name_that_is_bound_anew_is_told_as_it_is_now(cluster: Cluster) -> None:

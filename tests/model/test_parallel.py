@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora.format.packed import view
 from lora.format.peft import PackedAdapter, pack
-from lora.format.sharding import cut_layout, cut_rows
+from lora.format.sharding import shard_layout, shard_rows
 from lora.ops.grouped import GroupedLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from lora.target_modules import SITES
@@ -48,9 +48,9 @@ class Part:
         self.cache = KVCache(KVLayout.of(self.config, torch.float32, BLOCK), BLOCKS, CPU)
 
     def share(self, packed: PackedAdapter) -> AdapterWeights:
-        narrow = cut_layout(packed.layout, self.cut)
+        narrow = shard_layout(packed.layout, self.cut)
         rows = torch.zeros(narrow.nbytes, dtype=torch.uint8)
-        cut_rows(packed.rows, packed.layout, self.cut, rows)
+        shard_rows(packed.rows, packed.layout, self.cut, rows)
         return view(rows, narrow, packed.ref.digest)
 
     def forward(self, adapters: dict[str, PackedAdapter]) -> Tensor:

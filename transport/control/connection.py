@@ -1,4 +1,8 @@
-"""Deadline: a point in time by which something must have ended, however many steps it takes."""
+"""Talk over one control connection, each call until a deadline.
+
+A Connection is the sole owner of its socket; one thread uses it at a time. Bulk bytes go straight between the socket
+and the caller's memory, with TLS as without. Any thread may `abort`, which makes the blocked call fail at once.
+"""
 
 import select
 import socket
@@ -52,7 +56,7 @@ AT_ONCE = struct.pack("ii", 1, 0)
 M = TypeVar("M")
 
 
-class Channel:
+class Connection:
     """A connected socket that carries messages and bulk bytes; `peer` names the other end in errors."""
 
     def __init__(self, sock: socket.socket, peer: str) -> None:

@@ -83,15 +83,15 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """Puller: I am done. `read`: it read the pages by itself; `vouch`: it waits for `Released`."""
+class ReleaseLease:
+    """Puller: I am done. `read`: it read the pages by itself; `vouch`: it waits for `LeaseReleased`."""
 
     read: bool
     vouch: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class LeaseReleased:
     """Source: the pages were pinned until now, and are no more."""
 
 
@@ -104,7 +104,17 @@ class Refusal:
 
 
 Message = (
-    Hello | Challenge | Proof | Welcome | LeaseRequest | Grant | Read | Bytes | Release | Released | Refusal
+    Hello
+    | Challenge
+    | Proof
+    | Welcome
+    | LeaseRequest
+    | Grant
+    | Read
+    | Bytes
+    | ReleaseLease
+    | LeaseReleased
+    | Refusal
 )
 _KINDS: Mapping[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
 _PLAIN: Mapping[object, tuple[type, ...]] = {
@@ -128,7 +138,7 @@ _REFUSALS: Mapping[str, type[TransportError]] = {
         errors.LeaseExpired,
         errors.RegionRefused,
         errors.WireError,
-        errors.DoorUnavailable,
+        errors.PathUnavailable,
     )
 }
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transport.control.connection import Channel, Deadline, reason
+from transport.control.connection import Connection, Deadline, reason
 from transport.control.messages import VERSION, Challenge, Hello, Proof, Welcome, refusal_of
 from transport.errors import HelloRefused, PeerGone, PullTimeout, TransportError
 
@@ -49,7 +49,7 @@ class Security:
             raise HelloRefused(f"{host}: plain TCP stays on this machine; give TLS files")
 
 
-class Guard:
+class Authenticator:
     """Turns sockets into trusted channels, at either end."""
 
     def __init__(self, security: Security, node: str) -> None:
@@ -59,7 +59,7 @@ class Guard:
         self._dialling = self._context(ssl.PROTOCOL_TLS_CLIENT)
         self._accepting = self._context(ssl.PROTOCOL_TLS_SERVER)
 
-    def dial(self, host: str, port: int, deadline: Deadline) -> tuple[Channel, str, dict[str, str]]:
+    def dial(self, host: str, port: int, deadline: Deadline) -> tuple[Connection, str, dict[str, str]]:
         """A trusted channel to a source, its node, and the doors it offers. HelloRefused, PeerGone, PullTimeout."""
         self._security.check_host(host)
         where = f"{host}:{port}"
@@ -78,11 +78,11 @@ class Guard:
             raise
         return channel, node, doors
 
-    def accept(self, sock: socket.socket, where: str, deadline: Deadline) -> Channel:
+    def accept(self, sock: socket.socket, where: str, deadline: Deadline) -> Connection:
         """A channel to whoever connected, encrypted if this node has certificates. HelloRefused, PeerGone."""
         return self._wrap(sock, self._accepting, where, deadline, None)
 
-    def welcome(self, channel: Channel, doors: dict[str, str], deadline: Deadline) -> str:
+    def welcome(self, channel: Connection, doors: dict[str, str], deadline: Deadline) -> str:
         """Let a puller in, or refuse it: its node name. HelloRefused, WireError, PeerGone, PullTimeout."""
         hello = channel.expect(Hello, deadline)
         if hello.version != VERSION:
@@ -99,7 +99,7 @@ class Guard:
         channel.send(Welcome(doors), deadline)
         return hello.node
 
-    def _introduce(self, channel: Channel, deadline: Deadline) -> tuple[str, dict[str, str]]:
+    def _introduce(self, channel: Connection, deadline: Deadline) -> tuple[str, dict[str, str]]:
         hello = Hello(VERSION, self._node, secrets.token_hex(16))
         try:
             channel.send(hello, deadline)
@@ -128,12 +128,12 @@ class Guard:
         where: str,
         deadline: Deadline,
         name: str | None,
-    ) -> Channel:
+    ) -> Connection:
         try:
             sock.settimeout(deadline.left_s())
             if context is not None:
                 sock = context.wrap_socket(sock, server_side=name is None, server_hostname=name)
-            return Channel(sock, where)
+            return Connection(sock, where)
         except ssl.SSLError as error:
             sock.close()
             raise HelloRefused(f"{where}: {reason(error)}; {_tls_remedy(error)}") from error

@@ -1,4 +1,4 @@
-"""Crew: threads that do what blocks, for one event loop. The library's pool takes twice as long to hand work over."""
+"""Run what blocks in threads, for one event loop. The standard pool takes twice as long to hand work over."""
 
 import asyncio
 import queue
@@ -11,7 +11,7 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-class Crew:
+class WorkerThreads:
     """At most `most` threads, begun when the others are busy. Call it from its event loop only."""
 
     def __init__(self, most: int) -> None:

@@ -1,4 +1,4 @@
-"""Landings: the destinations into which bytes may still come. They outlive the pull that began them.
+"""Destinations: the destinations into which bytes may still come. They outlive the pull that began them.
 
 A read that was given up cannot always be stopped: its remaining bytes land whenever the network delivers them. So
 a destination belongs to its landing until whoever moves the bytes says that the last one has come or never will.
@@ -15,11 +15,11 @@ from transport.errors import RegionBusy, RegionRefused
 
 
 @dataclass(slots=True, eq=False)
-class Landing:
+class Destination:
     """One destination in use. Whoever moves its bytes must `end` it exactly once."""
 
     regions: tuple[Region, ...]
-    book: "Landings" = field(repr=False)
+    book: "Destinations" = field(repr=False)
     quarantined: bool = False
     settled: Future[None] = field(default_factory=Future)
 
@@ -58,16 +58,16 @@ class Landing:
         return any(region.overlaps(mine) for mine in self.regions)
 
 
-class Landings:
+class Destinations:
     """All destinations in use; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: list[Landing] = []
+        self._open: list[Destination] = []
 
-    def begin(self, regions: Sequence[Region]) -> Landing:
+    def begin(self, regions: Sequence[Region]) -> Destination:
         """Claim `regions`; RegionBusy if one is claimed already or two of them overlap."""
-        landing = Landing(tuple(regions), self)
+        landing = Destination(tuple(regions), self)
         with self._lock:
             for index, region in enumerate(landing.regions):
                 twice = any(region.overlaps(mine) for mine in landing.regions[:index])
@@ -78,8 +78,8 @@ class Landings:
             self._open.append(landing)
         return landing
 
-    def forget(self, landing: Landing) -> None:
-        """For `Landing.end`: it is open no more."""
+    def forget(self, landing: Destination) -> None:
+        """For `Destination.end`: it is open no more."""
         with self._lock:
             self._open.remove(landing)
 

@@ -1,4 +1,4 @@
-"""Shelf: what a node lends, by name, and the leases that pin it. It knows neither sockets nor clocks.
+"""LeaseTable: what a node lends, by name, and the leases that pin it. It knows neither sockets nor clocks.
 
 A name's pages may change only when it is withdrawn *and* its last lease has ended; both orders are fine. Whoever
 serves a lease must end it exactly once, by whichever comes first: a notification, its deadline, the puller's death.
@@ -25,7 +25,7 @@ class Ending(StrEnum):
 
 
 @dataclass(slots=True)
-class _Offer:
+class _Publication:
     """One published name; `drained` is done once it is withdrawn and nobody reads it."""
 
     regions: tuple[Region, ...]
@@ -37,13 +37,13 @@ class _Offer:
         return self.withdrawn and not self.leases
 
 
-class Shelf:
+class LeaseTable:
     """Names, their regions and their open leases; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._offers: dict[str, _Offer] = {}
-        self._lent: dict[int, _Offer] = {}
+        self._offers: dict[str, _Publication] = {}
+        self._lent: dict[int, _Publication] = {}
         self._endings = dict.fromkeys(Ending, 0)
 
     def publish(self, name: str, regions: Sequence[Region]) -> None:
@@ -53,7 +53,7 @@ class Shelf:
         with self._lock:
             if name in self._offers:
                 raise RegionRefused(f"{name!r} is published already: withdraw it first")
-            self._offers[name] = _Offer(tuple(regions))
+            self._offers[name] = _Publication(tuple(regions))
 
     def withdraw(self, name: str) -> Future[None]:
         """Lend `name` no more; done when its last lease has ended. NotOffered if it is not published."""

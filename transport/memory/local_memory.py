@@ -1,6 +1,6 @@
-"""Holdings: one node's memory as its transport sees it: the arenas, what is lent out of them, and what lands in them.
+"""Keep account of one node's memory: its arenas, what is published of them, and what pulls write to.
 
-Every transport has one; it keeps the rule that no byte is lent while it may still change.
+Every transport has one; it keeps the rule that no byte is published while it may still change.
 """
 
 import itertools
@@ -10,23 +10,23 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from transport.base import HOST, Arena, Bring, Memory, Region, Usage
+from transport.base import HOST, Arena, Bring, Memory, Region, TransportUsage
 from transport.errors import RegionBusy, RegionRefused
-from transport.memory.destinations import Landing, Landings
-from transport.memory.leases import Shelf
+from transport.memory.destinations import Destination, Destinations
+from transport.memory.leases import LeaseTable
 
 BRING_SHARE = (
     0.8  # of a lease's time may pass until its bytes are brought, so that the asker still hears the answer
 )
 
 
-class Holdings:
+class LocalMemory:
     """Arenas, shelf and landings of one incarnation of a node; safe to use from any thread."""
 
     def __init__(self, name: str) -> None:
         self.node = f"{name}-{secrets.token_hex(6)}"
-        self.shelf = Shelf()
-        self.landings = Landings()
+        self.shelf = LeaseTable()
+        self.landings = Destinations()
         self._keys = itertools.count(1)
         self._pulled: Counter[str] = Counter()
         self.bring: Bring = lambda name: None
@@ -47,7 +47,7 @@ class Holdings:
                 raise RegionBusy(f"bytes may still land in {name!r}: await `settled`, then publish it")
             self.shelf.publish(name, regions)
 
-    def land(self, into: Sequence[Region]) -> Landing:
+    def land(self, into: Sequence[Region]) -> Destination:
         """Claim `into` as a destination, if they are this node's and nobody reads there."""
         self._check(into)
         with self._lock:
@@ -61,12 +61,12 @@ class Holdings:
         """Done when nothing can land in `region`."""
         return self.landings.settled(region)
 
-    def usage(self) -> Usage:
+    def usage(self) -> TransportUsage:
         """Counts of what is held now."""
         landings, quarantined = self.landings.count()
         with self._lock:
             pulled = dict(self._pulled)
-        return Usage(
+        return TransportUsage(
             self.shelf.names(), self.shelf.leases(), landings, quarantined, self.shelf.endings(), pulled
         )
 

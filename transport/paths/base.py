@@ -1,18 +1,18 @@
-"""Door: one way for bulk bytes from a source to a puller. The control connection is the same for all of them."""
+"""DataPath: one way for bulk bytes from a source to a puller. The control connection is the same for all of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from transport.base import Arena, Lease, Region
-from transport.control.connection import Channel, Deadline
+from transport.control.connection import Connection, Deadline
 from transport.control.messages import Message
-from transport.errors import DoorUnavailable
-from transport.memory.destinations import Landing
+from transport.errors import PathUnavailable
+from transport.memory.destinations import Destination
 
 AUTO = "auto"
 
 
-class Door(Protocol):
+class DataPath(Protocol):
     """Both ends of a data path: what a source says of itself, and how a puller reads."""
 
     @property
@@ -45,12 +45,12 @@ class Door(Protocol):
         """Whether memory of this device, or of the host, that was registered can be read and written through it."""
         ...
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         """Answer the cue, at the source. PeerGone, PullTimeout, WireError."""
         ...
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> Sequence[Message]:
         """Fill the landing, in the calling thread, when the cue has been given: what is left to be said, by and by.
 
@@ -64,16 +64,16 @@ class Door(Protocol):
         ...
 
 
-def usable(doors: Sequence[Door], offers: Mapping[str, str], setting: str) -> tuple[Door, ...]:
+def usable(doors: Sequence[DataPath], offers: Mapping[str, str], setting: str) -> tuple[DataPath, ...]:
     """Those of this node's doors, in its order, that lead to a node with these offers; `setting` may name the only one.
 
-    DoorUnavailable if there is none: the stream is everybody's last resort, so that means that one was named.
+    PathUnavailable if there is none: the stream is everybody's last resort, so that means that one was named.
     """
     leading = tuple(door for door in doors if door.name in offers and door.reaches(offers[door.name]))
     allowed = tuple(door for door in leading if setting in (AUTO, door.name))
     if not allowed:
         names = ", ".join(door.name for door in leading) or "none"
-        raise DoorUnavailable(
+        raise PathUnavailable(
             f"door {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}"
         )
     return allowed

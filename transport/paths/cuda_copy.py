@@ -7,19 +7,19 @@ the one that torch uses as well, so that an address means the same to both.
 import ctypes
 import threading
 
-from transport.errors import DoorUnavailable
+from transport.errors import PathUnavailable
 
 _LIBRARY = "libcuda.so.1"
 
 
 class CudaCopy:
-    """A `DeviceCopy`. DoorUnavailable where there is no CUDA driver or device."""
+    """A `DeviceCopy`. PathUnavailable where there is no CUDA driver or device."""
 
     def __init__(self) -> None:
         try:
             self._cuda = ctypes.CDLL(_LIBRARY)
         except OSError as error:
-            raise DoorUnavailable(f"no CUDA driver here: {error}; device memory cannot be staged") from error
+            raise PathUnavailable(f"no CUDA driver here: {error}; device memory cannot be staged") from error
         self._lock = threading.Lock()
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self._call("cuInit", 0)
@@ -54,7 +54,7 @@ class CudaCopy:
     def _call(self, name: str, *arguments: object) -> None:
         status = self._cuda[name](*arguments)
         if status:
-            raise DoorUnavailable(f"{name} failed with CUDA error {status}: check the driver and the device")
+            raise PathUnavailable(f"{name} failed with CUDA error {status}: check the driver and the device")
 
 
 def _address_of(view: memoryview) -> ctypes.c_void_p:

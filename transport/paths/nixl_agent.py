@@ -28,14 +28,14 @@ from types import ModuleType
 from typing import NamedTuple
 
 from transport.base import HOST, Memory
-from transport.errors import DoorUnavailable, PeerGone, WireError
+from transport.errors import PathUnavailable, PeerGone, WireError
 
 PROGRESS_PAUSE_US = 1000
 BINDINGS = ("nixl_cu12._bindings", "nixl_cu13._bindings")
 INFINIBAND = Path("/sys/class/infiniband")
 
 
-class Outcome(Enum):
+class ReadState(Enum):
     """How a read stands. Done and failed are final: no byte lands after them."""
 
     RUNNING = "running"
@@ -51,7 +51,7 @@ class Side(NamedTuple):
 
 
 class NixlAgent:
-    """One incarnation of a node in UCX; safe to use from any thread. DoorUnavailable if NIXL is missing or fails."""
+    """One incarnation of a node in UCX; safe to use from any thread. PathUnavailable if NIXL is missing or fails."""
 
     def __init__(self, name: str, open_network: bool = False) -> None:
         _prepare_environment(open_network)
@@ -78,7 +78,7 @@ class NixlAgent:
             self._agent = nixl.nixlAgent(self.name, config)
             self._agent.createBackend("UCX", {"ucx_error_handling_mode": "peer"})
         except self._failures as error:
-            raise DoorUnavailable(
+            raise PathUnavailable(
                 f"UCX does not start: {error}; check the UCX_* environment, or do without"
             ) from error
 
@@ -88,7 +88,7 @@ class NixlAgent:
         try:
             self._agent.registerMem(self._nixl.nixlRegDList(self._kind(memory.device), [span]), [])
         except self._failures as error:
-            raise DoorUnavailable(
+            raise PathUnavailable(
                 f"UCX cannot register device {memory.device}: {error}; do without UCX"
             ) from error
 
@@ -127,14 +127,14 @@ class NixlAgent:
             return NixlRead(self, handle, disturbed=True)  # some pieces may be under way all the same
         return NixlRead(self, handle, done=status == nixl.NIXL_SUCCESS)
 
-    def outcome(self, handle: int) -> Outcome:
+    def outcome(self, handle: int) -> ReadState:
         """How the read stands."""
         try:
             status = self._agent.getXferStatus(handle)
         except self._failures:
-            return Outcome.FAILED
-        return {self._nixl.NIXL_SUCCESS: Outcome.DONE, self._nixl.NIXL_IN_PROG: Outcome.RUNNING}.get(
-            status, Outcome.FAILED
+            return ReadState.FAILED
+        return {self._nixl.NIXL_SUCCESS: ReadState.DONE, self._nixl.NIXL_IN_PROG: ReadState.RUNNING}.get(
+            status, ReadState.FAILED
         )
 
     def release(self, handle: int) -> None:
@@ -164,12 +164,12 @@ class NixlRead:
         self._done = done
         self._disturbed = disturbed
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ReadState:
         """How it stands."""
         if self._done:
-            return Outcome.DONE
+            return ReadState.DONE
         outcome = self._agent.outcome(self._handle)
-        return Outcome.FAILED if self._disturbed and outcome is Outcome.DONE else outcome
+        return ReadState.FAILED if self._disturbed and outcome is ReadState.DONE else outcome
 
     def release(self) -> None:
         """Give it back, once it has ended."""
@@ -209,4 +209,4 @@ def _load_bindings() -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-    raise DoorUnavailable("NIXL is not installed: pip install 'loraserve[ucx]', or use the stream")
+    raise PathUnavailable("NIXL is not installed: pip install 'loraserve[ucx]', or use the stream")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from transport.base import HOST, Region
-from transport.control.connection import Channel, Deadline
+from transport.control.connection import Connection, Deadline
 from transport.errors import RegionRefused
 
 BUFFER_BYTES = 4 << 20
@@ -42,7 +42,7 @@ class Staging:
         """Whether it reaches this device's memory, or the host's."""
         return device == HOST or self._copy is not None
 
-    def send(self, channel: Channel, region: Region, deadline: Deadline) -> None:
+    def send(self, channel: Connection, region: Region, deadline: Deadline) -> None:
         """Send the region's bytes. PeerGone, PullTimeout."""
         if region.device == HOST:
             channel.send_bytes(region.view(), deadline)
@@ -53,7 +53,7 @@ class Staging:
                 copy.to_host(region.device, address, piece)
                 channel.send_bytes(piece, deadline)
 
-    def receive(self, channel: Channel, region: Region, deadline: Deadline) -> None:
+    def receive(self, channel: Connection, region: Region, deadline: Deadline) -> None:
         """Fill the region. PeerGone, PullTimeout."""
         if region.device == HOST:
             channel.receive_into(region.view(), deadline)

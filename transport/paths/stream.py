@@ -1,16 +1,16 @@
-"""StreamDoor: bulk bytes over the control connection itself. It works wherever the two ends can talk at all."""
+"""StreamPath: bulk bytes over the control connection itself. It works wherever the two ends can talk at all."""
 
 from collections.abc import Sequence
 
 from transport.base import Arena, Lease, Region
-from transport.control.connection import Channel, Deadline
+from transport.control.connection import Connection, Deadline
 from transport.control.messages import Bytes, Message, Read
 from transport.errors import WireError
-from transport.memory.destinations import Landing
+from transport.memory.destinations import Destination
 from transport.paths.staging import DeviceCopy, Staging
 
 
-class StreamDoor:
+class StreamPath:
     """Host memory to host memory, in place; a device's memory through `copy`, if there is one."""
 
     name = "stream"
@@ -38,14 +38,14 @@ class StreamDoor:
         """See `Door`."""
         return self._staging.carries(device)
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         """See `Door`."""
         channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
         for region in regions:
             self._staging.send(channel, region, deadline)
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> Sequence[Message]:
         """See `Door`; the landing has ended when this returns or raises."""
         try:

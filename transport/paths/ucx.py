@@ -1,4 +1,4 @@
-"""UcxDoor: one-sided reads through UCX, between hosts that share InfiniBand or between processes of one host.
+"""UcxPath: one-sided reads through UCX, between hosts that share InfiniBand or between processes of one host.
 
 The source's processor takes no part in a read, so the control connection vouches for it: the lease must still be open
 when the puller reports that it has read. A read that has begun cannot be stopped; one that is given up goes on into
@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 
 from transport.base import HOST, Arena, Lease, Region, RemoteRegion
-from transport.control.connection import Channel, Deadline
-from transport.control.messages import Message, Release, Released
-from transport.errors import DoorUnavailable, PeerGone, RegionRefused, WireError
-from transport.memory.destinations import Landing
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import LeaseReleased, Message, ReleaseLease
+from transport.errors import PathUnavailable, PeerGone, RegionRefused, WireError
+from transport.memory.destinations import Destination
 from transport.paths.nixl_agent import NixlAgent, Side, active_infiniband
-from transport.paths.ucx_read import Flight, Span, pair
+from transport.paths.ucx_read import Span, UcxRead, pair
 
 READ_BYTES = 64 << 20
 READ_PIECES = 256
@@ -56,8 +56,8 @@ class Reach:
         )
 
 
-class UcxDoor:
-    """Host and device memory, wherever UCX reaches. DoorUnavailable if it does not start here."""
+class UcxPath:
+    """Host and device memory, wherever UCX reaches. PathUnavailable if it does not start here."""
 
     name = "ucx"
     cue = ()
@@ -91,7 +91,7 @@ class UcxDoor:
         with self._lock:
             try:
                 self._agent.register(arena.memory)
-            except DoorUnavailable as error:
+            except PathUnavailable as error:
                 if arena.memory.device == HOST:
                     raise
                 log.warning("%s; its bytes go through host memory", error)
@@ -100,10 +100,10 @@ class UcxDoor:
             self._card = _write_card(self._reach.host, self._agent.metadata())
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> Sequence[Message]:
         """See `Door`; when this raises, the landing may still be quarantined."""
-        flight = Flight(landing, channel, deadline)
+        flight = UcxRead(landing, channel, deadline)
         try:
             for local, remote in _batches(landing.regions, lease.regions):
                 self._read_batch(flight, card, local, remote)
@@ -111,16 +111,16 @@ class UcxDoor:
             flight.land()
         flight.check()
         if _host_of(card) == self._reach.host:  # a hang-up is seen at once, so the lease was open until now
-            return (Release(read=True, vouch=False),)
-        channel.send(Release(read=True, vouch=True), deadline)
-        channel.expect(Released, deadline)
+            return (ReleaseLease(read=True, vouch=False),)
+        channel.send(ReleaseLease(read=True, vouch=True), deadline)
+        channel.expect(LeaseReleased, deadline)
         return ()
 
     def carries(self, device: int) -> bool:
         """See `Door`: a device whose memory UCX took."""
         return device in self._devices
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         """A puller reads by itself: WireError."""
         raise WireError(f"{channel.peer} wants bytes sent that it should read: compare the versions")
 
@@ -128,7 +128,7 @@ class UcxDoor:
         """See `Door`."""
         self._agent.close()
 
-    def _read_batch(self, flight: Flight, card: str, local: Side, remote: Side) -> None:
+    def _read_batch(self, flight: UcxRead, card: str, local: Side, remote: Side) -> None:
         """Try a few times: UCX may have noticed only now that an earlier connection to the peer is dead."""
         for attempt in range(TRIES):
             peer = self._meet(card)

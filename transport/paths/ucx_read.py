@@ -1,14 +1,17 @@
-"""Pieces: how one sequence of spans is laid over another of the same total."""
+"""Run one pull through UCX, from its first read until the destination is settled. A read cannot be stopped once begun.
+
+`pair` lays one sequence of spans over another of the same total.
+"""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from transport.control.connection import Channel, Deadline
+from transport.control.connection import Connection, Deadline
 from transport.errors import PullTimeout
-from transport.memory.destinations import Landing
-from transport.paths.nixl_agent import Outcome
+from transport.memory.destinations import Destination
+from transport.paths.nixl_agent import ReadState
 
 
 class Span(NamedTuple):
@@ -42,7 +45,7 @@ REAPER_NAP_S = 0.05
 class Reading(Protocol):
     """A read that has begun; it can be waited for, not stopped."""
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ReadState:
         """How it stands."""
         ...
 
@@ -51,10 +54,10 @@ class Reading(Protocol):
         ...
 
 
-class Flight:
+class UcxRead:
     """Watches the reads of one pull in the thread that makes it, and those it gave up in a thread of their own."""
 
-    def __init__(self, landing: Landing, channel: Channel, deadline: Deadline) -> None:
+    def __init__(self, landing: Destination, channel: Connection, deadline: Deadline) -> None:
         self.channel = channel
         self._landing = landing
         self._deadline = deadline
@@ -67,13 +70,13 @@ class Flight:
         """
         self._running = read, ended
         began_s = time.monotonic()
-        while (outcome := read.outcome()) is Outcome.RUNNING:
+        while (outcome := read.outcome()) is ReadState.RUNNING:
             waited_s = time.monotonic() - began_s
             self.wait(min(LONGEST_NAP_S, SHORTEST_NAP_S + waited_s / NAPS_PER_WAIT))
         self._running = None
         read.release()
         ended()
-        return outcome is Outcome.DONE
+        return outcome is ReadState.DONE
 
     def wait(self, nap_s: float) -> None:
         """Pause, unless the pull is over."""
@@ -96,7 +99,7 @@ class Flight:
         threading.Thread(target=self._reap, args=self._running, name="transport-reap", daemon=True).start()
 
     def _reap(self, read: Reading, ended: Callable[[], None]) -> None:
-        while read.outcome() is Outcome.RUNNING:
+        while read.outcome() is ReadState.RUNNING:
             time.sleep(REAPER_NAP_S)
         read.release()
         ended()

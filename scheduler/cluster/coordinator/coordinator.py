@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.demand import DemandSource
-from scheduler.cluster.coordinator.node_view import Copy, Member
-from scheduler.cluster.coordinator.replan import Planner
+from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.coordinator.replan import Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.protocol.messages import (
@@ -28,9 +28,9 @@ from scheduler.cluster.protocol.messages import (
     Leave,
     Publish,
     Rejoin,
-    Release,
     Report,
     Tick,
+    Unpin,
 )
 from scheduler.cluster.state import Placement, RoutingTable
 
@@ -54,10 +54,10 @@ class Coordinator:
     is told from its own."""
 
     def __init__(
-        self, planner: Planner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
+        self, planner: Replanner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
     ) -> None:
         self._planner, self._demand, self._options = planner, demand, options
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, NodeView] = {}
         self._rollout = Rollout(self._members, options.max_pulls, planner.options.headroom)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
@@ -123,18 +123,18 @@ class Coordinator:
         """A node is new, or began a new session; what it held in the one before counts only as it now
         says."""
         gone = self._forget(report.node, now)
-        member = self._members[report.node] = Member(report, now)
+        member = self._members[report.node] = NodeView(report, now)
         self._planner.hurry(must=self._settled)
         self._take_in(member, report, now)
         homeless = self._rollout.adapters if len(self._members) == 1 else ()
         return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
 
-    def _absorb(self, member: Member, report: Report, now: float) -> list[AdapterRef]:
+    def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)
         self._rollout.changed(member, changed, now)
         return changed
 
-    def _take_in(self, member: Member, report: Report, now: float) -> None:
+    def _take_in(self, member: NodeView, report: Report, now: float) -> None:
         """Learn demand, pace and the table's version from a report."""
         for ref, tokens in member.newly_taken(report):
             if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
@@ -240,7 +240,7 @@ class Coordinator:
         for member in self._members.values():
             if member.leaving and not member.released and self._rollout.is_free(member):
                 member.released = True
-                commands.append(member.outbox.send(Release(member.node, member.session, 0), now))
+                commands.append(member.outbox.send(Unpin(member.node, member.session, 0), now))
         return commands
 
     def _repeat(self, now: float) -> list[Command]:

@@ -19,7 +19,7 @@ class Copy(Enum):
     DROPPING = "dropping"
 
 
-class Member:
+class NodeView:
     """One live session of one node."""
 
     def __init__(self, report: Report, now: float) -> None:

@@ -8,7 +8,7 @@ from scheduler.cluster.state import Placement
 
 
 @dataclass(frozen=True, slots=True)
-class PlanningOptions:
+class ReplanOptions:
     """A plan is made every `interval_s`, and as soon as `urgent_s` after the last when something happened.
 
     Below `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the
@@ -25,10 +25,10 @@ class PlanningOptions:
     headroom: float = 0.1
 
 
-class Planner:
+class Replanner:
     """Asks a placement policy, and says yes or no to what it proposes."""
 
-    def __init__(self, policy: PlacementPolicy, measure: Measure, options: PlanningOptions) -> None:
+    def __init__(self, policy: PlacementPolicy, measure: Measure, options: ReplanOptions) -> None:
         self._policy, self._measure, self.options = policy, measure, options
         self._last_s = float("-inf")
         self._urgent = self._must = False

@@ -1,13 +1,14 @@
-"""From the placement that is to the placement to be: where requests go while bytes are still on their way.
+"""Get from the current placement to the next, adapter by adapter: pulls, routes, drops.
 
-Add before remove: a share moves when its new home has the adapter, and until then whoever served it stands
-in.
+Add before remove: bytes are pulled to where they should be, requests follow when they have arrived, and a
+copy that nothing is routed to is dropped when every node routes by a table that says so, and never if it is
+the last. Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
 from collections.abc import Iterable, Mapping
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator.node_view import Copy, Member
+from scheduler.cluster.coordinator.node_view import Copy, NodeView
 from scheduler.cluster.protocol.messages import Command, Drop, Pull
 from scheduler.cluster.state import Shares, normalised
 
@@ -43,7 +44,7 @@ class Rollout:
     routing tables and `dirty` says that `routes` differ from the last of them. `members` belongs to the
     caller."""
 
-    def __init__(self, members: Mapping[str, Member], max_pulls: int, headroom: float = 0.0) -> None:
+    def __init__(self, members: Mapping[str, NodeView], max_pulls: int, headroom: float = 0.0) -> None:
         self.adapters: dict[AdapterRef, None] = {}
         self.target: dict[AdapterRef, Shares] = {}
         self.routes: dict[AdapterRef, Shares] = {}
@@ -69,7 +70,7 @@ class Rollout:
         self.adapters.pop(adapter, None)
         self._deleted[adapter] = None
 
-    def changed(self, member: Member, adapters: Iterable[AdapterRef], now: float) -> None:
+    def changed(self, member: NodeView, adapters: Iterable[AdapterRef], now: float) -> None:
         """Note that copies of `adapters` on `member` came or went."""
         for ref in adapters:
             holders = self._holders.setdefault(ref, {})
@@ -97,7 +98,7 @@ class Rollout:
         self._trim(adapter)
         return commands
 
-    def fill(self, member: Member, now: float) -> list[Command]:
+    def fill(self, member: NodeView, now: float) -> list[Command]:
         """Pull what waits for room on `member`."""
         commands: list[Command] = []
         for ref in list(member.waiting):
@@ -134,7 +135,7 @@ class Rollout:
                 commands += self.advance(ref, now)
         return commands
 
-    def is_free(self, member: Member) -> bool:
+    def is_free(self, member: NodeView) -> bool:
         """True if nothing is routed to `member` by any table in use and no adapter's last copy is on it."""
         known = min(other.table_version for other in self._members.values())
         if self.dirty or known < self.version:
@@ -183,7 +184,7 @@ class Rollout:
         )
         return normalised([(home.node, 1.0)])
 
-    def _ensure(self, adapter: AdapterRef, member: Member, now: float) -> list[Command]:
+    def _ensure(self, adapter: AdapterRef, member: NodeView, now: float) -> list[Command]:
         """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free. One more
         copy of what is served elsewhere leaves the headroom to requests."""
         copy = member.copies.get(adapter)
@@ -202,7 +203,7 @@ class Rollout:
         self.changed(member, (adapter,), now)
         return [numbered]
 
-    def _drop(self, adapter: AdapterRef, member: Member, now: float) -> Command:
+    def _drop(self, adapter: AdapterRef, member: NodeView, now: float) -> Command:
         numbered = member.order(Drop(member.node, member.session, 0, adapter), now)
         self.moved_s = now
         return numbered

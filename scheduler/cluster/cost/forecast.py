@@ -40,7 +40,7 @@ class Crowd:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ForecastBatch:
     """What is on a node now: decoding sequences (or soon to be), the tokens of K/V they read, and of the
     distinct adapters their number, the sum of their ranks and the largest."""
 
@@ -103,7 +103,7 @@ class Forecast:
         crowded = own - model.crowded_row_s * model.knee_rows
         return np.maximum(plain, _solved(crowded * pace, (taken + model.crowded_row_s * tokens) * pace))
 
-    def step_s(self, batch: Batch) -> float:
+    def step_s(self, batch: ForecastBatch) -> float:
         """Seconds of the steps that `batch` will see, each sequence bringing its part of a prompt to read."""
         model, kernel = self.model, self.model.kernel
         prompts = batch.sequences * self.lengths.prompt_tokens / self.lengths.output_tokens
@@ -116,13 +116,13 @@ class Forecast:
             + batch.sequences * model.token_rank_s * decode_rank
         )
 
-    def seat_s(self, batch: Batch, step_s: float) -> float:
+    def seat_s(self, batch: ForecastBatch, step_s: float) -> float:
         """Seconds that the last of `batch` waits for K/V memory: while its sequences end, in the time that an answer
         takes, as much is freed as there is."""
         beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
         return beyond * self.lengths.output_tokens * step_s
 
-    def decode_s(self, batch: Batch) -> float:
+    def decode_s(self, batch: ForecastBatch) -> float:
         """The part of a step's seconds that is not for reading prompts."""
         model = self.model
         rows = batch.largest * batch.adapters if model.kernel is Kernel.PADDED else batch.rank_sum

@@ -1,6 +1,6 @@
 """Stratified placement: ours. Runs of rank that make all nodes' forecast steps alike, and standbys for routing.
 
-    line up    adapters by rank, then by where they are; nodes by the ranks they have (`lineup`)
+    line up    adapters by rank, then by where they are; nodes by the ranks they have (`rank_order`)
     cut        one run for each node, of equal step time and within its memory (`strata`)
     stand      which node takes which run: exact assignment by the bytes that stay, among nodes that are alike
     fit        where memory does not suffice for that, what is least asked for by byte goes to where there is room
@@ -21,15 +21,15 @@ from lora.adapter import AdapterRef
 from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem
-from scheduler.cluster.placement.builder import Room
+from scheduler.cluster.placement.builder import AssignmentBuilder
 from scheduler.cluster.placement.partition import Piece, cut
-from scheduler.cluster.placement.rank_order import Lineup, lineup, paces, step_seconds
-from scheduler.cluster.placement.replicas import Standbys
+from scheduler.cluster.placement.rank_order import RankOrder, paces, rank_order, step_seconds
+from scheduler.cluster.placement.replicas import Replicas
 from scheduler.cluster.state import Placement
 
 
 @dataclass(frozen=True, slots=True)
-class StratifiedOptions:
+class BalancedOptions:
     """`slack`: how far, relatively, the slowest step may exceed the least possible before anything moves;
     `covered`: the part of demand, from the most asked for on, whose adapters get standbys."""
 
@@ -37,18 +37,18 @@ class StratifiedOptions:
     covered: float = 0.8
 
 
-class StratifiedPlacement:
+class BalancedPlacement:
     """Decides φ by forecast step times; see the module."""
 
-    def __init__(self, forecast: Forecast, options: StratifiedOptions | None = None) -> None:
+    def __init__(self, forecast: Forecast, options: BalancedOptions | None = None) -> None:
         self._forecast = forecast
-        self._options = options or StratifiedOptions()
+        self._options = options or BalancedOptions()
 
     def place(self, problem: Problem) -> Placement:
         """Deterministic; the placement before where that is good enough."""
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
-        stands = lineup(problem, self._forecast)
+        stands = rank_order(problem, self._forecast)
         line = stands.line
         found = cut(line, self._forecast) or cut(line.without_memory_limits(), self._forecast)
         assert found is not None, "steps are forecast to be finite, whatever comes"
@@ -59,7 +59,7 @@ class StratifiedPlacement:
         self._stand_by(stands, room)
         return room.placement()
 
-    def _is_good_enough(self, stands: Lineup, slowest_s: float) -> bool:
+    def _is_good_enough(self, stands: RankOrder, slowest_s: float) -> bool:
         problem, previous = stands.problem, stands.problem.previous
         nodes = {state.node: state for state in problem.nodes}
         used = dict.fromkeys(nodes, 0)
@@ -74,9 +74,9 @@ class StratifiedPlacement:
         seconds = step_seconds(self._forecast, problem, previous, stands.rates)
         return max(seconds.values()) <= slowest_s * (1 + self._options.slack)
 
-    def _stand_by(self, stands: Lineup, room: Room) -> None:
+    def _stand_by(self, stands: RankOrder, room: AssignmentBuilder) -> None:
         ceilings = _ceilings(stands, room, self._forecast.model.kernel)
-        standbys = Standbys(stands.problem.nodes, ceilings, room, stands.homes)
+        standbys = Replicas(stands.problem.nodes, ceilings, room, stands.homes)
         owed = self._options.covered * sum(stands.rates.values())
         for ref in sorted(stands.refs, key=lambda ref: -stands.rates[ref]):
             if owed <= 0:
@@ -85,7 +85,7 @@ class StratifiedPlacement:
             standbys.add(ref)
 
 
-def _standing(stands: Lineup, pieces: list[Piece]) -> list[int]:
+def _standing(stands: RankOrder, pieces: list[Piece]) -> list[int]:
     """The node's number for each stratum: the most bytes stay, and only nodes that are alike change places."""
     nodes = stands.problem.nodes
     stays = np.zeros((len(nodes), len(nodes)))
@@ -105,10 +105,10 @@ def _standing(stands: Lineup, pieces: list[Piece]) -> list[int]:
     return chosen.tolist()
 
 
-def _fitted(stands: Lineup, pieces: list[Piece], standing: list[int]) -> Room:
+def _fitted(stands: RankOrder, pieces: list[Piece], standing: list[int]) -> AssignmentBuilder:
     """Pieces on their nodes, as far as memory goes; the rest, the most asked for by byte first, with another
     piece of theirs, or else where the largest rank allows them, bytes are, or there is least to do."""
-    room = Room(stands.problem)
+    room = AssignmentBuilder(stands.problem)
     pace = paces(stands.problem.nodes)
     rates = stands.rates
 
@@ -142,7 +142,7 @@ def _fitted(stands: Lineup, pieces: list[Piece], standing: list[int]) -> Room:
     return room
 
 
-def _largest(stands: Lineup, room: Room) -> list[int]:
+def _largest(stands: RankOrder, room: AssignmentBuilder) -> list[int]:
     largest = [0] * len(stands.problem.nodes)
     for ref in stands.refs:
         for node in room.holders(ref):
@@ -150,7 +150,7 @@ def _largest(stands: Lineup, room: Room) -> list[int]:
     return largest
 
 
-def _ceilings(stands: Lineup, room: Room, kernel: Kernel) -> list[int]:
+def _ceilings(stands: RankOrder, room: AssignmentBuilder, kernel: Kernel) -> list[int]:
     """The largest rank of each node, as far as that matters."""
     return [0] * len(stands.problem.nodes) if kernel is Kernel.EXACT else _largest(stands, room)
 

@@ -1,11 +1,11 @@
-"""First fit: bin packing by utilisation and memory that does not know that ranks disturb each other."""
+"""Place as others do, to compare with: first fit, hashing, full replication, and S-LoRA's two placements."""
 
 from types import MappingProxyType
 
 import numpy as np
 
 from scheduler.cluster.placement.base import Problem, surviving
-from scheduler.cluster.placement.builder import Room
+from scheduler.cluster.placement.builder import AssignmentBuilder
 from scheduler.cluster.routing.baselines import highest
 from scheduler.cluster.state import Placement, Share
 
@@ -19,7 +19,7 @@ class FirstFitPlacement:
 
     def place(self, problem: Problem) -> Placement:
         """One pass over the adapters in order of registration."""
-        room = Room(problem)
+        room = AssignmentBuilder(problem)
         for ref, rate in problem.demand.tokens_per_s.items():
             added = np.array([rate / state.sustains(ref.rank) for state in problem.nodes])
             with_memory = np.flatnonzero(room.free_bytes >= ref.nbytes)
@@ -48,7 +48,7 @@ class ReplicatedPlacement:
 
     def place(self, problem: Problem) -> Placement:
         """Looks at no demand, so that it only changes when nodes or adapters do."""
-        room = Room(problem)
+        room = AssignmentBuilder(problem)
         refs = list(problem.demand.tokens_per_s)
         for ref in refs:
             node = int(np.argmax(room.free_bytes))

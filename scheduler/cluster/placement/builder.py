@@ -12,7 +12,7 @@ from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.state import Placement, normalised
 
 
-class Room:
+class AssignmentBuilder:
     """Nodes are numbered as in `problem.nodes`. `load` is utilisation, `free_bytes` memory left; both are
     float64 arrays of [nodes]. Taking adds up: an adapter's parts on one node are one copy, whose bytes count
     once."""

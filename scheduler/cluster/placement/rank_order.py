@@ -20,7 +20,7 @@ _ROUNDS = 4  # how often a step's seconds and who is in it are reckoned from eac
 
 
 @dataclass(frozen=True, slots=True)
-class Lineup:
+class RankOrder:
     """`refs` and `line.crowd` in the order of cutting, `order[i]` the number of the node that stands i-th;
     `homes` the nodes that have an adapter's bytes or had a share of it."""
 
@@ -32,7 +32,7 @@ class Lineup:
     homes: Mapping[AdapterRef, tuple[int, ...]]
 
 
-def lineup(problem: Problem, forecast: Forecast) -> Lineup:
+def rank_order(problem: Problem, forecast: Forecast) -> RankOrder:
     """Ranks descend where they disturb each other; within a rank adapters stand as their nodes do, new ones in
     an order that knows nothing of them, so that popular and rare, large and small ones mix. What is on a node for
     the time that its large ranks leave comes last, the first node's at the very end, where nodes find it again."""
@@ -69,7 +69,7 @@ def lineup(problem: Problem, forecast: Forecast) -> Lineup:
     nbytes = np.array([float(ref.nbytes) for ref in refs])
     memory = np.array([float(problem.nodes[node].memory_bytes) for node in order])
     line = Line(crowd, nbytes, levels, paces(problem.nodes)[list(order)], memory, by_rank)
-    return Lineup(problem, refs, rates, line, order, homes)
+    return RankOrder(problem, refs, rates, line, order, homes)
 
 
 def paces(nodes: tuple[NodeState, ...]) -> Floats:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.placement.builder import Room
+from scheduler.cluster.placement.builder import AssignmentBuilder
 from scheduler.cluster.state import NodeState
 
 STANDBY = 1e-4  # φ of a standby: it is there for the router, not for the plan
@@ -14,7 +14,7 @@ _TRIES = 8  # nodes that are asked for room before a copy is given up
 _Heap = list[tuple[int, int]]  # (adapters that the node stands by for, node)
 
 
-class Standbys:
+class Replicas:
     """Chooses them so that nodes of one ceiling stand by for as many. `ceilings` are the largest rank of each node
     (all alike where ranks do not disturb each other), `homes` the nodes that have an adapter's bytes already."""
 
@@ -22,7 +22,7 @@ class Standbys:
         self,
         nodes: tuple[NodeState, ...],
         ceilings: list[int],
-        room: Room,
+        room: AssignmentBuilder,
         homes: Mapping[AdapterRef, tuple[int, ...]],
     ) -> None:
         self._zones = [state.zone for state in nodes]

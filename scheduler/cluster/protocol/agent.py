@@ -10,7 +10,16 @@ from enum import Enum
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.protocol.delivery import Inbox
-from scheduler.cluster.protocol.messages import Command, Drop, Machine, Publish, Pull, Rejoin, Release, Report
+from scheduler.cluster.protocol.messages import (
+    Command,
+    Drop,
+    NodeHardware,
+    Publish,
+    Pull,
+    Rejoin,
+    Report,
+    Unpin,
+)
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
 
@@ -49,7 +58,7 @@ class NodeAgent:
     """What one node holds on the coordinator's behalf, and the table it routes by. `session` is to be larger
     each time the node starts (the milliseconds it starts at, say)."""
 
-    def __init__(self, node: str, machine: Machine, session: int = 1) -> None:
+    def __init__(self, node: str, machine: NodeHardware, session: int = 1) -> None:
         self.node, self.table = node, EMPTY_TABLE
         self._machine = machine
         self._inbox = Inbox(session)
@@ -144,7 +153,7 @@ class NodeAgent:
         self._reports = 0
         self._taken, self._news = {}, {}
 
-    def _obey(self, command: Pull | Drop | Release) -> list[Action]:
+    def _obey(self, command: Pull | Drop | Unpin) -> list[Action]:
         match command:
             case Pull(adapter=adapter, sources=sources):
                 hold = self._holds.get(adapter)
@@ -157,5 +166,5 @@ class NodeAgent:
                 if self._holds.get(adapter) is _Hold.LOADING:
                     del self._holds[adapter]
                 return []
-            case Release():
+            case Unpin():
                 return [Depart()]

@@ -7,7 +7,7 @@ no later one.
 
 from dataclasses import replace
 
-from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Release
+from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Unpin
 
 
 class Outbox:
@@ -54,7 +54,7 @@ class Inbox:
         if command.session != self.session or command.number <= self.applied:
             return []
         self._early[command.number] = command
-        due: list[Pull | Drop | Release] = []
+        due: list[Pull | Drop | Unpin] = []
         while self.applied + 1 in self._early:
             self.applied += 1
             due.append(self._early.pop(self.applied))

@@ -12,7 +12,7 @@ from scheduler.cluster.state import OperatingPoints, RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class NodeHardware:
     """What a node is, as far as placing adapters goes."""
 
     memory_bytes: int
@@ -37,7 +37,7 @@ class Report:
     node: str
     session: int
     number: int
-    machine: Machine
+    machine: NodeHardware
     applied: int = 0
     table_version: int = 0
     held: tuple[AdapterRef, ...] = ()
@@ -49,7 +49,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A node asks to go: it serves on until `Release`."""
+    """A node asks to go: it serves on until `Unpin`."""
 
     node: str
     session: int
@@ -109,7 +109,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Unpin:
     """The node that asked to leave may go: nothing is routed to it and nothing is lost with it."""
 
     node: str
@@ -135,5 +135,5 @@ class Rejoin:
     next_session: int
 
 
-Numbered = Pull | Drop | Release
+Numbered = Pull | Drop | Unpin
 Command = Numbered | Publish | Rejoin

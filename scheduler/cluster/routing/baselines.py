@@ -1,4 +1,4 @@
-"""Routing to the node with the fewest requests."""
+"""Route as others do, to compare with: fewest requests, weights alone, Toppings, rendezvous hashing."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,40 +8,52 @@ import numpy as np
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad
-from scheduler.cluster.routing.base import Ask, Loads, NodeLoad, NoNodeReachable, drawn, reachable_shares
+from scheduler.cluster.routing.base import (
+    Loads,
+    NodeLoad,
+    NoNodeReachable,
+    RouteRequest,
+    drawn,
+    reachable_shares,
+)
 from scheduler.cluster.state import RoutingTable
 
 
 class LeastLoadedRouting:
     """Among the nodes of the adapter's shares, whatever their parts; ties go to the first."""
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Does not draw."""
         nodes = (share.node for share in reachable_shares(ask, table, loads))
         return min(nodes, key=lambda node: loads[node].requests)
 
 
-class PhiRouting:
+class WeightedRouting:
     """One draw from the adapter's shares."""
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Does not look at load."""
         return drawn(reachable_shares(ask, table, loads), rng)
 
 
 class ToppingsRouting:
-    """Among the nodes of the adapter's shares. Where all would break `tbt_s` the one nearest to it is taken,
+    """The routing of Toppings (formerly CaraServe): the node on which the request costs those already there least.
+
+        cost(n) = (Δprefill / average output tokens + Δdecode) · requests on n,   infinite if decode then breaks the SLO
+
+    Δprefill is what reading the prompt adds to a step, Δdecode what the sequence adds to each later one. It chooses
+    among the nodes of the adapter's shares. Where all would break `tbt_s` the one nearest to it is taken,
     and of nodes without requests, which all cost nothing, the one that decodes fastest."""
 
     def __init__(self, model: CostModel, mean_output_tokens: float, tbt_s: float) -> None:
         self._model, self._mean_output_tokens, self._tbt_s = model, mean_output_tokens, tbt_s
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Does not draw."""
         nodes = [share.node for share in reachable_shares(ask, table, loads)]
         return min(nodes, key=lambda node: self._cost(ask, loads[node]))
 
-    def _cost(self, ask: Ask, load: NodeLoad) -> tuple[float, float, float]:
+    def _cost(self, ask: RouteRequest, load: NodeLoad) -> tuple[float, float, float]:
         decoding = replace(
             load.work, adapters=tuple(replace(a, prefill_tokens=0) for a in load.work.adapters)
         )
@@ -64,9 +76,13 @@ def highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
 
 
 class RendezvousRouting:
-    """The reachable node whose hash with the adapter's digest is highest."""
+    """The reachable node whose hash with the adapter's digest is highest: rendezvous hashing (Thaler and
+    Ravishankar, 1998).
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    It needs no table, and a node that comes or goes moves only its own adapters.
+    """
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Looks at neither table nor load, and does not draw."""
         if not loads:
             raise NoNodeReachable(ask.adapter)

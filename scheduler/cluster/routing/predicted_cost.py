@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.cluster.cost.forecast import Batch, Forecast
-from scheduler.cluster.routing.base import Ask, Loads, NodeLoad, reachable_shares
+from scheduler.cluster.cost.forecast import Forecast, ForecastBatch
+from scheduler.cluster.routing.base import Loads, NodeLoad, RouteRequest, reachable_shares
 from scheduler.cluster.state import RoutingTable
 
 _LATE = 0.25  # of the SLO's time to the first token: later than this, more nodes are looked at
@@ -34,7 +34,7 @@ _FETCH_LATENCY_S, _FETCH_BYTES_PER_S = 0.002, 25e9
 
 
 @dataclass(frozen=True, slots=True)
-class _Offer:
+class _Candidate:
     """What a node promises: seconds to the first token, and of waiting for all."""
 
     node: str
@@ -42,14 +42,14 @@ class _Offer:
     cost_s: float
 
 
-class PredictedRouting:
+class PredictedCostRouting:
     """A first token is to come within `ttft_s`. Of nodes alike in cost one is drawn, so that front doors do not all
     choose the first."""
 
     def __init__(self, forecast: Forecast, ttft_s: float = 2.0) -> None:
         self._forecast, self._ttft_s = forecast, ttft_s
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Nodes that φ does not name are only taken when all that it names are late, or out of reach, and, while
         any other can be reached, only those that have room."""
         homes = [share.node for share in reachable_shares(ask, table, loads)]
@@ -65,7 +65,7 @@ class PredictedRouting:
         in_time = [offer for offer in offers if offer.first_token_s <= self._ttft_s]
         return _least(in_time or offers, rng)
 
-    def _offer(self, ask: Ask, node: str, load: NodeLoad, fetch_s: float = 0.0) -> _Offer:
+    def _offer(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> _Candidate:
         forecast, lengths = self._forecast, self._forecast.lengths
         before, queued = self._coming(load)
         after = _with(before, ask, ask.adapter.digest in load.adapters)
@@ -76,9 +76,9 @@ class PredictedRouting:
         first_token_s = fetch_s + max(read_s, forecast.seat_s(after, step_s))
         others_s = before.sequences * (step_s - forecast.step_s(before))
         cost_s = first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
-        return _Offer(node, first_token_s, cost_s)
+        return _Candidate(node, first_token_s, cost_s)
 
-    def _coming(self, load: NodeLoad) -> tuple[Batch, int]:
+    def _coming(self, load: NodeLoad) -> tuple[ForecastBatch, int]:
         """The node's batch as it will be when the prompts queued there are read, and the tokens of those."""
         prompt = decoding = adapters = ranks = largest = 0
         for part in load.work.adapters:
@@ -88,18 +88,18 @@ class PredictedRouting:
             ranks += part.rank
             largest = max(largest, part.rank)
         sequences = decoding + prompt / self._forecast.lengths.prompt_tokens
-        return Batch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt
+        return ForecastBatch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt
 
 
-def _least(offers: list[_Offer], rng: np.random.Generator) -> str:
+def _least(offers: list[_Candidate], rng: np.random.Generator) -> str:
     least = min(offer.cost_s for offer in offers) * (1 + _ALIKE)
     alike = [offer.node for offer in offers if offer.cost_s <= least]
     return alike[int(rng.integers(len(alike)))] if len(alike) > 1 else alike[0]
 
 
-def _with(batch: Batch, ask: Ask, is_there: bool) -> Batch:
+def _with(batch: ForecastBatch, ask: RouteRequest, is_there: bool) -> ForecastBatch:
     rank = 0 if is_there else ask.adapter.rank
-    return Batch(
+    return ForecastBatch(
         sequences=batch.sequences + 1,
         context_tokens=batch.context_tokens + ask.prompt_tokens,
         adapters=batch.adapters + (rank > 0),

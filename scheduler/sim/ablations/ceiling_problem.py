@@ -37,7 +37,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Terrain:
+class CeilingProblem:
     """`seconds` [nodes, ranks] of a node's time that a token of each rank takes, infinite above the node's
     ceiling; `target` the utilisation that the busiest node is to have."""
 
@@ -65,7 +65,7 @@ def survey(problem: Problem) -> Survey:
     return Survey(problem, level, rate_table(problem.nodes, list(level)), demand, wanted, tuple(before))
 
 
-def terrain(ground: Survey, kernel: Kernel, slack: float) -> Terrain:
+def ceiling_problem(ground: Survey, kernel: Kernel, slack: float) -> CeilingProblem:
     """Ceilings and the least target, exceeded by `slack` (relative). Where ranks do not disturb each other
     every ceiling is the highest."""
     if kernel is Kernel.EXACT:
@@ -74,7 +74,7 @@ def terrain(ground: Survey, kernel: Kernel, slack: float) -> Terrain:
     else:
         ceilings = _stand(ground, slack)
         target = least_target(ground.rates, ground.wanted, ceilings)
-    return Terrain(interference(ground.rates, ceilings, kernel), target * (1 + slack))
+    return CeilingProblem(interference(ground.rates, ceilings, kernel), target * (1 + slack))
 
 
 def _stand(ground: Survey, slack: float) -> Ints:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.placement.builder import Room
-from scheduler.sim.ablations.ceiling_problem import Survey, Terrain, idle_rate
+from scheduler.cluster.placement.builder import AssignmentBuilder
+from scheduler.sim.ablations.ceiling_problem import CeilingProblem, Survey, idle_rate
 from scheduler.sim.ablations.rank_ceilings import Floats
-from scheduler.sim.ablations.release import Stock, cheapest_release
+from scheduler.sim.ablations.release import Overload, cheapest_release
 
 _NOTHING = 1e-9  # of tokens: less is a rounding error
 _CRUMB = 1e-3  # a part of an adapter too small to be worth a copy
@@ -30,7 +30,7 @@ class Packing:
     below `minor`, so that what was once split grows together.
     """
 
-    def __init__(self, ground: Survey, terrain: Terrain, hot: float, minor: float) -> None:
+    def __init__(self, ground: Survey, terrain: CeilingProblem, hot: float, minor: float) -> None:
         self._ground, self._seconds, self._target = ground, terrain.seconds, terrain.target
         self._minor = minor
         cheapest = self._seconds.min(0)
@@ -44,7 +44,7 @@ class Packing:
         for at, state in enumerate(nodes):
             for ref in state.held:
                 self._holding.setdefault(ref, []).append(at)
-        self.room = Room(ground.problem)
+        self.room = AssignmentBuilder(ground.problem)
         self._here: list[list[_Block]] = [[] for _ in nodes]
         self._pool: list[_Block] = []
 
@@ -124,7 +124,7 @@ class Packing:
                 kept[largest] += kept.pop(node)
         return kept
 
-    def _stock(self) -> Stock:
+    def _stock(self) -> Overload:
         tokens, nbytes = np.zeros_like(self._seconds), np.zeros_like(self._seconds)
         for node, blocks in enumerate(self._here):
             for block in blocks:
@@ -134,7 +134,7 @@ class Packing:
         for block in self._pool:
             pool_tokens[self._level(block.ref)] += block.tokens
             pool_bytes[self._level(block.ref)] += block.ref.nbytes
-        return Stock(tokens, nbytes, pool_tokens, pool_bytes, self.room.free_bytes - nbytes.sum(1))
+        return Overload(tokens, nbytes, pool_tokens, pool_bytes, self.room.free_bytes - nbytes.sum(1))
 
     def _give(self, blocks: list[_Block], tokens: float) -> list[_Block]:
         """Send `tokens`/s of one rank's blocks to the pool, the busiest first since their bytes are alike:

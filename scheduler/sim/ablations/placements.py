@@ -1,15 +1,4 @@
-"""Terraced placement: nodes stand on terraces of equal rank ceiling, and as little as possible moves. Best where
-load is what operating points say, every request of another adapter; ours (`stratified`) forecasts instead.
-
-    ceilings   the least utilisation of the busiest node that any placement could reach (`ceilings`)
-    stand      which node takes which ceiling: exact assignment, weighted by the bytes that may stay (`terrain`)
-    release    what must leave overloaded nodes at the fewest bytes: minimum-cost flow (`release`)
-    fill       what has no place, largest rank and demand first: onto nodes that hold it, else the emptiest that
-               may; split only where it does not fit whole (`packing`)
-
-An adapter whose demand is a large part of a node's time gets two copies, in two zones where there are two.
-Memory is a hard limit: what fits nowhere is left out.
-"""
+"""Place with one idea of ours taken away, or by rank ceilings in place of forecasts."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,12 +6,12 @@ from types import MappingProxyType
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import PlacementPolicy, Problem
 from scheduler.cluster.state import EMPTY_PLACEMENT, Placement, Share
-from scheduler.sim.ablations.ceiling_problem import survey, terrain
+from scheduler.sim.ablations.ceiling_problem import ceiling_problem, survey
 from scheduler.sim.ablations.packing import Packing
 
 
 @dataclass(frozen=True, slots=True)
-class TerracedOptions:
+class RankCeilingOptions:
     """`slack`: how far, relatively, utilisation may exceed the least possible before anything moves; `hot`:
     the part of a node's planned time from which an adapter gets a second copy; `minor`: shares too small to
     keep."""
@@ -32,19 +21,19 @@ class TerracedOptions:
     minor: float = 0.2
 
 
-class TerracedPlacement:
+class RankCeilingPlacement:
     """Decides φ for nodes whose kernels are of one kind; see the module."""
 
-    def __init__(self, kernel: Kernel, options: TerracedOptions | None = None) -> None:
+    def __init__(self, kernel: Kernel, options: RankCeilingOptions | None = None) -> None:
         self._kernel = kernel
-        self._options = options or TerracedOptions()
+        self._options = options or RankCeilingOptions()
 
     def place(self, problem: Problem) -> Placement:
         """Deterministic; stays as near to `problem.previous` as the target allows."""
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
         ground = survey(problem)
-        level_ground = terrain(ground, self._kernel, self._options.slack)
+        level_ground = ceiling_problem(ground, self._kernel, self._options.slack)
         packing = Packing(ground, level_ground, self._options.hot, self._options.minor)
         packing.keep()
         packing.release()

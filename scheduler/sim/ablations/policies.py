@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from scheduler.cluster.coordinator.demand import DemandSource
-from scheduler.cluster.coordinator.replan import PlanningOptions
+from scheduler.cluster.coordinator.replan import ReplanOptions
 from scheduler.cluster.eviction import LruEviction
-from scheduler.cluster.placement.balanced import StratifiedOptions, StratifiedPlacement
+from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.placement.baselines import ReplicatedPlacement
 from scheduler.cluster.policies import (
@@ -24,39 +24,39 @@ from scheduler.cluster.policies import (
     utilisation,
     weighted,
 )
-from scheduler.cluster.routing.predicted_cost import PredictedRouting
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.sim.ablations.placements import (
     ForgetfulPlacement,
-    TerracedOptions,
-    TerracedPlacement,
+    RankCeilingOptions,
+    RankCeilingPlacement,
     WholePlacement,
 )
-from scheduler.sim.oracle_demand import ForeseenDemand
+from scheduler.sim.oracle_demand import OracleDemand
 
 
 class UnknownPolicy(ValueError):
     """A name that no policy has; says which there are."""
 
 
-class NoForesight(ValueError):
+class NoKnownRates(ValueError):
     """A policy that knows the future was asked for where nobody does."""
 
 
 def _oracle(setting: Setting) -> DemandSource:
     if setting.known_rates is None:
-        raise NoForesight("known_rates=None: oracle demand needs a replay; give the arrivals' rates")
-    return ForeseenDemand(setting.known_rates)
+        raise NoKnownRates("known_rates=None: oracle demand needs a replay; give the arrivals' rates")
+    return OracleDemand(setting.known_rates)
 
 
 def _rank_ceilings(setting: Setting) -> PlacementPolicy:
-    return TerracedPlacement(setting.model.kernel, TerracedOptions(slack=0.05))
+    return RankCeilingPlacement(setting.model.kernel, RankCeilingOptions(slack=0.05))
 
 
 def _no_replicas(setting: Setting) -> PlacementPolicy:
-    return StratifiedPlacement(setting.forecast, StratifiedOptions(covered=0.0))
+    return BalancedPlacement(setting.forecast, BalancedOptions(covered=0.0))
 
 
-_NEVER = PlanningOptions(comfort=float("inf"))
+_NEVER = ReplanOptions(comfort=float("inf"))
 _ABLATIONS: tuple[Policy, ...] = (
     replace(
         OURS,
@@ -81,7 +81,7 @@ _ABLATIONS: tuple[Policy, ...] = (
         OURS,
         name="ours-no-spilling",
         note="requests only go where the plan has the adapter",
-        routing=lambda setting: PredictedRouting(setting.forecast, float("inf")),
+        routing=lambda setting: PredictedCostRouting(setting.forecast, float("inf")),
     ),
     replace(OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=weighted),
     replace(

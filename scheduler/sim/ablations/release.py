@@ -21,7 +21,7 @@ _BEYOND_PRICE = 1e4  # of exceeding a node's time or memory, in units of the byt
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class Overload:
     """Where things are. `tokens` and `nbytes` [nodes, ranks] of what may stay where it is; `pool_tokens` and
     `pool_bytes` [ranks] of what has no place yet; `free_bytes` [nodes] is memory less all that is there."""
 
@@ -40,7 +40,7 @@ class Release:
     target: float
 
 
-def cheapest_release(stock: Stock, seconds: Floats, target: float) -> Release:
+def cheapest_release(stock: Overload, seconds: Floats, target: float) -> Release:
     """Fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can be.
 
     `seconds` [nodes, ranks] is a token's cost on a node, infinite where the rank is not allowed.

@@ -19,8 +19,8 @@ from scheduler.sim.ablations.policies import BASELINES, UnknownPolicy, named
 from scheduler.sim.planner.chart import CannotDraw, check_drawable, draw
 from scheduler.sim.planner.files import InvalidOption, check_writable, read, write
 from scheduler.sim.planner.report import as_json, lines
-from scheduler.sim.planner.search import Need, Question, Watch, needed
-from scheduler.sim.replay import Hardware, Traffic, fitted
+from scheduler.sim.planner.search import Need, PlanQuestion, Watch, needed
+from scheduler.sim.replay import Hardware, Workload, fitted
 from scheduler.sim.workload.adapters import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
 from scheduler.sim.workload.arrivals import assigned, over
 from scheduler.sim.workload.popularity import InvalidLaw, Known, Popularity, popularity
@@ -173,7 +173,7 @@ def _check_slo(hardware: Hardware) -> None:
         ) from error
 
 
-def _question(options: Namespace) -> Question:
+def _question(options: Namespace) -> PlanQuestion:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
     slo = Slo(_positive("slo-ttft", options.slo_ttft), _positive("slo-tbt", options.slo_tbt))
@@ -185,15 +185,15 @@ def _question(options: Namespace) -> Question:
     rng = np.random.default_rng(options.seed)
     order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
-    traffic = Traffic(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
+    traffic = Workload(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
     memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
     _check_room(known, options.adapter_gib)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
     _check_slo(hardware)
-    return Question(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
+    return PlanQuestion(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
 
 
-def _needs(question: Question, names: Sequence[str]) -> list[Need]:
+def _needs(question: PlanQuestion, names: Sequence[str]) -> list[Need]:
     policies = [named(name) for name in names]
     needs: list[Need] = []
     with tqdm(total=len(policies), unit="policy", file=sys.stderr, mininterval=0.5) as bar:
@@ -204,7 +204,7 @@ def _needs(question: Question, names: Sequence[str]) -> list[Need]:
     return needs
 
 
-def _most(question: Question, needs: Sequence[Need]) -> int:
+def _most(question: PlanQuestion, needs: Sequence[Need]) -> int:
     """Of other policies no more is asked than whether they need `_TIMES` as many nodes as the first."""
     return min(question.most, _TIMES * needs[0].best.nodes) if needs else question.most
 

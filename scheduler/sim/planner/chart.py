@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from scheduler.sim.planner.search import Need, Question
+from scheduler.sim.planner.search import Need, PlanQuestion
 
 _KINDS = (".png", ".pdf", ".svg", ".jpg")  # what matplotlib writes without further programs
 
@@ -25,7 +25,7 @@ def check_drawable(path: Path) -> None:
         raise CannotDraw(f"--figure {path}: give a file that ends in one of {', '.join(_KINDS)}")
 
 
-def draw(question: Question, needs: Sequence[Need], path: Path) -> None:
+def draw(question: PlanQuestion, needs: Sequence[Need], path: Path) -> None:
     """Write a picture: nodes that each policy needs, and P95 of both times over the nodes that were tried.
     `check_drawable` says beforehand whether it can."""
     from matplotlib.figure import Figure  # noqa: PLC0415  # optional: only figures need it

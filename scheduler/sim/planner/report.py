@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.state import RoutingTable
-from scheduler.sim.planner.search import Need, Question, Trial
+from scheduler.sim.planner.search import Need, PlanQuestion, Trial
 from scheduler.sim.replay import Replay
 
 _GIB = 2**30
 _GIVEN_UP = "  ".join("-".rjust(width) for width in (10, 10, 8, 10, 6, 5, 9))
 
 
-def lines(question: Question, needs: Sequence[Need]) -> Iterator[str]:
+def lines(question: PlanQuestion, needs: Sequence[Need]) -> Iterator[str]:
     """The tables; `needs` begins with the policy that the placement is of."""
     chosen = needs[0]
     yield from _heading(question)
@@ -31,7 +31,7 @@ def lines(question: Question, needs: Sequence[Need]) -> Iterator[str]:
     yield f"nodes needed: {fewest.nodes}"
 
 
-def as_json(question: Question, need: Need) -> str:
+def as_json(question: PlanQuestion, need: Need) -> str:
     """The placement in full, adapter → node → part, with what it was made for."""
     trial = need.best
     slo = question.slo
@@ -50,7 +50,7 @@ def as_json(question: Question, need: Need) -> str:
     return json.dumps(answer, indent=2) + "\n"
 
 
-def _heading(question: Question) -> Iterator[str]:
+def _heading(question: PlanQuestion) -> Iterator[str]:
     profile, traffic, slo = question.hardware.profile, question.traffic, question.slo
     kernel = question.hardware.kernel.value
     counted = sum(each.call.arrival_s >= traffic.warm_s for each in traffic.arrivals)
@@ -64,7 +64,7 @@ def _heading(question: Question) -> Iterator[str]:
     yield f"SLO: P95 of TTFT {slo.ttft_s:g} s, of TBT {slo.tbt_s:g} s"
 
 
-def _policies(question: Question, needs: Sequence[Need]) -> Iterator[str]:
+def _policies(question: PlanQuestion, needs: Sequence[Need]) -> Iterator[str]:
     width = max(len(need.policy.name) for need in needs)
     everything = sum(ref.nbytes for ref in question.traffic.adapters)
     yield (

@@ -9,7 +9,7 @@ from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.policies import Policy
 from scheduler.cluster.state import OperatingPoints
 from scheduler.sim.outcome import Record
-from scheduler.sim.replay import GiveUp, Hardware, Replay, Traffic, replay
+from scheduler.sim.replay import GiveUp, Hardware, Replay, Workload, replay
 from scheduler.sim.workload.arrivals import Arrival
 
 _LATE = 0.06  # of the requests: more than the 5 % that may be late, so that P95 is beyond doubt
@@ -47,12 +47,12 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlanQuestion:
     """Which nodes, which traffic, the hours that it lasts in all, at most how many nodes, and the seed of all
     chance."""
 
     hardware: Hardware
-    traffic: Traffic
+    traffic: Workload
     hours: float
     most: int
     seed: int
@@ -63,7 +63,7 @@ class Question:
         return self.hardware.profile.slo
 
 
-def needed(question: Question, policy: Policy, watch: Watch) -> Need:
+def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
     """The fewest nodes that are enough under `policy`."""
 
     traffic, slo = question.traffic, question.slo
