@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class Recorder:
                 self.ran.add(frame.f_back.f_code)
 
     @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> Generator[None, None, None]:
         """Collect what runs meanwhile."""
         self._on = True
         try:

@@ -47,7 +47,7 @@ def around():
 
 
 def _module(folder: Path, text: str = SOURCE) -> ModuleType:
-    """A module of this text in a file of its own."""
+    """Load a module of this text from a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "made_up.py"
     path.write_text(text)
@@ -60,7 +60,7 @@ def _module(folder: Path, text: str = SOURCE) -> ModuleType:
 
 
 def _read(root: Path, work: Callable[[ModuleType], object]) -> list[FileRead]:
-    """What is read of a made-up module by recorded work on it."""
+    """Record work on a made-up module, and size up what it read."""
     module = _module(root / "engine")
 
     def path(recorder: Recorder) -> None:
@@ -155,7 +155,7 @@ def test_the_table_has_the_sums_of_each_path() -> None:
 
 @pytest.fixture(scope="module")
 def paths() -> dict[str, set[str]]:
-    """The files that each path reads."""
+    """Name the files that each path reads."""
     return {name: {file.name for file in files_read(record(run))} for name, run in reading.PATHS.items()}
 
 
