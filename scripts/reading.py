@@ -22,10 +22,10 @@ from types import CodeType, FrameType
 
 import aiohttp
 
-from engine.assembly import assemble
-from engine.config import EngineConfig, ServeConfig
+from engine.async_engine import AsyncEngine
+from engine.build.assembly import assemble
+from engine.config.config import EngineConfig, ServeConfig
 from engine.llm import LLM
-from engine.node import Node
 from engine.serve import serve
 from engine.telemetry import Telemetry
 from scheduler.request import Request, SamplingParams
@@ -131,7 +131,7 @@ def decode_step(recorder: Recorder) -> None:
 async def chat_request(recorder: Recorder) -> None:
     """Record one chat completion through the HTTP application, from its socket to its socket."""
     config = ServeConfig(EngineConfig(kv_cache_bytes=KV_BYTES, progress=False), port=0)
-    node = Node(assemble(config.engine), Telemetry(), config.max_waiting)
+    node = AsyncEngine(assemble(config.engine), Telemetry(), config.max_waiting)
     stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
     server = asyncio.create_task(serve(node, config, address.set_result, stop))
     body = {"model": ADAPTER, "messages": MESSAGES, "temperature": 0}
