@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from lora.peers.peer_tier import PeerStats
-from lora.store.store import StoreStats
+from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -152,8 +152,8 @@ class _Gauges(Collector):
         yield _counter("adapter_fallbacks", "Tiers asked in vain.", store.fallbacks, "tier")
         yield _counter("adapter_tier_seconds", "Time that what a tier gave took.", store.seconds, "tier")
         yield from _peer_counters(store.peers)
-        yield _counter("lent_copies", "Adapters copied to host memory for peers.", store.lent.copies)
-        yield _counter("lent_crowded", "Adapters not lent for want of room.", store.lent.crowded)
+        yield _counter("lent_copies", "Adapters copied to host memory for peers.", store.published.copies)
+        yield _counter("lent_crowded", "Adapters not lent for want of room.", store.published.crowded)
 
 
 def _peer_counters(peers: PeerStats) -> Iterator[Metric]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora.store.store import AdapterStore
+from lora.store.contents import Contents
 from scheduler.blocks import BlockPool
 
 
@@ -61,8 +61,8 @@ def unified_arena(
 class UnifiedPool:
     """Moves the line, a little in each step that finds a reason. Called by the owner of `blocks`, under its lock."""
 
-    def __init__(self, division: PoolSplit, blocks: BlockPool, store: AdapterStore) -> None:
-        self._division, self._blocks, self._store = division, blocks, store
+    def __init__(self, division: PoolSplit, blocks: BlockPool, contents: Contents) -> None:
+        self._division, self._blocks, self._contents = division, blocks, contents
 
     @property
     def kv_quanta(self) -> int:
@@ -72,18 +72,18 @@ class UnifiedPool:
     def is_due(self, short_blocks: int) -> bool:
         """Whether `move` would move the line, live sequences lacking so many blocks. No step may then be under way: it
         could still write to a block that nobody holds any more."""
-        lacking = self._store.lacking_pages()
+        lacking = self._contents.lacking_pages()
         if self._blocks.retreating:
             return not lacking or self._blocks.vacated
         if lacking:
             return self.kv_quanta > self._division.least_kv
         if short_blocks:
-            return self.kv_quanta < self._division.most_kv and self._store.could_cede(self._division.pages)
+            return self.kv_quanta < self._division.most_kv and self._contents.could_cede(self._division.pages)
         return self._spares()
 
     def move(self, short_blocks: int) -> None:
         """Move the line: back for adapters that requests wait for, forward over adapters that no request uses."""
-        lacking = self._store.lacking_pages()
+        lacking = self._contents.lacking_pages()
         if not self._blocks.retreating:
             if lacking:
                 wanted = min(-(-lacking // self._division.pages), self.kv_quanta - self._division.least_kv)
@@ -102,7 +102,7 @@ class UnifiedPool:
         """Whether K/V holds a quantum that is blank while adapters have no room for one more."""
         start = self._blocks.held_blocks - self._division.blocks
         can = self.kv_quanta > self._division.least_kv and self._blocks.is_blank_from(start)
-        return can and self._store.lacks_headroom()
+        return can and self._contents.lacks_headroom()
 
     def _retreat(self, quanta: int) -> None:
         self._blocks.retreat(self._blocks.held_blocks - quanta * self._division.blocks)
@@ -111,10 +111,10 @@ class UnifiedPool:
         held = self._blocks.held_blocks
         if self._blocks.vacated:
             self._blocks.cede()
-            self._store.extend(
+            self._contents.extend(
                 (held - self._blocks.held_blocks) // self._division.blocks * self._division.pages
             )
 
     def _advance(self) -> None:
-        if self._store.cede(self._division.pages):
+        if self._contents.cede(self._division.pages):
             self._blocks.extend(self._blocks.held_blocks + self._division.blocks)

@@ -6,8 +6,7 @@ from typing import Protocol
 
 from engine.telemetry import Snapshot, Telemetry
 from engine.tokenizer import Delta, Tokenizer
-from lora.adapter import AdapterRef
-from lora.names import AdapterEntry
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams
 
 

@@ -119,9 +119,9 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
     executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
-    memory = UnifiedPool(room.division, room.blocks, store) if room.division else None
+    memory = UnifiedPool(room.division, room.blocks, store.contents) if room.division else None
     changed = threading.Event()
-    store.on_ready(changed.set)
+    store.loader.on_ready(changed.set)
     core = EngineCore(scheduler, store, around(executor), time.monotonic, memory)
     _add_adapters(config, store)
     card = ModelCard(
@@ -170,9 +170,9 @@ def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
     """
     embedded = adapter_folders().items() if config.model is None else ()
     for name, folder in (*embedded, *_found(config.lora_dir), *config.loras):
-        store.declare(name, folder)
+        store.registry.declare(name, folder)
     for name, folder in config.loras:
-        store.load(name, folder)
+        store.registry.load(name, folder)
 
 
 def _found(lora_dir: Path | None) -> list[tuple[str, Path]]:

@@ -37,13 +37,13 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
     page = page_bytes(base.part.base_shape(), base.arithmetic.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
-    stowage = _stowage(config, base, workers)
+    writer = _page_writer(config, base, workers)
     if not _is_shared(config, base, workers):
-        pages = RankPages(adapter_bytes // page, page, base.device, stowage)
+        pages = RankPages(adapter_bytes // page, page, base.device, writer)
         layout = base.kv_layout(config.block_size)
         cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
         return DeviceMemory(cache, BlockPool(cache.num_blocks, cache.block_size), pages, None)
-    return _shared(config, base, _divide(config, base, kv_bytes, adapter_bytes, page), page, stowage)
+    return _shared(config, base, _divide(config, base, kv_bytes, adapter_bytes, page), page, writer)
 
 
 def _is_shared(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
@@ -65,7 +65,7 @@ def _divide(config: EngineConfig, base: BaseModel, kv_bytes: int, adapter_bytes:
 
 
 def _shared(
-    config: EngineConfig, base: BaseModel, division: PoolSplit, page: int, stowage: PageWriter | None
+    config: EngineConfig, base: BaseModel, division: PoolSplit, page: int, writer: PageWriter | None
 ) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
     whole, divided = unified_arena(division, layout.block_bytes, base.device)
@@ -73,7 +73,7 @@ def _shared(
     held = (division.least_kv, division.most_kv)
     blocks = BlockPool(held[0] * division.blocks, config.block_size, held[1] * division.blocks)
     blocks.extend(division.kv * division.blocks)
-    pages = RankPages((division.quanta - division.kv) * division.pages, page, base.device, stowage, divided)
+    pages = RankPages((division.quanta - division.kv) * division.pages, page, base.device, writer, divided)
     return DeviceMemory(cache, blocks, pages, division)
 
 
@@ -103,8 +103,8 @@ def _kv_bytes(config: EngineConfig, base: BaseModel) -> int:
     return granted
 
 
-def _stowage(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> PageWriter | None:
-    """How adapters lie in the arena, None for whole. What peers send lands in the arena itself."""
+def _page_writer(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> PageWriter | None:
+    """Choose how adapters are written into the arena, None for in place: what peers send goes there directly."""
     if workers is not None:
         return ShardedWriter(base.cuts(), workers.deliver, base.device)
     return PinnedWriter(base.device) if base.device.type == "cuda" and not config.sharing.on else None

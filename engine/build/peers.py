@@ -38,15 +38,15 @@ class Peers:
         except InvalidConfig:
             self._loop.close()
             raise
-        notebook = ManifestBuffers(self._transport, _NOTES_BYTES)
+        buffers = ManifestBuffers(self._transport, _NOTES_BYTES)
         puller = Puller(
-            self._transport, notebook, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
+            self._transport, buffers, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
         )
         directory = StaticDirectory(config.peers)
         tier = PeerTier(base, self._transport, self._loop, shared, directory, puller)
-        room = RankPages(max(1, _room_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
-        self._lending = Publisher(base, self._transport, shared, notebook, room)
-        self.peering = Peering(tier, self._lending, config.review_s)
+        copies = RankPages(max(1, _room_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
+        self._publisher = Publisher(base, self._transport, shared, buffers, copies)
+        self.peering = Peering(tier, self._publisher, config.review_s)
 
     @property
     def address(self) -> Address:
@@ -57,7 +57,7 @@ class Peers:
         """Lend and pull no more; pulls under way fail. It ends in bounded time."""
         try:
             self._loop.wait(self._transport.close())
-            self._lending.close()
+            self._publisher.close()
         finally:
             self._loop.close()
 

@@ -101,7 +101,7 @@ class Worker:
 
     def keep(self, place: PlaceShard, rows: torch.Tensor) -> None:
         """Keep a share of an adapter."""
-        self.shares.keep(place.digest, read_header(place.header), place.offset, rows)
+        self.shares.write(place.digest, read_header(place.header), place.offset, rows)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ def _keep_shares(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) 
         while True:
             place = adapters.receive()
             assert isinstance(place, PlaceShard), f"{place!r} is no share"
-            rows = worker.shares.buffer(place.nbytes)
+            rows = worker.shares.staging_buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
             adapters.send(ShardPlaced())

@@ -1,8 +1,8 @@
-"""RankPages: the one arena of memory that holds resident adapters, handed out in pages.
+"""Hand out the one arena of memory that holds resident adapters, in pages.
 
-A page is a fixed-size cut of an adapter's flat form, whatever its ranks and sites, so that nothing is padded to
-a maximum rank. An adapter takes a contiguous run of pages, so that its matrices are plain views. The room knows
-no adapter; it is not thread-safe, its owner locks.
+A page is a fixed-size cut of an adapter's packed form, whatever its ranks and sites, so that nothing is padded to
+a maximum rank. An adapter takes a contiguous run of pages, so that its matrices are plain views. No adapter is known
+here.
 """
 
 from bisect import bisect_left
@@ -26,23 +26,28 @@ class PageRun:
         return self.stop - self.start
 
     def overlaps(self, other: "PageRun") -> bool:
-        """Whether any page is in both."""
+        """Tell whether any page is in both."""
         return self.start < other.stop and other.start < self.stop
 
 
 class RankPages:
-    """Allocates runs of pages from one arena, best fit; neighbouring free runs are always one run."""
+    """Allocates runs of pages from one arena, best fit; neighbouring free runs are always one run.
+
+    Not thread-safe, its owner locks; but `writer`, `offset` and `rows` read nothing that changes.
+    """
 
     def __init__(
         self,
         num_pages: int,
         page_bytes: int,
         device: torch.device | str = "cpu",
-        stowage: PageWriter | None = None,
+        writer: PageWriter | None = None,
         arena: Tensor | None = None,
     ) -> None:
-        """`stowage` says how an adapter lies in its pages: whole unless told otherwise. An `arena` (bytes) that is
-        given is shared: pages are counted from its end, and others have what lies before the last one."""
+        """Allocate the arena, or share the one that is given; `writer` says how an adapter lies in its pages.
+
+        Pages of a shared arena (bytes) are counted from its end, and others have what lies before the last one.
+        """
         if num_pages < 1 or page_bytes < ALIGNMENT or page_bytes % ALIGNMENT:
             raise ValueError(
                 f"num_pages={num_pages}, page_bytes={page_bytes}: give at least one page, and page_bytes a"
@@ -50,7 +55,7 @@ class RankPages:
             )
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        self.stowage: PageWriter = stowage or DirectWriter()
+        self.writer: PageWriter = writer or DirectWriter()
         self._shared = arena is not None
         self.arena = (
             torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device) if arena is None else arena
@@ -68,11 +73,11 @@ class RankPages:
         return self.num_pages * self.page_bytes
 
     def pages_for(self, nbytes: int) -> int:
-        """Pages that `nbytes` (above 0) take."""
+        """Return the pages that `nbytes` (above 0) take."""
         return -(-nbytes // self.page_bytes)
 
     def allocate(self, nbytes: int) -> PageRun | None:
-        """The smallest free run that holds `nbytes`, cut to size; None if there is none."""
+        """Take the smallest free run that holds `nbytes`, cut to size; None if there is none."""
         count = self.pages_for(nbytes)
         gaps = [gap for gap in self._free if len(gap) >= count]
         if not gaps:
@@ -116,12 +121,12 @@ class RankPages:
         return len(last) if last.stop == self.num_pages else 0
 
     def offset(self, run: PageRun) -> int:
-        """Where the run begins in the arena, in bytes."""
+        """Return where the run begins in the arena, in bytes."""
         if self._shared:
             return self.arena.numel() - run.stop * self.page_bytes
         return run.start * self.page_bytes
 
     def rows(self, run: PageRun) -> Tensor:
-        """The run's bytes: [len(run) * page_bytes] uint8, a view."""
+        """View the run's bytes, [len(run) * page_bytes] uint8."""
         offset = self.offset(run)
         return self.arena[offset : offset + len(run) * self.page_bytes]

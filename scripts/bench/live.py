@@ -63,7 +63,7 @@ def start(subject: Subject, around: Around, scratch: ExitStack) -> Live:
     config = _config(subject, folders)
     engine = assemble(config, around)
     scratch.callback(engine.close)
-    refs = (engine.store.resolve(name) for name, _ in folders)
+    refs = (engine.store.registry.resolve(name) for name, _ in folders)
     stats = engine.core.block_stats()
     return Live(
         engine=engine,

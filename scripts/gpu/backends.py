@@ -72,7 +72,7 @@ class Backends(Protocol):
         """How long each of `count` runs takes on the device, one after another."""
         ...
 
-    def stowage(self) -> PageWriter:
+    def page_writer(self) -> PageWriter:
         """How adapters come into device memory."""
         ...
 
@@ -186,7 +186,7 @@ class Dry:
             times.append(1e3 * (time.perf_counter() - began_s))
         return times
 
-    def stowage(self) -> PageWriter:
+    def page_writer(self) -> PageWriter:
         """See Backends."""
         return DirectWriter()
 

@@ -21,13 +21,13 @@ def rows(stand: Stand) -> Iterator[Row]:
     decode = Decode(world, width)
     ranks = MIXES["all 8"](width)
     run = decode.load(decode.table(world.adapters(ranks)))
-    stowage, layout = stand.backends.stowage(), world.layout(_RANK)
-    place = world.arena[-layout.nbytes :]
-    landed = stowage.landing(place, layout)
-    landed.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
+    writer, layout = stand.backends.page_writer(), world.layout(_RANK)
+    pages = world.arena[-layout.nbytes :]
+    staged = writer.staging_buffer(pages, layout)
+    staged.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
 
     def copy() -> None:
-        place.copy_(landed, non_blocking=True)
+        pages.copy_(staged, non_blocking=True)
 
     copy_ms = stand.median_ms(copy, _TURNS)
     yield measured(
@@ -40,7 +40,7 @@ def rows(stand: Stand) -> Iterator[Row]:
     def load() -> None:
         while not over.is_set():
             began_s = time.perf_counter()
-            stowage.stow(place, landed, layout, "loaded")
+            writer.write(pages, staged, layout, "loaded")
             rates.append(layout.nbytes / (time.perf_counter() - began_s))
 
     loader = threading.Thread(target=load)
@@ -55,5 +55,5 @@ def rows(stand: Stand) -> Iterator[Row]:
     yield measured("step, nothing loading", quiet_ms, "ms", f"{width} sequences of rank 8")
     yield measured("step, loading", median(times_ms), "ms", slowest_ms=max(times_ms))
     began_s = time.perf_counter()
-    stowage.landing(place, layout)
+    writer.staging_buffer(pages, layout)
     yield measured("landing", 1e3 * (time.perf_counter() - began_s), "ms", "pinned memory for one load")

@@ -77,8 +77,13 @@ class Shelf:
     def release(self, ref: AdapterRef) -> None:
         """See AdapterStore."""
 
+    @property
+    def loader(self) -> "Shelf":
+        """Be the loader too, which has nothing to load."""
+        return self
+
     def prefetch(self, refs: Iterable[AdapterRef]) -> None:
-        """See AdapterStore."""
+        """See AdapterLoader."""
 
 
 @dataclass(frozen=True, slots=True)

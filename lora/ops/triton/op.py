@@ -18,7 +18,7 @@ from lora.ops.triton.device import DTYPES, SentWords, launch, multiprocessors
 from lora.ops.triton.expand import add_expanded
 from lora.ops.triton.shrink import shrink
 from lora.ops.triton.tables import RECORD, Tables
-from lora.ops.triton.work import GROUPS, Rows, Work, lay_out
+from lora.ops.triton.work import GROUPS, Rows, Work, plan_work
 from lora.segments import NO_SEGMENTS, SegmentTable
 from lora.target_modules import BaseShape, SiteGroup
 
@@ -79,7 +79,7 @@ class TritonLora:
         self._loaded: tuple[SegmentTable, int] = (NO_SEGMENTS, -1)
         self._words = SentWords(1 << 14, device)
         self.h = torch.empty(_MOST_SPLITS << 16, dtype=torch.float32, device=device)
-        self.work = lay_out((), 0, 0, 1, 1)
+        self.work = plan_work((), 0, 0, 1, 1)
         self._regrown = 0
 
     @property
@@ -117,7 +117,7 @@ class TritonLora:
             own = self._tables.of(segment.adapter)
             adapted.append(Rows(segment.start, segment.stop, own.address, own.ranks))
         base = self._tables.of_base.address
-        self.work = lay_out(adapted, rows, base, tiling.block_rows, tiling.shrink_rank)
+        self.work = plan_work(adapted, rows, base, tiling.block_rows, tiling.shrink_rank)
         self._words.send(self.work.words)
         self._fit(self.work)
         self._loaded = table, rows

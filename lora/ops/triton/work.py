@@ -60,7 +60,7 @@ class Work:
         return self.words[first : first + ENTRY * count].reshape(-1, ENTRY)
 
 
-def lay_out(adapted: Sequence[Rows], rows: int, base_table: int, block_rows: int, block_rank: int) -> Work:
+def plan_work(adapted: Sequence[Rows], rows: int, base_table: int, block_rows: int, block_rank: int) -> Work:
     """The work of a batch of `rows` rows; `adapted` are disjoint and ascending, the base has what is between them."""
     starts = np.array([each.start for each in adapted], dtype=np.int64)
     stops = np.array([each.stop for each in adapted], dtype=np.int64)
