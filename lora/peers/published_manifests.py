@@ -61,11 +61,11 @@ class PublishedManifests:
             return False
         region, give_back = taken
         region.view()[:] = text
-        self._transport.publish(manifest_name(self._base, name), [region])
+        self._transport.memory.publish(manifest_name(self._base, name), [region])
         self._published[name] = give_back
         return True
 
     def _withdraw(self, name: str) -> None:
         give_back = self._published.pop(name)
-        read = self._transport.withdraw(manifest_name(self._base, name))
+        read = self._transport.memory.withdraw(manifest_name(self._base, name))
         read.add_done_callback(lambda _: give_back())

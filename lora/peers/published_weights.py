@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lora.errors import AdapterLost
 from lora.format.packed import PackedLayout
-from lora.memory.pages import PageRun, RankPages
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 from lora.peers.manifest import weights_name
 from lora.peers.regions import PageRegions
 from transport.base import Transport
@@ -89,13 +90,13 @@ class PublishedWeights:
         with self._lock:
             self._drop_copy(digest)
             self._resident.add(digest)
-            self._transport.publish(weights_name(digest), [self._pages.region(run, layout.nbytes)])
+            self._transport.memory.publish(weights_name(digest), [self._pages.region(run, layout.nbytes)])
 
     def withdraw(self, digest: str) -> Future[None]:
         """Let no peer begin to read a resident content's pages any more; done when none reads them."""
         with self._lock:
             self._resident.remove(digest)
-            return self._transport.withdraw(weights_name(digest))
+            return self._transport.memory.withdraw(weights_name(digest))
 
     def forget(self, digest: str) -> None:
         """Withdraw a content that this node does not know any more."""
@@ -150,7 +151,9 @@ class PublishedWeights:
         with self._lock:
             if self._copying.get(digest) is not copying or digest in self._resident or digest in self._copies:
                 return False
-            self._transport.publish(weights_name(digest), [self._copy_regions.region(run, layout.nbytes)])
+            self._transport.memory.publish(
+                weights_name(digest), [self._copy_regions.region(run, layout.nbytes)]
+            )
             self._copies[digest] = run
             self._copied += 1
             return True
@@ -183,7 +186,7 @@ class PublishedWeights:
         run = self._copies.pop(digest, None)
         if run is None:
             return
-        read = self._transport.withdraw(weights_name(digest))
+        read = self._transport.memory.withdraw(weights_name(digest))
         self._withdrawn.add(read)
         read.add_done_callback(self._freeing(run))
 

@@ -47,11 +47,11 @@ class Publisher:
 
     def open(self, local: LocalAdapters) -> None:
         """Let peers also have what is on this node and not resident."""
-        self._transport.lend_on_demand(lambda published: self._publish(published, local))
+        self._transport.memory.publish_on_demand(lambda published: self._publish(published, local))
 
     def close(self) -> None:
         """Finish the copies under way, and make no more."""
-        self._transport.lend_on_demand(lambda published: None)
+        self._transport.memory.publish_on_demand(lambda published: None)
         self._executor.shutdown(wait=True)
 
     def _publish(self, published: str, local: LocalAdapters) -> Future[None] | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lora.adapter import AdapterRef
 from lora.format.packed import PackedLayout
-from lora.memory.pages import PageRun, RankPages
-from lora.memory.residency import Content, Force, Residency
+from lora.memory.base import Force, PageRun
+from lora.memory.residency import Content, Residency
 from lora.peers.published_weights import PublishedWeights
 from lora.segments import AdapterWeights
 from lora.store.load_queue import LoadQueue
@@ -35,21 +35,21 @@ class Contents:
 
     def __init__(
         self,
-        pages: RankPages,
+        residency: Residency,
         tiers: TierChain,
         published: PublishedWeights | None,
         start: Callable[[Content], None],
         notify: Callable[[], None],
     ) -> None:
         """Begin with none. `start` begins a content's load into its pages; `notify` tells that a step may find more."""
-        self._pages = pages
+        self._residency = residency
+        self._pages = residency.pages
         self._tiers = tiers
         self._published = published
         self._start = start
         self._notify = notify
         self._lock = threading.Lock()
-        self._residency = Residency(pages, self._withdraw)
-        self._queue = LoadQueue(self._residency)
+        self._queue = LoadQueue(residency)
         self._unkept: set[str] = (
             set()
         )  # pulled; kept here once they have run, so that the first step does not wait
@@ -58,6 +58,7 @@ class Contents:
         self._loads = 0
         self._load_s = 0.0
         self._leases = 0
+        residency.on_recall(self._withdraw)
 
     def bind(self, ref: AdapterRef, layout: PackedLayout, name: str, folder: Path | None) -> None:
         """Count one more name for a content, which `folder` holds if there is one. The caller advances afterwards."""

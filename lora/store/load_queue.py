@@ -5,7 +5,8 @@ Plain bookkeeping without threads, as the residency that it works on: their owne
 
 from collections.abc import Iterable
 
-from lora.memory.residency import Content, Force, Residency
+from lora.memory.base import Force
+from lora.memory.residency import Content, Residency
 
 
 class LoadQueue:

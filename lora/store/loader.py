@@ -9,8 +9,7 @@ from concurrent.futures import Executor
 from lora.adapter import AdapterRef
 from lora.errors import BytesMayLand
 from lora.format.peft import PackedAdapter
-from lora.memory.pages import RankPages
-from lora.memory.residency import Content
+from lora.memory.residency import Content, Residency
 from lora.peers.published_weights import PublishedWeights
 from lora.store.contents import Contents
 from lora.store.tier_chain import TierChain
@@ -27,15 +26,15 @@ class AdapterLoader:
 
     def __init__(
         self,
-        pages: RankPages,
+        residency: Residency,
         tiers: TierChain,
         published: PublishedWeights | None,
         executor: Executor,
         lost: Callable[[Content, Exception], None],
     ) -> None:
         """Load with the threads of `executor`; `lost` is told of a content that cannot be had, under no lock."""
-        self.contents = Contents(pages, tiers, published, self._start, self._notify)
-        self._pages = pages
+        self.contents = Contents(residency, tiers, published, self._start, self._notify)
+        self._pages = residency.pages
         self._tiers = tiers
         self._executor = executor
         self._lost = lost

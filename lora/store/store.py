@@ -11,7 +11,7 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters, PublishStats
 from lora.segments import AdapterLease
@@ -38,27 +38,28 @@ class AdapterStore:
         self,
         base: BaseShape,
         dtype: torch.dtype,
-        pages: RankPages,
+        residency: Residency,
         disk: DiskTier | None,
         workers: int | Executor = 1,
         peering: Peering | None = None,
     ) -> None:
-        """Own no adapter yet. `workers` is how many threads load, or the executor to load with.
+        """Own `residency`, which knows nothing yet; `peering` shares its arena.
 
-        `peering` shares the arena of `pages`.
+        `workers` is how many threads load, or the executor to load with.
         """
+        most_bytes = residency.pages.nbytes
         publisher = peering.publisher if peering else None
         tiers = TierChain(base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None)
         executor = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-load")
         weights = publisher.weights if publisher else None
         self.loader = AdapterLoader(
-            pages, tiers, weights, executor, lambda content, error: self.registry.lose(content, error)
+            residency, tiers, weights, executor, lambda content, error: self.registry.lose(content, error)
         )
         self.contents = self.loader.contents
         manifests = publisher.manifests if publisher else None
-        self.registry = AdapterRegistry(self.loader, tiers, manifests, pages.nbytes)
+        self.registry = AdapterRegistry(self.loader, tiers, manifests, most_bytes)
         self.refresher = NameRefresher(
-            self.registry, tiers, pages.nbytes, peering.refresh_s if peering else None
+            self.registry, tiers, most_bytes, peering.refresh_s if peering else None
         )
         self._tiers = tiers
         self._published = weights

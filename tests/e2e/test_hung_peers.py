@@ -59,7 +59,9 @@ class Fleet:
 @pytest.fixture(params=["stream", pytest.param("ucx", marks=needs_nixl)])
 def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
     setup = Sources(tmp_path).setup(request.param)
-    layout = packed_layout(base_shape(), torch.float32, [Module(layer, "q_proj", 8, 1.0) for layer in range(2)])
+    layout = packed_layout(
+        base_shape(), torch.float32, [Module(layer, "q_proj", 8, 1.0) for layer in range(2)]
+    )
     digest = digest_of(layout, torch.from_numpy(content(0, layout.nbytes)))
     sources = tuple(ProcessSource(setup) for _ in range(HOLDERS))
     for source in sources:

@@ -14,8 +14,10 @@ import torch
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, AdapterRefused, UnknownAdapter
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.lora.store_rig import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4
 from tests.oracles.adapters import write_adapter
 
@@ -78,7 +80,8 @@ class WatchedStore:
         self.executor = WatchedExecutor(self.held)
         self.pages = RankPages(3 * PAGES_OF_RANK_4, PAGE_BYTES)
         self.cache = root / "cache"
-        self.store = AdapterStore(BASE_SHAPE, torch.float32, self.pages, DiskTier(self.cache), self.executor)
+        residency = Residency(self.pages, CheapestWindow())
+        self.store = AdapterStore(BASE_SHAPE, torch.float32, residency, DiskTier(self.cache), self.executor)
         self.store.registry._lock = OrderedLock(0, self.held)  # pyright: ignore[reportAttributeAccessIssue]
         self.store.contents._lock = OrderedLock(1, self.held)  # pyright: ignore[reportAttributeAccessIssue]
         self.store.loader.on_ready(self._check_free)

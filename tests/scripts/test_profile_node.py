@@ -39,7 +39,9 @@ def node() -> Iterator[tuple[Engine, Landings]]:
 
 def test_a_rehearsal_times_the_steps_that_were_asked_for(node: tuple[Engine, Landings]) -> None:
     engine, landings = node
-    reverse, upper = (engine.store.registry.resolve(entry.name) for entry in engine.store.registry.entries()[:2])
+    reverse, upper = (
+        engine.store.registry.resolve(entry.name) for entry in engine.store.registry.entries()[:2]
+    )
     rehearsal = Rehearsal(engine, landings, seed=0)
     rehearsal.warm([reverse, upper])
     case = Case((Part(BASE, 5), Part(reverse, 9), Part(reverse, 3), Part(upper, 4)), (Part(upper, 20),))
