@@ -22,8 +22,8 @@ from engine.api.generation import ENDPOINTS, Endpoint
 from engine.api.schema import decoded
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
+from engine.config.command_line import batch_config
 from engine.config.config import BatchConfig
-from engine.config.options import batch_config
 from engine.errors import GroupFailed, InvalidConfig
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from engine.telemetry import Telemetry

@@ -18,8 +18,8 @@ from engine.api.engine_client import EngineClient
 from engine.api.http import http_app, http_runner
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
+from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
-from engine.config.options import serve_config
 from engine.errors import GroupFailed, InvalidConfig
 from engine.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool

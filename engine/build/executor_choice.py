@@ -2,19 +2,16 @@
 
 from typing import cast
 
-from engine.runner.base import StepExecutor
-from engine.runner.executor import Executor
 from engine.runner.async_executor import AsyncExecutor
-from engine.runner.cuda_graphs import MOST_ROWS, CudaGraphRunner, capture_for
+from engine.runner.base import StepExecutor
+from engine.runner.cuda_graphs import MOST_ROWS, CudaGraphRunner, GraphParts, capture_for
+from engine.runner.executor import Executor
 from engine.tensor_parallel.executor import GroupExecutor, GroupGraphs
 from engine.tensor_parallel.model import GroupModel
-from engine.runner.cuda_graphs import GraphParts
 from model.attention.base import GraphAttention
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.ops.base import GraphOps
-
-
 
 
 def make_executor(
@@ -22,7 +19,7 @@ def make_executor(
 ) -> StepExecutor:
     """Make an executor for up to `max_num_seqs` sequences.
 
-    With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured: the model's ops and attention
+    With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured. The model's ops and attention
     must allow it, or `graph_blocks` is 0.
     """
     if not uses_triton:

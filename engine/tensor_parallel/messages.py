@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lora.segments import AdapterWeights, Segment, SegmentTable
+from model.attention.base import AttentionName
 from model.batch import ForwardBatch
+from model.linear import Quantization
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -23,8 +25,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     size: int
     device: str
     dtype: str
-    quantization: str
-    attention: str
+    quantization: Quantization
+    attention: AttentionName
     lora_dtype: str
     fused: bool
     threads: int

@@ -1,12 +1,15 @@
 """The seam of attention: every backend passes tests/conformance/test_attention.py. Backends do not know each
 other."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
+
+AttentionName = Literal["torch", "triton", "flashinfer"]
+AttentionChoice = Literal["auto", AttentionName]
 
 
 class AttentionStep(Protocol):
