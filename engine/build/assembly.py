@@ -23,11 +23,12 @@ from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.runner.base import StepExecutor
-from engine.tensor_parallel.model import GroupModel, join, start_workers
+from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
 from engine.unified_pool import UnifiedPool
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
@@ -35,6 +36,7 @@ from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.llama import Llama
 from scheduler.request import InvalidParameter
+from scheduler.residency import CheapestWindow
 from scheduler.step import StepLimits, StepScheduler
 
 _IDLE_S = 0.5
@@ -64,7 +66,7 @@ class Engine:
 
     core: EngineCore
     store: AdapterStore
-    codec: Tokenizer
+    tokenizer: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
@@ -118,7 +120,7 @@ def _assemble(
     if config.peers.enabled:
         peers = Peers(config.peers, weights_digest(base.folder), memory.pages)
     if workers is None:
-        model: Llama | GroupModel = base.build(weights, None)
+        model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, memory.cache, memory.pages.nbytes, graph_blocks)
     executor = make_executor(model, memory.cache, base.backends.uses_triton, limits.seats, graph_blocks)
@@ -154,10 +156,11 @@ def _store(
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
     disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, pages, disk)
+        return AdapterStore(base, dtype, residency, disk)
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
-    return AdapterStore(base, dtype, pages, disk, threads, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
 
 
 def _core(

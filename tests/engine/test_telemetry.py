@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from engine.telemetry import MAX_LABELS, OTHER, Telemetry
-from tests.fakes.node import STORE, Stats
+from tests.fakes.engine_client import STORE, Stats
 
 
 def scraped(telemetry: Telemetry) -> dict[str, float]:
