@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.transport.fake_device import BASE, ROOM, FakeDevice
+from tests.transport.fake_device import ARENA_BYTES, BASE, FakeDevice
 from tests.transport.pattern import content
 from transport.errors import PathUnavailable
 from transport.paths import cuda_copy as cuda
@@ -73,7 +73,7 @@ def _at(address: ctypes.c_void_p, nbytes: ctypes.c_size_t) -> memoryview:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver(FakeDevice(content(0, ROOM), 0), FakeDevice(number=1))
+    fake = FakeDriver(FakeDevice(content(0, ARENA_BYTES), 0), FakeDevice(number=1))
     monkeypatch.setattr(cuda.ctypes, "CDLL", lambda library: fake)
     return fake
 

@@ -1,4 +1,4 @@
-"""Destinations as a machine: no two share a byte, and a region settles with the last landing that touches it."""
+"""Destinations as a machine: no two share a byte, and a region settles with the last destination that touches it."""
 
 import ctypes
 from concurrent.futures import Future
@@ -24,46 +24,46 @@ def bytes_of(span: tuple[int, int]) -> set[int]:
     return set(range(span[0], span[0] + span[1]))
 
 
-class LandingsMachine(RuleBasedStateMachine):
+class DestinationsMachine(RuleBasedStateMachine):
     """Compared with sets of bytes."""
 
-    open_landings = Drawn("open_landings")
+    open_destinations = Drawn("open_destinations")
 
     def __init__(self) -> None:
         super().__init__()
-        self.landings = Destinations()
+        self.destinations = Destinations()
         self.bytes: dict[Destination, set[int]] = {}
         self.waiting: list[tuple[Future[None], set[Destination]]] = []
 
-    @rule(target=open_landings, spans=st.lists(SPANS, min_size=1, max_size=3))
-    def begin(self, spans: list[tuple[int, int]]):  # noqa: ANN201  (a landing or none, in hypothesis' own type)
+    @rule(target=open_destinations, spans=st.lists(SPANS, min_size=1, max_size=3))
+    def claim(self, spans: list[tuple[int, int]]):  # noqa: ANN201  (a destination or none, in hypothesis' own type)
         wanted = [bytes_of(span) for span in spans]
         taken = set().union(*self.bytes.values())
         overlap = sum(map(len, wanted)) > len(set().union(*wanted)) or bool(taken & set().union(*wanted))
         regions = [ARENA.region(*span) for span in spans]
         if overlap:
             with pytest.raises(RegionBusy):
-                self.landings.begin(regions)
+                self.destinations.claim(regions)
             return multiple()
-        landing = self.landings.begin(regions)
-        self.bytes[landing] = set().union(*wanted)
-        return landing
+        destination = self.destinations.claim(regions)
+        self.bytes[destination] = set().union(*wanted)
+        return destination
 
-    @rule(landing=open_landings)
-    def quarantine(self, landing: Destination) -> None:
-        landing.quarantine()
+    @rule(destination=open_destinations)
+    def quarantine(self, destination: Destination) -> None:
+        destination.quarantine()
 
-    @rule(landing=consumes(open_landings))
-    def end(self, landing: Destination) -> None:
-        landing.end()
-        del self.bytes[landing]
+    @rule(destination=consumes(open_destinations))
+    def end(self, destination: Destination) -> None:
+        destination.end()
+        del self.bytes[destination]
         for _, left in self.waiting:
-            left.discard(landing)
+            left.discard(destination)
 
     @rule(span=SPANS)
     def wait(self, span: tuple[int, int]) -> None:
-        left = {landing for landing, mine in self.bytes.items() if mine & bytes_of(span)}
-        self.waiting.append((self.landings.settled(ARENA.region(*span)), left))
+        left = {destination for destination, mine in self.bytes.items() if mine & bytes_of(span)}
+        self.waiting.append((self.destinations.settled(ARENA.region(*span)), left))
 
     @invariant()
     def waiters_wait_for_exactly_what_they_must(self) -> None:
@@ -71,10 +71,10 @@ class LandingsMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        quarantined = sum(landing.quarantined for landing in self.bytes)
-        assert self.landings.count() == (len(self.bytes), quarantined)
-        assert self.landings.all_settled().done() == (not self.bytes)
+        quarantined = sum(destination.quarantined for destination in self.bytes)
+        assert self.destinations.count() == (len(self.bytes), quarantined)
+        assert self.destinations.all_settled().done() == (not self.bytes)
 
 
-LandingsMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
-TestLandings = LandingsMachine.TestCase
+DestinationsMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
+TestDestinations = DestinationsMachine.TestCase
