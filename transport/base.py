@@ -1,4 +1,4 @@
-"""The seam through which bytes of one node's memory come into another's, and the values that cross it.
+"""Declare how bytes of one node's memory come into another's, and the values that both sides of that seam know.
 
 A transport knows memory, names and deadlines; it does not know what the bytes mean. The owner of memory registers it
 as an `Arena`, publishes named `Region`s of it, and withdraws a name before it uses the pages again. A puller leases

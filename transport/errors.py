@@ -1,4 +1,4 @@
-"""What may go wrong between two nodes. Every error names the thing, and what to do about it."""
+"""Name what may go wrong between two nodes. Every error names the thing, and what to do about it."""
 
 
 class TransportError(Exception):

@@ -3,7 +3,7 @@
 import base64
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 from msgspec import structs
@@ -63,7 +63,7 @@ class Impostor:
 
 
 @contextmanager
-def leased(source: Address, security: Security, path: str) -> Iterator[Grant]:
+def leased(source: Address, security: Security, path: str) -> Generator[Grant]:
     """A lease of "adapter" at a real source, in words that the impostor may use: its own node and ticket."""
     theirs, _, _ = Authenticator(security, "liar").dial(source.host, source.port, soon())
     theirs.send(LeaseRequest("adapter", SOON_S, path), soon())

@@ -1,7 +1,7 @@
 """A puller in the test's event loop with memory for bytes, and a source of the same kind of transport to pull from."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -81,7 +81,7 @@ KINDS = ["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)]
 @asynccontextmanager
 async def open_rig(
     kind: str, sources: Sources, target: NDArray[np.uint8] | None = None
-) -> AsyncIterator[Rig]:
+) -> AsyncGenerator[Rig]:
     """A puller in this event loop, with `target` or some memory of its own, and a source."""
     if target is None:
         target = np.full(ARENA_BYTES, GUARD, np.uint8)

@@ -29,7 +29,7 @@ class FakeDriver:
         if name == self.failing:
             return lambda *arguments: 700
         calls: dict[str, Callable[..., int]] = {
-            "cuInit": lambda flags: flags,
+            "cuInit": self._start,
             "cuDevicePrimaryCtxRetain": self._retain,
             "cuCtxSetCurrent": self._enter,
             "cuMemHostAlloc": self._pin,
@@ -37,6 +37,10 @@ class FakeDriver:
             "cuMemcpyHtoD_v2": self._to_device,
         }
         return calls[name]
+
+    def _start(self, flags: int) -> int:
+        assert flags == 0
+        return 0
 
     def _retain(self, into: SimpleNamespace, device: int) -> int:
         self.retained.append(device)
@@ -74,7 +78,11 @@ def _at(address: ctypes.c_void_p, nbytes: ctypes.c_size_t) -> memoryview:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = FakeDriver(FakeDevice(content(0, ARENA_BYTES), 0), FakeDevice(number=1))
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda library: fake)
+
+    def load(library: str) -> FakeDriver:
+        return fake
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", load)
     return fake
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Drawn
-from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from tests.chance import examples
 from transport.base import Memory
@@ -36,18 +36,20 @@ class DestinationsMachine(RuleBasedStateMachine):
         self.waiting: list[tuple[Future[None], set[Destination]]] = []
 
     @rule(target=open_destinations, spans=st.lists(SPANS, min_size=1, max_size=3))
-    def claim(self, spans: list[tuple[int, int]]):  # noqa: ANN201  (a destination or none, in hypothesis' own type)
+    def claim(self, spans: list[tuple[int, int]]) -> MultipleResults[Destination]:
         wanted = [bytes_of(span) for span in spans]
-        taken = set().union(*self.bytes.values())
-        overlap = sum(map(len, wanted)) > len(set().union(*wanted)) or bool(taken & set().union(*wanted))
+        taken = set[int]().union(*self.bytes.values())
+        overlap = sum(map(len, wanted)) > len(set[int]().union(*wanted)) or bool(
+            taken & set[int]().union(*wanted)
+        )
         regions = [ARENA.region(*span) for span in spans]
         if overlap:
             with pytest.raises(RegionBusy):
                 self.destinations.claim(regions)
             return multiple()
         destination = self.destinations.claim(regions)
-        self.bytes[destination] = set().union(*wanted)
-        return destination
+        self.bytes[destination] = set[int]().union(*wanted)
+        return multiple(destination)
 
     @rule(destination=open_destinations)
     def quarantine(self, destination: Destination) -> None:

@@ -3,7 +3,7 @@ the same call. The bindings, the devices and their copies are fakes; everything 
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @asynccontextmanager
-async def opened(name: str, device: FakeDevice) -> AsyncIterator[NetworkTransport]:
+async def opened(name: str, device: FakeDevice) -> AsyncGenerator[NetworkTransport]:
     """A node with both paths, as `open_paths` makes them."""
     paths = [UcxPath(name), StreamPath(device)]
     node = NetworkTransport(name, NetworkOptions(Security(TOKEN)), paths)

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
@@ -57,7 +57,7 @@ def memory() -> Memory:
 
 
 @contextmanager
-def connected(address: Address) -> Iterator[socket.socket]:
+def connected(address: Address) -> Generator[socket.socket]:
     with socket.create_connection((address.host, address.port), SOON_S) as sock:
         yield sock
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Drawn
-from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from tests.chance import examples
 from transport.base import Arena, Memory
@@ -54,14 +54,14 @@ class LeaseTableMachine(RuleBasedStateMachine):
                 self.table.withdraw(name)
 
     @rule(target=tickets, name=NAMES)
-    def open(self, name: str):  # noqa: ANN201  (a ticket or no ticket, in hypothesis' own type)
+    def open(self, name: str) -> MultipleResults[int]:
         if name not in self.published:
             with pytest.raises(NotOffered):
                 self.table.open(name)
             return multiple()
         ticket, _ = self.table.open(name)
         self.published[name].add(ticket)
-        return ticket
+        return multiple(ticket)
 
     @rule(ticket=consumes(tickets), ending=st.sampled_from(Ending))
     def end(self, ticket: int, ending: Ending) -> None:

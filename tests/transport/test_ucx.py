@@ -65,8 +65,8 @@ def test_metadata_that_nixl_cannot_read_is_refused_even_with_the_right_digest(pa
     metadata = agent.metadata()
     for damaged in (b"", b"\x00" * 64, metadata[: len(metadata) // 2], b"x" + metadata):
         with pytest.raises(WireError, match="damaged UCX metadata"):
-            path._begin_with(encode_metadata("host", damaged))
-    assert path._begin_with(encode_metadata("host", metadata)) == agent.name
+            path._begin_with(encode_metadata("host", damaged))  # pyright: ignore[reportPrivateUsage]
+    assert path._begin_with(encode_metadata("host", metadata)) == agent.name  # pyright: ignore[reportPrivateUsage]
     agent.close()
 
 

@@ -14,7 +14,7 @@ class Span(NamedTuple):
     nbytes: int
 
 
-class Piece(NamedTuple):
+class CopyPiece(NamedTuple):
     """`nbytes` to copy from address `source` to address `target`."""
 
     source: int
@@ -27,7 +27,7 @@ def spans(regions: Sequence[Region] | Sequence[RemoteRegion]) -> list[Span]:
     return [Span(region.address, region.nbytes) for region in regions]
 
 
-def pair(source: Sequence[Span], target: Sequence[Span], most_bytes: int) -> Iterator[Piece]:
+def pair(source: Sequence[Span], target: Sequence[Span], most_bytes: int) -> Iterator[CopyPiece]:
     """Cut a copy of `source` to `target` into pieces of at most `most_bytes`, in order, none crossing a border."""
     assert sum(span.nbytes for span in source) == sum(span.nbytes for span in target)
     targets = iter(target)
@@ -38,13 +38,13 @@ def pair(source: Sequence[Span], target: Sequence[Span], most_bytes: int) -> Ite
             if not free:
                 to, free = next(targets)
             nbytes = min(left, free, most_bytes)
-            yield Piece(address, to, nbytes)
+            yield CopyPiece(address, to, nbytes)
             address, to, left, free = address + nbytes, to + nbytes, left - nbytes, free - nbytes
 
 
 def batches(
     source: Sequence[Span], target: Sequence[Span], most_bytes: int, most_pieces: int
-) -> Iterator[Sequence[Piece]]:
+) -> Iterator[Sequence[CopyPiece]]:
     """Group the copy's pieces, in order, into batches of at most `most_bytes` and `most_pieces`."""
     pieces = pair(source, target, most_bytes)
     while group := list(itertools.islice(pieces, most_pieces)):

@@ -1,4 +1,7 @@
-"""DataPath: one way for bulk bytes from a source to a puller. The control connection is the same for all of them."""
+"""Declare what a data path is: one way for bulk bytes from a source to a puller.
+
+The control connection is the same for all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
