@@ -23,6 +23,7 @@ from engine.build.memory import allocate_memory
 from engine.unified_pool import UnifiedPool
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.target_modules import BaseShape
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
@@ -32,6 +33,7 @@ from engine.base.heap import retain_freed_memory
 from model.kv_cache import KVCache
 from model.llama import Llama
 from scheduler.request import InvalidParameter
+from scheduler.residency import CheapestWindow
 from scheduler.step import StepLimits, StepScheduler
 
 _IDLE_S = 0.5
@@ -145,10 +147,11 @@ def _store(
 ) -> AdapterStore:
     """With peers, as many threads may wait for a pull as peers are asked at once, and one more may copy."""
     disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, pages, disk)
+        return AdapterStore(base, dtype, residency, disk)
     workers = min(_MOST_WORKERS, 1 + config.sharing.pulls * len(config.sharing.peers))
-    return AdapterStore(base, dtype, pages, disk, workers, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, workers, peers.peering)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
