@@ -16,7 +16,7 @@ from engine.runner.base import StepExecutor
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.build.executor_choice import make_executor
-from engine.tensor_parallel.model import GroupModel, join, start_workers
+from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.build.peers import Peers
 from engine.build.memory import allocate_memory
@@ -63,7 +63,7 @@ class Engine:
 
     core: EngineCore
     store: AdapterStore
-    codec: Tokenizer
+    tokenizer: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
@@ -116,7 +116,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     limits = _limits(config, base.config, room.blocks.capacity_tokens)
     graph_blocks = _graph_blocks(config, base, limits)
     if workers is None:
-        model: Llama | GroupModel = base.build(weights, None)
+        model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
     executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
