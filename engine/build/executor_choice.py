@@ -26,7 +26,9 @@ def make_executor(
     rows = 1 << (max_num_seqs - 1).bit_length()
     sampler = DeviceSampler(max(rows, MOST_ROWS), cache.device)
     if isinstance(model, Llama):
-        graphs = CudaGraphRunner(GraphParts.of(model, cache), sampler, rows, graph_blocks, capture_for(cache.device))
+        graphs = CudaGraphRunner(
+            GraphParts.of(model, cache), sampler, rows, graph_blocks, capture_for(cache.device)
+        )
         return AsyncExecutor(model, cache, sampler, graphs if graph_blocks else None)
     parts = GraphParts.of(model.part, cache)
     graphs = CudaGraphRunner(parts, sampler, rows, graph_blocks, capture_for(cache.device), model.lead)
