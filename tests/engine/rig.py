@@ -14,7 +14,8 @@ from lora.memory.pages import RankPages
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.limits import StepLimits
+from scheduler.step import StepScheduler
 from tests.fakes.executor import FakeExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from tests.oracles.tokenizer import write_tokenizer
