@@ -35,9 +35,10 @@ from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.llama import Llama
+from scheduler.limits import StepLimits
 from scheduler.request import InvalidParameter
 from scheduler.residency import CheapestWindow
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 
 _IDLE_S = 0.5
 _MOST_LOADER_THREADS = 8
@@ -123,7 +124,7 @@ def _assemble(
         model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, memory.cache, memory.pages.nbytes, graph_blocks)
-    executor = make_executor(model, memory.cache, base.backends.uses_triton, limits.seats, graph_blocks)
+    executor = make_executor(model, memory.cache, base.backends.uses_triton, limits.most_running, graph_blocks)
     store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
     changed = threading.Event()
     store.on_ready(changed.set)
