@@ -124,7 +124,9 @@ def _assemble(
         model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, memory.cache, memory.pages.nbytes, graph_blocks)
-    executor = make_executor(model, memory.cache, base.backends.uses_triton, limits.most_running, graph_blocks)
+    executor = make_executor(
+        model, memory.cache, base.backends.uses_triton, limits.most_running, graph_blocks
+    )
     store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
     changed = threading.Event()
     store.on_ready(changed.set)

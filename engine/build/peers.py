@@ -1,7 +1,7 @@
 """Open a node's transport from its options, and what it shares with its peers through it.
 
-The only place where options become trust, data paths and limits. It may not know what travels, which is lora's business,
-nor how, which is transport's.
+The only place where options become trust, data paths and limits. It may not know what travels, which is lora's
+business, nor how, which is transport's.
 """
 
 import ssl
