@@ -16,7 +16,7 @@ from engine.api.errors import ApiError
 from engine.api.parsing import GenerateRequest, chat_request, completion_request
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.tokenizer import Delta, Tokenizer
-from scheduler.step import RequestRefused
+from scheduler.limits import RequestRefused
 
 
 class Generation:

@@ -19,9 +19,9 @@ from lora.peers.peer_tier import PeerStats
 from lora.peers.published_weights import PublishStats
 from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
+from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
-from scheduler.step import RequestRefused
 
 BOS, EOS = "<|begin|>", "<|end|>"
 CHAT_TEMPLATE = (

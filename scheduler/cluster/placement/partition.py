@@ -82,7 +82,7 @@ class _Rest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _NodeRun:
     """What one node takes: `whole` adapters from `index` on, of the first only what is `left` of it, then `part` of
     the next one's rest, and the last `tail` adapters of the line that ends before `stop`."""
 
@@ -110,10 +110,10 @@ class _Run:
         return found
 
 
-def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
+def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_NodeRun] | None:
     """Runs with which no node's step exceeds `step_s`, None if the nodes do not suffice."""
     count = len(line.crowd.rates)
-    runs: list[_Run] = []
+    runs: list[_NodeRun] = []
     rest, least_width = _Rest(0, 1.0, count), 2 * count // len(line.paces) + 8
     for node in range(len(line.paces)):
         width = least_width
@@ -128,7 +128,7 @@ def _filled(line: Line, forecast: Forecast, step_s: float) -> list[_Run] | None:
     return None
 
 
-def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], width: int) -> _Run:
+def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], width: int) -> _NodeRun:
     """What a node takes of the next `width` adapters of `rest` within `limit` (step seconds, and the node for its
     pace and memory)."""
     index, left, stop, (step_s, node) = rest.index, rest.left, rest.stop, limit
@@ -141,14 +141,14 @@ def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], 
     sums = np.cumsum(forecast.features(Crowd(rates, ranks), step_s, line.levels), axis=1)
     over = full | (forecast.steps(sums, line.levels, pace) > step_s)
     if not over[-1]:
-        return _Run(index, left, stop, len(rates))
+        return _NodeRun(index, left, stop, len(rates))
     whole = int(np.argmax(over))
     if full[whole]:
         front = _Front(sums[:, :whole], nbytes[:whole], width)
         return (
             _topped_up(line, forecast, rest, limit, front)
             if line.descends
-            else _Run(index, left, stop, whole)
+            else _NodeRun(index, left, stop, whole)
         )
     before = sums[:, whole - 1] if whole else np.zeros(len(sums))
     parts = Crowd(rates[whole] * _PARTS, np.full(len(_PARTS), ranks[whole]))
@@ -157,8 +157,8 @@ def _run(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], 
     if steps[-1] - steps[0] <= _GRAIN * step_s:
         part = round(part)
     if part > 1 - _CRUMB:
-        return _Run(index, left, stop, whole + 1)
-    return _Run(index, left, stop, whole, part if part > _CRUMB else 0.0)
+        return _NodeRun(index, left, stop, whole + 1)
+    return _NodeRun(index, left, stop, whole, part if part > _CRUMB else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,9 @@ class _Front:
     width: int
 
 
-def _topped_up(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], front: _Front) -> _Run:
+def _topped_up(
+    line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, int], front: _Front
+) -> _NodeRun:
     """As many of `front`, which memory limits, as leave bytes for enough of the line's end to fill the time."""
     step_s, node = limit
     pace, whole = float(line.paces[node]), len(front.nbytes)
@@ -185,8 +187,8 @@ def _topped_up(line: Line, forecast: Forecast, rest: _Rest, limit: tuple[float, 
     tails = np.searchsorted(nbytes, free_bytes, side="right")
     busy = np.flatnonzero(forecast.steps(ahead + sums[:, tails], line.levels, pace) >= step_s)
     if not len(busy):
-        return _Run(rest.index, rest.left, rest.stop, whole)
+        return _NodeRun(rest.index, rest.left, rest.stop, whole)
     kept = int(busy[-1])
     steps = forecast.steps(ahead[:, [kept]] + sums[:, : tails[kept] + 1], line.levels, pace)
     tail = int(np.searchsorted(steps, step_s, side="right")) - 1
-    return _Run(rest.index, rest.left, rest.stop, kept, 0.0, max(0, tail))
+    return _NodeRun(rest.index, rest.left, rest.stop, kept, 0.0, max(0, tail))

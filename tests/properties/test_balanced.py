@@ -22,7 +22,7 @@ from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placemen
 from scheduler.sim.ablations.placements import RankCeilingPlacement
 from tests.chance import examples
 from tests.properties.test_placement import RANKS, after, problem
-from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter
+from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter, held_by
 
 KERNELS = list(Kernel)
 LONE = BalancedOptions(covered=0.0)
@@ -136,7 +136,7 @@ def test_without_standbys_fewer_bytes_move_after_drift_than_the_paper_moves(kern
 def test_ranks_keep_apart_where_kernels_pad_and_every_step_takes_as_long() -> None:
     what = problem([(8, 300.0)] * 40 + [(128, 150.0)] * 20, 4)
     placed = ours(Kernel.PADDED, LONE).place(what)
-    mixed = [n.node for n in what.nodes if len({ref.rank for ref in placed.held_by(n.node)}) > 1]
+    mixed = [n.node for n in what.nodes if len({ref.rank for ref in held_by(placed, n.node)}) > 1]
     seconds = step_seconds(forecast(Kernel.PADDED), what, placed).values()
     assert len(mixed) <= 1, "one cut goes between the ranks"
     assert max(seconds) <= 1.1 * min(seconds)
@@ -183,7 +183,7 @@ def test_tight_memory_levels_steps_with_small_ranks_beside_large_ones() -> None:
     what = problem([(8, 3000.0)] * 60 + [(128, 3000.0)] * 20, 4, 1100 * MIB)
     placed = ours(Kernel.PADDED, LONE).place(what)
     assert len(placed.shares) == 80
-    large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in placed.held_by(n.node))]
+    large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in held_by(placed, n.node))]
     assert len(large) <= 3
     line = rank_order(what, forecast(Kernel.PADDED)).line
     apart = cut(replace(line, descends=False), forecast(Kernel.PADDED))
