@@ -1,0 +1,80 @@
+"""The real application on a loopback port that the system picks, over a fake engine."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+
+from engine.api.adapters import AdapterAdmin
+from engine.api.http import HttpServer, http_app
+from engine.tokenizer import Tokenizer
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
+
+TOKENIZER = Tokenizer(byte_tokenizer())
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response, read to its end."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert set(self.json) == {"error"}
+        assert set(self.json["error"]) == {"message", "type", "param", "code"}
+        return self.json["error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSession:
+    """A client of the application, and the fake behind it."""
+
+    engine: FakeClient
+    http: aiohttp.ClientSession
+    openai: openai.AsyncOpenAI
+
+    async def send(self, method: str, path: str, **kwargs: Any) -> Response:
+        async with self.http.request(method, path, **kwargs) as response:
+            return Response(response.status, response.headers, await response.read())
+
+    async def post(self, path: str, body: object, **kwargs: Any) -> Response:
+        return await self.send("POST", path, json=body, **kwargs)
+
+
+@asynccontextmanager
+async def session(
+    engine: FakeClient | None = None, roots: Sequence[Path] = (), api_key: str | None = None
+) -> AsyncIterator[ApiSession]:
+    """Serve `engine`, or a fake of its own, and connect clients to it."""
+    engine = engine or FakeClient(TOKENIZER)
+    server = HttpServer(http_app(engine, AdapterAdmin(engine, roots), api_key))
+    url = await server.listen("127.0.0.1", 0)
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0)
+    try:
+        async with aiohttp.ClientSession(url) as http, client:
+            yield ApiSession(engine, http, client)
+    finally:
+        await server.close()
+
+
+def events(body: bytes) -> list[Any]:
+    """The data of server-sent events; `[DONE]` stays a string."""
+    blocks = body.decode().split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") for block in blocks)
+    datas = [block.removeprefix("data: ") for block in blocks]
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]

@@ -1,0 +1,201 @@
+"""An EngineClient whose model says what the test wants, one token at a time, as slowly as the test likes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from engine.errors import Draining, EngineError, UnknownModel
+from engine.output import Delta, Detokenizer
+from engine.telemetry import Telemetry
+from engine.tokenizer import Tokenizer
+from lora.adapter import AdapterRef
+from lora.names import AdapterEntry
+from lora.peers.peer_tier import PeerStats
+from lora.peers.published_weights import PublishStats
+from lora.store.store import StoreStats
+from scheduler.blocks import BlockStats
+from scheduler.limits import RequestRefused
+from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
+from scheduler.request import SamplingParams
+from tests.fakes.tokenizers import EOS
+
+BLOCKS = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
+STORE = StoreStats(
+    resident=1,
+    resident_bytes=4096,
+    total_pages=16,
+    free_pages=15,
+    loads=2,
+    load_s=0.25,
+    evictions=1,
+    hits={"host": 3, "disk": 1},
+    seconds={"host": 0.25, "disk": 0.5},
+    peers=PeerStats(refused=6),
+    lent=PublishStats(copies=2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """An engine's numbers for a scrape."""
+
+    running: int
+    waiting: int = 0
+    preemptions: int = 4
+    steps: int = 7
+    healthy: bool = True
+    blocks: BlockStats = BLOCKS
+    store: StoreStats = STORE
+
+
+class FakeStream:
+    """Deltas of one request; `closed` says that it was let go of, ended or not."""
+
+    def __init__(self, client: "FakeClient", request_id: str, deltas: AsyncIterator[Delta]) -> None:
+        self._client, self._request_id, self._deltas = client, request_id, deltas
+        self.cached_tokens = client.cached_tokens
+        self.ended = False
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            return await anext(self._deltas)
+        except (StopAsyncIteration, EngineError):
+            self.ended = True
+            self._client.live.pop(self._request_id, None)
+            raise
+
+    async def aclose(self) -> None:
+        if self._client.live.pop(self._request_id, None) is not None:
+            self._client.aborted.append(self._request_id)
+            self._client.abort_seen.set()
+
+
+class FakeClient:
+    """Scripted by its public fields.
+
+    `says(model, prompt text)` is the text that every sequence draws. `refusal` is raised by the next submits,
+    `failure` by streams after `fails_after` tokens. While `gate` is cleared streams stop before their
+    `gate_after`-th token. `submitted` collects (model, prompt ids, params).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
+        self.tokenizer = tokenizer
+        self.telemetry = Telemetry()
+        self.model_name, self.model_root = "base", "/models/base"
+        self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
+        self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
+        self.refusal: Exception | None = None
+        self.failure: Exception | None = None
+        self.fails_after = 1
+        self.cached_tokens = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.gate_after = 1
+        self.gate_reached = asyncio.Event()
+        self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
+        self.live: dict[str, FakeStream] = {}
+        self.aborted: list[str] = []
+        self.abort_seen = asyncio.Event()
+        self.calls: list[str] = []
+        self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
+        self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
+        self._draining = False
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def drain(self, timeout_s: float) -> None:
+        self._draining = True
+        self.calls.append(f"drain {timeout_s:g}")
+        self.drained_by()
+        while self.live:
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    async def submit(
+        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> FakeStream:
+        if self._draining:
+            raise Draining
+        if self.refusal is not None:
+            raise self.refusal
+        if model != self.model_name and model not in self._known:
+            raise UnknownModel(model)
+        if len(prompt_token_ids) + (params.max_tokens or 1) > self.max_model_len:
+            raise RequestRefused(f"a prompt of {len(prompt_token_ids)} tokens exceeds {self.max_model_len}")
+        assert request_id not in self.live, "request ids are unique among live requests"
+        self.submitted.append((model, prompt_token_ids, params))
+        stream = FakeStream(self, request_id, self._deltas(model, prompt_token_ids, params, request_id))
+        self.live[request_id] = stream
+        return stream
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+        if not (folder / "adapter_config.json").exists():
+            raise ValueError(f"adapter {name!r}: {folder.name} has no adapter_config.json")
+        ref = AdapterRef(digest=name, name=name, rank=8, sites=("q_proj",), nbytes=1024)
+        self._known[name] = AdapterEntry(name, folder, ref)
+        return ref
+
+    async def unload_adapter(self, name: str) -> None:
+        if self._known.pop(name, None) is None:
+            raise UnknownModel(name)
+
+    def adapters(self) -> tuple[AdapterEntry, ...]:
+        return tuple(self._known.values())
+
+    def may_serve(self, model: str) -> bool:
+        return model == self.model_name or model in self._known
+
+    def stats(self) -> Stats:
+        return Stats(running=len(self.live), healthy=not self._draining)
+
+    async def _deltas(
+        self, model: str, prompt: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> AsyncIterator[Delta]:
+        """All sequences in turn, a token each."""
+        tokens = self.tokenizer.encode(self.says(model, self.tokenizer.decode(prompt)), add_special=False)
+        eos = self.tokenizer.encode(EOS, add_special=False)[0]
+        texts = {index: Detokenizer(self.tokenizer, params) for index in range(params.n)}
+        drawn = 0
+        while texts:
+            if drawn + 1 >= self.gate_after and not self.gate.is_set():
+                self.gate_reached.set()
+                await self.gate.wait()
+            await asyncio.sleep(0)
+            for index, text in list(texts.items()):
+                if self.failure is not None and drawn >= self.fails_after:
+                    raise self.failure
+                event = self._event(SequenceKey(request_id, index), drawn, (*tokens, eos), params)
+                if drawn == 0 and params.prompt_logprobs is not None:
+                    entries = tuple(scored(token, params.prompt_logprobs) for token in prompt[1:])
+                    event = replace(event, prompt_logprobs=entries)
+                yield text.push(event)
+                if text.finished:
+                    del texts[index]
+            drawn += 1
+
+    def _event(
+        self, key: SequenceKey, place: int, tokens: tuple[int, ...], params: SamplingParams
+    ) -> TokenEvent:
+        token_id = tokens[min(place, len(tokens) - 1)]
+        reason = None
+        if place >= len(tokens) - 1 or token_id in params.stop_token_ids:
+            reason = FinishReason.STOP
+        elif params.max_tokens is not None and place + 1 >= params.max_tokens:
+            reason = FinishReason.LENGTH
+        logprob = scored(token_id, params.logprobs) if params.logprobs is not None else None
+        return TokenEvent(key, token_id, logprob, reason, cached_tokens=self.cached_tokens)
+
+
+def scored(token_id: int, top: int) -> TokenLogprob:
+    """A made-up log-probability: the token is always the likeliest, ids after it follow."""
+    others = tuple(((token_id + step) % 256, -0.5 * (step + 1)) for step in range(top))
+    return TokenLogprob(token_id, -0.5, 1, others)
