@@ -41,7 +41,7 @@ class Contents:
         start: Callable[[Content], None],
         notify: Callable[[], None],
     ) -> None:
-        """Begin with none. `start` begins a content's load into its pages; `notify` tells that a step may find more."""
+        """Know none. `start` begins to load a content into its pages; `notify` tells that a step may find more."""
         self._residency = residency
         self._pages = residency.pages
         self._tiers = tiers

@@ -90,7 +90,7 @@ def test_a_peer_is_asked_nothing_on_anothers_behalf(cluster: Cluster) -> None:
     assert b.transport.asked == []
 
 
-def test_a_copy_makes_copies_that_fit_another_but_not_while_it_is_read(
+def test_a_copy_makes_room_for_another_but_not_while_it_is_read(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lora.peers.published_weights._ROOM_PATIENCE_S", 0.0)
@@ -144,8 +144,8 @@ def test_what_is_unloaded_is_lent_no_more(cluster: Cluster) -> None:
     assert a.copies.free_pages == a.copies.num_pages
 
 
-def test_notes_make_copies_that_fit_each_other(cluster: Cluster) -> None:
-    """A thousand names are told with memory for a few notes."""
+def test_manifests_make_room_for_each_other(cluster: Cluster) -> None:
+    """A thousand names are told with memory for a few manifests."""
     a = cluster.node(adapters_that_fit=1)
     ref = cluster.load(a, 1)
     for number in range(40):
@@ -158,13 +158,13 @@ def test_notes_make_copies_that_fit_each_other(cluster: Cluster) -> None:
         taken.pop()[1]()
     for number in range(40):
         assert b.store.registry.resolve(f"alias-{number}") == ref
-    assert a.transport.usage().names < 10
+    assert a.transport.memory.usage().names < 10
     for _, give_back in taken:
         give_back()
     a.assert_nothing_is_left()
 
 
-def test_a_note_that_fits_nowhere_is_not_told(cluster: Cluster) -> None:
+def test_a_manifest_that_fits_nowhere_is_not_told(cluster: Cluster) -> None:
     a = cluster.node()
     cluster.load(a, 1)
     assert a.buffers.take(MOST_MANIFEST_BYTES) is not None

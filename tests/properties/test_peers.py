@@ -157,8 +157,8 @@ class Node:
         assert self.store.stats().free_pages == self.pages.num_pages
         assert self.copies.free_pages == self.copies.num_pages
         assert self.buffers.free_pages == self.free_buffers
-        usage = self.transport.usage()
-        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+        usage = self.transport.memory.usage()
+        assert (usage.names, usage.leases, usage.destinations) == (0, 0, 0)
 
 
 class PeersMachine(RuleBasedStateMachine):
