@@ -83,20 +83,20 @@ class Sequence:
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and output tokens so far."""
+        """Count the prompt and output tokens so far."""
         return self.prompt_tokens + len(self.output_token_ids)
 
     @property
     def may_run_ahead(self) -> bool:
-        """Whether its next slice can be told before what is in flight has landed."""
+        """Return whether its next slice can be planned before what is in flight has run."""
         return not self.drawing or (not self.penalised and self.expected_tokens < self.most_tokens)
 
     @property
     def shareable_blocks(self) -> int:
-        """How many leading blocks may come out of the prefix cache.
+        """Return how many leading blocks may come out of the prefix cache.
 
-        The last token must run, for its logits; so must each row that owes the log-probability of the
-        prompt token after it.
+        The last token must run, for its logits; so must each row that owes the log-probability of the prompt
+        token after it.
         """
         tokens = self.total_tokens - 1
         if self._owes_prompt_logprobs:
@@ -104,7 +104,7 @@ class Sequence:
         return tokens // self._block_size
 
     def digests(self, count: int) -> list[bytes]:
-        """The chained digests of the first `count` blocks, which must be full; each is computed once."""
+        """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
         parent = known[-1] if known else chain_seed(self.request.adapter.digest)
         for block in range(len(known), count):
@@ -195,7 +195,7 @@ class Sequence:
         return wanted and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:
-        """Of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""
+        """Return the tokens of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""
         outputs, split = self.output_token_ids, self.prompt_tokens
         if stop <= split:
             return self.request.prompt_token_ids[start:stop]

@@ -37,8 +37,11 @@ KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO, the mean
-    request, the seed of what is drawn, and, in replays, the future."""
+    """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO and the
+    mean request.
+
+    `seed` is of what is drawn. In replays `known_rates` is the future.
+    """
 
     model: CostModel
     slo: Slo
@@ -50,7 +53,7 @@ class Setting:
 
     @property
     def forecast(self) -> Forecast:
-        """Of such nodes for such requests."""
+        """Return the forecast of such nodes for such requests."""
         return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
 
 
@@ -62,7 +65,7 @@ def _tracked(setting: Setting) -> DemandSource:
 
 
 def balanced(setting: Setting) -> PlacementPolicy:
-    """Our placement."""
+    """Make our placement."""
     return BalancedPlacement(setting.forecast)
 
 
@@ -85,7 +88,7 @@ def weighted(setting: Setting) -> RoutingPolicy:
 
 
 def predicted_cost(setting: Setting) -> RoutingPolicy:
-    """Our routing."""
+    """Make our routing."""
     return PredictedCostRouting(setting.forecast, setting.slo.ttft_s)
 
 
@@ -107,7 +110,7 @@ class Policy:
     eviction: EvictionPolicy = LruEviction()  # noqa: RUF009
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
-        """Makes the coordinator of a given epoch."""
+        """Return what makes the coordinator of a given epoch."""
 
         def of(epoch: int) -> Coordinator:
             planner = Replanner(self.placement(setting), self.measure(setting), self.planning)

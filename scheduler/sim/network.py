@@ -34,7 +34,7 @@ class Network:
         self._clock, self._rng = clock, rng
 
     def reaches(self, one: str, other: str) -> bool:
-        """True unless a partition is between them."""
+        """Return whether no partition is between them."""
         return (one in self.cut_off) == (other in self.cut_off)
 
     def post(self, sender: str, receiver: str, deliver: Action) -> None:

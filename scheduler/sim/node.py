@@ -46,7 +46,7 @@ Tell = Callable[[Progress], None]
 
 
 def _unheard() -> None:
-    """Nobody asks for every token."""
+    """Do nothing: nobody asks for every token."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class SimNode:
 
     @property
     def name(self) -> str:
-        """The node's name in the cluster."""
+        """Return the node's name in the cluster."""
         return self.agent.node
 
     def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
@@ -116,11 +116,11 @@ class SimNode:
         return any(done)
 
     def report(self) -> Report:
-        """The next report to the coordinator."""
+        """Return the next report to the coordinator."""
         return self.agent.report(self.pace, self.store.cached())
 
     def load(self) -> NodeLoad:
-        """What front doors are told of this node's load."""
+        """Return what front doors are told of this node's load."""
         prompts: dict[AdapterRef, int] = {}
         decoding: dict[AdapterRef, int] = {}
         context = 0
@@ -137,11 +137,11 @@ class SimNode:
         return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
 
     def jobs(self) -> list[str]:
-        """The requests being worked on."""
+        """Return the requests being worked on."""
         return list(self._jobs)
 
     def check(self) -> None:
-        """What must hold after every event: memory within its limit; no request forgotten or at a
+        """Check what must hold after every event: memory within its limit; no request forgotten or at a
         standstill."""
         name = self.name
         assert self.store.used_bytes <= self.spec.machine.memory_bytes, f"{name} exceeds its memory"
@@ -192,10 +192,10 @@ class SimNode:
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds
-        self._clock.after(seconds, lambda: self._land(plan))
+        self._clock.after(seconds, lambda: self._complete(plan))
 
-    def _land(self, plan: StepPlan) -> None:
-        """The step has run: commit it and begin the next."""
+    def _complete(self, plan: StepPlan) -> None:
+        """Commit the step that has run, and begin the next."""
         if not self.up:
             return
         self._stepping = False

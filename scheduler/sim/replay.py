@@ -42,7 +42,8 @@ class Hardware:
     memory_bytes: int
 
     def node(self, eviction: EvictionPolicy) -> NodeSpec:
-        """A node for the simulator; its operating points follow from the profile's SLO and mean request."""
+        """Return a node for the simulator; its operating points follow from the profile's SLO and mean
+        request."""
         limits = self.profile.limits
         steps = StepLimits(
             max_num_seqs=256,
@@ -73,8 +74,11 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Once a virtual second: transfers and bytes moved so far, and bytes over all nodes of what is kept on the
-    coordinator's behalf, and with what is cached beyond that."""
+    """What there was at one second: transfers and bytes moved so far, and bytes over all nodes.
+
+    `kept_bytes` are of what is kept on the coordinator's behalf, `used_bytes` with what is cached beyond
+    that.
+    """
 
     at_s: float
     pulls: int
@@ -85,9 +89,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A run: the figures of what came after `warm_s`, every record, a sample for each second, the routing table
-    when the traffic ended and each node's part of the time spent computing until then, and `steps` in all. Where
-    it was given up `finished` is false and the figures are of the requests answered by then, which flatters."""
+    """A run: the figures of what came after `warm_s`, every record, a sample for each second, and `steps` in
+    all.
+
+    `table` is the routing table when the traffic ended, `busy` each node's part of the time spent computing
+    until then. Where the run was given up `finished` is false and the figures are of the requests answered by
+    then, which flatters.
+    """
 
     finished: bool
     outcome: Outcome
@@ -99,12 +107,12 @@ class Replay:
 
     @property
     def last(self) -> Sample:
-        """When the traffic ended."""
+        """Return the sample when the traffic ended."""
         return self.samples[-1]
 
 
 def mean_lengths(calls: Sequence[Call]) -> Lengths:
-    """The mean request."""
+    """Return the mean request."""
     return Lengths(
         float(np.mean([call.prompt_tokens for call in calls])),
         float(np.mean([call.output_tokens for call in calls])),
@@ -147,7 +155,7 @@ class _Gauge:
         world.clock.at(min(1.0, seconds), self._look)
 
     def _look(self) -> None:
-        """And once more when the traffic ends; from then on only watch."""
+        """Sample once more when the traffic ends; from then on only watch."""
         now = self._world.clock.now
         if now <= self._seconds:
             self._sample(now)
@@ -194,6 +202,6 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
 
 
 def fitted(hardware: Hardware, traffic: Workload) -> Hardware:
-    """The same nodes, profiled for the mean request of `traffic`."""
+    """Return the same nodes, profiled for the mean request of `traffic`."""
     lengths = mean_lengths([each.call for each in traffic.arrivals])
     return replace(hardware, profile=replace(hardware.profile, lengths=lengths))

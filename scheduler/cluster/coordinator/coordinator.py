@@ -49,9 +49,11 @@ class CoordinatorOptions:
 
 
 class Coordinator:
-    """One per cluster; give it a `Tick` about once a second. `epoch` is to be larger for each one that
-    follows another (the second it starts in, say), so that what its forerunners sent and is still under way
-    is told from its own."""
+    """One per cluster; give it a `Tick` about once a second.
+
+    `epoch` is to be larger for each one that follows another (the second it starts in, say). So what its
+    forerunners sent and is still under way is told from its own.
+    """
 
     def __init__(
         self, planner: Replanner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
@@ -68,20 +70,20 @@ class Coordinator:
 
     @property
     def table(self) -> RoutingTable:
-        """The routing table published last."""
+        """Return the routing table published last."""
         return self._table
 
     def copies(self, adapter: AdapterRef) -> dict[str, Copy]:
-        """What is believed of the adapter's copies, by node."""
+        """Return what is believed of the adapter's copies, by node."""
         found = ((node, member.copies.get(adapter)) for node, member in self._members.items())
         return {node: copy for node, copy in found if copy is not None}
 
     def session(self, node: str) -> int | None:
-        """The session of a node believed alive."""
+        """Return the session of a node believed alive."""
         return self._members[node].session if node in self._members else None
 
     def on_event(self, event: Event, now: float) -> list[Command]:
-        """What is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
+        """Return what is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
         if self._started_s is None:
             self._started_s = now
         match event:
@@ -120,8 +122,7 @@ class Coordinator:
         return [Rejoin(report.node, report.session, max(lowest, report.session + 1))]
 
     def _join(self, report: Report, now: float) -> list[Command]:
-        """A node is new, or began a new session; what it held in the one before counts only as it now
-        says."""
+        """Begin a node's session. What it held in the one before counts only as it now says."""
         gone = self._forget(report.node, now)
         member = self._members[report.node] = NodeView(report, now)
         self._planner.hurry(must=self._settled)
@@ -201,7 +202,7 @@ class Coordinator:
         return commands + self._release(now) + self._repeat(now)
 
     def _settle(self, now: float) -> list[Command]:
-        """After listening long enough, take what nodes hold for the placement that is."""
+        """Take what nodes hold for the placement that is, once they have been listened to long enough."""
         assert self._started_s is not None
         if now - self._started_s < self._options.settle_s:
             return []
@@ -256,7 +257,7 @@ class Coordinator:
         return [*commands, Publish(tuple(behind), self._table)] if behind else commands
 
     def _publish(self, now: float) -> list[Command]:
-        """A new table, if routes changed and the last one is not too recent."""
+        """Return a new table, if routes changed and the last one is not too recent."""
         rollout = self._rollout
         if not (rollout.dirty and self._settled) or now - self._published_s < self._options.publish_s:
             return []

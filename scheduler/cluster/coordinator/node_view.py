@@ -39,16 +39,18 @@ class NodeView:
 
     @property
     def pulling(self) -> int:
-        """Pulls that have not ended."""
+        """Count the pulls that have not ended."""
         return sum(copy is Copy.PULLING for copy in self.copies.values())
 
     def fits(self, adapter: AdapterRef, spare: float = 0.0) -> bool:
-        """True if there is memory for one more adapter besides all that is here, coming or still going, with the
-        part `spare` left."""
+        """Return whether there is memory for one more adapter, with the part `spare` left.
+
+        All that is here, coming or still going takes memory.
+        """
         return self.used_bytes + adapter.nbytes <= self.machine.memory_bytes * (1 - spare)
 
     def state(self, headroom: float) -> NodeState:
-        """The node as a planner sees it; `headroom` is the part of its memory that plans leave free."""
+        """Return the node as a planner sees it; `headroom` is the part of its memory that plans leave free."""
         kept = (ref for ref, copy in self.copies.items() if copy is not Copy.DROPPING)
         return NodeState(
             node=self.node,
@@ -68,7 +70,7 @@ class NodeView:
         return numbered
 
     def is_news(self, report: Report) -> bool:
-        """False for a report that came twice, or after a later one."""
+        """Return whether a report comes for the first time, and not after a later one."""
         return report.number > self._number
 
     def absorb(self, report: Report, now: float) -> list[AdapterRef]:
@@ -98,7 +100,7 @@ class NodeView:
         return apart
 
     def newly_taken(self, report: Report) -> list[tuple[AdapterRef, int]]:
-        """Tokens by adapter beyond the totals already known of this session."""
+        """Return tokens by adapter beyond the totals already known of this session."""
         grown = [(ref, total - self._taken.get(ref, 0)) for ref, total in report.taken]
         grown = [(ref, tokens) for ref, tokens in grown if tokens > 0]
         for ref, tokens in grown:

@@ -20,7 +20,7 @@ class FirstFitPlacement:
         self._target = target
 
     def place(self, problem: Problem) -> Placement:
-        """One pass over the adapters in order of registration."""
+        """Place the adapters in one pass, in order of registration."""
         room = AssignmentBuilder(problem)
         for ref, rate in problem.demand.tokens_per_s.items():
             added = np.array([rate / state.sustains(ref.rank) for state in problem.nodes])
@@ -41,7 +41,7 @@ class HashedPlacement:
     """
 
     def place(self, problem: Problem) -> Placement:
-        """Looks at neither load nor memory."""
+        """Look at neither load nor memory."""
         names = [state.node for state in problem.nodes]
         homes = {ref: (Share(_highest(ref, names), 1.0),) for ref in problem.demand.tokens_per_s}
         return Placement(MappingProxyType(homes))
@@ -53,11 +53,14 @@ def _highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
 
 
 class ReplicatedPlacement:
-    """One copy of each adapter on the node with most memory left, then copies on all other nodes in order of
-    registration while there is memory; equal shares."""
+    """One copy of each adapter on the node with most memory left, then copies on all other nodes; equal
+    shares.
+
+    The further copies are made in order of registration while there is memory.
+    """
 
     def place(self, problem: Problem) -> Placement:
-        """Looks at no demand, so that it only changes when nodes or adapters do."""
+        """Look at no demand: the placement only changes when nodes or adapters do."""
         room = AssignmentBuilder(problem)
         refs = list(problem.demand.tokens_per_s)
         for ref in refs:
@@ -79,7 +82,7 @@ class RandomPlacement:
         self._rng = rng
 
     def place(self, problem: Problem) -> Placement:
-        """One draw for each adapter that has no node."""
+        """Draw once for each adapter that has no node."""
         homes = {}
         for ref in problem.demand.tokens_per_s:
             before = surviving(problem, ref)
@@ -92,7 +95,7 @@ class ContiguousPlacement:
     """The adapters in order of name, cut into as many runs of equal length as there are nodes."""
 
     def place(self, problem: Problem) -> Placement:
-        """Run i goes to node i."""
+        """Place run i on node i."""
         refs = sorted(problem.demand.tokens_per_s, key=lambda ref: (ref.name, ref.digest))
         count = len(problem.nodes)
         homes = {

@@ -44,7 +44,7 @@ class LoraservePlacement:
     """The paper's steps, in its order; see the module."""
 
     def place(self, problem: Problem) -> Placement:
-        """Packs anew each time; only the relabelling looks at the placement before."""
+        """Pack anew each time; only the relabelling looks at the placement before."""
         bins = _Bins(problem)
         by_rank: dict[int, list[AdapterRef]] = {}
         for ref in sorted(bins.rates, key=lambda ref: (-ref.rank, -bins.rates[ref])):

@@ -35,7 +35,7 @@ class Outbox:
             del self._waiting[done], self._sent_s[done]
 
     def overdue(self, now: float, retry_s: float) -> list[Numbered]:
-        """The commands to send again, in order, sent longest ago than `retry_s`."""
+        """Return the commands to send again, in order, sent longest ago than `retry_s`."""
         late = [number for number, sent_s in self._sent_s.items() if now - sent_s >= retry_s]
         self._sent_s.update((number, now) for number in late)
         return [self._waiting[number] for number in late]
@@ -50,7 +50,8 @@ class Inbox:
         self._early: dict[int, Numbered] = {}
 
     def receive(self, command: Numbered) -> list[Numbered]:
-        """The commands that are to be obeyed now, in order: none for a repeat, a gap or another session."""
+        """Return the commands that are to be obeyed now, in order: none for a repeat, a gap or another
+        session."""
         if command.session != self.session or command.number <= self.applied:
             return []
         self._early[command.number] = command

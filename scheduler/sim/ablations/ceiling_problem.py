@@ -46,13 +46,13 @@ class CeilingProblem:
 
 
 def idle_rate(demand: Demand) -> float:
-    """Tokens/s that an adapter which nobody asks for is taken to have."""
+    """Return tokens/s that an adapter which nobody asks for is taken to have."""
     rates = demand.tokens_per_s.values()
     return _IDLE * (sum(rates) / len(rates) or 1.0)
 
 
 def survey(problem: Problem) -> Survey:
-    """The problem in numbers."""
+    """Put the problem in numbers."""
     asked = problem.demand.tokens_per_s
     level = {rank: at for at, rank in enumerate(sorted({ref.rank for ref in asked}))}
     idle = idle_rate(problem.demand)
@@ -66,20 +66,25 @@ def survey(problem: Problem) -> Survey:
 
 
 def ceiling_problem(ground: Survey, kernel: Kernel, slack: float) -> CeilingProblem:
-    """Ceilings and the least target, exceeded by `slack` (relative). Where ranks do not disturb each other
-    every ceiling is the highest."""
+    """Choose ceilings and the least target, exceeded by `slack` (relative).
+
+    Where ranks do not disturb each other every ceiling is the highest.
+    """
     if kernel is Kernel.EXACT:
         ceilings = np.full(len(ground.rates), len(ground.wanted) - 1)
         target = float((ground.wanted / ground.rates.sum(0)).sum())
     else:
-        ceilings = _stand(ground, slack)
+        ceilings = _assign_ceilings(ground, slack)
         target = least_target(ground.rates, ground.wanted, ceilings)
     return CeilingProblem(interference(ground.rates, ceilings, kernel), target * (1 + slack))
 
 
-def _stand(ground: Survey, slack: float) -> Ints:
-    """The present ceilings, if they still do; else the best, each taken by the node that keeps most bytes
-    under it. Only nodes that are alike may change places."""
+def _assign_ceilings(ground: Survey, slack: float) -> Ints:
+    """Return the present ceilings, if they still do.
+
+    Else return the best, each taken by the node that keeps most bytes under it. Only nodes that are alike may
+    change places.
+    """
     tokens, nbytes, present = _present(ground)
     best = choose_ceilings(ground.rates, ground.wanted, present)
     target = least_target(ground.rates, ground.wanted, best)
@@ -96,7 +101,8 @@ def _stand(ground: Survey, slack: float) -> Ints:
 
 
 def _present(ground: Survey) -> tuple[Floats, Floats, Ints]:
-    """Tokens/s and bytes [nodes, ranks] where they were before, and the index of the largest rank [nodes]."""
+    """Return tokens/s and bytes [nodes, ranks] where they were before, and the index of the largest rank
+    [nodes]."""
     tokens, nbytes = np.zeros_like(ground.rates), np.zeros_like(ground.rates)
     present = np.zeros(len(ground.rates), dtype=np.int64)
     for ref, node, part in ground.before:
@@ -108,8 +114,10 @@ def _present(ground: Survey) -> tuple[Floats, Floats, Ints]:
 
 
 def _quotas(ground: Survey, ceilings: Ints, target: float) -> Floats:
-    """[ceilings, ranks]: tokens/s of each rank that one node of each ceiling will take, when high ceilings
-    fill with the highest ranks first."""
+    """Return [ceilings, ranks] the tokens/s of each rank that one node of each ceiling will take.
+
+    High ceilings fill with the highest ranks first.
+    """
     ranks = len(ground.wanted)
     left = ground.wanted.copy()
     quota = np.zeros((ranks, ranks))

@@ -103,15 +103,15 @@ class Packing:
         return self._ground.demand[ref] >= self._hot_tokens[self._level(ref)]
 
     def _busy(self, ref: AdapterRef, node: int, part: float) -> float:
-        """Utilisation of `node` by that part of the adapter's demand."""
+        """Return the utilisation of `node` by that part of the adapter's demand."""
         return part * self._ground.demand[ref] * float(self._seconds[node, self._level(ref)])
 
     def _halved(self, parts: dict[int, float]) -> dict[int, float]:
-        """Half of a hot adapter's only copy leaves it."""
+        """Let half of a hot adapter's only copy leave it."""
         return {node: min(part, 0.5) for node, part in parts.items()} if len(parts) == 1 else parts
 
     def _gathered(self, ref: AdapterRef, parts: dict[int, float], load: Floats) -> dict[int, float]:
-        """Minor parts join the largest where that has time for them; `load` [nodes] is kept up."""
+        """Let minor parts join the largest where that has time for them; `load` [nodes] is kept up."""
         if len(parts) < 2:
             return parts
         kept = dict(parts)
@@ -167,15 +167,17 @@ class Packing:
         block.tokens -= tokens
 
     def _spare(self, node: int, ref: AdapterRef) -> float:
-        """Tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy which is not there
-        yet."""
+        """Return tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy which is not
+        there yet."""
         spare = (self._target - float(self.room.load[node])) / float(self._seconds[node, self._level(ref)])
         least = 0.0 if node in self.room.holders(ref) else _CRUMB * self._ground.demand[ref]
         return spare if spare > least else 0.0
 
     def _free_of_charge(self, block: _Block) -> Iterator[int]:
-        """Nodes that have the adapter in this placement, then those that hold its bytes anyway; but a hot
-        one's second copy is to be another."""
+        """Find the nodes that have the adapter in this placement, then those that hold its bytes anyway.
+
+        A hot one's second copy is to be another.
+        """
         taken = self.room.holders(block.ref)
         if len(taken) > 1 or not self._is_hot(block.ref):
             yield from taken
@@ -185,9 +187,11 @@ class Packing:
                 yield node
 
     def _choose(self, block: _Block) -> tuple[int, float] | None:
-        """The node with most to spare, and the tokens/s it takes; None if none has time and memory. New
-        copies go to another zone if they can; nodes that have the adapter come last, as they have been asked
-        before. Idle adapters go by memory."""
+        """Find the node with most to spare, and the tokens/s it takes; None if none has time and memory.
+
+        New copies go to another zone if they can. Nodes that have the adapter come last, as they have been
+        asked before. Idle adapters go by memory.
+        """
         ref, seconds = block.ref, self._seconds[:, self._level(block.ref)]
         taken = list(self.room.holders(ref))
         holding = np.zeros(len(seconds), dtype=bool)
@@ -209,8 +213,10 @@ class Packing:
         return demand / 2 if not taken and self._is_hot(ref) else demand
 
     def _overfill(self, block: _Block) -> None:
-        """No node has time for what is left: onto the least loaded that may take it or has it, else one above
-        whose ceiling it is; nowhere if there is no memory."""
+        """Put what no node has time for onto the least loaded that may take it or has it.
+
+        Else it goes to one above whose ceiling it is; nowhere if there is no memory.
+        """
         having = self.room.free_bytes >= block.ref.nbytes
         having[list(self.room.holders(block.ref))] = True
         for allowed in (having & np.isfinite(self._seconds[:, self._level(block.ref)]), having):

@@ -1,7 +1,7 @@
 """What overloaded nodes should give away: a minimum-cost flow from where adapters are to where they could be.
 
 All tokens/s of one rank on one node are one flow. Moving a token to any other node costs the same, its share
-of the adapter's bytes, so flows need not go node to node but through one pool per rank:
+of the adapter's bytes. So flows need not go node to node but through one pool per rank:
 
     node, rank  --out, bytes-->  pool of rank  --in, free-->  any node whose ceiling allows the rank
 
@@ -41,7 +41,8 @@ class Release:
 
 
 def cheapest_release(stock: Overload, seconds: Floats, target: float) -> Release:
-    """Fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can be.
+    """Find the fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can
+    be.
 
     `seconds` [nodes, ranks] is a token's cost on a node, infinite where the rank is not allowed.
     """
@@ -81,7 +82,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def _by_node(values: Floats) -> csr_matrix:
-    """[nodes, nodes * ranks]: row n holds node n's values at its own columns."""
+    """Return [nodes, nodes * ranks]: row n holds node n's values at its own columns."""
     nodes, ranks = values.shape
     rows = np.repeat(np.arange(nodes), ranks)
     return csr_matrix((values.ravel(), (rows, np.arange(nodes * ranks))), shape=(nodes, nodes * ranks))
