@@ -1,8 +1,8 @@
 """StepScheduler: which tokens run in the next step.
 
 There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
-within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. The
-room knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
+within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. It
+knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
 is a frozen StepPlan.
 """
 
@@ -108,12 +108,12 @@ class StepScheduler:
         ):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
-            event = sequence.land(part, output)
+            event = sequence.commit(part, output)
             computed = sequence.computed_tokens
             if computed // size > sequence.published_blocks:
                 self._publish(sequence)
             if part.start < sequence.prompt_tokens <= computed:
-                self._lead(sequence)
+                self._release_siblings(sequence)
             if event is not None:
                 events.append(event)
                 if event.finish_reason is not None:
@@ -208,7 +208,7 @@ class StepScheduler:
         for sequence in self._waiting:
             if not draft.rows or len(self._running) >= self._limits.most_running:
                 break
-            if sequence.held:
+            if sequence.waits_for_sibling:
                 continue
             if not self._is_ready(sequence):
                 if self._is_out_of_patience(sequence, now):
@@ -278,11 +278,11 @@ class StepScheduler:
             self._blocks.publish(sequence.blocks[block], digests[block])
         sequence.published_blocks = full
 
-    def _lead(self, sequence: Sequence) -> None:
+    def _release_siblings(self, sequence: Sequence) -> None:
         """Let go the siblings that waited for this sequence's prompt."""
         for sibling in self._siblings[sequence.key.request_id]:
-            if sibling.held:
-                sibling.follow(sequence)
+            if sibling.waits_for_sibling:
+                sibling.share_prompt_of(sequence)
 
     def _retire(self, sequence: Sequence) -> None:
         """Let a sequence go; its blocks stay in the prefix cache until they are needed."""
@@ -295,4 +295,6 @@ class StepScheduler:
         if not siblings:
             del self._siblings[sequence.key.request_id]
         for sibling in siblings:
-            sibling.held = sibling.held and sequence.key.index > 0  # none waits for a first that left
+            sibling.waits_for_sibling = (
+                sibling.waits_for_sibling and sequence.key.index > 0
+            )  # none waits for a first that left

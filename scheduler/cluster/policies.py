@@ -57,7 +57,7 @@ class Setting:
         return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
 
 
-Made = Callable[[Setting], PlacementPolicy]
+MakePlacement = Callable[[Setting], PlacementPolicy]
 
 
 def _tracked(setting: Setting) -> DemandSource:
@@ -102,7 +102,7 @@ class Policy:
 
     name: str
     note: str
-    placement: Made
+    placement: MakePlacement
     routing: Callable[[Setting], RoutingPolicy] = weighted
     demand: Callable[[Setting], DemandSource] = _tracked
     measure: Callable[[Setting], Measure] = utilisation
@@ -121,7 +121,7 @@ class Policy:
 
 OURS = Policy(
     "ours",
-    "strata of rank by forecast step, standbys, routing by predicted cost",
+    "runs of rank by forecast step, replicas, routing by predicted cost",
     balanced,
     predicted_cost,
     measure=_steps,

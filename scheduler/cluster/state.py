@@ -1,7 +1,7 @@
 """The frozen values that cluster decisions are made of: what nodes can do, what adapters need, who serves
 what.
 
-This room knows adapters and nodes by name and number only: no connection, no clock, no bytes of an adapter.
+It knows adapters and nodes by name and number only: no connection, no clock, no bytes of an adapter.
 """
 
 from bisect import bisect_left

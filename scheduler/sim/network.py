@@ -38,7 +38,7 @@ class Network:
         return (one in self.cut_off) == (other in self.cut_off)
 
     def post(self, sender: str, receiver: str, deliver: Action) -> None:
-        """Send on a wire that promises nothing."""
+        """Send on a connection that promises nothing."""
         faults = self.faults
         for copy in range(2):
             odds = self._rng.random(4)

@@ -60,12 +60,12 @@ class _Job:
 
 
 class SimNode:
-    """Runs what it is given, one step after another; `pace` is how many times longer its steps take than the
+    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than the
     model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
-        self.up, self.pace = True, 1.0
+        self.up, self.slowdown = True, 1.0
         memory_bytes = spec.machine.memory_bytes
         self.store = SimStore(agent, memory_bytes, spec.eviction, clock, transfer, self._adapter_came)
         self._clock = clock
@@ -117,7 +117,7 @@ class SimNode:
 
     def report(self) -> Report:
         """Return the next report to the coordinator."""
-        return self.agent.report(self.pace, self.store.cached())
+        return self.agent.report(self.slowdown, self.store.cached())
 
     def load(self) -> NodeLoad:
         """Return what front doors are told of this node's load."""
@@ -152,7 +152,7 @@ class SimNode:
             assert coming, f"{request_id} on {name} waits for {ref.name}, which is not coming"
         wait = all(job.request.adapter.digest not in self.store.ready for job in self._jobs.values())
         coming = any(self.store.is_arriving(ref) for ref in self._scheduler.wanted(1))
-        assert self._stepping or wait or coming, f"{name} stands still with work"
+        assert self._stepping or wait or coming, f"{name} has work and does nothing"
 
     def _do(self, action: AgentAction) -> bool:
         match action:
@@ -188,7 +188,7 @@ class SimNode:
                 self.store.press(first, self._scheduler.running_adapters())
         if not plan.slices:
             return
-        seconds = self.spec.model.step_s(load_of(plan)) * self.pace
+        seconds = self.spec.model.step_s(load_of(plan)) * self.slowdown
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

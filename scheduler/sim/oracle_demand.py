@@ -14,7 +14,7 @@ from scheduler.sim.workload.arrivals import Arrival
 
 
 class OracleDemand:
-    """Stands in for a tracker: projects the true rates of the next `ahead_s`."""
+    """Projects, in place of a tracker, the true rates of the next `ahead_s`."""
 
     def __init__(self, known_rates: KnownRates, ahead_s: float = 20.0) -> None:
         self._known_rates, self._ahead_s = known_rates, ahead_s

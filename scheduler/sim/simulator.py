@@ -1,5 +1,5 @@
 """A cluster in virtual time: real schedulers, agents, front doors' policies and coordinator; simulated steps,
-wires, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
+network, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -221,7 +221,7 @@ class Simulator:
                 self._connections_broke()
             case FaultKind.SLOW:
                 for name in fault.nodes:
-                    self.nodes[name].pace = fault.factor
+                    self.nodes[name].slowdown = fault.factor
             case FaultKind.LEAVE:
                 for name in fault.nodes:
                     leave = Leave(name, self.nodes[name].agent.session)
@@ -238,7 +238,7 @@ class Simulator:
                 if fault.kind is FaultKind.CRASH and not self.nodes[name].up:
                     self._start(name)
                 if fault.kind is FaultKind.SLOW:
-                    self.nodes[name].pace = 1.0
+                    self.nodes[name].slowdown = 1.0
             if fault.kind is FaultKind.PARTITION and self.network.cut_off == fault.nodes:
                 self.network.cut_off = ()
             if fault.kind is FaultKind.COORDINATOR and self.coordinator is None:

@@ -22,6 +22,7 @@ from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
+    AllowLeave,
     Command,
     Crash,
     Event,
@@ -30,7 +31,6 @@ from scheduler.cluster.protocol.messages import (
     Rejoin,
     Report,
     Tick,
-    Unpin,
 )
 from scheduler.cluster.state import Placement, RoutingTable
 
@@ -127,8 +127,8 @@ class Coordinator:
         member = self._members[report.node] = NodeView(report, now)
         self._planner.hurry(must=self._settled)
         self._take_in(member, report, now)
-        homeless = self._rollout.adapters if len(self._members) == 1 else ()
-        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
+        without_home = self._rollout.adapters if len(self._members) == 1 else ()
+        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *without_home)), now)
 
     def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)
@@ -136,11 +136,11 @@ class Coordinator:
         return changed
 
     def _take_in(self, member: NodeView, report: Report, now: float) -> None:
-        """Learn demand, pace and the table's version from a report."""
+        """Learn demand, slowdown and the table's version from a report."""
         for ref, tokens in member.newly_taken(report):
             if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
                 self._planner.hurry()
-        if member.repaced(report.slowdown):
+        if member.update_slowdown(report.slowdown):
             self._planner.hurry()
         if report.table_version > self._rollout.version:
             self._rollout.version, self._rollout.dirty = report.table_version, True
@@ -198,7 +198,7 @@ class Coordinator:
             commands += self._plan(now)
         commands += self._rollout.retire(now)
         if now - self._rollout.moved_s > options.stuck_s:
-            commands += self._rollout.settle_for_what_is(now)
+            commands += self._rollout.give_up_waiting(now)
         return commands + self._release(now) + self._repeat(now)
 
     def _settle(self, now: float) -> list[Command]:
@@ -241,7 +241,7 @@ class Coordinator:
         for member in self._members.values():
             if member.leaving and not member.released and self._rollout.is_free(member):
                 member.released = True
-                commands.append(member.outbox.send(Unpin(member.node, member.session, 0), now))
+                commands.append(member.outbox.send(AllowLeave(member.node, member.session, 0), now))
         return commands
 
     def _repeat(self, now: float) -> list[Command]:

@@ -1,5 +1,5 @@
 """What the coordinator believes of each node, and of each adapter's copies. Beliefs follow reports, and a
-report is believed about an adapter only if the node had obeyed the last command about it (see `channel`)."""
+report is believed about an adapter only if the node had obeyed the last command about it (see `delivery`)."""
 
 from enum import Enum
 
@@ -8,7 +8,7 @@ from scheduler.cluster.protocol.delivery import Outbox
 from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Report
 from scheduler.cluster.state import NodeState
 
-_SLOWDOWN_STEP = 1.25  # a node's pace is taken to have changed when it did by this factor
+_SLOWDOWN_STEP = 1.25  # a node's slowdown is taken to have changed when it did by this factor
 
 
 class Copy(Enum):
@@ -92,8 +92,8 @@ class NodeView:
                 changed.append(ref)
         return changed
 
-    def repaced(self, slowdown: float) -> bool:
-        """Take over the node's pace if it differs much from what was believed; True if it does."""
+    def update_slowdown(self, slowdown: float) -> bool:
+        """Take over the node's slowdown if it differs much from what was believed; True if it does."""
         slowdown = max(slowdown, 0.1)
         apart = max(slowdown / self.slowdown, self.slowdown / slowdown) >= _SLOWDOWN_STEP
         self.slowdown = slowdown if apart else self.slowdown

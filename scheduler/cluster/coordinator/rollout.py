@@ -1,7 +1,7 @@
 """Get from the current placement to the next, adapter by adapter: pulls, routes, drops.
 
 Add before remove: bytes are pulled to where they should be, and requests follow when they have arrived. A copy
-that nothing is routed to is dropped when every node routes by a table that says so, and never if it is the last.
+that nothing is routed to is dropped when every node routes by a table that says so. The last one never is.
 Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
@@ -99,7 +99,7 @@ class Rollout:
         """Do all that can be done for one adapter now, and route it by what is there."""
         if adapter not in self.adapters:
             return self._withdraw(adapter, now)
-        target = self._serving(self.target.get(adapter, ())) or self._improvised(adapter)
+        target = self._serving(self.target.get(adapter, ())) or self._interim_home(adapter)
         if not target:
             self._route(adapter, ())
             return []
@@ -132,7 +132,7 @@ class Rollout:
                 commands.append(self._drop(ref, self._members[node], now))
         return commands
 
-    def settle_for_what_is(self, now: float) -> list[Command]:
+    def give_up_waiting(self, now: float) -> list[Command]:
         """Give up the moves that wait for memory: an adapter that is served elsewhere stays there."""
         waiting = dict.fromkeys(ref for member in self._members.values() for ref in member.waiting)
         commands: list[Command] = []
@@ -179,7 +179,7 @@ class Rollout:
         kept = staying or alive
         return shares if len(kept) == len(shares) else normalised((share.node, share.part) for share in kept)
 
-    def _improvised(self, adapter: AdapterRef) -> Shares:
+    def _interim_home(self, adapter: AdapterRef) -> Shares:
         """Choose a home until the next plan: the nodes that have the adapter, else the least loaded with
         memory for it."""
         held = self._serving(self.held(adapter))

@@ -44,10 +44,9 @@ class AdapterRates:
 
 @dataclass(frozen=True, slots=True)
 class ForecastBatch:
-    """What is on a node now.
+    """What is on a node now: sequences that decode (or will soon), and the tokens of K/V they read.
 
-    Decoding sequences (or soon to be), the tokens of K/V they read, and of the distinct adapters their
-    number, the sum of their ranks and the largest.
+    Of the distinct adapters it says their number, the sum of their ranks and the largest.
     """
 
     sequences: float
@@ -79,27 +78,27 @@ class Forecast:
         """Return requests/s from input plus output tokens/s."""
         return tokens_per_s / (self.lengths.prompt_tokens + self.lengths.output_tokens)
 
-    def features(self, crowd: AdapterRates, step_s: Floats | float, levels: Sequence[int]) -> Floats:
+    def features(self, adapters: AdapterRates, step_s: Floats | float, levels: Sequence[int]) -> Floats:
         """Return [features, adapters]: what each adapter brings to a step of about `step_s`.
 
         They are to be summed over the adapters of a node and given to `steps`. `levels` are the ranks there
         are, ascending.
         """
-        decoding = crowd.rates * (self.lengths.output_tokens * step_s)
+        decoding = adapters.rates * (self.lengths.output_tokens * step_s)
         there = 1 - np.exp(-decoding)
-        reading = 1 - np.exp(-crowd.rates * step_s)
+        reading = 1 - np.exp(-adapters.rates * step_s)
         rows = (
-            crowd.rates,
+            adapters.rates,
             there,
-            there * crowd.ranks,
+            there * adapters.ranks,
             reading,
-            reading * crowd.ranks,
-            crowd.rates * crowd.ranks,
+            reading * adapters.ranks,
+            adapters.rates * adapters.ranks,
         )
-        at_least = [np.where(crowd.ranks >= level, decoding, 0.0) for level in levels]
+        at_least = [np.where(adapters.ranks >= level, decoding, 0.0) for level in levels]
         return np.stack([*rows, *at_least])
 
-    def steps(self, sums: Floats, levels: Sequence[int], pace: Floats | float = 1.0) -> Floats:
+    def steps(self, sums: Floats, levels: Sequence[int], slowdown: Floats | float = 1.0) -> Floats:
         """Forecast [nodes] seconds of a step from sums of features [features, nodes].
 
         The nodes' steps take `slowdown` times as long. Beyond what a node can take they go on growing,
@@ -112,11 +111,13 @@ class Forecast:
         own = model.base_s + model.rank_row_s * rows + model.adapter_s * adapters
         taken = rates * self.request_s + model.token_rank_s * token_ranks
         tokens = rates * (self.lengths.prompt_tokens + self.lengths.output_tokens)
-        plain = _solved(own * pace, taken * pace)
+        plain = _solved(own * slowdown, taken * slowdown)
         if not model.crowded_row_s:
             return plain
         crowded = own - model.crowded_row_s * model.knee_rows
-        return np.maximum(plain, _solved(crowded * pace, (taken + model.crowded_row_s * tokens) * pace))
+        return np.maximum(
+            plain, _solved(crowded * slowdown, (taken + model.crowded_row_s * tokens) * slowdown)
+        )
 
     def step_s(self, batch: ForecastBatch) -> float:
         """Forecast the seconds of the steps that `batch` will see, each sequence bringing its part of a
@@ -132,7 +133,7 @@ class Forecast:
             + batch.sequences * model.token_rank_s * decode_rank
         )
 
-    def seat_s(self, batch: ForecastBatch, step_s: float) -> float:
+    def kv_wait_s(self, batch: ForecastBatch, step_s: float) -> float:
         """Forecast the seconds that the last of `batch` waits for K/V memory.
 
         While its sequences end, in the time that an answer takes, as much is freed as there is.

@@ -39,7 +39,7 @@ class PlacementPolicy(Protocol):
 def sustained(node: NodeState, kernel: Kernel, rank: int, largest: int) -> float:
     """Return the tokens/s that `node` sustains of an adapter of `rank` when it serves ranks up to `largest`.
 
-    Kernels that pad make every token cost what the largest rank costs; S-LoRA's stand between, taken as the
+    Kernels that pad make every token cost what the largest rank costs; S-LoRA's lie between, taken as the
     mean of the seconds of both.
     """
     if kernel is Kernel.EXACT:

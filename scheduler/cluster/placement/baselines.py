@@ -21,17 +21,17 @@ class FirstFitPlacement:
 
     def place(self, problem: Problem) -> Placement:
         """Place the adapters in one pass, in order of registration."""
-        room = AssignmentBuilder(problem)
+        builder = AssignmentBuilder(problem)
         for ref, rate in problem.demand.tokens_per_s.items():
             added = np.array([rate / state.sustains(ref.rank) for state in problem.nodes])
-            with_memory = np.flatnonzero(room.free_bytes >= ref.nbytes)
+            with_memory = np.flatnonzero(builder.free_bytes >= ref.nbytes)
             if not len(with_memory):
                 continue
-            after = (room.load + added)[with_memory]
+            after = (builder.load + added)[with_memory]
             fitting = np.flatnonzero(after <= self._target)
             node = int(with_memory[fitting[0] if len(fitting) else np.argmin(after)])
-            room.take(ref, node, 1.0, float(added[node]))
-        return room.placement()
+            builder.take(ref, node, 1.0, float(added[node]))
+        return builder.placement()
 
 
 class HashedPlacement:
@@ -61,18 +61,18 @@ class ReplicatedPlacement:
 
     def place(self, problem: Problem) -> Placement:
         """Look at no demand: the placement only changes when nodes or adapters do."""
-        room = AssignmentBuilder(problem)
+        builder = AssignmentBuilder(problem)
         refs = list(problem.demand.tokens_per_s)
         for ref in refs:
-            node = int(np.argmax(room.free_bytes))
-            if room.fits(ref, node):
-                room.take(ref, node, 1.0, 0.0)
+            node = int(np.argmax(builder.free_bytes))
+            if builder.fits(ref, node):
+                builder.take(ref, node, 1.0, 0.0)
         for ref in refs:
-            first = room.holders(ref)
-            for node in np.flatnonzero(room.free_bytes >= ref.nbytes).tolist() if first else ():
+            first = builder.holders(ref)
+            for node in np.flatnonzero(builder.free_bytes >= ref.nbytes).tolist() if first else ():
                 if node not in first:
-                    room.take(ref, node, 1.0, 0.0)
-        return room.placement()
+                    builder.take(ref, node, 1.0, 0.0)
+        return builder.placement()
 
 
 class RandomPlacement:

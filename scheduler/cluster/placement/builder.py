@@ -1,4 +1,4 @@
-"""The books of a placement in the making: what each node has taken on, and how much room is left on it.
+"""A placement in the making: what each node has taken on, and how much memory is left on it.
 
 One writer, the policy that packs; nothing here decides where anything goes.
 """

@@ -7,7 +7,7 @@
                onto the least loaded of all
     permute    nodes are relabelled for the most adapters in common with the placement before
 
-The paper takes nodes to be alike (the first one's operating points stand for all) and their memory to
+The paper takes nodes to be alike (the first one's operating points hold for all) and their memory to
 suffice.
 """
 

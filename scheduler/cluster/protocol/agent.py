@@ -11,6 +11,7 @@ from enum import Enum
 from lora.adapter import AdapterRef
 from scheduler.cluster.protocol.delivery import Inbox
 from scheduler.cluster.protocol.messages import (
+    AllowLeave,
     Command,
     Drop,
     NodeHardware,
@@ -18,7 +19,6 @@ from scheduler.cluster.protocol.messages import (
     Pull,
     Rejoin,
     Report,
-    Unpin,
 )
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
@@ -157,7 +157,7 @@ class NodeAgent:
         self._reports = 0
         self._taken, self._news = {}, {}
 
-    def _obey(self, command: Pull | Drop | Unpin) -> list[Action]:
+    def _obey(self, command: Pull | Drop | AllowLeave) -> list[Action]:
         match command:
             case Pull(adapter=adapter, sources=sources):
                 hold = self._holds.get(adapter)
@@ -170,5 +170,5 @@ class NodeAgent:
                 if self._holds.get(adapter) is _Hold.LOADING:
                     del self._holds[adapter]
                 return []
-            case Unpin():
+            case AllowLeave():
                 return [Depart()]

@@ -1,4 +1,4 @@
-"""Commands that arrive once and in order over a wire that loses, doubles and reorders them.
+"""Commands that arrive once and in order over a network that loses, doubles and reorders them.
 
 Both ends are plain counters: the coordinator's resends what is not yet applied, the node's obeys the next
 number only. It follows that a report which says `applied = k` tells the truth about commands 1 to k and about
@@ -7,7 +7,7 @@ no later one.
 
 from dataclasses import replace
 
-from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Unpin
+from scheduler.cluster.protocol.messages import AllowLeave, Drop, Numbered, Pull
 
 
 class Outbox:
@@ -55,7 +55,7 @@ class Inbox:
         if command.session != self.session or command.number <= self.applied:
             return []
         self._early[command.number] = command
-        due: list[Pull | Drop | Unpin] = []
+        due: list[Pull | Drop | AllowLeave] = []
         while self.applied + 1 in self._early:
             self.applied += 1
             due.append(self._early.pop(self.applied))

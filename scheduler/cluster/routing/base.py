@@ -1,4 +1,4 @@
-"""The seam of routing policies: what a front door knows when a request comes, and how it answers.
+"""What every routing policy offers: what a front door knows when a request comes, and how it answers.
 
 A front door knows the routing table and what nodes last said of their load; it may be wrong about both, and a
 node takes what it is sent. Chance is an argument.
@@ -48,14 +48,14 @@ class NodeLoad:
     adapters: frozenset[str] = frozenset()
     room_bytes: float = float("inf")
 
-    def has_room(self, adapter: AdapterRef, doors: int = 1) -> bool:
+    def has_room(self, adapter: AdapterRef, front_doors: int = 1) -> bool:
         """Return whether a request for `adapter`, which the plan does not keep here, need not wait for
         memory.
 
         Each of `front_doors` may send one like it, since they do not hear of each other. Without any room
         those that use it already may be waiting themselves.
         """
-        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * doors)
+        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * front_doors)
 
     def plus(self, ask: RouteRequest, times: int) -> "NodeLoad":
         """Return the load with `times` as many requests like `ask` on it.

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import PlacementPolicy, Problem
 from scheduler.cluster.state import EMPTY_PLACEMENT, Placement, Share
-from scheduler.sim.ablations.ceiling_problem import ceiling_problem, survey
+from scheduler.sim.ablations.ceiling_problem import ceiling_problem, problem_arrays
 from scheduler.sim.ablations.packing import Packing
 
 
@@ -32,13 +32,13 @@ class RankCeilingPlacement:
         """Stay as near to `problem.previous` as the target allows. The same problem gives the same placement."""
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
-        ground = survey(problem)
-        level_ground = ceiling_problem(ground, self._kernel, self._options.slack)
-        packing = Packing(ground, level_ground, self._options.hot, self._options.minor)
+        arrays = problem_arrays(problem)
+        ceilings = ceiling_problem(arrays, self._kernel, self._options.slack)
+        packing = Packing(arrays, ceilings, self._options.hot, self._options.minor)
         packing.keep()
         packing.release()
         packing.fill()
-        return packing.room.placement()
+        return packing.builder.placement()
 
 
 class WholePlacement:

@@ -1,5 +1,5 @@
-"""`python -m scheduler.sim plan`: trace, adapters and SLO in; nodes needed, placement and cost out. The one
-door of the simulator to files and to the terminal."""
+"""`python -m scheduler.sim plan`: trace, adapters and SLO in; nodes needed, placement and cost out. Nothing
+else in the simulator knows files or the terminal."""
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace

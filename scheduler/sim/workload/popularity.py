@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SLICES = 240  # of a run, over each of which a law is taken to stand still
+_SLICES = 240  # of a run, over each of which a law is taken not to change
 _GOLDEN = 0.618033988749895  # multiples of it, modulo 1, lie as evenly as can be
 
 
@@ -105,15 +105,15 @@ class FlashCrowd:
         weights = self.law.weights(ranks, at)
         if not self.window[0] <= at < self.window[1]:
             return weights
-        crowd = np.zeros(len(ranks))
-        crowd[self.index] = self.part
-        return (1 - self.part) * weights + crowd
+        burst = np.zeros(len(ranks))
+        burst[self.index] = self.part
+        return (1 - self.part) * weights + burst
 
 
 def chosen(law: Popularity, ranks: Ints, at: Floats, rng: np.random.Generator) -> Ints:
     """Draw an adapter's index for each of the calls that come at the parts `at` [calls] of the run.
 
-    The law stands still over each of 240 slices of it.
+    The law does not change within each of 240 slices of it.
     """
     slices = np.clip((at * _SLICES).astype(np.int64), 0, _SLICES - 1)
     odds = rng.random(len(at))
