@@ -199,7 +199,7 @@ def _output(joined: Delta) -> Output:
 
 
 def _spread(field: str, given: T | Sequence[T], one: type | tuple[type, ...], count: int) -> list[T]:
-    """One value for each of `count` prompts, from one for all or a sequence of as many."""
+    """Make one value for each of `count` prompts, from one for all or a sequence of as many."""
     if isinstance(given, one):
         return [given] * count  # pyright: ignore[reportReturnType]
     values = list(given)  # pyright: ignore[reportArgumentType]

@@ -186,7 +186,7 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
             await response.write(_event(chunk))
         await response.write(b"data: [DONE]\n\n")
     except ConnectionError:
-        return response  # the client has left; there is nobody to answer
+        return response  # the client has left
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
     except Exception as error:  # noqa: BLE001 - as in _RequestGuard
