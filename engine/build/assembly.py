@@ -34,7 +34,8 @@ from model.kv_cache import KVCache
 from model.llama import Llama
 from scheduler.request import InvalidParameter
 from scheduler.residency import CheapestWindow
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.limits import StepLimits
+from scheduler.step import StepScheduler
 
 _IDLE_S = 0.5
 _MOST_WORKERS = 8
@@ -119,7 +120,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
-    executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
+    executor = make_executor(model, cache, base.arithmetic.fused, limits.most_running, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
     memory = UnifiedPool(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()
