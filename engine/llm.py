@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypedDict, Unpack
 
 from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
@@ -15,8 +15,6 @@ from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import Request, SamplingParams
-
-T = TypeVar("T")
 
 
 class EngineOptions(TypedDict, total=False):
@@ -107,8 +105,11 @@ class LLM:
         if isinstance(prompts, str):
             raise ValueError("prompts is one string: give a list of prompts")
         count = len(prompts)
-        each_params = _spread("params", params or SamplingParams(), SamplingParams, count)
-        each_adapter = _spread("adapters", adapters, (str, type(None)), count)
+        params = params or SamplingParams()
+        each_params = [params] * count if isinstance(params, SamplingParams) else list(params)
+        each_adapter = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
+        _check_count("params", each_params, count)
+        _check_count("adapters", each_adapter, count)
         refs = {name: self._resolve(name) for name in dict.fromkeys(each_adapter)}
         outputs: dict[str, RequestOutput] = {}
         try:
@@ -198,11 +199,6 @@ def _output(joined: Delta) -> Output:
     return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)
 
 
-def _spread(field: str, given: T | Sequence[T], one: type | tuple[type, ...], count: int) -> list[T]:
-    """Make one value for each of `count` prompts, from one for all or a sequence of as many."""
-    if isinstance(given, one):
-        return [given] * count  # pyright: ignore[reportReturnType]
-    values = list(given)  # pyright: ignore[reportArgumentType]
+def _check_count(field: str, values: Sequence[object], count: int) -> None:
     if len(values) != count:
         raise ValueError(f"{field} has {len(values)} entries for {count} prompts: give one, or one for each")
-    return values

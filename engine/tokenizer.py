@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -34,8 +35,9 @@ class Tokenizer:
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
-        decoder = json.loads(self._backend.decoder.__getstate__()) if self._backend.decoder else {}
-        steps = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+        state = self._backend.decoder.__getstate__() if self._backend.decoder else "{}"
+        decoder: dict[str, Any] = json.loads(state)
+        steps: set[str] = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
         self._byte_level, self._byte_fallback = "ByteLevel" in steps, "ByteFallback" in steps
         self._bytes: dict[int, bytes] = {}  # what token_bytes has found so far
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -45,7 +47,7 @@ class Tokenizer:
         """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig."""
         folder = Path(model).is_dir()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=folder)
+            tokenizer: object = AutoTokenizer.from_pretrained(str(model), local_files_only=folder)  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
@@ -56,7 +58,8 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
-        return self._tokenizer.chat_template is not None
+        template: object = self._tokenizer.chat_template  # pyright: ignore[reportUnknownMemberType] - as in `load`
+        return template is not None
 
     def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS)."""
@@ -69,7 +72,7 @@ class Tokenizer:
         if not self.has_chat_template:
             raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
         try:
-            text = self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(  # pyright: ignore[reportUnknownMemberType] - as in `load`
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,

@@ -156,7 +156,8 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
             return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes", None, "body_too_large")
-    return ApiError(error.status, error.reason, None, None)
+        case _:
+            return ApiError(error.status, error.reason, None, None)
 
 
 def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
