@@ -47,7 +47,10 @@ class Tokenizer:
         """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig."""
         folder = Path(model).is_dir()
         try:
-            tokenizer: object = AutoTokenizer.from_pretrained(str(model), local_files_only=folder)  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
+            # transformers leaves what follows untyped.
+            tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                str(model), local_files_only=folder
+            )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
@@ -58,8 +61,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
-        template: object = self._tokenizer.chat_template  # pyright: ignore[reportUnknownMemberType] - as in `load`
-        return template is not None
+        return self._tokenizer.chat_template is not None  # pyright: ignore[reportUnknownMemberType] - as in `load`
 
     def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS)."""
