@@ -20,7 +20,7 @@ from transport.control.messages import Message
 from transport.control.security import Authenticator
 from transport.control.threads import WorkerThreads
 from transport.errors import LeaseExpired, NotOffered, PullTimeout, TransportClosed, TransportError
-from transport.lease_protocol import PARTING_S, OpenLease, PendingLease
+from transport.lease_protocol import LAST_EXCHANGE_S, OpenLease, PendingLease
 from transport.memory.local_memory import LocalMemory
 from transport.paths.base import DataPath
 
@@ -53,7 +53,7 @@ class TransportClient:
         with self._dropped_on_error(pooled):
             pending = PendingLease.ask(pooled, name, deadline)
         granted = await self._use(pooled, pending.grant)
-        patience_s = granted.lease.hold_s + PARTING_S  # the source ends it first, and says so
+        patience_s = granted.lease.hold_s + LAST_EXCHANGE_S  # the source ends it first, and says so
         expiry = asyncio.get_running_loop().call_later(patience_s, self._expire, granted.lease.ticket)
         self._leases[granted.lease.ticket] = granted, expiry
         return granted.lease
@@ -172,7 +172,7 @@ class TransportClient:
 
     def _say_and_keep(self, pooled: PooledConnection, unsaid: Sequence[Message]) -> None:
         try:
-            pooled.connection.send_all(unsaid, Deadline.after(PARTING_S))
+            pooled.connection.send_all(unsaid, Deadline.after(LAST_EXCHANGE_S))
         except TransportError as error:
             log.info(
                 "%s did not hear the end of a lease, and will see it from the hang-up: %s", pooled.peer, error

@@ -15,7 +15,7 @@ from transport.errors import LeaseExpired, PathUnavailable, PullTimeout, RegionR
 from transport.memory.destinations import Destination
 from transport.paths.base import DataPath
 
-PARTING_S = 5.0  # for a last exchange, whatever deadline there was
+LAST_EXCHANGE_S = 5.0  # for what ends a lease, whatever its deadline was
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class OpenLease:
         connection = self.pooled.connection
         with destination.ended_on_error():
             if not connection.is_quiet():
-                connection.receive(Deadline.after(PARTING_S))  # raises why the source ended the lease
+                connection.receive(Deadline.after(LAST_EXCHANGE_S))  # raises why the source ended the lease
             if self.deadline.passed():  # whatever the source has said of it so far
                 raise LeaseExpired(
                     f"{self.lease.name!r} was granted for {self.lease.hold_s} s: lease it for longer"
@@ -127,6 +127,6 @@ class OpenLease:
 
     def release(self) -> None:
         """Give the lease back unread, and wait until the source has heard it."""
-        deadline = Deadline.after(PARTING_S)
+        deadline = Deadline.after(LAST_EXCHANGE_S)
         self.pooled.connection.send(ReleaseLease(read=False, confirm=True), deadline)
         self.pooled.connection.expect(LeaseReleased, deadline)

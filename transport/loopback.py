@@ -71,7 +71,7 @@ class LoopbackTransport:
         try:
             lease = source._grant(name, hold_s)
         except NotOffered:
-            coming = source.memory.demand(name)
+            coming = source.memory.on_demand(name)
             if coming is None:
                 raise
             await asyncio.wait((asyncio.wrap_future(coming),), timeout=ON_DEMAND_SHARE * hold_s)

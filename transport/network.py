@@ -18,7 +18,7 @@ from transport.paths.base import AUTO, DataPath
 from transport.server import TransportServer
 
 ANY_LOCAL_PORT = Address("127.0.0.1", 0)
-PARTING_S = 5.0
+SETTLE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +83,13 @@ class NetworkTransport:
         await self._client.release(lease)
 
     async def close(self) -> None:
-        """Close as `Transport` says. Reads that were given up and go on have PARTING_S to end."""
+        """Close as `Transport` says. Reads that were given up and go on have SETTLE_S to end."""
         if self._closed:
             return
         self._closed = True
         await asyncio.gather(self._client.close(), asyncio.to_thread(self._server.close))
         settled = self.memory.destinations.all_settled()
-        await asyncio.wait((asyncio.wrap_future(settled),), timeout=PARTING_S)
+        await asyncio.wait((asyncio.wrap_future(settled),), timeout=SETTLE_S)
         if not settled.done():
             abandoned, _ = self.memory.destinations.count()
             log.warning(

@@ -186,7 +186,7 @@ class TransportServer:
         try:
             return self._memory.leases.open(request.name)
         except NotOffered:
-            coming = self._memory.demand(request.name)
+            coming = self._memory.on_demand(request.name)
             if coming is None:
                 raise
         within_s = ON_DEMAND_SHARE * min(request.hold_s, self._most_hold_s)

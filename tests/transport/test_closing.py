@@ -72,7 +72,7 @@ class EndlessPath:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "PARTING_S", 0.05)
+    monkeypatch.setattr(network, "SETTLE_S", 0.05)
 
 
 def open_node(name: str, path: EndlessPath) -> NetworkTransport:

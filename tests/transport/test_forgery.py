@@ -133,6 +133,19 @@ async def test_a_stranger_gets_no_lease_and_disturbs_nobody(said: bytes) -> None
     await source.close()
 
 
+@asynchronous
+async def test_a_node_of_another_version_is_told_which_one_to_update() -> None:
+    source = Setup().open("source")
+    with connected(source.address) as sock:
+        sock.sendall(frame(b'{"kind":"Hello","version":2,"node":"old","nonce":"00"}'))
+        answer = await asyncio.to_thread(answers_until_it_hangs_up, sock)
+    refusal = json.loads(answer[LENGTH.size :])
+    assert (refusal["kind"], refusal["error"]) == ("Refusal", "HelloRefused")
+    assert refusal["detail"].startswith(f"version 2 meets {VERSION} at ")
+    assert refusal["detail"].endswith("update the older node")
+    await source.close()
+
+
 def trusted(source: NetworkTransport) -> Connection:
     return Authenticator(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())[0]
 

@@ -26,7 +26,7 @@ class LocalMemory:
         self.node = f"{name}-{secrets.token_hex(6)}"
         self.leases = LeaseTable()
         self.destinations = Destinations()
-        self.demand: PublishOnDemand = lambda name: None
+        self.on_demand: PublishOnDemand = lambda name: None
         self._keys = itertools.count(1)
         self._pulled: Counter[str] = Counter()
         self._lock = threading.Lock()  # held over "is it free" and "then it is mine"
@@ -52,7 +52,7 @@ class LocalMemory:
 
     def publish_on_demand(self, publish: PublishOnDemand) -> None:
         """Ask `publish` for every unpublished name that a peer asks for."""
-        self.demand = publish
+        self.on_demand = publish
 
     def claim(self, into: Sequence[Region]) -> Destination:
         """Claim `into` for a pull, if they are this node's and nobody reads there."""

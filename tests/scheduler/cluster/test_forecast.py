@@ -62,7 +62,9 @@ def test_who_is_in_a_batch_is_forecast_as_chance_has_it(kernel: Kernel) -> None:
     rng = np.random.default_rng(0)
     rates, ranks = rng.pareto(1.5, 30) * 0.1 + 0.01, rng.choice([8, 128], 30)
     forecast, step_s = Forecast(replace(MODEL, kernel=kernel, token_rank_s=0.0), LENGTHS), 0.02
-    sums = forecast.features(AdapterRates(rates, ranks.astype(np.float64)), step_s, LEVELS).sum(1, keepdims=True)
+    sums = forecast.features(AdapterRates(rates, ranks.astype(np.float64)), step_s, LEVELS).sum(
+        1, keepdims=True
+    )
     free = Lengths(1e-9, 1e-9)
     own = Forecast(replace(forecast.model, prefill_token_s=0, decode_sequence_s=0, context_token_s=0), free)
     drawn = []
