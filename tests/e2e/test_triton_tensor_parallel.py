@@ -81,7 +81,7 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     folder: Path, expected: list[list[tuple[int, ...]]], graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(config: EngineConfig) -> BaseModel:
-        return replace(choose_base(config), arithmetic=Backends("triton", torch.float32, fused=True))
+        return replace(choose_base(config), backends=Backends("triton", torch.float32, uses_triton=True))
 
     monkeypatch.setattr(assembly, "choose_base", chosen)
     monkeypatch.setattr(
@@ -93,5 +93,5 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     graphed: Any = executor._executor
     assert bool(graphed._graphs) == graphs
     if graphs:
-        lanes = graphed._graphs._graphs._lanes
-        assert any(len(lane._replays) > 1 for lane in lanes.values()), "steps with and without adapters"
+        buffers = graphed._graphs._graphs._buffers._by_width.values()
+        assert any(len(each._replays) > 1 for each in buffers), "steps with and without adapters"
