@@ -123,8 +123,10 @@ class LLM:
         return self.generate([self.tokenizer.encode_chat(each) for each in conversations], params, adapters)
 
     def close(self) -> None:
-        """Stop the adapter loader's threads and the other devices' processes."""
+        """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
         self.engine.core.wait_for_step()
+        if self.engine.peers is not None:
+            self.engine.peers.close()
         self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
