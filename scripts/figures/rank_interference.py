@@ -1,11 +1,15 @@
-"""Rank interference by cost model: what a request of rank 8 waits for as its neighbours' ranks grow.
+"""Show rank interference by cost model: what a request of rank 8 waits for as its neighbours' ranks grow.
 
     python -m scripts.figures.rank_interference
 
-One step of a derived H100 node with Llama-3.1-8B under exact, multi-rank and padded kernels. Time between tokens is
-a step in which all decode with 1,024 tokens of context each; time to first token one in which all prompts of 256
-tokens are read. Two companies: 31 neighbours of the rank in question, and 30 of rank 8 with one such neighbour.
+It is one step of a derived H100 node with Llama-3.1-8B under exact, multi-rank and padded kernels. Time between
+tokens is a step in which all decode with 1,024 tokens of context each. Time to first token is one in which all prompts
+of 256 tokens are read. There are two batches: one of rank 8 with 31 neighbours of the rank in question, and 31 of
+rank 8 with one such neighbour.
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Sequence
 
@@ -13,19 +17,19 @@ from matplotlib.figure import Figure
 
 from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.profile import Slo
-from scripts.figures.nodes import H100, LLAMA_8B, derived
-from scripts.figures.rows import Row
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.roofline import H100, LLAMA_8B, derived
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
 PROFILE = derived(LLAMA_8B, H100, Slo(2.0, 0.05))
 RANKS = (8, 16, 32, 64, 128)
-COMPANIES = {"one of rank 8, 31 neighbours": (1, 31), "31 of rank 8, one neighbour": (31, 1)}
+BATCHES = {"one of rank 8, 31 neighbours": (1, 31), "31 of rank 8, one neighbour": (31, 1)}
 CONTEXT_TOKENS, PROMPT_TOKENS = 1024, 256
 STYLES = {"exact": ("C0", "o-", 5), "multi-rank": ("C1", "s--", 2.5), "padded": ("C3", "^:", 2)}
 
 
 def step_s(kernel: Kernel, small: int, neighbours: int, rank: int, metric: str) -> float:
-    """Seconds of the step; every sequence has an adapter of its own."""
+    """Predict the seconds of the step; every sequence has an adapter of its own."""
     prompt, drawn = (PROMPT_TOKENS, 0) if metric == "ttft" else (0, 1)
     ranks = [8] * small + [rank] * neighbours
     context = len(ranks) * (CONTEXT_TOKENS if drawn else PROMPT_TOKENS)
@@ -33,9 +37,9 @@ def step_s(kernel: Kernel, small: int, neighbours: int, rank: int, metric: str) 
     return PROFILE.model(kernel).step_s(load)
 
 
-def ask(work: Work) -> None:
-    """Reckoned at once, so quick or not."""
-    for company, (small, neighbours) in COMPANIES.items():
+def ask(work: SuiteWork) -> None:
+    """Compute all times; that is quick in any case."""
+    for company, (small, neighbours) in BATCHES.items():
         for metric in ("ttft", "tbt"):
             for kernel in Kernel:
                 for rank in RANKS:
@@ -53,11 +57,11 @@ def ask(work: Work) -> None:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A panel for each company and metric."""
+    """Draw a panel for each batch and metric."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     names = {"ttft": "time to first token, ms", "tbt": "time between tokens, ms"}
-    for line, company in zip(panels, COMPANIES, strict=True):
+    for line, company in zip(panels, BATCHES, strict=True):
         for axes, metric in zip(line, ("tbt", "ttft"), strict=True):
             for kernel, (colour, line_style, width) in STYLES.items():
                 mine = [row for row in rows if _is(row, company, metric, kernel)]
@@ -80,7 +84,7 @@ def _is(row: Row, company: str, metric: str, kernel: str) -> bool:
     return (asked["company"], asked["metric"], asked["kernel"]) == (company, metric, kernel)
 
 
-SUITE = Suite("rank_interference", "rank_interference", __doc__ or "", ask, draw)
+SUITE = Suite("rank_interference", __doc__ or "", ask, {"rank_interference": draw})
 
 if __name__ == "__main__":
     main(SUITE)

@@ -4,13 +4,13 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.gpu.row import Row, skipped
-from scripts.gpu.stand import Stand
+from scripts.gpu.finding import Finding, skipped
+from scripts.gpu.context import CheckContext
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A module of this package whose `rows(stand)` are its findings; not begun with less than `needs_s` left, nor
+    """A module of this package whose `rows(context)` are its findings; not begun with less than `needs_s` left, nor
     where `package` cannot be imported whole: parts of it may be there from an earlier try."""
 
     name: str
@@ -33,19 +33,19 @@ SECTIONS = (
 )
 
 
-def run(sections: Sequence[Section], stand: Stand, tell: Callable[[Row], None]) -> list[Row]:
+def run(sections: Sequence[Section], context: CheckContext, tell: Callable[[Finding], None]) -> list[Finding]:
     """Every section's rows; each row is told as it comes."""
     found = []
     for section in sections:
-        for row in _rows(section, stand):
-            told = row.rehearsed() if stand.is_rehearsal else row
+        for row in _rows(section, context):
+            told = row.rehearsed() if context.is_dry_run else row
             found.append(told.within(section.name))
             tell(found[-1])
     return found
 
 
-def _rows(section: Section, stand: Stand) -> Iterator[Row]:
-    left_s = stand.left_s
+def _rows(section: Section, context: CheckContext) -> Iterator[Finding]:
+    left_s = context.left_s
     if left_s < section.needs_s:
         yield skipped(section.name, f"{max(0, left_s):.0f} s are left, it needs {section.needs_s:.0f}")
         return
@@ -64,4 +64,4 @@ def _rows(section: Section, stand: Stand) -> Iterator[Row]:
             raise
         yield skipped(section.name, f"{error.name} is not installed")
         return
-    yield from stand.guarded(section.name, module.rows(stand))
+    yield from context.guarded(section.name, module.rows(context))
