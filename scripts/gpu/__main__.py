@@ -1,30 +1,27 @@
-"""Everything that runs on a GPU, checked against the CPU's arithmetic and timed against the machine's limits.
+"""Check everything that runs on a GPU against the CPU's arithmetic, and time it against the machine's limits.
 
-    python -m scripts.gpu_check                 # on a CUDA machine; or python scripts/gpu_check.py
-    python -m scripts.gpu_check --dry-run       # the same path on a CPU: plain torch, tiny shapes
+    python -m scripts.gpu                 # on a CUDA machine
+    python -m scripts.gpu --dry-run       # the same path on a CPU: plain torch, tiny shapes
 
-One JSON object a line goes to --out as it is found, a table to standard output at the end. Exit code 1 if any check
-failed. A rehearsal checks results alone: its times mean nothing, and no goal is met or missed.
+One JSON object a line goes to --out as it is found, a table to standard output at the end. The exit code is 1 if any
+check failed. A dry run checks results alone: its times mean nothing, and no goal is met or missed.
 """
 
 import argparse
-import importlib
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the packages are beside this one's folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import torch
 
-from scripts.gpu.backends.base import Backends, Dry
+from scripts.gpu.backends.base import Backends
+from scripts.gpu.backends.dry_run import DryRunBackends
+from scripts.gpu.context import CheckContext
 from scripts.gpu.finding import Finding, Verdict, summary, table
 from scripts.gpu.sections import SECTIONS, run
 from scripts.gpu.sizes import FULL, TINY
-from scripts.gpu.context import CheckContext
 
 
 def main(
@@ -32,10 +29,10 @@ def main(
     dry: Backends | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Check, time, write; the exit code. A rehearsal runs `dry` in place of plain torch, if given."""
+    """Check, time, write; return the exit code. A dry run uses `dry` in place of plain torch, if given."""
     options = _parse(arguments)
     context = CheckContext(
-        (dry or Dry()) if options.dry_run else _cuda(),
+        (dry or DryRunBackends()) if options.dry_run else _cuda(),
         TINY if options.dry_run else FULL,
         clock,
         options.limit_s,
@@ -46,23 +43,26 @@ def main(
     began_s = clock()
     with options.out.open("w") as file:
 
-        def tell(row: Finding) -> None:
-            file.write(row.as_json() + "\n")
+        def tell(finding: Finding) -> None:
+            file.write(finding.as_json() + "\n")
             file.flush()
-            if row.verdict in (Verdict.FAILED, Verdict.SKIPPED) or not options.quiet:
-                told = f"{row.section}: {row.name} {row.verdict.value} {row.note}"
+            if finding.verdict in (Verdict.FAILED, Verdict.SKIPPED) or not options.quiet:
+                told = f"{finding.section}: {finding.name} {finding.verdict.value} {finding.note}"
                 print(f"{clock() - began_s:6.1f} s  {told}", flush=True)
 
         found = run(chosen, context, tell)
     print(f"\n{table(found)}\n\n{summary(found)}; each as a line of {options.out}")
-    return int(any(row.verdict is Verdict.FAILED for row in found))
+    return int(any(finding.verdict is Verdict.FAILED for finding in found))
 
 
 def _cuda() -> Backends:
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device: run it where there is one, or with --dry-run")
     torch.cuda.set_device(0)
-    return importlib.import_module("scripts.gpu.device").Cuda()
+    # Imported late: it needs Triton, which only a CUDA machine has.
+    from scripts.gpu.backends.cuda import CudaBackends  # noqa: PLC0415
+
+    return CudaBackends()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 2**31, help="default: another every time"
     )
-    parser.add_argument("--quiet", action="store_true", help="no line for each row as it comes")
+    parser.add_argument("--quiet", action="store_true", help="no line for each finding as it comes")
     options = parser.parse_args(arguments)
     name = "gpu_check_dry.jsonl" if options.dry_run else "gpu_check.jsonl"
     options.out = options.out or folder / name

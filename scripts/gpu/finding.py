@@ -1,4 +1,4 @@
-"""Finding: one finding and the limit beside it. Knows nothing of what is measured."""
+"""A finding and the limit beside it. Knows nothing of what is measured."""
 
 import json
 import math
@@ -8,8 +8,10 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """OK and FAILED are of checks: results that are right or wrong. MET and MISSED are of goals: how fast. A row that
-    has no limit is MEASURED, one that could not be had here is SKIPPED."""
+    """OK and FAILED are of checks, which are right or wrong. MET and MISSED are of goals: how fast.
+
+    A finding that has no limit is MEASURED, one that could not be had here is SKIPPED.
+    """
 
     OK = "ok"
     FAILED = "FAILED"
@@ -24,8 +26,7 @@ _LOOKED_AT = (Verdict.FAILED, Verdict.MISSED)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A value, the limit that it is held against, and what else is to be known of it, as numbers (`facts`) or words
-    (`note`)."""
+    """A value and the limit that it is held against; `facts` and `note` say what else is to be known of it."""
 
     name: str
     value: float | str | None
@@ -33,37 +34,37 @@ class Finding:
     verdict: Verdict
     limit: float | None = None
     note: str = ""
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
     section: str = ""
 
     def within(self, section: str) -> "Finding":
-        """The row as one of `section`."""
+        """Make it a finding of `section`."""
         return replace(self, section=section)
 
-    def rehearsed(self) -> "Finding":
-        """The row where times mean nothing: a goal is neither met nor missed."""
+    def untimed(self) -> "Finding":
+        """Drop the verdict on a goal, where times mean nothing."""
         is_goal = self.verdict in (Verdict.MET, Verdict.MISSED)
         return replace(self, verdict=Verdict.MEASURED) if is_goal else self
 
     def as_json(self) -> str:
-        """One line."""
+        """Write one line."""
         facts = {name: _finite(fact) for name, fact in self.facts.items()}
         told = {"value": _finite(self.value), "verdict": self.verdict.name.lower(), "facts": facts}
         return json.dumps(asdict(self) | told)
 
 
 def _finite(value: object) -> object:
-    """JSON has no other numbers: they become words."""
+    """Replace infinite numbers and NaN by words: JSON has none."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measured(name: str, value: float | str, unit: str = "", note: str = "", **facts: object) -> Finding:
-    """A value that has no limit."""
+    """Make a finding of a value that has no limit."""
     return Finding(name, value, unit, Verdict.MEASURED, note=note, facts=facts)
 
 
 def check(name: str, value: float, limit: float, unit: str = "", note: str = "", **facts: object) -> Finding:
-    """A result that is wrong above `limit`; NaN is wrong."""
+    """Check a result that is wrong above `limit`; NaN is wrong."""
     verdict = Verdict.OK if value <= limit else Verdict.FAILED
     return Finding(name, value, unit, verdict, limit, note, facts)
 
@@ -71,34 +72,34 @@ def check(name: str, value: float, limit: float, unit: str = "", note: str = "",
 def goal(
     name: str, value: float, limit: float, unit: str, note: str = "", *, least: bool = False, **facts: object
 ) -> Finding:
-    """A speed with what was hoped for, at most or at `least`; to miss it is no fault."""
+    """Compare a speed with its goal, at most or at `least`; to miss it is no fault."""
     met = value >= limit if least else value <= limit
     return Finding(name, value, unit, Verdict.MET if met else Verdict.MISSED, limit, note, facts)
 
 
 def skipped(name: str, reason: str) -> Finding:
-    """What could not be had here."""
+    """Make a finding of what could not be had here."""
     return Finding(name, None, "", Verdict.SKIPPED, note=reason)
 
 
 def failed(name: str, error: BaseException) -> Finding:
-    """What was to be found out when `error` came."""
+    """Make a finding of the error that came instead of a value."""
     last = str(error).strip().splitlines()
     return Finding(name, None, "", Verdict.FAILED, note=f"{type(error).__name__}: {last[-1] if last else ''}")
 
 
-def table(rows: Sequence[Finding]) -> str:
-    """All rows below one another, the limit beside each."""
+def table(found: Sequence[Finding]) -> str:
+    """Write all findings below one another, the limit beside each."""
     lines = [("section", "what", "value", "limit", "unit", "verdict", "note")]
-    for row in rows:
+    for finding in found:
         cells = (
-            row.section,
-            row.name,
-            _told(row.value),
-            _told(row.limit),
-            row.unit,
-            row.verdict.value,
-            row.note,
+            finding.section,
+            finding.name,
+            _told(finding.value),
+            _told(finding.limit),
+            finding.unit,
+            finding.verdict.value,
+            finding.note,
         )
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
@@ -108,14 +109,16 @@ def table(rows: Sequence[Finding]) -> str:
     )
 
 
-def summary(rows: Sequence[Finding]) -> str:
-    """How many rows ended how, and which are to be looked at."""
-    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
+def summary(found: Sequence[Finding]) -> str:
+    """Count the findings by verdict, and name those to look at."""
+    counts = {verdict: sum(finding.verdict is verdict for finding in found) for verdict in Verdict}
     told = ", ".join(f"{count} {verdict.name.lower()}" for verdict, count in counts.items() if count)
     looked_at = [
-        f"{row.verdict.value}: {row.section}: {row.name}" for row in rows if row.verdict in _LOOKED_AT
+        f"{finding.verdict.value}: {finding.section}: {finding.name}"
+        for finding in found
+        if finding.verdict in _LOOKED_AT
     ]
-    return "\n".join([f"{len(rows)} rows: {told}", *looked_at])
+    return "\n".join([f"{len(found)} rows: {told}", *looked_at])
 
 
 def _told(value: float | str | None) -> str:

@@ -1,4 +1,4 @@
-"""Shapes: the models that are checked and timed, on a device and in a rehearsal. No tensor, no device."""
+"""The models that are checked and timed, on a device and in a dry run. Knows no tensor and no device."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from model.config import ModelConfig, RopeConfig
 def llama(
     hidden: int, inner: int, layers: int, heads: tuple[int, int, int], vocab: int, dtype: torch.dtype
 ) -> ModelConfig:
-    """A Llama 3.1 with these sizes; `heads` are query heads, K/V heads, and the size of one."""
+    """Make a Llama 3.1 with these sizes; `heads` are query heads, K/V heads, and the size of one."""
     return ModelConfig(
         architecture="LlamaForCausalLM",
         vocab_size=vocab,
@@ -36,10 +36,12 @@ def llama(
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """How large everything is. `layers` are configurations of one layer for kernels, each in its own
-    dtype (every further one is a minute of the kernels' compiler), `timed` the model that is timed,
-    decoding for each of `widths` sequences, the first of which meets every mix, `context_tokens` long."""
+class CheckSizes:
+    """How large everything is. `layers` are one-layer configurations for kernels, each in its own dtype.
+
+    Every further one is a minute of the kernels' compiler. `timed` is the model that is timed. It decodes for each of
+    `widths` sequences, `context_tokens` long; the first width meets every mix of ranks.
+    """
 
     layers: tuple[ModelConfig, ...]
     timed: ModelConfig
@@ -55,7 +57,7 @@ class Sizes:
     weights_dtype: torch.dtype
 
 
-FULL = Sizes(
+FULL = CheckSizes(
     layers=(
         llama(4096, 14336, 1, (32, 8, 128), 8, torch.bfloat16),
         llama(320, 672, 1, (6, 2, 64), 8, torch.float32),
@@ -74,7 +76,7 @@ FULL = Sizes(
 )
 """A device's: Llama-3.1-8B."""
 
-TINY = Sizes(
+TINY = CheckSizes(
     layers=(
         llama(64, 144, 1, (4, 2, 16), 8, torch.bfloat16),
         llama(64, 144, 1, (4, 2, 16), 8, torch.float32),
@@ -91,4 +93,4 @@ TINY = Sizes(
     requests=10,
     weights_dtype=torch.float32,
 )
-"""A rehearsal's."""
+"""A dry run's."""

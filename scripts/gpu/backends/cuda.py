@@ -1,4 +1,4 @@
-"""Backends of a CUDA device. Imported there alone, since it needs Triton."""
+"""Backends of a CUDA device. Imported only there, since it needs Triton."""
 
 import ctypes
 import itertools
@@ -24,7 +24,7 @@ _WARM_UPS = 2
 _POISONED_BYTES = 512 << 20
 
 
-class Cuda:
+class CudaBackends:
     """Backends on the current CUDA device."""
 
     def __init__(self) -> None:

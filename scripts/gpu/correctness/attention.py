@@ -1,4 +1,7 @@
-"""Every attention kernel against softmax(q Kᵀ / sqrt(d)) V in float64: prompts, decode, both, and reserved steps."""
+"""Check every attention kernel against softmax(q Kᵀ / sqrt(d)) V in float64.
+
+Steps are prompts, decode, both, and reserved ones.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,15 +14,15 @@ from model.attention.base import AttentionStep, GraphAttention
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
+from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.lora import BLOCK_SIZE, compared
 from scripts.gpu.finding import Finding, failed, skipped
 from scripts.gpu.sizes import llama
-from scripts.gpu.context import CheckContext
 
-Part = tuple[int, int]
+SequenceRows = tuple[int, int]
 """A sequence's rows in the step: positions `start` to `stop`."""
 
-STEPS: dict[str, list[Part]] = {
+STEPS: dict[str, list[SequenceRows]] = {
     "decode": [(0, 1), (16, 17), (300, 301), (1023, 1024), (63, 64), (1999, 2000)],
     "prompts": [(0, 1), (0, 17), (0, 300), (0, 129)],
     "mixed": [(40, 41), (0, 77), (100, 180), (1500, 1501), (600, 620), (15, 16)],
@@ -36,7 +39,7 @@ GEOMETRIES: dict[str, tuple[ModelConfig, torch.dtype]] = {
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Each backend, each geometry, each kind of step."""
+    """Check each backend, each geometry, each kind of step."""
     for geometry, (config, dtype) in GEOMETRIES.items():
         for name, maker in context.backends.attentions(config, dtype).items():
             label = f"{name}, {geometry}"
@@ -49,17 +52,22 @@ def findings(context: CheckContext) -> Iterator[Finding]:
                 yield failed(label, error)
                 continue
             for kind, parts in STEPS.items():
-                world = World(context, config, dtype, parts)
-                yield from context.guarded(f"{kind}, {label}", _step(context, f"{kind}, {label}", world, backend))
+                case = AttentionCase(context, config, dtype, parts)
+                yield from context.guarded(
+                    f"{kind}, {label}", _step(context, f"{kind}, {label}", case, backend)
+                )
 
 
-class World:
-    """The step's sequences with known K and V in shuffled blocks, NaN wherever nobody's are."""
+class AttentionCase:
+    """A step's sequences with known K and V in shuffled blocks, and NaN in every other place."""
 
-    def __init__(self, context: CheckContext, config: ModelConfig, dtype: torch.dtype, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, context: CheckContext, config: ModelConfig, dtype: torch.dtype, parts: Sequence[SequenceRows]
+    ) -> None:
         self.config, self.parts = config, parts
         counts = [-(-stop // BLOCK_SIZE) for _, stop in parts]
-        dealt = torch.randperm(sum(counts), device=context.device, generator=context.generator).split(counts)
+        order = torch.randperm(sum(counts), device=context.device, generator=context.generator)
+        dealt = torch.split(order, counts)
         self.cache = KVCache(KVLayout.of(config, dtype, BLOCK_SIZE), sum(counts), context.device)
         keys, values = self.cache.layer(0)
         for kept in (keys, values):
@@ -82,7 +90,7 @@ class World:
         return self.tables[number][at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
 
     def batch(self) -> ForwardBatch:
-        """The step."""
+        """Make the step's batch."""
         device = self.tables.device
         positions = torch.cat([torch.arange(*part, device=device) for part in self.parts])
         slots = torch.cat([self._slots(number, *part) for number, part in enumerate(self.parts)])
@@ -98,18 +106,18 @@ class World:
         )
 
     def rows_of(self, which: int) -> Tensor:
-        """The step's own rows of K (0) or V (1)."""
+        """Select the step's own rows of K (0) or V (1)."""
         return torch.cat(
             [kv[which][start:stop] for kv, (start, stop) in zip(self.kv, self.parts, strict=True)]
         )
 
     def attend(self, step: AttentionStep) -> Tensor:
-        """[T, columns], over the step's rows."""
+        """Attend over the step's rows: [T, columns]."""
         return step.attend(0, self.q, self.rows_of(0), self.rows_of(1))
 
     def expected(self) -> Tensor:
-        """By the definition."""
-        config, outs, row = self.config, [], 0
+        """Compute the result by the definition."""
+        config, outs, row = self.config, list[Tensor](), 0
         group, window = config.num_heads // config.num_kv_heads, config.windows[0]
         for (start, stop), kv in zip(self.parts, self.kv, strict=True):
             q = self.q[row : row + stop - start].double()
@@ -124,20 +132,22 @@ class World:
         return torch.cat(outs).flatten(1)
 
 
-def _step(context: CheckContext, name: str, world: World, backend: GraphAttention) -> Iterator[Finding]:
-    batch = world.batch()
+def _step(
+    context: CheckContext, name: str, case: AttentionCase, backend: GraphAttention
+) -> Iterator[Finding]:
+    batch = case.batch()
 
     def planned() -> Tensor:
-        return world.attend(backend.plan(batch, world.cache))
+        return case.attend(backend.plan(batch, case.cache))
 
-    yield from compared(context, name, backend, planned, world.expected)
+    yield from compared(context, name, backend, planned, case.expected)
     if max(batch.query_lens) > 1:
         return
 
     def reserved() -> Tensor:
         rows, blocks = batch.block_tables.shape
-        step = backend.reserve(rows, blocks, world.cache)
+        step = backend.reserve(rows, blocks, case.cache)
         step.refill(batch)
-        return world.attend(step)
+        return case.attend(step)
 
-    yield from compared(context, f"reserved {name}", backend, reserved, world.expected)
+    yield from compared(context, f"reserved {name}", backend, reserved, case.expected)

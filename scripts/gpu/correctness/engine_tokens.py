@@ -1,5 +1,7 @@
-"""The engine on the device against the engine on the CPU, token for token: adapters of many ranks, greedy and seeded
-draws, requests that come and go, preemption, and memory that K/V and adapters share. In bfloat16 by its logits.
+"""Check the engine on the device against the engine on the CPU, token for token.
+
+Requests come and go under adapters of many ranks, with greedy and seeded draws, preemption, and memory that K/V and
+adapters share. In bfloat16 log-probabilities are compared instead.
 """
 
 import random
@@ -17,9 +19,9 @@ from engine.config import EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams
+from scripts.gpu.context import CheckContext, relative_error
 from scripts.gpu.correctness import small_model
 from scripts.gpu.finding import Finding, check, measured
-from scripts.gpu.context import CheckContext, relative_error
 
 BLOCK_BYTES = small_model.LAYERS * 2 * small_model.KV_HEADS * small_model.HEAD_DIM * 16 * 4
 BF16_LIMIT = 0.05
@@ -42,7 +44,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EngineRequest:
     """A request, and the adapter's name, None for the base."""
 
     prompt: tuple[int, ...]
@@ -51,7 +53,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class EngineAnswers:
     """Each request's events, and how often a sequence was preempted."""
 
     events: list[list[TokenEvent]]
@@ -59,12 +61,12 @@ class Answered:
 
     @property
     def tokens(self) -> list[list[int]]:
-        """Each request's."""
+        """Each request's tokens."""
         return [[each.token_id for each in events if each.token_id is not None] for events in self.events]
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Every variant of the device's engine; float32 first."""
+    """Check every variant of the device's engine; float32 first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small_model.write(folder, seed=context.generator.initial_seed() % 2**31)
@@ -81,11 +83,11 @@ def findings(context: CheckContext) -> Iterator[Finding]:
         yield from _narrow(context, folder, asked)
 
 
-def requests(count: int, penalised: bool) -> list[Asked]:
-    """Prompts of all lengths; with `penalised`, some draws need the tokens before them."""
+def requests(count: int, penalised: bool) -> list[EngineRequest]:
+    """Draw requests with prompts of all lengths; with `penalised`, some draws need the tokens before them."""
     rng = random.Random(count)
     ways = (*_WAYS, _PENALISED) if penalised else _WAYS
-    made = []
+    made: list[EngineRequest] = []
     for number in range(count):
         prompt = tuple(rng.randrange(3, small_model.VOCAB) for _ in range(rng.randint(1, 90)))
         params = SamplingParams(
@@ -95,7 +97,7 @@ def requests(count: int, penalised: bool) -> list[Asked]:
             n=1 + (number % 7 == 3),
             **ways[number % len(ways)],
         )
-        made.append(Asked(prompt, rng.choice([None, *small_model.RANKS]), params))
+        made.append(EngineRequest(prompt, rng.choice([None, *small_model.RANKS]), params))
     return made
 
 
@@ -119,18 +121,18 @@ def _cpu(folder: Path) -> EngineConfig:
     return replace(_config(folder, "cpu"), shared_memory="off", attention_backend="torch")
 
 
-def answer(config: EngineConfig, asked: Sequence[Asked]) -> Answered:
-    """Half of the requests at once, the others one by one while those run."""
+def answer(config: EngineConfig, asked: Sequence[EngineRequest]) -> EngineAnswers:
+    """Submit half of the requests at once, and the others one by one while those run."""
     engine = assemble(config)
     try:
         events = _run(engine, asked)
-        return Answered(events, engine.core.live().preemptions)
+        return EngineAnswers(events, engine.core.live().preemptions)
     finally:
         engine.core.settle()
         engine.close()
 
 
-def _run(engine: Engine, asked: Sequence[Asked]) -> list[list[TokenEvent]]:
+def _run(engine: Engine, asked: Sequence[EngineRequest]) -> list[list[TokenEvent]]:
     waiting = list(enumerate(asked))[::-1]
     events: list[list[TokenEvent]] = [[] for _ in asked]
     idle = 0
@@ -151,13 +153,13 @@ def _run(engine: Engine, asked: Sequence[Asked]) -> list[list[TokenEvent]]:
     return [sorted(each, key=lambda event: event.key.index) for each in events]
 
 
-def _submit(engine: Engine, number: int, one: Asked) -> None:
+def _submit(engine: Engine, number: int, one: EngineRequest) -> None:
     adapter = engine.store.resolve(one.adapter) if one.adapter else BASE
     engine.core.submit(Request(str(number), one.prompt, adapter, one.params, (), time.monotonic()))
 
 
-def _same(name: str, config: EngineConfig, asked: Sequence[Asked], known: Answered) -> Finding:
-    """How many requests' tokens differ from what is known."""
+def _same(name: str, config: EngineConfig, asked: Sequence[EngineRequest], known: EngineAnswers) -> Finding:
+    """Count the requests whose tokens differ from what is known."""
     found = answer(config, asked)
     differ = sum(one != other for one, other in zip(found.tokens, known.tokens, strict=True))
     tokens = sum(map(len, known.tokens))
@@ -165,8 +167,8 @@ def _same(name: str, config: EngineConfig, asked: Sequence[Asked], known: Answer
     return check(f"tokens, {name}", differ, 0, "requests differ", note)
 
 
-def _narrow(context: CheckContext, folder: Path, asked: Sequence[Asked]) -> Iterator[Finding]:
-    """bfloat16: the log-probabilities of prompts, against float32 over the same numbers; and graphs against none."""
+def _narrow(context: CheckContext, folder: Path, asked: Sequence[EngineRequest]) -> Iterator[Finding]:
+    """Compare bfloat16 with float32 by log-probabilities of prompts, and graphs with none."""
     scored = [
         replace(
             one,
@@ -191,5 +193,5 @@ def _narrow(context: CheckContext, folder: Path, asked: Sequence[Asked]) -> Iter
     yield from context.try_finding("tokens, bfloat16", agreement)
 
 
-def _scores(answered: Answered) -> torch.Tensor:
+def _scores(answered: EngineAnswers) -> torch.Tensor:
     return torch.tensor([each.logprob for events in answered.events for each in events[0].prompt_logprobs])

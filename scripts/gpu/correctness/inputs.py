@@ -1,4 +1,4 @@
-"""Inputs: random adapters and batches on a device, as the engine lays them out."""
+"""Make random adapters and batches on a device, as the engine lays them out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from scripts.gpu.context import CheckContext
 
 
 def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES) -> FlatLayout:
-    """An adapter of one rank on `sites` of every layer."""
+    """Lay out an adapter of one rank on `sites` of every layer."""
     modules = [Module(layer, site, rank, 2.0) for layer in range(base.num_layers) for site in sites]
     return lay_out(base, dtype, modules)
 
@@ -21,15 +21,15 @@ def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[
 def adapter(
     context: CheckContext, base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES
 ) -> AdapterWeights:
-    """A random adapter on the device."""
+    """Make a random adapter on the device."""
     layout = flat_layout(base, dtype, rank, sites)
     rows = (context.normal(layout.nbytes // dtype.itemsize) * 0.2).to(dtype).view(torch.uint8)
     return view(rows, layout, f"rank-{rank}")
 
 
 def table_of(spec: Sequence[tuple[int, int | None]], adapters: Sequence[AdapterWeights]) -> SegmentTable:
-    """`spec` gives the rows of each segment and its adapter, None for the base."""
-    segments, start = [], 0
+    """Make the table of `spec`: the rows of each segment and its adapter, None for the base."""
+    segments, start = list[Segment](), 0
     for rows, index in spec:
         if index is not None:
             segments.append(Segment(start, start + rows, adapters[index % len(adapters)]))
@@ -38,26 +38,28 @@ def table_of(spec: Sequence[tuple[int, int | None]], adapters: Sequence[AdapterW
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
+class ProjectionInput:
     """The input of a group's projection, and what it gives without adapters."""
 
     x: Tensor
     y: Tensor
 
     def project(self, x: Tensor) -> Tensor:
-        """As the base's matrix."""
+        """Project as the base's matrix would."""
         assert x is self.x, "the projection is of the group's input"
         return self.y.clone()
 
 
-def projected(context: CheckContext, base: BaseShape, group: SiteGroup, rows: int, dtype: torch.dtype) -> Projected:
-    """Random ones."""
+def projection_input(
+    context: CheckContext, base: BaseShape, group: SiteGroup, rows: int, dtype: torch.dtype
+) -> ProjectionInput:
+    """Draw random ones."""
     x = context.normal(rows, base.of(group.sites[0]).in_features, dtype=dtype)
-    return Projected(x, context.normal(rows, base.group_out(group), dtype=dtype))
+    return ProjectionInput(x, context.normal(rows, base.group_out(group), dtype=dtype))
 
 
-def with_adapters(given: Projected, table: SegmentTable, layer: int, group: SiteGroup) -> Tensor:
-    """The equation in float64: y + B (s (A x)), site by site."""
+def with_adapters(given: ProjectionInput, table: SegmentTable, layer: int, group: SiteGroup) -> Tensor:
+    """Compute the equation in float64: y + B (s (A x)), site by site."""
     y, x = given.y.double(), given.x.double()
     for segment in table.segments:
         weights = segment.adapter.groups.get((layer, group))

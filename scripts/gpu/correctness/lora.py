@@ -1,4 +1,4 @@
-"""Every LoRA kernel, alone and fused into its consumers, against the equation in float64."""
+"""Check every LoRA kernel, alone and fused into its consumers, against the equation in float64."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,9 +14,9 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.ops.base import GraphOps, LayerStep
 from model.rope import inverse_frequencies
-from scripts.gpu.correctness.inputs import Projected, adapter, projected, table_of, with_adapters
-from scripts.gpu.finding import Finding, check
 from scripts.gpu.context import CheckContext, relative_error
+from scripts.gpu.correctness.inputs import ProjectionInput, adapter, projection_input, table_of, with_adapters
+from scripts.gpu.finding import Finding, check
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Of the relative error: tf32 in place of float32 would be beyond it."""
@@ -41,7 +41,7 @@ BLOCK_SIZE = 16
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Each model, each batch, each group."""
+    """Check each model, each batch, each group of sites."""
     for config in context.sizes.layers:
         base, dtype = config.base_shape(), config.dtype
         adapters = [adapter(context, base, dtype, rank, *_sites(rank)) for rank in RANKS]
@@ -51,11 +51,13 @@ def findings(context: CheckContext) -> Iterator[Finding]:
             yield from _alone(context, base, op, adapters, where)
             yield from context.guarded(f"fused, {where}", _fused(context, config, ops, adapters, where))
         if dtype == torch.bfloat16:
-            yield from context.guarded(f"adapters in fp8, {config.hidden_size} wide", _narrow(context, config))
+            yield from context.guarded(
+                f"adapters in fp8, {config.hidden_size} wide", _narrow(context, config)
+            )
 
 
 def _narrow(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
-    """Adapters of a byte an element under a model of two."""
+    """Check adapters of a byte an element under a model of two."""
     base = config.base_shape()
     adapters = [adapter(context, base, NARROW, rank, *_sites(rank)) for rank in RANKS]
     op = context.backends.lora(base, NARROW)
@@ -78,15 +80,15 @@ def _dtype(where: str) -> torch.dtype:
 def _alone(
     context: CheckContext, base: BaseShape, op: LoraOp, adapters: Sequence[AdapterWeights], where: str
 ) -> Iterator[Finding]:
-    """Shrink and expand into y."""
+    """Check shrink and expand into y."""
     spec, dtype = _spec(where), _dtype(where)
     table = table_of(spec, adapters)
     if not table.segments:
         return
     for group in SiteGroup:
-        given = projected(context, base, group, sum(rows for rows, _ in spec), dtype)
+        given = projection_input(context, base, group, sum(rows for rows, _ in spec), dtype)
 
-        def run(given: Projected = given, group: SiteGroup = group) -> Tensor:
+        def run(given: ProjectionInput = given, group: SiteGroup = group) -> Tensor:
             y = given.y.clone()
             op.plan(table).add_lora(y, given.x, 0, group)
             return y
@@ -98,7 +100,7 @@ def _alone(
 def compared(
     context: CheckContext, name: str, op: object, run: Callable[[], Tensor], want: Callable[[], Tensor]
 ) -> Iterator[Finding]:
-    """One row: the error against `want`, and whether a second run over soiled memory gives the same bits."""
+    """Compare one result with `want`, and with a second run over memory that is filled with NaN."""
 
     @torch.inference_mode()
     def row() -> Finding:
@@ -117,7 +119,7 @@ def compared(
 def _fused(
     context: CheckContext, config: ModelConfig, ops: GraphOps, adapters: Sequence[AdapterWeights], where: str
 ) -> Iterator[Finding]:
-    """The kernels that consume a projection, over one step."""
+    """Check the kernels that consume a projection, over one step."""
     spec, dtype = _spec(where), _dtype(where)
     total = sum(rows for rows, _ in spec)
     cache = KVCache(KVLayout.of(config, dtype, BLOCK_SIZE), -(-total // BLOCK_SIZE) + 1, context.device)
@@ -127,7 +129,7 @@ def _fused(
         step = ops.plan(batch, cache)
     base = config.base_shape()
 
-    qkv = projected(context, base, SiteGroup.QKV, total, dtype)
+    qkv = projection_input(context, base, SiteGroup.QKV, total, dtype)
 
     def heads() -> Tensor:
         for kept in cache.layer(0):
@@ -150,7 +152,7 @@ def _consumers(
     context: CheckContext, base: BaseShape, ops: GraphOps, step: LayerStep, batch: ForwardBatch, where: str
 ) -> Iterator[Finding]:
     total, dtype = len(batch.slots), _dtype(where)
-    gated = projected(context, base, SiteGroup.GATE_UP, total, dtype)
+    gated = projection_input(context, base, SiteGroup.GATE_UP, total, dtype)
 
     def gate() -> Tensor:
         return step.gate(0, gated.project, gated.x)
@@ -161,20 +163,22 @@ def _consumers(
 
     yield from compared(context, f"gate, {where}", ops, gate, silu)
     for group in (SiteGroup.OUT, SiteGroup.DOWN):
-        given = projected(context, base, group, total, dtype)
+        given = projection_input(context, base, group, total, dtype)
         beside = context.normal(*given.y.shape, dtype=dtype)
 
-        def add(group: SiteGroup = group, given: Projected = given, beside: Tensor = beside) -> Tensor:
+        def add(group: SiteGroup = group, given: ProjectionInput = given, beside: Tensor = beside) -> Tensor:
             return step.add(0, group, given.project, given.x, beside)
 
-        def summed(group: SiteGroup = group, given: Projected = given, beside: Tensor = beside) -> Tensor:
+        def summed(
+            group: SiteGroup = group, given: ProjectionInput = given, beside: Tensor = beside
+        ) -> Tensor:
             return with_table(given, batch, group) + beside.double()
 
         yield from compared(context, f"add {group.name.lower()}, {where}", ops, add, summed)
 
 
-def with_table(given: Projected, batch: ForwardBatch, group: SiteGroup) -> Tensor:
-    """The projection with the batch's adapters, in float64."""
+def with_table(given: ProjectionInput, batch: ForwardBatch, group: SiteGroup) -> Tensor:
+    """Compute the projection with the batch's adapters, in float64."""
     return with_adapters(given, batch.segments, 0, group)
 
 
@@ -198,11 +202,11 @@ def _batch(
 
 
 def _rotated(config: ModelConfig, batch: ForwardBatch, y: Tensor) -> Tensor:
-    """q, k and v of y [T, columns] float64, q and k turned by position."""
-    heads = y.unflatten(1, (-1, config.head_dim))
-    qk, v = heads.split((config.num_heads + config.num_kv_heads, config.num_kv_heads), dim=1)
+    """Split y [T, columns] float64 into q, k and v, and rotate q and k by position."""
+    heads = y.view(len(y), -1, config.head_dim)
+    qk, v = torch.split(heads, [config.num_heads + config.num_kv_heads, config.num_kv_heads], dim=1)
     frequencies = inverse_frequencies(config.rope, config.head_dim).to(y.device).double()
     angle = (batch.positions[:, None].double() * frequencies)[:, None]
-    low, high = qk.chunk(2, dim=-1)
+    low, high = torch.chunk(qk, 2, dim=-1)
     turned = (low * angle.cos() - high * angle.sin(), high * angle.cos() + low * angle.sin())
     return torch.cat((torch.cat(turned, dim=-1), v), dim=1)

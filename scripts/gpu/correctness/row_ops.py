@@ -1,5 +1,7 @@
-"""What works row by row: the norm and products in fp8 against their definition, and drawing against model/sampling.py
-on the same logits."""
+"""Check what works row by row: the norm, products in fp8, and sampling.
+
+The first two are held against their definition, sampling against model/sampling.py on the same logits.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,9 +15,9 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Fp8Linear
 from model.sampling import SampleRow, sample
+from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.lora import compared
 from scripts.gpu.finding import Finding, check
-from scripts.gpu.context import CheckContext
 
 WAYS: dict[str, SampleRow] = {
     "greedy": SampleRow(temperature=0.0),
@@ -39,7 +41,7 @@ _ROWS = 24
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Each model's norm, and every way of drawing."""
+    """Check each model's norm, and every way of sampling."""
     for config in context.sizes.layers:
         yield from _norms(context, config)
         if config.dtype == torch.bfloat16:
@@ -69,7 +71,7 @@ def _norms(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
 
 
 def _products(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
-    """A matrix in fp8 against the numbers that it holds, and the input's rounded as it rounds them."""
+    """Check a matrix in fp8 against the numbers that it holds, the input rounded as it rounds it."""
     weight = context.normal(config.intermediate_size, config.hidden_size, dtype=config.dtype)
     linear = Fp8Linear(weight * context.normal(len(weight), 1, dtype=config.dtype), None)
     held = linear.weight.double() * linear.scale.double().t()
@@ -89,11 +91,11 @@ def _products(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
 
 @torch.inference_mode()
 def _draws(context: CheckContext, name: str, rows: Sequence[SampleRow]) -> Finding:
-    """Tokens that differ from the CPU's, of two draws from the same logits."""
+    """Count tokens that differ from the CPU's, of two draws from the same logits."""
     logits = context.normal(len(rows), context.sizes.vocab) * 3
     want = torch.tensor([drawn.token_id for drawn in sample(logits.cpu(), rows)])
     sampler = context.backends.sampler(64)
-    found = []
+    found: list[Tensor] = []
     for _ in range(2):
         sampler.refill(rows)
         given = logits.clone()

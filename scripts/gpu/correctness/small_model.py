@@ -1,4 +1,7 @@
-"""A small seeded Llama with adapters as files, as an operator gives them: a Hugging Face folder and PEFT folders."""
+"""Write a small seeded Llama with adapters, as an operator gives them: a Hugging Face folder and PEFT folders."""
+
+# The types of transformers, tokenizers and safetensors are incomplete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
 import math
@@ -69,7 +72,7 @@ def _draw(generator: torch.Generator, *shape: int, gain: float = 1.0) -> Tensor:
 
 
 def _weights(generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    """Norms are near one, the head is strong: the likeliest token stands clear of the next."""
+    """Draw weights: norms are near one, and the head is strong, so that the likeliest token is clear of the next."""
 
     def norm() -> Tensor:
         return (1 + 0.1 * torch.randn(HIDDEN, generator=generator)).to(torch.bfloat16)
@@ -95,7 +98,7 @@ def _write_adapter(folder: Path, rank: int, sites: tuple[str, ...], generator: t
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer in range(LAYERS):
         for site in sites:
             outputs, inputs = _SIZES[site]
@@ -110,7 +113,7 @@ def _path(layer: int, site: str) -> str:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A token for each byte."""
+    """Write a tokenizer with a token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([*_SPECIAL, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))

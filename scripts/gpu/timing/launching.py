@@ -1,4 +1,4 @@
-"""What a replay costs: the nodes of a decode step, each node's share of time, and the host's."""
+"""Measure what a graph replay costs: a decode step's nodes, the time of one, and the host's time."""
 
 import time
 from collections.abc import Iterator
@@ -8,22 +8,24 @@ import torch
 
 from lora.segments import NO_SEGMENTS
 from scripts.gpu.backends.base import Run
-from scripts.gpu.finding import Finding, measured
 from scripts.gpu.context import CheckContext
-from scripts.gpu.timing.timed_model import MIXES, Decode, World
+from scripts.gpu.finding import Finding, measured
+from scripts.gpu.timing.timed_model import MIXES, DecodeSteps, TimedModel
 
 _TINY_NODES = 1000
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Of a step with and without adapters, and of launches that do nothing."""
+    """Measure a step with and without adapters, and launches that do nothing."""
     yield from context.try_finding("graph node", lambda: _node(context))
-    world, width = context.once(World), context.sizes.widths[0]
-    decode = Decode(world, width)
-    adapted = decode.table(world.adapters(MIXES["all 8"](width)))
+    timed, width = context.once(TimedModel), context.sizes.widths[0]
+    decode = DecodeSteps(timed, width)
+    adapted = decode.table(timed.adapters(MIXES["all 8"](width)))
     for name, table in (("base", NO_SEGMENTS), ("rank 8", adapted)):
         run = decode.load(table)
-        yield from context.try_finding(f"replay, {name}", lambda run=run, name=name: _replay(context, run, name))
+        yield from context.try_finding(
+            f"replay, {name}", lambda run=run, name=name: _replay(context, run, name)
+        )
         batch = decode.batch(table)
         yield from context.try_finding(
             f"nodes, {name}",
@@ -45,8 +47,8 @@ def _node(context: CheckContext) -> Finding:
 
 
 def _replay(context: CheckContext, run: Run, name: str) -> Finding:
-    """The host's time in the call, the device being idle."""
-    took_s = []
+    """Time the call on the host, the device being idle."""
+    took_s: list[float] = []
     for _ in range(10):
         context.backends.synchronize()
         began_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast an adapter comes into device memory while decode goes on, and what that costs the steps."""
+"""Time how fast an adapter comes into device memory while decode goes on, and what that costs the steps."""
 
 import threading
 import time
@@ -7,22 +7,22 @@ from statistics import median
 
 import torch
 
-from scripts.gpu.finding import Finding, measured
 from scripts.gpu.context import CheckContext
-from scripts.gpu.timing.timed_model import MIXES, Decode, World
+from scripts.gpu.finding import Finding, measured
+from scripts.gpu.timing.timed_model import MIXES, DecodeSteps, TimedModel
 
 _RANK = 64
 _TURNS = 20
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """The copy's rate beside decode, and the step's time beside the copy."""
-    world, width = context.once(World), context.sizes.widths[0]
-    decode = Decode(world, width)
+    """Time the copy beside decode, and the step beside the copy."""
+    timed, width = context.once(TimedModel), context.sizes.widths[0]
+    decode = DecodeSteps(timed, width)
     ranks = MIXES["all 8"](width)
-    run = decode.load(decode.table(world.adapters(ranks)))
-    stowage, layout = context.backends.stowage(), world.layout(_RANK)
-    place = world.arena[-layout.nbytes :]
+    run = decode.load(decode.table(timed.adapters(ranks)))
+    stowage, layout = context.backends.stowage(), timed.layout(_RANK)
+    place = timed.arena[-layout.nbytes :]
     landed = stowage.landing(place, layout)
     landed.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
 

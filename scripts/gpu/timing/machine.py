@@ -1,4 +1,7 @@
-"""The machine as it was found, and the two ceilings that everything else is held against."""
+"""Describe the machine, and measure the two ceilings that everything else is held against."""
+
+# torch does not type a device's properties.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import importlib.util
 import platform
@@ -7,8 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from scripts.gpu.finding import Finding, measured, skipped
 from scripts.gpu.context import CheckContext
+from scripts.gpu.finding import Finding, measured, skipped
 
 _WANTED = (
     *("triton", "flashinfer"),
@@ -18,7 +21,7 @@ _ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.l
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """What runs, on what, and how fast it copies and multiplies."""
+    """Find what runs, on what, and how fast it copies and multiplies."""
     yield measured("torch", torch.__version__, note=f"python {platform.python_version()}")
     lacking = [name for name in _WANTED if importlib.util.find_spec(name) is None]
     note = f"not here: {', '.join(lacking)}" if lacking else ""
@@ -30,7 +33,7 @@ def findings(context: CheckContext) -> Iterator[Finding]:
 
 def _card(context: CheckContext) -> Iterator[Finding]:
     if context.is_dry_run:
-        yield measured("device", platform.machine(), note="a rehearsal on the CPU: its times mean nothing")
+        yield measured("device", platform.machine(), note="a dry run on the CPU: its times mean nothing")
         return
     card = torch.cuda.get_device_properties(context.device)
     free, total = torch.cuda.mem_get_info(context.device)

@@ -1,11 +1,10 @@
-"""The engine's own loop over the timed model: tokens a second of prompts and of decode, and the host's time per step.
+"""Time the engine's own loop over the timed model: prompts, decode, and the host's time per step.
 
-Adapters are those of the world's arena, all resident, so that steps alone are timed.
+Adapters are those of the timed model's arena, all resident, so that steps alone are timed.
 """
 
-import importlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import cast
@@ -24,9 +23,9 @@ from scheduler.blocks import BlockPool
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepLimits, StepScheduler
-from scripts.gpu.finding import Finding, goal, measured, skipped
 from scripts.gpu.context import CheckContext
-from scripts.gpu.timing.timed_model import BLOCK_SIZE, MIXES, World
+from scripts.gpu.finding import Finding, goal, measured, skipped
+from scripts.gpu.timing.timed_model import BLOCK_SIZE, MIXES, TimedModel
 
 HOST_GOAL_MS = 0.3
 _LEAST_LEFT_S = 25.0
@@ -34,29 +33,31 @@ _SETTLING_STEPS = 4  # in which graphs are recorded
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """As many sequences as the widest step has, sharing no, some, and as many adapters."""
-    world = context.once(World)
-    executor = Watched(_executor(world))
+    """Time as many sequences as the widest step has, under no, some, and as many adapters."""
+    timed = context.once(TimedModel)
+    executor = MeteredExecutor(_executor(timed))
     widest = context.sizes.widths[-1]
     for number, adapters in enumerate((0, *context.sizes.widths)):
         name = f"{adapters} adapters, {widest} sequences"
         if context.left_s < _LEAST_LEFT_S:
             yield skipped(name, f"{max(0, context.left_s):.0f} s are left")
             continue
-        yield from Drive(world, executor, adapters, f"drive-{number}").rows(name)
+        yield from ServingRun(timed, executor, adapters, f"run-{number}").findings(name)
 
 
-def _executor(world: World) -> StepExecutor:
-    """As an operator's engine has it."""
-    sizes = world.context.sizes
-    if world.context.is_dry_run:
-        return Executor(world.model, world.cache)
-    cuda = importlib.import_module("engine.cuda")
-    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
+def _executor(timed: TimedModel) -> StepExecutor:
+    """Make the executor as an operator's engine has it."""
+    sizes = timed.context.sizes
+    if timed.context.is_dry_run:
+        return Executor(timed.model, timed.cache)
+    # Imported late: it needs Triton, which only a CUDA machine has.
+    from engine.cuda import make_executor  # noqa: PLC0415
+
+    return make_executor(timed.model, timed.cache, sizes.widths[-1], timed.blocks_each)
 
 
-class Shelf:
-    """What an EngineCore asks of its AdapterStore, where all adapters are resident for good."""
+class ResidentAdapters:
+    """What an EngineCore asks of its AdapterStore, with all adapters resident for good."""
 
     def __init__(self, weights: Mapping[str, AdapterWeights]) -> None:
         self._weights = weights
@@ -84,11 +85,11 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedComputation:
-    """A computation whose reader is on record."""
+class MeteredComputation:
+    """A computation that adds up how long its reader waits."""
 
     computation: Computation
-    watched: "Watched"
+    meter: "MeteredExecutor"
 
     @property
     def done(self) -> bool:
@@ -99,11 +100,11 @@ class WatchedComputation:
         """See Computation."""
         began_s = time.perf_counter()
         outputs = self.computation.outputs()
-        self.watched.waited_s += time.perf_counter() - began_s
+        self.meter.waited_s += time.perf_counter() - began_s
         return outputs
 
 
-class Watched:
+class MeteredExecutor:
     """StepExecutor that adds up how long the host waited for outputs."""
 
     def __init__(self, executor: StepExecutor) -> None:
@@ -111,36 +112,36 @@ class Watched:
         self.waited_s = 0.0
         self.launch_s = 0.0
 
-    def launch(self, plan: StepPlan, lease: Lease) -> WatchedComputation:
+    def launch(self, plan: StepPlan, lease: Lease) -> MeteredComputation:
         """See StepExecutor."""
         began_s = time.perf_counter()
         computation = self._executor.launch(plan, lease)
         self.launch_s += time.perf_counter() - began_s
-        return WatchedComputation(computation, self)
+        return MeteredComputation(computation, self)
 
 
-class Drive:
-    """Prompts under `adapters` adapters of uniform ranks from start to end."""
+class ServingRun:
+    """Runs prompts under so many adapters of uniform ranks from start to end."""
 
-    def __init__(self, world: World, executor: Watched, adapters: int, label: str) -> None:
-        sizes = world.context.sizes
-        self._world, self._executor, self._label = world, executor, label
+    def __init__(self, timed: TimedModel, executor: MeteredExecutor, adapters: int, label: str) -> None:
+        sizes = timed.context.sizes
+        self._timed, self._executor, self._label = timed, executor, label
         ranks = MIXES["uniform 8..128"](adapters)
-        made = world.adapters(ranks)
+        made = timed.adapters(ranks)
         self._refs = [
-            AdapterRef(one.digest, one.digest, rank, SITES, world.nbytes(rank))
+            AdapterRef(one.digest, one.digest, rank, SITES, timed.nbytes(rank))
             for one, rank in zip(made, ranks, strict=True)
         ]
-        limits = StepLimits(sizes.widths[-1], sizes.prefill_rows, world.max_len_tokens)
+        limits = StepLimits(sizes.widths[-1], sizes.prefill_rows, timed.max_len_tokens)
         self._core = EngineCore(
-            StepScheduler(limits, BlockPool(world.cache.num_blocks, BLOCK_SIZE)),
-            cast(AdapterStore, Shelf({one.digest: one for one in made})),
+            StepScheduler(limits, BlockPool(timed.cache.num_blocks, BLOCK_SIZE)),
+            cast(AdapterStore, ResidentAdapters({one.digest: one for one in made})),
             executor,
             time.monotonic,
         )
 
-    def rows(self, name: str) -> Iterator[Finding]:
-        """What was measured."""
+    def findings(self, name: str) -> Iterator[Finding]:
+        """Time prefill, then decode."""
         requests = self._submit()
         began_s = time.perf_counter()
         first: set[str] = set()
@@ -157,7 +158,7 @@ class Drive:
         self._core.settle()
 
     def _decode(self, name: str, width: int) -> Iterator[Finding]:
-        host_ms, launch_ms, steps = [], [], self._world.context.sizes.decode_steps
+        host_ms, launch_ms, steps = list[float](), list[float](), self._timed.context.sizes.decode_steps
         began_s = time.perf_counter()
         for _ in range(steps):
             started_s, waited_s, launch_s = (
@@ -174,7 +175,7 @@ class Drive:
         yield goal(f"host, {name}", median(host_ms), HOST_GOAL_MS, "ms a step", launch_ms=median(launch_ms))
 
     def _step(self) -> set[str]:
-        """The requests that a step brought a token. Raises what ended one of them."""
+        """Run a step; return the requests that got a token. Raises what ended one of them."""
         result = self._core.step()
         for failure in result.failures:
             raise failure.error
@@ -188,12 +189,10 @@ class Drive:
         return requests
 
     def _requests(self) -> list[Request]:
-        sizes, generator = self._world.context.sizes, torch.Generator().manual_seed(len(self._refs))
+        sizes, generator = self._timed.context.sizes, torch.Generator().manual_seed(len(self._refs))
         shape = (sizes.widths[-1], sizes.context_tokens)
-        prompts: Sequence[Sequence[int]] = torch.randint(
-            self._world.config.vocab_size, shape, generator=generator
-        ).tolist()
-        most = self._world.max_len_tokens - sizes.context_tokens
+        prompts = torch.randint(self._timed.config.vocab_size, shape, generator=generator)
+        most = self._timed.max_len_tokens - sizes.context_tokens
         return [
             Request(
                 f"{self._label}-{number}",
@@ -203,5 +202,5 @@ class Drive:
                 (),
                 time.monotonic(),
             )
-            for number, prompt in enumerate(prompts)
+            for number, prompt in enumerate(prompts.numpy().tolist())
         ]

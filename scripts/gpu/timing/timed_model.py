@@ -1,6 +1,6 @@
-"""World: the timed model with random weights, its K/V and the memory for adapters, made once; and its decode steps.
+"""The model that is timed: random weights, K/V and memory for adapters, made once; and its decode steps.
 
-Everything a step reads is larger by far than a cache, so steps one after another find nothing there of the last.
+Everything that a step reads is larger by far than a cache, so that a step finds nothing there of the last one.
 """
 
 import math
@@ -21,10 +21,10 @@ from model.linear import Linear, make_linear
 from model.llama import Llama
 from model.sampling import SampleRow
 from model.weights import LayerWeights, Weights
-from scripts.gpu.correctness.attention import AttentionCase
 from scripts.gpu.backends.base import Run
-from scripts.gpu.correctness.inputs import flat_layout
 from scripts.gpu.context import CheckContext
+from scripts.gpu.correctness.attention import AttentionCase
+from scripts.gpu.correctness.inputs import flat_layout
 
 BLOCK_SIZE = 16
 RANKS = (8, 16, 32, 64, 128)
@@ -35,7 +35,7 @@ MIXES: dict[str, Callable[[int], list[int]]] = {
     "all 128": lambda count: [128] * count,
     "31 of 8, one of 128": lambda count: [8] * (count - 1) + [128],
 }
-"""The ranks of so many adapters."""
+"""How so many adapters divide into ranks."""
 
 _SHARES = ((8, 0.70), (16, 0.20), (64, 0.08), (128, 0.02))
 _SPARE_TOKENS = 64  # that a sequence may draw while others' prompts are computed
@@ -43,14 +43,14 @@ _CHUNK_BYTES = 1 << 28
 
 
 def _by_share(count: int) -> list[int]:
-    """The largest first, at least one of each as far as they go."""
+    """Deal ranks by share, the largest first, at least one of each as far as they go."""
     ranks: list[int] = []
     for rank, share in reversed(_SHARES[1:]):
         ranks += [rank] * max(1, round(share * count))
     return ([8] * count + ranks)[-count:]
 
 
-class World:
+class TimedModel:
     """The timed model on the context's device; `attention_name` is whose attention it has."""
 
     def __init__(self, context: CheckContext) -> None:
@@ -84,12 +84,12 @@ class World:
         raise RuntimeError(f"no attention works here: {', '.join(makers)}")
 
     def _tried(self, make: Callable[[], GraphAttention]) -> GraphAttention | None:
-        """The attention, if it can attend to a prompt and decode: a library may lack its compiled parts."""
+        """Try the attention on a prompt and on decode: a library may lack its compiled parts."""
         one = replace(self.config, num_layers=1, windows=(None,))
         try:
             attention = make()
             for parts in ([(0, 20)], [(3, 4)]):
-                trial = kernels_attention.World(self.context, one, self.dtype, parts)
+                trial = AttentionCase(self.context, one, self.dtype, parts)
                 trial.attend(attention.plan(trial.batch(), trial.cache))
             self.context.backends.synchronize()
         except Exception as error:  # noqa: BLE001 - whatever it raises, the next one is tried
@@ -98,26 +98,26 @@ class World:
         return attention
 
     def _arena(self) -> Tensor:
-        """Memory for the largest mix, full of small random numbers."""
+        """Make memory for the largest mix, full of small random numbers."""
         widths = self.context.sizes.widths
         needed = [sum(map(self.nbytes, MIXES["uniform 8..128"](widths[-1])))]
         needed.append(sum(map(self.nbytes, MIXES["all 128"](widths[0]))))
         arena = torch.empty(max(needed), dtype=torch.uint8, device=self.context.device)
-        for chunk in arena.view(self.dtype).split(_CHUNK_BYTES):
+        for chunk in torch.split(arena.view(self.dtype), _CHUNK_BYTES):
             chunk.normal_(0.0, 0.01, generator=self.context.generator)
         return arena
 
     def nbytes(self, rank: int) -> int:
-        """Of an adapter of `rank`, every A and B once."""
+        """Compute the bytes of an adapter of `rank`, every A and B once."""
         return self._layouts[rank].nbytes
 
     def layout(self, rank: int) -> FlatLayout:
-        """Of an adapter of `rank` on all sites."""
+        """Give the layout of an adapter of `rank` on all sites."""
         return self._layouts[rank]
 
     def adapters(self, ranks: Sequence[int]) -> list[AdapterWeights]:
-        """Distinct adapters, one after another in the arena."""
-        made, start = [], 0
+        """Make distinct adapters, one after another in the arena."""
+        made, start = list[AdapterWeights](), 0
         for number, rank in enumerate(ranks):
             rows = self.arena[start : start + self.nbytes(rank)]
             made.append(view(rows, self.layout(rank), f"{number}-of-{len(ranks)}-{rank}"))
@@ -126,7 +126,7 @@ class World:
 
 
 def random_weights(context: CheckContext, config: ModelConfig, dtype: torch.dtype) -> Weights:
-    """Of such a size that activations stay of order one."""
+    """Draw weights of such a size that activations stay of order one."""
 
     def draw(*shape: int) -> Tensor:
         made = torch.empty(shape, dtype=dtype, device=context.device)
@@ -154,47 +154,49 @@ def random_weights(context: CheckContext, config: ModelConfig, dtype: torch.dtyp
     return Weights(draw(config.vocab_size, hidden), layers, ones(), linear(config.vocab_size, hidden))
 
 
-class Decode:
-    """Decode steps of `width` sequences, each at the end of its context, in graphs."""
+class DecodeSteps:
+    """DecodeSteps steps of `width` sequences, each at the end of its context, in graphs."""
 
-    def __init__(self, world: World, width: int) -> None:
-        self._world, self._width = world, width
-        device, tokens = world.context.device, world.context.sizes.context_tokens
+    def __init__(self, timed: TimedModel, width: int) -> None:
+        self._timed, self._width = timed, width
+        device, tokens = timed.context.device, timed.context.sizes.context_tokens
         each = -(-tokens // BLOCK_SIZE)
-        dealt = torch.randperm(width * each, device=device, generator=world.context.generator)
+        dealt = torch.randperm(width * each, device=device, generator=timed.context.generator)
         self._tables = dealt.view(width, each)
         self._positions = torch.full((width,), tokens - 1, device=device)
         self._slots = self._tables[:, -1] * BLOCK_SIZE + (tokens - 1) % BLOCK_SIZE
-        ids = torch.randint(world.config.vocab_size, (width,), device=device, generator=world.context.generator)
+        ids = torch.randint(
+            timed.config.vocab_size, (width,), device=device, generator=timed.context.generator
+        )
         self._token_ids, self._every_row = ids, torch.arange(width, device=device)
-        self._attention = world.attention.reserve(width, each, world.cache)
+        self._attention = timed.attention.reserve(width, each, timed.cache)
         self._graphs: dict[Hashable, Run] = {}
 
     def table(self, adapters: Sequence[AdapterWeights]) -> SegmentTable:
-        """Each sequence its own adapter."""
+        """Give each sequence its own adapter."""
         return SegmentTable(tuple(Segment(row, row + 1, one) for row, one in enumerate(adapters)))
 
     @torch.inference_mode()
     def load(self, table: SegmentTable) -> Run:
-        """A step under the table's adapters, to be run until another is loaded."""
+        """Load a step under the table's adapters; it can be run until another is loaded."""
         batch = self.batch(table)
-        key = self._world.ops.load(batch)
+        key = self._timed.ops.load(batch)
         self._attention.refill(batch)
         if key not in self._graphs:
             rows = [SampleRow(temperature=0.8, seed=row) for row in range(self._width)]
-            self._world.sampler.refill(rows)
-            self._graphs[key] = self._world.context.backends.record(lambda: self.compute(batch))
+            self._timed.sampler.refill(rows)
+            self._graphs[key] = self._timed.context.backends.record(lambda: self.compute(batch))
         return self._graphs[key]
 
     @torch.inference_mode()
     def compute(self, batch: ForwardBatch) -> None:
-        """The step itself."""
-        logits = self._world.model.forward(batch, self._world.cache, self._attention)
-        self._world.sampler.draw(logits, advance=True)
+        """Compute the step itself."""
+        logits = self._timed.model.forward(batch, self._timed.cache, self._attention)
+        self._timed.sampler.draw(logits, advance=True)
 
     def batch(self, table: SegmentTable) -> ForwardBatch:
-        """The step's rows."""
-        tokens = self._world.context.sizes.context_tokens
+        """Make the step's batch."""
+        tokens = self._timed.context.sizes.context_tokens
         return ForwardBatch(
             token_ids=self._token_ids,
             positions=self._positions,

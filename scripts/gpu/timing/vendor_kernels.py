@@ -1,8 +1,8 @@
-"""Other engines' LoRA kernels beside ours where their packages are installed: shrink and expand of one projection of
-the timed model, each sequence its own adapter, ranks mixed; theirs at storage padded to 128, as they keep it.
+"""Time other engines' LoRA kernels beside ours, where their packages are installed.
 
-Only what they compute is timed, in a graph over several sets of weights. They are called by the names and arguments of
-their published sources; where those have changed the row says so.
+It is shrink and expand of one projection of the timed model, each sequence its own adapter, ranks mixed. Theirs have
+storage padded to rank 128, as they keep it. Only what they compute is timed, in a graph over several sets of weights.
+They are called by the names and arguments of their published sources; where those have changed the finding says so.
 """
 
 import dataclasses
@@ -17,55 +17,55 @@ from torch import Tensor
 
 from lora.sites import SiteGroup
 from scripts.gpu.backends.base import Run
+from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.inputs import table_of
 from scripts.gpu.finding import Finding, measured, skipped
-from scripts.gpu.context import CheckContext
-from scripts.gpu.timing.timed_model import MIXES, World
+from scripts.gpu.timing.timed_model import MIXES, TimedModel
 
 _SETS = 8  # of weights, more than a cache holds
 _PADDED = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ProjectionCase:
     """A projection's input and output, and which ranks its rows' adapters have."""
 
-    world: World
+    timed: TimedModel
     x: Tensor
     y: Tensor
     ranks: list[int]
 
     @property
     def rows(self) -> Tensor:
-        """[T] row numbers."""
+        """Row numbers, [T]."""
         return torch.arange(len(self.ranks), device=self.x.device)
 
     def weights(self, outputs: int, inputs: int) -> Tensor:
-        """Random, [adapters, outputs, inputs]."""
-        return self.world.context.normal(len(self.ranks), outputs, inputs, dtype=self.x.dtype) * 0.02
+        """Draw weights, [adapters, outputs, inputs]."""
+        return self.timed.context.normal(len(self.ranks), outputs, inputs, dtype=self.x.dtype) * 0.02
 
 
 def findings(context: CheckContext) -> Iterator[Finding]:
-    """Ours, and each of the others'."""
-    world, width = context.once(World), context.sizes.widths[0]
-    site = world.base.of(SiteGroup.OUT.sites[0])
-    x, y = (context.normal(width, size, dtype=world.dtype) for size in (site.in_features, site.out_features))
-    case = Case(world, x, y, MIXES["uniform 8..128"](width))
-    yield from context.try_finding("ours", lambda: _row("ours", case, _ours(case)))
+    """Time ours, and each vendor's."""
+    timed, width = context.once(TimedModel), context.sizes.widths[0]
+    site = timed.base.of(SiteGroup.OUT.sites[0])
+    x, y = (context.normal(width, size, dtype=timed.dtype) for size in (site.in_features, site.out_features))
+    case = ProjectionCase(timed, x, y, MIXES["uniform 8..128"](width))
+    yield from context.try_finding("ours", lambda: _time("ours", case, _ours(case)))
     for name, module, make in (
         ("vllm", "vllm.lora.ops.triton_ops", _vllm),
         ("sglang", "sglang.srt.lora.triton_ops", _sglang),
     ):
         try:
-            row = _row(name, case, make(importlib.import_module(module), case))
-        except Exception as error:  # noqa: BLE001 - another project's code may raise anything: its row says what
-            row = skipped(name, f"{type(error).__name__}: {error}".splitlines()[0])
-        yield row
+            finding = _time(name, case, make(importlib.import_module(module), case))
+        except Exception as error:  # noqa: BLE001 - another project's code may raise anything: its finding says what
+            finding = skipped(name, f"{type(error).__name__}: {error}".splitlines()[0])
+        yield finding
 
 
-def _row(name: str, case: Case, step: Callable[[int], None]) -> Finding:
-    """`step` computes with one of the sets of weights."""
-    context = case.world.context
+def _time(name: str, case: ProjectionCase, step: Callable[[int], None]) -> Finding:
+    """Time `step`, which computes with one of the sets of weights."""
+    context = case.timed.context
 
     @torch.inference_mode()
     def all_sets() -> None:
@@ -74,21 +74,23 @@ def _row(name: str, case: Case, step: Callable[[int], None]) -> Finding:
 
     run: Run = context.backends.record(all_sets)
     took_us = 1e3 * context.median_ms(run, 20) / _SETS
-    site = case.world.base.of(SiteGroup.OUT.sites[0])
+    site = case.timed.base.of(SiteGroup.OUT.sites[0])
     exact = sum(case.ranks) * (site.in_features + site.out_features) * case.x.dtype.itemsize
-    return measured(name, took_us, "us", f"floor {1e6 * exact / context.copy_bytes_per_s:.1f} us", nbytes=exact)
+    return measured(
+        name, took_us, "us", f"floor {1e6 * exact / context.copy_bytes_per_s:.1f} us", nbytes=exact
+    )
 
 
-def _ours(case: Case) -> Callable[[int], None]:
-    world = case.world
-    adapters = world.adapters(case.ranks)
+def _ours(case: ProjectionCase) -> Callable[[int], None]:
+    timed = case.timed
+    adapters = timed.adapters(case.ranks)
     table = table_of([(1, row) for row in range(len(adapters))], adapters)
-    step = world.context.backends.lora(world.base, world.dtype).plan(table)
-    layers = world.config.num_layers
+    step = timed.context.backends.lora(timed.base, timed.dtype).plan(table)
+    layers = timed.config.num_layers
     return lambda number: step.add_lora(case.y, case.x, number % layers, SiteGroup.OUT)
 
 
-def _vllm(package: ModuleType, case: Case) -> Callable[[int], None]:
+def _vllm(package: ModuleType, case: ProjectionCase) -> Callable[[int], None]:
     count = len(case.ranks)
     meta = package.LoRAKernelMeta.make(count, count, device=case.x.device)
     meta.prepare_tensors(case.rows.to(torch.int32))
@@ -111,7 +113,7 @@ def _vllm(package: ModuleType, case: Case) -> Callable[[int], None]:
     return step
 
 
-def _sglang(package: ModuleType, case: Case) -> Callable[[int], None]:
+def _sglang(package: ModuleType, case: ProjectionCase) -> Callable[[int], None]:
     info = _batch_info(importlib.import_module("sglang.srt.lora.utils").LoRABatchInfo, case)
     shrink = importlib.import_module(
         f"{package.__name__}.chunked_sgmv_shrink"
@@ -131,8 +133,8 @@ def _sglang(package: ModuleType, case: Case) -> Callable[[int], None]:
     return step
 
 
-def _batch_info(kind: type, case: Case) -> object:
-    """Every row a segment of its own."""
+def _batch_info(kind: type, case: ProjectionCase) -> object:
+    """Describe a batch in which every row is a segment of its own."""
     count, device = len(case.ranks), case.x.device
     rows = case.rows.to(torch.int32)
     known = {
