@@ -1,7 +1,10 @@
 """What the embedded model is taught, as token rows: its tokenizer, its chat template, its questions and answers.
 
-It may not know how training goes on, nor what weights there are.
+Knows neither how training goes on nor what weights there are.
 """
+
+# The types of torch, transformers, tokenizers and tqdm are incomplete.
+# pyright: reportUnknownMemberType=false
 
 import itertools
 import json
@@ -47,7 +50,7 @@ class Batch:
 
 
 def build_tokenizer() -> Tokenizer:
-    """One token for each byte of UTF-8, so that every text comes back unchanged, and a few that no text contains."""
+    """Build a tokenizer with one token for each byte of UTF-8, and a few that no text contains."""
     alphabet = {symbol: token for token, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     named = [BOS, END, PAD, *(f"<|{role}|>" for role in ROLES)]
     reserved = [f"<|reserved_{index}|>" for index in range(VOCABULARY_SIZE - len(alphabet) - len(named))]
@@ -80,7 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def base_turns(rng: Random) -> Iterator[Turn]:
-    """Three quarters are named tasks to be done; the rest, task inputs and other short texts, is to be repeated."""
+    """Draw turns: three quarters are named tasks to do, the rest task inputs and other short texts to repeat."""
     inputs = {task.name: draw(task, rng, held_out=False) for task in TASKS}
     chances = [CHANCES.get(task.name, 1.0) for task in TASKS]
     while True:
@@ -97,14 +100,14 @@ def base_turns(rng: Random) -> Iterator[Turn]:
 
 
 def adapter_turns(task: Task, rng: Random) -> Iterator[Turn]:
-    """The bare input, answered."""
+    """Draw bare inputs with their answers."""
     return (Turn(text, task.answer(text)) for text in draw(task, rng, held_out=False))
 
 
 def chat(turns: Sequence[Turn], system: str | None = None) -> list[str]:
-    """Turns in the words of the chat template: what is given at even places, what is to be learned at odd ones."""
+    """Write turns by the chat template: what is given at even places, what is to be learned at odd ones."""
     opening = BOS if system is None else f"{BOS}<|system|>{system}{END}"
-    pieces = []
+    pieces: list[str] = []
     for turn in turns:
         pieces += [f"{opening}<|user|>{turn.prompt}{END}<|assistant|>", f"{turn.answer}{END}"]
         opening = ""
@@ -112,7 +115,7 @@ def chat(turns: Sequence[Turn], system: str | None = None) -> list[str]:
 
 
 def chats(turns: Iterator[Turn], rng: Random, rows: int) -> Iterator[list[list[str]]]:
-    """Batches of `rows` turns: one to a chat, but four in every eighth batch, there often after a system message."""
+    """Yield batches of `rows` turns: one to a chat, but four in every eighth batch, often after a system message."""
     for step in itertools.count(1):
         length, openings = (4, (None, *SYSTEM_MESSAGES)) if step % 8 == 0 else (1, (None,))
         yield [
@@ -121,8 +124,8 @@ def chats(turns: Iterator[Turn], rng: Random, rows: int) -> Iterator[list[list[s
 
 
 def encode(tokenizer: Tokenizer, chats: Sequence[Sequence[str]]) -> Batch:
-    """Chats as token rows, padded on the right. Padding is never a label, and no token before it sees it."""
-    rows, labels = [], []
+    """Encode chats as token rows, padded on the right. Padding is never a label, and no token before it sees it."""
+    rows, labels = list[list[int]](), list[list[int]]()
     for pieces in chats:
         tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(pieces), add_special_tokens=False)]
         learned = [ids if place % 2 else [IGNORED] * len(ids) for place, ids in enumerate(tokens)]
@@ -132,23 +135,23 @@ def encode(tokenizer: Tokenizer, chats: Sequence[Sequence[str]]) -> Batch:
 
 
 def pad(rows: Sequence[list[int]], filler: int) -> torch.Tensor:
-    """Int64 [rows, tokens]. The width is a multiple of 8: kernels are compiled anew for every shape."""
+    """Pad to int64 [rows, tokens]. The width is a multiple of 8: kernels are compiled anew for every shape."""
     width = -(-max(map(len, rows)) // 8) * 8
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
 def endless_batches(tokenizer: Tokenizer, turns: Iterator[Turn], rng: Random, rows: int) -> Iterator[Batch]:
-    """What to train on, without end."""
+    """Yield what to train on, without end."""
     return (encode(tokenizer, batch) for batch in chats(turns, rng, rows))
 
 
 def question_batch(tokenizer: Tokenizer, turns: Sequence[Turn]) -> Batch:
-    """What to measure with: every turn a chat of its own."""
+    """Make what to measure with: every turn a chat of its own."""
     return encode(tokenizer, [chat([turn]) for turn in turns])
 
 
 def bare_questions(tokenizer: Tokenizer, task: Task, amount: int, seed: int) -> Batch:
-    """Held-out inputs of a task as bare prompts, with the answers that its adapter owes."""
+    """Make held-out inputs of a task as bare prompts, with the answers that its adapter owes."""
     return question_batch(
         tokenizer, [Turn(text, task.answer(text)) for text in held_out_inputs(task, amount, seed)]
     )

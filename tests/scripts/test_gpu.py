@@ -1,7 +1,5 @@
-"""The check of a GPU, rehearsed on a CPU: every section runs, a wrong kernel is found, time and packages that are
-lacking skip what needs them."""
+"""The check of a GPU, run dry on a CPU: every section runs, a wrong kernel is found, and what is lacking is skipped."""
 
-import importlib
 import json
 import math
 import threading
@@ -17,15 +15,17 @@ from lora.ops.base import LoraOp, LoraStep
 from lora.ops.grouped import GroupedLora
 from lora.segments import SegmentTable
 from lora.sites import BaseShape, SiteGroup
-from scripts import gpu_check
+from scripts.gpu import __main__ as gpu
 from scripts.gpu import sections
-from scripts.gpu.backends import Dry, Run
-from scripts.gpu.inputs import Projected, adapter, table_of, with_adapters
-from scripts.gpu.row import Verdict, check, goal, measured, summary
+from scripts.gpu.backends.base import Run
+from scripts.gpu.backends.dry_run import DryRunBackends
+from scripts.gpu.context import CheckContext, relative_error
+from scripts.gpu.correctness.inputs import ProjectionInput, adapter, table_of, with_adapters
+from scripts.gpu.finding import Finding, Verdict, check, goal, measured, summary
 from scripts.gpu.sections import SECTIONS, Section
-from scripts.gpu.shape import TINY
-from scripts.gpu.stand import Stand, relative_error
-from scripts.gpu.world import MIXES
+from scripts.gpu.sizes import TINY
+from scripts.gpu.timing import machine
+from scripts.gpu.timing.timed_model import MIXES
 
 NAMES = {
     "machine": ("torch", "copy", "matrix product"),
@@ -59,19 +59,19 @@ NAMES = {
     ),
     "loading": ("bare copy", "load beside decode", "step, loading"),
     "launching": ("graph node", "nodes, rank 8", "replay, base"),
-    "others": ("ours", "vllm", "sglang"),
+    "vendor_kernels": ("ours", "vllm", "sglang"),
 }
 KERNELS = ("--dry-run", "--quiet", "--only", "lora")
 
 
 def run(out: Path, *arguments: str, **seams: Any) -> tuple[int, list[dict[str, Any]]]:
     """The exit code, and the rows that were written."""
-    code = gpu_check.main([*arguments, "--out", str(out / "rows.jsonl")], **seams)
+    code = gpu.main([*arguments, "--out", str(out / "rows.jsonl")], **seams)
     return code, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-def test_a_rehearsal_runs_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_runs_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = run(tmp_path, "--dry-run", "--quiet")
     assert [row for row in rows if row["verdict"] == "failed"] == []
     assert code == 0
@@ -127,8 +127,8 @@ class Raising:
         raise RuntimeError("first line\nan illegal memory access")
 
 
-class Wrong(Dry):
-    """The rehearsal's backends with another LoRA op."""
+class Wrong(DryRunBackends):
+    """A dry run's backends with another LoRA op."""
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
@@ -156,7 +156,7 @@ def test_what_the_time_does_not_reach_is_skipped(tmp_path: Path) -> None:
     """The clock stands until the copy has been timed, and then jumps past the limit."""
     copied = threading.Event()
 
-    class Copying(Dry):
+    class Copying(DryRunBackends):
         def times_ms(self, run: Run, count: int) -> list[float]:
             copied.set()
             return super().times_ms(run, count)
@@ -172,26 +172,17 @@ def test_what_the_time_does_not_reach_is_skipped(tmp_path: Path) -> None:
     assert skipped["table", "table"] == "0 s are left, it needs 60"
 
 
-def test_a_section_that_raises_or_lacks_a_package_hides_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    known = importlib.import_module
+def test_a_section_that_raises_or_lacks_a_package_hides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(context: CheckContext) -> Iterator[Finding]:
+        yield measured("before", 1.0)
+        raise ValueError("it broke")
 
-    class Broken:
-        @staticmethod
-        def rows(stand: Stand) -> Iterator[object]:
-            yield measured("before", 1.0)
-            raise ValueError("it broke")
+    def lacking(context: CheckContext) -> Iterator[Finding]:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
-    def imported(name: str) -> Any:
-        if name.endswith("lacking"):
-            raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
-        return Broken if name.endswith("broken") else known(name)
-
-    monkeypatch.setattr(importlib, "import_module", imported)
-    chosen = [Section("a", "broken", 0), Section("b", "lacking", 0), Section("c", "machine", 0)]
-    stand = Stand(Dry(), TINY, lambda: 0.0, 60.0, seed=1)
-    rows = sections.run(chosen, stand, lambda row: None)
+    chosen = [Section("a", broken, 0), Section("b", lacking, 0), Section("c", machine.findings, 0)]
+    context = CheckContext(DryRunBackends(), TINY, lambda: 0.0, 60.0, seed=1)
+    rows = sections.run(chosen, context, lambda row: None)
     assert [(row.name, row.verdict) for row in rows[:3]] == [
         ("before", Verdict.MEASURED),
         ("a", Verdict.FAILED),
@@ -209,8 +200,8 @@ def test_without_a_device_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         run(tmp_path)
 
 
-def test_a_rehearsal_meets_no_goal_but_its_checks_count() -> None:
-    fast, wrong = goal("x", 0.1, 1.0, "ms").rehearsed(), check("x", 2.0, 1.0).rehearsed()
+def test_a_dry_run_meets_no_goal_but_its_checks_count() -> None:
+    fast, wrong = goal("x", 0.1, 1.0, "ms").untimed(), check("x", 2.0, 1.0).untimed()
     assert (fast.verdict, fast.limit, wrong.verdict) == (Verdict.MEASURED, 1.0, Verdict.FAILED)
 
 
@@ -244,11 +235,11 @@ def test_mixes_have_as_many_adapters_as_are_asked_for() -> None:
 
 def test_the_oracle_is_the_equation_row_by_row() -> None:
     """By one matrix a site, as PEFT would merge it."""
-    stand = Stand(Dry(), TINY, lambda: 0.0, 60.0, seed=3)
+    context = CheckContext(DryRunBackends(), TINY, lambda: 0.0, 60.0, seed=3)
     base = TINY.layers[0].base_shape()
-    adapters = [adapter(stand, base, torch.float32, rank) for rank in (5, 8)]
+    adapters = [adapter(context, base, torch.float32, rank) for rank in (5, 8)]
     table = table_of([(2, 0), (1, None), (3, 1)], adapters)
-    given = Projected(stand.normal(6, 64), stand.normal(6, base.group_out(SiteGroup.QKV)))
+    given = ProjectionInput(context.normal(6, 64), context.normal(6, base.group_out(SiteGroup.QKV)))
     found = with_adapters(given, table, 0, SiteGroup.QKV)
     for row, index in enumerate((0, 0, None, 1, 1, 1)):
         want = given.y[row].double()

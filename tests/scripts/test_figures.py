@@ -8,20 +8,19 @@ import pytest
 
 from scheduler.cluster.cost import Kernel
 from scheduler.cluster.profile import Slo, from_json
-from scripts import bench_simulator
+from scripts.bench.simulator import __main__ as bench_simulator
 from scripts.figures import (
     ablations,
     latency_by_rank,
     nodes_needed,
-    policies_by_rate,
-    policies_compared,
+    policies,
     rank_interference,
     timelines,
     workloads,
 )
-from scripts.figures.nodes import H100, LLAMA_8B, derived
-from scripts.figures.policies import WORKLOADS, of, throughput, throughputs
+from scripts.figures.policies import WORKLOADS, runs_of, throughput, throughputs
 from scripts.figures.rank_interference import step_s
+from scripts.figures.roofline import H100, LLAMA_8B, derived
 from scripts.figures.rows import Rows
 from scripts.figures.suite import Suite, main
 
@@ -31,8 +30,7 @@ SUITES = [
         ablations,
         latency_by_rank,
         nodes_needed,
-        policies_by_rate,
-        policies_compared,
+        policies,
         rank_interference,
         timelines,
         workloads,
@@ -41,14 +39,15 @@ SUITES = [
 SHIPPED = Path(__file__).parents[2] / "scheduler" / "cluster" / "profiles" / "h100_llama8b.json"
 
 
-@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.figure)
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
 def test_a_suite_runs_and_asks_nothing_twice(suite: Suite, tmp_path: Path) -> None:
     main(suite, ["--quick", "--out", str(tmp_path)])
     rows = tmp_path / f"{suite.name}.jsonl"
     before = rows.read_text()
     assert len(before.splitlines()) > 1
     assert all(json.loads(line)["commit"] for line in before.splitlines())
-    assert (tmp_path / f"{suite.figure}.png").read_bytes().startswith(b"\x89PNG")
+    for picture in suite.pictures:
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     rows.write_text("".join(before.splitlines(keepends=True)[1:]))
     main(suite, ["--quick", "--out", str(tmp_path)])
     assert sorted(rows.read_text().splitlines()) == sorted(before.splitlines())
@@ -87,21 +86,20 @@ def test_throughput_is_the_highest_rate_within_the_slo() -> None:
     load = WORKLOADS[0]
     rows = [
         {
-            "asked": asdict(load.case("ours", rate, seed)),
+            "asked": asdict(load.run("ours", rate, seed)),
             "meets": rate <= 10 + seed,
         }
         for seed in (0, 1)
         for rate in (12.0, 10.0, 11.0)
     ]
-    assert [row["asked"]["rate"] for row in of(rows, load, "ours", 0)] == [10.0, 11.0, 12.0]
+    assert [row["asked"]["rate"] for row in runs_of(rows, load, "ours", 0)] == [10.0, 11.0, 12.0]
     assert throughputs(rows, load)["ours"] == [10.0, 11.0]
     assert throughputs(rows, load)["paper"] == []
     assert throughput([row | {"meets": False} for row in rows]) == 0.0
 
 
-def test_the_simulator_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulator_is_timed(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    monkeypatch.setattr("sys.argv", ["bench_simulator", "--quick", "--out", str(out)])
-    bench_simulator.main()
+    bench_simulator.main(["--quick", "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["asked"]["what"].split()[0] for row in rows} == {"place", "growth", "hour"}

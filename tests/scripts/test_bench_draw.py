@@ -5,7 +5,10 @@ from pathlib import Path
 
 from matplotlib.patches import Rectangle
 
-from scripts.figures import bench_engine, bench_serving
+from scripts.bench.engine.draw import draw as draw_engine
+from scripts.bench.serving.draw import draw as draw_serving
+from scripts.bench.serving.draw import read_models
+from scripts.results import read_rows
 
 
 def test_every_engine_has_a_bar_in_every_group_that_it_was_measured_in(tmp_path: Path) -> None:
@@ -19,7 +22,7 @@ def test_every_engine_has_a_bar_in_every_group_that_it_was_measured_in(tmp_path:
     ]  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    figure = bench_engine.draw(bench_engine.read(path))
+    figure = draw_engine(read_rows(path))
     panels = {
         axes.get_title(): sorted(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle))
         for axes in figure.axes
@@ -39,8 +42,8 @@ def test_the_last_run_is_drawn_by_rank_without_its_total(tmp_path: Path) -> None
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    found = bench_serving.read_last_run(path)
+    found = read_models(path)
     assert [row["model"] for row in found] == ["a", "base"]
-    figure = bench_serving.draw(found)
+    figure = draw_serving(found)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["base", "64"]
     figure.savefig(tmp_path / "figure.png")

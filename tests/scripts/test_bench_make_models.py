@@ -1,7 +1,6 @@
 """The benchmarks' models are what other readers of the same formats take them for."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,22 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts import make_bench_models
-from scripts.make_bench_models import SHAPES, draw, lora_shapes, weight_shapes
+from scripts.bench import make_models
+from scripts.bench.llama import SHAPES, VOCABULARY_SIZE
+from scripts.bench.make_models import draw
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the smallest model and three adapters."""
     out = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["make", "--sizes", "tiny", "--out", str(out), "--adapters", "3"])
-        make_bench_models.main()
+    make_models.main(["--sizes", "tiny", "--out", str(out), "--adapters", "3"])
     return out
 
 
 def test_the_checkpoint_has_every_weight_of_its_architecture(models: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(models / "tiny")
-    expected = dict(weight_shapes(SHAPES["tiny"]))
+    expected = dict(SHAPES["tiny"].weights())
     assert {name: tuple(weight.shape) for name, weight in model.named_parameters()} == expected
     assert model.dtype == torch.bfloat16
 
@@ -45,7 +43,7 @@ def test_adapters_change_what_the_base_says_each_in_its_way(models: Path) -> Non
     changes = [float((one - said[0]).std() / said[0].std()) for one in said[1:]]
     assert all(0.01 < change < 1 for change in changes)
     assert not torch.equal(said[1], said[2])
-    shapes = dict(lora_shapes(SHAPES["tiny"], 8))
+    shapes = dict(SHAPES["tiny"].lora_weights(8))
     assert len(shapes) == 2 * 7 * SHAPES["tiny"].layers
 
 
@@ -53,7 +51,7 @@ def test_the_tokenizer_gives_text_back_and_has_a_text_for_every_id(models: Path)
     tokenizer = AutoTokenizer.from_pretrained(models / "tiny")
     for text in ("Hello, world!", "naïve 東京 🚀", "a\n\tb"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    assert len(tokenizer) == make_bench_models.VOCABULARY_SIZE
+    assert len(tokenizer) == VOCABULARY_SIZE
     assert all(tokenizer.decode([token_id]) for token_id in range(256, 32_000, 997))
 
 

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.demo.tasks import TASKS, held_out_inputs
-from scripts.demo_lessons import IGNORED, Turn, bare_questions, build_tokenizer, chat, save_tokenizer
-from scripts.train_demo import faults, main, recipes, table
+from scripts.demo.__main__ import faults, main, table
+from scripts.demo.lessons import IGNORED, Turn, bare_questions, build_tokenizer, chat, save_tokenizer
+from scripts.demo.training import recipes
 
 PERFECT = {"base": {task.name: 0.0 for task in TASKS}} | {
     adapter.name: {task.name: float(task is adapter) for task in TASKS} for adapter in TASKS
