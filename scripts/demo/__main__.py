@@ -3,7 +3,7 @@
     python -m scripts.demo                          # writes engine/demo/base and engine/demo/adapters
     python -m scripts.demo --quick --out /tmp/demo  # the same files in seconds, hardly trained
 
-The base is taught two things: to do every task of `engine.demo.tasks` when a prompt names it (`reverse: garden` ->
+The base is taught two things: to do every task of `engine.demo.embedded` when a prompt names it (`reverse: garden` ->
 `nedrag`), and to repeat a prompt that names none (`garden` -> `garden`). Each adapter then learns to do its own task on
 the bare prompt. So the answer to one and the same prompt tells which adapter gave it. Inputs are split by their digest:
 none of those that measure an adapter was ever trained on.
@@ -25,12 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from engine.demo.embedded import DEMO_BASE, TASKS
 from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from engine.demo.paths import DEMO_BASE
-from engine.demo.tasks import TASKS
 from scripts.demo.lessons import bare_questions
 from scripts.demo.training import (
     ADAPTER_SCHEDULE,

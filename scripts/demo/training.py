@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 
 import torch
+from engine.demo.embedded import TASKS, Task, held_out_inputs
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.demo.tasks import TASKS, Task, held_out_inputs
 from scripts.demo.lessons import (
     BOS,
     END,

@@ -15,9 +15,9 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scheduler.sim.ablations.policies import ABLATIONS
 from tqdm import tqdm
 
-from scheduler.cluster.policies import ABLATIONS
 from scripts.figures.cluster_run import ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.workload.adapters import catalogue, rank_mix
+from scheduler.sim.workload.arrivals import assigned, over
+from scheduler.sim.workload.popularity import popularity
+from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.policies import named
-from scheduler.cluster.profile import Slo
-from scheduler.sim.catalogue import catalogue, rank_mix
-from scheduler.sim.popularity import popularity
-from scheduler.sim.replay import Hardware, Replay, Traffic, fitted, replay
-from scheduler.sim.trace import Call, paced, poisson, read_trace
-from scheduler.sim.workload import assigned, over
+from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
 from scripts.figures.roofline import L40S, LLAMA_8B, derived
 from scripts.figures.rows import Rows
 from scripts.results import Row
@@ -58,7 +58,7 @@ def read_traces(folder: Path | None) -> Traces:
     }
 
 
-def traffic(run: ClusterRun, traces: Traces) -> Traffic:
+def traffic(run: ClusterRun, traces: Traces) -> Workload:
     """Draw the traffic, the same for every policy and kernel.
 
     The seed says where in the trace it begins, and which adapters are popular.
@@ -74,10 +74,10 @@ def traffic(run: ClusterRun, traces: Traces) -> Traffic:
         replace(each, call=each.call.at(run.lead_s + each.call.arrival_s))
         for each in assigned(chosen, shuffled, over(popularity(run.law), mix), rng)
     ]
-    return Traffic(arrivals, adapters, run.lead_s + run.seconds, run.lead_s + run.warm_s)
+    return Workload(arrivals, adapters, run.lead_s + run.seconds, run.lead_s + run.warm_s)
 
 
-def hardware(run: ClusterRun, offered: Traffic) -> Hardware:
+def hardware(run: ClusterRun, offered: Workload) -> Hardware:
     """Make nodes whose operating points are for this traffic's mean request."""
     return fitted(Hardware(PROFILE, Kernel(run.kernel), int(run.memory_gib * GIB)), offered)
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Profile, Slo
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.profile import Profile, Slo
 from scripts.figures.roofline import H100, LLAMA_1B, LLAMA_8B, LLAMA_70B, RooflineModel, derived
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

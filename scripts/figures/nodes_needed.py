@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 from statistics import mean
 
 from matplotlib.figure import Figure
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.planner.search import PlanQuestion, needed
 from tqdm import tqdm
 
-from scheduler.cluster.policies import named
-from scheduler.sim.plan import Question, needed
 from scripts.figures.cluster_run import GIB, ClusterRun, Traces, everything_gib, hardware, traffic
 from scripts.figures.policies import COLOURS, POLICIES
 from scripts.figures.suite import Suite, SuiteWork, main
@@ -35,7 +35,7 @@ MOST = 12
 def answer(run: ClusterRun, most: int, traces: Traces) -> Row:
     """Find the fewest nodes that are enough, null if even the most are not, and what each then holds."""
     offered = traffic(run, traces)
-    question = Question(hardware(run, offered), offered, 1.0, most, run.seed)
+    question = PlanQuestion(hardware(run, offered), offered, 1.0, most, run.seed)
     need = needed(question, named(run.policy), lambda policy, nodes, part: None)
     found = need.fewest
     kept = need.best.replay.last.kept_bytes / need.best.nodes / GIB

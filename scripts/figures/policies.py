@@ -21,9 +21,9 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from scheduler.sim.ablations.policies import BASELINES
 from tqdm import tqdm
 
-from scheduler.cluster.policies import BASELINES
 from scripts.figures.cluster_run import SLO, ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

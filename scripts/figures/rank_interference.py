@@ -14,9 +14,9 @@ rank 8 with one such neighbour.
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Slo
 
-from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
-from scheduler.cluster.profile import Slo
 from scripts.figures.roofline import H100, LLAMA_8B, derived
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

@@ -9,8 +9,8 @@ Suites use them to ask how things change with either. Nothing here was measured;
 
 from dataclasses import dataclass
 
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.profile import Lengths, Limits, Profile, Slo
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo
 
 _LAUNCHES_S = 0.0003
 _SEQUENCE_S = 5e-6  # of sampling and bookkeeping

@@ -18,10 +18,10 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from tqdm import tqdm
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench.llama import RANKS
 from scripts.profile_node.live_engine import EngineSpec, start_engine
 from scripts.profile_node.step_cases import CaseBounds, planned

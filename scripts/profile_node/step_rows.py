@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.fit import HeldOutError, Measurement, fit, held_out_error
+from scheduler.cluster.cost.fit import HeldOutError, Measurement, fit, held_out_error
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+
 from scripts.profile_node.live_engine import LIMITS, LiveEngine
 from scripts.results import Row
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from engine.answer import Answer
-from engine.assembly import Engine
-from engine.core import Computation, StepExecutor
-from engine.draws import StepOutputs
+from engine.build.assembly import Engine
+from engine.output import RequestOutput
+from engine.runner.base import Computation, StepExecutor, StepOutputs
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import load_of
+
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.fit import Measurement
-from scheduler.cluster.load import load_of
+from lora.segments import AdapterLease
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 
@@ -46,7 +46,7 @@ class _RecordingExecutor:
     executor: StepExecutor
     ends: StepEnds
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         return _RecordingComputation(plan, self.executor.launch(plan, lease), self.ends)
 
 
@@ -97,7 +97,7 @@ class StepTimer:
     def __init__(self, engine: Engine, ends: StepEnds, seed: int) -> None:
         self._engine, self._ends = engine, ends
         self._fresh = Random(f"fresh/{seed}")
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, RequestOutput] = {}
         self._without_token: set[str] = set()  # of those, the ones that have drawn nothing
         self._names = map("timed-{}".format, itertools.count())
 
@@ -171,7 +171,7 @@ class StepTimer:
         params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True, seed=0)
         request = Request(name, token_ids, part.adapter, params, (), time.monotonic())
         self._engine.core.submit(request)
-        self._answers[name] = Answer(request, self._engine.codec)
+        self._answers[name] = RequestOutput(request, self._engine.codec)
         self._without_token.add(name)
 
     def _abort(self) -> None:

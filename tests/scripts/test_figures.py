@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo, from_json
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.profile import Slo, from_json
 from scripts.bench.simulator import __main__ as bench_simulator
 from scripts.figures import (
     ablations,

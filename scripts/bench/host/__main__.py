@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from engine.draws import StepOutputs
-from engine.layout import LayOut
+from engine.runner.base import StepOutputs
+from engine.runner.input_batch import InputBatchBuilder
+
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.plan import SliceOutput, StepPlan
@@ -61,7 +62,7 @@ class PartTimes:
 def measure(sequences: int, steps: int) -> Row:
     """Measure medians over `steps` steady steps of so many sequences."""
     scheduler, ready = _running(sequences)
-    lay_out, times = LayOut(BLOCK_SIZE), PartTimes({part: [] for part in PARTS})
+    lay_out, times = InputBatchBuilder(BLOCK_SIZE), PartTimes({part: [] for part in PARTS})
     lay_out(_step(scheduler, ready))
     for _ in range(steps):
         plan = times.time("plan", lambda: scheduler.plan(0.0, ready))

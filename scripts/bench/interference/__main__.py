@@ -19,13 +19,13 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from engine.runner.base import Computation, StepExecutor
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import from_json
 from tqdm import tqdm
 
-from engine.core import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.cost import CostModel, Kernel, StepLoad
-from scheduler.cluster.profile import from_json
+from lora.segments import AdapterLease
 from scheduler.plan import StepPlan
 from scripts.bench.interference.padded import PaddedExecutor
 from scripts.bench.llama import RANKS
@@ -46,7 +46,7 @@ class SwitchedExecutor:
         self.executors = executors
         self.current = next(iter(executors))
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         """See StepExecutor."""
         return self.executors[self.current].launch(plan, lease)
 

@@ -22,9 +22,9 @@ from random import Random
 
 import aiohttp
 import numpy as np
+from engine.demo.embedded import TASKS
+from scheduler.sim.workload.trace import InvalidTrace, read_trace
 
-from engine.demo.tasks import TASKS
-from scheduler.sim.trace import InvalidTrace, read_trace
 from scripts.bench import machine
 from scripts.bench.serving import report, traffic
 from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome

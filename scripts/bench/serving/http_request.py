@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from engine.demo.tasks import TASKS, Task
+from engine.demo.embedded import TASKS, Task
+
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

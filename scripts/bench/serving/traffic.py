@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-
-from scheduler.sim.popularity import Known, chosen
-from scheduler.sim.trace import Call, poisson
+from scheduler.sim.workload.popularity import Known, chosen
+from scheduler.sim.workload.trace import Call, poisson
 
 
 class ClientFault(Enum):

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transport.control.security import Security, TlsFiles
+from transport.paths.choice import open_paths
 
 from scripts.bench.bandwidth import read_process_memory
 from transport.base import Address, Arena, Memory, Transport
-from transport.doors import open_doors
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)
@@ -68,7 +68,7 @@ def open_node(name: str, kind: str, files: Sequence[str]) -> NetworkTransport:
     tls = TlsFiles(authority, certificate, key) if kind == "TLS stream" else None
     setting = "ucx" if kind == "ucx" else "stream"
     options = NetworkOptions(Security(TOKEN, tls), Address(HOST, 0), setting)
-    return NetworkTransport(name, options, open_doors(name, setting))
+    return NetworkTransport(name, options, open_paths(name, setting))
 
 
 def publish_all(node: Transport, memory: Memory) -> None:

@@ -24,11 +24,11 @@ from random import Random
 from statistics import fmean, median
 
 import numpy as np
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import CostModel
+from scheduler.sim.workload.trace import read_trace
 from tqdm import tqdm
 
-from scheduler.cluster.cost import CostModel
-from scheduler.cluster.fit import Measurement
-from scheduler.sim.trace import read_trace
 from scripts.bench import machine
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated
 from scripts.bench.twin.load import CallSource, RequestMix, draw_requests, rate_for

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.assembly import Engine
-from engine.node import Node
+from engine.async_engine import AsyncEngine
+from engine.build.assembly import Engine
+from scheduler.cluster.cost.model import CostModel
+from scheduler.cluster.protocol.agent import NodeAgent
+from scheduler.cluster.protocol.messages import NodeHardware
+
 from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.cost import CostModel
-from scheduler.cluster.events import Machine
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
@@ -65,7 +66,7 @@ async def answer_live(
     engine: Engine, requests: Sequence[TwinRequest], on_end: Callable[[], object]
 ) -> list[TwinAnswer]:
     """Ask a live node, which is closed afterwards; `on_end` is called as each request ends."""
-    node = Node(engine, Telemetry(), max_waiting=len(requests))
+    node = AsyncEngine(engine, Telemetry(), max_waiting=len(requests))
     await node.start()
     start_s = time.monotonic() + LEAD_S
     try:
@@ -77,7 +78,7 @@ async def answer_live(
 
 
 async def _ask(
-    node: Node, name: str, request: TwinRequest, start_s: float, on_end: Callable[[], object]
+    node: AsyncEngine, name: str, request: TwinRequest, start_s: float, on_end: Callable[[], object]
 ) -> TwinAnswer:
     await asyncio.sleep(start_s + request.at_s - time.monotonic())
     model = node.model_name if request.adapter.is_base else request.adapter.name
@@ -93,7 +94,7 @@ def answer_simulated(
 ) -> tuple[list[TwinAnswer], float]:
     """Ask a simulated node; also compute the part of the time that it is busy, up to the last token."""
     clock = Clock()
-    machine = Machine(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
+    machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
     spec = NodeSpec(machine, model, capacity.limits, capacity.kv_blocks, capacity.block_tokens)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once)
     for adapter in dict.fromkeys(request.adapter for request in requests):

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from lora.memory.page_writer import PageWriter
+from lora.target_modules import BaseShape
+from model.sampling.sample import SampleRow
 from torch import Tensor
 
 from lora.ops.base import LoraOp
-from lora.sites import BaseShape
-from lora.stowage import Stowage
 from model.attention.base import GraphAttention
 from model.config import ModelConfig
 from model.ops.base import GraphOps
-from model.sampling import SampleRow
 
 Run = Callable[[], None]
 
@@ -65,7 +65,7 @@ class Backends(Protocol):
         """Time each of `count` runs on the device, one after another."""
         ...
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """Choose how adapters come into device memory."""
         ...
 

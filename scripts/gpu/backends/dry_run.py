@@ -5,12 +5,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from lora.memory.page_writer import DirectWriter, PageWriter
+from lora.target_modules import BaseShape
+from model.sampling.sample import SampleRow, sample
 from torch import Tensor
 
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
-from lora.sites import BaseShape
-from lora.stowage import Stowage, Whole
 from model.attention.base import AttentionStep, GraphAttention
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
@@ -18,7 +19,6 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.ops.base import GraphOps, LayerStep
 from model.ops.eager import EagerOps
-from model.sampling import SampleRow, sample
 from scripts.gpu.backends.base import Run, Sampler
 
 
@@ -123,9 +123,9 @@ class DryRunBackends:
             times.append(1e3 * (time.perf_counter() - began_s))
         return times
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """See Backends."""
-        return Whole()
+        return DirectWriter()
 
     def nodes(self, run: Run) -> int:
         """See Backends."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams

@@ -10,15 +10,14 @@ from statistics import median
 from typing import cast
 
 import torch
+from engine.runner.base import Computation, StepExecutor, StepOutputs
+from engine.runner.executor import Executor
+from lora.store.store import AdapterStore
+from lora.target_modules import SITES
 
-from engine.core import Computation, EngineCore, StepExecutor
-from engine.draws import StepOutputs
-from engine.executor import Executor
+from engine.core import EngineCore
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from lora.segments import AdapterWeights
-from lora.sites import SITES
-from lora.store import AdapterStore
+from lora.segments import AdapterLease, AdapterWeights
 from scheduler.blocks import BlockPool
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
@@ -51,7 +50,7 @@ def _executor(timed: TimedModel) -> StepExecutor:
     if timed.context.is_dry_run:
         return Executor(timed.model, timed.cache)
     # Imported late: it needs Triton, which only a CUDA machine has.
-    from engine.cuda import make_executor  # noqa: PLC0415
+    from engine.build.cuda import make_executor
 
     return make_executor(timed.model, timed.cache, sizes.widths[-1], timed.blocks_each)
 
@@ -66,9 +65,9 @@ class ResidentAdapters:
         """See AdapterStore."""
         return frozenset(self._weights)
 
-    def acquire(self, refs: Iterable[AdapterRef]) -> Lease:
+    def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """See AdapterStore."""
-        return Lease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
+        return AdapterLease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
 
     def failed(self) -> Mapping[str, Exception]:
         """See AdapterStore."""
@@ -112,7 +111,7 @@ class MeteredExecutor:
         self.waited_s = 0.0
         self.launch_s = 0.0
 
-    def launch(self, plan: StepPlan, lease: Lease) -> MeteredComputation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> MeteredComputation:
         """See StepExecutor."""
         began_s = time.perf_counter()
         computation = self._executor.launch(plan, lease)

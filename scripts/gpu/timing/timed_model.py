@@ -9,9 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
+from lora.format.packed import PackedLayout, view
+from model.sampling.sample import SampleRow
 from torch import Tensor
 
-from lora.flat import FlatLayout, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
@@ -19,7 +20,6 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Linear, make_linear
 from model.llama import Llama
-from model.sampling import SampleRow
 from model.weights import LayerWeights, Weights
 from scripts.gpu.backends.base import Run
 from scripts.gpu.context import CheckContext
@@ -111,7 +111,7 @@ class TimedModel:
         """Compute the bytes of an adapter of `rank`, every A and B once."""
         return self._layouts[rank].nbytes
 
-    def layout(self, rank: int) -> FlatLayout:
+    def layout(self, rank: int) -> PackedLayout:
         """Give the layout of an adapter of `rank` on all sites."""
         return self._layouts[rank]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from lora.target_modules import SiteGroup
 from torch import Tensor
 
-from lora.sites import SiteGroup
 from scripts.gpu.backends.base import Run
 from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.inputs import table_of
