@@ -12,6 +12,7 @@ from model.attention.triton.backend import TritonPagedAttention
 from model.ops.triton.layer import TritonOps
 from model.sampling.device import DeviceSampler
 
+from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.ops.base import LoraOp
 from model.attention.base import GraphAttention, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES, HEAD_DIMS, FlashInferAttention, load_flashinfer

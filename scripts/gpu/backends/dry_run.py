@@ -10,6 +10,7 @@ from lora.target_modules import BaseShape
 from model.sampling.sample import SampleRow, sample
 from torch import Tensor
 
+from lora.memory.page_writer import DirectWriter, PageWriter
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from model.attention.base import AttentionStep, GraphAttention
