@@ -1,1 +1,1 @@
-"""Everything that is run and not imported by the engine; each folder and module starts as `python -m scripts.NAME`."""
+"""What is run beside the library; each folder and module starts as `python -m scripts.NAME`."""

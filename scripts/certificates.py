@@ -2,7 +2,8 @@
 
     python -m scripts.certificates FOLDER HOST...    # authority.pem and its key, once; node.pem and its key, every time
 
-Keep `authority.key` off the nodes. Each node needs authority.pem and a node.pem and node.key that name its own hosts.
+Keep `authority.key` off the nodes. Each node needs authority.pem and a node.pem and node.key that name its
+own hosts.
 """
 
 import argparse

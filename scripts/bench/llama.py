@@ -1,4 +1,7 @@
-"""The shapes of the Llamas that benchmarks run, and the index of their adapters. Knows no tensor and no engine."""
+"""The shapes of the Llamas that benchmarks run, and the index of their adapters.
+
+Knows no tensor and no engine.
+"""
 
 import itertools
 import json
@@ -34,7 +37,7 @@ class LlamaShape:
 
     @property
     def projections(self) -> Mapping[str, tuple[int, int]]:
-        """(outputs, inputs) of every linear of a layer, by its path inside the layer."""
+        """Sizes (outputs, inputs) of every linear of a layer, by its path inside the layer."""
         return {
             "self_attn.q_proj": (self.query_size, self.hidden),
             "self_attn.k_proj": (self.kv_size, self.hidden),
@@ -47,7 +50,7 @@ class LlamaShape:
 
     @property
     def fused_linears(self) -> Mapping[str, tuple[int, int]]:
-        """(outputs, inputs) of the matrices of one layer as an engine would fuse them."""
+        """Sizes (outputs, inputs) of the matrices of one layer as an engine would fuse them."""
         return {
             "qkv": (self.query_size + 2 * self.kv_size, self.hidden),
             "o": (self.hidden, self.query_size),

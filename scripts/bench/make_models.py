@@ -1,8 +1,9 @@
 """Make the benchmarks' inputs from a seed: random Llama checkpoints of known shape, and LoRA adapters of every rank.
 
-Speed does not depend on what weights say, so they are drawn, not trained. Scales keep activations of order one and
-the likeliest token clear of the next, so that greedy answers of different engines can be compared. Files are in the
-layouts that every engine reads: a Hugging Face checkpoint with tokenizer, PEFT folders, and an index of the adapters.
+Speed does not depend on what weights say, so they are drawn, not trained. Scales keep activations of order
+one and the likeliest token clear of the next, so that greedy answers of different engines can be compared.
+Files are in the layouts that every engine reads: a Hugging Face checkpoint with tokenizer, PEFT folders, and
+an index of the adapters.
 
     python -m scripts.bench.make_models --sizes 100m,1b --out build/bench
 
@@ -44,7 +45,7 @@ embedding."""
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """One bfloat16 tensor that depends on its name, its shape and the seed alone."""
+    """Draw one bfloat16 tensor that depends on its name, its shape and the seed alone."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     noise = torch.randn(shape, generator=generator)
     if len(shape) == 1:  # a norm: near one, but not one, so that a dropped weight shows
@@ -56,8 +57,10 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer whose further tokens are two and three printable characters, so that any id
-    but the special ones has a text and no corpus is needed."""
+    """Build a byte-level tokenizer whose further tokens are two and three printable characters.
+
+    So any id but the special ones has a text, and no corpus is needed.
+    """
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     pairs = list(itertools.product(letters, letters))
     triples = [(first + second, third) for (first, second), third in itertools.product(pairs, letters)]
@@ -85,7 +88,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_config(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The checkpoint's config.json."""
+    """Build the checkpoint's config.json."""
     named = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     special: dict[str, Any] = {
         field: tokenizer.convert_tokens_to_ids(token) for field, token in named.items()

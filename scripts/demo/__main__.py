@@ -3,15 +3,15 @@
     python -m scripts.demo                          # writes engine/demo/base and engine/demo/adapters
     python -m scripts.demo --quick --out /tmp/demo  # the same files in seconds, hardly trained
 
-The base is taught two things: to do every task of `engine.demo.embedded` when a prompt names it (`reverse: garden` ->
-`nedrag`), and to repeat a prompt that names none (`garden` -> `garden`). Each adapter then learns to do its own task on
-the bare prompt. So the answer to one and the same prompt tells which adapter gave it. Inputs are split by their digest:
-none of those that measure an adapter was ever trained on.
+The base is taught two things: to do every task of `engine.demo.embedded` when a prompt names it (`reverse:
+garden` -> `nedrag`), and to repeat a prompt that names none (`garden` -> `garden`). Each adapter then learns
+to do its own task on the bare prompt. So the answer to one and the same prompt tells which adapter gave it.
+Inputs are split by their digest: none of those that measure an adapter was ever trained on.
 
-The adapters cover what PEFT can write: ranks from 8 to 128, rank and alpha patterns, rank-stabilised scaling, and a
-choice of layers. Targets are given as a list, as a regular expression and as "all-linear". Everything is saved in
-bfloat16 and measured as it was saved, in both float32 and bfloat16 arithmetic. It is refused if an adapter misses its
-own task or if anything else answers it.
+The adapters cover what PEFT can write: ranks from 8 to 128, rank and alpha patterns, rank-stabilised scaling,
+and a choice of layers. Targets are given as a list, as a regular expression and as "all-linear". Everything
+is saved in bfloat16 and measured as it was saved, in both float32 and bfloat16 arithmetic. It is refused if
+an adapter misses its own task or if anything else answers it.
 """
 
 # The types of torch, transformers, tokenizers and tqdm are incomplete.
@@ -25,11 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from engine.demo.embedded import DEMO_BASE, TASKS
 from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from engine.demo.embedded import DEMO_BASE, TASKS
 from scripts.demo.lessons import bare_questions
 from scripts.demo.training import (
     ADAPTER_SCHEDULE,

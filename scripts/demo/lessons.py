@@ -14,9 +14,10 @@ from pathlib import Path
 from random import Random
 
 import torch
-from engine.demo.embedded import TASKS, Task, draw, held_out_inputs
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from engine.demo.embedded import TASKS, Task, draw, held_out_inputs
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -123,7 +124,10 @@ def chats(turns: Iterator[Turn], rng: Random, rows: int) -> Iterator[list[list[s
 
 
 def encode(tokenizer: Tokenizer, chats: Sequence[Sequence[str]]) -> Batch:
-    """Encode chats as token rows, padded on the right. Padding is never a label, and no token before it sees it."""
+    """Encode chats as token rows, padded on the right.
+
+    Padding is never a label, and no token before it sees it.
+    """
     rows, labels = list[list[int]](), list[list[int]]()
     for pieces in chats:
         tokens = [encoding.ids for encoding in tokenizer.encode_batch(list(pieces), add_special_tokens=False)]
@@ -134,7 +138,10 @@ def encode(tokenizer: Tokenizer, chats: Sequence[Sequence[str]]) -> Batch:
 
 
 def pad(rows: Sequence[list[int]], filler: int) -> torch.Tensor:
-    """Pad to int64 [rows, tokens]. The width is a multiple of 8: kernels are compiled anew for every shape."""
+    """Pad to int64 [rows, tokens].
+
+    The width is a multiple of 8: kernels are compiled anew for every shape.
+    """
     width = -(-max(map(len, rows)) // 8) * 8
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 
 import torch
-from engine.demo.embedded import TASKS, Task, held_out_inputs
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine.demo.embedded import TASKS, Task, held_out_inputs
 from scripts.demo.lessons import (
     BOS,
     END,
@@ -117,8 +117,8 @@ def build_base(tokenizer: Tokenizer) -> LlamaForCausalLM:
 def share_right(model: torch.nn.Module, batch: Batch) -> float:
     """Compute the share of the rows that greedy decoding answers without a fault.
 
-    Decoding gives exactly the labels if each is the likeliest successor of those before it. So one pass over the right
-    answers is enough.
+    Decoding gives exactly the labels if each is the likeliest successor of those before it. So one pass over
+    the right answers is enough.
     """
     with torch.inference_mode():
         likeliest = model(input_ids=batch.tokens).logits.argmax(-1)

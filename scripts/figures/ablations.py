@@ -2,8 +2,8 @@
 
     python -m scripts.figures.ablations --traces FOLDER
 
-There are three workloads under padded kernels, four nodes and two seeds; the rate is near the knee. Eviction matters
-where memory is short, so the last workload has 400 adapters and little memory for them.
+There are three workloads under padded kernels, four nodes and two seeds; the rate is near the knee. Eviction
+matters where memory is short, so the last workload has 400 adapters and little memory for them.
 """
 
 # matplotlib's stubs are incomplete.
@@ -15,9 +15,9 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scheduler.sim.ablations.policies import ABLATIONS
 from tqdm import tqdm
 
+from scheduler.sim.ablations.policies import ABLATIONS
 from scripts.figures.cluster_run import ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

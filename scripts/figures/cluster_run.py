@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo
 from scheduler.sim.ablations.policies import named
+from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
 from scheduler.sim.workload.adapters import catalogue, rank_mix
 from scheduler.sim.workload.arrivals import assigned, over
 from scheduler.sim.workload.popularity import popularity
 from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
-
-from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
 from scripts.figures.roofline import L40S, LLAMA_8B, derived
-from scripts.figures.rows import Rows
+from scripts.figures.rows import SuiteRows
 from scripts.results import Row
 
 SLO = Slo(ttft_s=2.0, tbt_s=0.1)
@@ -29,8 +29,8 @@ Traces = Mapping[str, Sequence[Call]]
 class ClusterRun:
     """A run of `policy` on `nodes` nodes with `memory_gib` for adapters on each, under one kind of kernels.
 
-    It sends `rate` requests/s of a trace's shape for `seconds`, of which `warm_s` do not count. Before them come
-    `lead_s` of silence, so that policies that copy everything everywhere have done so.
+    It sends `rate` requests/s of a trace's shape for `seconds`, of which `warm_s` do not count. Before them
+    come `lead_s` of silence, so that policies that copy everything everywhere have done so.
     """
 
     policy: str
@@ -113,6 +113,6 @@ def everything_gib(run: ClusterRun) -> float:
     return sum(ref.nbytes for ref in catalogue(run.adapters, rank_mix(run.ranks))) / GIB
 
 
-def ask(rows: Rows, run: ClusterRun, traces: Traces) -> Row:
+def ask(rows: SuiteRows, run: ClusterRun, traces: Traces) -> Row:
     """Find the row of a run, or simulate it."""
     return rows.ask(asdict(run), lambda: answer(run, traces))

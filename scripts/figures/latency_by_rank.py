@@ -2,9 +2,10 @@
 
     python -m scripts.figures.latency_by_rank
 
-Times are by derived cost models. The time to first token is that of a prompt alone on a node, in steps of as many
-tokens as the profile allows. The time between tokens is that of 32 sequences, each with its own adapter of the rank,
-whose context is the input. Relative times are those of rank r over those of rank 8 at 1,024 tokens.
+Times are by derived cost models. The time to first token is that of a prompt alone on a node, in steps of as
+many tokens as the profile allows. The time between tokens is that of 32 sequences, each with its own adapter
+of the rank, whose context is the input. Relative times are those of rank r over those of rank 8 at 1,024
+tokens.
 """
 
 # matplotlib's stubs are incomplete.
@@ -14,9 +15,9 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import Profile, Slo
-
 from scripts.figures.roofline import H100, LLAMA_1B, LLAMA_8B, LLAMA_70B, RooflineModel, derived
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

@@ -2,8 +2,9 @@
 
     python -m scripts.figures.nodes_needed --traces FOLDER
 
-The load is 24 requests/s under padded and exact kernels, with equal and skewed ranks, and one seed. Where the most
-nodes that are tried do not suffice the bar ends there. Below are adapter bytes held a node against full replication.
+The load is 24 requests/s under padded and exact kernels, with equal and skewed ranks, and one seed. Where the
+most nodes that are tried do not suffice the bar ends there. Below are adapter bytes held a node against full
+replication.
 """
 
 # matplotlib's stubs are incomplete.
@@ -14,10 +15,10 @@ from dataclasses import asdict, replace
 from statistics import mean
 
 from matplotlib.figure import Figure
-from scheduler.sim.ablations.policies import named
-from scheduler.sim.planner.search import PlanQuestion, needed
 from tqdm import tqdm
 
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.planner.search import PlanQuestion, needed
 from scripts.figures.cluster_run import GIB, ClusterRun, Traces, everything_gib, hardware, traffic
 from scripts.figures.policies import COLOURS, POLICIES
 from scripts.figures.suite import Suite, SuiteWork, main

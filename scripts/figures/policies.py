@@ -2,12 +2,13 @@
 
     python -m scripts.figures.policies --traces FOLDER
 
-On each workload, under each kind of kernels and with each of five seeds, the highest rate of a ladder is searched at
-which P95 of both times is within the SLO: up from where the seed before ended while it holds, else down. For the first
-seed of some workloads the whole ladder is climbed, for curves over the rate (policies_by_rate.png).
+On each workload, under each kind of kernels and with each of five seeds, it searches a ladder of rates. The
+highest counts at which P95 of both times is within the SLO: up from where the seed before ended while it
+holds, else down. For the first seed of some workloads the whole ladder is climbed, for curves over the rate
+(policies_by_rate.png).
 
-In policies_compared.png a bar is the mean over the seeds of the highest rate (0: not even the lowest), a dot a seed.
-Beside it are the mean and the number of seeds.
+In policies_compared.png a bar is the mean over the seeds of the highest rate (0: not even the lowest), a dot
+a seed. Beside it are the mean and the number of seeds.
 """
 
 # matplotlib's stubs are incomplete.
@@ -21,9 +22,9 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from scheduler.sim.ablations.policies import BASELINES
 from tqdm import tqdm
 
+from scheduler.sim.ablations.policies import BASELINES
 from scripts.figures.cluster_run import SLO, ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

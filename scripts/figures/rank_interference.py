@@ -2,10 +2,10 @@
 
     python -m scripts.figures.rank_interference
 
-It is one step of a derived H100 node with Llama-3.1-8B under exact, multi-rank and padded kernels. Time between
-tokens is a step in which all decode with 1,024 tokens of context each. Time to first token is one in which all prompts
-of 256 tokens are read. There are two batches: one of rank 8 with 31 neighbours of the rank in question, and 31 of
-rank 8 with one such neighbour.
+It is one step of a derived H100 node with Llama-3.1-8B under exact, multi-rank and padded kernels. Time
+between tokens is a step in which all decode with 1,024 tokens of context each. Time to first token is one in
+which all prompts of 256 tokens are read. There are two batches: one of rank 8 with 31 neighbours of the rank
+in question, and 31 of rank 8 with one such neighbour.
 """
 
 # matplotlib's stubs are incomplete.
@@ -14,9 +14,9 @@ rank 8 with one such neighbour.
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.cost.profile import Slo
-
 from scripts.figures.roofline import H100, LLAMA_8B, derived
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

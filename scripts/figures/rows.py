@@ -1,7 +1,7 @@
 """Results of a suite: what was asked and what came of it.
 
-A row is written as soon as it is known, and a question that has one is not asked again. So an interrupted suite
-goes on where it was. Each row names the commit of the code that answered.
+A row is written as soon as it is known, and a question that has one is not asked again. So an interrupted
+suite goes on where it was. Each row names the commit of the code that answered.
 """
 
 import json
@@ -21,8 +21,11 @@ def commit(of: str = "scheduler") -> str:
     return found[0] + ("+" if found[1] else "")
 
 
-class Rows:
-    """The rows of one file, by question. Those of the policies `anew` count only if they are of this commit."""
+class SuiteRows:
+    """The rows of one file, by question.
+
+    Those of the policies `anew` count only if they are of this commit.
+    """
 
     def __init__(self, path: Path, anew: Container[str] = ()) -> None:
         self._path, self._commit, self._anew = path, commit(), anew

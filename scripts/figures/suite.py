@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from scripts.bench.drawing import RESOLUTION_DPI
 from scripts.figures.cluster_run import Traces, read_traces
-from scripts.figures.rows import Rows
+from scripts.figures.rows import SuiteRows
 from scripts.results import Row
 
 
@@ -20,7 +20,7 @@ from scripts.results import Row
 class SuiteWork:
     """What a suite works with. `quick` asks for just enough to show that it works."""
 
-    rows: Rows
+    rows: SuiteRows
     traces: Traces
     quick: bool
 
@@ -53,7 +53,7 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.traces or options.quick or options.draw):
         parser.error("give --traces FOLDER, or --quick or --draw")
-    rows = Rows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
+    rows = SuiteRows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
     if not options.draw:
         suite.ask(SuiteWork(rows, read_traces(None if options.quick else options.traces), options.quick))
         rows.tidy()

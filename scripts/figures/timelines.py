@@ -2,7 +2,8 @@
 
     python -m scripts.figures.timelines --traces FOLDER
 
-P95 of the time to first token by time of arrival, and bytes moved and bytes held by then; padded kernels, four nodes.
+P95 of the time to first token by time of arrival, and bytes moved and bytes held by then; padded kernels,
+four nodes.
 """
 
 # matplotlib's stubs are incomplete.

@@ -2,9 +2,10 @@
 
     python -m scripts.figures.workloads --traces FOLDER
 
-Policies are ours, the paper's, random placement and toppings; one rate a trace, padded kernels, four nodes, three
-seeds. Cells are means over the seeds, geometric ones of ratios: P95 of the time to first token over that under ours,
-goodput of ours over the best of the others, and adapter bytes kept a node as a part of full replication.
+Policies are ours, the paper's, random placement and toppings; one rate a trace, padded kernels, four nodes,
+three seeds. Cells are means over the seeds, geometric ones of ratios: P95 of the time to first token over
+that under ours, goodput of ours over the best of the others, and adapter bytes kept a node as a part of full
+replication.
 """
 
 # matplotlib's stubs are incomplete.
@@ -62,7 +63,7 @@ SeedRows = Mapping[str, Row]
 
 
 def _grid(rows: Sequence[Row], trace: str, value: Callable[[SeedRows], float], mean: Mean) -> Floats:
-    """[laws and mixes, counts], over the seeds; not a number where there is no run."""
+    """Tabulate [laws and mixes, counts] over the seeds; not a number where there is no run."""
     by: dict[tuple[str, str, int], dict[int, dict[str, Row]]] = {}
     for row in rows:
         asked = row["asked"]

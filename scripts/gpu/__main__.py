@@ -3,8 +3,8 @@
     python -m scripts.gpu                 # on a CUDA machine
     python -m scripts.gpu --dry-run       # the same path on a CPU: plain torch, tiny shapes
 
-One JSON object a line goes to --out as it is found, a table to standard output at the end. The exit code is 1 if any
-check failed. A dry run checks results alone: its times mean nothing, and no goal is met or missed.
+One JSON object a line goes to --out as it is found, a table to standard output at the end. The exit code is 1
+if any check failed. A dry run checks results alone: its times mean nothing, and no goal is met or missed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.gpu.backends.base import Backends
+from scripts.gpu.backends.base import DeviceBackends
 from scripts.gpu.backends.dry_run import DryRunBackends
 from scripts.gpu.context import CheckContext
 from scripts.gpu.finding import Finding, Verdict, summary, table
@@ -26,7 +26,7 @@ from scripts.gpu.sizes import FULL, TINY
 
 def main(
     arguments: Sequence[str] | None = None,
-    dry: Backends | None = None,
+    dry: DeviceBackends | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Check, time, write; return the exit code. A dry run uses `dry` in place of plain torch, if given."""
@@ -55,7 +55,7 @@ def main(
     return int(any(finding.verdict is Verdict.FAILED for finding in found))
 
 
-def _cuda() -> Backends:
+def _cuda() -> DeviceBackends:
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device: run it where there is one, or with --dry-run")
     torch.cuda.set_device(0)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from scripts.gpu.backends.base import Backends, Run
+from scripts.gpu.backends.base import DeviceBackends, Run
 from scripts.gpu.finding import Finding, failed, skipped
 from scripts.gpu.sizes import CheckSizes
 
@@ -20,7 +20,12 @@ class CheckContext:
     """`backends` at `sizes`, until `clock` (seconds) says that `limit_s` have passed."""
 
     def __init__(
-        self, backends: Backends, sizes: CheckSizes, clock: Callable[[], float], limit_s: float, seed: int
+        self,
+        backends: DeviceBackends,
+        sizes: CheckSizes,
+        clock: Callable[[], float],
+        limit_s: float,
+        seed: int,
     ) -> None:
         self.backends, self.sizes = backends, sizes
         self._clock, self._ends_s = clock, clock() + limit_s
@@ -58,7 +63,10 @@ class CheckContext:
         return median(self.backends.times_ms(run, count))
 
     def try_finding(self, name: str, make: Callable[[], Finding]) -> Iterator[Finding]:
-        """Yield the finding, or a failed one, so that one fault hides nothing. Nothing is begun after the limit."""
+        """Yield the finding, or a failed one, so that one fault hides nothing.
+
+        Nothing is begun after the limit.
+        """
         if self.left_s <= 0:
             yield skipped(name, "no time is left")
             return

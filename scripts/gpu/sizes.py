@@ -39,8 +39,8 @@ def llama(
 class CheckSizes:
     """How large everything is. `layers` are one-layer configurations for kernels, each in its own dtype.
 
-    Every further one is a minute of the kernels' compiler. `timed` is the model that is timed. It decodes for each of
-    `widths` sequences, `context_tokens` long; the first width meets every mix of ranks.
+    Every further one is a minute of the kernels' compiler. `timed` is the model that is timed. It decodes for
+    each of `widths` sequences, `context_tokens` long; the first width meets every mix of ranks.
     """
 
     layers: tuple[ModelConfig, ...]

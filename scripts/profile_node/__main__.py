@@ -3,10 +3,11 @@
     python -m scripts.profile_node measure --model build/bench/100m --rows results/profile_cpu_100m.jsonl
     python -m scripts.profile_node fit --rows results/profile_cpu_100m.jsonl --profile cpu_100m.json
 
-The engine is assembled in this process with synthetic adapters of ranks 8 to 128, or those of --adapters. So the
-scheduler, the adapter store and the detokenizer are in what is timed; HTTP is not. Cases come in an order shuffled by
-the seed, anew in every round; a kind of step has the mean of its times. Rows are appended, so a run may be followed by
-others. The held-out error is of five folds: each fifth of the kinds is predicted by a fit to the other four fifths.
+The engine is assembled in this process with synthetic adapters of ranks 8 to 128, or those of --adapters. So
+the scheduler, the adapter store and the detokenizer are in what is timed; HTTP is not. Cases come in an order
+shuffled by the seed, anew in every round; a kind of step has the mean of its times. Rows are appended, so a
+run may be followed by others. The held-out error is of five folds: each fifth of the kinds is predicted by a
+fit to the other four fifths.
 """
 
 import argparse
@@ -18,10 +19,10 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
-from scheduler.cluster.cost.model import Kernel
-from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from tqdm import tqdm
 
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench.llama import RANKS
 from scripts.profile_node.live_engine import EngineSpec, start_engine
 from scripts.profile_node.step_cases import CaseBounds, planned

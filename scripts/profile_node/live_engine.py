@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+
 from engine.build.assembly import Around, Engine, assemble
 from engine.config.config import EngineConfig
-
 from lora.adapter import AdapterRef
 from model.checkpoint import find_checkpoint, read_config, serving_dtype
 from scheduler.step import StepLimits

@@ -1,7 +1,7 @@
 """Choose the steps that a profile is made of: a grid that moves one thing at a time, and draws in which all move.
 
-Without the grid the fit could not tell coefficients apart; without the draws it would not meet the mixtures that
-serving makes. Knows nothing of how steps are timed.
+Without the grid the fit could not tell coefficients apart; without the draws it would not meet the mixtures
+that serving makes. Knows nothing of how steps are timed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -6,7 +6,6 @@ from statistics import fmean
 
 from scheduler.cluster.cost.fit import HeldOutError, Measurement, fit, held_out_error
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
-
 from scripts.profile_node.live_engine import LIMITS, LiveEngine
 from scripts.results import Row
 

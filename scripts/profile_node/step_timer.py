@@ -1,8 +1,9 @@
 """Time steps of a live engine that are made to order.
 
-A step's seconds are from the end of the one before it to its own: what a node takes to decide, pin adapters, compute,
-commit, and turn tokens into text. The n-th decoding sequence of an adapter always begins alike, so that the prefix
-cache supplies most of its prompt after the first time. Prompts that timed steps read are always new.
+A step's seconds are from the end of the one before it to its own: what a node takes to decide, pin adapters,
+compute, commit, and turn tokens into text. The n-th decoding sequence of an adapter always begins alike, so
+that the prefix cache supplies most of its prompt after the first time. Prompts that timed steps read are
+always new.
 """
 
 import itertools
@@ -16,11 +17,10 @@ from statistics import fmean
 from engine.build.assembly import Engine
 from engine.output import RequestOutput
 from engine.runner.base import Computation, StepExecutor, StepOutputs
-from scheduler.cluster.cost.fit import Measurement
-from scheduler.cluster.cost.model import load_of
-
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import load_of
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 

@@ -16,11 +16,11 @@ from scripts.bench.engine import harness, limits, measurement, workload
 from scripts.bench.engine.baselines import EngineFailed, Loraserve, OfflineJob, Transformers, execute
 from scripts.bench.engine.limits import Limit, Rates
 from scripts.bench.engine.measurement import EngineMeasurement, MeasuredEngine, OfflineRun
-from scripts.bench.engine.workload import Lengths
+from scripts.bench.engine.workload import OfflineLengths
 from scripts.bench.llama import SHAPES, BenchAdapter, LlamaShape
 
 ADAPTERS = tuple(BenchAdapter(f"a{number}", f"/a{number}", rank) for number, rank in enumerate((8, 16, 128)))
-SHORT = Lengths(prompt_tokens=20, output_tokens=4, vocabulary=500)
+SHORT = OfflineLengths(prompt_tokens=20, output_tokens=4, vocabulary=500)
 
 
 def test_kinds_differ_in_adapters_and_in_nothing_else() -> None:

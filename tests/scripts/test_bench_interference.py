@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from engine.build.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from engine.runner.base import Computation
 from engine.runner.executor import Computed, StepOutputs
-
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease, GroupWeights
 from scheduler.plan import StepPlan

@@ -7,11 +7,11 @@ from random import Random
 
 import numpy as np
 import pytest
-from engine.demo.embedded import TASKS
 from hypothesis import given
 from hypothesis import strategies as st
-from scheduler.sim.workload.trace import Call
 
+from engine.demo.embedded import TASKS
+from scheduler.sim.workload.trace import Call
 from scripts.bench.serving import http_request, report, traffic
 from scripts.bench.serving.client import RequestEnd, RequestOutcome
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+
 from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
+from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.model import CostModel, Kernel
 from scheduler.sim.workload.trace import Call
-
-from lora.adapter import BASE, AdapterRef
 from scheduler.step import StepLimits
 from scripts.bench.twin import __main__ as twin
 from scripts.bench.twin import load

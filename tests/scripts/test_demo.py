@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.demo.embedded import TASKS, held_out_inputs
 from transformers import AutoTokenizer
 
+from engine.demo.embedded import TASKS, held_out_inputs
 from scripts.demo.__main__ import faults, main, table
 from scripts.demo.lessons import IGNORED, Turn, bare_questions, build_tokenizer, chat, save_tokenizer
 from scripts.demo.training import recipes

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo, from_json
-
 from scripts.bench.simulator import __main__ as bench_simulator
 from scripts.figures import (
     ablations,
@@ -21,7 +21,7 @@ from scripts.figures import (
 from scripts.figures.policies import WORKLOADS, runs_of, throughput, throughputs
 from scripts.figures.rank_interference import step_s
 from scripts.figures.roofline import H100, LLAMA_8B, derived
-from scripts.figures.rows import Rows
+from scripts.figures.rows import SuiteRows
 from scripts.figures.suite import Suite, main
 
 SUITES = [
@@ -56,9 +56,9 @@ def test_a_suite_runs_and_asks_nothing_twice(suite: Suite, tmp_path: Path) -> No
 def test_rows_answer_once_unless_asked_anew(tmp_path: Path) -> None:
     path, asked = tmp_path / "rows.jsonl", {"policy": "ours", "rate": 1.0}
     path.write_text(json.dumps({"asked": asked, "value": 1, "commit": "another"}) + "\n")
-    assert Rows(path).ask(asked, lambda: {"value": 2})["value"] == 1
-    assert Rows(path, anew=("paper",)).ask(asked, lambda: {"value": 2})["value"] == 1
-    rows = Rows(path, anew=("ours",))
+    assert SuiteRows(path).ask(asked, lambda: {"value": 2})["value"] == 1
+    assert SuiteRows(path, anew=("paper",)).ask(asked, lambda: {"value": 2})["value"] == 1
+    rows = SuiteRows(path, anew=("ours",))
     assert rows.ask(asked, lambda: {"value": 2})["value"] == 2
     assert rows.ask(asked, lambda: {"value": 3})["value"] == 2
     rows.tidy()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lora.target_modules import BaseShape, SiteGroup
 from torch import Tensor
 
 from lora.ops.base import LoraOp, LoraStep
 from lora.ops.grouped import GroupedLora
 from lora.segments import SegmentTable
+from lora.target_modules import BaseShape, SiteGroup
 from scripts.gpu import __main__ as gpu
 from scripts.gpu import sections
 from scripts.gpu.backends.base import Run

@@ -9,13 +9,13 @@ from random import Random
 
 import numpy as np
 import pytest
+
 from engine.build.assembly import Engine, assemble
 from engine.config.config import EngineConfig
+from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.fit import Measurement
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import from_json
-
-from lora.adapter import BASE, AdapterRef
 from scripts.profile_node import __main__ as profile_node
 from scripts.profile_node import step_cases, step_rows
 from scripts.profile_node.step_timer import (

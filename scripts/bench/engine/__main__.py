@@ -3,10 +3,10 @@
     python -m scripts.bench.make_models
     python -m scripts.bench.engine --models 100m,1b --batches 1,8,32 --kinds base,one,mixed
 
-For each model the machine's read bandwidth and GEMM rate are measured first. Then every kind of workload is run by one
-engine after another: loraserve, a baseline, the next baseline, loraserve again in the next round. Rows are appended to
-a JSONL file as they come; the last thing printed is a markdown table. Baselines that are not installed are named and
-left out.
+For each model the machine's read bandwidth and GEMM rate are measured first. Then every kind of workload is
+run by one engine after another: loraserve, a baseline, the next baseline, loraserve again in the next round.
+Rows are appended to a JSONL file as they come; the last thing printed is a markdown table. Baselines that are
+not installed are named and left out.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def compare(
 
 def prepare(model: ModelUnderTest, kind: str, options: argparse.Namespace, folder: Path) -> Comparison:
     """Write one kind's workloads of every batch size into a folder."""
-    lengths = workload.Lengths(options.prompt_tokens, options.output_tokens)
+    lengths = workload.OfflineLengths(options.prompt_tokens, options.output_tokens)
     works = tuple(
         workload.make(kind, batch, model.adapters, lengths, options.seed) for batch in options.batches
     )

@@ -1,8 +1,8 @@
 """The engines that the offline benchmark compares, each behind a command line of its own. Knows no results.
 
-An engine turns a job into processes that read workload files and write one result file for each. The baselines'
-harnesses are scripts outside this project, found by path. Their environments are folders made beforehand: `hf/` and
-`vllm/` are virtual environments, `llama-build/` is llama.cpp's build.
+An engine turns a job into processes that read workload files and write one result file for each. The
+baselines' harnesses are scripts outside this project, found by path. Their environments are folders made
+beforehand: `hf/` and `vllm/` are virtual environments, `llama-build/` is llama.cpp's build.
 """
 
 import os
@@ -48,7 +48,10 @@ class ComparedEngine(Protocol):
     """One engine."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name it in the results."""
+        ...
+
     @property
     def needs(self) -> Sequence[Path]:
         """Files without which it cannot run."""
@@ -67,9 +70,11 @@ class Loraserve:
 
     @property
     def needs(self) -> Sequence[Path]:
+        """See ComparedEngine."""
         return ()
 
     def commands(self, job: OfflineJob) -> Sequence[Sequence[str]]:
+        """See ComparedEngine."""
         return ([sys.executable, "-m", "scripts.bench.engine.harness", *job.checkpoint(), *job.options()],)
 
 
@@ -83,9 +88,11 @@ class Transformers:
 
     @property
     def needs(self) -> Sequence[Path]:
+        """See ComparedEngine."""
         return self.home / "hf/bin/python", self.scripts / "peer_hf.py"
 
     def commands(self, job: OfflineJob) -> Sequence[Sequence[str]]:
+        """See ComparedEngine."""
         python, script = map(str, self.needs)
         return ([python, script, *job.checkpoint(), *job.options()],)
 
@@ -100,9 +107,11 @@ class Vllm:
 
     @property
     def needs(self) -> Sequence[Path]:
+        """See ComparedEngine."""
         return self.home / "vllm/bin/python", self.scripts / "peer_vllm.py", self.scripts / "vllm_env.sh"
 
     def commands(self, job: OfflineJob) -> Sequence[Sequence[str]]:
+        """See ComparedEngine."""
         python, script, environment = map(str, self.needs)
         lora = ["--lora"] if job.uses_adapters else []
         measure = shlex.join([python, script, *job.checkpoint(), *job.options(), *lora])
@@ -120,6 +129,7 @@ class LlamaCpp:
 
     @property
     def needs(self) -> Sequence[Path]:
+        """See ComparedEngine."""
         server = self.home / "llama-build/bin/llama-server"
         return self.home / "hf/bin/python", server, self.scripts / "peer_llamacpp.py", *self.sources()[:1]
 
@@ -128,6 +138,7 @@ class LlamaCpp:
         return sorted(self.home.glob("dl/llama_cpp_python-*/vendor/llama.cpp")) or [self.home / "dl"]
 
     def commands(self, job: OfflineJob) -> Sequence[Sequence[str]]:
+        """See ComparedEngine."""
         python, server, script, sources = map(str, self.needs)
         folder = self.home / "gguf" / f"{job.model.name}-{job.dtype}"
         model, adapters = folder / "model.gguf", folder / "adapters"

@@ -2,8 +2,8 @@
 
     python -m scripts.bench.engine.draw results/bench_engine.jsonl --out results/bench_engine.png
 
-There is a panel per model, dtype and batch size, a group of bars per workload, and a line over each group at the limit.
-Where a results file measures the same thing twice, the later row counts.
+There is a panel per model, dtype and batch size, a group of bars per workload, and a line over each group at
+the limit. Where a results file measures the same thing twice, the later row counts.
 """
 
 # matplotlib's stubs are incomplete.

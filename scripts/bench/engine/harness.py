@@ -3,8 +3,8 @@
     python -m scripts.bench.engine.harness --model build/bench/100m --adapters build/bench/100m-adapters/index.json
         --workload b8_mixed.json --out-dir build/bench/results
 
-The engine has a prefix cache, the baselines have none. So every run but the first has its prompts' first tokens
-changed, and no run may find a cached prefix.
+The engine has a prefix cache, the baselines have none. So every run but the first has its prompts' first
+tokens changed, and no run may find a cached prefix.
 """
 
 import argparse
@@ -42,7 +42,9 @@ class OfflineEngine(Protocol):
         prompts: Sequence[Sequence[int]],
         params: Sequence[SamplingParams],
         adapters: Sequence[str | None],
-    ) -> Sequence[Result]: ...
+    ) -> Sequence[Result]:
+        """Answer all prompts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def measure(llm: OfflineEngine, work: OfflineWorkload, repeats: int, quiet_s: fl
     answers: Sequence[Result] = ()
     for repeat in range(repeats):
         machine.wait_quiet(quiet_s)
-        with machine.Others() as others:
+        with machine.OtherProcesses() as others:
             timed = run(llm, workload.freshen(work.requests, salt=repeat))
         runs.append(timed.to_json(others.cores))
         answers = answers or timed.results

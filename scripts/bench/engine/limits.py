@@ -1,10 +1,10 @@
 """The limit: how fast this machine could run a workload at best, from two measured rates.
 
-Any engine must read each weight at least once a step and multiply each by every token. So a step takes no less than
-max(bytes read / read bandwidth, FLOPs / GEMM rate): the roofline (Williams et al., "Roofline", CACM 2009).
-Bytes are those of the linears, of each adapter in the batch once, and of the K/V read. FLOPs are those of the linears
-and of each token's adapter. Activations, attention's arithmetic and sampling are left out, so the true limit is a
-little lower.
+Any engine must read each weight at least once a step and multiply each by every token. So a step takes no
+less than max(bytes read / read bandwidth, FLOPs / GEMM rate): the roofline (Williams et al., "Roofline", CACM
+2009). Bytes are those of the linears, of each adapter in the batch once, and of the K/V read. FLOPs are those
+of the linears and of each token's adapter. Activations, attention's arithmetic and sampling are left out, so
+the true limit is a little lower.
 """
 
 import time

@@ -1,8 +1,8 @@
 """What one engine did with one workload, and the row of results that it becomes.
 
 Every harness, loraserve's and the baselines', writes the same JSON: {"workload", "dtype", "versions", "runs":
-[{"wall_s", "output_tok_s", "ttft_mean_s", "tpot_mean_s", "others"}], "requests": [{"token_ids"}]}. Here it is read
-and reduced to medians, over the runs that other processes left alone if there are any.
+[{"wall_s", "output_tok_s", "ttft_mean_s", "tpot_mean_s", "others"}], "requests": [{"token_ids"}]}. Here it is
+read and reduced to medians, over the runs that other processes left alone if there are any.
 """
 
 import json
@@ -92,7 +92,10 @@ class MeasuredEngine:
 
 
 def to_row(measured: MeasuredEngine, measurement: EngineMeasurement, limit: Limit) -> dict[str, Any]:
-    """Make one line of the results file. `share_of_limit` is 1 for an engine that no other could beat here."""
+    """Make one line of the results file.
+
+    `share_of_limit` is 1 for an engine that no other could beat here.
+    """
     middle = measurement.median()
     return {
         "engine": measured.engine,

@@ -72,7 +72,7 @@ KINDS: Mapping[str, Callable[[Sequence[BenchAdapter]], Callable[[int], str | Non
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class OfflineLengths:
     """Tokens of every prompt and of every answer, and how many token ids there are."""
 
     prompt_tokens: int = 128
@@ -81,7 +81,7 @@ class Lengths:
 
 
 def make(
-    kind: str, batch: int, adapters: Sequence[BenchAdapter], lengths: Lengths, seed: int = 0
+    kind: str, batch: int, adapters: Sequence[BenchAdapter], lengths: OfflineLengths, seed: int = 0
 ) -> OfflineWorkload:
     """Draw a workload. All kinds share their prompts.
 

@@ -2,9 +2,9 @@
 
     python -m scripts.bench.host --out results/bench_host.jsonl
 
-Sequences of 1,000 tokens, each under its own adapter, run in steady decode on an executor that answers at once. A
-device waits for the host only where a step is shorter than this. The goal at 128 sequences is 0.3 ms. Text, sockets and
-the event loop run on another thread and are left out.
+Sequences of 1,000 tokens, each under its own adapter, run in steady decode on an executor that answers at
+once. A device waits for the host only where a step is shorter than this. The goal at 128 sequences is 0.3 ms.
+Text, sockets and the event loop run on another thread and are left out.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatchBuilder
-
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.plan import SliceOutput, StepPlan

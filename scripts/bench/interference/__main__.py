@@ -3,11 +3,12 @@
     python -m scripts.bench.interference --model build/bench/100m --adapters build/bench/100m-adapters/index.json
         --profile scheduler/cluster/profiles/cpu_100m.json --out results/bench_interference.jsonl
 
-There are two batches: the request among five neighbours of the rank in question, and six requests of rank 8 with one
-such neighbour. Every sequence has an adapter of its own. Each batch is run with the engine's kernels, which take every
-rank as it is, and with all ranks padded to the step's largest, in an order shuffled anew each round. Time between
-tokens is a step in which all decode; time to first token one in which all prompts are read. With a profile each row
-also has what its cost models predict for exact, multi-rank and padded kernels.
+There are two batches: the request among five neighbours of the rank in question, and six requests of rank 8
+with one such neighbour. Every sequence has an adapter of its own. Each batch is run with the engine's
+kernels, which take every rank as it is, and with all ranks padded to the step's largest, in an order shuffled
+anew each round. Time between tokens is a step in which all decode; time to first token one in which all
+prompts are read. With a profile each row also has what its cost models predict for exact, multi-rank and
+padded kernels.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from engine.runner.base import Computation, StepExecutor
-from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
-from scheduler.cluster.cost.profile import from_json
 from tqdm import tqdm
 
+from engine.runner.base import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
 from lora.segments import AdapterLease
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
 from scripts.bench.interference.padded import PaddedExecutor
 from scripts.bench.llama import RANKS

@@ -2,8 +2,9 @@
 
     python -m scripts.bench.interference.draw results/bench_interference.jsonl --out results/bench_interference.png
 
-It draws the latest run in the file: a row of panels per metric, a column per batch. Dots are medians of the live engine
-with its own kernels and with padded ones, bands the quartiles; thin lines are a profile's cost models.
+It draws the latest run in the file: a row of panels per metric, a column per batch. Dots are medians of the
+live engine with its own kernels and with padded ones, bands the quartiles; thin lines are a profile's cost
+models.
 """
 
 # matplotlib's stubs are incomplete.

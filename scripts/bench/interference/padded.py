@@ -1,16 +1,16 @@
 """Show what padding costs: an executor whose adapters all have the rank of the step's largest.
 
-It stands for kernels that take one rank for a whole batch (Punica's BGMV, vLLM). The arithmetic is the engine's own,
-over matrices to which rows of zeros were added beforehand. So answers stay the same, the padded copies cost no time in
-a step, and all that differs is the rank that the kernels work with.
+It stands for kernels that take one rank for a whole batch (Punica's BGMV, vLLM). The arithmetic is the
+engine's own, over matrices to which rows of zeros were added beforehand. So answers stay the same, the padded
+copies cost no time in a step, and all that differs is the rank that the kernels work with.
 """
 
 from dataclasses import replace
 
 import torch
-from engine.runner.base import Computation, StepExecutor
 from torch import Tensor
 
+from engine.runner.base import Computation, StepExecutor
 from lora.segments import AdapterLease, AdapterWeights, GroupWeights, SitePart
 from scheduler.plan import StepPlan
 

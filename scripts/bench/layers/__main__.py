@@ -2,17 +2,17 @@
 
     python -m scripts.bench.layers --size 100m --out results/bench_layers.jsonl
 
-Measured here: the first step of a request under a resident adapter, by rank and prompt length, and what this machine
-moves and digests at best. A network of 10 Gbit/s stands beside these. From them follows the time to the first token in
-three designs:
+Measured here: the first step of a request under a resident adapter, by rank and prompt length, and what this
+machine moves and digests at best. A network of 10 Gbit/s stands beside these. From them follows the time to
+the first token in three designs:
 
   now         pull all, digest all, then compute: a step never waits for an adapter
   overlapped  digest each layer while the next one is pulled, then compute; needs a digest per layer
   pipelined   begin to compute when the first layer has come; layer k waits for bytes and digest of layer k
 
-Layers are of equal size, and the slowest stage of a pipeline decides. Pieces cost nothing here, which flatters the
-latter two. In the last design the step, and so every other sequence in the batch, takes as long as the bytes take to
-come: `stall_ms` is what each of them loses.
+Layers are of equal size, and the slowest stage of a pipeline decides. Pieces cost nothing here, which
+flatters the latter two. In the last design the step, and so every other sequence in the batch, takes as long
+as the bytes take to come: `stall_ms` is what each of them loses.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from blake3 import blake3
+
 from engine.build.assembly import Engine, assemble
 from engine.config.config import EngineConfig
-
 from scheduler.request import Request, SamplingParams
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths

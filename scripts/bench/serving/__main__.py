@@ -4,9 +4,9 @@
     python -m scripts.bench.serving --url http://127.0.0.1:8000 --rate 20 --requests 500
     python -m scripts.bench.serving --trace trace.csv --time-scale 0.2
 
-Prints a line per adapter (times to first token and between tokens, tokens/s), what became of every request, and what
-the server still holds when all clients are gone. Exits with 1 if a sound request failed, a malformed one was not
-refused, or a block or sequence leaked.
+It prints a line per adapter (times to first token and between tokens, tokens/s) and what became of every
+request. Then it prints what the server still holds when all clients are gone. It exits with 1 if a sound
+request failed, a malformed one was not refused, or a block or sequence leaked.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from random import Random
 
 import aiohttp
 import numpy as np
+
 from engine.demo.embedded import TASKS
 from scheduler.sim.workload.trace import InvalidTrace, read_trace
-
 from scripts.bench import machine
 from scripts.bench.serving import report, traffic
 from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome
@@ -200,7 +200,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """0 if all was well."""
+    """Run the load; 0 if all was well."""
     try:
         return 0 if asyncio.run(run_load(parse())) else 1
     except (ServerFailed, InvalidTrace, aiohttp.ClientError) as error:

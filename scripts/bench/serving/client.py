@@ -1,6 +1,7 @@
 """Generate load: clients that send requests, read streams as they come, and note the times.
 
-The benchmark's one use of HTTP for load. Knows neither where requests come from nor what is made of the outcomes.
+The benchmark's one use of HTTP for load. Knows neither where requests come from nor what is made of the
+outcomes.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ class RequestEnd(Enum):
 class RequestOutcome:
     """How one request ended. Times are seconds since the load began.
 
-    A piece is an event with text. `late_s` is how long the request was due before a client was free to send it.
+    A piece is an event with text. `late_s` is how long the request was due before a client was free to send
+    it.
     """
 
     planned: PlannedRequest
@@ -81,7 +83,10 @@ def text_of(event: Mapping[str, Any]) -> str:
 
 
 class LoadGenerator:
-    """Clients of one server. `make` makes the HTTP request of a planned one; `rng` decides when clients leave."""
+    """Clients of one server.
+
+    `make` makes the HTTP request of a planned one; `rng` decides when clients leave.
+    """
 
     def __init__(
         self,
@@ -180,7 +185,10 @@ class StreamReader:
         return RequestEnd.OK, ""
 
     async def _read(self, response: aiohttp.ClientResponse) -> bool:
-        """Take in the stream; True if the client left before its end. Raises ValueError for an error event."""
+        """Take in the stream; True if the client left before its end.
+
+        Raises ValueError for an error event.
+        """
         async for event in events(response):
             if "error" in event:
                 raise ValueError(f"an error event: {event['error']}")
@@ -198,8 +206,8 @@ class StreamReader:
 def refusal(status: int, body: bytes, planned: PlannedRequest) -> tuple[RequestEnd, str]:
     """Judge a status other than 200. Raises ValueError for a body that is no JSON.
 
-    It is right for a malformed request if it names the client's fault in an error object. It is bearable for a sound
-    one if the server is too busy.
+    It is right for a malformed request if it names the client's fault in an error object. It is bearable for
+    a sound one if the server is too busy.
     """
     message = json.loads(body)["error"]["message"]
     if planned.fault not in (None, ClientFault.LEAVES) and 400 <= status < 500 and status != 429:

@@ -2,8 +2,8 @@
 
     python -m scripts.bench.serving.draw results/bench_serving.jsonl --out results/bench_serving.png
 
-Each adapter has a dot at its median and one at its 95th percentile; the base is at rank 0. Small ranks that pay for
-large ones would show as dots that do not rise with the rank.
+Each adapter has a dot at its median and one at its 95th percentile; the base is at rank 0. Small ranks that
+pay for large ones would show as dots that do not rise with the rank.
 """
 
 # matplotlib's stubs are incomplete.

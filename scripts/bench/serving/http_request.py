@@ -1,7 +1,7 @@
 """Make the HTTP bodies that planned requests become, sound ones and malformed ones.
 
-A request is random token ids to a completion of fixed length. Where the models are the embedded ones, it is a task
-whose answer is known, so that load also shows whether each adapter still answers correctly.
+A request is random token ids to a completion of fixed length. Where the models are the embedded ones, it is a
+task whose answer is known, so that load also shows whether each adapter still answers correctly.
 """
 
 import json
@@ -11,7 +11,6 @@ from random import Random
 from typing import Any, Protocol
 
 from engine.demo.embedded import TASKS, Task
-
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

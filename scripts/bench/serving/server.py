@@ -1,7 +1,7 @@
 """A server under load: start it or find it at a URL, ask for its models, and check what it left behind.
 
-A server that has answered everything holds nothing: no sequence runs or waits, and every block of K/V memory is free or
-kept for its prefix alone. Its own metrics must say so.
+A server that has answered everything holds nothing: no sequence runs or waits, and every block of K/V memory
+is free or kept for its prefix alone. Its own metrics must say so.
 """
 
 import asyncio
@@ -121,7 +121,10 @@ class ServerProbe:
 
 @asynccontextmanager
 async def started(arguments: Sequence[str], cwd: Path, timeout_s: float) -> AsyncGenerator[str, None]:
-    """Start a server on a free port of the loopback interface; it ends with the block. Raises ServerFailed."""
+    """Start a server on a free port of the loopback interface; it ends with the block.
+
+    Raises ServerFailed.
+    """
     command = [sys.executable, "-m", "engine.serve", "--port", "0", *arguments]
     process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None, "a pipe was asked for"

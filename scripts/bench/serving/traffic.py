@@ -1,7 +1,7 @@
 """Decide who asks for what, and when, before anything is sent. Knows nothing of how requests are sent.
 
-Times of arrival are the simulator's, read from a trace or drawn as a Poisson process. Popularity follows Zipf's law:
-the k-th most popular adapter is asked for in proportion to 1 / k^s.
+Times of arrival are the simulator's, read from a trace or drawn as a Poisson process. Popularity follows
+Zipf's law: the k-th most popular adapter is asked for in proportion to 1 / k^s.
 """
 
 import itertools
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+
 from scheduler.sim.workload.popularity import Known, chosen
 from scheduler.sim.workload.trace import Call, poisson
 

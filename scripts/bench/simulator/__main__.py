@@ -3,8 +3,8 @@
     python -m scripts.bench.simulator --traces FOLDER
 
 place    ours, 10,000 adapters on 256 nodes: from nothing, then after demand has drifted
-hour     an Azure trace of one hour on 16 derived H100 nodes, seconds of one core
-growth   4 to 64 nodes with the same load on each: microseconds for each step and token
+    hour     an Azure trace of one hour on 16 derived H100 nodes, seconds of one core
+    growth   4 to 64 nodes with the same load on each: microseconds for each step and token
 """
 
 import argparse
@@ -17,23 +17,23 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
+
+from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo
+from scheduler.cluster.placement.base import Problem
+from scheduler.cluster.policies import Setting
+from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
 from scheduler.sim.ablations.policies import named
+from scheduler.sim.replay import Hardware, Workload, fitted, replay
 from scheduler.sim.workload.adapters import EQUAL, catalogue
 from scheduler.sim.workload.arrivals import assigned
 from scheduler.sim.workload.popularity import PowerLaw
 from scheduler.sim.workload.trace import paced
-
-from lora.adapter import AdapterRef
-from scheduler.cluster.placement.base import Problem
-from scheduler.cluster.policies import Setting
-from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
-from scheduler.sim.replay import Hardware, Workload, fitted, replay
-from scripts.bench.machine import Others, describe
+from scripts.bench.machine import OtherProcesses, describe
 from scripts.figures.cluster_run import GIB, Traces, read_traces
 from scripts.figures.roofline import H100, LLAMA_8B, derived
-from scripts.figures.rows import Rows
+from scripts.figures.rows import SuiteRows
 from scripts.results import Row
 
 PROFILE = derived(LLAMA_8B, H100, Slo(2.0, 0.05))
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 def timed(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
     """Run the work; measure processor and wall seconds, and the cores that others used meanwhile."""
-    with Others() as others:
+    with OtherProcesses() as others:
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         value = work()
         cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.traces or options.quick):
         parser.error("give --traces FOLDER or --quick")
-    rows = Rows(options.out)
+    rows = SuiteRows(options.out)
     traces = read_traces(None if options.quick else options.traces)
     for name, measure in measurements(traces, options.quick).items():
         if name.startswith(options.only):

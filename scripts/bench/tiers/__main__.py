@@ -2,13 +2,14 @@
 
     python -m scripts.bench.tiers --size 100m --rounds 0 1 --out results/bench_tiers.jsonl
 
-Tiers are the device, host memory, disk, and a peer, pulled by stream or through UCX. Servers are processes on loopback,
-asked over HTTP. One holds every adapter and publishes them. Three others have room for little more than one adapter of
-the largest rank. Of these one keeps evicted adapters in host memory and pulls by stream, one keeps them on disk, and
-one pulls through UCX. Each adapter is asked for fresh (a peer's), again (resident), and once more after large ones have
-evicted it. Which tier answered is read from the server's metrics; disk means a file in the system's cache. A round asks
-once for an adapter of every rank, in random order. Every sample is a row, with the request to the base model that came
-just before. Each run appends, first what the machine moves at best; a table of medians comes last.
+Tiers are the device, host memory, disk, and a peer, pulled by stream or through UCX. Servers are processes on
+loopback, asked over HTTP. One holds every adapter and publishes them. Three others have room for little more
+than one adapter of the largest rank. Of these one keeps evicted adapters in host memory and pulls by stream,
+one keeps them on disk, and one pulls through UCX. Each adapter is asked for fresh (a peer's), again
+(resident), and once more after large ones have evicted it. Which tier answered is read from the server's
+metrics; disk means a file in the system's cache. A round asks once for an adapter of every rank, in random
+order. Every sample is a row, with the request to the base model that came just before. Each run appends,
+first what the machine moves at best; a table of medians comes last.
 """
 
 import argparse
@@ -30,7 +31,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.config.config import PEER_TOKEN_VARIABLE
-
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.bench.llama import RANKS, SHAPES, BenchAdapter, index_of, read_index

@@ -2,9 +2,10 @@
 
     python -m scripts.bench.tiers.draw results/bench_tiers.jsonl --out results/bench_tiers.png
 
-It draws the model of the latest run in the file. A line is the median of all its rows, a band reaches from the first to
-the third quartile. Grey is the request to the base model. Dotted is a tier's limit: the same adapter when it is
-resident, and its bytes at the best rate that was measured for the tier's way of moving them.
+It draws the model of the latest run in the file. A line is the median of all its rows, a band reaches from
+the first to the third quartile. Grey is the request to the base model. Dotted is a tier's limit: the same
+adapter when it is resident, and its bytes at the best rate that was measured for the tier's way of moving
+them.
 """
 
 # matplotlib's stubs are incomplete.

@@ -2,9 +2,10 @@
 
     python -m scripts.bench.transport --out results/transport.jsonl
 
-A source process holds the bytes. In every round each path moves each size once: memcpy, process_vm_readv, a plain and a
-TLS socket, and the transports, each judged by the raw path of its kind. The order is drawn anew each time, since what
-the last path left in the cache helps the next. Rows are appended as JSONL; the last thing printed are the tables.
+A source process holds the bytes. In every round each path moves each size once: memcpy, process_vm_readv, a
+plain and a TLS socket, and the transports, each judged by the raw path of its kind. The order is drawn anew
+each time, since what the last path left in the cache helps the next. Rows are appended as JSONL; the last
+thing printed are the tables.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m scripts.bench.transport.draw results/transport.jsonl --out results/transport.png
 
-The faster paths that bound the raw one are dashed. A line is the median of all rounds in the file, its band the fastest
-and the slowest.
+The faster paths that bound the raw one are dashed. A line is the median of all rounds in the file, its band
+the fastest and the slowest.
 """
 
 # matplotlib's stubs are incomplete.

@@ -1,6 +1,7 @@
 """The ends of the paths that the transport benchmark compares: a source process, and moves into a buffer of this one.
 
-Raw paths are as bare as Python has them; a transport's time includes its lease. Knows nothing of rounds and rows.
+Raw paths are as bare as Python has them; a transport's time includes its lease. Knows nothing of rounds and
+rows.
 """
 
 import asyncio
@@ -20,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transport.control.security import Security, TlsFiles
-from transport.paths.choice import open_paths
 
 from scripts.bench.bandwidth import read_process_memory
 from transport.base import Address, Arena, Memory, Transport
+from transport.control.security import Security, TlsFiles
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 from transport.network import NetworkOptions, NetworkTransport
+from transport.paths.choice import open_paths
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)

@@ -4,13 +4,14 @@
         --trace azure_llm_2023_conv.csv --steps steps.jsonl --out twin.jsonl
 
 A machine that others share is not the same from one minute to the next, so profile and live run take turns.
-Each round times a slice of the profile's steps, then answers the next stretch of the load. The profile is fitted
-to the timed steps of all rounds, none of which served a request, and must then predict every round.
+Each round times a slice of the profile's steps, then answers the next stretch of the load. The profile is
+fitted to the timed steps of all rounds, none of which served a request, and must then predict every round.
 
-The load is a stretch of the trace, or a Poisson process without one, its lengths scaled to the machine. Its rate
-is that at which, by the first slice, the node computes the wanted part of the time. Both twins get the same
-arrivals, prompts and adapters; neither sees HTTP. Time between tokens is every gap of every request. A pace says
-how many times longer a slice's steps took than the profile says: it tells how steady the machine was.
+The load is a stretch of the trace, or a Poisson process without one, its lengths scaled to the machine. Its
+rate is that at which, by the first slice, the node computes the wanted part of the time. Both twins get the
+same arrivals, prompts and adapters; neither sees HTTP. Time between tokens is every gap of every request. A
+pace says how many times longer a slice's steps took than the profile says: it tells how steady the machine
+was.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from random import Random
 from statistics import fmean, median
 
 import numpy as np
+from tqdm import tqdm
+
 from scheduler.cluster.cost.fit import Measurement
 from scheduler.cluster.cost.model import CostModel
 from scheduler.sim.workload.trace import read_trace
-from tqdm import tqdm
-
 from scripts.bench import machine
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated
 from scripts.bench.twin.load import CallSource, RequestMix, draw_requests, rate_for
@@ -62,7 +63,7 @@ class RoundRunner:
 
     def run(self, at: int) -> TwinRound:
         """Run round `at`, counted from 0."""
-        with ExitStack() as scratch, machine.Others() as others:
+        with ExitStack() as scratch, machine.OtherProcesses() as others:
             ends = StepEnds()
             node = start_engine(self._spec, ends.around, scratch)
             timer = StepTimer(node.engine, ends, seed=at)

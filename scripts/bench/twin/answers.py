@@ -1,8 +1,9 @@
 """Answer the same requests by a live node and by a simulated one.
 
-The live node is the engine's asynchronous front in this process: its step loop in a thread of its own, its answers as
-text on the event loop. HTTP is left out on both sides. The simulated node runs the same step scheduler under the same
-limits on a virtual clock, with a cost model in place of the executor. All adapters are resident on both.
+The live node is the engine's asynchronous front in this process: its step loop in a thread of its own, its
+answers as text on the event loop. HTTP is left out on both sides. The simulated node runs the same step
+scheduler under the same limits on a virtual clock, with a cost model in place of the executor. All adapters
+are resident on both.
 """
 
 import asyncio
@@ -12,12 +13,11 @@ from dataclasses import dataclass
 
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import Engine
+from engine.telemetry import Telemetry
+from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import CostModel
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import NodeHardware
-
-from engine.telemetry import Telemetry
-from lora.adapter import AdapterRef
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock

@@ -2,8 +2,8 @@
 
     python -m scripts.bench.twin.draw results/twin.jsonl --out results/twin.png
 
-It draws the latest run in the file. A title says by how much the simulator is off, in the mean and at the 95th
-percentile; a thin line marks the latter.
+It draws the latest run in the file. A title says by how much the simulator is off, in the mean and at the
+95th percentile; a thin line marks the latter.
 """
 
 # matplotlib's stubs are incomplete.

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
+
+from lora.adapter import AdapterRef
 from scheduler.sim.workload.arrivals import assigned
 from scheduler.sim.workload.popularity import PowerLaw
 from scheduler.sim.workload.trace import Call, paced, poisson
-
-from lora.adapter import AdapterRef
 from scripts.bench.twin.answers import TwinRequest
 from scripts.profile_node.live_engine import LIMITS
 from scripts.profile_node.step_timer import draw_prompt

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from lora.memory.page_writer import PageWriter
-from lora.target_modules import BaseShape
-from model.sampling.sample import SampleRow
 from torch import Tensor
 
+from lora.memory.page_writer import PageWriter
 from lora.ops.base import LoraOp
+from lora.target_modules import BaseShape
 from model.attention.base import GraphAttention
 from model.config import ModelConfig
 from model.ops.base import GraphOps
+from model.sampling.sample import SampleRow
 
 Run = Callable[[], None]
 
@@ -20,14 +20,20 @@ Run = Callable[[], None]
 class Sampler(Protocol):
     """Draws tokens on the device; see DeviceSampler in model."""
 
-    def refill(self, rows: Sequence[SampleRow]) -> None: ...
+    def refill(self, rows: Sequence[SampleRow]) -> None:
+        """Take the rows to draw for."""
+        ...
 
-    def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None: ...
+    def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
+        """Apply in place what depends on the tokens before."""
+        ...
 
-    def draw(self, logits: Tensor, advance: bool = False) -> Tensor: ...
+    def draw(self, logits: Tensor, advance: bool = False) -> Tensor:
+        """Draw a token for each row; with `advance` the next ones are for the next position."""
+        ...
 
 
-class Backends(Protocol):
+class DeviceBackends(Protocol):
     """Everything that runs on one device."""
 
     @property

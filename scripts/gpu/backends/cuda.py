@@ -5,19 +5,18 @@ import itertools
 from collections.abc import Callable, Mapping
 
 import torch
-from lora.memory.page_writer import PageWriter, PinnedWriter
-from lora.ops.triton.op import TritonLora
-from lora.target_modules import BaseShape
-from model.attention.triton.backend import TritonPagedAttention
-from model.ops.triton.layer import TritonOps
-from model.sampling.device import DeviceSampler
 
 from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.ops.base import LoraOp
+from lora.ops.triton.op import TritonLora
+from lora.target_modules import BaseShape
 from model.attention.base import GraphAttention, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES, HEAD_DIMS, FlashInferAttention, load_flashinfer
+from model.attention.triton.backend import TritonPagedAttention
 from model.config import ModelConfig
 from model.ops.base import GraphOps
+from model.ops.triton.layer import TritonOps
+from model.sampling.device import DeviceSampler
 from scripts.gpu.backends.base import Run, Sampler
 
 _WARM_UPS = 2
@@ -25,7 +24,7 @@ _POISONED_BYTES = 512 << 20
 
 
 class CudaBackends:
-    """Backends on the current CUDA device."""
+    """DeviceBackends on the current CUDA device."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -34,17 +33,17 @@ class CudaBackends:
         self._side = torch.cuda.Stream(self.device)
 
     def lora(self, base: BaseShape, dtype: torch.dtype) -> LoraOp:
-        """See Backends."""
+        """See DeviceBackends."""
         return TritonLora(base, dtype, self.device)
 
     def ops(self, config: ModelConfig, dtype: torch.dtype) -> GraphOps:
-        """See Backends."""
+        """See DeviceBackends."""
         return TritonOps(config, dtype, TritonLora(config.base_shape(), dtype, self.device))
 
     def attentions(
         self, config: ModelConfig, dtype: torch.dtype
     ) -> Mapping[str, Callable[[], GraphAttention] | str]:
-        """See Backends."""
+        """See DeviceBackends."""
         return {"triton": lambda: TritonPagedAttention(config), "flashinfer": self._flashinfer(config, dtype)}
 
     def _flashinfer(self, config: ModelConfig, dtype: torch.dtype) -> Callable[[], GraphAttention] | str:
@@ -57,11 +56,11 @@ class CudaBackends:
         return lambda: FlashInferAttention(config, self.device, library)
 
     def sampler(self, rows: int) -> Sampler:
-        """See Backends."""
+        """See DeviceBackends."""
         return DeviceSampler(rows, self.device)
 
     def poison(self, op: object) -> None:
-        """See Backends. Memory that was given back is what the allocator gives out first."""
+        """See DeviceBackends. Memory that was given back is what the allocator gives out first."""
         lora = op.lora if isinstance(op, TritonOps) else op
         if isinstance(lora, TritonLora):
             lora.h.fill_(torch.nan)
@@ -69,7 +68,7 @@ class CudaBackends:
             torch.full((nbytes // 4,), torch.nan, device=self.device)
 
     def record(self, run: Run) -> Run:
-        """See Backends: a CUDA graph, after runs in which kernels are compiled."""
+        """See DeviceBackends: a CUDA graph, after runs in which kernels are compiled."""
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
@@ -81,7 +80,7 @@ class CudaBackends:
         return graph.replay
 
     def times_ms(self, run: Run, count: int) -> list[float]:
-        """See Backends."""
+        """See DeviceBackends."""
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         marks[0].record()
         for mark in marks[1:]:
@@ -91,11 +90,11 @@ class CudaBackends:
         return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
     def stowage(self) -> PageWriter:
-        """See Backends."""
+        """See DeviceBackends."""
         return PinnedWriter(self.device)
 
     def nodes(self, run: Run) -> int:
-        """See Backends. Raises RuntimeError where the driver cannot tell."""
+        """See DeviceBackends. Raises RuntimeError where the driver cannot tell."""
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
@@ -107,5 +106,5 @@ class CudaBackends:
         return count.value
 
     def synchronize(self) -> None:
-        """See Backends."""
+        """See DeviceBackends."""
         torch.cuda.synchronize(self.device)

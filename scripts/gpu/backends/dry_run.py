@@ -5,14 +5,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from lora.memory.page_writer import DirectWriter, PageWriter
-from lora.target_modules import BaseShape
-from model.sampling.sample import SampleRow, sample
 from torch import Tensor
 
 from lora.memory.page_writer import DirectWriter, PageWriter
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
+from lora.target_modules import BaseShape
 from model.attention.base import AttentionStep, GraphAttention
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
@@ -20,6 +18,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.ops.base import GraphOps, LayerStep
 from model.ops.eager import EagerOps
+from model.sampling.sample import SampleRow, sample
 from scripts.gpu.backends.base import Run, Sampler
 
 
@@ -75,7 +74,7 @@ class DrySampler:
         self._rows = tuple(rows)
 
     def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        """`draw` does that."""
+        """Leave it to `draw`."""
 
     def draw(self, logits: Tensor, advance: bool = False) -> Tensor:
         """See Sampler."""
@@ -91,32 +90,32 @@ class DryRunBackends:
     device = torch.device("cpu")
 
     def lora(self, base: BaseShape, dtype: torch.dtype) -> LoraOp:
-        """See Backends."""
+        """See DeviceBackends."""
         return GroupedLora()
 
     def ops(self, config: ModelConfig, dtype: torch.dtype) -> GraphOps:
-        """See Backends."""
+        """See DeviceBackends."""
         return DryOps(EagerOps(config, dtype, self.device, self.lora(config.base_shape(), dtype)))
 
     def attentions(
         self, config: ModelConfig, dtype: torch.dtype
     ) -> Mapping[str, Callable[[], GraphAttention] | str]:
-        """See Backends."""
+        """See DeviceBackends."""
         return {"torch": lambda: DryAttention(config), "flashinfer": "a dry run has no device"}
 
     def sampler(self, rows: int) -> Sampler:
-        """See Backends."""
+        """See DeviceBackends."""
         return DrySampler()
 
     def poison(self, op: object) -> None:
         """Nothing is kept."""
 
     def record(self, run: Run) -> Run:
-        """See Backends."""
+        """See DeviceBackends."""
         return run
 
     def times_ms(self, run: Run, count: int) -> list[float]:
-        """See Backends."""
+        """See DeviceBackends."""
         times: list[float] = []
         for _ in range(count):
             began_s = time.perf_counter()
@@ -125,13 +124,13 @@ class DryRunBackends:
         return times
 
     def stowage(self) -> PageWriter:
-        """See Backends."""
+        """See DeviceBackends."""
         return DirectWriter()
 
     def nodes(self, run: Run) -> int:
-        """See Backends."""
+        """See DeviceBackends."""
         run()
         return 1
 
     def synchronize(self) -> None:
-        """See Backends."""
+        """See DeviceBackends."""

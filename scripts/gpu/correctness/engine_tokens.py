@@ -1,7 +1,7 @@
 """Check the engine on the device against the engine on the CPU, token for token.
 
-Requests come and go under adapters of many ranks, with greedy and seeded draws, preemption, and memory that K/V and
-adapters share. In bfloat16 log-probabilities are compared instead.
+Requests come and go under adapters of many ranks, with greedy and seeded draws, preemption, and memory that
+K/V and adapters share. In bfloat16 log-probabilities are compared instead.
 """
 
 import random
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from engine.build.assembly import Engine, assemble
 from engine.config.config import EngineConfig
-
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from lora.format.packed import Module, PackedLayout, lay_out, view
-from lora.target_modules import SITES, BaseShape, SiteGroup
 from torch import Tensor
 
+from lora.format.packed import Module, PackedLayout, lay_out, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
+from lora.target_modules import SITES, BaseShape, SiteGroup
 from scripts.gpu.context import CheckContext
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from lora.target_modules import BaseShape, SiteGroup
 from torch import Tensor
 
 from lora.ops.base import LoraOp
 from lora.segments import AdapterWeights, SegmentTable
+from lora.target_modules import BaseShape, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout

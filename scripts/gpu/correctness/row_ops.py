@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from model.sampling.sample import SampleRow, sample
 from torch import Tensor
 
 from lora.segments import NO_SEGMENTS
@@ -15,6 +14,7 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Fp8Linear
+from model.sampling.sample import SampleRow, sample
 from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.lora import compared
 from scripts.gpu.finding import Finding, check

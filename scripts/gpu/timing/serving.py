@@ -10,14 +10,14 @@ from statistics import median
 from typing import cast
 
 import torch
-from engine.runner.base import Computation, StepExecutor, StepOutputs
-from engine.runner.executor import Executor
-from lora.store.store import AdapterStore
-from lora.target_modules import SITES
 
+from engine.build.executor_choice import make_executor
 from engine.core import EngineCore
+from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import BASE, AdapterRef
 from lora.segments import AdapterLease, AdapterWeights
+from lora.store.store import AdapterStore
+from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
@@ -46,13 +46,9 @@ def findings(context: CheckContext) -> Iterator[Finding]:
 
 def _executor(timed: TimedModel) -> StepExecutor:
     """Make the executor as an operator's engine has it."""
-    sizes = timed.context.sizes
-    if timed.context.is_dry_run:
-        return Executor(timed.model, timed.cache)
-    # Imported late: it needs Triton, which only a CUDA machine has.
-    from engine.build.cuda import make_executor
-
-    return make_executor(timed.model, timed.cache, sizes.widths[-1], timed.blocks_each)
+    context = timed.context
+    widest = context.sizes.widths[-1]
+    return make_executor(timed.model, timed.cache, not context.is_dry_run, widest, timed.blocks_each)
 
 
 class ResidentAdapters:

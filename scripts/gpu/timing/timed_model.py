@@ -1,6 +1,7 @@
 """The model that is timed: random weights, K/V and memory for adapters, made once; and its decode steps.
 
-Everything that a step reads is larger by far than a cache, so that a step finds nothing there of the last one.
+Everything that a step reads is larger by far than a cache, so that a step finds nothing there of the last
+one.
 """
 
 import math
@@ -9,10 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import torch
-from lora.format.packed import PackedLayout, view
-from model.sampling.sample import SampleRow
 from torch import Tensor
 
+from lora.format.packed import PackedLayout, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Linear, make_linear
 from model.llama import Llama
+from model.sampling.sample import SampleRow
 from model.weights import LayerWeights, Weights
 from scripts.gpu.backends.base import Run
 from scripts.gpu.context import CheckContext

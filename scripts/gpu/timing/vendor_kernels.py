@@ -1,8 +1,9 @@
 """Time other engines' LoRA kernels beside ours, where their packages are installed.
 
-It is shrink and expand of one projection of the timed model, each sequence its own adapter, ranks mixed. Theirs have
-storage padded to rank 128, as they keep it. Only what they compute is timed, in a graph over several sets of weights.
-They are called by the names and arguments of their published sources; where those have changed the finding says so.
+It is shrink and expand of one projection of the timed model, each sequence its own adapter, ranks mixed.
+Theirs have storage padded to rank 128, as they keep it. Only what they compute is timed, in a graph over
+several sets of weights. They are called by the names and arguments of their published sources; where those
+have changed the finding says so.
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from lora.target_modules import SiteGroup
 from torch import Tensor
 
+from lora.target_modules import SiteGroup
 from scripts.gpu.backends.base import Run
 from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.inputs import table_of
@@ -58,7 +59,7 @@ def findings(context: CheckContext) -> Iterator[Finding]:
     ):
         try:
             finding = _time(name, case, make(importlib.import_module(module), case))
-        except Exception as error:  # noqa: BLE001 - another project's code may raise anything: its finding says what
+        except Exception as error:  # noqa: BLE001 - another project's code may raise anything
             finding = skipped(name, f"{type(error).__name__}: {error}".splitlines()[0])
         yield finding
 
