@@ -2,10 +2,12 @@
 
     python -m scripts.figures.workloads --traces FOLDER
 
-Policies are ours, the paper's, random placement and toppings; one rate a trace, padded kernels, four nodes,
-three seeds. Cells are means over the seeds, geometric ones of ratios: P95 of the time to first token over
-that under ours, goodput of ours over the best of the others, and adapter bytes kept a node as a part of full
-replication.
+Policies are ours, the paper's, random placement and toppings. There is one rate a trace, padded kernels, four
+nodes and three seeds. Cells are means over the seeds, geometric ones of ratios:
+
+    P95 of the time to first token over that under ours
+    goodput of ours over the best of the others
+    adapter bytes kept a node as a part of full replication
 """
 
 # matplotlib's stubs are incomplete.

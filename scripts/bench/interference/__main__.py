@@ -5,8 +5,8 @@
 
 There are two batches: the request among five neighbours of the rank in question, and six requests of rank 8
 with one such neighbour. Every sequence has an adapter of its own. Each batch is run with the engine's
-kernels, which take every rank as it is, and with all ranks padded to the step's largest, in an order shuffled
-anew each round. Time between tokens is a step in which all decode; time to first token one in which all
+kernels, which take every rank as it is, and with all ranks padded to the step's largest. The order is
+shuffled anew each round. Time between tokens is a step in which all decode; time to first token one in which all
 prompts are read. With a profile each row also has what its cost models predict for exact, multi-rank and
 padded kernels.
 """

@@ -1,8 +1,8 @@
 """Show what padding costs: an executor whose adapters all have the rank of the step's largest.
 
 It stands for kernels that take one rank for a whole batch (Punica's BGMV, vLLM). The arithmetic is the
-engine's own, over matrices to which rows of zeros were added beforehand. So answers stay the same, the padded
-copies cost no time in a step, and all that differs is the rank that the kernels work with.
+engine's own, over matrices to which rows of zeros were added beforehand. So answers stay the same, and the
+padded copies cost no time in a step. All that differs is the rank that the kernels work with.
 """
 
 from dataclasses import replace

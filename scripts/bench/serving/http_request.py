@@ -1,7 +1,7 @@
 """Make the HTTP bodies that planned requests become, sound ones and malformed ones.
 
 A request is random token ids to a completion of fixed length. Where the models are the embedded ones, it is a
-task whose answer is known, so that load also shows whether each adapter still answers correctly.
+task whose answer is known. So load also shows whether each adapter still answers correctly.
 """
 
 import json
