@@ -2,9 +2,9 @@
 
     python -m scripts.figures.policies --traces FOLDER
 
-On each workload, under each kind of kernels and with each of five seeds, it searches a ladder of
-rates for the highest at which P95 of both times is within the SLO. It goes up from where the seed before
-ended while that holds, else down. For the first seed of some workloads the whole ladder is climbed, for curves over the rate
+There are several workloads, kinds of kernels, and five seeds. For each a ladder of rates is searched for the
+highest at which P95 of both times is within the SLO. The search goes up from where the seed before ended while
+that holds, else down. For the first seed of some workloads the whole ladder is climbed, for curves over the rate
 (policies_by_rate.png).
 
 In policies_compared.png a bar is the mean over the seeds of the highest rate (0: not even the lowest), a dot
