@@ -22,11 +22,10 @@ def bandwidths(digest: Callable[[memoryview], object]) -> Mapping[str, float]:
     """Measure the bytes/s of each path, the best of some: memcpy, process_vm_readv, a loopback socket, `digest`."""
     source = np.full(NBYTES, 7, np.uint8)
     target = np.zeros(NBYTES, np.uint8)
+    own = ProcessMemory(os.getpid(), source.ctypes.data)
     return {
         "memcpy": _best(lambda: np.copyto(target, source)),
-        "process_vm_readv": _best(
-            lambda: read_process_memory(os.getpid(), source.ctypes.data, target.ctypes.data, NBYTES)
-        ),
+        "process_vm_readv": _best(lambda: own.read(target.ctypes.data, NBYTES)),
         "socket": _best(lambda: _stream(source, target)),
         "digest": _best(lambda: digest(source.data)),
     }
@@ -41,14 +40,20 @@ def _best(move: Callable[[], object]) -> float:
     return NBYTES / min(took_s)
 
 
-def read_process_memory(pid: int, remote: int, local: int, nbytes: int) -> None:
-    """Copy bytes from an address of another process to one of this process, by the kernel. Raises OSError."""
-    to, origin = _MemorySpan(local, nbytes), _MemorySpan(remote, nbytes)
-    read = ctypes.CDLL(None, use_errno=True).process_vm_readv
-    read.restype = ctypes.c_ssize_t
-    moved = read(pid, ctypes.byref(to), 1, ctypes.byref(origin), 1, 0)
-    if moved != nbytes:
-        raise OSError(ctypes.get_errno(), f"process_vm_readv moved {moved} of {nbytes} bytes")
+class ProcessMemory:
+    """Memory of a process from an address on, read by the kernel."""
+
+    def __init__(self, pid: int, address: int) -> None:
+        self._pid, self._address = pid, address
+        self._readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+        self._readv.restype = ctypes.c_ssize_t
+
+    def read(self, target: int, nbytes: int) -> None:
+        """Copy bytes to an address of this process. Raises OSError."""
+        local, remote = _MemorySpan(target, nbytes), _MemorySpan(self._address, nbytes)
+        moved = self._readv(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if moved != nbytes:
+            raise OSError(ctypes.get_errno(), f"process_vm_readv moved {moved} of {nbytes} bytes")
 
 
 def _stream(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.bench.bandwidth import read_process_memory
+from scripts.bench.bandwidth import ProcessMemory
 from transport.base import Address, Arena, Memory, Transport
 from transport.control.security import Security, TlsFiles
 from transport.loopback import LoopbackNetwork, LoopbackTransport
@@ -142,9 +142,10 @@ def memcpy_move(target: Buffer) -> Move:
 
 def readv_move(target: Buffer, source: SourceAddresses) -> Move:
     """Have the kernel copy from the source's memory to ours."""
+    memory = ProcessMemory(source.pid, source.memory)
 
     async def move(nbytes: int) -> None:
-        read_process_memory(source.pid, source.memory, target.ctypes.data, nbytes)
+        memory.read(target.ctypes.data, nbytes)
 
     return move
 
