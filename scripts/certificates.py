@@ -71,8 +71,8 @@ def _openssl(*arguments: str | Path) -> None:
     except FileNotFoundError as error:
         raise CertificatesFailed("the openssl program is not on the PATH: install it") from error
     except subprocess.CalledProcessError as error:
-        told = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
-        raise CertificatesFailed(f"openssl failed: {told}") from error
+        reason = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
+        raise CertificatesFailed(f"openssl failed: {reason}") from error
 
 
 def main(arguments: Sequence[str]) -> int:

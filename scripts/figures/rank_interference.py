@@ -39,12 +39,12 @@ def step_s(kernel: Kernel, small: int, neighbours: int, rank: int, metric: str) 
 
 def ask(work: SuiteWork) -> None:
     """Compute all times; that is quick in any case."""
-    for company, (small, neighbours) in BATCHES.items():
+    for batch, (small, neighbours) in BATCHES.items():
         for metric in ("ttft", "tbt"):
             for kernel in Kernel:
                 for rank in RANKS:
                     asked = {
-                        "company": company,
+                        "company": batch,
                         "metric": metric,
                         "kernel": kernel.value,
                         "neighbour_rank": rank,
@@ -61,10 +61,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     names = {"ttft": "time to first token, ms", "tbt": "time between tokens, ms"}
-    for line, company in zip(panels, BATCHES, strict=True):
+    for line, batch in zip(panels, BATCHES, strict=True):
         for axes, metric in zip(line, ("tbt", "ttft"), strict=True):
             for kernel, (colour, line_style, width) in STYLES.items():
-                mine = [row for row in rows if _is(row, company, metric, kernel)]
+                mine = [row for row in rows if _is(row, batch, metric, kernel)]
                 ranks = [row["asked"]["neighbour_rank"] for row in mine]
                 times = [1e3 * row["seconds"] for row in mine]
                 axes.plot(ranks, times, line_style, color=colour, linewidth=width, label=kernel)
@@ -72,16 +72,16 @@ def draw(rows: Sequence[Row]) -> Figure:
             axes.set_xticks(RANKS, [str(rank) for rank in RANKS])
             axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
             axes.set_ylabel(names[metric])
-            axes.set_title(company, fontsize=10)
+            axes.set_title(batch, fontsize=10)
     for axes in panels[1]:
         axes.set_xlabel("rank of the neighbours")
     panels[0][0].legend()
     return figure
 
 
-def _is(row: Row, company: str, metric: str, kernel: str) -> bool:
+def _is(row: Row, batch: str, metric: str, kernel: str) -> bool:
     asked = row["asked"]
-    return (asked["company"], asked["metric"], asked["kernel"]) == (company, metric, kernel)
+    return (asked["company"], asked["metric"], asked["kernel"]) == (batch, metric, kernel)
 
 
 SUITE = Suite("rank_interference", __doc__ or "", ask, {"rank_interference": draw})

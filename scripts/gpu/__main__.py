@@ -47,8 +47,8 @@ def main(
             file.write(finding.as_json() + "\n")
             file.flush()
             if finding.verdict in (Verdict.FAILED, Verdict.SKIPPED) or not options.quiet:
-                told = f"{finding.section}: {finding.name} {finding.verdict.value} {finding.note}"
-                print(f"{clock() - began_s:6.1f} s  {told}", flush=True)
+                line = f"{finding.section}: {finding.name} {finding.verdict.value} {finding.note}"
+                print(f"{clock() - began_s:6.1f} s  {line}", flush=True)
 
         found = run(chosen, context, tell)
     print(f"\n{table(found)}\n\n{summary(found)}; each as a line of {options.out}")

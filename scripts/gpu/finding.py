@@ -21,7 +21,7 @@ class Verdict(Enum):
     SKIPPED = "skipped"
 
 
-_LOOKED_AT = (Verdict.FAILED, Verdict.MISSED)
+_NOTABLE = (Verdict.FAILED, Verdict.MISSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Finding:
     def as_json(self) -> str:
         """Write one line."""
         facts = {name: _finite(fact) for name, fact in self.facts.items()}
-        told = {"value": _finite(self.value), "verdict": self.verdict.name.lower(), "facts": facts}
-        return json.dumps(asdict(self) | told)
+        values = {"value": _finite(self.value), "verdict": self.verdict.name.lower(), "facts": facts}
+        return json.dumps(asdict(self) | values)
 
 
 def _finite(value: object) -> object:
@@ -95,8 +95,8 @@ def table(found: Sequence[Finding]) -> str:
         cells = (
             finding.section,
             finding.name,
-            _told(finding.value),
-            _told(finding.limit),
+            _shown(finding.value),
+            _shown(finding.limit),
             finding.unit,
             finding.verdict.value,
             finding.note,
@@ -112,16 +112,16 @@ def table(found: Sequence[Finding]) -> str:
 def summary(found: Sequence[Finding]) -> str:
     """Count the findings by verdict, and name those to look at."""
     counts = {verdict: sum(finding.verdict is verdict for finding in found) for verdict in Verdict}
-    told = ", ".join(f"{count} {verdict.name.lower()}" for verdict, count in counts.items() if count)
-    looked_at = [
+    counted = ", ".join(f"{count} {verdict.name.lower()}" for verdict, count in counts.items() if count)
+    notable = [
         f"{finding.verdict.value}: {finding.section}: {finding.name}"
         for finding in found
-        if finding.verdict in _LOOKED_AT
+        if finding.verdict in _NOTABLE
     ]
-    return "\n".join([f"{len(found)} rows: {told}", *looked_at])
+    return "\n".join([f"{len(found)} rows: {counted}", *notable])
 
 
-def _told(value: float | str | None) -> str:
+def _shown(value: float | str | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):

@@ -54,12 +54,12 @@ SECTIONS = (
 
 
 def run(sections: Sequence[Section], context: CheckContext, tell: Callable[[Finding], None]) -> list[Finding]:
-    """Run the sections; each finding is told as it comes."""
+    """Run the sections; `tell` gets each finding as it comes."""
     found: list[Finding] = []
     for section in sections:
         for finding in _findings(section, context):
-            told = finding.untimed() if context.is_dry_run else finding
-            found.append(told.within(section.name))
+            kept = finding.untimed() if context.is_dry_run else finding
+            found.append(kept.within(section.name))
             tell(found[-1])
     return found
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench.llama import RANKS
-from scripts.profile_node.live_engine import EngineSpec, start_engine
+from scripts.profile_node.live_engine import EngineSpec, add_engine_options, start_engine
 from scripts.profile_node.step_cases import CaseBounds, planned
 from scripts.profile_node.step_rows import FittedModel, fitted, from_row, node_row, to_row
 from scripts.profile_node.step_timer import StepCase, StepEnds, StepTimer
@@ -110,11 +110,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     timing = commands.add_parser("measure", help="time steps, append rows")
     timing.set_defaults(run=measure)
-    timing.add_argument("--model", required=True, help="a folder or hub id")
-    timing.add_argument("--adapters", type=Path, help="an index.json; synthetic ones without it")
+    add_engine_options(timing)
     timing.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     timing.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    timing.add_argument("--threads", type=int, default=1, help="of torch on a CPU; 0 leaves it to torch")
     timing.add_argument("--sequences", type=int, default=32, help="that decode in a step, at most")
     timing.add_argument("--prompt-tokens", type=int, default=512, help="of one prompt, at most")
     timing.add_argument("--draws", type=int, default=60, help="mixed cases beside the grid")

@@ -3,6 +3,7 @@
 Profile, twin and interference must run under the same limits, or their results cannot be compared.
 """
 
+import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,13 @@ class LiveEngine:
     hardware: str
     base_model: str
     capacity: NodeCapacity
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a base model, its adapters, and torch's threads."""
+    parser.add_argument("--model", required=True, help="a folder or hub id")
+    parser.add_argument("--adapters", type=Path, help="an index.json; synthetic ones without it")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; 0 leaves it to torch")
 
 
 def start_engine(spec: EngineSpec, around: Around, scratch: ExitStack) -> LiveEngine:

@@ -80,12 +80,12 @@ def _updates(group: GroupWeights, x: torch.Tensor) -> list[torch.Tensor]:
 def test_the_trials_have_distinct_adapters_of_the_ranks_they_name() -> None:
     found = list(trials(ADAPTERS))
     assert {trial.rank for trial in found} == {0, 8, 16, 32, 64, 128}
-    assert len({trial.company for trial in found}) == 2
+    assert len({trial.batch for trial in found}) == 2
     for trial in found:
         parts = trial.case.decoding or trial.case.prefilling
         assert (trial.metric == "tbt") == bool(trial.case.decoding)
         ranks = [part.adapter.rank for part in parts]
-        few = trial.company.startswith("one")
+        few = trial.batch.startswith("one")
         assert ranks == ([8] + [trial.rank] * 5 if few else [8] * 6 + [trial.rank])
         adapters = [part.adapter for part in parts if not part.adapter.is_base]
         assert len(set(adapters)) == len(adapters)

@@ -69,6 +69,19 @@ def test_a_trace_sets_the_number_and_the_lengths_of_requests(tmp_path: Path) -> 
     assert total["output_tokens"] == 5 + 5  # 10 and 11, shrunk to a context of 256
 
 
+def test_a_traces_gaps_are_stretched_and_the_first_requests_are_taken(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    stamps = ("2023-11-16 18:59:59.9000000", "2023-11-16 19:00:01.4000009", "2023-11-16 19:00:09.0000000")
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{each},30,4\n" for each in stamps)
+    )
+    options = bench_serving.parse(["--trace", str(trace), "--time-scale", "2", "--requests", "2"])
+    models = parse_models({"data": [{"id": BASE, "parent": None, "max_model_len": 256}]})
+    planned = list(bench_serving.draw_requests(options, models))
+    assert [one.at_s for one in planned] == [0.0, 3.0]
+    assert {(one.prompt_tokens, one.output_tokens) for one in planned} == {(30, 4)}
+
+
 def test_metrics_are_read_with_their_labels_and_comments_are_not() -> None:
     text = '# TYPE a gauge\na{x="1",y="b c"} 2.5\nb 1e+03\n'
     assert parse_metrics(text) == {'a{x="1",y="b c"}': 2.5, "b": 1000.0}

@@ -171,9 +171,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=limits.DTYPES, default="bf16")
     add("--prompt-tokens", type=int, default=128)
     add("--output-tokens", type=int, default=64)
-    add("--peers", type=names, default=list(BASELINES), help=f"of {', '.join(BASELINES)}; or none")
-    add("--peers-home", type=Path, default=ROOT / "build/peers", help="their environments")
-    add("--peer-scripts", type=Path, default=ROOT.parent / "shared/bench", help="their harnesses")
+    add("--baselines", type=names, default=list(BASELINES), help=f"of {', '.join(BASELINES)}; or none")
+    add("--baselines-home", type=Path, default=ROOT / "build/baselines", help="their environments")
+    add("--harnesses", type=Path, default=ROOT / "build/baselines/harnesses", help="their harnesses")
     add("--rounds", type=int, default=1, help="how often every engine runs")
     add("--repeats", type=int, default=3, help="runs of a workload in each round")
     add(
@@ -201,7 +201,9 @@ def main() -> int:
     """Run the benchmark; 1 if loraserve failed."""
     options = parse()
     baselines = [
-        BASELINES[name](options.peer_scripts, options.peers_home) for name in options.peers if name != "none"
+        BASELINES[name](options.harnesses, options.baselines_home)
+        for name in options.baselines
+        if name != "none"
     ]
     engines = [Loraserve(), *installed(baselines)]
     about = {"machine": machine.describe(), "started": time.strftime("%Y-%m-%dT%H:%M:%S")}

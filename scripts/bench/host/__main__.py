@@ -67,8 +67,8 @@ def measure(sequences: int, steps: int) -> Row:
         plan = times.time("plan", lambda: scheduler.plan(0.0, ready))
         times.time("layout", lambda plan=plan: lay_out(plan))
         drawn = [7] * len(plan.slices)
-        told = times.time("outputs", lambda drawn=drawn: StepOutputs(tuple(map(SliceOutput, drawn)), ()))
-        times.time("commit", lambda plan=plan, told=told: scheduler.commit(plan, told.outputs))
+        made = times.time("outputs", lambda drawn=drawn: StepOutputs(tuple(map(SliceOutput, drawn)), ()))
+        times.time("commit", lambda plan=plan, made=made: scheduler.commit(plan, made.outputs))
     return times.row(sequences)
 
 

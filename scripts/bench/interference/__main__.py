@@ -30,7 +30,7 @@ from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
 from scripts.bench.interference.padded import PaddedExecutor
 from scripts.bench.llama import RANKS
-from scripts.profile_node.live_engine import EngineSpec, start_engine
+from scripts.profile_node.live_engine import EngineSpec, add_engine_options, start_engine
 from scripts.profile_node.step_cases import by_rank
 from scripts.profile_node.step_timer import CaseSequence, StepCase, StepEnds, StepTimer
 from scripts.results import Row, append_rows
@@ -56,7 +56,7 @@ class SwitchedExecutor:
 class InterferenceTrial:
     """One batch with neighbours of one rank (0: the base), and the metric."""
 
-    company: str
+    batch: str
     rank: int
     metric: str
     case: StepCase
@@ -67,14 +67,14 @@ def trials(adapters: Sequence[AdapterRef]) -> Iterator[InterferenceTrial]:
     refs = {0: [BASE] * NEIGHBOURS, **by_rank(adapters)}
     for rank, others in refs.items():
         others = others[::-1]  # of rank 8 the last are not among the small ones
-        companies = {
+        batches = {
             f"one of rank {SMALL}, {NEIGHBOURS} neighbours": [refs[SMALL][0], *others[:NEIGHBOURS]],
             f"{SMALL_ONES} of rank {SMALL}, one neighbour": [*refs[SMALL][:SMALL_ONES], others[0]],
         }
-        for company, members in companies.items():
+        for batch, members in batches.items():
             parts = tuple(CaseSequence(ref, PROMPT_TOKENS) for ref in members)
-            yield InterferenceTrial(company, rank, "tbt", StepCase(parts))
-            yield InterferenceTrial(company, rank, "ttft", StepCase((), parts))
+            yield InterferenceTrial(batch, rank, "tbt", StepCase(parts))
+            yield InterferenceTrial(batch, rank, "ttft", StepCase((), parts))
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     }
     return [
         {
-            "company": trial.company,
+            "company": trial.batch,
             "neighbour_rank": trial.rank,
             "metric": trial.metric,
             "kernel": kernel,
@@ -143,9 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="a folder or hub id")
-    add("--adapters", type=Path, help="an index.json; synthetic ones without it")
-    add("--threads", type=int, default=1, help="of torch on a CPU")
+    add_engine_options(parser)
     add("--profile", type=Path, help="whose cost models are put beside")
     add("--rounds", type=int, default=7)
     add("--seed", type=int, default=0)

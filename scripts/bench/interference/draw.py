@@ -36,23 +36,25 @@ def draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(places, middle, marker, linestyle="none", color=colour, label=f"live, {kernel} kernels")
         axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     for kernel, (colour, line) in MODELS.items():
-        told = {ranks.index(row["neighbour_rank"]): row["model_s"].get(kernel) for row in rows}
-        if None not in told.values():
-            heights = [1e3 * told[place] for place in sorted(told)]
-            axes.plot(sorted(told), heights, line, color=colour, linewidth=1, label=f"cost model, {kernel}")
+        predicted = {ranks.index(row["neighbour_rank"]): row["model_s"].get(kernel) for row in rows}
+        if None not in predicted.values():
+            heights = [1e3 * predicted[place] for place in sorted(predicted)]
+            axes.plot(
+                sorted(predicted), heights, line, color=colour, linewidth=1, label=f"cost model, {kernel}"
+            )
     label_ranks(axes, ranks)
     axes.set_ylim(bottom=0)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Draw the whole figure."""
-    companies = list(dict.fromkeys(row["company"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(companies), 6.6), layout="constrained")
-    grid = figure.subplots(len(METRICS), len(companies), sharex=True, squeeze=False)
+    batches = list(dict.fromkeys(row["company"] for row in rows))
+    figure = Figure(figsize=(4.6 * len(batches), 6.6), layout="constrained")
+    grid = figure.subplots(len(METRICS), len(batches), sharex=True, squeeze=False)
     for line, (metric, label) in zip(grid, METRICS.items(), strict=True):
-        for axes, company in zip(line, companies, strict=True):
-            draw_panel(axes, [row for row in rows if (row["metric"], row["company"]) == (metric, company)])
-            axes.set_title(company, fontsize=10)
+        for axes, batch in zip(line, batches, strict=True):
+            draw_panel(axes, [row for row in rows if (row["metric"], row["company"]) == (metric, batch)])
+            axes.set_title(batch, fontsize=10)
         line[0].set_ylabel(label)
     for axes in grid[-1]:
         axes.set_xlabel("rank of the neighbours")

@@ -106,8 +106,8 @@ def table(found: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---:|" * len(columns)]
     for row in found:
         cells = [row[column] for column in columns]
-        told = [f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        lines.append("| " + " | ".join(told) + " |")
+        texts = [f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
 """Measure what deciding and simulating cost: the time to place, to replay an hour, and per event as a cluster grows.
 
-python -m scripts.bench.simulator --traces FOLDER
+    python -m scripts.bench.simulator --traces FOLDER
 
-place    ours, 10,000 adapters on 256 nodes: from nothing, then after demand has drifted
-hour     an Azure trace of one hour on 16 derived H100 nodes, seconds of one core
-growth   4 to 64 nodes with the same load on each: microseconds for each step and token
+It measures three things:
+
+    place    ours, 10,000 adapters on 256 nodes: from nothing, then after demand has drifted
+    hour     an Azure trace of one hour on 16 derived H100 nodes, seconds of one core
+    growth   4 to 64 nodes with the same load on each: microseconds for each step and token
 """
 
 import argparse

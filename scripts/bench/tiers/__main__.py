@@ -70,11 +70,11 @@ class TierServer:
         began_s = time.perf_counter()
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        told = answer.read()
+        text = answer.read()
         took_s = time.perf_counter() - began_s
         connection.close()
         if answer.status != http.client.OK:
-            sys.exit(f"{model}: {answer.status} {told.decode()}")
+            sys.exit(f"{model}: {answer.status} {text.decode()}")
         return 1e3 * took_s
 
     def sample(self, adapter: BenchAdapter) -> TierSample:
@@ -114,12 +114,12 @@ def serving(base: Path, token: str, data_path: str, *arguments: str) -> Generato
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
-        told = process.stdout.readline() + process.stdout.readline()
-        ready = re.search(r"ready at http://\S+:(\d+)", told)
-        lends = re.search(r"pull adapters at (\S+)", told)
-        if ready is None or lends is None:
-            sys.exit(f"a server did not start: {told!r}")
-        yield TierServer(int(ready[1]), base.name, data_path, lends[1])
+        said = process.stdout.readline() + process.stdout.readline()
+        ready = re.search(r"ready at http://\S+:(\d+)", said)
+        publishes = re.search(r"pull adapters at (\S+)", said)
+        if ready is None or publishes is None:
+            sys.exit(f"a server did not start: {said!r}")
+        yield TierServer(int(ready[1]), base.name, data_path, publishes[1])
     finally:
         process.terminate()
         process.wait(60)
@@ -158,8 +158,8 @@ def table(samples: Sequence[TierSample]) -> str:
         mine = [sample for sample in samples if sample.rank == rank]
         cells = [[s.base_ms for s in mine]]
         cells += [[s.ttft_ms for s in mine if s.tier == tier] for tier in TIERS]
-        told = " | ".join(f"{statistics.median(times):.1f}" if times else "-" for times in cells)
-        lines.append(f"| {rank} | {mine[0].nbytes / 1e6:.1f} | {told} |" if mine else f"| {rank} | - |")
+        medians = " | ".join(f"{statistics.median(times):.1f}" if times else "-" for times in cells)
+        lines.append(f"| {rank} | {mine[0].nbytes / 1e6:.1f} | {medians} |" if mine else f"| {rank} | - |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ from scheduler.sim.workload.trace import read_trace
 from scripts.bench import machine
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated
 from scripts.bench.twin.load import CallSource, RequestMix, draw_requests, rate_for
-from scripts.profile_node.live_engine import EngineSpec, LiveEngine, start_engine
+from scripts.profile_node.live_engine import EngineSpec, LiveEngine, add_engine_options, start_engine
 from scripts.profile_node.step_cases import CaseBounds, planned
 from scripts.profile_node.step_rows import FittedModel, fitted, node_row, to_row
 from scripts.profile_node.step_timer import StepCase, StepEnds, StepTimer
@@ -197,9 +197,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="a folder or hub id")
-    add("--adapters", type=Path, help="an index.json; synthetic ones without it")
-    add("--threads", type=int, default=1, help="of torch on a CPU")
+    add_engine_options(parser)
     add("--rounds", type=int, default=8)
     add("--timing-s", type=float, default=40.0, help="seconds in a round in which steps are timed")
     add("--sequences", type=int, default=16, help="that decode in a timed step, at most")

@@ -42,11 +42,11 @@ def _card(context: CheckContext) -> Iterator[Finding]:
     yield measured("memory", free / 2**30, "GiB free", f"of {total / 2**30:.1f} GiB")
     command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         yield skipped("driver and clocks", f"nvidia-smi: {error}")
         return
-    fields = dict(zip(_ASKED, [each.strip() for each in told.splitlines()[0].split(",")], strict=False))
+    fields = dict(zip(_ASKED, [each.strip() for each in answer.splitlines()[0].split(",")], strict=False))
     yield measured("driver", fields.get("driver_version", ""), note=str(fields), **fields)
 
 
