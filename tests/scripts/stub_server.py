@@ -3,7 +3,7 @@ behind them. Its faults are fields, so that a test can ask whether the load run 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class StubServer:
     seen: int = 0
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[str]:
+    async def serve(self) -> AsyncGenerator[str, None]:
         """Its URL, on a free port of the loopback interface."""
         app = web.Application()
         app.add_routes(

@@ -130,7 +130,7 @@ class FakeLLM:
     """Answers at once; notes what it was asked."""
 
     cached_tokens: int = 0
-    asked: list[tuple[int, ...]] = field(default_factory=list)
+    asked: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
 
     def generate(
         self,
