@@ -97,7 +97,7 @@ class StepTimer:
     def __init__(self, engine: Engine, ends: StepEnds, seed: int) -> None:
         self._engine, self._ends = engine, ends
         self._fresh = Random(f"fresh/{seed}")
-        self._answers: dict[str, RequestOutput] = {}
+        self._outputs: dict[str, RequestOutput] = {}
         self._without_token: set[str] = set()  # of those, the ones that have drawn nothing
         self._names = map("timed-{}".format, itertools.count())
 
@@ -114,9 +114,9 @@ class StepTimer:
             self._timed(SETTLING_STEPS)
             rows.append(_middle(self._timed(TIMED_STEPS)))
         if case.prefilling:
-            prompts = [(part, self._prompt(part, self._fresh)) for part in case.prefilling]
-            for part, token_ids in prompts:
-                self._submit(part, token_ids)
+            prompts = [(sequence, self._prompt(sequence, self._fresh)) for sequence in case.prefilling]
+            for sequence, token_ids in prompts:
+                self._submit(sequence, token_ids)
             rows += self._timed_until_all_have_drawn()
         self._abort()
         return rows
@@ -124,10 +124,10 @@ class StepTimer:
     def _begin(self, sequences: Sequence[CaseSequence]) -> None:
         """Submit the sequences and run until each has drawn a token."""
         of_adapter: Counter[AdapterRef] = Counter()
-        for part in sequences:
-            beginning = Random(f"{part.adapter.name}/{of_adapter[part.adapter]}")
-            self._submit(part, self._prompt(part, beginning))
-            of_adapter[part.adapter] += 1
+        for sequence in sequences:
+            beginning = Random(f"{sequence.adapter.name}/{of_adapter[sequence.adapter]}")
+            self._submit(sequence, self._prompt(sequence, beginning))
+            of_adapter[sequence.adapter] += 1
         self._timed_until_all_have_drawn()
 
     def _timed_until_all_have_drawn(self) -> list[Measurement]:
@@ -157,28 +157,29 @@ class StepTimer:
         result = self._engine.core.step()
         if result.failures:
             raise result.failures[0].error
+        now_s = time.monotonic()
         for event in result.events:
-            self._answers[event.key.request_id].push(event)
+            self._outputs[event.key.request_id].push(event, now_s)
             self._without_token.discard(event.key.request_id)
         if result.idle:
             self._engine.wait_ready()
 
-    def _prompt(self, part: CaseSequence, rng: Random) -> tuple[int, ...]:
-        return draw_prompt(part.prompt_tokens, self._engine.card.vocab_size, rng)
+    def _prompt(self, sequence: CaseSequence, rng: Random) -> tuple[int, ...]:
+        return draw_prompt(sequence.prompt_tokens, self._engine.card.vocab_size, rng)
 
-    def _submit(self, part: CaseSequence, token_ids: tuple[int, ...]) -> None:
+    def _submit(self, sequence: CaseSequence, token_ids: tuple[int, ...]) -> None:
         name = next(self._names)
         params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True, seed=0)
-        request = Request(name, token_ids, part.adapter, params, (), time.monotonic())
+        request = Request(name, token_ids, sequence.adapter, params, (), time.monotonic())
         self._engine.core.submit(request)
-        self._answers[name] = RequestOutput(request, self._engine.codec)
+        self._outputs[name] = RequestOutput(request, self._engine.tokenizer, self._engine.core.abort)
         self._without_token.add(name)
 
     def _abort(self) -> None:
-        for name in self._answers:
+        for name in self._outputs:
             self._engine.core.abort(name)
-        self._engine.core.settle()
-        self._answers.clear()
+        self._engine.core.wait_for_step()
+        self._outputs.clear()
 
 
 def _middle(rows: Sequence[Measurement]) -> Measurement:

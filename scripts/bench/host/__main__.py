@@ -61,11 +61,11 @@ class PartTimes:
 def measure(sequences: int, steps: int) -> Row:
     """Measure medians over `steps` steady steps of so many sequences."""
     scheduler, ready = _running(sequences)
-    lay_out, times = InputBatchBuilder(BLOCK_SIZE), PartTimes({part: [] for part in PARTS})
-    lay_out(_step(scheduler, ready))
+    builder, times = InputBatchBuilder(BLOCK_SIZE), PartTimes({part: [] for part in PARTS})
+    builder.build(_step(scheduler, ready))
     for _ in range(steps):
         plan = times.time("plan", lambda: scheduler.plan(0.0, ready))
-        times.time("layout", lambda plan=plan: lay_out(plan))
+        times.time("layout", lambda plan=plan: builder.build(plan))
         drawn = [7] * len(plan.slices)
         made = times.time("outputs", lambda drawn=drawn: StepOutputs(tuple(map(SliceOutput, drawn)), ()))
         times.time("commit", lambda plan=plan, made=made: scheduler.commit(plan, made.outputs))

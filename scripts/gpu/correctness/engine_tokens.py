@@ -128,7 +128,7 @@ def answer(config: EngineConfig, asked: Sequence[EngineRequest]) -> EngineAnswer
         events = _run(engine, asked)
         return EngineAnswers(events, engine.core.live().preemptions)
     finally:
-        engine.core.settle()
+        engine.core.wait_for_step()
         engine.close()
 
 

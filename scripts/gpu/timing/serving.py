@@ -150,7 +150,7 @@ class ServingRun:
         yield from self._decode(name, len(requests))
         for request in requests:
             self._core.abort(request.request_id)
-        self._core.settle()
+        self._core.wait_for_step()
 
     def _decode(self, name: str, width: int) -> Iterator[Finding]:
         host_ms, launch_ms, steps = list[float](), list[float](), self._timed.context.sizes.decode_steps
