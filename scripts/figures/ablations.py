@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import ABLATIONS
+from scheduler.sim.ablations.named_policies import ABLATIONS
 from scripts.figures.cluster_run import ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

@@ -17,7 +17,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import named
+from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.planner.search import PlanQuestion, needed
 from scripts.figures.cluster_run import GIB, ClusterRun, Traces, everything_gib, hardware, traffic
 from scripts.figures.policies import COLOURS, POLICIES

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import BASELINES
+from scheduler.sim.ablations.named_policies import BASELINES
 from scripts.figures.cluster_run import SLO, ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row

@@ -15,7 +15,7 @@ from engine.build.assembly import Around, Engine, assemble
 from engine.config.config import EngineConfig
 from lora.adapter import AdapterRef
 from model.checkpoint import find_checkpoint, read_config, serving_dtype
-from scheduler.step import StepLimits
+from scheduler.limits import StepLimits
 from scripts.bench import machine
 from scripts.bench.llama import RANKS, LlamaShape, read_index
 from scripts.bench.make_models import make_adapter

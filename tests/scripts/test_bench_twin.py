@@ -10,8 +10,8 @@ from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.limits import StepLimits
 from scheduler.sim.workload.trace import Call
-from scheduler.step import StepLimits
 from scripts.bench.twin import __main__ as twin
 from scripts.bench.twin import load
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated

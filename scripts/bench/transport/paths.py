@@ -76,7 +76,7 @@ def publish_all(node: Transport, memory: Memory) -> None:
     """Publish every size under its number."""
     arena = node.register(memory)
     for nbytes in SIZES:
-        node.publish(str(nbytes), [arena.region(0, nbytes)])
+        node.memory.publish(str(nbytes), [arena.region(0, nbytes)])
 
 
 def memory_of(array: Buffer) -> Memory:

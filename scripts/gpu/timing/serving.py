@@ -19,9 +19,10 @@ from lora.segments import AdapterLease, AdapterWeights
 from lora.store.store import AdapterStore
 from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 from scripts.gpu.context import CheckContext
 from scripts.gpu.finding import Finding, goal, measured, skipped
 from scripts.gpu.timing.timed_model import BLOCK_SIZE, MIXES, TimedModel
