@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from engine.build.assembly import Around, Engine, assemble
-from engine.config.config import EngineConfig
+from engine.build.assembly import Engine, ExecutorWrapper, assemble
+from engine.config.config import Device, EngineConfig
 from lora.adapter import AdapterRef
-from model.checkpoint import find_checkpoint, read_config, serving_dtype
+from model.checkpoint import DtypeChoice, find_checkpoint, read_config, serving_dtype
 from scheduler.limits import StepLimits
 from scripts.bench import machine
 from scripts.bench.llama import RANKS, LlamaShape, read_index
@@ -36,8 +36,8 @@ class EngineSpec:
 
     model: str
     index: Path | None
-    device: str = "auto"
-    dtype: str = "auto"
+    device: Device = "auto"
+    dtype: DtypeChoice = "auto"
     threads: int = 1
 
 
@@ -68,7 +68,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; 0 leaves it to torch")
 
 
-def start_engine(spec: EngineSpec, around: Around, scratch: ExitStack) -> LiveEngine:
+def start_engine(spec: EngineSpec, around: ExecutorWrapper, scratch: ExitStack) -> LiveEngine:
     """Assemble the engine, with `around` its executor; it ends with `scratch`."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -113,7 +113,7 @@ def _config(spec: EngineSpec, folders: list[tuple[str, Path]]) -> EngineConfig:
     packed = sum(file.stat().st_size for _, folder in folders for file in folder.glob("*.safetensors"))
     return EngineConfig(
         model=spec.model,
-        loras=tuple(folders),
+        loras=dict(folders),
         device=spec.device,
         dtype=spec.dtype,
         max_model_len=LIMITS.max_model_len,

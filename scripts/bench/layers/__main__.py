@@ -130,7 +130,7 @@ def main() -> None:
     engine = assemble(
         EngineConfig(
             model=str(base),
-            loras=tuple((one.name, Path(one.path)) for one in chosen.values()),
+            loras={one.name: one.path for one in chosen.values()},
             adapter_bytes=sum(4 * rank * rank_row + (4 << 20) for rank in chosen),
             kv_cache_bytes=256 << 20,
             progress=False,

@@ -30,7 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.config.config import PEER_TOKEN_VARIABLE
+from engine.config.peer_config import PEER_TOKEN_VARIABLE
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.bench.llama import RANKS, SHAPES, BenchAdapter, index_of, read_index
@@ -106,7 +106,7 @@ def serving(base: Path, token: str, data_path: str, *arguments: str) -> Generato
         "--log-level",
         "warning",
         "--peer-plain",
-        "--peer-door",
+        "--peer-path",
         data_path,
     ]
     command += ["--peer-listen", "127.0.0.1:0", *arguments]

@@ -97,8 +97,6 @@ def answer_simulated(
     machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
     spec = NodeSpec(machine, model, capacity.limits, capacity.kv_blocks, capacity.block_tokens)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once)
-    for adapter in dict.fromkeys(request.adapter for request in requests):
-        node.store.want(adapter, ())
     times_s: list[list[float]] = [[] for _ in requests]
     for at, request in enumerate(requests):
         clock.at(request.at_s, _submission(node, _to_engine(f"request-{at}", request), clock, times_s[at]))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.build.assembly import Engine, assemble
-from engine.config.config import EngineConfig
+from engine.config.config import Device, EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams
@@ -36,10 +36,10 @@ _WAYS: tuple[dict[str, Any], ...] = (
 )
 _PENALISED: dict[str, Any] = {"temperature": 0.7, "presence_penalty": 0.8, "repetition_penalty": 1.2}
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "graphs": {"shared_memory": "off"},
-    "graphs, shared memory": {"shared_memory": "on", "adapter_bytes": 12 << 20},
-    "no graphs": {"shared_memory": "off", "cuda_graphs": False},
-    "graphs, preempted": {"shared_memory": "off", "kv_cache_bytes": 12 * BLOCK_BYTES},
+    "graphs": {"unified_memory": "off"},
+    "graphs, shared memory": {"unified_memory": "on", "adapter_bytes": 12 << 20},
+    "no graphs": {"unified_memory": "off", "cuda_graphs": False},
+    "graphs, preempted": {"unified_memory": "off", "kv_cache_bytes": 12 * BLOCK_BYTES},
 }
 
 
@@ -74,11 +74,11 @@ def findings(context: CheckContext) -> Iterator[Finding]:
         mixed = requests(context.sizes.requests, penalised=True)
         known, known_mixed = (answer(_cpu(folder), each) for each in (asked, mixed))
         for label, options in _VARIANTS.items():
-            config = replace(_config(folder, context.device.type), **options)
+            config = replace(_config(folder, _device(context)), **options)
             yield from context.try_finding(
                 label, lambda label=label, config=config: _same(label, config, asked, known)
             )
-        config = _config(folder, context.device.type)
+        config = _config(folder, _device(context))
         yield from context.try_finding("penalties", lambda: _same("penalties", config, mixed, known_mixed))
         yield from _narrow(context, folder, asked)
 
@@ -101,7 +101,7 @@ def requests(count: int, penalised: bool) -> list[EngineRequest]:
     return made
 
 
-def _config(folder: Path, device: str) -> EngineConfig:
+def _config(folder: Path, device: Device) -> EngineConfig:
     return EngineConfig(
         model=str(folder / "base"),
         lora_dir=folder / "loras",
@@ -117,8 +117,12 @@ def _config(folder: Path, device: str) -> EngineConfig:
     )
 
 
+def _device(context: CheckContext) -> Device:
+    return "cuda" if context.device.type == "cuda" else "cpu"
+
+
 def _cpu(folder: Path) -> EngineConfig:
-    return replace(_config(folder, "cpu"), shared_memory="off", attention_backend="torch")
+    return replace(_config(folder, "cpu"), unified_memory="off", attention_backend="torch")
 
 
 def answer(config: EngineConfig, asked: Sequence[EngineRequest]) -> EngineAnswers:
@@ -177,7 +181,7 @@ def _narrow(context: CheckContext, folder: Path, asked: Sequence[EngineRequest])
         for one in asked
         if len(one.prompt) > 1
     ]
-    narrow = replace(_config(folder, context.device.type), dtype="bfloat16")
+    narrow = replace(_config(folder, _device(context)), dtype="bfloat16")
 
     def row() -> Finding:
         found, want = (_scores(answer(config, scored)) for config in (narrow, _cpu(folder)))
