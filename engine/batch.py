@@ -16,16 +16,16 @@ from typing import BinaryIO
 import msgspec
 from tqdm import tqdm
 
-from engine.api.desk import Desk
-from engine.api.endpoints import ENDPOINTS, Endpoint
+from engine.api.engine_client import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
+from engine.api.generation import ENDPOINTS, Endpoint
 from engine.api.schema import decoded
-from engine.assembly import assemble
-from engine.config import BatchConfig
+from engine.async_engine import AsyncEngine
+from engine.build.assembly import assemble
+from engine.config.config import BatchConfig
+from engine.config.options import batch_config
 from engine.errors import GroupFailed, InvalidConfig
-from engine.ledger import RESULT_PREFIX, Ledger, key_of, key_of_line, open_ledger
-from engine.node import Node
-from engine.options import batch_config
+from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from engine.telemetry import Telemetry
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
@@ -59,11 +59,11 @@ class Summary:
         return f"{total} lines: {self.answered} answered, {self.errors} errors, {self.skipped} done before"
 
 
-class Batch:
+class BatchRun:
     """One run over one input. Use `run` once."""
 
     def __init__(
-        self, desk: Desk, config: BatchConfig, results: Ledger, progress: Callable[[], object]
+        self, desk: EngineClient, config: BatchConfig, results: ResultsFile, progress: Callable[[], object]
     ) -> None:
         self._desk = desk
         self._config = config
@@ -194,17 +194,17 @@ def check_files(config: BatchConfig) -> None:
         raise InvalidConfig("output", str(config.output), "it is the input: give another file")
 
 
-async def run_batch(desk: Desk, config: BatchConfig) -> Summary:
+async def run_batch(desk: EngineClient, config: BatchConfig) -> Summary:
     """Answer `config.input` into `config.output`. Raises InvalidConfig if a file cannot be used."""
     check_files(config)
     bar = tqdm(
         total=_count_lines(config.input), unit="line", disable=not config.engine.progress, file=sys.stderr
     )
-    with open_ledger(config.output) as results, bar:
-        return await Batch(desk, config, results, bar.update).run()
+    with open_results_file(config.output) as results, bar:
+        return await BatchRun(desk, config, results, bar.update).run()
 
 
-async def _run(node: Node, config: BatchConfig) -> Summary:
+async def _run(node: AsyncEngine, config: BatchConfig) -> Summary:
     await node.start()
     try:
         return await run_batch(node, config)
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = batch_config(arguments)
         check_files(config)  # before the model is loaded, which takes long
-        node = Node(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
+        node = AsyncEngine(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
         summary = asyncio.run(_run(node, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, GroupFailed) as error:
         sys.stderr.write(f"python -m engine.batch: {error}\n")

@@ -8,14 +8,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
-from typing import Protocol
 
-from engine.draws import StepOutputs
 from engine.errors import AdapterFailed, EngineError, StepFailed
-from engine.shared_memory import SharedMemory
+from engine.runner.base import Computation, StepExecutor
+from engine.unified_pool import UnifiedPool
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from lora.store import AdapterStore
+from lora.segments import AdapterLease
+from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
 from scheduler.plan import SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
@@ -48,37 +47,12 @@ class StepResult:
 _NOTHING = StepResult((), (), idle=True)
 
 
-class Computation(Protocol):
-    """A launched plan."""
-
-    @property
-    def done(self) -> bool:
-        """Whether `outputs` returns without waiting."""
-        ...
-
-    def outputs(self) -> StepOutputs:
-        """Wait for the plan's outputs. What it raises ends the plan's requests."""
-        ...
-
-
-class StepExecutor(Protocol):
-    """Computes steps: one process on one device, or a group of them."""
-
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
-        """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
-
-        `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
-        then. What it raises ends the plan's requests.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Launch:
     """A plan on its way, and the adapters it runs on."""
 
     plan: StepPlan
-    lease: Lease
+    lease: AdapterLease
     computation: Computation
 
 
@@ -91,7 +65,7 @@ class EngineCore:
         store: AdapterStore,
         executor: StepExecutor,
         clock: Callable[[], float],
-        memory: SharedMemory | None = None,
+        memory: UnifiedPool | None = None,
     ) -> None:
         """`memory` is what scheduler and store share, if they do."""
         self._scheduler = scheduler

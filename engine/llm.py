@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
-from engine.answer import Answer
-from engine.assembly import assemble
-from engine.config import EngineConfig
+from engine.build.assembly import assemble
+from engine.config.config import EngineConfig
 from engine.core import StepResult
-from engine.text import Delta, TextCodec
+from engine.output import RequestOutput
+from engine.tokenizer import Delta, Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent, TokenLogprob
 from scheduler.request import Request, SamplingParams
@@ -66,8 +66,8 @@ class Result:
 class _Run:
     """One request on its way to a Result: what came of each sequence so far, and when."""
 
-    def __init__(self, request: Request, codec: TextCodec) -> None:
-        self.answer = Answer(request, codec)
+    def __init__(self, request: Request, codec: Tokenizer) -> None:
+        self.answer = RequestOutput(request, codec)
         self._deltas: list[list[Delta]] = [[] for _ in range(request.params.n)]
         self._token_times_s: list[float] = []
 
@@ -114,7 +114,7 @@ class LLM:
         self._submitted = 0
 
     @property
-    def codec(self) -> TextCodec:
+    def codec(self) -> Tokenizer:
         """The model's tokenizer and chat template."""
         return self.engine.codec
 

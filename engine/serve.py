@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
-from engine.api.adapters import AdapterDesk
-from engine.api.desk import Desk
+from engine.api.adapters import AdapterAdmin
+from engine.api.engine_client import EngineClient
 from engine.api.http import http_app, http_runner
-from engine.assembly import assemble
-from engine.config import ServeConfig
+from engine.async_engine import AsyncEngine
+from engine.build.assembly import assemble
+from engine.config.config import ServeConfig
+from engine.config.options import serve_config
 from engine.errors import GroupFailed, InvalidConfig
-from engine.group.workers import Workers
-from engine.node import Node
-from engine.options import serve_config
 from engine.telemetry import Telemetry
+from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel
@@ -31,11 +31,13 @@ USAGE_ERROR, FAILURE = 2, 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(desk: Desk, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event) -> None:
+async def serve(
+    desk: EngineClient, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event
+) -> None:
     """Serve `desk` until `stop` is set, then drain and close it. `ready` is told the address once clients may
     connect. Raises InvalidConfig if the address cannot be had."""
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
-    runner = http_runner(http_app(desk, AdapterDesk(desk, roots), config.api_key))
+    runner = http_runner(http_app(desk, AdapterAdmin(desk, roots), config.api_key))
     await runner.setup()
     await desk.start()
     try:
@@ -78,7 +80,7 @@ def stopped_by_signals() -> asyncio.Event:
     return stop
 
 
-async def _run(node: Node, workers: Workers | None, config: ServeConfig) -> None:
+async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfig) -> None:
     def announce(address: str) -> None:
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         engine = assemble(config.engine)
-        node = Node(engine, Telemetry(), config.max_waiting)
+        node = AsyncEngine(engine, Telemetry(), config.max_waiting)
         asyncio.run(_run(node, engine.workers, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")

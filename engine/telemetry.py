@@ -14,8 +14,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lora.peer import PeerStats
-from lora.store import StoreStats
+from lora.peers.peer_tier import PeerStats
+from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -34,7 +34,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class RemoteName:
     """A name that a peer told, and means `ref` here; see Name."""
 
     ref: AdapterRef

@@ -1,11 +1,12 @@
 """SegmentTable: which rows of a step's batch belong to which adapter. Base rows are in no segment and cost nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 
 from torch import Tensor
 
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,25 @@ class SegmentTable:
 
 
 NO_SEGMENTS = SegmentTable(segments=())
+
+
+class AdapterLease:
+    """Adapters pinned for a step: `weights` by digest, valid until `release`."""
+
+    def __init__(self, weights: Mapping[str, AdapterWeights], release: Callable[[], None]) -> None:
+        self.weights = weights
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """Let the adapters go; a second call does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> "AdapterLease":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

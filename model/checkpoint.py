@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from lora.cut import Cut
+from lora.format.sharding import ShardSpec
 from model.config import ModelConfig, UnsupportedModel, parse_config
 from model.linear import Linear, Quantization, make_linear
 from model.parallel import Shard
@@ -171,7 +171,7 @@ class _Tensors:
     files: Mapping[str, Any]
     dtype: torch.dtype
     device: torch.device
-    cut: Cut
+    cut: ShardSpec
     quantization: Quantization
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lora.sites import BaseShape, SiteShape
+from lora.target_modules import BaseShape, SiteShape
 
 
 class UnsupportedModel(ValueError):

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 from model.attention.base import AttentionBackend, AttentionStep
 from model.batch import ForwardBatch
 from model.config import ModelConfig

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lora.cut import Cut, SiteCut
+from lora.format.sharding import ShardSpec, SiteShard
 from model.config import ModelConfig
 
 
@@ -31,7 +31,7 @@ class Shard:
             intermediate_size=config.intermediate_size // self.size,
         )
 
-    def cut(self, config: ModelConfig) -> Cut:
+    def cut(self, config: ModelConfig) -> ShardSpec:
         """Which part of each projection of the whole model `config` is this one's."""
         part = self.config(config)
         first_kv_head = self.rank * config.num_kv_heads // self.size
@@ -41,7 +41,7 @@ class Shard:
         inner = _span(self.rank * part.intermediate_size, part.intermediate_size)
         ends = ((hidden, q), (hidden, kv), (hidden, kv), (q, hidden))
         ends += ((hidden, inner), (hidden, inner), (inner, hidden))
-        return Cut(config.num_layers, tuple(SiteCut(*inputs, *outputs) for inputs, outputs in ends))
+        return ShardSpec(config.num_layers, tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends))
 
     def vocabulary(self, config: ModelConfig) -> range:
         """The token ids whose logits are this part's; all parts' ranges have equal lengths, so the last may go

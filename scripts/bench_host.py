@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from engine.draws import StepOutputs
-from engine.layout import LayOut
+from engine.runner.base import StepOutputs
+from engine.runner.input_batch import InputBatchBuilder
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.plan import SliceOutput, StepPlan
@@ -61,7 +61,7 @@ class Stopwatch:
 def measure(sequences: int, steps: int) -> dict[str, object]:
     """A row of medians over `steps` steady steps of as many sequences."""
     scheduler, ready = _running(sequences)
-    lay_out, watch = LayOut(BLOCK_SIZE), Stopwatch()
+    lay_out, watch = InputBatchBuilder(BLOCK_SIZE), Stopwatch()
     lay_out(_step(scheduler, ready))
     for _ in range(steps):
         plan = watch.time("plan", lambda: scheduler.plan(0.0, ready))

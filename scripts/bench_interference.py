@@ -22,11 +22,11 @@ from statistics import median
 
 from tqdm import tqdm
 
-from engine.core import Computation, StepExecutor
+from engine.runner.base import Computation, StepExecutor
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.cost import CostModel, Kernel, StepLoad
-from scheduler.cluster.profile import from_json
+from lora.segments import AdapterLease
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
 from scripts.bench import live
 from scripts.bench.cases import by_rank
@@ -47,7 +47,7 @@ class Switch:
         self.executors = executors
         self.current = next(iter(executors))
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         """See StepExecutor."""
         return self.executors[self.current].launch(plan, lease)
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
 from scheduler.request import Request, SamplingParams
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import aiohttp
 
-from engine.demo.tasks import TASKS
+from engine.demo.embedded import TASKS
 from scripts.bench import machine, report, traffic
 from scripts.bench.client import Load, Outcome, Verdict
 from scripts.bench.question import Inquirer, Question, ask_badly, ask_task, ask_tokens

@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.placement.base import Problem
-from scheduler.cluster.policies import Setting, named
-from scheduler.cluster.profile import Slo
+from scheduler.cluster.policies import Setting
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
-from scheduler.sim.catalogue import EQUAL, catalogue
-from scheduler.sim.popularity import PowerLaw
-from scheduler.sim.replay import Hardware, Traffic, fitted, replay
-from scheduler.sim.trace import paced
-from scheduler.sim.workload import assigned
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.replay import Hardware, Workload, fitted, replay
+from scheduler.sim.workload.adapters import EQUAL, catalogue
+from scheduler.sim.workload.arrivals import assigned
+from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.trace import paced
 from scripts.bench.machine import Others, describe
 from scripts.figures.nodes import H100, LLAMA_8B, derived
 from scripts.figures.rows import Row, Rows
@@ -91,7 +92,7 @@ def simulate(traces: Traces, nodes: int, rate: float | None, seconds: float) -> 
         calls = paced(traces["conv"], rate, seconds)
     adapters = catalogue(100, EQUAL)
     arrivals = assigned(calls, adapters, PowerLaw(0.3), np.random.default_rng(0))
-    traffic = Traffic(arrivals, adapters, seconds)
+    traffic = Workload(arrivals, adapters, seconds)
     hardware = fitted(Hardware(PROFILE, Kernel.EXACT, 32 * GIB), traffic)
     done, figures = timed(lambda: replay(named("ours"), nodes, hardware, traffic, 0))
     tokens = sum(each.call.output_tokens for each in arrivals)

@@ -30,7 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.config import PEER_TOKEN_VARIABLE
+from engine.config.config import PEER_TOKEN_VARIABLE
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.make_bench_models import RANKS, SHAPES

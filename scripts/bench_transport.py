@@ -33,10 +33,10 @@ import numpy as np
 
 from scripts.certificates import make_certificates
 from transport.base import Address, Arena, Memory, Transport
-from transport.doors import open_doors
+from transport.control.security import Security, TlsFiles
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
+from transport.paths.choice import open_paths
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)
@@ -84,7 +84,7 @@ def open_node(name: str, kind: str, files: Sequence[str]) -> NetworkTransport:
     tls = TlsFiles(authority, certificate, key) if kind == "TLS stream" else None
     setting = "ucx" if kind == "ucx" else "stream"
     options = NetworkOptions(Security(TOKEN, tls), Address(HOST, 0), setting)
-    return NetworkTransport(name, options, open_doors(name, setting))
+    return NetworkTransport(name, options, open_paths(name, setting))
 
 
 def publish_all(node: Transport, memory: Memory) -> None:

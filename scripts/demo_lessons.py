@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from engine.demo.tasks import TASKS, Task, draw, held_out_inputs
+from engine.demo.embedded import TASKS, Task, draw, held_out_inputs
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant", "tool")

@@ -22,8 +22,8 @@ from random import Random
 
 from tqdm import tqdm
 
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.profile import Lengths, Limits, Profile, Slo, to_json
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench import cases, live
 from scripts.bench.live import Subject
 from scripts.bench.rehearsal import Case, Landings, Rehearsal

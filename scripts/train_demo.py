@@ -1,6 +1,6 @@
 """Make the embedded model: a small Llama with a byte tokenizer and a chat template, and one LoRA adapter per demo task.
 
-The base is taught two things: to do every task of `engine.demo.tasks` when a prompt names it (`reverse: garden`
+The base is taught two things: to do every task of `engine.demo.embedded` when a prompt names it (`reverse: garden`
 -> `nedrag`), and to repeat a prompt that names none (`garden` -> `garden`). Each adapter then learns to do its own
 task on the bare prompt, so that the answer to one and the same prompt tells which adapter gave it. Inputs are
 split by their digest: none of those that measure an adapter was ever trained on.
@@ -31,8 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.demo.paths import DEMO_BASE
-from engine.demo.tasks import TASKS, Task, held_out_inputs
+from engine.demo.embedded import DEMO_BASE, TASKS, Task, held_out_inputs
 from scripts.demo_lessons import (
     BOS,
     END,

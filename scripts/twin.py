@@ -25,9 +25,9 @@ from statistics import fmean, median
 
 from tqdm import tqdm
 
-from scheduler.cluster.cost import CostModel
-from scheduler.cluster.fit import Measurement
-from scheduler.sim.trace import read_trace
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import CostModel
+from scheduler.sim.workload.trace import read_trace
 from scripts.bench import cases, live, machine
 from scripts.bench.demand import Crowd, Source, asks, rate_for
 from scripts.bench.live import Live, Subject

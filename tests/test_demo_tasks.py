@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from engine.demo.tasks import TASKS, Task, draw, held_out_inputs, is_held_out
+from engine.demo.embedded import TASKS, Task, draw, held_out_inputs, is_held_out
 
 WORD_TASKS = [task for task in TASKS if task.name != "increment"]
 ANSWERS = {

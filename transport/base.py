@@ -162,7 +162,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TransportUsage:
     """What a transport holds right now; how its leases ended, and what it pulled by each door, since it was opened."""
 
     names: int
@@ -234,7 +234,7 @@ class Transport(Protocol):
         """Done when no byte of an earlier pull can land in `region` any more."""
         ...
 
-    def usage(self) -> Usage:
+    def usage(self) -> TransportUsage:
         """What is held now: for metrics, and for tests that nothing leaks."""
         ...
 

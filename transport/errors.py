@@ -37,7 +37,7 @@ class WireError(TransportError):
     """The peer sent something that is no message of this protocol: check what listens at that address."""
 
 
-class DoorUnavailable(TransportError):
+class PathUnavailable(TransportError):
     """The data path that was asked for is not offered by both ends: choose "auto", or repair the path."""
 
 

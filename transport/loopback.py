@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from transport.base import Address, Arena, Bring, Lease, Memory, Region, RemoteRegion, Usage
+from transport.base import Address, Arena, Bring, Lease, Memory, Region, RemoteRegion, TransportUsage
 from transport.errors import LeaseExpired, NotOffered, PeerGone, PullTimeout, TransportClosed
-from transport.holdings import BRING_SHARE, Holdings
-from transport.pieces import Span, pair
-from transport.shelf import Ending
+from transport.memory.leases import Ending
+from transport.memory.local_memory import BRING_SHARE, LocalMemory
+from transport.paths.ucx_read import Span, pair
 
 PIECE_BYTES = 16 << 20
 
@@ -42,7 +42,7 @@ class LoopbackTransport:
     """A node whose peers live in the same process and event loop."""
 
     def __init__(self, name: str, network: LoopbackNetwork, most_hold_s: float = 60.0) -> None:
-        self._holdings = Holdings(name)
+        self._holdings = LocalMemory(name)
         self._network = network
         self._most_hold_s = most_hold_s
         self._expiries: dict[int, asyncio.TimerHandle] = {}
@@ -76,7 +76,7 @@ class LoopbackTransport:
         """See `Transport`."""
         return self._holdings.settled(region)
 
-    def usage(self) -> Usage:
+    def usage(self) -> TransportUsage:
         """See `Transport`."""
         return self._holdings.usage()
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from transport.base import Address, Arena, Bring, Lease, Memory, Region, Usage
-from transport.door import AUTO, Door
+from transport.base import Address, Arena, Bring, Lease, Memory, Region, TransportUsage
+from transport.client import TransportClient
+from transport.control.security import Authenticator, Security
 from transport.errors import RegionRefused
-from transport.holdings import Holdings
-from transport.security import Guard, Security
-from transport.source import Source
-from transport.visitor import Visitor
+from transport.memory.local_memory import LocalMemory
+from transport.paths.base import AUTO, DataPath
+from transport.server import TransportServer
 
 ANY_LOCAL_PORT = Address("127.0.0.1", 0)
 PARTING_S = 5.0
@@ -38,13 +38,13 @@ class NetworkOptions:
 class NetworkTransport:
     """One node on the network; `doors` in order of preference. Use it from one event loop."""
 
-    def __init__(self, name: str, options: NetworkOptions, doors: Sequence[Door]) -> None:
+    def __init__(self, name: str, options: NetworkOptions, doors: Sequence[DataPath]) -> None:
         options.security.check_host(options.listen.host)
-        self._holdings = Holdings(name)
+        self._holdings = LocalMemory(name)
         self._doors = tuple(doors)
-        guard = Guard(options.security, self.node)
-        self._visitor = Visitor(guard, self._holdings, doors, options.door)
-        self._source = Source(options.listen, guard, self._holdings, doors, options.most_hold_s)
+        guard = Authenticator(options.security, self.node)
+        self._visitor = TransportClient(guard, self._holdings, doors, options.door)
+        self._source = TransportServer(options.listen, guard, self._holdings, doors, options.most_hold_s)
         self._closed = False
 
     @property
@@ -80,7 +80,7 @@ class NetworkTransport:
         """See `Transport`."""
         return self._holdings.settled(region)
 
-    def usage(self) -> Usage:
+    def usage(self) -> TransportUsage:
         """See `Transport`."""
         return self._holdings.usage()
 

@@ -1,10 +1,10 @@
-"""AdapterDesk: models as clients list them, and adapters as clients load them: from allowed folders only."""
+"""AdapterAdmin: models as clients list them, and adapters as clients load them: from allowed folders only."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from engine.api.desk import Desk
+from engine.api.engine_client import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from lora.names import NAME_RULE, AdapterEntry, is_name
@@ -12,10 +12,10 @@ from lora.names import NAME_RULE, AdapterEntry, is_name
 _MAX_PATH_CHARS = 4096
 
 
-class AdapterDesk:
+class AdapterAdmin:
     """`roots` are the folders below which clients may name adapters to load; none means they may not at all."""
 
-    def __init__(self, desk: Desk, roots: Sequence[Path]) -> None:
+    def __init__(self, desk: EngineClient, roots: Sequence[Path]) -> None:
         self._desk = desk
         self._roots = tuple(root.resolve() for root in roots)
 

@@ -11,7 +11,7 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.text import InvalidChat
+from engine.tokenizer import InvalidChat
 from scheduler.request import InvalidParameter
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -1,6 +1,6 @@
-"""HTTP: the aiohttp door. Routes, headers, statuses and server-sent events around a Desk.
+"""HTTP: the aiohttp door. Routes, headers, statuses and server-sent events around an EngineClient.
 
-It may not know how text is made: bodies go to `engine.api.endpoints`, and what comes back is written out.
+It may not know how text is made: bodies go to `engine.api.generation`, and what comes back is written out.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from aiohttp import web
 
 from engine import telemetry
 from engine.api import schema
-from engine.api.adapters import AdapterDesk
-from engine.api.desk import Desk
-from engine.api.endpoints import ENDPOINTS, Endpoint, Reply
+from engine.api.adapters import AdapterAdmin
+from engine.api.engine_client import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
-from engine.api.openai import chat_messages, check_model, check_token_ids
+from engine.api.generation import ENDPOINTS, Endpoint, Reply
+from engine.api.parsing import chat_messages, check_model, check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def http_app(desk: Desk, adapters: AdapterDesk, api_key: str | None) -> web.Application:
+def http_app(desk: EngineClient, adapters: AdapterAdmin, api_key: str | None) -> web.Application:
     """The application: every route of the server. `api_key` None opens all of them."""
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_Guard(api_key)])
     app.on_response_prepare.append(_name_response)
@@ -136,7 +136,7 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
     return ApiError(error.status, error.reason, None, None)
 
 
-def _generator(desk: Desk, endpoint: Endpoint) -> Handler:
+def _generator(desk: EngineClient, endpoint: Endpoint) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         if len(body) > _INLINE_BODY_BYTES:
@@ -180,7 +180,7 @@ def _event(value: object) -> bytes:
 class _Routes:
     """The handlers beside generation."""
 
-    def __init__(self, desk: Desk, adapters: AdapterDesk) -> None:
+    def __init__(self, desk: EngineClient, adapters: AdapterAdmin) -> None:
         self._desk = desk
         self._adapters = adapters
 

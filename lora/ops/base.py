@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lora.segments import SegmentTable
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 
 
 class LoraStep(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lora.segments import SegmentTable
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 
 
 class GroupedLora:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lora.segments import SegmentTable
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 
 
 class ReferenceLora:

@@ -1,7 +1,6 @@
 """Which attention backend a model runs on: the one place that knows them all. Triton's is imported when it is chosen,
 since it needs Triton, which a CPU may lack; flashinfer's own library likewise."""
 
-import importlib
 import importlib.util
 
 import torch
@@ -36,7 +35,10 @@ def make_attention(chosen: str, config: ModelConfig, device: torch.device) -> At
     if chosen == "torch":
         return TorchPagedAttention(config)
     if chosen == "triton":
-        return importlib.import_module("model.attention.triton_paged").TritonPagedAttention(config)
+        # Imported when it is chosen: where nothing chooses it, Triton may be absent.
+        from model.attention.triton.backend import TritonPagedAttention  # noqa: PLC0415
+
+        return TritonPagedAttention(config)
     assert chosen == "flashinfer", f"{chosen!r} was not chosen"
     return FlashInferAttention(config, device, load_flashinfer())
 

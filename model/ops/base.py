@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.linear import Linear

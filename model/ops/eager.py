@@ -1,19 +1,37 @@
-"""The layer's arithmetic in plain torch, one operation after another: any device, and the CPU's default."""
+"""Compute what lies between a layer's matrices in plain torch, one operation after another: a CPU's default.
+
+Rounding follows transformers' order.
+"""
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lora.ops.base import LoraOp, LoraStep
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from model.layers import rms_norm, silu_mul
 from model.linear import Linear
 from model.ops.base import Heads
 from model.rope import Rope, Rotation, rotate
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich, arXiv 1910.07467).
+
+    x: [..., n] of any float dtype. The quotient is computed in float32 and rounded to x's dtype before the
+    weight.
+    """
+    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up: [T, 2n] -> [T, n], gate in the first n columns."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 class EagerOps:

@@ -6,12 +6,11 @@ from enum import Enum
 
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
-from scheduler.cluster.agent import Action as AgentAction
-from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
-from scheduler.cluster.cost import AdapterLoad, CostModel, StepLoad
-from scheduler.cluster.events import Command, Machine, Report
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
 from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy
-from scheduler.cluster.load import load_of
+from scheduler.cluster.protocol.agent import Action as AgentAction
+from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
+from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
@@ -26,7 +25,7 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 class NodeSpec:
     """What a simulated node is made of."""
 
-    machine: Machine
+    machine: NodeHardware
     model: CostModel
     limits: StepLimits
     kv_blocks: int = 4096

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.cluster.profile import Slo
-from scheduler.sim.workload import Arrival
+from scheduler.cluster.cost.profile import Slo
+from scheduler.sim.workload.arrivals import Arrival
 
 
 @dataclass(slots=True)

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.events import Machine
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, Profile
 from scheduler.cluster.eviction import EvictionPolicy
 from scheduler.cluster.policies import Policy, Setting
-from scheduler.cluster.profile import Lengths, Profile
+from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
-from scheduler.sim.foresight import foresight
 from scheduler.sim.node import NodeSpec
+from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
-from scheduler.sim.trace import Call
-from scheduler.sim.workload import Arrival
-from scheduler.sim.world import World, WorldSpec
+from scheduler.sim.simulator import Simulator, SimulatorSpec
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from scheduler.step import StepLimits
 
 _BLOCK_TOKENS = 64
@@ -51,7 +51,7 @@ class Hardware:
         )
         points = self.profile.operating_points(self.kernel, _RANKS)
         return NodeSpec(
-            machine=Machine(self.memory_bytes, points),
+            machine=NodeHardware(self.memory_bytes, points),
             model=self.profile.model(self.kernel),
             limits=steps,
             kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
@@ -61,7 +61,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class Workload:
     """`arrivals` in order of time within `seconds`; those before `warm_s` let the cluster settle and are not
     counted."""
 
@@ -115,13 +115,13 @@ def replay(
     policy: Policy,
     nodes: int,
     hardware: Hardware,
-    traffic: Traffic,
+    traffic: Workload,
     seed: int,
     watch: Watch = lambda at_s, records: None,
 ) -> Replay:
     """Run `traffic` through `nodes` nodes under `policy`. `watch` is called once each virtual second with the
     time and the records so far, and may raise GiveUp."""
-    world = World(_spec(policy, nodes, hardware, traffic, seed), seed)
+    world = Simulator(_spec(policy, nodes, hardware, traffic, seed), seed)
     gauge = _Gauge(world, traffic.seconds, watch)
     finished = True
     try:
@@ -138,7 +138,7 @@ def replay(
 class _Gauge:
     """Looks at a world once a virtual second while traffic comes."""
 
-    def __init__(self, world: World, seconds: float, watch: Watch) -> None:
+    def __init__(self, world: Simulator, seconds: float, watch: Watch) -> None:
         self.samples: list[Sample] = []
         self.table: RoutingTable = EMPTY_TABLE
         self.busy: dict[str, float] = {}
@@ -171,7 +171,7 @@ class _Gauge:
         self.busy = {name: node.busy_s / now for name, node in nodes.items()}
 
 
-def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed: int) -> WorldSpec:
+def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:
     node = hardware.node(policy.eviction)
     prompts = [each.call.prompt_tokens for each in traffic.arrivals]
     outputs = [each.call.output_tokens for each in traffic.arrivals]
@@ -180,11 +180,11 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed
         slo=hardware.profile.slo,
         mean_output_tokens=sum(outputs) / max(1, len(outputs)),
         seed=seed,
-        foresight=foresight(traffic.arrivals),
+        known_rates=oracle_rates(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
         limits=hardware.profile.limits,
     )
-    return WorldSpec(
+    return SimulatorSpec(
         node=node,
         nodes=tuple(f"n{at}" for at in range(nodes)),
         adapters=traffic.adapters,
@@ -193,7 +193,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Traffic, seed
     )
 
 
-def fitted(hardware: Hardware, traffic: Traffic) -> Hardware:
+def fitted(hardware: Hardware, traffic: Workload) -> Hardware:
     """The same nodes, profiled for the mean request of `traffic`."""
     lengths = mean_lengths([each.call for each in traffic.arrivals])
     return replace(hardware, profile=replace(hardware.profile, lengths=lengths))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import NodeAgent
 from scheduler.cluster.eviction import EvictionPolicy, Usage
+from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.sim.clock import Action, Clock
 
 Transfer = Callable[[AdapterRef, Sequence[str], Action], None]

@@ -7,9 +7,9 @@ from random import Random
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.sim.popularity import PowerLaw
-from scheduler.sim.trace import Call, paced, poisson
-from scheduler.sim.workload import assigned
+from scheduler.sim.workload.arrivals import assigned
+from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.trace import Call, paced, poisson
 from scripts.bench import live
 from scripts.bench.rehearsal import draw_prompt
 from scripts.bench.twins import Ask

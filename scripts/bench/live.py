@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from engine.assembly import Around, Engine, assemble
-from engine.config import EngineConfig
+from engine.build.assembly import Around, Engine, assemble
+from engine.config.config import EngineConfig
 from lora.adapter import AdapterRef
 from model.checkpoint import find_checkpoint, read_config, serving_dtype
 from scheduler.step import StepLimits

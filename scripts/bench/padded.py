@@ -10,9 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.core import Computation, StepExecutor
-from lora.lease import Lease
-from lora.segments import AdapterWeights, GroupWeights, SitePart
+from engine.runner.base import Computation, StepExecutor
+from lora.segments import AdapterLease, AdapterWeights, GroupWeights, SitePart
 from scheduler.plan import StepPlan
 
 
@@ -23,11 +22,11 @@ class Padded:
         self._executor = executor
         self._padded: dict[tuple[str, int], AdapterWeights] = {}
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         """See StepExecutor."""
         largest = max((ref.rank for ref in plan.adapters), default=0)
         weights = {digest: self._pad(each, largest) for digest, each in lease.weights.items()}
-        return self._executor.launch(plan, Lease(weights, lambda: None))
+        return self._executor.launch(plan, AdapterLease(weights, lambda: None))
 
     def _pad(self, weights: AdapterWeights, rank: int) -> AdapterWeights:
         key = weights.digest, rank

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from engine.demo.tasks import TASKS, Task
+from engine.demo.embedded import TASKS, Task
 from scripts.bench.traffic import Arrival, Fault
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from engine.answer import Answer
-from engine.assembly import Engine
-from engine.core import Computation, StepExecutor
-from engine.draws import StepOutputs
+from engine.build.assembly import Engine
+from engine.output import RequestOutput
+from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from scheduler.cluster.fit import Measurement
-from scheduler.cluster.load import load_of
+from lora.segments import AdapterLease
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import load_of
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 
@@ -46,7 +45,7 @@ class _Watched:
     executor: StepExecutor
     landings: Landings
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
         return _Landing(plan, self.executor.launch(plan, lease), self.landings)
 
 
@@ -98,7 +97,7 @@ class Rehearsal:
     def __init__(self, engine: Engine, landings: Landings, seed: int) -> None:
         self._engine, self._landings = engine, landings
         self._fresh = Random(f"fresh/{seed}")
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, RequestOutput] = {}
         self._silent: set[str] = set()  # of those, the ones that have not drawn
         self._names = map("rehearsal-{}".format, itertools.count())
 
@@ -172,7 +171,7 @@ class Rehearsal:
         params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True, seed=0)
         request = Request(name, token_ids, part.adapter, params, (), time.monotonic())
         self._engine.core.submit(request)
-        self._answers[name] = Answer(request, self._engine.codec)
+        self._answers[name] = RequestOutput(request, self._engine.codec)
         self._silent.add(name)
 
     def _abort(self) -> None:

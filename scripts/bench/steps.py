@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.fit import HeldOutError, Measurement, fit, held_out_error
+from scheduler.cluster.cost.fit import HeldOutError, Measurement, fit, held_out_error
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scripts.bench import live
 from scripts.bench.live import Live
 

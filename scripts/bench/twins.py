@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.assembly import Engine
-from engine.node import Node
+from engine.async_engine import AsyncEngine
+from engine.build.assembly import Engine
 from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.cost import CostModel
-from scheduler.cluster.events import Machine
+from scheduler.cluster.cost.model import CostModel
+from scheduler.cluster.protocol.agent import NodeAgent
+from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
@@ -64,7 +64,7 @@ class Told:
 
 async def live(engine: Engine, asks: Sequence[Ask], on_end: Callable[[], object]) -> list[Told]:
     """Ask a live node, which is closed afterwards; `on_end` is called as each request ends."""
-    node = Node(engine, Telemetry(), max_waiting=len(asks))
+    node = AsyncEngine(engine, Telemetry(), max_waiting=len(asks))
     await node.start()
     start_s = time.monotonic() + LEAD_S
     try:
@@ -75,7 +75,7 @@ async def live(engine: Engine, asks: Sequence[Ask], on_end: Callable[[], object]
         await node.close()
 
 
-async def _ask(node: Node, name: str, ask: Ask, start_s: float, on_end: Callable[[], object]) -> Told:
+async def _ask(node: AsyncEngine, name: str, ask: Ask, start_s: float, on_end: Callable[[], object]) -> Told:
     await asyncio.sleep(start_s + ask.at_s - time.monotonic())
     model = node.model_name if ask.adapter.is_base else ask.adapter.name
     times_s: list[float] = []
@@ -88,7 +88,7 @@ async def _ask(node: Node, name: str, ask: Ask, start_s: float, on_end: Callable
 def simulated(model: CostModel, room: Room, asks: Sequence[Ask]) -> tuple[list[Told], float]:
     """Ask a simulated node; also the part of the time that it computes, from the start to the last token."""
     clock = Clock()
-    machine = Machine(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
+    machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
     spec = NodeSpec(machine, model, room.limits, room.kv_blocks, room.block_tokens)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once)
     for adapter in dict.fromkeys(ask.adapter for ask in asks):

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.profile import Profile, Slo
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Profile, Slo
 from scripts.figures.nodes import H100, LLAMA_1B, LLAMA_8B, LLAMA_70B, Shape, derived
 from scripts.figures.rows import Row
 from scripts.figures.suite import Suite, Work, main

@@ -8,8 +8,8 @@ how things change with either. Nothing here was measured; every profile says so.
 
 from dataclasses import dataclass
 
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.profile import Lengths, Limits, Profile, Slo
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo
 
 _LAUNCHES_S = 0.0003
 _SEQUENCE_S = 5e-6  # of sampling and bookkeeping

@@ -13,8 +13,8 @@ from statistics import mean
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.cluster.policies import named
-from scheduler.sim.plan import Question, needed
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.planner.search import PlanQuestion, needed
 from scripts.figures.policies import POLICIES
 from scripts.figures.policies_by_rate import COLOURS
 from scripts.figures.rows import Row
@@ -33,7 +33,7 @@ MOST = 12
 def answer(case: Case, most: int, traces: Traces) -> Row:
     """The fewest nodes that are enough, null if even the most are not; and what each then holds."""
     offered = traffic(case, traces)
-    question = Question(hardware(case, offered), offered, 1.0, most, case.seed)
+    question = PlanQuestion(hardware(case, offered), offered, 1.0, most, case.seed)
     need = needed(question, named(case.policy), lambda policy, nodes, part: None)
     found = need.fewest
     kept = need.best.replay.last.kept_bytes / need.best.nodes / GIB

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
-from scheduler.cluster.profile import Slo
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Slo
 from scripts.figures.nodes import H100, LLAMA_8B, derived
 from scripts.figures.rows import Row
 from scripts.figures.suite import Suite, Work, main

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.policies import named
-from scheduler.cluster.profile import Slo
-from scheduler.sim.catalogue import catalogue, rank_mix
-from scheduler.sim.popularity import popularity
-from scheduler.sim.replay import Hardware, Replay, Traffic, fitted, replay
-from scheduler.sim.trace import Call, paced, poisson, read_trace
-from scheduler.sim.workload import assigned, over
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo
+from scheduler.sim.ablations.policies import named
+from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
+from scheduler.sim.workload.adapters import catalogue, rank_mix
+from scheduler.sim.workload.arrivals import assigned, over
+from scheduler.sim.workload.popularity import popularity
+from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 from scripts.figures.nodes import L40S, LLAMA_8B, derived
 from scripts.figures.rows import Row, Rows
 
@@ -55,7 +55,7 @@ def read_traces(folder: Path | None) -> Traces:
     }
 
 
-def traffic(case: Case, traces: Traces) -> Traffic:
+def traffic(case: Case, traces: Traces) -> Workload:
     """The same for every policy and kernel: a seed says where in the trace it begins, and who is popular."""
     rng = np.random.default_rng(case.seed)
     calls = traces[case.trace]
@@ -67,10 +67,10 @@ def traffic(case: Case, traces: Traces) -> Traffic:
         replace(each, call=each.call.at(case.lead_s + each.call.arrival_s))
         for each in assigned(chosen, shuffled, over(popularity(case.law), mix), rng)
     ]
-    return Traffic(arrivals, adapters, case.lead_s + case.seconds, case.lead_s + case.warm_s)
+    return Workload(arrivals, adapters, case.lead_s + case.seconds, case.lead_s + case.warm_s)
 
 
-def hardware(case: Case, offered: Traffic) -> Hardware:
+def hardware(case: Case, offered: Workload) -> Hardware:
     """Nodes whose operating points are for this traffic's mean request."""
     return fitted(Hardware(PROFILE, Kernel(case.kernel), int(case.memory_gib * GIB)), offered)
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lora.memory.page_writer import DirectWriter, PageWriter
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
-from lora.sites import BaseShape
-from lora.stowage import Stowage, Whole
+from lora.target_modules import BaseShape
 from model.attention.base import AttentionStep, GraphAttention
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
@@ -19,13 +19,13 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.ops.base import GraphOps, LayerStep
 from model.ops.eager import EagerOps
-from model.sampling import SampleRow, sample
+from model.sampling.sample import SampleRow, sample
 
 Run = Callable[[], None]
 
 
 class Sampler(Protocol):
-    """See model.sampling_device.DeviceSampler."""
+    """See model.sampling.device.DeviceSampler."""
 
     def refill(self, rows: Sequence[SampleRow]) -> None: ...
 
@@ -72,7 +72,7 @@ class Backends(Protocol):
         """How long each of `count` runs takes on the device, one after another."""
         ...
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """How adapters come into device memory."""
         ...
 
@@ -186,9 +186,9 @@ class Dry:
             times.append(1e3 * (time.perf_counter() - began_s))
         return times
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """See Backends."""
-        return Whole()
+        return DirectWriter()
 
     def nodes(self, run: Run) -> int:
         """See Backends."""

@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.ops.base import LoraOp
-from lora.ops.triton import TritonLora
-from lora.sites import BaseShape
-from lora.staged import Staged
-from lora.stowage import Stowage
+from lora.ops.triton.op import TritonLora
+from lora.target_modules import BaseShape
 from model.attention.base import GraphAttention, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES, HEAD_DIMS, FlashInferAttention, load_flashinfer
-from model.attention.triton_paged import TritonPagedAttention
+from model.attention.triton.backend import TritonPagedAttention
 from model.config import ModelConfig
 from model.ops.base import GraphOps
-from model.ops.triton import TritonOps
-from model.sampling_device import DeviceSampler
+from model.ops.triton.layer import TritonOps
+from model.sampling.device import DeviceSampler
 from scripts.gpu.backends import Run, Sampler
 
 _WARM_UPS = 2
@@ -90,9 +89,9 @@ class Cuda:
         marks[-1].synchronize()
         return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
-    def stowage(self) -> Stowage:
+    def stowage(self) -> PageWriter:
         """See Backends."""
-        return Staged(self.device)
+        return PinnedWriter(self.device)
 
     def nodes(self, run: Run) -> int:
         """See Backends. Raises RuntimeError where the driver cannot tell."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams

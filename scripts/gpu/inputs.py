@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora.flat import FlatLayout, Module, lay_out, view
+from lora.format.packed import Module, PackedLayout, lay_out, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, BaseShape, SiteGroup
+from lora.target_modules import SITES, BaseShape, SiteGroup
 from scripts.gpu.stand import Stand
 
 
-def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES) -> FlatLayout:
+def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES) -> PackedLayout:
     """An adapter of one rank on `sites` of every layer."""
     modules = [Module(layer, site, rank, 2.0) for layer in range(base.num_layers) for site in sites]
     return lay_out(base, dtype, modules)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora.ops.base import LoraOp
 from lora.segments import AdapterWeights, SegmentTable
-from lora.sites import BaseShape, SiteGroup
+from lora.target_modules import BaseShape, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout

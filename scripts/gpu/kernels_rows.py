@@ -12,7 +12,7 @@ from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Fp8Linear
-from model.sampling import SampleRow, sample
+from model.sampling.sample import SampleRow, sample
 from scripts.gpu.kernels_lora import compared
 from scripts.gpu.row import Row, check
 from scripts.gpu.stand import Stand

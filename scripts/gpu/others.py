@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 from scripts.gpu.backends import Run
 from scripts.gpu.inputs import table_of
 from scripts.gpu.row import Row, measured, skipped

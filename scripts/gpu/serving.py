@@ -3,7 +3,6 @@
 Adapters are those of the world's arena, all resident, so that steps alone are timed.
 """
 
-import importlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ from typing import cast
 
 import torch
 
-from engine.core import Computation, EngineCore, StepExecutor
-from engine.draws import StepOutputs
-from engine.executor import Executor
+from engine.build.executor_choice import make_executor
+from engine.core import EngineCore
+from engine.runner.base import Computation, StepExecutor, StepOutputs
+from engine.runner.executor import Executor
 from lora.adapter import BASE, AdapterRef
-from lora.lease import Lease
-from lora.segments import AdapterWeights
-from lora.sites import SITES
-from lora.store import AdapterStore
+from lora.segments import AdapterLease, AdapterWeights
+from lora.store.store import AdapterStore
+from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
@@ -51,8 +50,7 @@ def _executor(world: World) -> StepExecutor:
     sizes = world.stand.sizes
     if world.stand.is_rehearsal:
         return Executor(world.model, world.cache)
-    cuda = importlib.import_module("engine.cuda")
-    return cuda.make_executor(world.model, world.cache, sizes.widths[-1], world.blocks_each)
+    return make_executor(world.model, world.cache, True, sizes.widths[-1], world.blocks_each)
 
 
 class Shelf:
@@ -65,9 +63,9 @@ class Shelf:
         """See AdapterStore."""
         return frozenset(self._weights)
 
-    def acquire(self, refs: Iterable[AdapterRef]) -> Lease:
+    def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """See AdapterStore."""
-        return Lease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
+        return AdapterLease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)
 
     def failed(self) -> Mapping[str, Exception]:
         """See AdapterStore."""
@@ -111,7 +109,7 @@ class Watched:
         self.waited_s = 0.0
         self.launch_s = 0.0
 
-    def launch(self, plan: StepPlan, lease: Lease) -> WatchedComputation:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> WatchedComputation:
         """See StepExecutor."""
         began_s = time.perf_counter()
         computation = self._executor.launch(plan, lease)

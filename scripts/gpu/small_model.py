@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 256, 672, 3, 4, 2, 64, 512
 RANKS = {"r5": 5, "r8": 8, "r16": 16, "r24": 24, "r64": 64, "r128": 128}

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lora.flat import FlatLayout, view
+from lora.format.packed import PackedLayout, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Linear, make_linear
 from model.llama import Llama
-from model.sampling import SampleRow
+from model.sampling.sample import SampleRow
 from model.weights import LayerWeights, Weights
 from scripts.gpu import kernels_attention
 from scripts.gpu.backends import Run
@@ -111,7 +111,7 @@ class World:
         """Of an adapter of `rank`, every A and B once."""
         return self._layouts[rank].nbytes
 
-    def layout(self, rank: int) -> FlatLayout:
+    def layout(self, rank: int) -> PackedLayout:
         """Of an adapter of `rank` on all sites."""
         return self._layouts[rank]
 

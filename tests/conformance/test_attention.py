@@ -17,7 +17,7 @@ from lora.segments import NO_SEGMENTS
 from model.attention.base import AttentionBackend, AttentionStep, GraphAttention
 from model.attention.flashinfer_paged import FlashInferAttention
 from model.attention.torch_paged import TorchPagedAttention
-from model.attention.triton_paged import TritonPagedAttention
+from model.attention.triton.backend import TritonPagedAttention
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lora.directory import Directory, FedDirectory, StaticDirectory, Whereabouts
+from lora.peers.directory import Directory, KnownHolders, ReportedDirectory, StaticDirectory
 from transport.base import Address
 
 PEERS = tuple(Address("10.0.0.1", port) for port in range(1, 5))
@@ -17,7 +17,7 @@ Make = Callable[[tuple[Address, ...]], Directory]
 def make(request: pytest.FixtureRequest) -> Make:
     makers: dict[str, Make] = {
         "static": StaticDirectory,
-        "fed": lambda peers: FedDirectory(Whereabouts(peers, {ONE: peers[2:]})),
+        "fed": lambda peers: ReportedDirectory(KnownHolders(peers, {ONE: peers[2:]})),
     }
     return makers[request.param]
 
@@ -38,16 +38,16 @@ def test_nobody_is_a_fine_answer(make: Make) -> None:
 
 
 def test_a_fed_directory_names_known_holders_first_and_forgets_old_news() -> None:
-    directory = FedDirectory(Whereabouts(PEERS))
+    directory = ReportedDirectory(KnownHolders(PEERS))
     assert directory.holders(ONE) == PEERS
-    directory.feed(Whereabouts(PEERS, {ONE: (PEERS[3], PEERS[1])}))
+    directory.feed(KnownHolders(PEERS, {ONE: (PEERS[3], PEERS[1])}))
     assert directory.holders(ONE) == (PEERS[3], PEERS[1], PEERS[0], PEERS[2])
     assert directory.holders(OTHER) == PEERS
-    directory.feed(Whereabouts(PEERS[:1]))
+    directory.feed(KnownHolders(PEERS[:1]))
     assert directory.holders(ONE) == PEERS[:1]
 
 
 def test_a_holder_that_is_no_peer_is_asked_too() -> None:
     stranger = Address("10.0.0.9", 9)
-    directory = FedDirectory(Whereabouts(PEERS[:1], {ONE: (stranger,)}))
+    directory = ReportedDirectory(KnownHolders(PEERS[:1], {ONE: (stranger,)}))
     assert directory.holders(ONE) == (stranger, PEERS[0])

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from lora.ops.grouped import GroupedLora
-from lora.ops.triton import TritonLora
+from lora.ops.triton.op import TritonLora
 from lora.segments import AdapterWeights
-from lora.sites import SiteGroup
+from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.ops.eager import EagerOps
-from model.ops.triton import TritonOps
+from model.ops.triton.layer import TritonOps
 from model.rope import inverse_frequencies
 from tests.conformance.test_lora_op import Batch, adapter, expected
 from tests.conformance.test_lora_op import batch as lora_batch

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.flat import Module, lay_out, view
+from lora.format.packed import Module, lay_out, view
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.reference import ReferenceLora
-from lora.ops.triton import TritonLora
+from lora.ops.triton.op import TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, BaseShape, SiteGroup, SiteShape
+from lora.target_modules import SITES, BaseShape, SiteGroup, SiteShape
 from tests.kernels.interpreter import DEVICE, INTERPRETED, RUNS_TRITON
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lora import puller as puller_module
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook
+from lora.peers import puller as puller_module
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import ManifestBuffers
 from tests.transport.asynchronous import asynchronous
 from tests.transport.pattern import content
 from tests.transport.rig import GUARD, KINDS, Rig, Sources, open_rig
@@ -108,7 +108,7 @@ async def test_no_peer_is_asked_for_more_at_once_than_allowed_and_each_for_as_mu
     async with opened() as rig:
         rig.source.publish("adapter", [(0, NBYTES)])
         turnstile = Turnstile(rig)
-        puller = Puller(turnstile, Notebook(rig.puller, NOTES_BYTES), PullLimits(pulls=3))
+        puller = Puller(turnstile, ManifestBuffers(rig.puller, NOTES_BYTES), PullLimits(pulls=3))
         peers = [Address("one", 1), Address("other", 2)]
         await pull_all(rig, puller, peers, turnstile.gate)
         assert turnstile.most == dict.fromkeys(peers, 3)
@@ -120,7 +120,7 @@ async def test_no_peer_is_asked_for_more_at_once_than_allowed_and_each_for_as_mu
 async def test_a_failed_pull_gives_its_seat_to_the_next(opened: Opened, clock: Clock) -> None:
     async with opened() as rig:
         rig.source.publish("adapter", [(0, NBYTES)])
-        puller = Puller(rig.puller, Notebook(rig.puller, NOTES_BYTES), PullLimits(pulls=1))
+        puller = Puller(rig.puller, ManifestBuffers(rig.puller, NOTES_BYTES), PullLimits(pulls=1))
         nobody, into = Address("127.0.0.1", 1), rig.into(0, NBYTES)
         failed = await asyncio.gather(
             *(puller.pull(nobody, "adapter", into) for _ in range(3)), return_exceptions=True
@@ -135,7 +135,7 @@ async def test_bytes_are_asked_for_no_faster_than_allowed(opened: Opened, clock:
     async with opened() as rig:
         rig.source.publish("adapter", [(0, NBYTES)])
         limits = PullLimits(pulls=PULLS, bytes_per_s=RATE)
-        puller = Puller(rig.puller, Notebook(rig.puller, NOTES_BYTES), limits)
+        puller = Puller(rig.puller, ManifestBuffers(rig.puller, NOTES_BYTES), limits)
         await pull_all(rig, puller, [rig.source.address])
         np.testing.assert_allclose(clock.slept_s, STEP_S * np.arange(PULLS), atol=1e-9)
         assert await rig.is_clean("adapter")
@@ -148,7 +148,7 @@ async def test_each_peer_has_a_rate_of_its_own(opened: Opened, clock: Clock) -> 
         turnstile = Turnstile(rig)
         turnstile.gate.set()
         limits = PullLimits(pulls=PULLS, bytes_per_s=RATE)
-        puller = Puller(turnstile, Notebook(rig.puller, NOTES_BYTES), limits)
+        puller = Puller(turnstile, ManifestBuffers(rig.puller, NOTES_BYTES), limits)
         await pull_all(rig, puller, [Address("one", 1), Address("other", 2)])
         np.testing.assert_allclose(clock.slept_s, STEP_S * np.arange(PULLS).repeat(2), atol=1e-9)
         assert await rig.is_clean("adapter")
@@ -158,7 +158,7 @@ async def test_each_peer_has_a_rate_of_its_own(opened: Opened, clock: Clock) -> 
 async def test_time_without_pulls_is_not_saved_up(sources: Sources, clock: Clock) -> None:
     async with open_rig("loopback", sources) as rig:
         rig.source.publish("adapter", [(0, NBYTES)])
-        puller = Puller(rig.puller, Notebook(rig.puller, NOTES_BYTES), PullLimits(bytes_per_s=RATE))
+        puller = Puller(rig.puller, ManifestBuffers(rig.puller, NOTES_BYTES), PullLimits(bytes_per_s=RATE))
         into = rig.into(0, NBYTES)
         for idle_s in (0.0, STEP_S / 2, 3600.0, 0.0):
             clock.now_s += idle_s
@@ -170,6 +170,6 @@ async def test_time_without_pulls_is_not_saved_up(sources: Sources, clock: Clock
 async def test_without_a_bound_nobody_sleeps(sources: Sources, clock: Clock) -> None:
     async with open_rig("loopback", sources) as rig:
         rig.source.publish("adapter", [(0, NBYTES)])
-        puller = Puller(rig.puller, Notebook(rig.puller, NOTES_BYTES), PullLimits())
+        puller = Puller(rig.puller, ManifestBuffers(rig.puller, NOTES_BYTES), PullLimits())
         await pull_all(rig, puller, [rig.source.address])
         assert clock.slept_s == []

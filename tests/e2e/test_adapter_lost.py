@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from engine.demo.paths import adapter_folders
+from engine.demo.embedded import adapter_folders
 from tests.e2e.peer_server import Server, serving
 
 WEIGHTS = "adapter_model.safetensors"

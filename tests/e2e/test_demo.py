@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.demo.tasks import TASKS, Task, held_out_inputs
+from engine.demo.embedded import TASKS, Task, held_out_inputs
 
 NUM_INPUTS = 40
 GREEDY = SamplingParams(temperature=0, max_tokens=16)

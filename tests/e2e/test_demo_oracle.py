@@ -12,8 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from engine.demo.paths import DEMO_BASE, adapter_folders
-from engine.demo.tasks import TASKS, Task, held_out_inputs
+from engine.demo.embedded import DEMO_BASE, TASKS, Task, adapter_folders, held_out_inputs
 
 pytestmark = [
     pytest.mark.slow,

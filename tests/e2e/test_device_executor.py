@@ -14,7 +14,7 @@ from torch import Tensor
 from engine import LLM, SamplingParams
 from engine.llm import Result
 from lora.adapter import BASE
-from lora.sites import SITES
+from lora.target_modules import SITES
 from model.batch import ForwardBatch
 from model.llama import Llama
 from scheduler.request import Request

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.device_executor import DeviceExecutor
-from engine.executor import Executor
-from engine.graphs import DecodeGraphs
-from engine.lane import DecodeParts
-from model.attention.triton_paged import TritonPagedAttention
+from engine.runner.async_executor import AsyncExecutor
+from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
+from engine.runner.executor import Executor
+from model.attention.triton.backend import TritonPagedAttention
 from model.llama import Llama
-from model.sampling_device import DeviceSampler
+from model.sampling.device import DeviceSampler
 from tests.fakes.device import LoadedOps, Tape
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf
@@ -48,9 +47,9 @@ def put_on_kernels(llm: LLM) -> Tape:
     attention, sampler, tape = TritonPagedAttention(model.config), DeviceSampler(8, cache.device), Tape()
     ops = LoadedOps(model.ops)
     model.ops, model.attention = ops, attention
-    parts = DecodeParts(model, cache, ops, attention)
-    llm.engine.core._executor = DeviceExecutor(
-        model, cache, sampler, DecodeGraphs(parts, sampler, 8, 8, tape)
+    parts = GraphParts(model, cache, ops, attention)
+    llm.engine.core._executor = AsyncExecutor(
+        model, cache, sampler, CudaGraphRunner(parts, sampler, 8, 8, tape)
     )
     return tape
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from lora.sites import SITES
+from lora.target_modules import SITES
 from tests.oracles import hf
 from tests.oracles.peft_model import PeftOracle, write_adapter
 from tests.oracles.tokenizer import write_tokenizer

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora.digest import digest_of
-from lora.directory import StaticDirectory
-from lora.flat import FlatLayout, Module, lay_out
-from lora.note import rows_name
-from lora.peer import PeerTier
-from lora.peer_loop import PeerLoop
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
+from lora.format.packed import Module, PackedLayout, digest_of, lay_out
+from lora.memory.pages import RankPages
+from lora.peers.directory import StaticDirectory
+from lora.peers.loop_thread import LoopThread
+from lora.peers.manifest import weights_name
+from lora.peers.peer_tier import PeerTier
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import ManifestBuffers, PageRegions
 from tests.oracles.adapters import base_shape
 from tests.transport.pattern import content
 from tests.transport.rig import Sources, needs_nixl
@@ -39,7 +38,7 @@ class Fleet:
     transport: NetworkTransport
     tier: PeerTier
     digest: str
-    layout: FlatLayout
+    layout: PackedLayout
     rows: torch.Tensor
 
     def brings_exactly(self) -> bool:
@@ -51,8 +50,8 @@ class Fleet:
 
     def pins_nothing(self) -> bool:
         for source in self.sources:
-            source.withdraw(rows_name(self.digest))
-        drained = [source.is_drained(rows_name(self.digest), WAIT_S) for source in self.sources]
+            source.withdraw(weights_name(self.digest))
+        drained = [source.is_drained(weights_name(self.digest), WAIT_S) for source in self.sources]
         usage = self.transport.usage()
         return all(drained) and usage.landings == usage.quarantined == 0
 
@@ -64,8 +63,8 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
     digest = digest_of(layout, torch.from_numpy(content(0, layout.nbytes)))
     sources = tuple(ProcessSource(setup) for _ in range(HOLDERS))
     for source in sources:
-        source.publish(rows_name(digest), [(0, layout.nbytes)])
-    loop = PeerLoop()
+        source.publish(weights_name(digest), [(0, layout.nbytes)])
+    loop = LoopThread()
 
     async def opened() -> NetworkTransport:
         return setup.open("node")
@@ -74,11 +73,11 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
     pages = RankPages(64, 4096)
     puller = Puller(
         transport,
-        Notebook(transport, 1 << 16),
+        ManifestBuffers(transport, 1 << 16),
         PullLimits(patience_s=PATIENCE_S, slowest_bytes_per_s=1e9, rest_s=0.0),
     )
     directory = StaticDirectory(tuple(source.address for source in sources))
-    tier = PeerTier("base", transport, loop, SharedPages(transport, pages), directory, puller)
+    tier = PeerTier("base", transport, loop, PageRegions(transport, pages), directory, puller)
     tier.remember(digest, layout)
     yield Fleet(sources, transport, tier, digest, layout, pages.arena[: layout.nbytes])
     loop.wait(transport.close())
@@ -94,10 +93,10 @@ def test_every_holder_hangs_and_goes_on(fleet: Fleet, known: bool, caplog: pytes
     for source in fleet.sources:
         source.child.stop()
     began_s = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="lora.peer"):
+    with caplog.at_level(logging.WARNING, logger="lora.peers.peer_tier"):
         assert not fleet.tier.fetch(fleet.digest, fleet.rows)
     assert time.monotonic() - began_s < HOLDERS * PATIENCE_S + GRACE_S
-    lines = [record.message for record in caplog.records if record.name == "lora.peer"]
+    lines = [record.message for record in caplog.records if record.name == "lora.peers.peer_tier"]
     assert len(lines) == HOLDERS
     for line, source in zip(lines, fleet.sources, strict=True):
         assert str(source.address) in line

@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from engine.demo.paths import adapter_folders
+from engine.demo.embedded import adapter_folders
 from engine.serve import main
 from tests.e2e.peer_server import TOKEN, Server, serving
 from tests.transport.rig import needs_nixl

@@ -14,8 +14,7 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
-from engine.demo.paths import adapter_folders
-from engine.demo.tasks import TASKS, held_out_inputs
+from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 
 START_S, STOP_S = 120, 60
 

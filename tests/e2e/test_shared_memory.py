@@ -9,7 +9,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.errors import InvalidConfig
-from lora.sites import SITES
+from lora.target_modules import SITES
 from tests.fakes.device import put_on_device
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter

@@ -17,12 +17,11 @@ import peft
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.demo.paths import adapter_folders
-from engine.demo.tasks import TASKS, held_out_inputs
+from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 from engine.errors import GroupFailed, InvalidConfig
 from engine.llm import EngineOptions, Result
 from lora.errors import AdapterRefused
-from lora.sites import SITES
+from lora.target_modules import SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
 from tests.engine.group.processes import Watched, workers_of
 from tests.oracles import hf

@@ -10,13 +10,14 @@ import peft
 import pytest
 import torch
 
-from engine import LLM, SamplingParams, assembly
-from engine.arithmetic import Arithmetic
-from engine.base_model import BaseModel, choose_base
-from engine.config import EngineConfig
-from engine.group.executor import GroupExecutor
-from lora.sites import SITES
-from model.sampling_device import Fetched
+from engine import LLM, SamplingParams
+from engine.base.backends import Backends
+from engine.base.base_model import BaseModel, choose_base
+from engine.build import assembly
+from engine.config.config import EngineConfig
+from engine.tensor_parallel.executor import GroupExecutor
+from lora.target_modules import SITES
+from model.sampling.device import Fetched
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
@@ -80,7 +81,7 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     folder: Path, expected: list[list[tuple[int, ...]]], graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(config: EngineConfig) -> BaseModel:
-        return replace(choose_base(config), arithmetic=Arithmetic("triton", torch.float32, fused=True))
+        return replace(choose_base(config), arithmetic=Backends("triton", torch.float32, fused=True))
 
     monkeypatch.setattr(assembly, "choose_base", chosen)
     monkeypatch.setattr(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from engine.assembly import Engine, ModelCard
+from engine.build.assembly import Engine, ModelCard
 from engine.core import EngineCore
-from engine.text import TextCodec
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from engine.tokenizer import Tokenizer
+from lora.memory.pages import RankPages
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
 from scheduler.step import StepLimits, StepScheduler
 from tests.fakes.executor import FakeExecutor
@@ -50,7 +50,7 @@ def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, 
     changed = threading.Event()
     store.on_ready(changed.set)
     card = ModelCard("base", str(folder), 128, 260, (2,))
-    return Rig(Engine(core, store, TextCodec.load(folder), card, changed), executor, folders)
+    return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
 
 
 def is_clean(engine: Engine) -> bool:

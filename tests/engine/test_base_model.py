@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import base_model
-from engine.base_model import choose_base, device_of
-from engine.config import EngineConfig, PeerConfig
+from engine.base import base_model
+from engine.base.base_model import choose_base, device_of
+from engine.config.config import EngineConfig, PeerConfig
 from engine.errors import InvalidConfig
 from model.linear import Quantization
 from model.parallel import Shard

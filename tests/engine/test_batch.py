@@ -10,12 +10,12 @@ import pytest
 
 from engine import batch
 from engine.batch import Summary, run_batch
-from engine.config import BatchConfig, EngineConfig
+from engine.config.config import BatchConfig, EngineConfig
 from engine.errors import InvalidConfig, StepFailed
-from engine.text import TextCodec
+from engine.tokenizer import Tokenizer
 from tests.fakes.node import FakeNode, byte_tokenizer
 
-CODEC = TextCodec(byte_tokenizer())
+CODEC = Tokenizer(byte_tokenizer())
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 

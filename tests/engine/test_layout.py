@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.layout import Integers, LayOut, Layout, Run
+from engine.runner.input_batch import AdapterRun, InputBatch, InputBatchBuilder, Integers
 from lora.adapter import BASE
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import SamplingParams
@@ -17,7 +17,7 @@ from tests.scheduler.rig import ADAPTERS, Rig, request
 BLOCK_SIZE = 4
 
 
-def check(plan: StepPlan, layout: Layout, before: Layout | None) -> None:
+def check(plan: StepPlan, layout: InputBatch, before: InputBatch | None) -> None:
     """Row by row, against what each slice says of itself."""
     assert [plan.slices[place] for place in layout.places] == list(layout.slices)
     assert sorted(layout.places) == list(range(len(plan.slices)))
@@ -43,7 +43,7 @@ def check(plan: StepPlan, layout: Layout, before: Layout | None) -> None:
     check_pending(layout, before)
 
 
-def check_pending(layout: Layout, before: Layout | None) -> None:
+def check_pending(layout: InputBatch, before: InputBatch | None) -> None:
     assert list(layout.pending) == list(np.flatnonzero(layout.token_ids == PENDING))
     sequence = np.repeat(np.arange(len(layout.slices)), layout.query_lens)
     for row, source in zip(layout.pending, layout.sources, strict=True):
@@ -80,8 +80,8 @@ def test_every_plan_of_any_traffic_is_laid_out_as_its_slices_say(
     limits: StepLimits, asked: list, depth: int, blocks: int
 ) -> None:
     rig = Rig(limits, blocks, BLOCK_SIZE)
-    lay_out = LayOut(BLOCK_SIZE)
-    before: Layout | None = None
+    lay_out = InputBatchBuilder(BLOCK_SIZE)
+    before: InputBatch | None = None
     coming = [request(f"r{i}", *one[1:]) for i, one in enumerate(asked)]
     for i, one in enumerate(asked):
         rig.add(coming[i])
@@ -98,13 +98,13 @@ def test_every_plan_of_any_traffic_is_laid_out_as_its_slices_say(
 def test_a_steady_batch_goes_on_as_if_it_were_laid_out_afresh() -> None:
     rig = Rig(StepLimits(8, 64, 60), 64, BLOCK_SIZE)
     rig.add(*(request(f"r{i}", [i] * (i + 1), (BASE, *ADAPTERS)[i % 4], LONG) for i in range(8)))
-    lay_out, equal = LayOut(BLOCK_SIZE), 0
+    lay_out, equal = InputBatchBuilder(BLOCK_SIZE), 0
     before = lay_out(rig.step())
     for _ in range(30):
         plan = rig.step()
-        layout, afresh = lay_out(plan), LayOut(BLOCK_SIZE)(plan)
+        layout, afresh = lay_out(plan), InputBatchBuilder(BLOCK_SIZE)(plan)
         check(plan, layout, before)
-        for field in (each for each in fields(Layout) if each.name != "continues"):
+        for field in (each for each in fields(InputBatch) if each.name != "continues"):
             one, other = getattr(layout, field.name), getattr(afresh, field.name)
             assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other, field.name
         equal += layout.continues
@@ -119,8 +119,12 @@ def test_rows_of_one_adapter_are_one_run_after_the_base() -> None:
     rig = Rig(StepLimits(8, 64, 60), 64, BLOCK_SIZE)
     order = (ADAPTERS[1], BASE, ADAPTERS[0], ADAPTERS[1])
     rig.add(*(request(f"r{i}", [1] * 3, adapter) for i, adapter in enumerate(order)))
-    layout = LayOut(BLOCK_SIZE)(rig.step())
-    assert layout.runs == (Run(0, 3, ""), Run(3, 9, ADAPTERS[1].digest), Run(9, 12, ADAPTERS[0].digest))
+    layout = InputBatchBuilder(BLOCK_SIZE)(rig.step())
+    assert layout.runs == (
+        AdapterRun(0, 3, ""),
+        AdapterRun(3, 9, ADAPTERS[1].digest),
+        AdapterRun(9, 12, ADAPTERS[0].digest),
+    )
     assert _as_list(layout.places) == [1, 0, 3, 2]
 
 

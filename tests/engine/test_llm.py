@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine import LLM, SamplingParams
-from engine.text import InvalidChat
+from engine.tokenizer import InvalidChat
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 import pytest
 
 from engine.api.errors import as_api_error
+from engine.async_engine import AsyncEngine
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
-from engine.node import Node
-from engine.stream import DeltaStream
+from engine.output import OutputStream
 from engine.telemetry import Telemetry
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import SamplingParams
@@ -26,12 +26,12 @@ def _params(**fields: object) -> SamplingParams:
     return SamplingParams(**({"max_tokens": 6} | fields))  # pyright: ignore[reportArgumentType]
 
 
-def _serve(folder: Path, visit: Callable[[Node, Rig], Awaitable[T]], max_waiting: int = 8) -> T:
+def _serve(folder: Path, visit: Callable[[AsyncEngine, Rig], Awaitable[T]], max_waiting: int = 8) -> T:
     """Run `visit` beside a started node; afterwards nothing of any request may be left."""
 
     async def session() -> T:
         rig = build(folder)
-        node = Node(rig.engine, Telemetry(), max_waiting)
+        node = AsyncEngine(rig.engine, Telemetry(), max_waiting)
         await node.start()
         try:
             return await asyncio.wait_for(visit(node, rig), TIMEOUT_S)
@@ -43,12 +43,12 @@ def _serve(folder: Path, visit: Callable[[Node, Rig], Awaitable[T]], max_waiting
     return asyncio.run(session())
 
 
-async def _tokens(stream: DeltaStream) -> list[int]:
+async def _tokens(stream: OutputStream) -> list[int]:
     return [token async for delta in stream for token in delta.token_ids]
 
 
 def test_each_name_is_answered_under_its_own_adapter(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> list[list[int]]:
+    async def visit(node: AsyncEngine, rig: Rig) -> list[list[int]]:
         streams = [await node.submit(name, PROMPT, _params(), name) for name in ("base", "low", "high")]
         return list(await asyncio.gather(*map(_tokens, streams)))
 
@@ -57,7 +57,7 @@ def test_each_name_is_answered_under_its_own_adapter(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_never_answered_by_the_base(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(UnknownModel, match="'absent'"):
             await node.submit("absent", PROMPT, _params(), "a")
         with pytest.raises(UnknownModel, match="'absent'"):
@@ -67,7 +67,7 @@ def test_an_unknown_name_is_never_answered_by_the_base(tmp_path: Path) -> None:
 
 
 def test_what_can_never_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(RequestRefused, match="127 tokens with max_tokens=6"):
             await node.submit("low", PROMPT[:1] * 127, _params(), "a")
 
@@ -75,7 +75,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
 
 
 def test_all_of_n_sequences_end(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> dict[int, FinishReason]:
+    async def visit(node: AsyncEngine, rig: Rig) -> dict[int, FinishReason]:
         stream = await node.submit("low", PROMPT, _params(n=4), "a")
         return {delta.index: delta.finish_reason async for delta in stream if delta.finish_reason}
 
@@ -83,7 +83,7 @@ def test_all_of_n_sequences_end(tmp_path: Path) -> None:
 
 
 def test_a_stop_string_ends_the_sequence_in_the_engine_too(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> tuple[str, str | int | None]:
+    async def visit(node: AsyncEngine, rig: Rig) -> tuple[str, str | int | None]:
         letters = node.codec.decode([75, 76, 77, 78])
         stream = await node.submit("base", PROMPT, _params(max_tokens=100, stop=(letters[2:4],)), "a")
         deltas = [delta async for delta in stream]
@@ -98,7 +98,7 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too(tmp_path: Path) -> No
 
 
 def test_a_client_that_leaves_frees_its_sequences(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.fault = lambda plan: rig.executor.gate.clear()  # the second step will be in flight
         stream = await node.submit("low", PROMPT, _params(max_tokens=100, n=2), "a")
         await anext(stream)
@@ -112,7 +112,7 @@ def test_a_client_that_leaves_frees_its_sequences(tmp_path: Path) -> None:
 
 
 def test_too_many_waiting_are_turned_away_and_room_is_taken_again(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
         first = await node.submit("base", PROMPT, _params(), "running")
         await asyncio.to_thread(rig.executor.entered.wait, TIMEOUT_S)
@@ -130,7 +130,7 @@ def test_a_failed_step_reaches_its_clients_and_the_node_goes_on(tmp_path: Path) 
     def fault(plan: StepPlan) -> None:
         raise RuntimeError("the device caught fire")
 
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.fault = fault
         stream = await node.submit("low", PROMPT, _params(), "a")
         with pytest.raises(StepFailed):
@@ -143,7 +143,7 @@ def test_a_failed_step_reaches_its_clients_and_the_node_goes_on(tmp_path: Path) 
 
 
 def test_a_reload_leaves_running_requests_on_the_old_content(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
         old = await node.submit("low", PROMPT, _params(), "old")
         loaded = await node.load_adapter("low", rig.folders["high"])
@@ -157,7 +157,7 @@ def test_a_reload_leaves_running_requests_on_the_old_content(tmp_path: Path) -> 
 
 
 def test_an_unloaded_name_is_gone_at_once_while_its_request_finishes(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
         stream = await node.submit("low", PROMPT, _params(), "a")
         await node.unload_adapter("low")
@@ -170,7 +170,7 @@ def test_an_unloaded_name_is_gone_at_once_while_its_request_finishes(tmp_path: P
 
 
 def test_no_adapter_may_take_the_base_models_name(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(InvalidAdapterName, match="'base'"):
             await node.load_adapter("base", rig.folders["low"])
 
@@ -178,7 +178,7 @@ def test_no_adapter_may_take_the_base_models_name(tmp_path: Path) -> None:
 
 
 def test_draining_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
         stream = await node.submit("base", PROMPT, _params(), "a")
         drain = asyncio.create_task(node.drain(TIMEOUT_S))
@@ -193,7 +193,7 @@ def test_draining_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Path) ->
 
 
 def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
         stream = await node.submit("base", PROMPT, _params(), "a")
         await node.drain(0)
@@ -206,7 +206,7 @@ def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_cannot_be_read_is_said_to_be_so_and_named(tmp_path: Path) -> None:
-    async def visit(node: Node, rig: Rig) -> None:
+    async def visit(node: AsyncEngine, rig: Rig) -> None:
         (rig.folders["low"] / "adapter_model.safetensors").write_bytes(b"torn")
         with pytest.raises(AdapterFailed, match=r"'low'.*truncated"):
             await node.submit("low", PROMPT, _params(), "a")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import PEER_TOKEN_VARIABLE, EngineConfig, PeerConfig, ServeConfig
+from engine.config.config import PEER_TOKEN_VARIABLE, EngineConfig, PeerConfig, ServeConfig
+from engine.config.options import API_KEY_VARIABLE, batch_config, serve_config
 from engine.errors import InvalidConfig
-from engine.options import API_KEY_VARIABLE, batch_config, serve_config
 from transport.base import Address
 
 

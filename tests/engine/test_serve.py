@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from engine.config import ServeConfig
+from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
 from engine.serve import serve, stopped_by_signals
-from engine.text import TextCodec
+from engine.tokenizer import Tokenizer
 from tests.fakes.node import FakeNode, byte_tokenizer
 
-CODEC = TextCodec(byte_tokenizer())
+CODEC = Tokenizer(byte_tokenizer())
 
 
 @pytest.fixture

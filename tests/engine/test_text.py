@@ -6,37 +6,38 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import InvalidConfig
-from engine.text import Delta, InvalidChat, TextCodec, TextStream
+from engine.tokenizer import Delta, Detokenizer, InvalidChat, Tokenizer
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent
 from scheduler.request import SamplingParams
 from tests.fakes.node import BOS, EOS, byte_tokenizer
 
-BYTES = TextCodec(byte_tokenizer())
+BYTES = Tokenizer(byte_tokenizer())
 END = BYTES.encode(EOS, add_special=False)[0]
 
 
-def merging_codec() -> TextCodec:
+def merging_codec() -> Tokenizer:
     """Byte-level BPE with merges, so that tokens hold several characters, or parts of them."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = RawTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["abcabcab stop stop ünïcödé 你好你好 🙂🙂"] * 4, trainer)
-    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
-def sentencepiece_codec() -> TextCodec:
+def sentencepiece_codec() -> Tokenizer:
     """Words that carry their space in front, with bytes to fall back on, as Llama 2 and Mistral have."""
-    tokenizer = Tokenizer(models.BPE(vocab=WORDS, merges=[], byte_fallback=True))
+    tokenizer = RawTokenizer(models.BPE(vocab=WORDS, merges=[], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
 WORDS = {
@@ -50,13 +51,13 @@ SENTENCEPIECE = sentencepiece_codec()
 
 
 def streamed(
-    codec: TextCodec,
+    codec: Tokenizer,
     token_ids: Sequence[int],
     params: SamplingParams = SamplingParams(),  # noqa: B008
     last: FinishReason = FinishReason.LENGTH,
 ) -> Iterator[Delta]:
     """The Deltas of a sequence that ends with its last token, or before by a stop string."""
-    stream = TextStream(codec, params)
+    stream = Detokenizer(codec, params)
     for place, token_id in enumerate(token_ids):
         reason = last if place == len(token_ids) - 1 else None
         yield stream.push(TokenEvent(SequenceKey("r", 0), token_id, finish_reason=reason))
@@ -71,7 +72,7 @@ def joined(deltas: Iterator[Delta]) -> str:
 @settings(deadline=None)
 @given(st.text(min_size=1))
 @pytest.mark.parametrize("codec", [BYTES, MERGING], ids=["bytes", "merging"])
-def test_text_comes_back_whole_and_no_piece_has_half_a_character(codec: TextCodec, text: str) -> None:
+def test_text_comes_back_whole_and_no_piece_has_half_a_character(codec: Tokenizer, text: str) -> None:
     pieces = [delta.text for delta in streamed(codec, codec.encode(text, add_special=False))]
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
@@ -81,7 +82,7 @@ def test_text_comes_back_whole_and_no_piece_has_half_a_character(codec: TextCode
 @given(st.data())
 @pytest.mark.parametrize("codec", [BYTES, MERGING], ids=["bytes", "merging"])
 def test_any_tokens_join_to_what_the_tokenizer_makes_of_the_whole(
-    codec: TextCodec, data: st.DataObject
+    codec: Tokenizer, data: st.DataObject
 ) -> None:
     token_ids = data.draw(st.lists(st.integers(0, codec.vocab_size + 3), min_size=1))
     assert joined(streamed(codec, token_ids)) == codec.decode(token_ids)
@@ -103,7 +104,7 @@ def test_a_stream_is_what_is_added_to_the_prompt_also_where_words_carry_their_sp
 def test_each_token_is_spelled_once_however_long_the_sequence() -> None:
     spelled: list[int] = []
 
-    class Counting(TextCodec):
+    class Counting(Tokenizer):
         def token_bytes(self, token_id: int) -> bytes:
             spelled.append(token_id)
             return super().token_bytes(token_id)
@@ -129,7 +130,7 @@ def cut_by_oracle(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
     st.lists(st.text(alphabet="abc ü", min_size=1, max_size=5), min_size=1, max_size=4),
 )
 @pytest.mark.parametrize("codec", [BYTES, MERGING], ids=["bytes", "merging"])
-def test_stop_strings_cut_where_the_oracle_cuts(codec: TextCodec, text: str, stops: list[str]) -> None:
+def test_stop_strings_cut_where_the_oracle_cuts(codec: Tokenizer, text: str, stops: list[str]) -> None:
     params = SamplingParams(stop=tuple(stops))
     deltas = list(streamed(codec, codec.encode(text, add_special=False), params))
     expected, stop = cut_by_oracle(text, stops)
@@ -174,7 +175,7 @@ def test_the_token_that_stops_is_no_text_and_a_stop_token_is_named() -> None:
 def test_special_tokens_are_no_text_unless_asked_for() -> None:
     a = BYTES.encode("a", add_special=False)[0]
     assert joined(streamed(BYTES, [a, END, a])) == "aa"
-    stream = TextStream(BYTES, SamplingParams(), skip_special=False)
+    stream = Detokenizer(BYTES, SamplingParams(), skip_special=False)
     assert stream.push(TokenEvent(SequenceKey("r", 0), END)).text == EOS
 
 
@@ -186,7 +187,7 @@ def test_a_prompt_gets_what_the_model_expects_in_front_and_a_conversation_its_te
 
 def test_a_model_without_a_template_and_a_template_that_refuses_say_so() -> None:
     with pytest.raises(InvalidChat, match="use /v1/completions"):
-        TextCodec(byte_tokenizer(chat_template=None)).encode_chat([{"role": "user", "content": "hi"}])
+        Tokenizer(byte_tokenizer(chat_template=None)).encode_chat([{"role": "user", "content": "hi"}])
     with pytest.raises(InvalidChat, match="no such talk"):
         BYTES.encode_chat([{"role": "user", "content": "refuse me"}])
 
@@ -206,9 +207,9 @@ def test_the_characters_that_begin_in_tokens_add_up(text: str) -> None:
 
 def test_a_codec_is_read_from_a_folder_and_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    codec = TextCodec.load(tmp_path / "model")
+    codec = Tokenizer.load(tmp_path / "model")
     assert codec.encode("hi") == BYTES.encode("hi")
     assert codec.has_chat_template
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidConfig, match="empty"):
-        TextCodec.load(tmp_path / "empty")
+        Tokenizer.load(tmp_path / "empty")

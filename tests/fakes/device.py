@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.device_executor import DeviceExecutor
-from engine.executor import Executor
-from engine.graphs import DecodeGraphs
-from engine.lane import DecodeParts
 from engine.llm import LLM
+from engine.runner.async_executor import AsyncExecutor
+from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
+from engine.runner.executor import Executor
 from lora.segments import SegmentTable
 from model.attention.base import AttentionBackend, AttentionStep
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.ops.base import LayerOps, LayerStep
-from model.sampling import InvalidLogits, SampleRow, sample
+from model.sampling.sample import InvalidLogits, SampleRow, sample
 
 
 @dataclass
@@ -164,6 +163,6 @@ def put_on_device(llm: LLM, rows: int, blocks: int) -> Tape:
     ops, attention = LoadedOps(model.ops), LoadedAttention(model.attention)
     model.ops, model.attention = ops, attention
     sampler, tape = HostSampler(256), Tape()
-    graphs = DecodeGraphs(DecodeParts(model, cache, ops, attention), sampler, rows, blocks, tape)
-    llm.engine.core._executor = DeviceExecutor(model, cache, sampler, graphs)
+    graphs = CudaGraphRunner(GraphParts(model, cache, ops, attention), sampler, rows, blocks, tape)
+    llm.engine.core._executor = AsyncExecutor(model, cache, sampler, graphs)
     return tape

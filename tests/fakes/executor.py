@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from engine.draws import StepOutputs
-from engine.executor import Computed
-from lora.lease import Lease
+from engine.runner.base import StepOutputs
+from engine.runner.executor import Computed
+from lora.segments import AdapterLease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
 FIRST_TOKEN, ALPHABET = 68, 26  # `a` to `z` of the tests' byte-level tokenizer
@@ -49,7 +49,7 @@ class FakeExecutor:
         self.breaks: Callable[[Slice], bool] = lambda part: False
         self.plans: list[StepPlan] = []
 
-    def launch(self, plan: StepPlan, lease: Lease) -> Computed | Lagging:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computed | Lagging:
         """As StepExecutor.launch; insists that the lease holds the plan's adapters."""
         assert set(lease.weights) == {ref.digest for ref in plan.adapters}
         self.plans.append(plan)
@@ -64,7 +64,7 @@ class FakeExecutor:
         assert len(self._unread) <= 2
         return Lagging(result, lambda: self._read(plan, lease))
 
-    def _read(self, plan: StepPlan, lease: Lease) -> None:
+    def _read(self, plan: StepPlan, lease: AdapterLease) -> None:
         assert self._unread.pop(0) is plan, "steps are read in the order in which they were launched"
         assert set(lease.weights) == {ref.digest for ref in plan.adapters}
         self.fault_on_read(plan)

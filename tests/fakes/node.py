@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import Draining, EngineError, UnknownModel
 from engine.telemetry import Telemetry
-from engine.text import Delta, TextCodec, TextStream
+from engine.tokenizer import Delta, Detokenizer, Tokenizer
 from lora.adapter import AdapterRef
-from lora.lent_rows import LentStats
 from lora.names import AdapterEntry
-from lora.peer import PeerStats
-from lora.store import StoreStats
+from lora.peers.peer_tier import PeerStats
+from lora.peers.published_weights import PublishStats
+from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """One token per byte, BOS in front, and a chat template (or none)."""
     alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer = RawTokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
@@ -59,7 +60,7 @@ STORE = StoreStats(
     hits={"host": 3, "disk": 1},
     seconds={"host": 0.25, "disk": 0.5},
     peers=PeerStats(refused=6),
-    lent=LentStats(copies=2),
+    lent=PublishStats(copies=2),
 )
 
 
@@ -109,7 +110,7 @@ class FakeNode:
     `gate_after`-th token. `submitted` collects (model, prompt ids, params).
     """
 
-    def __init__(self, codec: TextCodec, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
+    def __init__(self, codec: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
         self.codec = codec
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
@@ -188,7 +189,7 @@ class FakeNode:
         """All sequences in turn, a token each."""
         tokens = self.codec.encode(self.says(model, self.codec.decode(prompt)), add_special=False)
         eos = self.codec.encode(EOS, add_special=False)[0]
-        texts = {index: TextStream(self.codec, params) for index in range(params.n)}
+        texts = {index: Detokenizer(self.codec, params) for index in range(params.n)}
         drawn = 0
         while texts:
             if drawn + 1 >= self.gate_after and not self.gate.is_set():

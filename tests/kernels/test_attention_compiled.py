@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora.segments import NO_SEGMENTS
-from model.attention.triton_paged import TritonPagedAttention
+from model.attention.triton.backend import TritonPagedAttention
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache, KVLayout
 from tests.conformance.test_attention import Geometry

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.flat import Module, lay_out, view
-from lora.ops.triton import DISTINCT, PREFILL, SHARED, Tiling, TritonLora
+from lora.format.packed import Module, lay_out, view
+from lora.ops.triton.op import DISTINCT, PREFILL, SHARED, Tiling, TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
-from model.ops.triton import TritonOps
+from model.ops.triton.layer import TritonOps
 from tests.kernels.compiled import COMPILES, Launch, pretended_h100
 
 pytestmark = pytest.mark.skipif(not COMPILES, reason="the interpreter is on: nothing compiles")

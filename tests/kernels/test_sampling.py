@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import SampleRow, sample
-from model.sampling_device import DeviceSampler
+from model.sampling.device import DeviceSampler
+from model.sampling.sample import SampleRow, sample
 from tests.kernels.interpreter import DEVICE, RUNS_TRITON
 
 pytestmark = pytest.mark.skipif(not RUNS_TRITON, reason="neither a CUDA device nor TRITON_INTERPRET=1")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.sampling import SampleRow
-from model.sampling_device import DeviceSampler
+from model.sampling.device import DeviceSampler
+from model.sampling.sample import SampleRow
 from tests.kernels.compiled import COMPILES, pretended_h100
 
 pytestmark = pytest.mark.skipif(not COMPILES, reason="the interpreter is on: nothing compiles")

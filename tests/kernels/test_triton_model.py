@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora.ops.grouped import GroupedLora
-from lora.ops.triton import TritonLora
+from lora.ops.triton.op import TritonLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.attention.torch_paged import TorchPagedAttention
 from model.checkpoint import load_weights, read_config
@@ -16,7 +16,7 @@ from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
-from model.ops.triton import TritonOps
+from model.ops.triton.layer import TritonOps
 from tests.conformance.test_lora_op import adapter
 from tests.kernels.interpreter import INTERPRETED
 from tests.model.driver import CPU, Piece, lay_out

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.ops.triton import DISTINCT, SHARED, TritonLora, tiling_of
+from lora.ops.triton.op import DISTINCT, SHARED, TritonLora, tiling_of
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
-from lora.sites import BaseShape, SiteGroup, SiteShape
-from model.ops.triton import TritonOps
+from lora.target_modules import BaseShape, SiteGroup, SiteShape
+from model.ops.triton.layer import TritonOps
 from tests.conformance.test_layer_ops import BACKENDS, CONFIG, MARK, World, projecting
 from tests.conformance.test_lora_op import adapter, assert_conforms, base, batch
 from tests.kernels.interpreter import DEVICE, RUNS_TRITON

@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 
 from lora.adapter import AdapterRef
-from lora.directory import StaticDirectory
-from lora.lending import Lending
-from lora.lookup import Lookup
-from lora.peer import Peering, PeerTier
-from lora.peer_loop import PeerLoop
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.memory.pages import RankPages
+from lora.peers.directory import StaticDirectory
+from lora.peers.discovery import NameDiscovery
+from lora.peers.loop_thread import LoopThread
+from lora.peers.peer_tier import Peering, PeerTier
+from lora.peers.publisher import Publisher
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import ManifestBuffers, PageRegions
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.lora.executors import InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from transport.base import Address, Lease, Region
@@ -71,12 +71,12 @@ class HeldTransport(LoopbackTransport):
 class Node:
     """One store, its pages and its transport."""
 
-    loop: PeerLoop
+    loop: LoopThread
     transport: HeldTransport
     pages: RankPages
-    shared: SharedPages
+    shared: PageRegions
     room: RankPages
-    notebook: Notebook
+    notebook: ManifestBuffers
     store: AdapterStore
     free_notes: int = field(init=False)
 
@@ -116,7 +116,7 @@ class Cluster:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.loop = PeerLoop()
+        self.loop = LoopThread()
         self.network = LoopbackNetwork()
 
     def node(
@@ -132,13 +132,13 @@ class Cluster:
         """A node that asks `peers`, over the base model of digest `weights`, and may lend copies of `room_for`."""
         transport = self.run(self._transport())
         pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
-        shared, notebook = SharedPages(transport, pages), Notebook(transport, 1 << 20)
+        shared, notebook = PageRegions(transport, pages), ManifestBuffers(transport, 1 << 20)
         puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
         directory = StaticDirectory(peers)
         tier = PeerTier(weights, transport, self.loop, shared, directory, puller)
-        tier._lookup = Lookup(weights, puller, directory, absent_s)
+        tier._lookup = NameDiscovery(weights, puller, directory, absent_s)
         room = RankPages(room_for * PAGES_OF_RANK_4, PAGE_BYTES)
-        lending = Lending(weights, transport, shared, notebook, room, InlineExecutor())
+        lending = Publisher(weights, transport, shared, notebook, room, InlineExecutor())
         peering = Peering(tier, lending)
         kept = DiskTier(disk) if disk else None
         store = AdapterStore(BASE, torch.float32, pages, kept, workers or InlineExecutor(), peering)

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from lora.adapter import AdapterRef
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.memory.pages import RankPages
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.lora.executors import InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 

@@ -6,18 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora.cut import Cut, SiteCut, cut_layout, cut_rows
-from lora.flat import FlatLayout, Module, lay_out, view
+from lora.format.packed import Module, PackedLayout, lay_out, view
+from lora.format.sharding import ShardSpec, SiteShard, shard_layout, shard_rows
 from lora.ops.reference import ReferenceLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles.adapters import base_shape
 
 BASE = base_shape()  # hidden 32, 4 heads and 2 kv heads of 8, inner 48
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 
 
-def cut_of(device: int, devices: int) -> Cut:
+def cut_of(device: int, devices: int) -> ShardSpec:
     """Device `device`'s part, by the definition: heads and inner columns in equal runs, kv heads repeated."""
 
     def run(count: int) -> tuple[int, int]:
@@ -36,7 +36,7 @@ def cut_of(device: int, devices: int) -> Cut:
         (hidden, inner),
         (inner, hidden),
     )
-    return Cut(BASE.num_layers, tuple(SiteCut(*inputs, *outputs) for inputs, outputs in ends))
+    return ShardSpec(BASE.num_layers, tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends))
 
 
 MODULES = st.dictionaries(
@@ -46,7 +46,7 @@ MODULES = st.dictionaries(
 )
 
 
-def filled(layout: FlatLayout) -> Tensor:
+def filled(layout: PackedLayout) -> Tensor:
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
     for group in view(rows, layout, "d").groups.values():
         for matrix in (group.A, *(part.Bt for part in group.parts)):
@@ -54,10 +54,10 @@ def filled(layout: FlatLayout) -> Tensor:
     return rows
 
 
-def share_of(rows: Tensor, layout: FlatLayout, cut: Cut) -> AdapterWeights:
-    narrow = cut_layout(layout, cut)
+def share_of(rows: Tensor, layout: PackedLayout, cut: ShardSpec) -> AdapterWeights:
+    narrow = shard_layout(layout, cut)
     share = torch.zeros(narrow.nbytes, dtype=torch.uint8)
-    cut_rows(rows, layout, cut, share)
+    shard_rows(rows, layout, cut, share)
     return view(share, narrow, "d")
 
 
@@ -110,7 +110,7 @@ def test_updates_of_cut_inputs_add_up_to_the_whole_update(devices: int, group: S
 
 def test_a_share_takes_fewer_bytes() -> None:
     layout = lay_out(BASE, torch.float32, [Module(0, site, 8, 1.0) for site in SITES])
-    narrow = cut_layout(layout, cut_of(0, 2))
+    narrow = shard_layout(layout, cut_of(0, 2))
     elements = 8 * sum(s.in_features + s.out_features for s in cut_of(0, 2).shape.shapes)
     assert elements * 4 <= narrow.nbytes < layout.nbytes
     assert narrow.modules == layout.modules

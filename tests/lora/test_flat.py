@@ -5,18 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora.digest import digest_of
-from lora.flat import (
+from lora.format.packed import (
     ALIGNMENT,
-    FlatLayout,
     InvalidHeader,
     Module,
+    PackedLayout,
+    digest_of,
     lay_out,
     read_header,
     view,
     write_header,
 )
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles.adapters import base_shape
 
 BASE = base_shape()
@@ -30,7 +30,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 Chosen = dict[tuple[int, str], tuple[int, float]]
 
 
-def layout_of(chosen: Chosen, dtype: torch.dtype) -> FlatLayout:
+def layout_of(chosen: Chosen, dtype: torch.dtype) -> PackedLayout:
     return lay_out(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
 
 

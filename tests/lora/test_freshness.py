@@ -8,8 +8,8 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.freshness import Freshness
-from lora.note import MOST_HOPS
+from lora.peers.manifest import MOST_HOPS
+from lora.store.refresh import NameRefresher
 from tests.lora.cluster import BASE, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Address
@@ -202,7 +202,7 @@ def test_a_thread_reviews_until_it_is_closed(cluster: Cluster, monkeypatch: pyte
     monkeypatch.setattr(
         b.store._naming, "follow", lambda learnt, told: (follow(learnt, told), followed.set())
     )
-    watch = Freshness(b.store._naming, b.store._supply, b.pages.nbytes, every_s=0.001)
+    watch = NameRefresher(b.store._naming, b.store._supply, b.pages.nbytes, every_s=0.001)
     assert followed.wait(30)
     watch.close()
     assert b.store.known("a1") == new

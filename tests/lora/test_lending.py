@@ -9,11 +9,11 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, UnknownAdapter
-from lora.flat import FlatLayout
-from lora.lent_rows import LentRows
-from lora.note import MOST_NOTE_BYTES, note_name, rows_name
-from lora.pool import PageRun, RankPages
-from lora.shared_pages import SharedPages
+from lora.format.packed import PackedLayout
+from lora.memory.pages import PageRun, RankPages
+from lora.peers.manifest import MOST_NOTE_BYTES, manifest_name, weights_name
+from lora.peers.published_weights import PublishedWeights
+from lora.peers.regions import PageRegions
 from tests.lora.cluster import BASE, PAGE_BYTES, PAGES_OF_RANK_4, Cluster, Node
 from tests.lora.executors import HeldExecutor
 from transport.base import Lease
@@ -30,7 +30,7 @@ def evicted(cluster: Cluster, *, disk: Path | None = None, room_for: int = 2) ->
 
 def lease(cluster: Cluster, reader: Node, source: Node, ref: AdapterRef) -> Lease:
     """Pin a content's rows at the source."""
-    return cluster.run(reader.transport.lease(source.transport.address, rows_name(ref.digest), 10.0))
+    return cluster.run(reader.transport.lease(source.transport.address, weights_name(ref.digest), 10.0))
 
 
 @pytest.mark.parametrize("tier", ["host", "disk", "folder"])
@@ -90,7 +90,7 @@ def test_a_peer_is_asked_nothing_on_anothers_behalf(cluster: Cluster) -> None:
 def test_a_copy_makes_room_for_another_but_not_while_it_is_read(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora.lent_rows._ROOM_PATIENCE_S", 0.0)
+    monkeypatch.setattr("lora.peers.published_weights._ROOM_PATIENCE_S", 0.0)
     a, second = evicted(cluster, room_for=1)
     third = cluster.load(a, 3)
     b = cluster.node(a.transport.address)
@@ -167,13 +167,13 @@ def test_a_note_that_fits_nowhere_is_not_told(cluster: Cluster) -> None:
     assert a.notebook.take(MOST_NOTE_BYTES) is not None
     b = cluster.node(a.transport.address)
     with pytest.raises(NotOffered):
-        cluster.run(b.transport.lease(a.transport.address, note_name("weights", "a1"), 1.0))
+        cluster.run(b.transport.lease(a.transport.address, manifest_name("weights", "a1"), 1.0))
 
 
 class OneContent:
     """A stock of one content, which is somewhere or gone."""
 
-    def __init__(self, layout: FlatLayout, *, lost: bool = False) -> None:
+    def __init__(self, layout: PackedLayout, *, lost: bool = False) -> None:
         self._layout = layout
         self._lost = lost
         self.fetches = 0
@@ -184,7 +184,7 @@ class OneContent:
     def read(self, name: str) -> None:
         raise AssertionError(name)
 
-    def layout(self, digest: str) -> FlatLayout | None:
+    def layout(self, digest: str) -> PackedLayout | None:
         return self._layout
 
     def fetch_here(self, digest: str, destination: torch.Tensor) -> bool:
@@ -195,7 +195,7 @@ class OneContent:
 
 
 @pytest.fixture
-def layout(cluster: Cluster) -> FlatLayout:
+def layout(cluster: Cluster) -> PackedLayout:
     node = cluster.node()
     found = node.store.layout(cluster.load(node, 1).digest)
     assert found is not None
@@ -203,17 +203,19 @@ def layout(cluster: Cluster) -> FlatLayout:
     return found
 
 
-def rows_of(cluster: Cluster, executor: HeldExecutor, room: RankPages) -> LentRows:
+def rows_of(cluster: Cluster, executor: HeldExecutor, room: RankPages) -> PublishedWeights:
     """Lent rows of a node of their own."""
 
     async def join() -> LoopbackTransport:
         return LoopbackTransport("n", LoopbackNetwork())
 
     transport = cluster.run(join())
-    return LentRows(transport, SharedPages(transport, RankPages(PAGES_OF_RANK_4, PAGE_BYTES)), room, executor)
+    return PublishedWeights(
+        transport, PageRegions(transport, RankPages(PAGES_OF_RANK_4, PAGE_BYTES)), room, executor
+    )
 
 
-def test_whoever_asks_meanwhile_shares_one_copy(cluster: Cluster, layout: FlatLayout) -> None:
+def test_whoever_asks_meanwhile_shares_one_copy(cluster: Cluster, layout: PackedLayout) -> None:
     executor, room, stock = HeldExecutor(), RankPages(20, PAGE_BYTES), OneContent(layout)
     rows = rows_of(cluster, executor, room)
     coming = [rows.bring("digest", stock) for _ in range(5)]
@@ -224,7 +226,7 @@ def test_whoever_asks_meanwhile_shares_one_copy(cluster: Cluster, layout: FlatLa
     assert (stock.fetches, rows.stats.copies) == (1, 1)
 
 
-def test_a_copy_that_was_forgotten_on_its_way_is_not_lent(cluster: Cluster, layout: FlatLayout) -> None:
+def test_a_copy_that_was_forgotten_on_its_way_is_not_lent(cluster: Cluster, layout: PackedLayout) -> None:
     executor, room = HeldExecutor(), RankPages(20, PAGE_BYTES)
     rows = rows_of(cluster, executor, room)
     coming = rows.bring("digest", OneContent(layout))
@@ -236,7 +238,7 @@ def test_a_copy_that_was_forgotten_on_its_way_is_not_lent(cluster: Cluster, layo
 
 
 def test_a_copy_whose_content_became_resident_on_its_way_is_not_lent(
-    cluster: Cluster, layout: FlatLayout
+    cluster: Cluster, layout: PackedLayout
 ) -> None:
     executor, room = HeldExecutor(), RankPages(20, PAGE_BYTES)
     rows = rows_of(cluster, executor, room)
@@ -247,7 +249,7 @@ def test_a_copy_whose_content_became_resident_on_its_way_is_not_lent(
     assert rows.recall("digest").done()
 
 
-def test_a_content_that_is_gone_leaves_no_page_behind(cluster: Cluster, layout: FlatLayout) -> None:
+def test_a_content_that_is_gone_leaves_no_page_behind(cluster: Cluster, layout: PackedLayout) -> None:
     executor, room = HeldExecutor(), RankPages(20, PAGE_BYTES)
     rows = rows_of(cluster, executor, room)
     coming = rows.bring("digest", OneContent(layout, lost=True))

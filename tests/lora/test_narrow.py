@@ -9,15 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine import LLM, SamplingParams
-from lora.digest import digest_of
 from lora.errors import AdapterRefused
-from lora.flat import read_header, view, write_header
+from lora.format.packed import digest_of, read_header, view, write_header
+from lora.format.peft import PackedAdapter, pack
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.reference import ReferenceLora
-from lora.peft import PackedAdapter, pack
 from lora.segments import Segment, SegmentTable
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles import hf
 from tests.oracles.adapters import base_shape, write_adapter
 from tests.oracles.peft_model import PeftOracle

@@ -9,7 +9,7 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, AdapterUnreachable, UnknownAdapter
-from lora.note import rows_name
+from lora.peers.manifest import weights_name
 from tests.lora.cluster import BASE, NOBODY, PAGES_OF_RANK_4, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Region
@@ -155,7 +155,7 @@ def test_many_who_miss_the_same_adapter_share_one_pull(cluster: Cluster) -> None
     assert set(found) == {ref}
     assert arrived.wait(30)
     assert ref.digest in b.store.ready()
-    assert b.transport.pulled.count(rows_name(ref.digest)) == 1
+    assert b.transport.pulled.count(weights_name(ref.digest)) == 1
     b.store.close()
 
 
@@ -195,7 +195,7 @@ async def _set(event: asyncio.Event) -> None:
 def test_pages_into_which_bytes_may_come_are_nobodys(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora.peer._SETTLING_S", 0.0)
+    monkeypatch.setattr("lora.peers.peer_tier._SETTLING_S", 0.0)
     a = cluster.node()
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address, adapters_that_fit=2)
@@ -231,7 +231,7 @@ def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:
     a.store.unload("a1")
     a.store.ready()
     with pytest.raises(NotOffered):
-        cluster.run(b.transport.lease(a.transport.address, rows_name(ref.digest), 1.0))
+        cluster.run(b.transport.lease(a.transport.address, weights_name(ref.digest), 1.0))
 
 
 def test_a_name_that_is_bound_anew_is_told_as_it_is_now(cluster: Cluster) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaModel
 
-from lora.flat import view
-from lora.peft import PackedAdapter, pack
-from lora.sites import SITES, SiteGroup
+from lora.format.packed import view
+from lora.format.peft import PackedAdapter, pack
+from lora.target_modules import SITES, SiteGroup
 from tests.oracles.adapters import TINY, base_shape, deltas, module_path, peft_model
 
 pytestmark = [

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lora.errors import AdapterRefused
-from lora.peft import PackedAdapter, pack
-from lora.peft_config import HONOURED, IRRELEVANT, REFUSED
+from lora.format.peft import PackedAdapter, pack
+from lora.format.peft_config import HONOURED, IRRELEVANT, REFUSED
 from tests.oracles.adapters import base_shape, random_tensors, write_folder
 
 BASE = base_shape()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lora.errors import AdapterLost
-from lora.peft import PackedAdapter, pack
-from lora.tiers import DiskTier, HostTier, PackedTier, SourceTier
+from lora.format.peft import PackedAdapter, pack
+from lora.store.tiers import DiskTier, HostTier, PackedTier, SourceTier
 from tests.oracles.adapters import base_shape, write_adapter
 
 BASE = base_shape()

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from lora.errors import AdapterLost
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.memory.pages import RankPages
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.lora.executors import HeldExecutor
 from tests.lora.shelf import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4, Shelf, first_weight
 from tests.oracles.adapters import write_adapter

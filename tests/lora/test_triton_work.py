@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora.ops.triton_work import GROUPS, HEADER, Rows, Work, lay_out
-from lora.sites import SiteGroup
+from lora.ops.triton.work import GROUPS, HEADER, Rows, Work, lay_out
+from lora.target_modules import SiteGroup
 
 BASE = 99  # the address of the base's table
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention.triton_paged_items import MOST_SHARES, Items, lay_items, most_narrow_items
+from model.attention.triton.items import MOST_SHARES, Items, lay_items, most_narrow_items
 from tests.chance import examples
 
 PIECES = st.lists(

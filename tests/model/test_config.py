@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lora.sites import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup
 from model.config import ModelConfig, UnsupportedModel, parse_config
 
 LLAMA: dict[str, Any] = {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from model.heap import retain_freed_memory
+from engine.base.heap import retain_freed_memory
 
 FAULTS = """
 import resource, threading, torch

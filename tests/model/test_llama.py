@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.flat import view
+from lora.format.packed import view
+from lora.format.peft import pack
 from lora.ops.reference import ReferenceLora
-from lora.peft import pack
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES
+from lora.target_modules import SITES
 from tests.model.driver import Driver, Piece, lay_out
 from tests.oracles import hf
 

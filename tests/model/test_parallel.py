@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.cut import cut_layout, cut_rows
-from lora.flat import view
+from lora.format.packed import view
+from lora.format.peft import PackedAdapter, pack
+from lora.format.sharding import shard_layout, shard_rows
 from lora.ops.grouped import GroupedLora
-from lora.peft import PackedAdapter, pack
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.sites import SITES
+from lora.target_modules import SITES
 from model.attention.torch_paged import TorchPagedAttention
 from model.checkpoint import load_weights, read_config
 from model.config import ModelConfig
@@ -48,9 +48,9 @@ class Part:
         self.cache = KVCache(KVLayout.of(self.config, torch.float32, BLOCK), BLOCKS, CPU)
 
     def share(self, packed: PackedAdapter) -> AdapterWeights:
-        narrow = cut_layout(packed.layout, self.cut)
+        narrow = shard_layout(packed.layout, self.cut)
         rows = torch.zeros(narrow.nbytes, dtype=torch.uint8)
-        cut_rows(packed.rows, packed.layout, self.cut, rows)
+        shard_rows(packed.rows, packed.layout, self.cut, rows)
         return view(rows, narrow, packed.ref.digest)
 
     def forward(self, adapters: dict[str, PackedAdapter]) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.philox import philox, uniforms
+from model.sampling.philox import philox, uniforms
 
 # From the known-answer file of the generator's authors (Random123, philox4x32 with 10 rounds).
 KNOWN = [

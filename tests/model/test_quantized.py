@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine import LLM, SamplingParams
 from engine.errors import InvalidConfig
-from lora.sites import SITES
+from lora.target_modules import SITES
 from model.checkpoint import load_weights, read_config
 from model.linear import Fp8Linear, Int8Linear, Quantization, make_linear
 from model.parallel import Shard

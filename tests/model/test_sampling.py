@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.sampling import InvalidLogits, SampleRow, prompt_logprobs, sample
+from model.sampling.sample import InvalidLogits, SampleRow, prompt_logprobs, sample
 from tests.chance import examples
 
 VOCAB = 48

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora.sites import SITES, BaseShape, SiteShape
+from lora.target_modules import SITES, BaseShape, SiteShape
 
 TINY = LlamaConfig(
     vocab_size=64,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.events import Tick
+from scheduler.cluster.protocol.messages import Tick
 from tests.chance import examples
 from tests.scheduler.cluster.lossy import MIB, LossyCluster, adapter
 

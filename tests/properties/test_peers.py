@@ -19,16 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterUnreachable, UnknownAdapter
-from lora.lending import Lending
-from lora.lookup import Lookup
-from lora.note import MOST_HOPS, rows_name
-from lora.peer import Peering, PeerTier
-from lora.peer_loop import PeerLoop
-from lora.peft import pack
-from lora.pool import RankPages
-from lora.puller import Puller, PullLimits
-from lora.shared_pages import Notebook, SharedPages
-from lora.store import AdapterStore
+from lora.format.peft import pack
+from lora.memory.pages import RankPages
+from lora.peers.discovery import NameDiscovery
+from lora.peers.loop_thread import LoopThread
+from lora.peers.manifest import MOST_HOPS, weights_name
+from lora.peers.peer_tier import Peering, PeerTier
+from lora.peers.publisher import Publisher
+from lora.peers.puller import Puller, PullLimits
+from lora.peers.regions import ManifestBuffers, PageRegions
+from lora.store.store import AdapterStore
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor, InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -51,7 +51,7 @@ BASE = "weights"
 def _no_patience() -> Iterator[None]:
     """Jobs run on the event loop here, where nobody may wait for a reader."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora.lent_rows._ROOM_PATIENCE_S", 0.0)
+        patch.setattr("lora.peers.published_weights._ROOM_PATIENCE_S", 0.0)
         yield
 
 
@@ -76,9 +76,9 @@ def digest_of(folder: int) -> str:
 
 
 @lru_cache
-def loop() -> PeerLoop:
+def loop() -> LoopThread:
     """One event loop for all examples."""
-    return PeerLoop()
+    return LoopThread()
 
 
 class ForgedTransport(LoopbackTransport):
@@ -120,13 +120,16 @@ class Node:
         self.owned: dict[str, int] = {}
         self.pages = RankPages(NUM_PAGES, PAGE_BYTES)
         self.room = RankPages(NUM_PAGES, PAGE_BYTES)
-        shared, self.notebook = SharedPages(self.transport, self.pages), Notebook(self.transport, 1 << 16)
+        shared, self.notebook = (
+            PageRegions(self.transport, self.pages),
+            ManifestBuffers(self.transport, 1 << 16),
+        )
         self.free_notes = self.notebook.free_pages
         directory = OtherNodes(addresses, mine)
         puller = Puller(self.transport, self.notebook, PullLimits(rest_s=0.0))
         tier = PeerTier(BASE, self.transport, loop(), shared, directory, puller)
-        tier._lookup = Lookup(BASE, puller, directory, absent_s=0.0)
-        lending = Lending(BASE, self.transport, shared, self.notebook, self.room, InlineExecutor())
+        tier._lookup = NameDiscovery(BASE, puller, directory, absent_s=0.0)
+        lending = Publisher(BASE, self.transport, shared, self.notebook, self.room, InlineExecutor())
         self.executor = HeldExecutor()
         self.store = AdapterStore(
             SHAPE, torch.float32, self.pages, None, self.executor, Peering(tier, lending)
@@ -236,7 +239,7 @@ class PeersMachine(RuleBasedStateMachine):
             return
         try:
             lease = loop().wait(
-                reader.transport.lease(self.nodes[source].transport.address, rows_name(ref.digest), 60.0)
+                reader.transport.lease(self.nodes[source].transport.address, weights_name(ref.digest), 60.0)
             )
         except NotOffered:
             assert self.reading or name not in self.nodes[source].owned

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.placement.ablated import ForgetfulPlacement, WholePlacement
+from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import (
     PlacementPolicy,
     Problem,
@@ -21,13 +20,21 @@ from scheduler.cluster.placement.base import (
     sustained,
     utilisation,
 )
-from scheduler.cluster.placement.first_fit import FirstFitPlacement
-from scheduler.cluster.placement.hashed import HashedPlacement
+from scheduler.cluster.placement.baselines import (
+    ContiguousPlacement,
+    FirstFitPlacement,
+    HashedPlacement,
+    RandomPlacement,
+    ReplicatedPlacement,
+)
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.placement.replicated import ReplicatedPlacement
-from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
-from scheduler.cluster.placement.terraced import TerracedOptions, TerracedPlacement
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
+from scheduler.sim.ablations.placements import (
+    ForgetfulPlacement,
+    RankCeilingOptions,
+    RankCeilingPlacement,
+    WholePlacement,
+)
 from tests.chance import examples
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 
@@ -84,7 +91,7 @@ def policy(name: str) -> PlacementPolicy:
         "whole": WholePlacement(LoraservePlacement()),
         "forgetful": ForgetfulPlacement(LoraservePlacement()),
     }
-    return plain.get(name) or TerracedPlacement(Kernel(name.split()[-1]))
+    return plain.get(name) or RankCeilingPlacement(Kernel(name.split()[-1]))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -145,7 +152,7 @@ def test_terraced_is_optimal_on_alike_nodes(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int
 ) -> None:
     what = problem(rates, nodes)
-    placed = TerracedPlacement(kernel).place(what)
+    placed = RankCeilingPlacement(kernel).place(what)
     assert busiest(what, placed, kernel) <= least_possible(what, kernel) * (1 + 1e-6)
 
 
@@ -158,7 +165,7 @@ def test_terraced_never_loads_the_busiest_node_more_than_the_paper_does(
     first = problem(rates, nodes)
     drift = np.exp(np.random.default_rng(seed).normal(0, 0.7, len(rates)))
     drifted = [rate * float(factor) for (_, rate), factor in zip(rates, drift, strict=True)]
-    ours, paper = TerracedPlacement(kernel), LoraservePlacement()
+    ours, paper = RankCeilingPlacement(kernel), LoraservePlacement()
     what = after(first, ours.place(first), drifted)
     theirs = after(first, paper.place(first), drifted)
     for mine, other in ((first, first), (what, theirs)):
@@ -174,7 +181,7 @@ def test_terraced_moves_fewer_bytes_than_the_paper_after_drift_and_copies_no_mor
         drifted = [rate * float(np.exp(rng.normal(0, 0.5))) for _, rate in rates]
         for ours in (True, False):
             deciding = (
-                TerracedPlacement(Kernel.PADDED, TerracedOptions(slack=0.05))
+                RankCeilingPlacement(Kernel.PADDED, RankCeilingOptions(slack=0.05))
                 if ours
                 else LoraservePlacement()
             )
@@ -196,7 +203,7 @@ def test_terraced_moves_fewer_bytes_than_the_paper_after_drift_and_copies_no_mor
 def test_terraced_leaves_alone_what_is_good(
     rates: list[tuple[int, float]], nodes: int, kernel: Kernel
 ) -> None:
-    deciding = TerracedPlacement(kernel, TerracedOptions(slack=0.05))
+    deciding = RankCeilingPlacement(kernel, RankCeilingOptions(slack=0.05))
     first = problem(rates, nodes)
     what = after(first, deciding.place(first), [rate for _, rate in rates])
     assert fetched_bytes(what, deciding.place(what)) == 0
@@ -208,7 +215,7 @@ def test_terraced_holds_memory_limits_and_leaves_out_only_what_has_no_room(
     rates: list[tuple[int, float]], nodes: int, mib: int, kernel: Kernel
 ) -> None:
     what = problem(rates, nodes, mib * MIB)
-    placed = TerracedPlacement(kernel).place(what)
+    placed = RankCeilingPlacement(kernel).place(what)
     free = {state.node: mib * MIB for state in what.nodes}
     for ref, shares in placed.shares.items():
         for share in shares:
@@ -222,12 +229,12 @@ def test_a_hot_adapter_gets_its_second_copy_in_another_zone() -> None:
     """n1 and n2, in one zone, are freer than n0 in the other."""
     what = problem([(8, 9000.0), (8, 6000.0), (16, 100.0)], 3)
     nodes = tuple(replace(state, zone=zone) for state, zone in zip(what.nodes, ("b", "a", "a"), strict=True))
-    shares = TerracedPlacement(Kernel.PADDED).place(replace(what, nodes=nodes)).shares[adapter("a0", 8)]
+    shares = RankCeilingPlacement(Kernel.PADDED).place(replace(what, nodes=nodes)).shares[adapter("a0", 8)]
     assert sorted(share.node for share in shares) == ["n0", "n1"]
 
 
 def test_an_adapter_that_becomes_hot_gets_a_second_copy_though_one_would_do() -> None:
-    deciding = TerracedPlacement(Kernel.EXACT, TerracedOptions(slack=0.5))
+    deciding = RankCeilingPlacement(Kernel.EXACT, RankCeilingOptions(slack=0.5))
     first = problem([(8, 10.0)] + [(8, 100.0)] * 3, 4)
     placed = deciding.place(first)
     assert len(placed.shares[adapter("a0", 8)]) == 1
@@ -241,7 +248,7 @@ def test_a_slow_node_is_given_less() -> None:
     what = problem([(8, 500.0)] * 30, 3)
     slow = NodeState("n2", ENDLESS, POINTS, slowdown=3.0)
     what = Problem(what.demand, (*what.nodes[:2], slow), EMPTY_PLACEMENT)
-    placed = TerracedPlacement(Kernel.PADDED).place(what)
+    placed = RankCeilingPlacement(Kernel.PADDED).place(what)
     taken = {state.node: 0.0 for state in what.nodes}
     for shares in placed.shares.values():
         for share in shares:
@@ -252,7 +259,7 @@ def test_a_slow_node_is_given_less() -> None:
 def test_ranks_are_kept_apart_when_kernels_pad_and_mixed_when_they_do_not() -> None:
     rates = [(8, 400.0)] * 40 + [(128, 200.0)] * 20
     what = problem(rates, 4)
-    padded = TerracedPlacement(Kernel.PADDED).place(what)
+    padded = RankCeilingPlacement(Kernel.PADDED).place(what)
     small = [n for n in what.nodes if {ref.rank for ref in padded.held_by(n.node)} == {8}]
     assert len(small) == 2, "by hand: 20,000 / (2 * 26,000 + 2 * 11,600) is the least that can be"
     assert busiest(what, padded, Kernel.PADDED) == pytest.approx(20_000 / 75_200)
@@ -264,7 +271,7 @@ def test_ranks_are_kept_apart_when_kernels_pad_and_mixed_when_they_do_not() -> N
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_unplaceable_adapter_is_left_out_and_the_rest_is_placed(count: int) -> None:
     what = problem([(8, 10.0), (128, 10.0)], count, 100 * MIB)
-    placed = TerracedPlacement(Kernel.PADDED).place(what)
+    placed = RankCeilingPlacement(Kernel.PADDED).place(what)
     assert list(placed.shares) == [adapter("a0", 8)]
 
 
@@ -278,7 +285,7 @@ def test_the_sole_adapter_is_a_value_by_digest() -> None:
     """Two names of the same content share one place."""
     one, other = adapter("a", 8), AdapterRef("digest of a", "alias", 8, (), 8 * MIB)
     demand = Demand(MappingProxyType({one: 5.0}))
-    placed = TerracedPlacement(Kernel.EXACT).place(
+    placed = RankCeilingPlacement(Kernel.EXACT).place(
         Problem(demand, problem([(8, 1.0)], 1).nodes, EMPTY_PLACEMENT)
     )
     assert other in placed.shares

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora.pool import PageRun, RankPages
-from lora.residency import Occupant, cheapest_window
+from lora.memory.pages import PageRun, RankPages
+from lora.memory.residency import Occupant, cheapest_window
 
 PAGE = 64
 

@@ -21,11 +21,11 @@ from hypothesis.stateful import (
 
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
-from lora.lease import Lease
-from lora.peft import pack
-from lora.pool import RankPages
-from lora.store import AdapterStore
-from lora.tiers import DiskTier
+from lora.format.peft import pack
+from lora.memory.pages import RankPages
+from lora.segments import AdapterLease
+from lora.store.store import AdapterStore
+from lora.store.tiers import DiskTier
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model: dict[str, AdapterRef] = {}  # what each name must mean
         self.live: list[AdapterRef] = []
         self.planned: frozenset[str] | None = None  # what the last ready() named, until acquired
-        self.lease: Lease | None = None
+        self.lease: AdapterLease | None = None
 
     @rule(name=NAMES, folder=st.integers(0, len(RANKS) - 1))
     def load(self, name: str, folder: int) -> None:

@@ -8,25 +8,24 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths
+from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy, Problem, fetched_bytes
-from scheduler.cluster.placement.first_fit import FirstFitPlacement
-from scheduler.cluster.placement.lineup import lineup, step_seconds
+from scheduler.cluster.placement.baselines import ContiguousPlacement, FirstFitPlacement, RandomPlacement
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.placement.slora import ContiguousPlacement, RandomPlacement
-from scheduler.cluster.placement.standbys import STANDBY
-from scheduler.cluster.placement.strata import cut
-from scheduler.cluster.placement.stratified import StratifiedOptions, StratifiedPlacement
-from scheduler.cluster.placement.terraced import TerracedPlacement
-from scheduler.cluster.profile import Lengths
+from scheduler.cluster.placement.partition import cut
+from scheduler.cluster.placement.rank_order import rank_order, step_seconds
+from scheduler.cluster.placement.replicas import STANDBY
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
+from scheduler.sim.ablations.placements import RankCeilingPlacement
 from tests.chance import examples
 from tests.properties.test_placement import RANKS, after, problem
 from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter
 
 KERNELS = list(Kernel)
-LONE = StratifiedOptions(covered=0.0)
+LONE = BalancedOptions(covered=0.0)
 busy = st.lists(st.tuples(st.sampled_from(RANKS), st.floats(1.0, 5000.0)), min_size=1, max_size=40)
 any_demand = st.lists(
     st.tuples(st.sampled_from(RANKS), st.floats(1.0, 5000.0) | st.just(0.0)), min_size=1, max_size=40
@@ -37,8 +36,8 @@ def forecast(kernel: Kernel) -> Forecast:
     return Forecast(replace(MODEL, kernel=kernel), Lengths(1024, 256))
 
 
-def ours(kernel: Kernel, options: StratifiedOptions | None = None) -> StratifiedPlacement:
-    return StratifiedPlacement(forecast(kernel), options)
+def ours(kernel: Kernel, options: BalancedOptions | None = None) -> BalancedPlacement:
+    return BalancedPlacement(forecast(kernel), options)
 
 
 def slowest(kernel: Kernel, what: Problem, placement: Placement) -> float:
@@ -59,12 +58,12 @@ def test_no_policy_makes_the_slowest_step_faster_at_first_or_after_drift(
 ) -> None:
     others: list[PlacementPolicy] = [
         LoraservePlacement(),
-        TerracedPlacement(kernel),
+        RankCeilingPlacement(kernel),
         ContiguousPlacement(),
         FirstFitPlacement(),
         RandomPlacement(np.random.default_rng(seed)),
     ]
-    first, deciding = problem(rates, nodes), ours(kernel, StratifiedOptions(slack=0.0))
+    first, deciding = problem(rates, nodes), ours(kernel, BalancedOptions(slack=0.0))
     mine = deciding.place(first)
     later = drifted(rates, seed)
     mine_later = slowest(kernel, after(first, mine, later), deciding.place(after(first, mine, later)))
@@ -146,7 +145,7 @@ def test_ranks_keep_apart_where_kernels_pad_and_every_step_takes_as_long() -> No
 def test_most_of_demand_has_a_standby_in_another_zone_and_the_plan_is_without_it() -> None:
     what = problem([(8, 300.0)] * 12 + [(128, 150.0)] * 12, 6)
     zones = {state.node: state.zone for state in what.nodes}
-    placed = ours(Kernel.PADDED, StratifiedOptions(covered=1.0)).place(what)
+    placed = ours(Kernel.PADDED, BalancedOptions(covered=1.0)).place(what)
     for shares in placed.shares.values():
         assert len({zones[share.node] for share in shares}) == 2
         assert sum(share.part for share in shares if share.part > 2 * STANDBY) > 0.99
@@ -186,7 +185,7 @@ def test_tight_memory_levels_steps_with_small_ranks_beside_large_ones() -> None:
     assert len(placed.shares) == 80
     large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in placed.held_by(n.node))]
     assert len(large) <= 3
-    line = lineup(what, forecast(Kernel.PADDED)).line
+    line = rank_order(what, forecast(Kernel.PADDED)).line
     apart = cut(replace(line, descends=False), forecast(Kernel.PADDED))
     assert apart is not None
     assert slowest(Kernel.PADDED, what, placed) < 0.9 * apart[1]

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
-from engine.core import Computation
-from engine.executor import Computed, StepOutputs
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
+from engine.runner.base import Computation
+from engine.runner.executor import Computed, StepOutputs
 from lora.adapter import AdapterRef
-from lora.lease import Lease
-from lora.segments import GroupWeights
+from lora.segments import AdapterLease, GroupWeights
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
 from scripts import bench_interference
@@ -94,17 +93,17 @@ def test_the_trials_have_distinct_adapters_of_the_ranks_they_name() -> None:
 def test_a_switch_is_the_executor_that_it_names() -> None:
     @dataclass
     class Never:
-        def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+        def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
             raise AssertionError("the other one was asked for")
 
     @dataclass
     class Empty:
-        def launch(self, plan: StepPlan, lease: Lease) -> Computation:
+        def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
             return Computed(StepOutputs((), ()))
 
     switch = bench_interference.Switch({"exact": Never(), "padded": Empty()})
     switch.current = "padded"
-    assert switch.launch(StepPlan(()), Lease({}, lambda: None)).outputs() == StepOutputs((), ())
+    assert switch.launch(StepPlan(()), AdapterLease({}, lambda: None)).outputs() == StepOutputs((), ())
 
 
 def test_the_figure_has_a_panel_for_each_company_and_metric(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.demo.tasks import TASKS
+from engine.demo.embedded import TASKS
 from scripts.bench import question, report, traffic
 from scripts.bench.client import Outcome, Verdict
 from scripts.bench.traffic import Arrival, Call, Fault

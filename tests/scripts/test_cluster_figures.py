@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.profile import Slo, from_json
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Slo, from_json
 from scripts import bench_simulator
 from scripts.figures import (
     ablations,

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora.ops.base import LoraOp, LoraStep
 from lora.ops.grouped import GroupedLora
 from lora.segments import SegmentTable
-from lora.sites import BaseShape, SiteGroup
+from lora.target_modules import BaseShape, SiteGroup
 from scripts import gpu_check
 from scripts.gpu import sections
 from scripts.gpu.backends import Dry, Run

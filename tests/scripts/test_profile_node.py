@@ -10,12 +10,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from engine.assembly import Engine, assemble
-from engine.config import EngineConfig
+from engine.build.assembly import Engine, assemble
+from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.fit import Measurement
-from scheduler.cluster.profile import from_json
+from scheduler.cluster.cost.fit import Measurement
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import from_json
 from scripts import profile_node
 from scripts.bench import cases, steps
 from scripts.bench.rehearsal import TIMED_STEPS, Case, Landings, Part, Rehearsal, Unrehearsable

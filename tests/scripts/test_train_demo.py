@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from engine.demo.tasks import TASKS, held_out_inputs
+from engine.demo.embedded import TASKS, held_out_inputs
 from scripts.demo_lessons import IGNORED, Turn, bare_questions, build_tokenizer, chat, save_tokenizer
 from scripts.train_demo import faults, main, recipes, table
 

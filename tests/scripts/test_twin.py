@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.assembly import assemble
-from engine.config import EngineConfig
+from engine.build.assembly import assemble
+from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.sim.trace import Call
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.sim.workload.trace import Call
 from scheduler.step import StepLimits
 from scripts import twin
 from scripts.bench import demand, twins

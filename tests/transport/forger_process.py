@@ -11,12 +11,12 @@ from tests.transport.child import Child
 from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_card
 from tests.transport.setup import Setup
 from transport.base import Address
-from transport.channel import Channel
+from transport.control.connection import Connection
+from transport.control.messages import LENGTH, Bytes, Grant, Read, encode
+from transport.control.security import Authenticator
 from transport.errors import TransportError
-from transport.security import Guard
-from transport.wire import LENGTH, Bytes, Grant, Read, encode
 
-Forgery = Callable[[Channel, Grant], None]
+Forgery = Callable[[Connection, Grant], None]
 
 
 class ProcessForger:
@@ -40,12 +40,12 @@ def grants(forge: Forge) -> Forgery:
     return lambda channel, grant: channel.send(forge(grant), soon())
 
 
-def grants_a_negative_span(channel: Channel, grant: Grant) -> None:
+def grants_a_negative_span(channel: Connection, grant: Grant) -> None:
     wrong = encode(grant)[LENGTH.size :].replace(b'"nbytes":', b'"nbytes":-')
     channel.send_bytes(memoryview(LENGTH.pack(len(wrong)) + wrong), soon())
 
 
-def hangs_up_in_a_grant(channel: Channel, grant: Grant) -> None:
+def hangs_up_in_a_grant(channel: Connection, grant: Grant) -> None:
     channel.send_bytes(memoryview(encode(grant)[:-9]), soon())
     channel.abort()
 
@@ -53,7 +53,7 @@ def hangs_up_in_a_grant(channel: Channel, grant: Grant) -> None:
 def sends(announced: int, sent: int) -> Forgery:
     """So many bytes more are announced, and sent, than were granted; then it hangs up."""
 
-    def forgery(channel: Channel, grant: Grant) -> None:
+    def forgery(channel: Connection, grant: Grant) -> None:
         nbytes = sum(region.nbytes for region in grant.regions)
         channel.send(grant, soon())
         channel.expect(Read, soon())
@@ -92,10 +92,10 @@ def main(control: socket.socket) -> None:
     with control, control.makefile("rw") as lines:
         settings = json.loads(lines.readline())
         setup, source = Setup(**settings["setup"]), Address(**settings["source"])
-        channel, _, offers = Guard(setup.security(), "liar").dial(source.host, source.port, soon())
+        channel, _, offers = Authenticator(setup.security(), "liar").dial(source.host, source.port, soon())
         channel.close()
 
-        def lie(puller: Channel) -> None:
+        def lie(puller: Connection) -> None:
             with leased(source, setup.security(), setup.door) as grant:
                 FORGERIES[settings["forgery"]](puller, grant)
                 with suppress(TransportError):

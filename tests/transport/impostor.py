@@ -9,16 +9,15 @@ from dataclasses import replace
 
 from tests.transport.setup import TOKEN
 from transport.base import Address
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Grant, LeaseRequest
+from transport.control.security import Authenticator, Security
 from transport.errors import TransportError
-from transport.security import Guard, Security
-from transport.wire import Grant, LeaseRequest
 
 SOON_S = 30.0
 NODE, TICKET = "impostor", 7
 
-Lie = Callable[[Channel], None]
+Lie = Callable[[Connection], None]
 Forge = Callable[[Grant], Grant]
 
 
@@ -38,7 +37,7 @@ class Impostor:
     ) -> None:
         self._lie = lie
         self._offers = dict(offers or {"stream": ""})
-        self._guard = Guard(security or Security(TOKEN), NODE)
+        self._guard = Authenticator(security or Security(TOKEN), NODE)
         self._listener = socket.create_server((host, 0))
         self.address = Address(*self._listener.getsockname())
         self._thread = threading.Thread(target=self._serve)
@@ -65,7 +64,7 @@ class Impostor:
 @contextmanager
 def leased(source: Address, security: Security, door: str) -> Iterator[Grant]:
     """A lease of "adapter" at a real source, in words that the impostor may use: its own node and ticket."""
-    theirs, _, _ = Guard(security, "liar").dial(source.host, source.port, soon())
+    theirs, _, _ = Authenticator(security, "liar").dial(source.host, source.port, soon())
     theirs.send(LeaseRequest("adapter", SOON_S, door), soon())
     grant = theirs.expect(Grant, soon())
     mine = tuple(replace(one, node=NODE, key=TICKET) for one in grant.regions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.transport.child import ANSWER_S, Child
 from tests.transport.setup import Setup
-from transport.base import Address, Usage
+from transport.base import Address, TransportUsage
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,5 @@ class ProcessPuller:
     def untouched(self) -> bool:
         return self.child.ask("untouched")
 
-    def usage(self) -> Usage:
-        return Usage(**self.child.ask("usage"))
+    def usage(self) -> TransportUsage:
+        return TransportUsage(**self.child.ask("usage"))

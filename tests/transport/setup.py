@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transport.base import Address
-from transport.door import AUTO
-from transport.doors import open_doors
+from transport.control.security import Security, TlsFiles
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security, TlsFiles
+from transport.paths.base import AUTO
+from transport.paths.choice import open_paths
 
 TOKEN = "a token of the tests"
 MIB = 1 << 20
@@ -38,6 +38,6 @@ class Setup:
 
     def open(self, name: str) -> NetworkTransport:
         """A transport set up like this."""
-        doors = open_doors(name, AUTO if self.ucx else "stream", self.open_network)
+        doors = open_paths(name, AUTO if self.ucx else "stream", self.open_network)
         options = NetworkOptions(self.security(), Address(self.host, self.port), self.door, self.most_hold_s)
         return NetworkTransport(name, options, doors)

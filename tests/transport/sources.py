@@ -8,7 +8,7 @@ from typing import Protocol
 from tests.transport.child import Child
 from tests.transport.pattern import content
 from tests.transport.setup import MIB, Setup
-from transport.base import Address, Memory, Usage
+from transport.base import Address, Memory, TransportUsage
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 
 
@@ -24,7 +24,7 @@ class Source(Protocol):
 
     async def drained(self, name: str, timeout_s: float) -> bool: ...
 
-    def usage(self) -> Usage: ...
+    def usage(self) -> TransportUsage: ...
 
 
 class ProcessSource:
@@ -55,8 +55,8 @@ class ProcessSource:
     def scribble(self, offset: int, nbytes: int) -> None:
         self.child.ask("scribble", offset, nbytes)
 
-    def usage(self) -> Usage:
-        return Usage(**self.child.ask("usage"))
+    def usage(self) -> TransportUsage:
+        return TransportUsage(**self.child.ask("usage"))
 
 
 class LocalSource:
@@ -86,5 +86,5 @@ class LocalSource:
             return False
         return True
 
-    def usage(self) -> Usage:
+    def usage(self) -> TransportUsage:
         return self.transport.usage()

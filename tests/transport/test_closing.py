@@ -15,13 +15,12 @@ from tests.transport.asynchronous import asynchronous
 from tests.transport.setup import TOKEN, Setup
 from transport import network
 from transport.base import Arena, Lease, Memory, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Message
+from transport.control.security import Security
 from transport.errors import NotOffered, PeerGone, PullTimeout, TransportClosed
-from transport.landings import Landing
+from transport.memory.destinations import Destination
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security
-from transport.wire import Message
 
 NBYTES = 64
 SOON_S = 30.0
@@ -34,7 +33,7 @@ class EndlessDoor:
     cue: tuple[Message, ...] = ()
 
     def __init__(self) -> None:
-        self.abandoned: list[Landing] = []
+        self.abandoned: list[Destination] = []
         self.closed = threading.Event()
 
     def offer(self) -> str:
@@ -52,11 +51,11 @@ class EndlessDoor:
     def carries(self, device: int) -> bool:
         return device == -1
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("not asked for")
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> tuple[Message, ...]:
         landing.quarantine()
         self.abandoned.append(landing)

@@ -8,9 +8,9 @@ import pytest
 
 from tests.transport.fake_device import BASE, ROOM, FakeDevice
 from tests.transport.pattern import content
-from transport import cuda
-from transport.cuda import CudaCopy
-from transport.errors import DoorUnavailable
+from transport.errors import PathUnavailable
+from transport.paths import cuda_copy as cuda
+from transport.paths.cuda_copy import CudaCopy
 
 PORTABLE = 1
 
@@ -94,7 +94,7 @@ def test_bytes_go_from_device_to_device_through_pinned_memory(driver: FakeDriver
 @pytest.mark.parametrize("call", ["cuInit", "cuDevicePrimaryCtxRetain", "cuMemHostAlloc", "cuMemcpyDtoH_v2"])
 def test_what_fails_is_told_by_name(driver: FakeDriver, call: str) -> None:
     driver.failing = call
-    with pytest.raises(DoorUnavailable, match=f"{call} failed with CUDA error 700"):
+    with pytest.raises(PathUnavailable, match=f"{call} failed with CUDA error 700"):
         copy_a_byte()
 
 
@@ -105,5 +105,5 @@ def copy_a_byte() -> None:
 
 def test_without_a_driver_there_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_LIBRARY", "libcuda_of_nowhere.so")
-    with pytest.raises(DoorUnavailable, match="no CUDA driver here"):
+    with pytest.raises(PathUnavailable, match="no CUDA driver here"):
         CudaCopy()

@@ -15,14 +15,14 @@ from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
 from tests.transport.fake_nixl import FakeNixl
 from tests.transport.pattern import content
 from tests.transport.setup import TOKEN
-from transport import nixl_agent
 from transport.base import HOST, Memory
-from transport.errors import DoorUnavailable, PeerGone
+from transport.control.security import Security
+from transport.errors import PathUnavailable, PeerGone
 from transport.network import NetworkOptions, NetworkTransport
-from transport.nixl_agent import NixlAgent, Side
-from transport.security import Security
-from transport.stream import StreamDoor
-from transport.ucx import UcxDoor
+from transport.paths import nixl_agent
+from transport.paths.nixl_agent import NixlAgent, Side
+from transport.paths.stream import StreamPath
+from transport.paths.ucx import UcxPath
 
 THEIRS, OURS = 0, 1
 OFFSET, PLACE, NBYTES = 13, 7, 8191
@@ -52,7 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 @asynccontextmanager
 async def opened(name: str, device: FakeDevice) -> AsyncIterator[NetworkTransport]:
     """A node with both doors, as `open_doors` makes them."""
-    doors = [UcxDoor(name), StreamDoor(device)]
+    doors = [UcxPath(name), StreamPath(device)]
     node = NetworkTransport(name, NetworkOptions(Security(TOKEN)), doors)
     yield node
     await node.close()
@@ -138,5 +138,5 @@ def test_memory_is_registered_for_its_device_and_no_other(machine: Machine) -> N
 async def test_host_memory_that_cannot_be_registered_is_an_error(machine: Machine) -> None:
     machine.nixl.takes_host = False
     async with opened("source", machine.theirs) as source:
-        with pytest.raises(DoorUnavailable, match="do without UCX"):
+        with pytest.raises(PathUnavailable, match="do without UCX"):
             source.register(Memory.of_buffer(bytearray(NBYTES)))

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import pytest
 
 from transport.base import Arena, Lease, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
-from transport.door import AUTO, usable
-from transport.errors import DoorUnavailable
-from transport.landings import Landing
-from transport.ucx import Reach
-from transport.wire import Message
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Message
+from transport.errors import PathUnavailable
+from transport.memory.destinations import Destination
+from transport.paths.base import AUTO, usable
+from transport.paths.ucx import Reach
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class FakeDoor:
     def carries(self, device: int) -> bool:
         return device == -1
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("not asked for")
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> tuple[Message, ...]:
         raise AssertionError("not asked for")
 
@@ -79,7 +78,7 @@ def test_the_first_door_that_leads_there_is_taken(
 def test_a_named_door_that_does_not_lead_there_is_refused_not_replaced(
     doors: list[FakeDoor], offers: dict[str, str]
 ) -> None:
-    with pytest.raises(DoorUnavailable, match="these do: stream"):
+    with pytest.raises(PathUnavailable, match="these do: stream"):
         usable(doors, offers, "ucx")
 
 

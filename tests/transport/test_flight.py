@@ -8,53 +8,52 @@ from collections.abc import Iterator
 import pytest
 
 from transport.base import Memory
-from transport.channel import Channel
-from transport.deadline import Deadline
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Refusal, encode
 from transport.errors import LeaseExpired, PeerGone, PullTimeout
-from transport.flight import Flight
-from transport.holdings import Holdings
-from transport.landings import Landings
-from transport.nixl_agent import Outcome
-from transport.wire import Refusal, encode
+from transport.memory.destinations import Destinations
+from transport.memory.local_memory import LocalMemory
+from transport.paths.nixl_agent import ReadState
+from transport.paths.ucx_read import UcxRead
 
 MEMORY = ctypes.create_string_buffer(16)
-REGION = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 16, owner=MEMORY)).region(0, 16)
+REGION = LocalMemory("test").register(Memory(ctypes.addressof(MEMORY), 16, owner=MEMORY)).region(0, 16)
 
 
 class FakeRead:
     """Runs until told how to end."""
 
     def __init__(self) -> None:
-        self.ending = Outcome.RUNNING
+        self.ending = ReadState.RUNNING
         self.released = threading.Event()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> ReadState:
         return self.ending
 
     def release(self) -> None:
-        assert self.ending is not Outcome.RUNNING
+        assert self.ending is not ReadState.RUNNING
         self.released.set()
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Channel, socket.socket]]:
+def ends() -> Iterator[tuple[Connection, socket.socket]]:
     listener = socket.create_server(("127.0.0.1", 0))
     ours = socket.create_connection(listener.getsockname())
     theirs, _ = listener.accept()
     with listener, theirs:
-        channel = Channel(ours, "the source")
+        channel = Connection(ours, "the source")
         yield channel, theirs
         channel.close()
 
 
-Ends = tuple[Channel, socket.socket]
+Ends = tuple[Connection, socket.socket]
 
 
-@pytest.mark.parametrize(("ending", "done"), [(Outcome.DONE, True), (Outcome.FAILED, False)])
-def test_a_read_that_ends_ends_the_landing(ends: Ends, ending: Outcome, done: bool) -> None:
-    landings, read, parted = Landings(), FakeRead(), threading.Event()
+@pytest.mark.parametrize(("ending", "done"), [(ReadState.DONE, True), (ReadState.FAILED, False)])
+def test_a_read_that_ends_ends_the_landing(ends: Ends, ending: ReadState, done: bool) -> None:
+    landings, read, parted = Destinations(), FakeRead(), threading.Event()
     landing = landings.begin([REGION])
-    flight = Flight(landing, ends[0], Deadline.after(30.0))
+    flight = UcxRead(landing, ends[0], Deadline.after(30.0))
     read.ending = ending
     assert flight.complete(read, parted.set) is done
     assert parted.is_set()
@@ -65,11 +64,11 @@ def test_a_read_that_ends_ends_the_landing(ends: Ends, ending: Outcome, done: bo
     assert landings.count() == (0, 0)
 
 
-@pytest.mark.parametrize("ending", [Outcome.DONE, Outcome.FAILED])
-def test_a_read_that_was_given_up_is_quarantined_until_it_ends(ends: Ends, ending: Outcome) -> None:
-    landings, read, parted = Landings(), FakeRead(), threading.Event()
+@pytest.mark.parametrize("ending", [ReadState.DONE, ReadState.FAILED])
+def test_a_read_that_was_given_up_is_quarantined_until_it_ends(ends: Ends, ending: ReadState) -> None:
+    landings, read, parted = Destinations(), FakeRead(), threading.Event()
     landing = landings.begin([REGION])
-    flight = Flight(landing, ends[0], Deadline.after(0.0))
+    flight = UcxRead(landing, ends[0], Deadline.after(0.0))
     with pytest.raises(PullTimeout):
         flight.complete(read, parted.set)
     flight.land()
@@ -86,7 +85,7 @@ def test_a_read_that_was_given_up_is_quarantined_until_it_ends(ends: Ends, endin
 def test_a_source_that_ends_the_lease_ends_the_wait(ends: Ends) -> None:
     channel, theirs = ends
     theirs.sendall(encode(Refusal("LeaseExpired", "too late")))
-    flight = Flight(Landings().begin([REGION]), channel, Deadline.after(30.0))
+    flight = UcxRead(Destinations().begin([REGION]), channel, Deadline.after(30.0))
     with pytest.raises(LeaseExpired, match="too late"):
         flight.complete(FakeRead(), lambda: None)
 
@@ -94,13 +93,13 @@ def test_a_source_that_ends_the_lease_ends_the_wait(ends: Ends) -> None:
 def test_a_source_that_hangs_up_ends_the_wait(ends: Ends) -> None:
     channel, theirs = ends
     theirs.close()
-    flight = Flight(Landings().begin([REGION]), channel, Deadline.after(30.0))
+    flight = UcxRead(Destinations().begin([REGION]), channel, Deadline.after(30.0))
     with pytest.raises(PeerGone, match="the source"):
         flight.complete(FakeRead(), lambda: None)
 
 
 def test_a_cancelled_pull_ends_the_wait(ends: Ends) -> None:
     ends[0].abort()
-    flight = Flight(Landings().begin([REGION]), ends[0], Deadline.after(30.0))
+    flight = UcxRead(Destinations().begin([REGION]), ends[0], Deadline.after(30.0))
     with pytest.raises(PeerGone):
         flight.complete(FakeRead(), lambda: None)

@@ -27,26 +27,26 @@ from tests.transport.rig import needs_nixl
 from tests.transport.setup import TOKEN, Setup
 from tests.transport.sources import ProcessSource
 from transport.base import Address, Arena, Memory, RemoteRegion
-from transport.channel import Channel
-from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
-from transport.network import NetworkTransport
-from transport.security import Guard, Security
-from transport.ucx import Reach
-from transport.wire import (
+from transport.control.connection import Connection
+from transport.control.messages import (
     LENGTH,
     VERSION,
     Bytes,
     Grant,
     Hello,
+    LeaseReleased,
     LeaseRequest,
     Proof,
     Read,
     Refusal,
-    Release,
-    Released,
+    ReleaseLease,
     encode,
     error_of,
 )
+from transport.control.security import Authenticator, Security
+from transport.errors import HelloRefused, LeaseExpired, PeerGone, RegionRefused, TransportError, WireError
+from transport.network import NetworkTransport
+from transport.paths.ucx import Reach
 
 NBYTES = 4096
 
@@ -134,15 +134,15 @@ async def test_a_stranger_gets_no_lease_and_disturbs_nobody(said: bytes) -> None
     await source.close()
 
 
-def trusted(source: NetworkTransport) -> Channel:
-    return Guard(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())[0]
+def trusted(source: NetworkTransport) -> Connection:
+    return Authenticator(Security(TOKEN), "liar").dial(source.address.host, source.address.port, soon())[0]
 
 
 @pytest.mark.parametrize(
     "said",
     [
         encode(Read()),
-        encode(Release(read=True, vouch=True)),
+        encode(ReleaseLease(read=True, vouch=True)),
         encode(Hello(VERSION, "again", "00")),
         frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":NaN,"door":"stream"}'),
         frame(b'{"kind":"LeaseRequest","name":"adapter","hold_s":-1,"door":"stream"}'),
@@ -199,7 +199,7 @@ def says(said: bytes) -> Lie:
 
 
 def then_sends(announced: int, sent: int) -> Lie:
-    def lie(channel: Channel) -> None:
+    def lie(channel: Connection) -> None:
         channel.send(Grant(7, 60.0, "", (region(),)), soon())
         channel.expect(Read, soon())
         channel.send(Bytes(announced), soon())
@@ -209,7 +209,7 @@ def then_sends(announced: int, sent: int) -> Lie:
 
 
 def grants_then_says(said: bytes) -> Lie:
-    def lie(channel: Channel) -> None:
+    def lie(channel: Connection) -> None:
         channel.send(Grant(7, 60.0, "", (region(),)), soon())
         channel.expect(Read, soon())
         channel.send_bytes(memoryview(said), soon())
@@ -233,13 +233,13 @@ NEGATIVE = encode(Grant(7, 60.0, "", (region(),)))[LENGTH.size :].replace(b'"nby
         (says(frame(NEGATIVE[:40])), WireError),
         (says(b"\x00\x00"), PeerGone),
         (says(b""), PeerGone),
-        (says(encode(Released())), WireError),
+        (says(encode(LeaseReleased())), WireError),
         (then_sends(NBYTES + 1, NBYTES + 1), WireError),
         (then_sends(NBYTES - 1, NBYTES - 1), WireError),
         (then_sends(NBYTES, NBYTES - 1), PeerGone),
         (grants_then_says(encode(Refusal("LeaseExpired", "sorry"))), LeaseExpired),
         (grants_then_says(b"\xff" * (NBYTES + LENGTH.size)), WireError),
-        (grants_then_says(encode(Released())), WireError),
+        (grants_then_says(encode(LeaseReleased())), WireError),
         (grants_then_says(b""), PeerGone),
     ],
 )
@@ -258,7 +258,7 @@ async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]
 async def test_a_lease_that_is_over_has_expired_though_the_source_is_silent() -> None:
     hold_s = 0.2
 
-    def lie(channel: Channel) -> None:
+    def lie(channel: Connection) -> None:
         channel.send(Grant(7, hold_s, "", (region(),)), soon())
         channel.receive(soon())
 
@@ -286,7 +286,7 @@ async def test_a_source_without_the_token_is_told_nothing() -> None:
 def relays(source: ProcessSource, forge: Forge) -> Lie:
     """What a real source in another process grants, but for what `forge` makes of it."""
 
-    def lie(channel: Channel) -> None:
+    def lie(channel: Connection) -> None:
         with leased(source.address, Security(TOKEN), "ucx") as grant:
             channel.send(forge(grant), soon())
             with suppress(TransportError):

@@ -1,4 +1,4 @@
-"""Landings as a machine: no two share a byte, and a region settles with the last landing that touches it."""
+"""Destinations as a machine: no two share a byte, and a region settles with the last landing that touches it."""
 
 import ctypes
 from concurrent.futures import Future
@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, mult
 from tests.chance import examples
 from transport.base import Memory
 from transport.errors import RegionBusy
-from transport.holdings import Holdings
-from transport.landings import Landing, Landings
+from transport.memory.destinations import Destination, Destinations
+from transport.memory.local_memory import LocalMemory
 
 MEMORY = ctypes.create_string_buffer(32)
-ARENA = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 32, owner=MEMORY))
+ARENA = LocalMemory("test").register(Memory(ctypes.addressof(MEMORY), 32, owner=MEMORY))
 SPANS = st.tuples(st.integers(0, 31), st.integers(1, 8)).filter(lambda span: sum(span) <= 32)
 
 
@@ -31,9 +31,9 @@ class LandingsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.landings = Landings()
-        self.bytes: dict[Landing, set[int]] = {}
-        self.waiting: list[tuple[Future[None], set[Landing]]] = []
+        self.landings = Destinations()
+        self.bytes: dict[Destination, set[int]] = {}
+        self.waiting: list[tuple[Future[None], set[Destination]]] = []
 
     @rule(target=open_landings, spans=st.lists(SPANS, min_size=1, max_size=3))
     def begin(self, spans: list[tuple[int, int]]):  # noqa: ANN201  (a landing or none, in hypothesis' own type)
@@ -50,11 +50,11 @@ class LandingsMachine(RuleBasedStateMachine):
         return landing
 
     @rule(landing=open_landings)
-    def quarantine(self, landing: Landing) -> None:
+    def quarantine(self, landing: Destination) -> None:
         landing.quarantine()
 
     @rule(landing=consumes(open_landings))
-    def end(self, landing: Landing) -> None:
+    def end(self, landing: Destination) -> None:
         landing.end()
         del self.bytes[landing]
         for _, left in self.waiting:

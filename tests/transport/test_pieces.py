@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport.pieces import Span, pair
+from transport.paths.ucx_read import Span, pair
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
 

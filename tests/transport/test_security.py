@@ -9,8 +9,8 @@ from scripts.certificates import make_certificates
 from tests.transport.asynchronous import asynchronous
 from tests.transport.setup import TOKEN, Setup
 from transport.base import Address
+from transport.control.security import Security, TlsFiles, is_loopback
 from transport.errors import HelloRefused, TransportError
-from transport.security import Security, TlsFiles, is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, mult
 from tests.chance import examples
 from transport.base import Arena, Memory
 from transport.errors import NotOffered, RegionRefused
-from transport.holdings import Holdings
-from transport.shelf import Ending, Shelf
+from transport.memory.leases import Ending, LeaseTable
+from transport.memory.local_memory import LocalMemory
 
 MEMORY = ctypes.create_string_buffer(64)
-ARENA = Holdings("test").register(Memory(ctypes.addressof(MEMORY), 64, owner=MEMORY))
+ARENA = LocalMemory("test").register(Memory(ctypes.addressof(MEMORY), 64, owner=MEMORY))
 NAMES = st.sampled_from(["a", "b", "c"])
 
 
@@ -31,7 +31,7 @@ class ShelfMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shelf = Shelf()
+        self.shelf = LeaseTable()
         self.published: dict[str, set[int]] = {}
         self.withdrawn: list[tuple[Future[None], set[int]]] = []
         self.ended = dict.fromkeys(Ending, 0)
@@ -93,7 +93,7 @@ TestShelf = ShelfMachine.TestCase
 
 
 def test_whoever_waits_for_pages_may_use_the_shelf_at_once() -> None:
-    shelf = Shelf()
+    shelf = LeaseTable()
     shelf.publish("a", [arena().region(0, 8)])
     ticket, _ = shelf.lend("a")
     shelf.withdraw("a").add_done_callback(lambda _: shelf.publish("a", [arena().region(8, 8)]))
@@ -103,4 +103,4 @@ def test_whoever_waits_for_pages_may_use_the_shelf_at_once() -> None:
 
 def test_a_name_needs_regions() -> None:
     with pytest.raises(RegionRefused, match="at least one"):
-        Shelf().publish("empty", [])
+        LeaseTable().publish("empty", [])

@@ -9,17 +9,16 @@ from tests.transport.asynchronous import asynchronous
 from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
 from tests.transport.pattern import content
 from tests.transport.setup import TOKEN
-from transport import staging
 from transport.base import Arena, Lease, Memory, Region
-from transport.channel import Channel
-from transport.deadline import Deadline
-from transport.door import Door
-from transport.errors import DoorUnavailable, RegionRefused
-from transport.landings import Landing
+from transport.control.connection import Connection, Deadline
+from transport.control.messages import Message
+from transport.control.security import Security
+from transport.errors import PathUnavailable, RegionRefused
+from transport.memory.destinations import Destination
 from transport.network import NetworkOptions, NetworkTransport
-from transport.security import Security
-from transport.stream import StreamDoor
-from transport.wire import Message
+from transport.paths import staging
+from transport.paths.base import DataPath
+from transport.paths.stream import StreamPath
 
 SOON_S = 30.0
 
@@ -49,11 +48,11 @@ class DirectDoor:
     def carries(self, device: int) -> bool:
         return device in self._devices
 
-    def send(self, channel: Channel, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("it is read from, it does not send")
 
     def read(
-        self, channel: Channel, lease: Lease, card: str, landing: Landing, deadline: Deadline
+        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
     ) -> tuple[Message, ...]:
         self.read_from += [region.device for region in lease.regions]
         landing.end()
@@ -63,7 +62,7 @@ class DirectDoor:
         self.read_from.clear()
 
 
-def open_node(name: str, *doors: Door) -> NetworkTransport:
+def open_node(name: str, *doors: DataPath) -> NetworkTransport:
     return NetworkTransport(name, NetworkOptions(Security(TOKEN)), doors)
 
 
@@ -82,7 +81,7 @@ async def test_device_memory_is_staged_exactly(
 ) -> None:
     monkeypatch.setattr(staging, "BUFFER_BYTES", 64)
     theirs, ours = FakeDevice(content(0, ROOM)), FakeDevice()
-    source, puller = open_node("source", StreamDoor(theirs)), open_node("puller", StreamDoor(ours))
+    source, puller = open_node("source", StreamPath(theirs)), open_node("puller", StreamPath(ours))
     lend(source, source_device, 13, nbytes)
     room = np.full(ROOM, GUARD, np.uint8) if puller_device < 0 else ours.memory
     address = room.ctypes.data if puller_device < 0 else BASE
@@ -119,8 +118,8 @@ async def test_the_direct_door_is_taken_where_it_carries_both_ends(
     taken: str,
 ) -> None:
     theirs, ours = DirectDoor(*at_source), DirectDoor(*at_puller)
-    source = open_node("source", theirs, StreamDoor(FakeDevice(content(0, ROOM))))
-    puller = open_node("puller", ours, StreamDoor(FakeDevice()))
+    source = open_node("source", theirs, StreamPath(FakeDevice(content(0, ROOM))))
+    puller = open_node("puller", ours, StreamPath(FakeDevice()))
     lend(source, source_device, 0, 100)
     room = np.full(ROOM, GUARD, np.uint8)
     address = room.ctypes.data if puller_device < 0 else BASE
@@ -135,7 +134,7 @@ async def test_the_direct_door_is_taken_where_it_carries_both_ends(
 
 @asynchronous
 async def test_memory_that_no_door_carries_is_refused_when_it_is_registered() -> None:
-    lonely = open_node("lonely", StreamDoor())
+    lonely = open_node("lonely", StreamPath())
     with pytest.raises(RegionRefused, match="no door carries"):
         lonely.register(Memory(BASE, ROOM, device=0))
     await lonely.close()
@@ -144,10 +143,10 @@ async def test_memory_that_no_door_carries_is_refused_when_it_is_registered() ->
 @asynchronous
 async def test_a_device_that_only_the_source_has_ends_by_name() -> None:
     source = open_node("source", DirectDoor(0))
-    puller = open_node("puller", DirectDoor(), StreamDoor(FakeDevice()))
+    puller = open_node("puller", DirectDoor(), StreamPath(FakeDevice()))
     lend(source, -1, 0, 100)
     into = puller.register(Memory(BASE, ROOM, device=0)).region(0, 100)
-    with pytest.raises(DoorUnavailable, match="carries devices"):
+    with pytest.raises(PathUnavailable, match="carries devices"):
         await puller.fetch(source.address, "adapter", [into], SOON_S)
     await puller.close()
     await source.close()
@@ -156,8 +155,8 @@ async def test_a_device_that_only_the_source_has_ends_by_name() -> None:
 
 @asynchronous
 async def test_a_lease_through_a_door_that_does_not_carry_the_destination_is_refused_and_ends() -> None:
-    source = open_node("source", DirectDoor(), StreamDoor(FakeDevice()))
-    puller = open_node("puller", DirectDoor(), StreamDoor(FakeDevice()))
+    source = open_node("source", DirectDoor(), StreamPath(FakeDevice()))
+    puller = open_node("puller", DirectDoor(), StreamPath(FakeDevice()))
     lend(source, -1, 0, 100)
     into = puller.register(Memory(BASE, ROOM, device=0)).region(0, 100)
     lease = await puller.lease(source.address, "adapter", SOON_S)

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from transport import nixl_agent
 from transport.base import RemoteRegion
-from transport.doors import open_doors
-from transport.errors import DoorUnavailable, RegionRefused, WireError
-from transport.nixl_agent import NixlAgent
-from transport.ucx import READ_BYTES, READ_PIECES, UcxDoor, _batches, _metadata_of
+from transport.errors import PathUnavailable, RegionRefused, WireError
+from transport.paths import nixl_agent
+from transport.paths.choice import open_paths
+from transport.paths.nixl_agent import NixlAgent
+from transport.paths.ucx import READ_BYTES, READ_PIECES, UcxPath, _batches, _metadata_of
 
 needs_nixl = pytest.mark.skipif(
     find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"
@@ -67,14 +67,14 @@ def test_devices_are_not_mixed_in_one_pull() -> None:
 
 
 @pytest.fixture(scope="module")
-def door() -> Iterator[UcxDoor]:
-    built = UcxDoor("test")
+def door() -> Iterator[UcxPath]:
+    built = UcxPath("test")
     yield built
     built.close()
 
 
 @needs_nixl
-def test_metadata_that_nixl_cannot_read_is_refused_even_with_the_right_digest(door: UcxDoor) -> None:
+def test_metadata_that_nixl_cannot_read_is_refused_even_with_the_right_digest(door: UcxPath) -> None:
     assert _metadata_of(door.card())
     agent = NixlAgent("other")
     metadata = agent.metadata()
@@ -86,7 +86,7 @@ def test_metadata_that_nixl_cannot_read_is_refused_even_with_the_right_digest(do
 
 
 @needs_nixl
-def test_ucx_is_kept_off_the_network_unless_that_is_chosen(door: UcxDoor) -> None:
+def test_ucx_is_kept_off_the_network_unless_that_is_chosen(door: UcxPath) -> None:
     assert "lo" in os.environ["UCX_NET_DEVICES"].split(",")
     assert door.reaches(door.offer())
     assert not door.reaches("not an offer")
@@ -97,20 +97,20 @@ def test_without_nixl_the_stream_is_left_and_insisting_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nixl_agent, "BINDINGS", ("nixl_of_nowhere._bindings",))
-    with pytest.raises(DoorUnavailable, match="loraserve\\[ucx\\]"):
-        open_doors("test", "ucx")
-    assert [door.name for door in open_doors("test")] == ["stream"]
+    with pytest.raises(PathUnavailable, match="loraserve\\[ucx\\]"):
+        open_paths("test", "ucx")
+    assert [door.name for door in open_paths("test")] == ["stream"]
 
 
 @needs_nixl
 def test_ucx_is_preferred_where_it_starts() -> None:
-    doors = open_doors("test")
+    doors = open_paths("test")
     assert [door.name for door in doors] == ["ucx", "stream"]
     for door in doors:
         door.close()
 
 
 def test_a_door_that_does_not_exist_is_refused() -> None:
-    assert [door.name for door in open_doors("test", "stream")] == ["stream"]
+    assert [door.name for door in open_paths("test", "stream")] == ["stream"]
     with pytest.raises(ValueError, match="'window': choose one of auto, ucx, stream"):
-        open_doors("test", "window")
+        open_paths("test", "window")

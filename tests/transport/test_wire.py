@@ -8,21 +8,20 @@ from hypothesis import strategies as st
 
 from tests.chance import examples
 from transport.base import RemoteRegion
-from transport.errors import HelloRefused, LeaseExpired, NotOffered, PullTimeout, WireError
-from transport.wire import (
+from transport.control.messages import (
     LENGTH,
     MOST_FRAME_BYTES,
     Bytes,
     Challenge,
     Grant,
     Hello,
+    LeaseReleased,
     LeaseRequest,
     Message,
     Proof,
     Read,
     Refusal,
-    Release,
-    Released,
+    ReleaseLease,
     Welcome,
     body_bytes,
     decode,
@@ -30,6 +29,7 @@ from transport.wire import (
     error_of,
     refusal_of,
 )
+from transport.errors import HelloRefused, LeaseExpired, NotOffered, PullTimeout, WireError
 
 REGION = RemoteRegion("node", 1, 4096, 10, -1, 77)
 MESSAGES = [
@@ -41,8 +41,8 @@ MESSAGES = [
     Grant(77, 2.5, "", (REGION, REGION)),
     Read(),
     Bytes(1 << 40),
-    Release(read=True, vouch=False),
-    Released(),
+    ReleaseLease(read=True, vouch=False),
+    LeaseReleased(),
     Refusal("NotOffered", "why"),
 ]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import Kernel
+from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.state import Demand, NodeState, Placement
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost import AdapterLoad, StepLoad
+from scheduler.cluster.cost.model import AdapterLoad, StepLoad
 from scheduler.cluster.state import RoutingTable, Shares, normalised
 
 
@@ -25,7 +25,7 @@ class NoNodeReachable(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RouteRequest:
     """A request to be routed. `cached_tokens` is how much of the prompt each node is believed to have in its
     prefix cache; nodes not named have none."""
 
@@ -51,7 +51,7 @@ class NodeLoad:
         it already may be waiting themselves."""
         return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * doors)
 
-    def plus(self, ask: Ask, times: int) -> "NodeLoad":
+    def plus(self, ask: RouteRequest, times: int) -> "NodeLoad":
         """With `times` as many requests like `ask` on it; one for an adapter already there adds tokens and no
         rank. Any other is taken to need room, since this does not know what is kept there."""
         is_there = ask.adapter.digest in self.adapters
@@ -90,7 +90,7 @@ class Outlook:
         for, so that a policy pays for the nodes that it considers."""
         return _Reachable(self, self._said, reaches)
 
-    def sent(self, node: str, ask: Ask) -> None:
+    def sent(self, node: str, ask: RouteRequest) -> None:
         """This door sent `ask` to `node`."""
         self._since[node] = self.of(node).plus(ask, times=len(self._said))
 
@@ -120,12 +120,12 @@ class _Reachable(Mapping[str, NodeLoad]):
 class RoutingPolicy(Protocol):
     """Chooses the node that runs a request, among those of `loads`."""
 
-    def route(self, ask: Ask, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """A node's name; raises NoNodeReachable if `loads` is empty."""
         ...
 
 
-def reachable_shares(ask: Ask, table: RoutingTable, loads: Loads) -> Shares:
+def reachable_shares(ask: RouteRequest, table: RoutingTable, loads: Loads) -> Shares:
     """The adapter's shares on reachable nodes, summing to 1; all reachable nodes alike if it has none
     there."""
     if not loads:

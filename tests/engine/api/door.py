@@ -11,12 +11,12 @@ import aiohttp
 import openai
 from aiohttp import web
 
-from engine.api.adapters import AdapterDesk
+from engine.api.adapters import AdapterAdmin
 from engine.api.http import http_app, http_runner
-from engine.text import TextCodec
+from engine.tokenizer import Tokenizer
 from tests.fakes.node import FakeNode, byte_tokenizer
 
-CODEC = TextCodec(byte_tokenizer())
+CODEC = Tokenizer(byte_tokenizer())
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
@@ -60,7 +60,7 @@ async def door(
     node: FakeNode | None = None, roots: Sequence[Path] = (), api_key: str | None = None
 ) -> AsyncIterator[Door]:
     node = node or FakeNode(CODEC)
-    runner = http_runner(http_app(node, AdapterDesk(node, roots), api_key))
+    runner = http_runner(http_app(node, AdapterAdmin(node, roots), api_key))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.api import schema
-from engine.api.endpoints import ENDPOINTS
 from engine.api.errors import FORESEEN, as_api_error
+from engine.api.generation import ENDPOINTS
 from engine.errors import Draining, Overloaded
 from scheduler.request import InvalidParameter
 from tests.chance import examples

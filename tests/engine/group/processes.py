@@ -11,7 +11,11 @@ def workers_of(pid: int) -> list[int]:
     """The workers of groups that `pid` started and that still run; it may have started other processes too."""
     listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     found = [int(child) for each in listed for child in each]
-    return [child for child in found if b"engine.group.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [
+        child
+        for child in found
+        if b"engine.tensor_parallel.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 class Watched:

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from engine.group.batch import describe, flat_size, flatten, rebuild
+from engine.tensor_parallel.messages import describe, flat_size, flatten, rebuild
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.batch import ForwardBatch
 from tests.model.driver import Piece, lay_out

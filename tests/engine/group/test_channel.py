@@ -5,23 +5,23 @@ import threading
 
 import pytest
 
-from engine.group.channel import Channel, ChannelClosed
-from engine.group.messages import Failed, Place, Placed, Step
+from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
+from engine.tensor_parallel.messages import Failed, PlaceShard, ShardPlaced, Step
 
 
 @pytest.fixture
-def ends() -> tuple[Channel, Channel]:
+def ends() -> tuple[WorkerChannel, WorkerChannel]:
     left, right = socket.socketpair()
-    return Channel(left), Channel(right)
+    return WorkerChannel(left), WorkerChannel(right)
 
 
-def test_messages_and_bytes_arrive_in_order(ends: tuple[Channel, Channel]) -> None:
+def test_messages_and_bytes_arrive_in_order(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
     step = Step(4, (3, 1), (3, 9), 2, 1, ((0, 3, "d" * 64),), replayed=False)
     bulk = bytes(range(256)) * 8192  # more than a socket holds
-    place = Place("d", "header", 64, len(bulk))
+    place = PlaceShard("d", "header", 64, len(bulk))
     sender = threading.Thread(
-        target=lambda: (near.send(step), near.send(place, memoryview(bulk)), near.send(Placed()))
+        target=lambda: (near.send(step), near.send(place, memoryview(bulk)), near.send(ShardPlaced()))
     )
     sender.start()
     assert far.receive() == step
@@ -29,13 +29,13 @@ def test_messages_and_bytes_arrive_in_order(ends: tuple[Channel, Channel]) -> No
     buffer = bytearray(len(bulk))
     far.receive_into(memoryview(buffer))
     assert buffer == bulk
-    assert far.receive() == Placed()
+    assert far.receive() == ShardPlaced()
     sender.join()
     near.close()
     far.close()
 
 
-def test_a_closed_end_is_told_at_the_other(ends: tuple[Channel, Channel]) -> None:
+def test_a_closed_end_is_told_at_the_other(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
     near.send(Failed("why"))
     near.close()
@@ -43,12 +43,12 @@ def test_a_closed_end_is_told_at_the_other(ends: tuple[Channel, Channel]) -> Non
     with pytest.raises(ChannelClosed):
         far.receive()
     with pytest.raises(ChannelClosed):
-        far.send(Placed())
+        far.send(ShardPlaced())
     far.close()
     far.close()
 
 
-def test_closing_wakes_whoever_waits(ends: tuple[Channel, Channel]) -> None:
+def test_closing_wakes_whoever_waits(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
     told: list[Exception] = []
 

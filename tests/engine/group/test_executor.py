@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from engine.draws import StepOutputs
 from engine.errors import GroupFailed
-from engine.group.executor import GroupComputation, GroupGraphs
+from engine.runner.base import StepOutputs
+from engine.tensor_parallel.executor import GroupComputation, GroupGraphs
 from scheduler.plan import SliceOutput
 from tests.engine.group.test_model import build
 

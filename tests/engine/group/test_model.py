@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import GroupFailed
-from engine.group.messages import Step
-from engine.group.model import GroupModel
+from engine.tensor_parallel.messages import Step
+from engine.tensor_parallel.model import GroupModel
 from tests.model.driver import Piece, lay_out
 
 BATCH = lay_out([Piece((5, 6), 0, (0,))], 4)

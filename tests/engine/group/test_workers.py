@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import GroupFailed
-from engine.group.messages import Load
-from engine.group.workers import Workers
+from engine.tensor_parallel.messages import Load
+from engine.tensor_parallel.worker_pool import WorkerPool
 from tests.oracles import hf
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ def load(folder: Path, rank: int = 1, size: int = 2) -> Load:
 def test_a_load_error_at_a_worker_is_told_as_one_here(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    workers, told = Workers([load(tmp_path)]), threading.Event()
+    workers, told = WorkerPool([load(tmp_path)]), threading.Event()
     workers.on_failure(told.set)
     with pytest.raises(
         GroupFailed, match=r"process 1 of the 2 .*CheckpointError: .*neither model.safetensors"
@@ -37,7 +37,7 @@ def test_a_load_error_at_a_worker_is_told_as_one_here(tmp_path: Path) -> None:
 
 def test_one_that_fails_takes_the_others_along(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path / "sound")
-    workers = Workers([load(tmp_path / "sound", 1, 3), load(tmp_path / "missing", 2, 3)])
+    workers = WorkerPool([load(tmp_path / "sound", 1, 3), load(tmp_path / "missing", 2, 3)])
     with pytest.raises(GroupFailed, match=r"process 2 of the 3 .*CheckpointError: .*does not exist"):
         workers.wait_loaded()
     workers.close()
@@ -45,6 +45,6 @@ def test_one_that_fails_takes_the_others_along(tmp_path: Path) -> None:
 
 def test_a_group_that_is_closed_while_it_loads_has_not_failed(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path)
-    workers = Workers([load(tmp_path)])
+    workers = WorkerPool([load(tmp_path)])
     workers.close()
     assert workers.failure is None

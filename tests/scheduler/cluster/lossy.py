@@ -5,11 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import Action, Fetch, Free, NodeAgent
-from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
-from scheduler.cluster.cost import CostModel, Kernel
-from scheduler.cluster.demand import DemandOptions, DemandTracker
-from scheduler.cluster.events import (
+from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths
+from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
+from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.protocol.agent import Action, Fetch, Free, NodeAgent
+from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
     Command,
@@ -17,17 +23,11 @@ from scheduler.cluster.events import (
     Drop,
     Event,
     Leave,
-    Machine,
+    NodeHardware,
     Publish,
     Report,
     Tick,
 )
-from scheduler.cluster.fleet import Copy
-from scheduler.cluster.forecast import Forecast
-from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
-from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Lengths
 from scheduler.cluster.state import OperatingPoints
 
 MIB = 2**20
@@ -43,8 +43,8 @@ def adapter(name: str, rank: int = 8) -> AdapterRef:
 
 def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:
     """One with windows and plans short enough for tests."""
-    policy = policy or StratifiedPlacement(FORECAST)
-    planner = Planner(policy, StepMeasure(FORECAST, 0.05), PlanningOptions(interval_s=3.0, comfort=0.25))
+    policy = policy or BalancedPlacement(FORECAST)
+    planner = Replanner(policy, StepMeasure(FORECAST, 0.05), ReplanOptions(interval_s=3.0, comfort=0.25))
     return Coordinator(planner, DemandTracker(DemandOptions(window_s=2.0)), CoordinatorOptions(), epoch)
 
 
@@ -73,7 +73,9 @@ class LossyCluster:
         """A node starts, or starts anew with nothing."""
         self.sessions[node] = self.sessions.get(node, 0) + 100
         zone = f"zone {len(node) % 2}"
-        self.agents[node] = NodeAgent(node, Machine(self.memory_bytes, POINTS, zone), self.sessions[node])
+        self.agents[node] = NodeAgent(
+            node, NodeHardware(self.memory_bytes, POINTS, zone), self.sessions[node]
+        )
 
     def report(self, node: str, slowdown: float = 1.0) -> None:
         if node in self.agents:

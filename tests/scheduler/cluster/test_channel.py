@@ -3,15 +3,24 @@
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import Depart, Fetch, Free, NodeAgent
-from scheduler.cluster.channel import Inbox, Outbox
-from scheduler.cluster.events import Drop, Machine, Numbered, Publish, Pull, Rejoin, Release, Report
-from scheduler.cluster.fleet import Copy, Member
+from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
+from scheduler.cluster.protocol.delivery import Inbox, Outbox
+from scheduler.cluster.protocol.messages import (
+    Drop,
+    NodeHardware,
+    Numbered,
+    Publish,
+    Pull,
+    Rejoin,
+    Report,
+    Unpin,
+)
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 
 A, B = adapter("a"), adapter("b")
-MACHINE = Machine(64 * MIB, POINTS)
+MACHINE = NodeHardware(64 * MIB, POINTS)
 
 
 def _pull(number: int, ref: AdapterRef = A, session: int = 1) -> Pull:
@@ -58,7 +67,7 @@ def test_an_agent_fetches_keeps_drains_and_frees() -> None:
     assert agent.receive(Drop("n", 1, 4, A)) == [Free(A)]
     agent.freed(A)
     assert agent.report().held == ()
-    assert agent.receive(Release("n", 1, 5)) == [Depart()]
+    assert agent.receive(Unpin("n", 1, 5)) == [Depart()]
 
 
 def test_a_load_that_was_dropped_or_failed_leaves_nothing_behind() -> None:
@@ -114,7 +123,7 @@ def _report(
 
 
 def test_a_report_is_believed_only_about_commands_it_can_know() -> None:
-    member = Member(_report(1), 0.0)
+    member = NodeView(_report(1), 0.0)
     member.absorb(_report(1), 0.0)
     member.order(_pull(0), 0.0)
     assert member.absorb(_report(2, applied=0), 1.0) == [], "it left before the pull came"
@@ -130,14 +139,14 @@ def test_a_report_is_believed_only_about_commands_it_can_know() -> None:
 
 
 def test_a_pull_that_failed_is_seen_to_have() -> None:
-    member = Member(_report(1), 0.0)
+    member = NodeView(_report(1), 0.0)
     member.order(_pull(0), 0.0)
     assert member.absorb(_report(2, applied=1), 1.0) == [A]
     assert member.copies == {}
 
 
 def test_old_reports_are_no_news() -> None:
-    member = Member(_report(1), 0.0)
+    member = NodeView(_report(1), 0.0)
     member.absorb(_report(4), 0.0)
     assert not member.is_news(_report(3))
     assert not member.is_news(_report(4))
@@ -145,6 +154,6 @@ def test_old_reports_are_no_news() -> None:
 
 
 def test_tokens_count_once_however_reports_repeat_totals() -> None:
-    member = Member(_report(1), 0.0)
+    member = NodeView(_report(1), 0.0)
     assert member.newly_taken(_report(1, taken=((A, 10), (B, 3)))) == [(A, 10), (B, 3)]
     assert member.newly_taken(_report(2, taken=((A, 10), (B, 5)))) == [(B, 2)]

@@ -4,8 +4,9 @@ import sys
 from dataclasses import replace
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator
-from scheduler.cluster.events import (
+from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     Command,
     Crash,
@@ -13,11 +14,10 @@ from scheduler.cluster.events import (
     Publish,
     Pull,
     Rejoin,
-    Release,
     Report,
     Tick,
+    Unpin,
 )
-from scheduler.cluster.fleet import Copy
 from scheduler.cluster.state import Shares
 from tests.scheduler.cluster.lossy import MIB, LossyCluster, adapter, coordinator
 
@@ -256,7 +256,7 @@ def test_releases_are_repeated_until_they_arrive() -> None:
             cluster.report(node)
         cluster.tell(Tick())
         while cluster.wire:
-            is_release = isinstance(cluster.wire[0][1], Release)
+            is_release = isinstance(cluster.wire[0][1], Unpin)
             released += is_release
             if is_release and released == 1:
                 cluster.wire.pop(0)

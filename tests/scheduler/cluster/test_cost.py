@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad, features
-from scheduler.cluster.fit import Measurement, TooFewMeasurements, fit, held_out_error
-from scheduler.cluster.profile import (
+from scheduler.cluster.cost.fit import Measurement, TooFewMeasurements, fit, held_out_error
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad, features
+from scheduler.cluster.cost.profile import (
     InvalidProfile,
     Lengths,
     Limits,

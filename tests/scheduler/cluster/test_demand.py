@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.demand import DemandOptions, DemandTracker
+from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
 from tests.scheduler.cluster.lossy import adapter
 
 WINDOW_S = 10.0

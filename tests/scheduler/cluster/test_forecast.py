@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.forecast import Batch, Crowd, Forecast
-from scheduler.cluster.profile import Lengths, Limits
+from scheduler.cluster.cost.forecast import Crowd, Forecast, ForecastBatch
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.profile import Lengths, Limits
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
 LENGTHS = Lengths(1000, 200)
@@ -79,7 +79,7 @@ def test_who_is_in_a_batch_is_forecast_as_chance_has_it(kernel: Kernel) -> None:
 
 
 def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> None:
-    before, after = Batch(20, 20_000, 20, 160, 8), Batch(20, 20_000, 21, 288, 128)
+    before, after = ForecastBatch(20, 20_000, 20, 160, 8), ForecastBatch(20, 20_000, 21, 288, 128)
     for kernel, least in ((Kernel.PADDED, 4e-3), (Kernel.EXACT, 1e-4)):
         forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
         assert forecast.step_s(after) - forecast.step_s(before) > least
@@ -89,5 +89,5 @@ def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> 
 def test_the_last_of_a_batch_waits_for_kv_memory_as_long_as_it_takes_to_free_what_is_lacking() -> None:
     """A quarter more than there is: a quarter of an answer of 200 tokens."""
     forecast = Forecast(MODEL, LENGTHS, Limits(2048, 100_000))
-    assert forecast.seat_s(Batch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(0.25 * 200 * 0.02)
-    assert forecast.seat_s(Batch(100, 100_000, 10, 80, 8), 0.02) == 0.0
+    assert forecast.seat_s(ForecastBatch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(0.25 * 200 * 0.02)
+    assert forecast.seat_s(ForecastBatch(100, 100_000, 10, 80, 8), 0.02) == 0.0

@@ -4,12 +4,12 @@ from types import MappingProxyType
 
 import pytest
 
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.fleet import Copy
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
+from scheduler.cluster.coordinator.rollout import interim_shares
+from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem, Utilisation
-from scheduler.cluster.planning import Planner, PlanningOptions
 from scheduler.cluster.state import Demand, NodeState, Placement, Share, Shares
-from scheduler.cluster.transition import interim_shares
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
 
 HELD, PULLING = Copy.HELD, Copy.PULLING
@@ -88,9 +88,9 @@ def _problem(busy: float, other: float) -> Problem:
     return Problem(Demand(MappingProxyType({BUSY: busy, OTHER: other})), nodes, before)
 
 
-def _planner() -> tuple[Planner, _Fixed]:
+def _planner() -> tuple[Replanner, _Fixed]:
     fixed = _Fixed(Placement(MappingProxyType({BUSY: _shares(n0=1.0), OTHER: _shares(n1=1.0)})))
-    return Planner(fixed, Utilisation(Kernel.EXACT), PlanningOptions()), fixed
+    return Replanner(fixed, Utilisation(Kernel.EXACT), ReplanOptions()), fixed
 
 
 def test_a_plan_whose_gain_is_below_its_churn_is_not_taken() -> None:

@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator
-from scheduler.cluster.events import Command, Drop, Event, Publish
-from scheduler.cluster.fleet import Copy
+from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
-from scheduler.sim.door import Door
 from scheduler.sim.faults import FaultKind, draw_faults
+from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import SimNode
+from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.sim.store import SimStore
-from scheduler.sim.world import World, WorldSpec
 from scheduler.step import StepScheduler
 from tests.scheduler.sim.worlds import MIB, adapters, names, node_spec, traffic, world_spec
 
 REFS = adapters(12)
 
 
-def _run(spec: WorldSpec) -> None:
-    World(spec, seed=0, audit=True).run(traffic(REFS, 10.0, 20.0, seed=1), 20.0, drain_s=20.0)
+def _run(spec: SimulatorSpec) -> None:
+    Simulator(spec, seed=0, audit=True).run(traffic(REFS, 10.0, 20.0, seed=1), 20.0, drain_s=20.0)
 
 
-def _spec() -> WorldSpec:
+def _spec() -> SimulatorSpec:
     return world_spec(2, REFS, node_spec(memory_bytes=400 * MIB))
 
 
@@ -44,19 +44,19 @@ def _forget_requests(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_at_the_door(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Door, "take", lambda self, request: None)
+    patch.setattr(FrontDoor, "take", lambda self, request: None)
 
 
 def _answer_twice(patch: pytest.MonkeyPatch) -> None:
-    end = Door._end
+    end = FrontDoor._end
 
-    def twice(self: Door, name: str, progress: object) -> None:
+    def twice(self: FrontDoor, name: str, progress: object) -> None:
         pending = self._pending[name]
         end(self, name, progress)  # pyright: ignore[reportArgumentType]
         self._pending[name] = pending
         end(self, name, progress)  # pyright: ignore[reportArgumentType]
 
-    patch.setattr(Door, "_end", twice)
+    patch.setattr(FrontDoor, "_end", twice)
 
 
 def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
     """Strings hash differently in each."""
     code = (
         "from tests.scheduler.sim.worlds import chaos\n"
-        "from scheduler.sim.world import World\n"
+        "from scheduler.sim.simulator import Simulator\n"
         "spec, arrivals = chaos(5)\n"
-        "world = World(spec, 5)\n"
+        "world = Simulator(spec, 5)\n"
         "world.run(arrivals, 40.0)\n"
         "print(world.history.digest())"
     )

@@ -4,15 +4,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.cost import StepLoad
+from scheduler.cluster.cost.model import StepLoad
+from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.cluster.routing.least_loaded import LeastLoadedRouting
+from scheduler.cluster.routing.baselines import LeastLoadedRouting
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.door import Door, Patience, Streets
+from scheduler.sim.front_door import FrontDoor, Outbound, Patience
+from scheduler.sim.network import Network, NetworkFaults, NetworkTimes
 from scheduler.sim.node import Progress, SimNode, Tell
-from scheduler.sim.wire import Wire, WireFaults, WireTimes
 from tests.scheduler.cluster.lossy import adapter
 from tests.scheduler.sim.worlds import node_spec
 
@@ -38,13 +38,13 @@ class Rig:
     def __init__(self) -> None:
         self.clock = Clock()
         self.nodes = {name: Puppet(name, self.clock) for name in ("n0", "n1", "n2")}
-        wire = Wire(
-            self.clock, WireTimes(latency_s=0.1, detect_s=1.0), WireFaults(), np.random.default_rng(0)
+        wire = Network(
+            self.clock, NetworkTimes(latency_s=0.1, detect_s=1.0), NetworkFaults(), np.random.default_rng(0)
         )
-        self.streets = Streets(self.clock, wire, MappingProxyType(self.nodes))
+        self.streets = Outbound(self.clock, wire, MappingProxyType(self.nodes))
         self.streets.loads = {"n1": IDLE, "n2": IDLE}
         self.answers: list[Progress] = []
-        self.door = Door(
+        self.door = FrontDoor(
             self.nodes["n0"],
             self.streets,
             LeastLoadedRouting(),

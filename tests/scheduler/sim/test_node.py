@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.agent import NodeAgent
-from scheduler.cluster.events import Drop, Pull
+from scheduler.cluster.protocol.agent import NodeAgent
+from scheduler.cluster.protocol.messages import Drop, Pull
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.node import Progress, SimNode

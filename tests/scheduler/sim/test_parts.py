@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scheduler.sim.catalogue import EQUAL, catalogue
 from scheduler.sim.clock import Clock
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
 from scheduler.sim.outcome import Record, summary
-from scheduler.sim.trace import Call
-from scheduler.sim.wire import Links, LinkSpeeds, Wire, WireFaults, WireTimes
-from scheduler.sim.workload import Arrival
+from scheduler.sim.workload.adapters import EQUAL, catalogue
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from tests.scheduler.sim.worlds import PROFILE
 
 
@@ -23,9 +23,9 @@ def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
     assert clock.now == 5.0
 
 
-def _posted(faults: WireFaults, count: int = 2000) -> list[int]:
+def _posted(faults: NetworkFaults, count: int = 2000) -> list[int]:
     clock, got = Clock(), []
-    wire = Wire(clock, WireTimes(), faults, np.random.default_rng(0))
+    wire = Network(clock, NetworkTimes(), faults, np.random.default_rng(0))
     for at in range(count):
         clock.at(at * 0.01, lambda at=at: wire.post("a", "b", lambda: got.append(at)))
     clock.run(1000.0)
@@ -33,21 +33,23 @@ def _posted(faults: WireFaults, count: int = 2000) -> list[int]:
 
 
 def test_a_good_wire_delivers_all_in_order() -> None:
-    assert _posted(WireFaults()) == list(range(2000))
+    assert _posted(NetworkFaults()) == list(range(2000))
 
 
 def test_a_bad_wire_loses_doubles_and_reorders_as_often_as_told() -> None:
-    assert len(_posted(WireFaults(loss=0.3))) / 2000 == pytest.approx(0.7, abs=0.04)
-    doubled = Counter(_posted(WireFaults(double=0.2)))
+    assert len(_posted(NetworkFaults(loss=0.3))) / 2000 == pytest.approx(0.7, abs=0.04)
+    doubled = Counter(_posted(NetworkFaults(double=0.2)))
     assert sum(count == 2 for count in doubled.values()) / 2000 == pytest.approx(0.2, abs=0.04)
-    late = _posted(WireFaults(late=0.5))
+    late = _posted(NetworkFaults(late=0.5))
     assert sorted(late) == list(range(2000))
     assert late != sorted(late)
 
 
 def test_a_partition_stops_posts_and_breaks_calls() -> None:
     clock, seen = Clock(), []
-    wire = Wire(clock, WireTimes(latency_s=0.1, detect_s=1.0), WireFaults(), np.random.default_rng(0))
+    wire = Network(
+        clock, NetworkTimes(latency_s=0.1, detect_s=1.0), NetworkFaults(), np.random.default_rng(0)
+    )
     wire.apart = ("a", "c")
 
     def call(receiver: str, alive: bool = True) -> None:
@@ -69,7 +71,7 @@ def test_a_partition_stops_posts_and_breaks_calls() -> None:
 def test_transfers_share_the_ends_of_links() -> None:
     """1,000 bytes at 100/s between peers: two from one source follow each other, another pair runs beside."""
     clock, ended = Clock(), {}
-    links = Links(clock, LinkSpeeds(peer_bytes_per_s=100.0, registry_bytes_per_s=10.0, latency_s=1.0))
+    links = CopyLinks(clock, CopySpeeds(peer_bytes_per_s=100.0, registry_bytes_per_s=10.0, latency_s=1.0))
     for name, source, target in (
         ("one", "a", "b"),
         ("two", "a", "c"),

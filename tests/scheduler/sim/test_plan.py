@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.cluster.profile import Slo
+from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
-from scheduler.sim.__main__ import main
 from scheduler.sim.outcome import Outcome
-from scheduler.sim.plan import Trial, likely_nodes, trials
+from scheduler.sim.planner.__main__ import main
+from scheduler.sim.planner.search import Trial, likely_nodes, trials
 from scheduler.sim.replay import Replay
-from scheduler.sim.trace import Call
-from scheduler.sim.workload import Arrival
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from tests.scheduler.cluster.lossy import adapter
 
 SLO = Slo(ttft_s=1.0, tbt_s=0.05)

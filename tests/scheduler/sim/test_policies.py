@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.cluster.policies import (
+from scheduler.cluster.policies import Setting
+from scheduler.sim.ablations.policies import (
     ABLATIONS,
     BASELINES,
     POLICIES,
-    NoForesight,
-    Setting,
+    NoKnownRates,
     UnknownPolicy,
     named,
 )
-from scheduler.sim.foresight import foresight
-from scheduler.sim.trace import Call
-from scheduler.sim.workload import Arrival
-from scheduler.sim.world import World
+from scheduler.sim.oracle_demand import oracle_rates
+from scheduler.sim.simulator import Simulator
+from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Call
 from tests.scheduler.sim.worlds import PROFILE, adapters, node_spec, traffic, world_spec
 
 
@@ -25,10 +25,10 @@ def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     refs, policy = adapters(12), named(name)
     arrivals = traffic(refs, 8.0, 30.0, seed=1)
     node = replace(node_spec(), eviction=policy.eviction)
-    setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, foresight=foresight(arrivals))
+    setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
     spec = world_spec(3, refs, node)
     spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))
-    world = World(spec, 1, audit=True)
+    world = Simulator(spec, 1, audit=True)
     world.run(arrivals, 30.0)
     assert all(record.served for record in world.records.values())
 
@@ -42,7 +42,7 @@ def test_names_are_known_or_refused() -> None:
 
 def test_the_future_is_only_known_in_replays() -> None:
     setting = Setting(node_spec().model, PROFILE.slo)
-    with pytest.raises(NoForesight, match="foresight"):
+    with pytest.raises(NoKnownRates, match="known_rates"):
         named("ours-oracle-demand").coordinator(setting)(0)
 
 
@@ -53,5 +53,5 @@ def test_foresight_is_the_tokens_to_come_over_the_time() -> None:
         Arrival(str(at), call, ref)
         for at, (call, ref) in enumerate(zip(calls, (one, other, one), strict=True))
     ]
-    assert foresight(arrivals)(1.0, 3.0) == {one: 7.5, other: 15.0}
-    assert foresight(arrivals)(3.0, 5.0) == {one: 21.0}
+    assert oracle_rates(arrivals)(1.0, 3.0) == {one: 7.5, other: 15.0}
+    assert oracle_rates(arrivals)(3.0, 5.0) == {one: 21.0}

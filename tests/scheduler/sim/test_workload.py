@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scheduler.sim.catalogue import (
+from scheduler.sim.workload.adapters import (
     EQUAL,
     MIXES,
     SHIFTING,
@@ -16,7 +16,8 @@ from scheduler.sim.catalogue import (
     rank_mix,
     read_catalogue,
 )
-from scheduler.sim.popularity import (
+from scheduler.sim.workload.arrivals import assigned, over
+from scheduler.sim.workload.popularity import (
     Diurnal,
     FlashCrowd,
     InvalidLaw,
@@ -27,8 +28,7 @@ from scheduler.sim.popularity import (
     chosen,
     popularity,
 )
-from scheduler.sim.trace import Call, InvalidTrace, busiest_s, paced, poisson, read_trace
-from scheduler.sim.workload import assigned, over
+from scheduler.sim.workload.trace import Call, InvalidTrace, busiest_s, paced, poisson, read_trace
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,4808,10

@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost import AdapterLoad, Kernel, StepLoad
-from scheduler.cluster.placement.slora import RandomPlacement
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.placement.baselines import RandomPlacement
 from scheduler.sim.faults import Fault, FaultKind
+from scheduler.sim.network import NetworkTimes
 from scheduler.sim.outcome import Outcome, summary
-from scheduler.sim.popularity import FlashCrowd, PowerLaw
-from scheduler.sim.trace import Call, poisson
-from scheduler.sim.wire import WireTimes
-from scheduler.sim.workload import Arrival, assigned
-from scheduler.sim.world import World, WorldSpec
+from scheduler.sim.simulator import Simulator, SimulatorSpec
+from scheduler.sim.workload.arrivals import Arrival, assigned
+from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw
+from scheduler.sim.workload.trace import Call, poisson
 from tests.scheduler.sim.worlds import PROFILE, adapters, chaos, node_spec, traffic, world_spec
 
 
 def _run(
-    spec: WorldSpec, arrivals: list[Arrival], seconds: float, seed: int = 0, audit: bool = True
-) -> World:
-    world = World(spec, seed, audit=audit, keep_history=True)
+    spec: SimulatorSpec, arrivals: list[Arrival], seconds: float, seed: int = 0, audit: bool = True
+) -> Simulator:
+    world = Simulator(spec, seed, audit=audit, keep_history=True)
     world.run(arrivals, seconds)
     return world
 
 
-def _figures(world: World, seconds: float) -> Outcome:
+def _figures(world: Simulator, seconds: float) -> Outcome:
     return summary(world.records.values(), PROFILE.slo, seconds)
 
 
@@ -36,7 +36,7 @@ def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> N
     def step_s(rows: int, decoding: int, context: int) -> float:
         return model.step_s(StepLoad((AdapterLoad(8, rows, decoding),), context))
 
-    wire_s = 2 * WireTimes().latency_s
+    wire_s = 2 * NetworkTimes().latency_s
     assert record.ttft_s == pytest.approx(step_s(2048, 0, 2048) + step_s(952, 0, 3000) + wire_s)
     assert record.end_s is not None
     assert record.first_s is not None

@@ -5,29 +5,29 @@ from pathlib import Path
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator import Coordinator, CoordinatorOptions
-from scheduler.cluster.cost import Kernel
-from scheduler.cluster.demand import DemandOptions, DemandTracker
-from scheduler.cluster.events import Machine
-from scheduler.cluster.forecast import Forecast
+from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
+from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
+from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
+from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.cost.profile import Lengths, from_json
+from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import PlacementPolicy
-from scheduler.cluster.placement.stratified import StepMeasure, StratifiedPlacement
-from scheduler.cluster.planning import Planner, PlanningOptions
-from scheduler.cluster.profile import Lengths, from_json
-from scheduler.cluster.routing.predicted import PredictedRouting
-from scheduler.sim.catalogue import EQUAL, SKEWED, RankMix, catalogue
+from scheduler.cluster.protocol.messages import NodeHardware
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.sim.faults import Fault, draw_faults
+from scheduler.sim.network import NetworkFaults
 from scheduler.sim.node import NodeSpec
-from scheduler.sim.popularity import PowerLaw
-from scheduler.sim.trace import poisson
-from scheduler.sim.wire import WireFaults
-from scheduler.sim.workload import Arrival, assigned
-from scheduler.sim.world import WorldSpec
+from scheduler.sim.simulator import SimulatorSpec
+from scheduler.sim.workload.adapters import EQUAL, SKEWED, RankMix, catalogue
+from scheduler.sim.workload.arrivals import Arrival, assigned
+from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.trace import poisson
 from scheduler.step import StepLimits
 
 MIB = 2**20
 PROFILE = from_json((Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json").read_text())
-LOSSY = WireFaults(loss=0.1, double=0.1, late=0.2, late_s=3.0)
+LOSSY = NetworkFaults(loss=0.1, double=0.1, late=0.2, late_s=3.0)
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> 
     """An H100 with the given memory for adapters."""
     points = PROFILE.operating_points(kernel, (8, 16, 32, 64, 128))
     limits = StepLimits(max_num_seqs=128, max_num_batched_tokens=2048, max_model_len=8192)
-    return NodeSpec(Machine(memory_bytes, points), PROFILE.model(kernel), limits)
+    return NodeSpec(NodeHardware(memory_bytes, points), PROFILE.model(kernel), limits)
 
 
 def world_spec(
@@ -47,25 +47,25 @@ def world_spec(
     node: NodeSpec | None = None,
     policy: PlacementPolicy | None = None,
     faults: tuple[Fault, ...] = (),
-    wire_faults: WireFaults | None = None,
-) -> WorldSpec:
+    wire_faults: NetworkFaults | None = None,
+) -> SimulatorSpec:
     """Our policies, on a wire without faults unless some are given."""
     node = node or node_spec()
     forecast = Forecast(node.model, Lengths(300, 40))
 
     def coordinator(epoch: int) -> Coordinator:
-        deciding = policy or StratifiedPlacement(forecast)
-        planner = Planner(deciding, StepMeasure(forecast, PROFILE.slo.tbt_s), PlanningOptions())
+        deciding = policy or BalancedPlacement(forecast)
+        planner = Replanner(deciding, StepMeasure(forecast, PROFILE.slo.tbt_s), ReplanOptions())
         return Coordinator(planner, DemandTracker(DemandOptions()), CoordinatorOptions(), epoch)
 
-    return WorldSpec(
+    return SimulatorSpec(
         node=node,
         nodes=names(nodes),
         adapters=adapters,
         coordinator=coordinator,
-        routing=PredictedRouting(forecast),
+        routing=PredictedCostRouting(forecast),
         faults=faults,
-        wire_faults=wire_faults or WireFaults(),
+        wire_faults=wire_faults or NetworkFaults(),
     )
 
 
@@ -80,7 +80,7 @@ def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int
     return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, PowerLaw(0.4), rng))
 
 
-def chaos(seed: int) -> tuple[WorldSpec, list[Arrival]]:
+def chaos(seed: int) -> tuple[SimulatorSpec, list[Arrival]]:
     """A cluster of two to five nodes on a lossy wire, with faults for 40 s, and what is asked of it."""
     rng = np.random.default_rng(seed)
     refs = adapters(24, SKEWED if seed % 2 else EQUAL)

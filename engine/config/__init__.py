@@ -1,0 +1,1 @@
+"""Say what an operator may choose, and read it from the command line, a file and the environment."""

@@ -1,0 +1,101 @@
+"""GroupModel: the forward pass of all devices, to be called like that of one; and how it comes about."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from engine.base.base_model import BaseModel, device_of
+from engine.tensor_parallel.collective import DeviceGroup
+from engine.tensor_parallel.messages import Load, describe, flatten
+from engine.tensor_parallel.worker_pool import WorkerPool
+from model.batch import ForwardBatch
+from model.kv_cache import KVCache
+from model.llama import Llama
+from model.weights import Weights
+
+
+class GroupModel:
+    """The first device's `part` of a model, which takes the others along in every step."""
+
+    def __init__(self, part: Llama, workers: WorkerPool, devices: DeviceGroup) -> None:
+        self.part, self._workers, self._devices = part, workers, devices
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """As Llama.forward. Raises GroupFailed for whatever goes wrong on any device: they are then out of step, and
+        none computes any more."""
+        with self.together():
+            self._tell(batch, replayed=False)
+            return self.part.forward(batch, cache)
+
+    def lead(self, batch: ForwardBatch) -> None:
+        """Have the others replay the step that is replayed here next, under one `together`."""
+        self._tell(batch, replayed=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step of all devices: what is raised within ends the group. Raises GroupFailed."""
+        self.check()
+        try:
+            yield
+        except Exception as error:
+            raise self._workers.cause(error) from error
+        except BaseException:  # an interrupt within a step leaves the others waiting for the rest of it
+            self._workers.fail(0, "it was interrupted within a step")
+            raise
+
+    def check(self) -> None:
+        """Raises GroupFailed if the group computes no more."""
+        if self._workers.failure is not None:
+            raise self._workers.failure
+
+    def _tell(self, batch: ForwardBatch, replayed: bool) -> None:
+        self._workers.step(describe(batch, replayed))
+        self._devices.broadcast(flatten(batch))
+
+
+def start_workers(base: BaseModel) -> WorkerPool | None:
+    """Processes for the parts of `base` but the first, which begin to read them; None if it is whole. The processors
+    of a CPU are shared out equally, unless the environment says how many threads there are to be."""
+    size = base.form.shard.size
+    if size == 1:
+        return None
+    threads = 0
+    if base.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // size)
+        torch.set_num_threads(threads)
+    return WorkerPool([_load(base, rank, threads) for rank in range(1, size)])
+
+
+def join(
+    base: BaseModel,
+    weights: Weights,
+    workers: WorkerPool,
+    cache: KVCache,
+    adapter_bytes: int,
+    graph_blocks: int,
+) -> GroupModel:
+    """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did. Replayed
+    steps have at most `graph_blocks` blocks a sequence."""
+    rendezvous = workers.reserve(cache.num_blocks, cache.block_size, adapter_bytes, graph_blocks)
+    devices = DeviceGroup(base.form.shard, base.device, rendezvous)
+    workers.on_failure(devices.abort)
+    workers.wait_ready()
+    return GroupModel(base.build(weights, devices), workers, devices)
+
+
+def _load(base: BaseModel, rank: int, threads: int) -> Load:
+    return Load(
+        folder=str(base.folder),
+        rank=rank,
+        size=base.form.shard.size,
+        device=str(device_of(base.device, rank)),
+        dtype=str(base.dtype),
+        quantization=base.form.quantization.value,
+        attention=base.arithmetic.attention,
+        lora_dtype=str(base.arithmetic.lora_dtype),
+        fused=base.arithmetic.fused,
+        threads=threads,
+    )

@@ -1,0 +1,246 @@
+"""Text: between strings and token ids. The tokenizer, the chat template, and the way back, token by token.
+
+It may not know what a request is worth or who asked for it: ids and events in, text out. Tokens become text
+through their bytes, so that the cost of a token does not depend on how many came before it.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from engine.errors import EngineError, InvalidConfig
+from scheduler.plan import FinishReason, TokenEvent, TokenLogprob
+from scheduler.request import SamplingParams
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class InvalidChat(EngineError):
+    """The messages cannot be put through the model's chat template, or it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one sequence of a request gained: text that is safe to show, and the tokens behind it.
+
+    `index` is the sequence's number among the request's `n`. Text lags behind tokens while a character is
+    unfinished or a stop string may be starting; with `finish_reason` nothing is held back any more.
+    `logprobs` is empty or aligned with `token_ids`. `stop_reason` is the stop string, or the id out of
+    `stop_token_ids`, that ended the sequence. `prompt_logprobs` comes whole with a sequence's first Delta.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template.
+
+    `vocab_size` counts the ids that the tokenizer knows; a model may draw ids beyond it, which have no text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        decoder = json.loads(self._backend.decoder.__getstate__()) if self._backend.decoder else {}
+        steps = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+        self._byte_level, self._byte_fallback = "ByteLevel" in steps, "ByteFallback" in steps
+        self._bytes: dict[int, bytes] = {}  # what token_bytes has worked out so far
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @classmethod
+    def load(cls, model: str | Path) -> "Tokenizer":
+        """The codec of a model folder, read without the network, or of a hub id. Raises InvalidConfig."""
+        folder = Path(model).is_dir()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise InvalidConfig("model", str(model), "give a folder with a tokenizer.json")
+        return cls(tokenizer)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """True if `encode_chat` can succeed."""
+        return self._tokenizer.chat_template is not None
+
+    def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
+        """Token ids of `text`; `add_special` puts what the model expects around a prompt (BOS)."""
+        return tuple(self._backend.encode(text, add_special_tokens=add_special).ids)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation, laid out by the chat template. Raises InvalidChat."""
+        if not self.has_chat_template:
+            raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
+        return self.encode(str(text), add_special=False)
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that stand for no text (BOS, EOS, roles)."""
+        return token_id in self._special
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to the text before it; b"" for ids without a token."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._spell(token_id)
+        return known
+
+    def num_chars(self, token_id: int) -> int:
+        """Characters that begin in a token; summed over a text's tokens, the text's length."""
+        if self.is_special(token_id):
+            return 0
+        return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))
+
+    def token_text(self, token_id: int) -> str:
+        """A token as text; one that is no UTF-8 by itself is written `bytes:\\xe4\\xbd`, as OpenAI does."""
+        spelled = self.token_bytes(token_id)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+    def _spell(self, token_id: int) -> bytes:
+        token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+        if token is None:
+            return b""
+        if self._byte_level:
+            return _bytes_of_symbols(token)
+        if self._byte_fallback and (code := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(code[1])
+        # What the token adds after another one: decoders treat the first token of a text differently.
+        once = self._backend.decode([token_id], skip_special_tokens=False)
+        twice = self._backend.decode([token_id, token_id], skip_special_tokens=False)
+        return twice.removeprefix(once).encode()
+
+
+class Detokenizer:
+    """One sequence's way from tokens to text, with stop strings.
+
+    The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
+    a stop string or what may become one. A stop string counts once it is complete, wherever the tokens'
+    borders lie; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
+    """
+
+    def __init__(self, codec: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
+        self._codec = codec
+        self._stops = params.stop
+        self._stop_token_ids = params.stop_token_ids
+        self._min_tokens = params.min_tokens
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""  # the end of the text that may be a stop string's beginning
+        self._num_tokens = 0
+        self.finished = False
+
+    def push(self, event: TokenEvent) -> Delta:
+        """The Delta of one event. After one with a finish_reason (`finished`) there is nothing to push."""
+        assert not self.finished, "the sequence has ended; drop what the engine still says of it"
+        token_id, reason = event.token_id, event.finish_reason
+        # The token that stops a sequence is a sign, not text.
+        spelled = b"" if token_id is None or reason is FinishReason.STOP else self._spell(token_id)
+        self._num_tokens += token_id is not None
+        text, stop = self._release(
+            self._utf8.decode(spelled, final=reason is not None), flush=reason is not None
+        )
+        stop_reason: str | int | None = stop
+        if stop is not None:
+            reason = FinishReason.STOP
+        elif reason is FinishReason.STOP and token_id in self._stop_token_ids:
+            stop_reason = token_id
+        self.finished = reason is not None
+        return Delta(
+            index=event.key.index,
+            text=text,
+            token_ids=() if token_id is None else (token_id,),
+            logprobs=() if event.logprob is None else (event.logprob,),
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            prompt_logprobs=event.prompt_logprobs,
+        )
+
+    def _spell(self, token_id: int) -> bytes:
+        if self._skip_special and self._codec.is_special(token_id):
+            return b""
+        return self._codec.token_bytes(token_id)
+
+    def _release(self, text: str, flush: bool) -> tuple[str, str | None]:
+        """What may be shown now that `text` is known, and the stop string that it completes, if any."""
+        if not self._stops:
+            return text, None
+        text = self._held + text
+        if self._num_tokens >= self._min_tokens and (found := _first_complete(text, self._stops)):
+            end, stop = found
+            self._held = ""
+            return text[: end - len(stop)], stop
+        keep = 0 if flush else _open_stop(text, self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], None
+
+
+def _first_complete(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+    """Where in `text` a stop string is complete first, and which; the longest of those that end there."""
+    found = [(start + len(stop), -len(stop), stop) for stop in stops if (start := text.find(stop)) >= 0]
+    if not found:
+        return None
+    end, _, stop = min(found)
+    return end, stop
+
+
+def _open_stop(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` with which a stop string begins."""
+    longest = min(len(text), max(map(len, stops)) - 1)
+    for length in range(longest, 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0
+
+
+def _byte_symbols() -> dict[str, int]:
+    """Byte-level BPE's alphabet (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"):
+    printable Latin-1 stands for itself, the other bytes, in order, for the characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    symbols = {chr(byte): byte for byte in printable}
+    return symbols | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_SYMBOLS = _byte_symbols()
+
+
+def _bytes_of_symbols(token: str) -> bytes:
+    """A byte-level token's bytes; an added token with other characters stands for itself."""
+    try:
+        return bytes(_BYTE_SYMBOLS[symbol] for symbol in token)
+    except KeyError:
+        return token.encode()

@@ -1,0 +1,202 @@
+"""The flat form of an adapter: one buffer of bytes that is the same on disk, in host memory, on the wire and on
+the device, so that a load, a pull and an eviction are plain copies.
+
+The buffer holds, layer by layer and group by group in the order of the forward pass, the A matrices of the
+group's present sites (stacked, so that a group's A is one [R, in] matrix), then each site's B transposed
+([r, out]). Every module has its own rank and an absent one takes no bytes; every matrix starts on a multiple of
+ALIGNMENT. A small header names what the offsets follow from. The room knows no file and no residency.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from lora.segments import AdapterWeights, GroupWeights, SitePart
+from lora.target_modules import SITES, BaseShape, SiteGroup, SiteShape
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
+FORMAT = "loraserve-flat-1"
+"""With a new number for every change of the layout rules, since offsets follow from them."""
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_GROUP_OF = {site: group for group in SiteGroup for site in group.sites}
+
+
+class InvalidHeader(ValueError):
+    """A header that does not describe a flat form of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One adapted projection: y += scale * B (A x), with A [rank, in] and B [out, rank] as they are stored.
+
+    In a dtype of a byte A and B are stored as multiples of their own steps, whose product is in `scale`.
+    """
+
+    layer: int
+    site: str
+    rank: int
+    scale: float
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where the module stands in the flat form: by layer, then in the order of the forward pass."""
+        return self.layer, SITES.index(self.site)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """Where one (layer, group) lies, in elements: its stacked A at `a_start`, `modules[i]`'s Bt at `bt_starts[i]`."""
+
+    layer: int
+    group: SiteGroup
+    modules: tuple[Module, ...]
+    a_start: int
+    bt_starts: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """Rows of the stacked A."""
+        return sum(module.rank for module in self.modules)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Which modules an adapter has and where each lies; make one with `lay_out`."""
+
+    base: BaseShape
+    dtype: torch.dtype
+    places: tuple[PackedGroup, ...]
+    nbytes: int
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """All modules, in the order of the flat form."""
+        return tuple(module for place in self.places for module in place.modules)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The module kinds that the adapter changes, in the order of the forward pass."""
+        present = {module.site for module in self.modules}
+        return tuple(site for site in SITES if site in present)
+
+
+def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> PackedLayout:
+    """PackedGroup `modules` (distinct, fitting `base`, ranks above 0) in the flat form."""
+    step = ALIGNMENT // dtype.itemsize
+    places: list[PackedGroup] = []
+    end = 0
+    ordered = sorted(modules, key=lambda module: module.order)
+    for (layer, group), members in groupby(
+        ordered, key=lambda module: (module.layer, _GROUP_OF[module.site])
+    ):
+        part = tuple(members)
+        a_start, bt_starts = end, []
+        end += _round_up(sum(m.rank for m in part) * base.of(part[0].site).in_features, step)
+        for module in part:
+            bt_starts.append(end)
+            end += _round_up(module.rank * base.of(module.site).out_features, step)
+        places.append(PackedGroup(layer, group, part, a_start, tuple(bt_starts)))
+    return PackedLayout(base, dtype, tuple(places), end * dtype.itemsize)
+
+
+def write_header(layout: PackedLayout) -> str:
+    """The layout as JSON; equal layouts give equal text."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "dtype": _DTYPE_NAMES[layout.dtype],
+            "num_layers": layout.base.num_layers,
+            "shapes": [[shape.in_features, shape.out_features] for shape in layout.base.shapes],
+            "modules": [[m.layer, m.site, m.rank, m.scale] for m in layout.modules],
+        },
+        separators=(",", ":"),
+    )
+
+
+def read_header(text: str) -> PackedLayout:
+    """The layout that `write_header` wrote. Raises InvalidHeader."""
+    try:
+        header = json.loads(text)
+        if header["format"] != FORMAT:
+            raise InvalidHeader(f"format={header['format']!r}: this version reads {FORMAT!r}; pack it again")
+        shapes = tuple(SiteShape(*shape) for shape in header["shapes"])
+        base = BaseShape(header["num_layers"], shapes)
+        return lay_out(base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InvalidHeader(f"not a flat form's header ({error!r}): pack the adapter again") from error
+
+
+def view(rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+    """The adapter's weights as views into `rows` ([at least nbytes] uint8, aligned to ALIGNMENT, any device)."""
+    flat = rows[: layout.nbytes].view(layout.dtype)
+    scales = _scales(layout).to(rows.device)
+    groups: dict[tuple[int, SiteGroup], GroupWeights] = {}
+    rank_start = 0
+    for place in layout.places:
+        shape = (place.rank, layout.base.of(place.modules[0].site).in_features)
+        groups[place.layer, place.group] = GroupWeights(
+            A=matrix(flat, place.a_start, shape),
+            scale=scales[rank_start : rank_start + place.rank],
+            parts=tuple(_parts(flat, place, layout.base)),
+        )
+        rank_start += place.rank
+    return AdapterWeights(digest, groups)
+
+
+def matrix(flat: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
+    """The contiguous matrix of `shape` that begins at element `start` of `flat`."""
+    return flat[start : start + shape[0] * shape[1]].view(shape)
+
+
+def _parts(flat: Tensor, place: PackedGroup, base: BaseShape) -> Iterable[SitePart]:
+    """The group's present sites: their rows of the stacked A and their columns of the fused output."""
+    present = {m.site: (m, start) for m, start in zip(place.modules, place.bt_starts, strict=True)}
+    rank_start = out_start = 0
+    for site in place.group.sites:
+        width = base.of(site).out_features
+        if site in present:
+            module, start = present[site]
+            rank_stop = rank_start + module.rank
+            Bt = matrix(flat, start, (module.rank, width))
+            yield SitePart(rank_start, rank_stop, out_start, out_start + width, Bt)
+            rank_start = rank_stop
+        out_start += width
+
+
+def _scales(layout: PackedLayout) -> Tensor:
+    """Every rank row's scale, module after module: [sum of ranks] float32."""
+    modules = layout.modules
+    scales = torch.tensor([m.scale for m in modules], dtype=torch.float32)
+    return scales.repeat_interleave(torch.tensor([m.rank for m in modules]))
+
+
+def _round_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def digest_of(layout: PackedLayout, rows: Tensor) -> str:
+    """The content's identity: BLAKE3 (hex) of header and rows. rows: [nbytes] uint8 on the host.
+
+    Every pulled adapter is digested before it is served, and SHA-256 takes several times as long for it as a network
+    takes to bring it. (O'Connor, Aumasson, Neves, Wilcox-O'Hearn: BLAKE3, one function, fast everywhere, 2020.)
+    """
+    content = blake3(write_header(layout).encode())
+    content.update(rows.numpy().data)
+    return content.hexdigest()

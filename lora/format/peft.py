@@ -1,0 +1,241 @@
+"""A PEFT folder becomes a flat form, or a reason why not. Never a silently wrong adapter.
+
+What an adapter changes is read from the names of its tensors and checked against its configuration: every
+target has both matrices, every matrix belongs to a target, and ranks and shapes fit. The room knows nothing of
+residency; it reads a folder and writes none.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora.adapter import AdapterRef
+from lora.errors import AdapterRefused
+from lora.format.packed import Module, PackedLayout, digest_of, lay_out, matrix
+from lora.format.peft_config import CONFIG_FILE, Flaw, LoraSettings, read_settings
+from lora.target_modules import SITES, BaseShape, SiteGroup
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+
+_BLOCKS = dict.fromkeys((*SiteGroup.GATE_UP.sites, *SiteGroup.DOWN.sites), "mlp")
+_BLOCKS |= dict.fromkeys((*SiteGroup.QKV.sites, *SiteGroup.OUT.sites), "self_attn")
+_TENSOR_NAME = re.compile(
+    r"(?:base_model\.model\.)?"
+    r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9]\d*)\.(?P<block>\w+)\.(?P<site>\w+))"
+    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
+)
+_OTHER_TENSORS = (
+    ("lora_embedding_", "LoRA on embed_tokens is not served: train without it in target_modules"),
+    ("embed_tokens", "LoRA on embed_tokens, or a new embedding, is not served: train without it"),
+    ("lm_head", "LoRA on lm_head, or a new lm_head, is not served: train without it"),
+    (
+        "lora_magnitude_vector",
+        "it belongs to DoRA, which is not served: merge the adapter into the base model",
+    ),
+    (".bias", "biases are not served: train with bias='none' and lora_bias=False"),
+)
+_SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in its flat form, on the host. rows: [layout.nbytes] uint8."""
+
+    ref: AdapterRef
+    layout: PackedLayout
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One module's tensors as they are in the file, A: [r, in], B: [out, r]; or divided such that `step` times their
+    product is what the file's is."""
+
+    path: str
+    layer: int
+    site: str
+    A: Tensor
+    B: Tensor
+    step: float = 1.0
+
+
+def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> PackedAdapter:
+    """Read the PEFT folder and pack it in the serving `dtype`. Raises AdapterRefused with the exact reason."""
+    try:
+        settings = read_settings(folder)
+        pairs = _read_pairs(folder)
+        _check_targets(settings, pairs, base)
+        for pair in pairs.values():
+            _check_shapes(settings, pair, base)
+        pairs = {path: _in_steps(pair, dtype) for path, pair in pairs.items()}
+        modules = [
+            Module(p.layer, p.site, p.A.shape[0], settings.scale(p.path) * p.step) for p in pairs.values()
+        ]
+        layout = lay_out(base, dtype, modules)
+        rows = _fill(layout, {(pair.layer, pair.site): pair for pair in pairs.values()})
+    except Flaw as flaw:
+        raise AdapterRefused(name, str(flaw)) from flaw
+    ref = AdapterRef(digest_of(layout, rows), name, layout.rank, layout.sites, layout.nbytes)
+    return PackedAdapter(ref, layout, rows)
+
+
+def _read_pairs(folder: Path) -> dict[str, _Pair]:
+    """Every module's A and B, by module path."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    matches: dict[str, re.Match[str]] = {}
+    for tensor_name, tensor in _read_tensors(folder).items():
+        match = _match(tensor_name)
+        sides = halves.setdefault(match["path"], {})
+        if match["side"] in sides:
+            raise Flaw(f"{WEIGHTS_FILE} has lora_{match['side']} of {match['path']} twice: keep one")
+        _check_tensor(tensor_name, tensor)
+        sides[match["side"]] = tensor
+        matches[match["path"]] = match
+    if not halves:
+        raise Flaw(
+            f"{WEIGHTS_FILE} holds no tensors: save the adapter again, with all ranks' shards gathered"
+        )
+    if len(roots := {match["root"] for match in matches.values()}) > 1:
+        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(roots)}: use one of them")
+    return {path: _pair(matches[path], sides) for path, sides in halves.items()}
+
+
+def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """All tensors of the folder. Read and not mapped: a file cut short meanwhile must not kill the server."""
+    path = folder / WEIGHTS_FILE
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        if (folder / PICKLE_FILE).exists():
+            raise Flaw(
+                f"{folder} has {PICKLE_FILE}, a pickle, which could run any code: save it as {WEIGHTS_FILE}"
+                " (save_pretrained(safe_serialization=True))"
+            ) from None
+        raise Flaw(f"{folder} has no {WEIGHTS_FILE}: save the adapter there as one file") from None
+    except OSError as error:
+        raise Flaw(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise Flaw(f"{path} is truncated or no safetensors file ({error}): copy or save it again") from error
+
+
+def _match(tensor_name: str) -> re.Match[str]:
+    """The parts of a LoRA tensor's name. Raises Flaw for a tensor that is not served."""
+    match = _TENSOR_NAME.fullmatch(tensor_name)
+    if match is None:
+        for mark, reason in _OTHER_TENSORS:
+            if mark in tensor_name:
+                raise Flaw(f"{WEIGHTS_FILE} has the tensor {tensor_name!r}: {reason}")
+        raise Flaw(
+            f"{WEIGHTS_FILE} has the tensor {tensor_name!r}, which is no LoRA of a Llama-family layer:"
+            " expected [base_model.model.][model.]layers.N.{self_attn,mlp}.SITE.lora_{A,B}.weight"
+        )
+    if _BLOCKS.get(match["site"]) != match["block"]:
+        raise Flaw(
+            f"{WEIGHTS_FILE} has the tensor {tensor_name!r}: {match['block']}.{match['site']} is no served"
+            f" module; the sites are {', '.join(f'{_BLOCKS[site]}.{site}' for site in SITES)}"
+        )
+    return match
+
+
+def _check_tensor(tensor_name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _SERVED_DTYPES:
+        raise Flaw(f"{tensor_name} is {tensor.dtype}: save it as float32, float16 or bfloat16")
+    if tensor.dim() != 2 or tensor.numel() == 0:
+        raise Flaw(
+            f"{tensor_name} has shape {tuple(tensor.shape)}, not two dimensions above 0: gather the shards of a"
+            " distributed training before saving"
+        )
+
+
+def _pair(match: re.Match[str], sides: Mapping[str, Tensor]) -> _Pair:
+    for side, other in (("A", "B"), ("B", "A")):
+        if side not in sides:
+            raise Flaw(
+                f"{WEIGHTS_FILE} has lora_{other} of {match['path']} without lora_{side}: save it again"
+            )
+    return _Pair(match["path"], int(match["layer"]), match["site"], sides["A"], sides["B"])
+
+
+def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: BaseShape) -> None:
+    """The modules of the file must be exactly the modules that the configuration targets in this base."""
+    for path, pair in pairs.items():
+        if pair.layer >= base.num_layers:
+            raise Flaw(
+                f"{path} is beyond the base model's {base.num_layers} layers: it was trained on another"
+            )
+        if not settings.targets(path):
+            raise Flaw(
+                f"{WEIGHTS_FILE} has {path}, which {CONFIG_FILE} does not target: one of them is wrong"
+            )
+    root = "model." if next(iter(pairs)).startswith("model.") else ""
+    paths = [f"{root}layers.{layer}.{_BLOCKS[s]}.{s}" for layer in range(base.num_layers) for s in SITES]
+    for path in paths:
+        if path not in pairs and settings.targets(path):
+            raise Flaw(f"{CONFIG_FILE} targets {path}, of which {WEIGHTS_FILE} has no tensors: save it again")
+    for target in settings.target_modules if isinstance(settings.target_modules, tuple) else ():
+        if not any(path == target or path.endswith(f".{target}") for path in paths):
+            raise Flaw(
+                f"{CONFIG_FILE} has {target!r} in target_modules, which names no served module of this base"
+                f" model (sites: {', '.join(SITES)}): train without it, or remove it if it never matched"
+            )
+
+
+def _check_shapes(settings: LoraSettings, pair: _Pair, base: BaseShape) -> None:
+    shape, rank = base.of(pair.site), settings.rank(pair.path)
+    ranks = pair.A.shape[0], pair.B.shape[1]
+    if ranks != (rank, rank):
+        raise Flaw(
+            f"{pair.path} has rank {ranks[0]} in lora_A and {ranks[1]} in lora_B, but r and rank_pattern of"
+            f" {CONFIG_FILE} say {rank}: save both together"
+        )
+    trained = pair.A.shape[1], pair.B.shape[0]
+    if trained != (shape.in_features, shape.out_features):
+        raise Flaw(
+            f"{pair.path} maps {trained[0]} to {trained[1]} features, the base model's {shape.in_features} to"
+            f" {shape.out_features}: it was trained on another base model"
+        )
+
+
+def _in_steps(pair: _Pair, dtype: torch.dtype) -> _Pair:
+    """For a dtype of a byte, both matrices divided so that their largest elements are the dtype's largest number."""
+    if dtype.itemsize > 1:
+        return pair
+    most = torch.finfo(dtype).max
+    a_step, b_step = (float(side.float().abs().max()) / most or 1.0 for side in (pair.A, pair.B))
+    return replace(pair, A=pair.A.float() / a_step, B=pair.B.float() / b_step, step=a_step * b_step)
+
+
+def _fill(layout: PackedLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
+    """The flat form's bytes; gaps between matrices are zero, so that equal content has equal bytes."""
+    rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    flat = rows.view(layout.dtype)
+    for place in layout.places:
+        a_start = place.a_start
+        for module, bt_start in zip(place.modules, place.bt_starts, strict=True):
+            pair = pairs[module.layer, module.site]
+            matrix(flat, a_start, (module.rank, pair.A.shape[1])).copy_(pair.A)
+            matrix(flat, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.to(layout.dtype).t())
+            a_start += pair.A.numel()
+    # One sum finds any NaN or Inf at the speed of reading; which tensor it is matters only then.
+    summed = flat.float() if layout.dtype.itemsize == 1 else flat  # there are no sums of bytes' floats
+    if not summed.sum().isfinite():
+        for pair in pairs.values():
+            _check_finite(pair, layout.dtype)
+    return rows
+
+
+def _check_finite(pair: _Pair, dtype: torch.dtype) -> None:
+    for side, tensor in (("A", pair.A), ("B", pair.B)):
+        if not tensor.isfinite().all():
+            raise Flaw(
+                f"lora_{side} of {pair.path} holds NaN or Inf: the training diverged; use another step"
+            )
+        if not tensor.to(dtype).float().isfinite().all():
+            raise Flaw(f"lora_{side} of {pair.path} has values beyond {dtype}'s range: serve it in float32")

@@ -1,0 +1,94 @@
+"""ShardSpec: which part of each projection one of several devices computes, and an adapter's share of it.
+
+The base model's matrices and the adapters' are cut alike. Where a site's outputs are cut, its A is whole and its B
+is cut; where its inputs are cut, its A is cut and its B is whole, so that the devices' outputs are partial sums and
+so are the adapters' updates: one sum over the devices completes both (Megatron-LM, arXiv 1909.08053, with S-LoRA's
+remark, arXiv 2311.03285, that the adapters' sums can ride on the base's). A share has the same bytes' order as a
+whole flat form; it is the flat form of a model with narrower projections.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lora.format.packed import PackedLayout, lay_out, matrix
+from lora.target_modules import SITES, BaseShape, SiteShape
+
+
+@dataclass(frozen=True, slots=True)
+class SiteShard:
+    """Inputs `in_start:in_stop` and outputs `out_start:out_stop` of one projection."""
+
+    in_start: int
+    in_stop: int
+    out_start: int
+    out_stop: int
+
+    @property
+    def inputs(self) -> range:
+        """The columns of the projection's matrix."""
+        return range(self.in_start, self.in_stop)
+
+    @property
+    def outputs(self) -> range:
+        """The rows of the projection's matrix."""
+        return range(self.out_start, self.out_stop)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """One device's part of each site, aligned with SITES; the sites of one group have the same inputs."""
+
+    num_layers: int
+    sites: tuple[SiteShard, ...]
+
+    def of(self, site: str) -> SiteShard:
+        """The part of `site`."""
+        return self.sites[SITES.index(site)]
+
+    @property
+    def shape(self) -> BaseShape:
+        """What an adapter's share must fit."""
+        sizes = ((len(cut.inputs), len(cut.outputs)) for cut in self.sites)
+        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes))
+
+
+def shard_layout(layout: PackedLayout, cut: ShardSpec) -> PackedLayout:
+    """The layout of the adapter's share: the same modules, ranks and scales over the narrower projections."""
+    return lay_out(cut.shape, layout.dtype, layout.modules)
+
+
+def shard_rows(rows: Tensor, layout: PackedLayout, cut: ShardSpec, share: Tensor) -> None:
+    """Copy a share's bytes.
+
+    rows: [at least layout.nbytes] uint8, whole. share: [at least shard_layout(layout, cut).nbytes] uint8, aligned,
+    on any device; its gaps between matrices are left as they are.
+    """
+    narrow = shard_layout(layout, cut)
+    whole, part = rows[: layout.nbytes].view(layout.dtype), share[: narrow.nbytes].view(layout.dtype)
+    for source, destination in _matrices(whole, layout, part, narrow, cut):
+        destination.copy_(source)
+
+
+def _matrices(
+    whole: Tensor, layout: PackedLayout, part: Tensor, narrow: PackedLayout, cut: ShardSpec
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each matrix of the share: where its numbers are in the whole form, and where they go."""
+    for wide, slim in zip(layout.places, narrow.places, strict=True):
+        first = wide.modules[0].site
+        inputs = cut.of(first)
+        source = matrix(whole, wide.a_start, (wide.rank, layout.base.of(first).in_features))
+        columns = narrow.base.of(first).in_features
+        yield (
+            source[:, inputs.in_start : inputs.in_stop],
+            matrix(part, slim.a_start, (slim.rank, columns)),
+        )
+        for module, start, goal in zip(wide.modules, wide.bt_starts, slim.bt_starts, strict=True):
+            outputs = cut.of(module.site)
+            source = matrix(whole, start, (module.rank, layout.base.of(module.site).out_features))
+            columns = narrow.base.of(module.site).out_features
+            yield (
+                source[:, outputs.out_start : outputs.out_stop],
+                matrix(part, goal, (module.rank, columns)),
+            )

@@ -1,0 +1,1 @@
+"""Hold resident adapters in the rank pages of one arena."""

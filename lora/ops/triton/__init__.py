@@ -1,0 +1,1 @@
+"""Compute the LoRA operation in Triton kernels, at each row's own rank."""

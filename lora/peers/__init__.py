@@ -1,0 +1,1 @@
+"""Share adapters with other nodes: publish what this node has, find and pull what it lacks."""

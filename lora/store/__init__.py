@@ -1,0 +1,1 @@
+"""Own adapters: what names mean, what is resident, and the loads between tiers."""

@@ -1,0 +1,66 @@
+"""NameRefresher: names that peers told are asked for again, in the background. No request waits for it.
+
+Once per period every learnt name is asked for among the peers that are nearer to an owner. What it means there it
+means here from then on; a name that nobody there knows is forgotten; while one of them is silent it keeps its meaning,
+so that what was pulled outlives its source. Requests keep the content that they were accepted with.
+"""
+
+import logging
+import threading
+
+from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
+from lora.names import RemoteName
+from lora.store.registry import AdapterRegistry
+from lora.store.tier_chain import TierChain
+from transport.errors import TransportError
+
+_PAUSE_S = 0.02  # between two names, so that a thousand of them cost peers little; they take longer then
+_log = logging.getLogger(__name__)
+
+
+class NameRefresher:
+    """Reviews learnt names, in a thread of its own if `every_s` is given."""
+
+    def __init__(
+        self, naming: AdapterRegistry, supply: TierChain, most_bytes: int, every_s: float | None
+    ) -> None:
+        self._naming = naming
+        self._supply = supply
+        self._most_bytes = most_bytes
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        if every_s is not None:
+            self._thread = threading.Thread(
+                target=self._run, args=(every_s,), name="adapter-names", daemon=True
+            )
+            self._thread.start()
+
+    def review(self) -> None:
+        """One round over all learnt names."""
+        for learnt in self._naming.learnt():
+            if self._closed.is_set():
+                return
+            self._review(learnt)
+            if self._thread is not None:
+                self._closed.wait(_PAUSE_S)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, every_s: float) -> None:
+        while not self._closed.wait(every_s):
+            self.review()
+
+    def _review(self, learnt: RemoteName) -> None:
+        try:
+            told = self._supply.confirm(learnt, self._most_bytes)
+        except (AdapterUnreachable, TransportError) as error:
+            _log.debug("%s keeps its meaning: %s", learnt.ref.name, error)
+            return
+        except (UnknownAdapter, AdapterRefused) as error:
+            _log.debug("%s", error)
+            told = None
+        self._naming.follow(learnt, told)

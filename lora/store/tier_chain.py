@@ -1,0 +1,153 @@
+"""TierChain: the tiers in the order in which they are asked, and what each of them was good for.
+
+It knows where contents may be had and nothing of residency; it may be called from any thread, and waits.
+"""
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora.errors import AdapterLost, AdapterRefused
+from lora.format.packed import PackedLayout
+from lora.format.peft import PackedAdapter, pack
+from lora.names import RemoteName
+from lora.peers.manifest import Manifest
+from lora.peers.peer_tier import PeerStats, PeerTier
+from lora.store.tiers import PackedTier, SourceTier, Tier
+from lora.target_modules import BaseShape
+
+
+class TierChain:
+    """Packed forms first, then peers' memory, then the PEFT folders, which must be packed again."""
+
+    def __init__(
+        self, base: BaseShape, dtype: torch.dtype, packed: PackedTier, peers: PeerTier | None
+    ) -> None:
+        self._base = base
+        self._dtype = dtype
+        self._packed = packed
+        self._peers = peers
+        self._source = SourceTier(base, dtype)
+        self._tiers: tuple[Tier, ...] = (packed, *((peers,) if peers else ()), self._source)
+        self._lock = threading.Lock()
+        self._hits = Counter[str]()
+        self._fallbacks = Counter[str]()
+        self._seconds = defaultdict[str, float](float)
+
+    @property
+    def hits(self) -> Mapping[str, int]:
+        """How many contents each tier gave."""
+        with self._lock:
+            return {tier.name: self._hits[tier.name] for tier in self._tiers}
+
+    @property
+    def fallbacks(self) -> Mapping[str, int]:
+        """How many times each tier was asked in vain, and the next one had to be."""
+        with self._lock:
+            return {tier.name: self._fallbacks[tier.name] for tier in self._tiers}
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long what each tier gave has taken."""
+        with self._lock:
+            return {tier.name: self._seconds[tier.name] for tier in self._tiers}
+
+    @property
+    def peer_stats(self) -> PeerStats:
+        """What the peers gave; zeros without peers."""
+        return self._peers.stats if self._peers else PeerStats()
+
+    def reload_s(self, nbytes: int) -> float:
+        """About how long it takes to bring in `nbytes` again."""
+        return self._packed.cost_s(nbytes)
+
+    def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
+        """Read a folder and keep its packed form. Raises AdapterRefused."""
+        packed = pack(name, folder, self._base, self._dtype)
+        _check_size(name, packed.ref.nbytes, most_bytes)
+        try:
+            self.keep(packed)
+        except OSError as error:
+            raise AdapterRefused(
+                name, f"its packed form cannot be kept ({error}): free space or choose another cache folder"
+            ) from error
+        return packed
+
+    def look_up(self, name: str, most_bytes: int) -> Manifest | None:
+        """What peers say that `name` means; None without peers.
+
+        Raises UnknownAdapter, AdapterUnreachable; AdapterRefused for what this base cannot serve.
+        """
+        if self._peers is None:
+            return None
+        return self._checked(self._peers.look_up(name), most_bytes)
+
+    def confirm(self, learnt: RemoteName, most_bytes: int) -> Manifest:
+        """What peers say now that a learnt name means. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
+        assert self._peers is not None, "only peers teach names"
+        return self._checked(self._peers.confirm(learnt), most_bytes)
+
+    def remember(self, digest: str, layout: PackedLayout, name: str, folder: Path | None) -> None:
+        """This content has this layout, and may be had from `folder`."""
+        if self._peers is not None:
+            self._peers.remember(digest, layout)
+        if folder is not None:
+            self._source.remember(digest, name, folder)
+
+    def forget(self, digest: str) -> None:
+        """Nobody will ask for this content again."""
+        if self._peers is not None:
+            self._peers.forget(digest)
+        self._source.forget(digest)
+
+    def keep(self, packed: PackedAdapter) -> None:
+        """Keep a packed form. Raises OSError if there is no room for it."""
+        self._packed.put(packed)
+
+    def trim(self, keep: Container[str]) -> None:
+        """Forget packed forms beyond the bound, but none in `keep`."""
+        self._packed.trim(keep)
+
+    def fetch(self, digest: str, name: str, destination: Tensor) -> bool:
+        """Fill `destination` from the first tier that has the content; whether it came from a peer.
+
+        Raises AdapterLost if none has it, BytesMayLand if the destination must not be used any more.
+        """
+        for tier in self._tiers:
+            started_s = time.perf_counter()
+            if tier.fetch(digest, destination):
+                with self._lock:
+                    self._hits[tier.name] += 1
+                    self._seconds[tier.name] += time.perf_counter() - started_s
+                return tier is self._peers
+            with self._lock:
+                self._fallbacks[tier.name] += 1
+        raise AdapterLost(name, "no tier has its content any more: load it again")
+
+    def fetch_here(self, digest: str, destination: Tensor) -> bool:
+        """Fill `destination` from what is on this node: no peer is asked, nothing is counted. Raises AdapterLost."""
+        return any(tier.fetch(digest, destination) for tier in self._tiers if tier is not self._peers)
+
+    def _checked(self, note: Manifest, most_bytes: int) -> Manifest:
+        """Raises AdapterRefused for what this base cannot serve."""
+        name = note.ref.name
+        if note.layout.base != self._base or note.layout.dtype != self._dtype:
+            raise AdapterRefused(
+                name, "the peer that has it serves another base model or dtype: give both nodes the same"
+            )
+        _check_size(name, note.layout.nbytes, most_bytes)
+        return note
+
+
+def _check_size(name: str, nbytes: int, most_bytes: int) -> None:
+    if nbytes > most_bytes:
+        raise AdapterRefused(
+            name,
+            f"it takes {nbytes} bytes, all memory for adapters is {most_bytes} bytes:"
+            " give the engine more adapter memory",
+        )

@@ -1,0 +1,1 @@
+"""Attend over paged K/V in Triton kernels."""

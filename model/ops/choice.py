@@ -1,0 +1,28 @@
+"""Choose the arithmetic between a layer's matrices: the one place that knows both kinds."""
+
+import torch
+
+from lora.ops.grouped import GroupedLora
+from model.config import ModelConfig
+from model.ops.base import LayerOps
+from model.ops.eager import EagerOps
+
+
+def make_ops(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    lora_dtype: torch.dtype,
+    device: torch.device,
+    uses_triton: bool,
+) -> LayerOps:
+    """Make a layer's operations for a model of `dtype`, or a part of one, and adapters of `lora_dtype`.
+
+    In Triton each consumer of a projection adds the adapters' share itself; in plain torch that is a step of its own.
+    """
+    if not uses_triton:
+        return EagerOps(config, dtype, device, GroupedLora())
+    # Imported when it is chosen: where nothing chooses it, Triton may be absent.
+    from lora.ops.triton.op import TritonLora  # noqa: PLC0415
+    from model.ops.triton.layer import TritonOps  # noqa: PLC0415
+
+    return TritonOps(config, dtype, TritonLora(config.base_shape(), lora_dtype, device))

@@ -1,0 +1,1 @@
+"""Compute what lies between a layer's matrices in Triton kernels."""

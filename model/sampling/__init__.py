@@ -1,0 +1,1 @@
+"""Draw tokens from logits, on any device."""

@@ -1,0 +1,1 @@
+"""Decide where adapters live, and get them there."""

@@ -1,0 +1,269 @@
+"""The coordinator: events in, commands out. Decides where adapters live and publishes where requests go.
+
+Its state is soft: a new one learns all from reports and the registry, and for `settle_s` only listens. Nodes
+are believed dead when they have been silent for `dead_after_s` or were reported crashed, and must then
+rejoin. Everything it sends is sent again until a report shows that it arrived. It does not know what carries
+its messages, and the same events at the same times give the same commands.
+
+Cost: a report costs as much as it is long, a tick as there are nodes; only plans and tables grow with the
+adapters.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.demand import DemandSource
+from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.coordinator.replan import Replanner
+from scheduler.cluster.coordinator.rollout import Rollout
+from scheduler.cluster.placement.base import Problem
+from scheduler.cluster.protocol.messages import (
+    AdapterAdded,
+    AdapterDeleted,
+    Command,
+    Crash,
+    Event,
+    Leave,
+    Publish,
+    Rejoin,
+    Report,
+    Tick,
+    Unpin,
+)
+from scheduler.cluster.state import Placement, RoutingTable
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorOptions:
+    """Tables are published no more often than every `publish_s`; `max_pulls` run at once on one node; what
+    waits for memory while nothing else moves is given up after `stuck_s`."""
+
+    settle_s: float = 3.0
+    dead_after_s: float = 5.0
+    retry_s: float = 1.0
+    publish_s: float = 0.2
+    stuck_s: float = 5.0
+    max_pulls: int = 16
+
+
+class Coordinator:
+    """One per cluster; give it a `Tick` about once a second. `epoch` is to be larger for each one that
+    follows another (the second it starts in, say), so that what its forerunners sent and is still under way
+    is told from its own."""
+
+    def __init__(
+        self, planner: Replanner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
+    ) -> None:
+        self._planner, self._demand, self._options = planner, demand, options
+        self._members: dict[str, NodeView] = {}
+        self._rollout = Rollout(self._members, options.max_pulls, planner.options.headroom)
+        self._first_session = self._rollout.version = epoch << 32
+        self._over: dict[str, int] = {}  # the last session of each node that ended
+        self._started_s: float | None = None
+        self._settled = False
+        self._published_s = float("-inf")
+        self._table = RoutingTable(0, MappingProxyType({}))
+
+    @property
+    def table(self) -> RoutingTable:
+        """The routing table published last."""
+        return self._table
+
+    def copies(self, adapter: AdapterRef) -> dict[str, Copy]:
+        """What is believed of the adapter's copies, by node."""
+        found = ((node, member.copies.get(adapter)) for node, member in self._members.items())
+        return {node: copy for node, copy in found if copy is not None}
+
+    def session(self, node: str) -> int | None:
+        """The session of a node believed alive."""
+        return self._members[node].session if node in self._members else None
+
+    def on_event(self, event: Event, now: float) -> list[Command]:
+        """What is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
+        if self._started_s is None:
+            self._started_s = now
+        match event:
+            case Report():
+                commands = self._hear(event, now)
+            case Crash(node=node, session=session):
+                commands = self._lose(node, session, now)
+            case Leave(node=node, session=session):
+                commands = self._part(node, session, now)
+            case AdapterAdded(adapter=adapter):
+                commands = self._add(adapter, now)
+            case AdapterDeleted(adapter=adapter):
+                commands = self._delete(adapter, now)
+            case Tick():
+                commands = self._tick(now)
+        return commands + self._publish(now)
+
+    def _hear(self, report: Report, now: float) -> list[Command]:
+        member = self._members.get(report.node)
+        if member is None or report.session > member.session:
+            return self._greet(report, now)
+        if report.session < member.session or not member.is_news(report):
+            return []
+        self._take_in(member, report, now)
+        commands = self._advance(self._absorb(member, report, now), now)
+        if member.released and not len(member.outbox):
+            return commands + self._lose(member.node, member.session, now)
+        return commands + (self._rollout.fill(member, now) if self._settled else [])
+
+    def _greet(self, report: Report, now: float) -> list[Command]:
+        """Let the node join if its session is its first word to this coordinator, so that no command of it
+        can be under way; else tell it to begin one that is."""
+        lowest = max(self._first_session, self._over.get(report.node, 0) + 1)
+        if report.session >= lowest and report.number == 1:
+            return self._join(report, now)
+        return [Rejoin(report.node, report.session, max(lowest, report.session + 1))]
+
+    def _join(self, report: Report, now: float) -> list[Command]:
+        """A node is new, or began a new session; what it held in the one before counts only as it now
+        says."""
+        gone = self._forget(report.node, now)
+        member = self._members[report.node] = NodeView(report, now)
+        self._planner.hurry(must=self._settled)
+        self._take_in(member, report, now)
+        homeless = self._rollout.adapters if len(self._members) == 1 else ()
+        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
+
+    def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
+        changed = member.absorb(report, now)
+        self._rollout.changed(member, changed, now)
+        return changed
+
+    def _take_in(self, member: NodeView, report: Report, now: float) -> None:
+        """Learn demand, pace and the table's version from a report."""
+        for ref, tokens in member.newly_taken(report):
+            if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
+                self._planner.hurry()
+        if member.repaced(report.slowdown):
+            self._planner.hurry()
+        if report.table_version > self._rollout.version:
+            self._rollout.version, self._rollout.dirty = report.table_version, True
+
+    def _lose(self, node: str, session: int, now: float) -> list[Command]:
+        member = self._members.get(node)
+        self._over[node] = max(session, self._over.get(node, 0))
+        if member is None or session < member.session:
+            return []
+        self._planner.hurry(must=True)
+        return self._advance(self._forget(node, now), now)
+
+    def _forget(self, node: str, now: float) -> list[AdapterRef]:
+        """End the node's session; returns the adapters that had to do with it."""
+        member = self._members.pop(node, None)
+        if member is None:
+            return []
+        self._over[node] = max(member.session, self._over.get(node, 0))
+        self._rollout.load.pop(node, None)
+        self._rollout.changed(member, member.copies, now)
+        return list(dict.fromkeys((*member.copies, *member.waiting)))
+
+    def _part(self, node: str, session: int, now: float) -> list[Command]:
+        member = self._members.get(node)
+        if member is None or session != member.session or member.leaving:
+            return []
+        member.leaving = True
+        self._planner.hurry(must=True)
+        return self._advance(list(member.copies), now)
+
+    def _add(self, adapter: AdapterRef, now: float) -> list[Command]:
+        assert not adapter.is_base, "the base model is everywhere and is not placed"
+        self._rollout.register(adapter)
+        self._demand.add(adapter)
+        return self._advance([adapter], now)
+
+    def _delete(self, adapter: AdapterRef, now: float) -> list[Command]:
+        if adapter in self._rollout.adapters:
+            self._demand.remove(adapter)
+        self._rollout.delete(adapter)
+        return self._advance([adapter], now)
+
+    def _advance(self, adapters: Iterable[AdapterRef], now: float) -> list[Command]:
+        if not self._settled:
+            return []
+        return [command for ref in list(adapters) for command in self._rollout.advance(ref, now)]
+
+    def _tick(self, now: float) -> list[Command]:
+        options = self._options
+        silent = [each for each in self._members.values() if now - each.seen_s > options.dead_after_s]
+        commands = [command for each in silent for command in self._lose(each.node, each.session, now)]
+        if not self._settled:
+            return commands + self._settle(now)
+        if self._planner.due(now):
+            commands += self._plan(now)
+        commands += self._rollout.retire(now)
+        if now - self._rollout.moved_s > options.stuck_s:
+            commands += self._rollout.settle_for_what_is(now)
+        return commands + self._release(now) + self._repeat(now)
+
+    def _settle(self, now: float) -> list[Command]:
+        """After listening long enough, take what nodes hold for the placement that is."""
+        assert self._started_s is not None
+        if now - self._started_s < self._options.settle_s:
+            return []
+        self._settled = True
+        held = {ref: self._rollout.held(ref) for ref in self._rollout.adapters}
+        self._rollout.target.update(held)
+        self._planner.hurry(must=not all(held.values()))
+        return self._plan(now) + self._advance(list(self._rollout.adapters), now)
+
+    def _plan(self, now: float) -> list[Command]:
+        problem = self._problem(now)
+        if not problem.nodes or not problem.demand.tokens_per_s:
+            return []
+        placement = self._planner.plan(problem, now)
+        self._rollout.load = self._planner.load(problem, placement or problem.previous)
+        if placement is None:
+            return []
+        target = self._rollout.target
+        moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
+        moved.sort(
+            key=lambda ref: -problem.demand.tokens_per_s[ref]
+        )  # what is waited for most is pulled first
+        target.update((ref, placement.shares[ref]) for ref in moved)
+        return self._advance(moved, now)
+
+    def _problem(self, now: float) -> Problem:
+        members = [member for member in self._members.values() if not member.released]
+        members = [member for member in members if not member.leaving] or members
+        states = tuple(member.state(self._planner.options.headroom) for member in members)
+        previous = Placement(MappingProxyType(dict(self._rollout.target)))
+        return Problem(self._demand.project(now), states, previous)
+
+    def _release(self, now: float) -> list[Command]:
+        """Let the nodes go that asked to and are not needed any more."""
+        commands: list[Command] = []
+        for member in self._members.values():
+            if member.leaving and not member.released and self._rollout.is_free(member):
+                member.released = True
+                commands.append(member.outbox.send(Unpin(member.node, member.session, 0), now))
+        return commands
+
+    def _repeat(self, now: float) -> list[Command]:
+        """Send again what seems to have been lost."""
+        commands: list[Command] = []
+        behind: list[str] = []
+        for member in self._members.values():
+            commands += member.outbox.overdue(now, self._options.retry_s)
+            late = now - member.table_sent_s >= self._options.retry_s
+            if member.table_version < self._table.version and late:
+                member.table_sent_s = now
+                behind.append(member.node)
+        return [*commands, Publish(tuple(behind), self._table)] if behind else commands
+
+    def _publish(self, now: float) -> list[Command]:
+        """A new table, if routes changed and the last one is not too recent."""
+        rollout = self._rollout
+        if not (rollout.dirty and self._settled) or now - self._published_s < self._options.publish_s:
+            return []
+        rollout.version += 1
+        rollout.dirty = False
+        self._published_s = now
+        self._table = RoutingTable(rollout.version, MappingProxyType(dict(rollout.routes)))
+        for member in self._members.values():
+            member.table_sent_s = now
+        return [Publish(tuple(self._members), self._table)] if self._members else []

@@ -1,0 +1,66 @@
+"""When to place anew, and whether the new placement is worth its moves. Knows load, by a measure that it is
+given, and bytes; no node's condition."""
+
+from dataclasses import dataclass
+
+from scheduler.cluster.placement.base import Measure, PlacementPolicy, Problem, fetched_bytes
+from scheduler.cluster.state import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanOptions:
+    """A plan is made every `interval_s`, and as soon as `urgent_s` after the last when something happened.
+
+    Below `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the
+    busiest node must gain, relatively, at least `min_gain` plus `churn_price` for each time that all bytes
+    would move. `headroom` is the part of each node's memory that plans and moves leave free, for requests of
+    what is not planned there and for what is dropped but still in use.
+    """
+
+    interval_s: float = 10.0
+    urgent_s: float = 1.0
+    comfort: float = 0.5
+    min_gain: float = 0.05
+    churn_price: float = 0.25
+    headroom: float = 0.1
+
+
+class Replanner:
+    """Asks a placement policy, and says yes or no to what it proposes."""
+
+    def __init__(self, policy: PlacementPolicy, measure: Measure, options: ReplanOptions) -> None:
+        self._policy, self._measure, self.options = policy, measure, options
+        self._last_s = float("-inf")
+        self._urgent = self._must = False
+
+    def hurry(self, must: bool = False) -> None:
+        """Something happened that a plan should see soon; `must` if its placement is to be taken whatever it
+        costs, since nodes came or went."""
+        self._urgent = True
+        self._must = self._must or must
+
+    def due(self, now: float) -> bool:
+        """True if it is time for a plan."""
+        wait_s = self.options.urgent_s if self._urgent else self.options.interval_s
+        return now - self._last_s >= wait_s
+
+    def plan(self, problem: Problem, now: float) -> Placement | None:
+        """The placement to go to, or None to stay with the one before."""
+        must, self._must, self._urgent, self._last_s = self._must, False, False, now
+        if not must and self._busiest(problem, problem.previous) <= self.options.comfort:
+            return None
+        proposed = self._policy.place(problem)
+        return proposed if must or self._is_worth_it(problem, proposed) else None
+
+    def load(self, problem: Problem, placement: Placement) -> dict[str, float]:
+        """Load by node, 1 being all it should take."""
+        return dict(self._measure(problem, placement))
+
+    def _busiest(self, problem: Problem, placement: Placement) -> float:
+        return max(self.load(problem, placement).values())
+
+    def _is_worth_it(self, problem: Problem, proposed: Placement) -> bool:
+        before, after = self._busiest(problem, problem.previous), self._busiest(problem, proposed)
+        everything = sum(ref.nbytes for ref in problem.demand.tokens_per_s)
+        churn = fetched_bytes(problem, proposed) / max(everything, 1)
+        return before - after >= before * (self.options.min_gain + self.options.churn_price * churn)

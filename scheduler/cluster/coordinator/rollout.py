@@ -1,0 +1,255 @@
+"""Get from the current placement to the next, adapter by adapter: pulls, routes, drops.
+
+Add before remove: bytes are pulled to where they should be, requests follow when they have arrived, and a
+copy that nothing is routed to is dropped when every node routes by a table that says so, and never if it is
+the last. Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.protocol.messages import Command, Drop, Pull
+from scheduler.cluster.state import Shares, normalised
+
+_WHOLE = 1 - 1e-9
+
+
+def interim_shares(target: Shares, routes: Shares, copies: Mapping[str, Copy]) -> Shares:
+    """The shares to route by now. `copies` are those on nodes that may serve.
+
+    Shares of `target` whose node has the adapter count; what is missing goes to those who serve it now by
+    `routes`, as far as they have it; failing these, to the rest of the target, then to whoever has it, then
+    to where it is coming, then to where it should come. Empty only if `target` is.
+    """
+    having = [node for node, copy in copies.items() if copy is Copy.HELD]
+    ready = [(share.node, share.part) for share in target if share.node in having]
+    missing = 1 - sum(part for _, part in ready)
+    if sum(part for _, part in ready) >= _WHOLE:
+        return target
+    former = normalised((share.node, share.part) for share in routes if share.node in having)
+    if former:
+        return normalised([*ready, *((share.node, share.part * missing) for share in former)])
+    coming = [node for node, copy in copies.items() if copy is Copy.PULLING]
+    expected = [(share.node, share.part) for share in target if share.node in coming]
+    anywhere = [(node, 1.0) for node in having or coming]
+    return normalised(ready or ([] if having else expected) or anywhere) or target
+
+
+_MAX_SOURCES = 3
+
+
+class Rollout:
+    """Owns `target` (where adapters should be) and `routes` (where requests go now); `version` counts the
+    routing tables and `dirty` says that `routes` differ from the last of them. `members` belongs to the
+    caller."""
+
+    def __init__(self, members: Mapping[str, NodeView], max_pulls: int, headroom: float = 0.0) -> None:
+        self.adapters: dict[AdapterRef, None] = {}
+        self.target: dict[AdapterRef, Shares] = {}
+        self.routes: dict[AdapterRef, Shares] = {}
+        self.load: dict[str, float] = {}  # planned utilisation by node
+        self.version = 0
+        self.dirty = False
+        self.moved_s = 0.0  # when a copy last changed or was ordered to
+        self._members = members
+        self._max_pulls, self._headroom = max_pulls, headroom
+        self._deleted: dict[AdapterRef, None] = {}
+        self._holders: dict[AdapterRef, dict[str, None]] = {}
+        self._surplus: dict[
+            tuple[AdapterRef, str], int
+        ] = {}  # and the table version that stopped routing to it
+
+    def register(self, adapter: AdapterRef) -> None:
+        """`adapter` is to be served from now on."""
+        self.adapters[adapter] = None
+        self._deleted.pop(adapter, None)
+
+    def delete(self, adapter: AdapterRef) -> None:
+        """`adapter` is to be served and held no more."""
+        self.adapters.pop(adapter, None)
+        self._deleted[adapter] = None
+
+    def changed(self, member: NodeView, adapters: Iterable[AdapterRef], now: float) -> None:
+        """Note that copies of `adapters` on `member` came or went."""
+        for ref in adapters:
+            holders = self._holders.setdefault(ref, {})
+            if ref in member.copies and member.node in self._members:
+                holders[member.node] = None
+            else:
+                holders.pop(member.node, None)
+            if not holders:
+                del self._holders[ref]
+            self.moved_s = now
+
+    def advance(self, adapter: AdapterRef, now: float) -> list[Command]:
+        """Do all that can be done for one adapter now, and route it by what is there."""
+        if adapter not in self.adapters:
+            return self._withdraw(adapter, now)
+        target = self._serving(self.target.get(adapter, ())) or self._improvised(adapter)
+        if not target:
+            self._route(adapter, ())
+            return []
+        self.target[adapter] = target
+        commands = [
+            pull for share in target for pull in self._ensure(adapter, self._members[share.node], now)
+        ]
+        self._route(adapter, interim_shares(target, self.routes.get(adapter, ()), self._copies(adapter)))
+        self._trim(adapter)
+        return commands
+
+    def fill(self, member: NodeView, now: float) -> list[Command]:
+        """Pull what waits for room on `member`."""
+        commands: list[Command] = []
+        for ref in list(member.waiting):
+            del member.waiting[ref]
+            if any(share.node == member.node for share in self.target.get(ref, ())):
+                commands += self._ensure(ref, member, now)
+        return commands
+
+    def retire(self, now: float) -> list[Command]:
+        """Drop the copies that no node routes to any more, but never an adapter's last."""
+        known = min((member.table_version for member in self._members.values()), default=0)
+        commands: list[Command] = []
+        for (ref, node), version in list(self._surplus.items()):
+            if not self._is_surplus(ref, node):
+                del self._surplus[ref, node]
+            elif version <= known and self._is_safe_without(ref, node):
+                del self._surplus[ref, node]
+                commands.append(self._drop(ref, self._members[node], now))
+        return commands
+
+    def settle_for_what_is(self, now: float) -> list[Command]:
+        """Give up the moves that wait for memory: an adapter that is served elsewhere stays there."""
+        waiting = dict.fromkeys(ref for member in self._members.values() for ref in member.waiting)
+        commands: list[Command] = []
+        for ref in waiting:
+            ready = [node for node, copy in self._copies(ref).items() if copy is Copy.HELD]
+            stays = normalised(
+                (share.node, share.part) for share in self.routes.get(ref, ()) if share.node in ready
+            )
+            if stays and self._serving(stays) == stays:
+                self.target[ref] = stays
+                for member in self._members.values():
+                    member.waiting.pop(ref, None)
+                commands += self.advance(ref, now)
+        return commands
+
+    def is_free(self, member: NodeView) -> bool:
+        """True if nothing is routed to `member` by any table in use and no adapter's last copy is on it."""
+        known = min(other.table_version for other in self._members.values())
+        if self.dirty or known < self.version:
+            return False
+        return all(
+            ref not in self.adapters
+            or (not self._routed(ref, member.node) and self._is_safe_without(ref, member.node))
+            for ref in member.copies
+        ) and not any(share.node == member.node for shares in self.routes.values() for share in shares)
+
+    def held(self, adapter: AdapterRef) -> Shares:
+        """Equal shares for the nodes that have `adapter`; empty if none does."""
+        return normalised((node, 1.0) for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
+
+    def _copies(self, adapter: AdapterRef) -> dict[str, Copy]:
+        """The copies that may be served from, by node."""
+        members = ((node, self._members[node]) for node in self._holders.get(adapter, ()))
+        found = {node: member.copies[adapter] for node, member in members if not member.released}
+        return {node: copy for node, copy in found.items() if copy is not Copy.DROPPING}
+
+    def _serving(self, shares: Shares) -> Shares:
+        """The shares on live nodes; those on leaving ones only if there are no others."""
+        alive = [
+            share
+            for share in shares
+            if share.node in self._members and not self._members[share.node].released
+        ]
+        staying = [share for share in alive if not self._members[share.node].leaving]
+        kept = staying or alive
+        return shares if len(kept) == len(shares) else normalised((share.node, share.part) for share in kept)
+
+    def _improvised(self, adapter: AdapterRef) -> Shares:
+        """A home until the next plan: the nodes that have the adapter, else the least loaded with memory for
+        it."""
+        held = self._serving(self.held(adapter))
+        if held:
+            return held
+        members = [member for member in self._members.values() if not member.released]
+        members = [member for member in members if not member.leaving] or members
+        roomy = [member for member in members if member.fits(adapter)] or members
+        if not roomy:
+            return ()
+        home = min(
+            roomy,
+            key=lambda member: (self.load.get(member.node, 0.0), len(member.waiting), member.used_bytes),
+        )
+        return normalised([(home.node, 1.0)])
+
+    def _ensure(self, adapter: AdapterRef, member: NodeView, now: float) -> list[Command]:
+        """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free. One more
+        copy of what is served elsewhere leaves the headroom to requests."""
+        copy = member.copies.get(adapter)
+        if copy in (Copy.HELD, Copy.PULLING):
+            return []
+        having = [node for node, copy in self._copies(adapter).items() if copy is Copy.HELD]
+        fits = member.fits(adapter, self._headroom if having else 0.0)
+        if copy is None and not (fits and member.pulling < self._max_pulls):
+            member.waiting[adapter] = None
+            return []
+        sources = sorted(
+            having, key=lambda node: (self._members[node].slowdown, self.load.get(node, 0.0), node)
+        )
+        pull = Pull(member.node, member.session, 0, adapter, tuple(sources[:_MAX_SOURCES]))
+        numbered = member.order(pull, now)
+        self.changed(member, (adapter,), now)
+        return [numbered]
+
+    def _drop(self, adapter: AdapterRef, member: NodeView, now: float) -> Command:
+        numbered = member.order(Drop(member.node, member.session, 0, adapter), now)
+        self.moved_s = now
+        return numbered
+
+    def _route(self, adapter: AdapterRef, shares: Shares) -> None:
+        if shares != self.routes.get(adapter, ()):
+            self.dirty = True
+            self.routes[adapter] = shares
+            if not shares:
+                del self.routes[adapter]
+
+    def _trim(self, adapter: AdapterRef) -> None:
+        """Note the copies that are not wanted any more, also those still coming: they may have arrived by
+        now."""
+        for node in self._holders.get(adapter, ()):
+            if self._is_surplus(adapter, node):
+                self._surplus.setdefault((adapter, node), self.version + self.dirty)
+            else:
+                self._surplus.pop((adapter, node), None)
+
+    def _withdraw(self, adapter: AdapterRef, now: float) -> list[Command]:
+        self.target.pop(adapter, None)
+        self._route(adapter, ())
+        if adapter not in self._deleted:
+            return []
+        members = [self._members[node] for node in self._holders.get(adapter, ())]
+        return [
+            self._drop(adapter, each, now) for each in members if each.copies[adapter] is not Copy.DROPPING
+        ]
+
+    def _routed(self, adapter: AdapterRef, node: str) -> bool:
+        return any(share.node == node for share in self.routes.get(adapter, ()))
+
+    def _is_surplus(self, adapter: AdapterRef, node: str) -> bool:
+        """True for a copy that is neither wanted nor routed to; what a leaving node has goes with it."""
+        member = self._members.get(node)
+        if member is None or member.leaving or adapter not in self.adapters:
+            return False
+        if member.copies.get(adapter) not in (Copy.HELD, Copy.PULLING):
+            return False
+        wanted = any(share.node == node for share in self.target.get(adapter, ()))
+        return not wanted and not self._routed(adapter, node)
+
+    def _is_safe_without(self, adapter: AdapterRef, node: str) -> bool:
+        """True if a node that stays has another copy."""
+        others = (
+            other for other, copy in self._copies(adapter).items() if copy is Copy.HELD and other != node
+        )
+        return any(not self._members[other].leaving for other in others)

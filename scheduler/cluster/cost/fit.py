@@ -1,0 +1,78 @@
+"""Fitting a cost model to measured steps. Knows measurements as values; who took them, and on what, is not
+asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from scipy.optimize import nnls
+
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad, features
+
+MIN_MEASUREMENTS = 24
+_REWEIGHTINGS = 4
+_KNEES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+class TooFewMeasurements(ValueError):
+    """Not enough steps were measured to fit ten coefficients and hold some out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One kind of step and the seconds it took."""
+
+    load: StepLoad
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutError:
+    """Relative error, |predicted - measured| / measured, of steps that the fit had not seen."""
+
+    mean: float
+    median: float
+    p95: float
+    worst: float
+
+
+def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
+    """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS), for
+    the knee, or none, that leaves the least.
+
+    Rows are weighted by 1 / seconds, so that a 5 ms decode counts as much as a 500 ms prefill: by the measured
+    seconds at first, then by those that the fit before predicted (iteratively reweighted least squares). With the
+    measured ones alone, steps that chance made short would weigh most, and the fit would lie below the mean by twice
+    their squared spread. Columns are scaled to unit norm, since they differ by ten orders of magnitude.
+    """
+    if len(rows) < MIN_MEASUREMENTS:
+        raise TooFewMeasurements(f"rows={len(rows)}: measure at least {MIN_MEASUREMENTS} different steps")
+    fits = [_fit(rows, kernel, knee_rows) for knee_rows in (inf, *_KNEES)]
+    return min(fits, key=lambda each: each[1])[0]
+
+
+def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
+    """The best model of that knee (infinite: of none), and the norm of its relative residual."""
+    seconds = np.array([row.step_s for row in rows])
+    design = np.array([features(row.load, kernel, knee_rows) for row in rows])
+    coefficients, residual, scale = np.zeros(design.shape[1]), inf, seconds
+    for _ in range(_REWEIGHTINGS):
+        weighted = design / scale[:, None]
+        norms = np.linalg.norm(weighted, axis=0)
+        norms[norms == 0] = 1.0
+        scaled, residual = nnls(weighted / norms, seconds / scale)
+        coefficients = scaled / norms
+        scale = np.maximum(design @ coefficients, seconds.min())
+    found = coefficients.tolist()
+    return CostModel(kernel, *found, knee_rows=knee_rows if found[-1] else 0.0), float(residual)
+
+
+def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 5) -> HeldOutError:
+    """Error of each row under the fit to the other folds; fold i holds out rows i, i + folds, ..."""
+    errors: list[float] = []
+    for fold in range(folds):
+        model = fit([row for at, row in enumerate(rows) if at % folds != fold], kernel)
+        errors += [abs(model.step_s(row.load) - row.step_s) / row.step_s for row in rows[fold::folds]]
+    median, p95 = np.percentile(errors, [50, 95]).tolist()
+    return HeldOutError(float(np.mean(errors)), median, p95, max(errors))

@@ -1,0 +1,159 @@
+"""What a node's steps will take on the average while requests come to it at known rates: the load that our
+placement levels and our routing compares.
+
+In the steady state of continuous batching a node that gets λ requests/s of P prompt and O output tokens reads
+λ·P·T prompt tokens and draws λ·O·T in a step of T seconds. By Little's law an adapter asked for at λ_a has
+λ_a·O·T requests in the batch, so it is there with probability 1 - exp(-λ_a·O·T), and the largest rank there is
+at least r with probability 1 - exp(-Σ λ_a·O·T over ranks ≥ r). Steps have seconds of their own (the base, and
+what each distinct adapter costs) and seconds that come with requests, hence
+
+    T = (base + adapters there) / (1 - Σ λ · seconds of a request).
+
+Operating points, in contrast, take every request to be of another adapter and the largest rank of a node to be
+in every batch, which makes few popular adapters of a large rank seem several times as costly as they are.
+Knows no node and no placement: rates in, seconds out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.profile import Lengths, Limits
+
+Floats = NDArray[np.float64]
+
+ROOMY = Limits(step_prompt_tokens=2048, kv_tokens=1 << 62)  # K/V for whatever comes
+_FULL = (
+    0.98  # the part of a node's time taken by requests beyond which steps are not told to grow without end
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Adapters as arrays of [adapters]: how many of their requests come in a second, and their ranks."""
+
+    rates: Floats
+    ranks: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastBatch:
+    """What is on a node now: decoding sequences (or soon to be), the tokens of K/V they read, and of the
+    distinct adapters their number, the sum of their ranks and the largest."""
+
+    sequences: float
+    context_tokens: float
+    adapters: int
+    rank_sum: int
+    largest: int
+
+
+class Forecast:
+    """Of nodes with the steps of `model` and room for what `limits` say, for requests of the mean `lengths`.
+    `request_s` is a node's time that a request takes, its adapter apart."""
+
+    def __init__(self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY) -> None:
+        self.model, self.lengths, self.limits = model, lengths, limits
+        prompt, output = lengths.prompt_tokens, lengths.output_tokens
+        self.request_s = (
+            prompt * model.prefill_token_s
+            + output * model.decode_sequence_s
+            + output * (prompt + output / 2) * model.context_token_s
+            + (prompt + output) * model.adapter_token_s
+            + prompt * prompt / 2 * model.prompt_pair_s
+        )
+
+    def rates(self, tokens_per_s: Floats) -> Floats:
+        """Requests/s from input plus output tokens/s."""
+        return tokens_per_s / (self.lengths.prompt_tokens + self.lengths.output_tokens)
+
+    def features(self, crowd: Crowd, step_s: Floats | float, levels: Sequence[int]) -> Floats:
+        """[features, adapters], to be summed over the adapters of a node and given to `steps`: what each brings
+        to a step of about `step_s`. `levels` are the ranks there are, ascending."""
+        decoding = crowd.rates * (self.lengths.output_tokens * step_s)
+        there = 1 - np.exp(-decoding)
+        reading = 1 - np.exp(-crowd.rates * step_s)
+        rows = (
+            crowd.rates,
+            there,
+            there * crowd.ranks,
+            reading,
+            reading * crowd.ranks,
+            crowd.rates * crowd.ranks,
+        )
+        at_least = [np.where(crowd.ranks >= level, decoding, 0.0) for level in levels]
+        return np.stack([*rows, *at_least])
+
+    def steps(self, sums: Floats, levels: Sequence[int], pace: Floats | float = 1.0) -> Floats:
+        """[nodes] seconds of a step from sums of features [features, nodes], on nodes whose steps take `pace`
+        times as long. Beyond what a node can take they go on growing, finitely."""
+        model = self.model
+        rates, adapters = sums[0], sums[1]
+        largest = self._largest(sums[6:], levels)
+        rows, token_ranks = self._rank_work(sums, largest)
+        own = model.base_s + model.rank_row_s * rows + model.adapter_s * adapters
+        taken = rates * self.request_s + model.token_rank_s * token_ranks
+        tokens = rates * (self.lengths.prompt_tokens + self.lengths.output_tokens)
+        plain = _solved(own * pace, taken * pace)
+        if not model.crowded_row_s:
+            return plain
+        crowded = own - model.crowded_row_s * model.knee_rows
+        return np.maximum(plain, _solved(crowded * pace, (taken + model.crowded_row_s * tokens) * pace))
+
+    def step_s(self, batch: ForecastBatch) -> float:
+        """Seconds of the steps that `batch` will see, each sequence bringing its part of a prompt to read."""
+        model, kernel = self.model, self.model.kernel
+        prompts = batch.sequences * self.lengths.prompt_tokens / self.lengths.output_tokens
+        mean = batch.rank_sum / batch.adapters if batch.adapters else 0.0
+        decode_rank = batch.largest if kernel is Kernel.PADDED else mean
+        prompt_rank = mean if kernel is Kernel.EXACT else batch.largest
+        return (
+            self.decode_s(batch)
+            + prompts * (model.prefill_token_s + model.adapter_token_s + model.token_rank_s * prompt_rank)
+            + batch.sequences * model.token_rank_s * decode_rank
+        )
+
+    def seat_s(self, batch: ForecastBatch, step_s: float) -> float:
+        """Seconds that the last of `batch` waits for K/V memory: while its sequences end, in the time that an answer
+        takes, as much is freed as there is."""
+        beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
+        return beyond * self.lengths.output_tokens * step_s
+
+    def decode_s(self, batch: ForecastBatch) -> float:
+        """The part of a step's seconds that is not for reading prompts."""
+        model = self.model
+        rows = batch.largest * batch.adapters if model.kernel is Kernel.PADDED else batch.rank_sum
+        return (
+            model.base_s
+            + batch.sequences * model.decode_sequence_s
+            + batch.context_tokens * model.context_token_s
+            + rows * model.rank_row_s
+            + batch.adapters * model.adapter_s
+        )
+
+    def _largest(self, decoding: Floats, levels: Sequence[int]) -> Floats:
+        """The expected largest rank there, given that any adapter is."""
+        there = 1 - np.exp(-decoding)
+        steps = np.diff(np.array([0, *levels], dtype=np.float64))
+        return np.tensordot(steps, there, axes=1) / np.maximum(there[0], 1e-12)
+
+    def _rank_work(self, sums: Floats, largest: Floats) -> tuple[Floats, Floats]:
+        """Rank rows of a step, and token ranks of a second."""
+        rates, adapters, own_rows, reading, reading_rows, rank_rates = sums[:6]
+        prompt, output = self.lengths.prompt_tokens, self.lengths.output_tokens
+        match self.model.kernel:
+            case Kernel.EXACT:
+                return own_rows, rank_rates * (prompt + output)
+            case Kernel.PADDED:
+                return largest * adapters, rates * largest * (prompt + output)
+            case Kernel.MULTI_RANK:
+                rows = reading * largest + own_rows - reading_rows
+                return rows, rates * largest * prompt + rank_rates * output
+
+
+def _solved(own: Floats, taken: Floats) -> Floats:
+    left = np.maximum(1 - taken, 1 - _FULL)
+    return own / left * (1 + np.maximum(0.0, taken - _FULL) / (1 - _FULL))

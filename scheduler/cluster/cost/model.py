@@ -1,0 +1,147 @@
+"""What a step costs: a linear model of step seconds, one per node type and kernel kind.
+
+    step_s = base + a·prefill tokens + b·decode sequences + c·context tokens + d·rank rows + e·token ranks
+           + f·adapters + g·adapter tokens + h·prompt pairs + i·max(0, rows - knee)
+
+Rank rows are Σ rank over the step's distinct adapters (their weights are read once a step), token ranks Σ
+tokens·rank (their arithmetic). How large a rank counts depends on the kernels, see `Kernel`. The second line
+is what a measured node may need and a derived profile leaves at 0: calls for each distinct adapter, and work
+for each of its tokens, whatever their ranks; attention within prompts, which grows with their square; and
+the rows (prompt tokens and decoding sequences) beyond the knee of the roofline, below which reading the
+weights hides the arithmetic. The model does not know where its coefficients come from (`fit`, or a profile
+that was derived) nor whether the step is real or simulated.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from lora.adapter import AdapterRef
+from scheduler.plan import StepPlan
+
+
+class Kernel(Enum):
+    """How large a kernel takes each adapter's rank to be.
+
+    EXACT: its own (this engine). PADDED: the largest of the batch (Punica's BGMV, vLLM). MULTI_RANK: its own
+    where one token is decoded, the largest of the batch where a prompt is read (S-LoRA's MBGMV and MBGMM).
+    """
+
+    EXACT = "exact"
+    PADDED = "padded"
+    MULTI_RANK = "multi-rank"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """One adapter's part of a step: its rank (0 for the base model), prompt tokens, and sequences
+    decoding."""
+
+    rank: int
+    prefill_tokens: int
+    decode_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """A step's work: one entry for each distinct adapter, the tokens of K/V that its attention reads, and the
+    (prompt token, token attended to) pairs of its prompts."""
+
+    adapters: tuple[AdapterLoad, ...]
+    context_tokens: int
+    prompt_pairs: int = 0
+
+
+Features = tuple[float, float, float, float, float, float, float, float, float, float]
+
+
+def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features:
+    """What a step is charged for, in the order of `CostModel.coefficients`."""
+    largest = max((part.rank for part in load.adapters), default=0)
+    prefill = decode = rank_rows = token_ranks = adapters = adapter_tokens = 0
+    for part in load.adapters:
+        prompt, drawn, rank = part.prefill_tokens, part.decode_sequences, part.rank
+        prefill += prompt
+        decode += drawn
+        if rank == 0:
+            continue
+        decode_rank = largest if kernel is Kernel.PADDED else rank
+        prefill_rank = rank if kernel is Kernel.EXACT else largest
+        adapters += 1
+        adapter_tokens += prompt + drawn
+        rank_rows += prefill_rank if prompt else decode_rank
+        token_ranks += prompt * prefill_rank + drawn * decode_rank
+    return (
+        1.0,
+        prefill,
+        decode,
+        load.context_tokens,
+        rank_rows,
+        token_ranks,
+        adapters,
+        adapter_tokens,
+        load.prompt_pairs,
+        max(0.0, prefill + decode - knee_rows),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Non-negative seconds: of any step, and per unit of each feature. `crowded_row_s` is for each row beyond
+    `knee_rows`."""
+
+    kernel: Kernel
+    base_s: float
+    prefill_token_s: float
+    decode_sequence_s: float
+    context_token_s: float
+    rank_row_s: float
+    token_rank_s: float
+    adapter_s: float = 0.0
+    adapter_token_s: float = 0.0
+    prompt_pair_s: float = 0.0
+    crowded_row_s: float = 0.0
+    knee_rows: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(*self.coefficients, self.knee_rows) < 0:
+            raise ValueError(f"{self}: give seconds and rows of 0 or more")
+
+    @property
+    def coefficients(self) -> Features:
+        """Of base, prefill tokens, decode sequences, context tokens, rank rows, token ranks, adapters,
+        adapter tokens, prompt pairs and crowded rows."""
+        return (
+            self.base_s,
+            self.prefill_token_s,
+            self.decode_sequence_s,
+            self.context_token_s,
+            self.rank_row_s,
+            self.token_rank_s,
+            self.adapter_s,
+            self.adapter_token_s,
+            self.prompt_pair_s,
+            self.crowded_row_s,
+        )
+
+    def step_s(self, load: StepLoad) -> float:
+        """Predicted seconds of one step."""
+        charged = features(load, self.kernel, self.knee_rows)
+        return sum(a * b for a, b in zip(self.coefficients, charged, strict=True))
+
+
+def load_of(plan: StepPlan) -> StepLoad:
+    """Rows that continue a drawn sequence decode, the rest read prompts."""
+    prompts: dict[AdapterRef, int] = {}
+    decoding: dict[AdapterRef, int] = {}
+    context = pairs = 0
+    for part in plan.slices:
+        ref, rows = part.request.adapter, len(part.token_ids)
+        context += part.start + rows
+        if rows == 1 and part.output_index > 0:
+            decoding[ref] = decoding.get(ref, 0) + 1
+        else:
+            prompts[ref] = prompts.get(ref, 0) + rows
+            pairs += rows * part.start + rows * (rows + 1) // 2
+    refs = dict.fromkeys((*prompts, *decoding))
+    parts = (AdapterLoad(ref.rank, prompts.get(ref, 0), decoding.get(ref, 0)) for ref in refs)
+    return StepLoad(tuple(parts), context, pairs)

@@ -1,0 +1,1 @@
+"""Carry events and commands between nodes and the coordinator."""

@@ -1,0 +1,89 @@
+"""Route as others do, to compare with: fewest requests, weights alone, Toppings, rendezvous hashing."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad
+from scheduler.cluster.routing.base import (
+    Loads,
+    NodeLoad,
+    NoNodeReachable,
+    RouteRequest,
+    drawn,
+    reachable_shares,
+)
+from scheduler.cluster.state import RoutingTable
+
+
+class LeastLoadedRouting:
+    """Among the nodes of the adapter's shares, whatever their parts; ties go to the first."""
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+        """Does not draw."""
+        nodes = (share.node for share in reachable_shares(ask, table, loads))
+        return min(nodes, key=lambda node: loads[node].requests)
+
+
+class WeightedRouting:
+    """One draw from the adapter's shares."""
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+        """Does not look at load."""
+        return drawn(reachable_shares(ask, table, loads), rng)
+
+
+class ToppingsRouting:
+    """The routing of Toppings (formerly CaraServe): the node on which the request costs those already there least.
+
+        cost(n) = (Δprefill / average output tokens + Δdecode) · requests on n,   infinite if decode then breaks the SLO
+
+    Δprefill is what reading the prompt adds to a step, Δdecode what the sequence adds to each later one. It chooses
+    among the nodes of the adapter's shares. Where all would break `tbt_s` the one nearest to it is taken,
+    and of nodes without requests, which all cost nothing, the one that decodes fastest."""
+
+    def __init__(self, model: CostModel, mean_output_tokens: float, tbt_s: float) -> None:
+        self._model, self._mean_output_tokens, self._tbt_s = model, mean_output_tokens, tbt_s
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+        """Does not draw."""
+        nodes = [share.node for share in reachable_shares(ask, table, loads)]
+        return min(nodes, key=lambda node: self._cost(ask, loads[node]))
+
+    def _cost(self, ask: RouteRequest, load: NodeLoad) -> tuple[float, float, float]:
+        decoding = replace(
+            load.work, adapters=tuple(replace(a, prefill_tokens=0) for a in load.work.adapters)
+        )
+        before_s = self._model.step_s(decoding)
+        prefill_s = self._model.step_s(_with(decoding, ask.adapter, ask.prompt_tokens, 0)) - before_s
+        decode_s = self._model.step_s(_with(decoding, ask.adapter, 0, 1))
+        over_s = max(0.0, decode_s - self._tbt_s)
+        cost = (prefill_s / self._mean_output_tokens + decode_s - before_s) * load.requests
+        return over_s, cost, decode_s
+
+
+def _with(work: StepLoad, adapter: AdapterRef, prompt_tokens: int, sequences: int) -> StepLoad:
+    more = AdapterLoad(adapter.rank, prompt_tokens, sequences)
+    return StepLoad((*work.adapters, more), work.context_tokens + prompt_tokens)
+
+
+def highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
+    """The node whose hash with the adapter's digest is highest."""
+    return max(nodes, key=lambda node: blake2b(f"{adapter.digest}\n{node}".encode()).digest())
+
+
+class RendezvousRouting:
+    """The reachable node whose hash with the adapter's digest is highest: rendezvous hashing (Thaler and
+    Ravishankar, 1998).
+
+    It needs no table, and a node that comes or goes moves only its own adapters.
+    """
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+        """Looks at neither table nor load, and does not draw."""
+        if not loads:
+            raise NoNodeReachable(ask.adapter)
+        return highest(ask.adapter, loads)

@@ -1,0 +1,1 @@
+"""Hold policies that only ablations run."""

@@ -1,0 +1,116 @@
+"""Every policy by name: those that a cluster runs, and ours with one idea taken away at a time.
+
+The capacity planner and the figures choose from this list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from scheduler.cluster.coordinator.demand import DemandSource
+from scheduler.cluster.coordinator.replan import ReplanOptions
+from scheduler.cluster.eviction import LruEviction
+from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacement
+from scheduler.cluster.placement.base import PlacementPolicy
+from scheduler.cluster.placement.baselines import ReplicatedPlacement
+from scheduler.cluster.policies import (
+    BASELINE_POLICIES,
+    OURS,
+    PAPER,
+    Policy,
+    Setting,
+    balanced,
+    predicted_cost,
+    utilisation,
+    weighted,
+)
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.sim.ablations.placements import (
+    ForgetfulPlacement,
+    RankCeilingOptions,
+    RankCeilingPlacement,
+    WholePlacement,
+)
+from scheduler.sim.oracle_demand import OracleDemand
+
+
+class UnknownPolicy(ValueError):
+    """A name that no policy has; says which there are."""
+
+
+class NoKnownRates(ValueError):
+    """A policy that knows the future was asked for where nobody does."""
+
+
+def _oracle(setting: Setting) -> DemandSource:
+    if setting.known_rates is None:
+        raise NoKnownRates("known_rates=None: oracle demand needs a replay; give the arrivals' rates")
+    return OracleDemand(setting.known_rates)
+
+
+def _rank_ceilings(setting: Setting) -> PlacementPolicy:
+    return RankCeilingPlacement(setting.model.kernel, RankCeilingOptions(slack=0.05))
+
+
+def _no_replicas(setting: Setting) -> PlacementPolicy:
+    return BalancedPlacement(setting.forecast, BalancedOptions(covered=0.0))
+
+
+_NEVER = ReplanOptions(comfort=float("inf"))
+_ABLATIONS: tuple[Policy, ...] = (
+    replace(
+        OURS,
+        name="ours-no-splitting",
+        note="every adapter on one node",
+        placement=lambda setting: WholePlacement(balanced(setting)),
+    ),
+    replace(
+        OURS,
+        name="ours-no-permutation",
+        note="placed anew, whatever lies where",
+        placement=lambda setting: ForgetfulPlacement(balanced(setting)),
+    ),
+    replace(OURS, name="ours-no-replacement", note="stays as first placed", planning=_NEVER),
+    replace(
+        OURS,
+        name="ours-routing-only",
+        note="our routing over everything everywhere",
+        placement=lambda setting: ReplicatedPlacement(),
+    ),
+    replace(
+        OURS,
+        name="ours-no-spilling",
+        note="requests only go where the plan has the adapter",
+        routing=lambda setting: PredictedCostRouting(setting.forecast, float("inf")),
+    ),
+    replace(OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=weighted),
+    replace(
+        OURS, name="ours-no-standbys", note="copies only where the plan needs them", placement=_no_replicas
+    ),
+    replace(
+        OURS,
+        name="ours-operating-points",
+        note="load by operating points and largest ranks instead of forecasts",
+        placement=_rank_ceilings,
+        measure=utilisation,
+    ),
+    replace(OURS, name="ours-lru-store", note="cached adapters go by last use", eviction=LruEviction()),
+    replace(OURS, name="ours-oracle-demand", note="true rates instead of projected", demand=_oracle),
+    replace(
+        PAPER, name="paper-our-routing", note="the paper's placement, our routing", routing=predicted_cost
+    ),
+    replace(PAPER, name="paper-oracle-demand", note="the paper's, true rates", demand=_oracle),
+)
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {policy.name: policy for policy in (OURS, PAPER, *BASELINE_POLICIES, *_ABLATIONS)}
+)
+BASELINES: tuple[str, ...] = (PAPER.name, *(policy.name for policy in BASELINE_POLICIES))
+ABLATIONS: tuple[str, ...] = tuple(policy.name for policy in _ABLATIONS)
+
+
+def named(name: str) -> Policy:
+    """Find the policy of that name; raises UnknownPolicy."""
+    if name not in POLICIES:
+        raise UnknownPolicy(f"policy={name!r} is not known: choose from {', '.join(POLICIES)}")
+    return POLICIES[name]

@@ -1,0 +1,1 @@
+"""Find how many nodes a workload needs."""

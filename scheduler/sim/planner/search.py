@@ -1,0 +1,129 @@
+"""The capacity planner: how many nodes a workload needs to meet its SLO under each policy, found by simulating
+it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from scheduler.cluster.cost.profile import Slo
+from scheduler.cluster.policies import Policy
+from scheduler.cluster.state import OperatingPoints
+from scheduler.sim.outcome import Record
+from scheduler.sim.replay import GiveUp, Hardware, Replay, Workload, replay
+from scheduler.sim.workload.arrivals import Arrival
+
+_LATE = 0.06  # of the requests: more than the 5 % that may be late, so that P95 is beyond doubt
+_EVERY_S = 5  # virtual seconds: how often that is looked at
+
+Watch = Callable[[str, int, float], None]
+"""(policy, nodes, part of the run that is done), called as a simulation goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What so many nodes would do, and whether that is within the SLO."""
+
+    nodes: int
+    replay: Replay
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A policy and the numbers of nodes that were tried with it, ascending."""
+
+    policy: Policy
+    trials: tuple[Trial, ...]
+
+    @property
+    def fewest(self) -> Trial | None:
+        """With the fewest nodes that are enough, None if no number that was tried is."""
+        return next((trial for trial in self.trials if trial.enough), None)
+
+    @property
+    def best(self) -> Trial:
+        """The fewest that are enough, else the most that were tried."""
+        return self.fewest or self.trials[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuestion:
+    """Which nodes, which traffic, the hours that it lasts in all, at most how many nodes, and the seed of all
+    chance."""
+
+    hardware: Hardware
+    traffic: Workload
+    hours: float
+    most: int
+    seed: int
+
+    @property
+    def slo(self) -> Slo:
+        """What is to be met."""
+        return self.hardware.profile.slo
+
+
+def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
+    """The fewest nodes that are enough under `policy`."""
+
+    traffic, slo = question.traffic, question.slo
+    allowed = _LATE * sum(each.call.arrival_s >= traffic.warm_s for each in traffic.arrivals)
+
+    def simulate(nodes: int) -> Replay:
+        def look(at_s: float, records: Mapping[str, Record]) -> None:
+            watch(policy.name, nodes, min(1.0, at_s / traffic.seconds))
+            if int(at_s) % _EVERY_S == 0 and _late(records, slo, traffic.warm_s, at_s) > allowed:
+                raise GiveUp
+
+        return replay(policy, nodes, question.hardware, traffic, question.seed, look)
+
+    points = question.hardware.node(policy.eviction).machine.operating_points
+    first = likely_nodes(traffic.arrivals, points, traffic.seconds)
+    made = trials(simulate, slo, min(first, question.most), question.most)
+    return Need(policy, tuple(sorted(made, key=lambda trial: trial.nodes)))
+
+
+def likely_nodes(arrivals: Sequence[Arrival], points: OperatingPoints, seconds: float) -> int:
+    """Nodes that the work fills if it is placed well: Σ tokens / OP[rank] over the time, rounded up. A start,
+    not a bound."""
+    work = (
+        (each.call.prompt_tokens + each.call.output_tokens) / points.at(each.adapter.rank)
+        for each in arrivals
+    )
+    return max(1, ceil(sum(work) / seconds))
+
+
+def trials(simulate: Callable[[int], Replay], slo: Slo, first: int, most: int) -> list[Trial]:
+    """Simulate numbers of nodes, `first` and up to `most`, until the fewest that are enough are known:
+    doubling, then halving the interval, which takes it that more nodes are never worse. In order of trial;
+    none is enough if even `most` are not.
+    """
+    made: dict[int, Trial] = {}
+
+    def enough(nodes: int) -> bool:
+        done = simulate(nodes)
+        made[nodes] = Trial(nodes, done, done.finished and done.outcome.meets(slo))
+        return made[nodes].enough
+
+    short, tried = 0, first
+    while not enough(tried):
+        if tried == most:
+            return list(made.values())
+        short, tried = tried, min(2 * tried, most)
+    while tried - short > 1:
+        middle = (short + tried) // 2
+        if enough(middle):
+            tried = middle
+        else:
+            short = middle
+    return list(made.values())
+
+
+def _late(records: Mapping[str, Record], slo: Slo, warm_s: float, now: float) -> int:
+    """Requests that count and whose first token is late by now, has come late, or will never come."""
+    late = 0
+    for record in records.values():
+        at_s = record.arrival.call.arrival_s
+        first_s = now if record.first_s is None else record.first_s
+        late += at_s >= warm_s and first_s - at_s > slo.ttft_s
+    return late

@@ -1,0 +1,336 @@
+"""A cluster in virtual time: real schedulers, agents, front doors' policies and coordinator; simulated steps,
+wires, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.node_view import Copy
+from scheduler.cluster.protocol.agent import NodeAgent
+from scheduler.cluster.protocol.messages import (
+    AdapterAdded,
+    Command,
+    Crash,
+    Drop,
+    Event,
+    Leave,
+    Publish,
+    Tick,
+)
+from scheduler.cluster.routing.base import RoutingPolicy
+from scheduler.request import Request, SamplingParams
+from scheduler.sim.clock import Action, Clock
+from scheduler.sim.faults import Fault, FaultKind
+from scheduler.sim.front_door import FrontDoor, Outbound
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
+from scheduler.sim.node import NodeSpec, Progress, SimNode
+from scheduler.sim.outcome import Record
+from scheduler.sim.workload.arrivals import Arrival
+
+BRAIN = ""  # the coordinator's name on the wire
+_SECOND = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorSpec:
+    """`coordinator` makes one of the given epoch; all nodes are of one `node` spec."""
+
+    node: NodeSpec
+    nodes: tuple[str, ...]
+    adapters: tuple[AdapterRef, ...]
+    coordinator: Callable[[int], Coordinator]
+    routing: RoutingPolicy
+    speeds: CopySpeeds = field(default_factory=CopySpeeds)
+    times: NetworkTimes = field(default_factory=NetworkTimes)
+    wire_faults: NetworkFaults = field(default_factory=NetworkFaults)
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(slots=True)
+class History:
+    """What happened, as lines of text; only their digest is kept unless `keep`."""
+
+    keep: bool = False
+    lines: list[str] = field(default_factory=list)
+    _hash: blake2b = field(default_factory=blake2b)
+
+    def note(self, now: float, what: str) -> None:
+        """Add one line."""
+        line = f"{now!r} {what}\n"
+        self._hash.update(line.encode())
+        if self.keep:
+            self.lines.append(line)
+
+    def digest(self) -> str:
+        """Of all lines."""
+        return self._hash.hexdigest()
+
+
+class Simulator:
+    """Runs arrivals through a cluster. With `audit` everything that must hold is checked after every event,
+    else once a virtual second."""
+
+    def __init__(
+        self, spec: SimulatorSpec, seed: int, audit: bool = False, keep_history: bool = False
+    ) -> None:
+        streams = np.random.default_rng(seed).spawn(3)
+        self.clock, self.history = Clock(), History(keep_history)
+        self.wire = Network(self.clock, spec.times, spec.wire_faults, streams[0])
+        self.links = CopyLinks(self.clock, spec.speeds)
+        self.nodes: dict[str, SimNode] = {}
+        self.records: dict[str, Record] = {}
+        self._spec, self._audit = spec, audit
+        self._client_rng, self._door_rng = streams[1], streams[2]
+        self._streets = Outbound(self.clock, self.wire, self.nodes)
+        self._doors: dict[str, FrontDoor] = {}
+        self._door_of: dict[str, str] = {}  # of each request that is not answered
+        self._sessions = dict.fromkeys(spec.nodes, 0)
+        self._retired: dict[str, None] = {}
+        self._drops: dict[tuple[str, int, int], None] = {}  # those sent, to tell them from repeats
+        self._epoch = 0
+        self.coordinator: Coordinator | None = None
+        self._begin()
+
+    def run(self, arrivals: Iterable[Arrival], seconds: float, drain_s: float = 600.0) -> None:
+        """Let `arrivals` come and `seconds` pass, then up to `drain_s` until all is answered."""
+        self._expect(iter(arrivals))
+        self.clock.run(seconds, self._after_each)
+        while self._door_of and self.clock.now < seconds + drain_s:
+            self.clock.run(self.clock.now + _SECOND, self._after_each)
+        self.check()
+        assert not self._door_of, (
+            f"{len(self._door_of)} requests were not answered in {drain_s} s after the last"
+        )
+
+    def busiest(self) -> float:
+        """The largest part of the time that a node has been computing."""
+        return max(node.busy_s for node in self.nodes.values()) / max(self.clock.now, 1e-9)
+
+    def check(self) -> None:
+        """What must hold after every event."""
+        for node in self.nodes.values():
+            if node.up:
+                node.check()
+        for name, home in self._door_of.items():
+            assert self.nodes[home].up, f"{name} is lost with {home}"
+            assert self._doors[home].has(name), f"{name} is lost: {home} does not know it"
+
+    def _after_each(self) -> None:
+        if self._audit:
+            self.check()
+
+    def _begin(self) -> None:
+        for name in self._spec.nodes:
+            self._start(name)
+        self._found_coordinator()
+        for at, name in enumerate(self._spec.nodes):
+            self._every_second(at / len(self._spec.nodes), lambda name=name: self._report(name))
+        self._every_second(0.5, lambda: self._tell(Tick()))
+        self._every_second(0.0, self._gossip)
+        for fault in self._spec.faults:
+            self.clock.at(fault.start_s, lambda fault=fault: self._strike(fault))
+
+    def _every_second(self, first_s: float, action: Action) -> None:
+        def again() -> None:
+            self.clock.after(_SECOND, again)
+            action()
+
+        self.clock.at(first_s, again)
+
+    def _start(self, name: str) -> None:
+        """A node starts with nothing, under a session of its own."""
+        self._sessions[name] += 1 << 16
+        agent = NodeAgent(name, self._spec.node.machine, self._sessions[name])
+
+        def transfer(ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
+            self._transfer(node, ref, sources, done)
+
+        node = SimNode(agent, self._spec.node, self.clock, transfer)
+        self.nodes[name] = node
+        self._doors[name] = FrontDoor(node, self._streets, self._spec.routing, self._door_rng, self._answer)
+
+    def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
+        """From the first of `sources` that has it, else from the registry, also if the source is lost on the
+        way."""
+        source = next(
+            (name for name in sources if name != node.name and self._can_give(name, node.name, ref)), None
+        )
+        giver = self.nodes[source] if source is not None else None
+
+        def arrived() -> None:
+            if not node.up:
+                return
+            if giver is None or (giver.up and self.wire.reaches(giver.name, node.name)):
+                done()
+            else:
+                self._transfer(node, ref, (), done)
+
+        self.links.transfer(source, node.name, ref.nbytes, arrived)
+
+    def _can_give(self, source: str, target: str, ref: AdapterRef) -> bool:
+        node = self.nodes[source]
+        return node.up and self.wire.reaches(source, target) and ref.digest in node.store.ready
+
+    def _expect(self, arrivals: Iterator[Arrival]) -> None:
+        """Schedule the next arrival, which schedules the one after it."""
+        arrival = next(arrivals, None)
+        if arrival is not None:
+            self.clock.at(
+                max(self.clock.now, arrival.call.arrival_s), lambda: self._arrive(arrival, arrivals)
+            )
+
+    def _arrive(self, arrival: Arrival, rest: Iterator[Arrival]) -> None:
+        self._expect(rest)
+        self.records[arrival.name] = Record(arrival)
+        doors = [name for name, node in self.nodes.items() if node.up and name not in self._retired]
+        if not doors:
+            self._end(arrival.name, served=False)
+            return
+        home = doors[int(self._client_rng.integers(len(doors)))]
+        self._door_of[arrival.name] = home
+        self._doors[home].take(_request(arrival, at=len(self.records)))
+
+    def _answer(self, name: str, progress: Progress) -> None:
+        """A front door tells a client of its request."""
+        record = self.records[name]
+        assert record.end_s is None, f"{name} is answered twice"
+        if progress is Progress.FIRST_TOKEN:
+            record.first_s = record.first_s or self.clock.now
+        else:
+            del self._door_of[name]
+            self._end(name, served=progress is Progress.DONE)
+
+    def _end(self, name: str, served: bool) -> None:
+        record = self.records[name]
+        record.end_s, record.served = self.clock.now, served
+        self.history.note(self.clock.now, f"{name} {'served' if served else 'refused'}")
+
+    def _gossip(self) -> None:
+        self._streets.loads = {
+            name: node.load() for name, node in self.nodes.items() if node.up and name not in self._retired
+        }
+        if not self._audit:
+            self.check()
+
+    def _report(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.up and name not in self._retired:
+            report = node.report()
+            self.wire.post(name, BRAIN, lambda: self._tell(report))
+
+    def _tell(self, event: Event) -> None:
+        """Hand an event to the coordinator, if there is one, and send what it commands."""
+        if self.coordinator is None:
+            return
+        for command in self.coordinator.on_event(event, self.clock.now):
+            self._check_command(command)
+            self.history.note(self.clock.now, _described(command))
+            for name in command.nodes if isinstance(command, Publish) else (command.node,):
+                self.wire.post(BRAIN, name, lambda name=name, command=command: self._obey(name, command))
+
+    def _check_command(self, command: Command) -> None:
+        """φ sums to 1 in every table, and no drop takes a last copy."""
+        assert self.coordinator is not None
+        if isinstance(command, Publish):
+            for ref, shares in command.table.shares.items():
+                assert abs(sum(share.part for share in shares) - 1) < 1e-9, f"φ of {ref.name}: {shares}"
+        if isinstance(command, Drop) and (command.node, command.session, command.number) not in self._drops:
+            self._drops[command.node, command.session, command.number] = None
+            held = Copy.HELD in self.coordinator.copies(command.adapter).values()
+            assert held, f"{command.adapter.name} would be lost with {command.node}"
+
+    def _obey(self, name: str, command: Command) -> None:
+        node = self.nodes[name]
+        if node.up and node.obey(command):
+            self._retired[name] = None
+            self.history.note(self.clock.now, f"{name} left")
+
+    def _found_coordinator(self) -> None:
+        self.coordinator = self._spec.coordinator(self._epoch)
+        self._epoch += 1
+        for ref in self._spec.adapters:
+            self._tell(AdapterAdded(ref))
+
+    def _strike(self, fault: Fault) -> None:
+        self.history.note(self.clock.now, f"{fault.kind.value} {' '.join(fault.nodes)} for {fault.lasts_s!r}")
+        over = self._over(fault)
+        match fault.kind:
+            case FaultKind.CRASH:
+                for name in fault.nodes:
+                    self._crash(name)
+            case FaultKind.PARTITION:
+                self.wire.apart = fault.nodes
+                self._connections_broke()
+            case FaultKind.SLOW:
+                for name in fault.nodes:
+                    self.nodes[name].pace = fault.factor
+            case FaultKind.LEAVE:
+                for name in fault.nodes:
+                    leave = Leave(name, self.nodes[name].agent.session)
+                    self.wire.post(name, BRAIN, lambda leave=leave: self._tell(leave))
+            case FaultKind.COORDINATOR:
+                self.coordinator = None
+        self.clock.after(fault.lasts_s, over)
+
+    def _over(self, fault: Fault) -> Action:
+        """What ends the fault."""
+
+        def end() -> None:
+            for name in fault.nodes:
+                if fault.kind is FaultKind.CRASH and not self.nodes[name].up:
+                    self._start(name)
+                if fault.kind is FaultKind.SLOW:
+                    self.nodes[name].pace = 1.0
+            if fault.kind is FaultKind.PARTITION and self.wire.apart == fault.nodes:
+                self.wire.apart = ()
+            if fault.kind is FaultKind.COORDINATOR and self.coordinator is None:
+                self._found_coordinator()
+
+        return end
+
+    def _crash(self, name: str) -> None:
+        """The node dies with all its memory; clients of its front door see their connection break."""
+        node = self.nodes[name]
+        if not node.up:
+            return
+        node.up = False
+        for request in self._doors[name].pending():
+            del self._door_of[request]
+            self._end(request, served=False)
+        crash = Crash(name, node.agent.session)
+        self.clock.after(self._spec.times.detect_s, lambda: self._tell(crash))
+        self._connections_broke()
+
+    def _connections_broke(self) -> None:
+        """Front doors try again where they cannot reach; nodes give up what nobody can hear of any more."""
+        for home, door in self._doors.items():
+            for name, node in self.nodes.items():
+                if not (node.up and self.wire.reaches(home, name)):
+                    door.broke(name)
+        self.clock.after(2 * self._spec.times.detect_s, self._give_up_orphans)
+
+    def _give_up_orphans(self) -> None:
+        for node in self.nodes.values():
+            for job in node.jobs() if node.up else ():
+                name, attempt = job.rsplit("#", 1)
+                home = self._door_of.get(name)
+                if home is None or not self._doors[home].is_waiting(name, node.name, int(attempt)):
+                    node.abort(job)
+
+
+def _request(arrival: Arrival, at: int) -> Request:
+    """A request of that many tokens, whose prompt shares no prefix with another's."""
+    call = arrival.call
+    params = SamplingParams(max_tokens=call.output_tokens, ignore_eos=True, seed=0)
+    return Request(arrival.name, (at,) * call.prompt_tokens, arrival.adapter, params, (), call.arrival_s)
+
+
+def _described(command: Command) -> str:
+    if isinstance(command, Publish):
+        return f"Publish {command.table.version} to {' '.join(command.nodes)}"
+    return repr(command)

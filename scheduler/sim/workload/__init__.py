@@ -1,0 +1,1 @@
+"""Draw or read workloads: requests, lengths, popularity and adapters."""

@@ -1,0 +1,1 @@
+"""Talk over control connections: their messages, deadlines, threads and trust."""

@@ -1,0 +1,1 @@
+"""Carry bulk bytes: over the control connection, or by one-sided reads through UCX."""
