@@ -76,9 +76,9 @@ def _paths(page: Page) -> Iterator[str]:
 
 
 def _exists(page: Page, path: str) -> bool:
-    if path in WRITTEN:
-        return True
-    return any(any(folder.glob(path)) for folder in (ROOT, page.path.parent))
+    """Whether there is such a file or folder, from the root or beside the page. NAME stands for any name."""
+    pattern = re.sub(r"\bNAME\b", "*", path)
+    return path in WRITTEN or any(any(folder.glob(pattern)) for folder in (ROOT, page.path.parent))
 
 
 def _resolves(dotted: str) -> bool:
