@@ -9,12 +9,18 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
+
+import msgspec
 
 from transport.errors import RegionRefused
 
 HOST = -1
 MOST_BYTES = 1 << 62
+MOST_INT = (1 << 63) - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_INT)]
+"""A number that another node may name; the bound is msgspec's own, and what C takes as a signed number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,42 +102,15 @@ class Region:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRegion:
+class RemoteRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A span of another node's memory, as plain numbers: worthless without the lease that `key` names."""
 
     node: str
-    arena: int
-    address: int
-    nbytes: int
-    device: int
-    key: int
-
-    def __post_init__(self) -> None:
-        numbers = (self.arena, self.address, self.nbytes, self.device, self.key)
-        if type(self.node) is not str or any(type(number) is not int for number in numbers):
-            raise RegionRefused(f"{self.as_json()}: a name and plain numbers expected; lease again")
-        if self.address < 0 or not 0 < self.nbytes <= MOST_BYTES or self.address + self.nbytes >= 1 << 64:
-            raise RegionRefused(f"{self.nbytes} bytes at {self.address}: no span of memory; lease again")
-
-    def as_json(self) -> dict[str, str | int]:
-        """Plain names and numbers, for any JSON writer."""
-        return {
-            "node": self.node,
-            "arena": self.arena,
-            "address": self.address,
-            "nbytes": self.nbytes,
-            "device": self.device,
-            "key": self.key,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> "RemoteRegion":
-        """Inverse of `as_json`; RegionRefused for anything else."""
-        try:
-            return cls(**value)  # pyright: ignore[reportArgumentType]  (checked by __post_init__)
-        except TypeError as error:
-            raise RegionRefused(f"{value!r} is no region: {error}; lease again") from error
+    arena: Count
+    address: Count
+    nbytes: Annotated[int, msgspec.Meta(gt=0, le=MOST_BYTES)]
+    device: Annotated[int, msgspec.Meta(ge=HOST, le=MOST_INT)]
+    key: Count
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -290,8 +290,8 @@ def _hear(question: _Call) -> _Visit:
     if any(region.node != link.node or region.key != grant.ticket for region in grant.regions):
         raise WireError(f"{link.peer} lends regions that are not its own: do not use it")
     lease = Lease(link.node, question.name, grant.ticket, grant.hold_s, grant.regions)
-    if grant.card:
-        link.cards[question.door.name] = grant.card
+    if grant.metadata:
+        link.cards[question.door.name] = grant.metadata
     # The source counts from when it heard the question, so this is over before its lease is.
     deadline = question.deadline.sooner(max(0.0, question.hold_s - grant.hold_s))
     return _Visit(link, lease, question.door, link.cards.get(question.door.name, ""), deadline)
@@ -322,5 +322,5 @@ def _pull(visit: _Visit, landing: Destination, deadline: Deadline) -> Sequence[M
 
 def _release(link: PooledConnection) -> None:
     deadline = Deadline.after(PARTING_S)
-    link.channel.send(ReleaseLease(read=False, vouch=True), deadline)
+    link.channel.send(ReleaseLease(read=False, confirm=True), deadline)
     link.channel.expect(LeaseReleased, deadline)

@@ -159,7 +159,7 @@ class TransportServer:
 
     def _answer(self, guest: _Guest, request: LeaseRequest) -> None:
         try:
-            door = self._door(request.door)
+            door = self._door(request.path)
             ticket, regions = self._take(request)
             if not all(door.carries(region.device) for region in regions):
                 self._holdings.shelf.end(ticket, Ending.RELEASED)
@@ -199,11 +199,11 @@ class TransportServer:
                 RemoteRegion(self._holdings.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
                 for one in regions
             )
-            door = self._doors[request.door]
+            door = self._doors[request.path]
             card = guest.news(door.name, door.card())
             guest.channel.send(Grant(ticket, hold_s, card, remote), deadline)
-            ending, vouch = _until_done(guest.channel, door, regions, deadline)
-            return vouch
+            ending, confirm = _until_done(guest.channel, door, regions, deadline)
+            return confirm
         except PullTimeout as error:
             ending = Ending.EXPIRED
             raise LeaseExpired(f"{request.name!r} was lent for {hold_s} s: lease it for longer") from error
@@ -224,8 +224,8 @@ def _until_done(
     Bytes that were sent need no word that they were pinned: had the lease ended before the last, it would not come.
     """
     match channel.receive(deadline):
-        case ReleaseLease(read, vouch):
-            return (Ending.READ if read else Ending.RELEASED), vouch
+        case ReleaseLease(read, confirm):
+            return (Ending.READ if read else Ending.RELEASED), confirm
         case Read():
             door.send(channel, regions, deadline)
             return Ending.READ, False

@@ -5,7 +5,9 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
+
+from msgspec import structs
 
 from tests.transport.child import Child
 from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_card
@@ -66,11 +68,11 @@ def sends(announced: int, sent: int) -> Forgery:
 
 def larger(grant: Grant) -> Grant:
     region = grant.regions[0]
-    return replace(grant, regions=(replace(region, nbytes=region.nbytes + 1),))
+    return structs.replace(grant, regions=(structs.replace(region, nbytes=region.nbytes + 1),))
 
 
 def of_another_node(grant: Grant) -> Grant:
-    return replace(grant, regions=(replace(grant.regions[0], node=f"not {NODE}"),))
+    return structs.replace(grant, regions=(structs.replace(grant.regions[0], node=f"not {NODE}"),))
 
 
 FORGERIES: Mapping[str, Forgery] = {

@@ -5,7 +5,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+
+from msgspec import structs
 
 from tests.transport.setup import TOKEN
 from transport.base import Address
@@ -67,9 +68,9 @@ def leased(source: Address, security: Security, door: str) -> Iterator[Grant]:
     theirs, _, _ = Authenticator(security, "liar").dial(source.host, source.port, soon())
     theirs.send(LeaseRequest("adapter", SOON_S, door), soon())
     grant = theirs.expect(Grant, soon())
-    mine = tuple(replace(one, node=NODE, key=TICKET) for one in grant.regions)
+    mine = tuple(structs.replace(one, node=NODE, key=TICKET) for one in grant.regions)
     try:
-        yield replace(grant, ticket=TICKET, regions=mine)
+        yield structs.replace(grant, ticket=TICKET, regions=mine)
     finally:
         theirs.abort()
         theirs.close()
@@ -77,14 +78,14 @@ def leased(source: Address, security: Security, door: str) -> Iterator[Grant]:
 
 def elsewhere(offset: int) -> Forge:
     """The memory lies `offset` bytes further on."""
-    return lambda grant: replace(
-        grant, regions=(replace(grant.regions[0], address=grant.regions[0].address + offset),)
+    return lambda grant: structs.replace(
+        grant, regions=(structs.replace(grant.regions[0], address=grant.regions[0].address + offset),)
     )
 
 
 def with_card(forge: Callable[[str], str]) -> Forge:
     """Another card."""
-    return lambda grant: replace(grant, card=forge(grant.card))
+    return lambda grant: structs.replace(grant, metadata=forge(grant.metadata))
 
 
 def damaged(card: str) -> str:

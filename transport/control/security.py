@@ -115,7 +115,7 @@ class Authenticator:
                 channel.send(refusal_of(refusal), deadline)
             raise refusal
         channel.send(Proof(self._prove("puller", hello, answer.nonce, answer.node)), deadline)
-        return answer.node, channel.expect(Welcome, deadline).doors
+        return answer.node, channel.expect(Welcome, deadline).capabilities
 
     def _prove(self, role: str, hello: Hello, nonce: str, source: str) -> str:
         said = "\n".join((role, str(VERSION), hello.nonce, nonce, hello.node, source))

@@ -111,8 +111,8 @@ class UcxPath:
             flight.land()
         flight.check()
         if _host_of(card) == self._reach.host:  # a hang-up is seen at once, so the lease was open until now
-            return (ReleaseLease(read=True, vouch=False),)
-        channel.send(ReleaseLease(read=True, vouch=True), deadline)
+            return (ReleaseLease(read=True, confirm=False),)
+        channel.send(ReleaseLease(read=True, confirm=True), deadline)
         channel.expect(LeaseReleased, deadline)
         return ()
 

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ MESSAGES = [
     Grant(77, 2.5, "", (REGION, REGION)),
     Read(),
     Bytes(1 << 40),
-    ReleaseLease(read=True, vouch=False),
+    ReleaseLease(read=True, confirm=False),
     LeaseReleased(),
     Refusal("NotOffered", "why"),
 ]
@@ -116,7 +117,46 @@ def test_a_forged_region_is_refused(forged: dict[str, object]) -> None:
 
 
 def test_a_region_is_plain_numbers_in_json() -> None:
-    assert RemoteRegion.from_json(json.loads(json.dumps(REGION.as_json()))) == REGION
+    plain = json.loads(msgspec.json.encode(REGION))
+    assert plain == {"node": "node", "arena": 1, "address": 4096, "nbytes": 10, "device": -1, "key": 77}
+    assert msgspec.convert(plain, RemoteRegion) == REGION
+
+
+@pytest.mark.parametrize("field", ["hold_s", "ticket"])
+@pytest.mark.parametrize(
+    "number", ["-1", "9223372036854775808", "1e400", "NaN", "Infinity", "true", "null", '"1"']
+)
+def test_a_number_out_of_range_or_of_another_kind_is_refused(field: str, number: str) -> None:
+    values = {
+        "kind": '"Grant"',
+        "ticket": "7",
+        "hold_s": "2.5",
+        "metadata": '""',
+        "regions": "[]",
+        field: number,
+    }
+    body = ",".join(f'"{name}":{value}' for name, value in values.items())
+    with pytest.raises(WireError):
+        decode(f"{{{body}}}".encode())
+
+
+@pytest.mark.parametrize("number", ["1.0", "1e2", "0.5"])
+def test_a_fraction_is_no_count(number: str) -> None:
+    with pytest.raises(WireError):
+        decode(f'{{"kind":"Bytes","nbytes":{number}}}'.encode())
+
+
+@pytest.mark.parametrize("around", [" %s", "%s ", "%s\n", "%s{}", "[%s]", "\ufeff%s"])
+def test_anything_around_a_message_is_refused(around: str) -> None:
+    assert decode(b'{"kind":"Read"}') == Read()
+    with pytest.raises(WireError):
+        decode((around % '{"kind":"Read"}').encode())
+
+
+@pytest.mark.parametrize("depth", [10, 100_000])
+def test_a_deeply_nested_message_is_refused(depth: int) -> None:
+    with pytest.raises(WireError):
+        decode(b'{"kind":"Welcome","capabilities":' + b"[" * depth + b"]" * depth + b"}")
 
 
 @pytest.mark.parametrize("error", [NotOffered("n"), HelloRefused("h"), LeaseExpired("l"), WireError("w")])
