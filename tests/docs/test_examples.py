@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import ROOT, read_page
 from tests.e2e.peer_server import serving
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LONGEST_S = 240
 
@@ -62,6 +62,15 @@ def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(tmp_p
     models, *answers = printed.splitlines()
     assert {"demo", "reverse", "upper"} <= set(models.removeprefix("models:").split())
     assert answers == ["reverse: nedrag", "upper: GARDEN"]
+
+
+@pytest.mark.slow
+def test_the_readmes_python_prints_what_it_says() -> None:
+    blocks = [block for block in read_page("README.md").blocks if block.startswith("from engine import LLM")]
+    assert len(blocks) == 1
+    program, _, _ = blocks[0].partition("\n\n")
+    assert program.endswith("# nedrag, then garden")
+    assert run(sys.executable, "-c", program).split() == ["nedrag", "garden"]
 
 
 def test_every_example_is_in_the_readme_and_tested_here() -> None:
