@@ -1,4 +1,4 @@
-"""AsyncEngine: the asyncio front desk of one engine. Names become adapters, requests become streams of Deltas.
+"""Serve one engine to clients on an event loop: names become adapters, requests become outputs.
 
 The step loop runs in a thread of its own; everything else here runs on the event loop. The two meet in
 EngineCore, which its lock guards, and in `call_soon_threadsafe`.
@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.output import OutputStream, RequestOutput
+from engine.output import RequestOutput
 from engine.telemetry import Telemetry
 from lora.adapter import BASE, AdapterRef
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
@@ -51,20 +52,22 @@ class EngineStats:
 
 
 class AsyncEngine:
-    """One engine and its clients."""
+    """EngineClient of an engine in this process."""
 
     def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
-        self.codec = engine.codec
+        """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run."""
+        self.tokenizer = engine.tokenizer
         self.telemetry = telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers = engine.peers
         self._close_engine = engine.close
         self._max_waiting = max_waiting
-        self._streams: dict[str, OutputStream] = {}
+        self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
+        self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._empty = asyncio.Event()
+        self._ended = asyncio.Event()  # set when the last request has ended
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,12 +84,12 @@ class AsyncEngine:
 
     @property
     def peer_address(self) -> str | None:
-        """Where peers may pull this node's adapters."""
+        """Where peers may pull this engine's adapters."""
         return str(self._peers.address) if self._peers else None
 
     @property
     def max_model_len(self) -> int:
-        """Most tokens of a prompt and its answer together."""
+        """Most tokens of a prompt and its output together."""
         return self._card.max_model_len
 
     @property
@@ -103,12 +106,12 @@ class AsyncEngine:
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new and wait, at most `timeout_s`, for what runs to end."""
         self._draining = True
-        self._empty.clear()
-        if self._streams:
+        self._ended.clear()
+        if self._outputs:
             try:
-                await asyncio.wait_for(self._empty.wait(), timeout_s)
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
             except TimeoutError:
-                _log.warning("%d requests were still running after %g s", len(self._streams), timeout_s)
+                _log.warning("%d requests were still running after %g s", len(self._outputs), timeout_s)
 
     async def close(self) -> None:
         """Stop the step loop after its current step and end what still runs with an error."""
@@ -117,18 +120,18 @@ class AsyncEngine:
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
-            await asyncio.to_thread(self._core.settle)
-        for request_id in tuple(self._streams):
+            await asyncio.to_thread(self._core.wait_for_step)
+        for request_id in tuple(self._outputs):
             self._core.abort(request_id)
-            if (stream := self._forget(request_id, FinishReason.ABORT.value)) is not None:
-                stream.fail(Draining())
+            if (output := self._forget(request_id, FinishReason.ABORT.value)) is not None:
+                output.fail(Draining())
         if self._peers is not None:
             await asyncio.to_thread(self._peers.close)
         await asyncio.to_thread(self._close_engine)
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
-    ) -> OutputStream:
+    ) -> RequestOutput:
         """Queue a request for `model` (the base or an adapter).
 
         Raises UnknownModel, RequestRefused (it can never run), Overloaded or Draining; then nothing is queued.
@@ -148,11 +151,12 @@ class AsyncEngine:
             self._core.submit(request)
         except UnknownAdapter:
             raise UnknownModel(model) from None
-        stream = OutputStream(RequestOutput(request, self.codec), model, self._withdraw)
-        self._streams[request_id] = stream  # before the event loop runs again, hence before any event
+        # Both are set before the event loop runs again, hence before any event.
+        output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
+        self._models[request_id] = model
         self.telemetry.started(model)
         self._wake.set()
-        return stream
+        return output
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and register an adapter, off the step loop. Raises what lora.format.peft refuses with."""
@@ -168,16 +172,16 @@ class AsyncEngine:
             raise UnknownModel(name) from None
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
-        """The adapters that requests may name."""
+        """List the adapters that requests may name."""
         return self._store.entries()
 
     def may_serve(self, model: str) -> bool:
-        """False if `model` is neither the base model nor an adapter; True also for what a peer may have."""
+        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
         known = model == self._card.name or model in self._store.names()
         return known or (self._peers is not None and is_name(model))
 
     def stats(self) -> EngineStats:
-        """A snapshot of the engine."""
+        """Describe the engine at this moment."""
         live = self._core.live()
         return EngineStats(
             running=live.running,
@@ -203,20 +207,19 @@ class AsyncEngine:
         except AdapterRefused as error:
             raise AdapterFailed(str(error)) from error
 
-    def _withdraw(self, request_id: str) -> None:
-        """Abort a request whose client has gone."""
+    def _abort(self, request_id: str) -> None:
+        """End a request whose client has left."""
         self._core.abort(request_id)
         self._forget(request_id, FinishReason.ABORT.value)
 
-    def _forget(self, request_id: str, reason: str) -> OutputStream | None:
-        stream = self._streams.pop(request_id, None)
-        if stream is not None:
-            answer = stream.answer
-            prompt_tokens = len(answer.request.prompt_token_ids)
-            self.telemetry.finished(stream.adapter_name, reason, prompt_tokens, answer.output_tokens)
-        if not self._streams:
-            self._empty.set()
-        return stream
+    def _forget(self, request_id: str, reason: str) -> RequestOutput | None:
+        output = self._outputs.pop(request_id, None)
+        if output is not None:
+            model, prompt_tokens = self._models.pop(request_id), len(output.request.prompt_token_ids)
+            self.telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
+        if not self._outputs:
+            self._ended.set()
+        return output
 
     def _run(self) -> None:
         assert self._loop is not None, "start() sets the loop before the thread"
@@ -231,25 +234,29 @@ class AsyncEngine:
     def _deliver(self, result: StepResult) -> None:
         now_s = time.monotonic()
         for event in result.events:
-            stream = self._streams.get(event.key.request_id)
-            if stream is not None:
-                self._hand_over(stream, event, now_s)
+            output = self._outputs.get(event.key.request_id)
+            if output is not None:
+                self._push(output, event, now_s)
         for failure in result.failures:
-            if (stream := self._forget(failure.request_id, "error")) is not None:
-                stream.fail(failure.error)
+            if (output := self._forget(failure.request_id, "error")) is not None:
+                output.fail(failure.error)
 
-    def _hand_over(self, stream: OutputStream, event: TokenEvent, now_s: float) -> None:
-        delta = stream.answer.push(event)
+    def _push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
+        delta = output.push(event, now_s)
         if delta is None:
             return
         if delta.token_ids:
-            first, elapsed_s = stream.elapsed_s(delta.index, now_s)
-            observe = self.telemetry.first_token if first else self.telemetry.next_token
-            observe(stream.adapter_name, elapsed_s)
-        stream.put(delta)
+            self._observe(self._models[event.key.request_id], output.token_times_s[delta.index])
         if delta.finish_reason is None:
             return
         if event.finish_reason is None:
             self._core.finish(event.key)
-        if not stream.answer.open:
+        if not output.is_open:
             self._forget(event.key.request_id, delta.finish_reason.value)
+
+    def _observe(self, model: str, times_s: Sequence[float]) -> None:
+        """Record the time that the latest token of a sequence took, whose tokens came at `times_s`."""
+        if len(times_s) == 1:
+            self.telemetry.first_token(model, times_s[0])
+        else:
+            self.telemetry.next_token(model, times_s[-1] - times_s[-2])

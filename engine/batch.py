@@ -16,15 +16,15 @@ from typing import BinaryIO
 import msgspec
 from tqdm import tqdm
 
-from engine.api.engine_client import EngineClient
+from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
-from engine.api.generation import ENDPOINTS, Endpoint
+from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.schema import decoded
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
 from engine.config.config import BatchConfig
 from engine.config.options import batch_config
-from engine.errors import GroupFailed, InvalidConfig
+from engine.errors import InvalidConfig, WorkersFailed
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from engine.telemetry import Telemetry
 from lora.errors import AdapterRefused
@@ -63,9 +63,9 @@ class BatchRun:
     """One run over one input. Use `run` once."""
 
     def __init__(
-        self, desk: EngineClient, config: BatchConfig, results: ResultsFile, progress: Callable[[], object]
+        self, client: EngineClient, config: BatchConfig, results: ResultsFile, progress: Callable[[], object]
     ) -> None:
-        self._desk = desk
+        self._client = client
         self._config = config
         self._results = results
         self._progress = progress
@@ -130,11 +130,11 @@ class BatchRun:
         self._seats.release()
 
     async def _answer(self, line: _Line, endpoint: Endpoint) -> dict[str, object]:
-        ask = endpoint.read(bytes(line.body), self._desk)
-        if ask.stream:
+        request = endpoint.read(bytes(line.body), self._client)
+        if request.stream:
             raise refused("stream", "a batch has no streams: leave it out", "unsupported_value")
-        async with endpoint.reply(self._desk, ask) as reply:
-            return await reply.whole()
+        async with Generation(endpoint, self._client, request) as generation:
+            return await generation.whole()
 
     def _fail(self, number: int, custom_id: str | None, error: ApiError) -> None:
         """Write the error line of a line that is no request; its number tells it when the batch is resumed."""
@@ -194,14 +194,14 @@ def check_files(config: BatchConfig) -> None:
         raise InvalidConfig("output", str(config.output), "it is the input: give another file")
 
 
-async def run_batch(desk: EngineClient, config: BatchConfig) -> Summary:
+async def run_batch(client: EngineClient, config: BatchConfig) -> Summary:
     """Answer `config.input` into `config.output`. Raises InvalidConfig if a file cannot be used."""
     check_files(config)
     bar = tqdm(
         total=_count_lines(config.input), unit="line", disable=not config.engine.progress, file=sys.stderr
     )
     with open_results_file(config.output) as results, bar:
-        return await BatchRun(desk, config, results, bar.update).run()
+        return await BatchRun(client, config, results, bar.update).run()
 
 
 async def _run(node: AsyncEngine, config: BatchConfig) -> Summary:
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
         check_files(config)  # before the model is loaded, which takes long
         node = AsyncEngine(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
         summary = asyncio.run(_run(node, config))
-    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, GroupFailed) as error:
+    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, WorkersFailed) as error:
         sys.stderr.write(f"python -m engine.batch: {error}\n")
         return USAGE_ERROR
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""EngineCore: the step loop of one node. Decide, pin, compute, commit; no text, no sockets, no asyncio.
+"""Run the step loop of one engine: decide, pin adapters, compute, commit. Knows no text and no event loop.
 
 Any thread may submit, abort or finish: the lock guards decisions, which take microseconds, and is free while
 a step computes. One thread at a time calls `step`.
@@ -21,7 +21,7 @@ from scheduler.request import Request
 from scheduler.step import Live, StepScheduler
 
 _PREFETCH_DEPTH = 8
-_UNSOUND = StepFailed(
+_INVALID_LOGITS = StepFailed(
     "the model's logits were NaN or infinite: check the weights of the adapter and the base"
 )
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step brought. `idle` is true when nothing could run: wait for a submission or an adapter."""
+    """What came of a step. `idle` is true when nothing could run: wait for a submission or an adapter."""
 
     events: tuple[TokenEvent, ...]
     failures: tuple[Failure, ...]
@@ -49,7 +49,7 @@ _NOTHING = StepResult((), (), idle=True)
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """A plan on its way, and the adapters it runs on."""
+    """A plan that is being computed, and the adapters it runs on."""
 
     plan: StepPlan
     lease: AdapterLease
@@ -67,14 +67,14 @@ class EngineCore:
         clock: Callable[[], float],
         memory: UnifiedPool | None = None,
     ) -> None:
-        """`memory` is what scheduler and store share, if they do."""
+        """Run what `scheduler` plans; `memory` is what it shares with `store`, if they share any."""
         self._scheduler = scheduler
         self._store = store
         self._executor = executor
         self._clock = clock
         self._memory = memory
         self._lock = threading.Lock()
-        self._adapters: dict[str, AdapterRef] = {}  # request id -> the content it retains
+        self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
 
@@ -109,25 +109,25 @@ class EngineCore:
         return len(self._adapters)
 
     def live(self) -> Live:
-        """Sequences that run and that wait."""
+        """Count the sequences that run and that wait."""
         with self._lock:
             return self._scheduler.live()
 
     def block_stats(self) -> BlockStats:
-        """K/V blocks in use, cached and free, and what the prefix cache supplied."""
+        """Count K/V blocks in use, cached and free, and what the prefix cache supplied."""
         with self._lock:
             return self._scheduler.block_stats()
 
     def step(self) -> StepResult:
-        """Plan and launch a step, then land the one before it: a device computes while the host decides.
+        """Plan and launch a step, then collect the one before it: a device computes while the host decides.
 
-        A step that is computed already lands at once. Never waits for an adapter: sequences whose adapter is on its
-        way sit the step out.
+        A step that is computed already is collected at once. Never waits for an adapter: sequences whose adapter
+        is on its way are left out.
         """
-        first = self._land(self._take_launched()) if self._must_land() else _NOTHING
+        first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         with self._lock:
             failures = self._fail_unloadable()
-            self._share_memory()
+            self._move_boundary()
             plan = self._scheduler.plan(self._clock(), self._store.ready())
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
@@ -135,36 +135,36 @@ class EngineCore:
         before = self._take_launched()
         if plan.slices:
             failures += self._launch(plan)
-        then = self._land(before)
-        last = self._land(self._take_launched()) if self._must_land() else _NOTHING
+        then = self._collect(before)
+        last = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         return StepResult(
             events=first.events + then.events + last.events,
             failures=first.failures + failures + then.failures + last.failures,
             idle=not (plan.slices or before or first.events or failures),
         )
 
-    def settle(self) -> None:
+    def wait_for_step(self) -> None:
         """Wait for the step that is being computed, if any; to be called when no other will follow."""
-        self._land(self._take_launched())
+        self._collect(self._take_launched())
 
-    def _must_land(self) -> bool:
-        """Whether the launched step is computed, or holds up sequences of the next one."""
+    def _must_collect(self) -> bool:
+        """Return whether the launched step is computed, or holds up sequences of the next one."""
         launched = self._launched
         if launched is None:
             return False
-        return launched.computation.done or self._scheduler.waits_for_tokens() or self._memory_is_due()
+        return launched.computation.done or self._scheduler.waits_for_tokens() or self._boundary_must_move()
 
-    def _memory_is_due(self) -> bool:
+    def _boundary_must_move(self) -> bool:
         if self._memory is None:
             return False
         with self._lock:
-            return self._memory.is_due(self._scheduler.short_blocks())
+            return self._memory.must_move(self._scheduler.short_blocks())
 
-    def _share_memory(self) -> None:
-        """Move the line between K/V and adapters, if there is reason to and no step could write beyond it."""
+    def _move_boundary(self) -> None:
+        """Move the boundary between K/V and adapters, if it must and no step could write beyond it."""
         if self._memory is None or self._launched is not None:
             return
-        if self._memory.is_due(short := self._scheduler.short_blocks()):
+        if self._memory.must_move(short := self._scheduler.short_blocks()):
             self._memory.move(short)
 
     def _take_launched(self) -> _Launch | None:
@@ -180,8 +180,8 @@ class EngineCore:
             return self._fail_plan(plan, error)
         return ()
 
-    def _land(self, launched: _Launch | None) -> StepResult:
-        """Take in a launched step's outputs."""
+    def _collect(self, launched: _Launch | None) -> StepResult:
+        """Wait for a launched step's outputs, and commit them."""
         if launched is None:
             return _NOTHING
         plan = launched.plan
@@ -191,7 +191,9 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001 - as in _launch
             return StepResult((), self._fail_plan(plan, error), idle=False)
         with self._lock:
-            failures = self._end_awaited(plan, set(computed.broken), _UNSOUND) if computed.broken else ()
+            failures = (
+                self._end_awaited(plan, set(computed.invalid), _INVALID_LOGITS) if computed.invalid else ()
+            )
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
         self.steps += 1
@@ -199,10 +201,10 @@ class EngineCore:
 
     def _fail_plan(self, plan: StepPlan, error: Exception) -> tuple[Failure, ...]:
         _log.error("a step of %d sequences failed", len(plan.slices), exc_info=error)
-        told = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
-        told = error if isinstance(error, EngineError) else told
+        if not isinstance(error, EngineError):
+            error = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
         with self._lock:
-            return self._end_awaited(plan, {part.key for part in plan.slices}, told)
+            return self._end_awaited(plan, {part.key for part in plan.slices}, error)
 
     def _fail_unloadable(self) -> tuple[Failure, ...]:
         failed = self._store.failed()
@@ -227,7 +229,7 @@ class EngineCore:
         return tuple(Failure(request_id, error) for request_id in distinct)
 
     def _release(self, request_ids: Iterable[str]) -> None:
-        """Let go of the adapters of those of the requests that have no live sequence left."""
+        """Release the adapters of those of the requests that have no live sequence left."""
         for request_id in request_ids:
             if request_id in self._adapters and not self._scheduler.is_live(request_id):
                 self._store.release(self._adapters.pop(request_id))

@@ -56,8 +56,8 @@ class InvalidConfig(EngineError):
         self.field = field
 
 
-class GroupFailed(EngineError):
-    """One of the processes that compute together has ended or failed, and with it the engine."""
+class WorkersFailed(EngineError):
+    """One of the processes of a tensor-parallel model has ended or failed, and with it the engine."""
 
     def __init__(self, rank: int, size: int, reason: str) -> None:
         super().__init__(

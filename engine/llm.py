@@ -10,10 +10,10 @@ from typing import TypedDict, TypeVar, Unpack
 from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.core import StepResult
-from engine.output import RequestOutput
-from engine.tokenizer import Delta, Tokenizer
+from engine.output import Delta, RequestOutput, join_deltas
+from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
-from scheduler.plan import FinishReason, TokenEvent, TokenLogprob
+from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import Request, SamplingParams
 
 T = TypeVar("T")
@@ -63,32 +63,6 @@ class Result:
     token_times_s: tuple[float, ...]
 
 
-class _Run:
-    """One request on its way to a Result: what came of each sequence so far, and when."""
-
-    def __init__(self, request: Request, codec: Tokenizer) -> None:
-        self.answer = RequestOutput(request, codec)
-        self._deltas: list[list[Delta]] = [[] for _ in range(request.params.n)]
-        self._token_times_s: list[float] = []
-
-    def push(self, event: TokenEvent, now_s: float) -> Delta | None:
-        delta = self.answer.push(event)
-        if delta is not None:
-            self._deltas[delta.index].append(delta)
-            if delta.index == 0 and delta.token_ids:
-                self._token_times_s.append(now_s - self.answer.request.arrival_s)
-        return delta
-
-    def result(self) -> Result:
-        return Result(
-            prompt_token_ids=self.answer.request.prompt_token_ids,
-            outputs=tuple(_output(index, deltas) for index, deltas in enumerate(self._deltas)),
-            prompt_logprobs=self._deltas[0][0].prompt_logprobs,
-            cached_tokens=self.answer.cached_tokens,
-            token_times_s=tuple(self._token_times_s),
-        )
-
-
 class LLM:
     """A base model and its adapters, for batch generation.
 
@@ -114,9 +88,9 @@ class LLM:
         self._submitted = 0
 
     @property
-    def codec(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer and chat template."""
-        return self.engine.codec
+        return self.engine.tokenizer
 
     def generate(
         self,
@@ -136,17 +110,18 @@ class LLM:
         each_params = _spread("params", params or SamplingParams(), SamplingParams, count)
         each_adapter = _spread("adapters", adapters, (str, type(None)), count)
         refs = {name: self._resolve(name) for name in dict.fromkeys(each_adapter)}
-        runs: dict[str, _Run] = {}
+        outputs: dict[str, RequestOutput] = {}
         try:
             for prompt, param, name in zip(prompts, each_params, each_adapter, strict=True):
                 request = self._request(prompt, param, refs[name])
                 self.engine.core.submit(request)
-                runs[request.request_id] = _Run(request, self.codec)
-            self._finish(runs)
+                output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
+                outputs[request.request_id] = output
+            self._run(outputs)
         finally:
-            for request_id in runs:
+            for request_id in outputs:
                 self.engine.core.abort(request_id)
-        return [run.result() for run in runs.values()]
+        return [_result(output) for output in outputs.values()]
 
     def chat(
         self,
@@ -159,18 +134,18 @@ class LLM:
         """
         if any(isinstance(message, str) for conversation in conversations for message in conversation):
             raise ValueError("conversations is one conversation: give a list of lists of messages")
-        return self.generate([self.codec.encode_chat(each) for each in conversations], params, adapters)
+        return self.generate([self.tokenizer.encode_chat(each) for each in conversations], params, adapters)
 
     def close(self) -> None:
         """Stop the adapter loader's threads and the other devices' processes."""
-        self.engine.core.settle()
+        self.engine.core.wait_for_step()
         self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
         return BASE if name is None else self.engine.store.resolve(name)
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams, adapter: AdapterRef) -> Request:
-        token_ids = self.codec.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         self.engine.card.check_token_ids(token_ids)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
@@ -178,40 +153,49 @@ class LLM:
         eos, now_s = self.engine.card.eos_token_ids, time.monotonic()
         return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, now_s)
 
-    def _finish(self, runs: dict[str, _Run]) -> None:
-        pending = len(runs)
+    def _run(self, outputs: dict[str, RequestOutput]) -> None:
+        """Step until every request has ended."""
+        pending = len(outputs)
         while pending:
             result = self.engine.core.step()
-            pending -= self._deliver(runs, result)
+            pending -= self._deliver(outputs, result)
             if result.idle:
                 self.engine.wait_ready()
 
-    def _deliver(self, runs: dict[str, _Run], result: StepResult) -> int:
-        """Hand a step's events to their requests; how many requests ended."""
+    def _deliver(self, outputs: dict[str, RequestOutput], result: StepResult) -> int:
+        """Give a step's events to their requests' outputs; return how many requests ended."""
         if result.failures:
             raise result.failures[0].error
         now_s, ended = time.monotonic(), 0
         for event in result.events:
-            run = runs[event.key.request_id]
-            delta = run.push(event, now_s)
+            output = outputs[event.key.request_id]
+            delta = output.push(event, now_s)
             if delta is None or delta.finish_reason is None:
                 continue
             if event.finish_reason is None:
                 self.engine.core.finish(event.key)
-            ended += not run.answer.open
+            ended += not output.is_open
         return ended
 
 
-def _output(index: int, deltas: list[Delta]) -> Output:
-    reason = deltas[-1].finish_reason
-    assert reason is not None, "a sequence's last delta says why it ended"
-    return Output(
-        index=index,
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        finish_reason=reason,
-        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+def _result(output: RequestOutput) -> Result:
+    """Put together what came of a request that has ended."""
+    by_index: list[list[Delta]] = [[] for _ in range(output.request.params.n)]
+    for delta in output.take():
+        by_index[delta.index].append(delta)
+    joined = [join_deltas(deltas) for deltas in by_index]
+    return Result(
+        prompt_token_ids=output.request.prompt_token_ids,
+        outputs=tuple(map(_output, joined)),
+        prompt_logprobs=joined[0].prompt_logprobs,
+        cached_tokens=output.cached_tokens,
+        token_times_s=tuple(output.token_times_s[0]),
     )
+
+
+def _output(joined: Delta) -> Output:
+    assert joined.finish_reason is not None, "a sequence's last Delta says why it ended"
+    return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)
 
 
 def _spread(field: str, given: T | Sequence[T], one: type | tuple[type, ...], count: int) -> list[T]:

@@ -11,16 +11,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from aiohttp import web
-
 from engine.api.adapters import AdapterAdmin
-from engine.api.engine_client import EngineClient
-from engine.api.http import http_app, http_runner
+from engine.api.base import EngineClient
+from engine.api.http import HttpServer, http_app
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
 from engine.config.config import ServeConfig
 from engine.config.options import serve_config
-from engine.errors import GroupFailed, InvalidConfig
+from engine.errors import InvalidConfig, WorkersFailed
 from engine.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
@@ -32,37 +30,31 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 async def serve(
-    desk: EngineClient, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event
+    client: EngineClient, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event
 ) -> None:
-    """Serve `desk` until `stop` is set, then drain and close it. `ready` is told the address once clients may
-    connect. Raises InvalidConfig if the address cannot be had."""
+    """Serve `client` until `stop` is set, then drain and close it.
+
+    `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
+    """
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
-    runner = http_runner(http_app(desk, AdapterAdmin(desk, roots), config.api_key))
-    await runner.setup()
-    await desk.start()
+    server = HttpServer(http_app(client, AdapterAdmin(client, roots), config.api_key))
+    await client.start()
     try:
-        site = web.TCPSite(runner, config.host, config.port)
-        await _bind(site, config)
-        ready(_address(runner))
+        ready(await _listen(server, config))
         await stop.wait()
-        await site.stop()
-        await desk.drain(config.drain_s)
+        await server.stop_listening()
+        await client.drain(config.drain_s)
     finally:
-        await desk.close()
-        await runner.cleanup()
+        await client.close()
+        await server.close()
 
 
-async def _bind(site: web.TCPSite, config: ServeConfig) -> None:
+async def _listen(server: HttpServer, config: ServeConfig) -> str:
     try:
-        await site.start()
+        return await server.listen(config.host, config.port)
     except OSError as error:
         reason = f"{config.host} cannot be bound to it ({error.strerror}): choose another port or --host"
         raise InvalidConfig("port", config.port, reason) from error
-
-
-def _address(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def stopped_by_signals() -> asyncio.Event:
@@ -111,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")
         return USAGE_ERROR
-    except GroupFailed as error:
+    except WorkersFailed as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")
         return FAILURE
     return 0

@@ -1,47 +1,23 @@
-"""Text: between strings and token ids. The tokenizer, the chat template, and the way back, token by token.
+"""Turn text and conversations into token ids, and token ids into text. Knows no request.
 
-It may not know what a request is worth or who asked for it: ids and events in, text out. Tokens become text
-through their bytes, so that the cost of a token does not depend on how many came before it.
+Tokens become text through their bytes, so that a token's cost does not depend on how many came before it.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
-from scheduler.plan import FinishReason, TokenEvent, TokenLogprob
-from scheduler.request import SamplingParams
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class InvalidChat(EngineError):
     """The messages cannot be put through the model's chat template, or it has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one sequence of a request gained: text that is safe to show, and the tokens behind it.
-
-    `index` is the sequence's number among the request's `n`. Text lags behind tokens while a character is
-    unfinished or a stop string may be starting; with `finish_reason` nothing is held back any more.
-    `logprobs` is empty or aligned with `token_ids`. `stop_reason` is the stop string, or the id out of
-    `stop_token_ids`, that ended the sequence. `prompt_logprobs` comes whole with a sequence's first Delta.
-    """
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Tokenizer:
@@ -142,88 +118,6 @@ class Tokenizer:
         once = self._backend.decode([token_id], skip_special_tokens=False)
         twice = self._backend.decode([token_id, token_id], skip_special_tokens=False)
         return twice.removeprefix(once).encode()
-
-
-class Detokenizer:
-    """One sequence's way from tokens to text, with stop strings.
-
-    The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
-    a stop string or what may become one. A stop string counts once it is complete, wherever the tokens'
-    borders lie; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
-    """
-
-    def __init__(self, codec: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
-        self._codec = codec
-        self._stops = params.stop
-        self._stop_token_ids = params.stop_token_ids
-        self._min_tokens = params.min_tokens
-        self._skip_special = skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # the end of the text that may be a stop string's beginning
-        self._num_tokens = 0
-        self.finished = False
-
-    def push(self, event: TokenEvent) -> Delta:
-        """The Delta of one event. After one with a finish_reason (`finished`) there is nothing to push."""
-        assert not self.finished, "the sequence has ended; drop what the engine still says of it"
-        token_id, reason = event.token_id, event.finish_reason
-        # The token that stops a sequence is a sign, not text.
-        spelled = b"" if token_id is None or reason is FinishReason.STOP else self._spell(token_id)
-        self._num_tokens += token_id is not None
-        text, stop = self._release(
-            self._utf8.decode(spelled, final=reason is not None), flush=reason is not None
-        )
-        stop_reason: str | int | None = stop
-        if stop is not None:
-            reason = FinishReason.STOP
-        elif reason is FinishReason.STOP and token_id in self._stop_token_ids:
-            stop_reason = token_id
-        self.finished = reason is not None
-        return Delta(
-            index=event.key.index,
-            text=text,
-            token_ids=() if token_id is None else (token_id,),
-            logprobs=() if event.logprob is None else (event.logprob,),
-            finish_reason=reason,
-            stop_reason=stop_reason,
-            prompt_logprobs=event.prompt_logprobs,
-        )
-
-    def _spell(self, token_id: int) -> bytes:
-        if self._skip_special and self._codec.is_special(token_id):
-            return b""
-        return self._codec.token_bytes(token_id)
-
-    def _release(self, text: str, flush: bool) -> tuple[str, str | None]:
-        """What may be shown now that `text` is known, and the stop string that it completes, if any."""
-        if not self._stops:
-            return text, None
-        text = self._held + text
-        if self._num_tokens >= self._min_tokens and (found := _first_complete(text, self._stops)):
-            end, stop = found
-            self._held = ""
-            return text[: end - len(stop)], stop
-        keep = 0 if flush else _open_stop(text, self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], None
-
-
-def _first_complete(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    """Where in `text` a stop string is complete first, and which; the longest of those that end there."""
-    found = [(start + len(stop), -len(stop), stop) for stop in stops if (start := text.find(stop)) >= 0]
-    if not found:
-        return None
-    end, _, stop = min(found)
-    return end, stop
-
-
-def _open_stop(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which a stop string begins."""
-    longest = min(len(text), max(map(len, stops)) - 1)
-    for length in range(longest, 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0
 
 
 def _byte_symbols() -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""UnifiedPool: one arena in which K/V blocks lie from the start and rank pages from the end, and the line between.
+"""Divide one arena between K/V blocks, which lie from its start, and rank pages, which lie from its end.
 
-Either side may take what the other does not use (as in S-LoRA's unified pool, arXiv 2311.03285, but in pieces of any
-size): K/V gives up blank blocks so that adapters find room for one more, and cached ones where a request waits for its
-adapter; adapters that no live request uses make way where a sequence waits for blocks. Neither goes below its floor.
-The line moves by whole quanta, each so many blocks and so many pages.
+Either side may take what the other does not use, as in S-LoRA's unified pool (arXiv 2311.03285), but in pieces of
+any size. K/V gives up blank blocks so that adapters find room for one more, and cached ones where a request waits
+for its adapter. Adapters that no live request uses are evicted where a sequence waits for blocks. Neither side goes
+below its minimum. The boundary moves by whole quanta, each so many blocks and so many pages.
 """
 
 import math
@@ -17,8 +17,10 @@ from scheduler.blocks import BlockPool
 
 @dataclass(frozen=True, slots=True)
 class PoolSplit:
-    """How an arena may be divided: `quanta` of `blocks` K/V blocks or `pages` rank pages each. K/V has at least
-    `least_kv` of them and at first `kv`, adapters at least `least_adapters`."""
+    """How an arena may be divided: `quanta` of `blocks` K/V blocks or `pages` rank pages each.
+
+    K/V has at least `least_kv` of them and at first `kv`, adapters at least `least_adapters`.
+    """
 
     quanta: int
     blocks: int
@@ -31,7 +33,10 @@ class PoolSplit:
     def of(
         cls, kv_bytes: int, adapter_bytes: int, block_bytes: int, page_bytes: int, needed: int
     ) -> "PoolSplit":
-        """Of the bytes granted to each side, of which half are its floor; K/V's is at least `needed` blocks."""
+        """Divide the bytes granted to each side, half of which are its minimum; K/V's is at least `needed` blocks.
+
+        Raises ValueError if they are too few.
+        """
         quantum = math.lcm(block_bytes, page_bytes)
         kv, adapters = kv_bytes // quantum, adapter_bytes // quantum
         blocks = quantum // block_bytes
@@ -50,43 +55,46 @@ class PoolSplit:
 
 
 def unified_arena(
-    division: PoolSplit, block_bytes: int, device: torch.device
+    split: PoolSplit, block_bytes: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[bytes] for the whole of it, with the K/V's two odd blocks at its end; and the part of it that is divided."""
-    divided = division.quanta * division.blocks * block_bytes
+    """Allocate [bytes] for all of it, with K/V's two extra blocks at its end; return that and the divided part."""
+    divided = split.quanta * split.blocks * block_bytes
     whole = torch.empty(divided + 2 * block_bytes, dtype=torch.uint8, device=device)
     return whole, whole[:divided]
 
 
 class UnifiedPool:
-    """Moves the line, a little in each step that finds a reason. Called by the owner of `blocks`, under its lock."""
+    """Moves the boundary, a little in each step that has a reason. Called by the owner of `blocks`, under its lock."""
 
-    def __init__(self, division: PoolSplit, blocks: BlockPool, store: AdapterStore) -> None:
-        self._division, self._blocks, self._store = division, blocks, store
+    def __init__(self, split: PoolSplit, blocks: BlockPool, store: AdapterStore) -> None:
+        """Divide as `blocks` and `store` hold the arena now."""
+        self._split, self._blocks, self._store = split, blocks, store
 
     @property
     def kv_quanta(self) -> int:
-        """Where the line is."""
-        return self._blocks.held_blocks // self._division.blocks
+        """Quanta that K/V has."""
+        return self._blocks.held_blocks // self._split.blocks
 
-    def is_due(self, short_blocks: int) -> bool:
-        """Whether `move` would move the line, live sequences lacking so many blocks. No step may then be under way: it
-        could still write to a block that nobody holds any more."""
+    def must_move(self, short_blocks: int) -> bool:
+        """Return whether `move` would move the boundary, live sequences lacking so many blocks.
+
+        No step may then be under way: it could still write to a block that no sequence holds any more.
+        """
         lacking = self._store.lacking_pages()
         if self._blocks.retreating:
             return not lacking or self._blocks.vacated
         if lacking:
-            return self.kv_quanta > self._division.least_kv
+            return self.kv_quanta > self._split.least_kv
         if short_blocks:
-            return self.kv_quanta < self._division.most_kv and self._store.could_cede(self._division.pages)
-        return self._spares()
+            return self.kv_quanta < self._split.most_kv and self._store.could_cede(self._split.pages)
+        return self._kv_has_spare()
 
     def move(self, short_blocks: int) -> None:
-        """Move the line: back for adapters that requests wait for, forward over adapters that no request uses."""
+        """Move the boundary: back for adapters that requests wait for, forward over adapters that none uses."""
         lacking = self._store.lacking_pages()
         if not self._blocks.retreating:
             if lacking:
-                wanted = min(-(-lacking // self._division.pages), self.kv_quanta - self._division.least_kv)
+                wanted = min(-(-lacking // self._split.pages), self.kv_quanta - self._split.least_kv)
                 self._retreat(wanted)
             elif short_blocks:
                 self._advance()
@@ -94,27 +102,25 @@ class UnifiedPool:
             else:
                 self._retreat(1)
         elif not lacking:
-            self._blocks.extend(self._blocks.held_blocks)  # what was asked for came by another way
+            self._blocks.extend(self._blocks.held_blocks)  # the adapters found room elsewhere
             return
-        self._hand_over()
+        self._give_vacated_blocks()
 
-    def _spares(self) -> bool:
-        """Whether K/V holds a quantum that is blank while adapters have no room for one more."""
-        start = self._blocks.held_blocks - self._division.blocks
-        can = self.kv_quanta > self._division.least_kv and self._blocks.is_blank_from(start)
+    def _kv_has_spare(self) -> bool:
+        """Return whether K/V holds a quantum that is blank while adapters have no room for one more."""
+        start = self._blocks.held_blocks - self._split.blocks
+        can = self.kv_quanta > self._split.least_kv and self._blocks.is_blank_from(start)
         return can and self._store.lacks_headroom()
 
     def _retreat(self, quanta: int) -> None:
-        self._blocks.retreat(self._blocks.held_blocks - quanta * self._division.blocks)
+        self._blocks.retreat(self._blocks.held_blocks - quanta * self._split.blocks)
 
-    def _hand_over(self) -> None:
+    def _give_vacated_blocks(self) -> None:
         held = self._blocks.held_blocks
         if self._blocks.vacated:
             self._blocks.cede()
-            self._store.extend(
-                (held - self._blocks.held_blocks) // self._division.blocks * self._division.pages
-            )
+            self._store.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
 
     def _advance(self) -> None:
-        if self._store.cede(self._division.pages):
-            self._blocks.extend(self._blocks.held_blocks + self._division.blocks)
+        if self._store.cede(self._split.pages):
+            self._blocks.extend(self._blocks.held_blocks + self._split.blocks)

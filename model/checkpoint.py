@@ -1,6 +1,7 @@
-"""Checkpoints: a Hugging Face folder or hub name in, a ModelConfig and Weights out. The one room of `model`
-that does I/O. Only safetensors are read, by memory map; a layer's matrices are fused and laid out as they are
-read, so that loading needs little more memory than the model. Pickled weights are refused.
+"""Load checkpoints: a Hugging Face folder or hub name in, a ModelConfig and Weights out.
+
+Of `model`, this module alone does I/O. Only safetensors are read, by memory map; pickled weights are refused. A
+layer's matrices are fused and laid out as they are read, so that loading needs little more memory than the model.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,8 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from lora.format.sharding import ShardSpec
-from model.config import ModelConfig, UnsupportedModel, parse_config
+from model.config import ModelConfig, UnsupportedModel
+from model.config_file import parse_config
 from model.linear import Linear, Quantization, make_linear
 from model.parallel import Shard
 from model.weights import LayerWeights, Weights, WeightsForm
@@ -48,7 +50,7 @@ def find_checkpoint(model: str) -> Path:
 
 def _download(model: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - an optional dependency
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - an optional dependency  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         remedy = "give a folder, or install the hub extra: pip install 'loraserve[hub]'"
         raise CheckpointError(
@@ -250,7 +252,7 @@ def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for path in _weight_files(folder):
         try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+            file = cast(Any, stack.enter_context(safe_open(path, framework="pt")))
         except (SafetensorError, FileNotFoundError) as error:
             raise CheckpointError(f"{path} cannot be read, fetch it again: {error}") from error
         files |= dict.fromkeys(file.keys(), file)
@@ -272,9 +274,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {type(content).__name__}: it must be a JSON object")
-    return content
+    return cast(dict[str, Any], content)

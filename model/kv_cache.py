@@ -38,8 +38,8 @@ class KVCache:
     projection, and a block is one contiguous run of bytes to gather or to send. Memory is zeroed and, on a
     CPU, only taken from the system when a block is first written.
 
-    In `memory` that others share ([at least (num_blocks + 2) * block_bytes] uint8) a block's layers lie one after
-    another, so that it is one run of bytes whoever has it; only the two blocks at its end are then zeroed.
+    `memory` may be a part of a pool that others use: [at least (num_blocks + 2) * block_bytes] uint8. Then a block's
+    layers lie one after another, so that it is one run of bytes; only the two blocks at its end are zeroed.
     """
 
     def __init__(

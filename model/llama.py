@@ -82,7 +82,7 @@ class Llama:
         return logits[:, : self.config.vocab_size].float()
 
     def _layer(self, number: int, layer: LayerWeights, x: Tensor, step: _Step) -> Tensor:
-        """x: [T, hidden] -> [T, hidden]"""
+        """Run one layer: x [T, hidden] -> [T, hidden]."""
         ops = step.ops
         normed = ops.norm(x, layer.input_norm)
         heads = ops.store_heads(number, layer.qkv, normed, layer.qk_norm)

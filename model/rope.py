@@ -1,11 +1,9 @@
-"""Rotary position embedding: position and frequency in, rotated queries and keys out (Su et al., arXiv
-2104.09864).
+"""Rotate queries and keys by position: rotary position embedding (Su et al., arXiv 2104.09864).
 
-The frequencies of the kind "dynamic" depend on a sequence's length. As in transformers, each step rotates its
-own rows by the length that the sequence has at the end of that step, and keys already in the cache stay as
-they were; a prompt beyond the length of pretraining therefore equals transformers' when it runs in one step,
-and differs slightly when it runs in chunks. Up to the length of pretraining all kinds are independent of
-chunking.
+The frequencies of the kind "dynamic" depend on a sequence's length. As in transformers, each step rotates its own
+rows by the length that the sequence has at the end of that step. Keys already in the cache stay as they were. So a
+prompt beyond the length of pretraining equals transformers' when it runs in one step, and differs slightly when it
+runs in chunks. Up to the length of pretraining all kinds are independent of chunking.
 """
 
 import math
@@ -35,7 +33,7 @@ class Rope:
     def rotation(
         self, positions: Tensor, query_lens: tuple[int, ...], context_lens: tuple[int, ...]
     ) -> Rotation:
-        """positions: [T]; the lens say which rows are one sequence's, and its length."""
+        """Rotate rows at `positions` ([T]); the lens say which rows are one sequence's, and its length."""
         angles = positions[:, None].float() * self._frequencies(query_lens, context_lens)
         cos, sin = angles.cos(), angles.sin()
         return Rotation(self._doubled(cos, cos), self._doubled(-sin, sin))
@@ -44,7 +42,7 @@ class Rope:
         return torch.cat((low, high), dim=-1)[:, None].to(self._dtype)
 
     def _frequencies(self, query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> Tensor:
-        """[head_dim / 2], or [T, head_dim / 2] when some sequence has outgrown a dynamic rope."""
+        """Return [head_dim / 2], or [T, head_dim / 2] when some sequence has outgrown a dynamic rope."""
         rope = self._rope
         if rope.kind != "dynamic" or max(context_lens, default=0) <= rope.original_max_tokens:
             return self._inv_freq
@@ -59,7 +57,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """[head_dim / 2] float32: the angle per position of each pair, up to the length of pretraining."""
+    """Return [head_dim / 2] float32: the angle per position of each pair, up to the length of pretraining."""
     if rope.kind == "linear":
         return _unscaled(rope.theta, head_dim) / rope.factor
     if rope.kind == "llama3":
@@ -68,8 +66,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def dynamic_frequencies(rope: RopeConfig, head_dim: int, length_tokens: int) -> Tensor:
-    """[head_dim / 2] float32: NTK-aware scaling, where theta grows with a sequence longer than
-    pretraining's."""
+    """Return [head_dim / 2] float32 by NTK-aware scaling: theta grows with a sequence longer than pretraining's."""
     stretch = max(length_tokens, rope.original_max_tokens) / rope.original_max_tokens
     growth = rope.factor * stretch - (rope.factor - 1)
     return _unscaled(rope.theta * growth ** (head_dim / (head_dim - 2)), head_dim)

@@ -61,11 +61,11 @@ class Stopwatch:
 def measure(sequences: int, steps: int) -> dict[str, object]:
     """A row of medians over `steps` steady steps of as many sequences."""
     scheduler, ready = _running(sequences)
-    lay_out, watch = InputBatchBuilder(BLOCK_SIZE), Stopwatch()
-    lay_out(_step(scheduler, ready))
+    builder, watch = InputBatchBuilder(BLOCK_SIZE), Stopwatch()
+    builder.build(_step(scheduler, ready))
     for _ in range(steps):
         plan = watch.time("plan", lambda: scheduler.plan(0.0, ready))
-        watch.time("layout", lambda plan=plan: lay_out(plan))
+        watch.time("layout", lambda plan=plan: builder.build(plan))
         drawn = [7] * len(plan.slices)
         told = watch.time("outputs", lambda drawn=drawn: StepOutputs(tuple(map(SliceOutput, drawn)), ()))
         watch.time("commit", lambda plan=plan, told=told: scheduler.commit(plan, told.outputs))

@@ -1,1 +1,1 @@
-"""The doors: OpenAI-compatible HTTP; each translates a wire schema into Requests and TokenEvents back."""
+"""Serve the OpenAI-compatible API: bodies become requests, and what is generated becomes responses."""

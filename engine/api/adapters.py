@@ -1,10 +1,10 @@
-"""AdapterAdmin: models as clients list them, and adapters as clients load them: from allowed folders only."""
+"""List models as clients see them, and load adapters for clients: from allowed folders only."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from engine.api.engine_client import EngineClient
+from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from lora.names import NAME_RULE, AdapterEntry, is_name
@@ -13,54 +13,55 @@ _MAX_PATH_CHARS = 4096
 
 
 class AdapterAdmin:
-    """`roots` are the folders below which clients may name adapters to load; none means they may not at all."""
+    """Lists models and loads adapters from below `roots`; without any, clients may load none."""
 
-    def __init__(self, desk: EngineClient, roots: Sequence[Path]) -> None:
-        self._desk = desk
+    def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
+        self._client = client
         self._roots = tuple(root.resolve() for root in roots)
 
     def models(self) -> list[dict[str, object]]:
-        """OpenAI's model objects: the base, then its adapters."""
-        return [self._base(), *(self._card(adapter) for adapter in self._desk.adapters())]
+        """Return OpenAI's model objects: the base, then its adapters."""
+        return [self._base(), *map(self._adapter, self._client.adapters())]
 
     def model(self, name: str) -> dict[str, object]:
-        """One model object. Raises UnknownModel."""
-        for card in self.models():
-            if card["id"] == name:
-                return card
+        """Return one model object. Raises UnknownModel."""
+        for model in self.models():
+            if model["id"] == name:
+                return model
         raise UnknownModel(name)
 
     async def load(self, name: str, path: str) -> dict[str, object]:
-        """Load the adapter in the folder `path` under `name`; its model object. Raises ApiError."""
-        _check_name(name, self._desk.model_name)
+        """Load the adapter in the folder `path` under `name`; return its model object. Raises ApiError."""
+        _check_name(name, self._client.model_name)
         folder = self._allowed(path)
         try:
-            await self._desk.load_adapter(name, folder)
+            await self._client.load_adapter(name, folder)
         except (ValueError, OSError) as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
         return self.model(name)
 
     def _base(self) -> dict[str, object]:
-        desk = self._desk
-        return self._object(desk.model_name, desk.model_root, None)
+        return self._object(self._client.model_name, self._client.model_root, None)
 
-    def _card(self, adapter: AdapterEntry) -> dict[str, object]:
-        return self._object(adapter.name, str(adapter.folder or adapter.name), self._desk.model_name)
+    def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
+        return self._object(adapter.name, str(adapter.folder or adapter.name), self._client.model_name)
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
             "id": name,
             "object": "model",
-            "created": self._desk.created_s,
+            "created": self._client.created_s,
             "owned_by": "loraserve",
             "root": root,
             "parent": parent,
-            "max_model_len": self._desk.max_model_len,
+            "max_model_len": self._client.max_model_len,
         }
 
     def _allowed(self, path: str) -> Path:
-        """The folder that `path` names, links followed, if it lies below a root. Whether anything exists
-        outside of them is not told."""
+        """Resolve the folder that `path` names, links followed, if it lies below a root.
+
+        What exists outside of the roots is not disclosed.
+        """
         if not self._roots:
             message = "lora_path: loading by path is off: start the server with --lora-root or --lora-dir"
             raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "loading_is_off")

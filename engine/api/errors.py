@@ -1,4 +1,4 @@
-"""ApiError: how a refusal or a failure looks on the wire, and which exception becomes which."""
+"""Turn refusals and failures into OpenAI's error objects and HTTP statuses."""
 
 from http import HTTPStatus
 
@@ -18,7 +18,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """An answer other than success. `param` is the request's field at fault, `code` OpenAI's word for it."""
+    """A response other than success. `param` is the request's field at fault, `code` OpenAI's word for it."""
 
     def __init__(
         self,
@@ -33,27 +33,27 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, object]:
-        """OpenAI's error object."""
+        """Return OpenAI's error object."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with the status."""
+        """The headers that go with the status."""
         return {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
 
 
 FORESEEN = (ApiError, EngineError, InvalidParameter)
-"""What says itself what a client should know."""
+"""Errors whose own message says what a client should know."""
 
 
 def refused(param: str, message: str, code: str | None = None) -> ApiError:
-    """A 400 for a field whose value cannot be honoured."""
+    """Make the 400 for a field whose value cannot be honoured."""
     return ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param, code)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told about `error`; of what nobody foresaw, only that it happened."""
+    """Express `error` for a client; of what nobody foresaw, say only that it happened."""
     match error:
         case ApiError():
             return error

@@ -1,6 +1,7 @@
-"""HTTP: the aiohttp door. Routes, headers, statuses and server-sent events around an EngineClient.
+"""Serve an EngineClient over HTTP: routes, headers, statuses, server-sent events, and the socket.
 
-It may not know how text is made: bodies go to `engine.api.generation`, and what comes back is written out.
+The only module that knows aiohttp. It may not know how text is made: `engine.api.generation` takes bodies, and
+what it returns is written out.
 """
 
 import asyncio
@@ -19,14 +20,14 @@ from aiohttp import web
 from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
-from engine.api.engine_client import EngineClient
+from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
-from engine.api.generation import ENDPOINTS, Endpoint, Reply
+from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.parsing import chat_messages, check_model, check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
-_LINGER_S = 5.0  # for clients to take the rest of their answers when the server stops
+_SHUTDOWN_S = 5.0  # for clients to take the rest of their responses when the server stops
 _OPEN_PATHS = frozenset({"/health", "/version"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _REQUEST_ID_KEY = web.RequestKey("request_id", str)
@@ -35,13 +36,13 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def http_app(desk: EngineClient, adapters: AdapterAdmin, api_key: str | None) -> web.Application:
-    """The application: every route of the server. `api_key` None opens all of them."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_Guard(api_key)])
-    app.on_response_prepare.append(_name_response)
-    routes = _Routes(desk, adapters)
+def http_app(client: EngineClient, adapters: AdapterAdmin, api_key: str | None) -> web.Application:
+    """Make the application: every route of the server. `api_key` None opens all of them."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_RequestGuard(api_key)])
+    app.on_response_prepare.append(_set_request_id)
+    routes = _Routes(client, adapters)
     for path, endpoint in ENDPOINTS.items():
-        app.router.add_post(path, _generator(desk, endpoint))
+        app.router.add_post(path, _generate_handler(client, endpoint))
     app.add_routes(
         [
             web.get("/v1/models", routes.models, allow_head=False),
@@ -58,31 +59,53 @@ def http_app(desk: EngineClient, adapters: AdapterAdmin, api_key: str | None) ->
     return app
 
 
-def http_runner(app: web.Application) -> web.AppRunner:
-    """The application ready to be bound; a handler is cancelled when its client leaves."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LINGER_S)
+class HttpServer:
+    """An application on a socket. A handler is cancelled when its client leaves."""
+
+    def __init__(self, app: web.Application) -> None:
+        """Listen nowhere yet."""
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
+        )
+        self._site: web.TCPSite | None = None
+
+    async def listen(self, host: str, port: int) -> str:
+        """Listen at a host and port (0 for any that is free) and return the URL. Raises OSError."""
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, host, port)
+        await self._site.start()
+        bound, number = self._runner.addresses[0][:2]
+        return f"http://[{bound}]:{number}" if ":" in bound else f"http://{bound}:{number}"
+
+    async def stop_listening(self) -> None:
+        """Accept no more connections; those that there are go on."""
+        if self._site is not None:
+            await self._site.stop()
+
+    async def close(self) -> None:
+        """Close every connection, after a while for clients to take the rest of their responses."""
+        await self._runner.cleanup()
 
 
-def json_response(value: object, status: int = 200) -> web.Response:
-    """`value` as JSON."""
+def _json_response(value: object, status: int = 200) -> web.Response:
     body = msgspec.json.encode(value)
     return web.Response(body=body, status=status, content_type="application/json")
 
 
 def _error_response(error: ApiError) -> web.Response:
-    response = json_response(error.body(), error.status)
+    response = _json_response(error.body(), error.status)
     response.headers.update(error.headers)
     return response
 
 
-async def _name_response(request: web.Request, response: web.StreamResponse) -> None:
+async def _set_request_id(request: web.Request, response: web.StreamResponse) -> None:
     if (request_id := request.get(_REQUEST_ID_KEY)) is not None:
         response.headers["X-Request-Id"] = request_id
 
 
 @web.middleware
-class _Guard:
-    """Around every handler: request id, API key, and OpenAI's error body for whatever goes wrong."""
+class _RequestGuard:
+    """What surrounds every handler: request id, API key, and OpenAI's error body for whatever goes wrong."""
 
     def __init__(self, api_key: str | None) -> None:
         self._expected = None if api_key is None else f"Bearer {api_key}".encode()
@@ -98,7 +121,7 @@ class _Guard:
             response.headers.update({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
         except FORESEEN as error:
             response = _error_response(as_api_error(error))
-        except Exception as error:  # noqa: BLE001 - the door's boundary: logged, and told to the client
+        except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
             _log.exception("%s %s failed in a way that nobody foresaw", request.method, request.path)
             response = _error_response(as_api_error(error))
         took_s = time.monotonic() - began_s
@@ -124,7 +147,7 @@ def _request_id(request: web.Request) -> str:
 
 
 def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
-    """aiohttp's own refusals in OpenAI's words."""
+    """Express aiohttp's own refusals in OpenAI's words."""
     match error.status:
         case HTTPStatus.NOT_FOUND:
             return ApiError(404, f"there is nothing at {request.path}", None, "unknown_url")
@@ -136,24 +159,24 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
     return ApiError(error.status, error.reason, None, None)
 
 
-def _generator(desk: EngineClient, endpoint: Endpoint) -> Handler:
+def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         if len(body) > _INLINE_BODY_BYTES:
-            ask = await asyncio.to_thread(endpoint.read, body, desk)
+            parsed = await asyncio.to_thread(endpoint.read, body, client)
         else:
-            ask = endpoint.read(body, desk)
-        async with endpoint.reply(desk, ask) as reply:
-            if ask.stream:
-                return await _stream(request, reply)
-            return json_response(await reply.whole())
+            parsed = endpoint.read(body, client)
+        async with Generation(endpoint, client, parsed) as generation:
+            if parsed.stream:
+                return await _stream(request, generation)
+            return _json_response(await generation.whole())
 
     return generate
 
 
-async def _stream(request: web.Request, reply: Reply) -> web.StreamResponse:
-    """Server-sent events. What fails before the first chunk is answered with a status; later, with an event."""
-    chunks = reply.chunks()
+async def _stream(request: web.Request, generation: Generation) -> web.StreamResponse:
+    """Write server-sent events. A failure before the first chunk gets a status of its own; later, an event."""
+    chunks = generation.chunks()
     first = await anext(chunks)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
@@ -166,7 +189,7 @@ async def _stream(request: web.Request, reply: Reply) -> web.StreamResponse:
         return response  # the client has left; there is nobody to answer
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
-    except Exception as error:  # noqa: BLE001 - as in _Guard
+    except Exception as error:  # noqa: BLE001 - as in _RequestGuard
         _log.exception("a stream of %s failed in a way that nobody foresaw", request.path)
         await response.write(_event(as_api_error(error).body()))
     await response.write_eof()
@@ -178,67 +201,69 @@ def _event(value: object) -> bytes:
 
 
 class _Routes:
-    """The handlers beside generation."""
+    """The handlers of every route but the endpoints that generate."""
 
-    def __init__(self, desk: EngineClient, adapters: AdapterAdmin) -> None:
-        self._desk = desk
+    def __init__(self, client: EngineClient, adapters: AdapterAdmin) -> None:
+        self._client = client
         self._adapters = adapters
 
     async def models(self, request: web.Request) -> web.Response:
-        """GET /v1/models."""
-        return json_response({"object": "list", "data": self._adapters.models()})
+        """Answer GET /v1/models."""
+        return _json_response({"object": "list", "data": self._adapters.models()})
 
     async def model(self, request: web.Request) -> web.Response:
-        """GET /v1/models/{name}."""
-        return json_response(self._adapters.model(request.match_info["name"]))
+        """Answer GET /v1/models/{name}."""
+        return _json_response(self._adapters.model(request.match_info["name"]))
 
     async def load(self, request: web.Request) -> web.Response:
-        """POST /v1/load_lora_adapter."""
+        """Answer POST /v1/load_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.LoadAdapter)
-        return json_response(await self._adapters.load(wire.lora_name, wire.lora_path))
+        return _json_response(await self._adapters.load(wire.lora_name, wire.lora_path))
 
     async def unload(self, request: web.Request) -> web.Response:
-        """POST /v1/unload_lora_adapter."""
+        """Answer POST /v1/unload_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.UnloadAdapter)
-        await self._desk.unload_adapter(wire.lora_name)
-        return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
+        await self._client.unload_adapter(wire.lora_name)
+        return _json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        """POST /tokenize."""
+        """Answer POST /tokenize."""
         wire = schema.decoded(await request.read(), schema.Tokenize)
-        check_model(wire.model or self._desk.model_name, self._desk)
-        codec = self._desk.codec
+        check_model(wire.model or self._client.model_name, self._client)
+        tokenizer = self._client.tokenizer
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
-            tokens = codec.encode(wire.prompt, wire.add_special_tokens)
+            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens)
         else:
-            tokens = codec.encode_chat(chat_messages(wire.messages or ()), wire.add_generation_prompt)
-        found = {"count": len(tokens), "max_model_len": self._desk.max_model_len, "tokens": tokens}
+            tokens = tokenizer.encode_chat(chat_messages(wire.messages or ()), wire.add_generation_prompt)
+        found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
         texts = (
-            {"token_strs": [codec.token_text(token) for token in tokens]} if wire.return_token_strs else {}
+            {"token_strs": [tokenizer.token_text(token) for token in tokens]}
+            if wire.return_token_strs
+            else {}
         )
-        return json_response(found | texts)
+        return _json_response(found | texts)
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        """POST /detokenize."""
+        """Answer POST /detokenize."""
         wire = schema.decoded(await request.read(), schema.Detokenize)
-        check_model(wire.model or self._desk.model_name, self._desk)
-        check_token_ids("tokens", wire.tokens, self._desk.vocab_size)
-        return json_response({"prompt": self._desk.codec.decode(wire.tokens, skip_special=False)})
+        check_model(wire.model or self._client.model_name, self._client)
+        check_token_ids("tokens", wire.tokens, self._client.vocab_size)
+        return _json_response({"prompt": self._client.tokenizer.decode(wire.tokens, skip_special=False)})
 
     async def health(self, request: web.Request) -> web.Response:
-        """GET /health: 200 while the engine runs, else 503."""
-        healthy = self._desk.stats().healthy
-        return json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
+        """Answer GET /health: 200 while the engine runs, else 503."""
+        healthy = self._client.stats().healthy
+        return _json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
 
     async def version(self, request: web.Request) -> web.Response:
-        """GET /version."""
-        return json_response({"version": _version()})
+        """Answer GET /version."""
+        return _json_response({"version": _version()})
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """GET /metrics, in Prometheus' text format."""
-        text = await asyncio.to_thread(self._desk.telemetry.render, self._desk.stats())
+        """Answer GET /metrics, in Prometheus' text format."""
+        text = await asyncio.to_thread(self._client.telemetry.render, self._client.stats())
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
 
 

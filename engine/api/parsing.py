@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from engine.api import schema
-from engine.api.engine_client import EngineClient
+from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from engine.tokenizer import Tokenizer
@@ -31,9 +31,9 @@ _SAME = (
 class GenerateRequest:
     """What a client wants generated: `prompts` (token ids), each continued `params.n` times.
 
-    `echo` gives the text of each prompt if the answer is to begin with it, else nothing. `silent` asks for
+    `echo` is the text of each prompt if the response is to begin with it, else empty. `echo_only` asks for
     the echo alone (max_tokens=0): the one token that the engine draws to get there is not shown.
-    `wants_prompt_logprobs` tells a client's own wish for them from that of an echo.
+    `wants_prompt_logprobs` is true if the client asked for them, and not only its echo needs them.
     """
 
     model: str
@@ -42,42 +42,44 @@ class GenerateRequest:
     stream: bool = False
     include_usage: bool = False
     echo: tuple[str, ...] = ()
-    silent: bool = False
+    echo_only: bool = False
     wants_prompt_logprobs: bool = False
 
 
-def completion_request(body: bytes, desk: EngineClient) -> GenerateRequest:
-    """The GenerateRequest of a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
+def completion_request(body: bytes, client: EngineClient) -> GenerateRequest:
+    """Parse a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
     wire = schema.decoded(body, schema.Completion)
-    check_model(wire.model, desk)
+    check_model(wire.model, client)
     if wire.best_of is not None and wire.best_of != (wire.n or 1):
         raise refused("best_of", "only best_of=n is supported: leave it out", "unsupported_value")
-    echo, silent = bool(wire.echo), wire.max_tokens == 0
-    if silent and not echo:
+    echo, echo_only = bool(wire.echo), wire.max_tokens == 0
+    if echo_only and not echo:
         raise refused("max_tokens", "0 is of use with echo=true only: give at least 1", "invalid_value")
-    prompts = _prompt_ids(wire.prompt, desk.codec)
-    check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], desk.vocab_size)
-    max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else max(wire.max_tokens, int(silent))
+    prompts = _prompt_ids(wire.prompt, client.tokenizer)
+    check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
+    max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else max(wire.max_tokens, int(echo_only))
     fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": wire.logprobs}
     if echo and wire.logprobs is not None:
         fields["prompt_logprobs"] = max(wire.logprobs, wire.prompt_logprobs or 0)
     return GenerateRequest(
         model=wire.model,
         prompts=prompts,
-        params=_params(wire, fields, desk.vocab_size),
+        params=_params(wire, fields, client.vocab_size),
         stream=bool(wire.stream),
         include_usage=_include_usage(wire),
-        echo=_echo_texts(wire.prompt, prompts, desk.codec) if echo else (),
-        silent=silent,
+        echo=_echo_texts(wire.prompt, prompts, client.tokenizer) if echo else (),
+        echo_only=echo_only,
         wants_prompt_logprobs=wire.prompt_logprobs is not None,
     )
 
 
-def chat_request(body: bytes, desk: EngineClient) -> GenerateRequest:
-    """The GenerateRequest of a body of POST /v1/chat/completions. Raises ApiError, UnknownModel, InvalidChat or
-    InvalidParameter."""
+def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
+    """Parse a body of POST /v1/chat/completions.
+
+    Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
+    """
     wire = schema.decoded(body, schema.Chat)
-    check_model(wire.model, desk)
+    check_model(wire.model, client)
     if wire.top_logprobs is not None and not wire.logprobs:
         raise refused("top_logprobs", "it needs logprobs=true: set that, or leave it out", "invalid_value")
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
@@ -87,10 +89,10 @@ def chat_request(body: bytes, desk: EngineClient) -> GenerateRequest:
     max_tokens = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
     try:
-        params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, desk.vocab_size)
+        params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
-    prompt = desk.codec.encode_chat(chat_messages(wire.messages))
+    prompt = client.tokenizer.encode_chat(chat_messages(wire.messages))
     return GenerateRequest(
         model=wire.model,
         prompts=(prompt,),
@@ -102,14 +104,16 @@ def chat_request(body: bytes, desk: EngineClient) -> GenerateRequest:
 
 
 def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
-    """Messages as a chat template reads them: `developer` is what OpenAI now calls `system`; text parts are
-    joined by line breaks."""
+    """Convert messages to what a chat template reads.
+
+    `developer` is what OpenAI now calls `system`; text parts are joined by line breaks.
+    """
     return [_template_message(message) for message in messages]
 
 
-def check_model(name: str, desk: EngineClient) -> None:
+def check_model(name: str, client: EngineClient) -> None:
     """Raise UnknownModel unless `name` is the base model or an adapter, as far as can be told without asking."""
-    if not desk.may_serve(name):
+    if not client.may_serve(name):
         raise UnknownModel(name)
 
 
@@ -128,8 +132,8 @@ def _template_message(message: schema.Message) -> dict[str, str]:
     return {"role": role, "content": text} | named
 
 
-def _prompt_ids(prompt: schema.Prompt, codec: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Every prompt's token ids: the field is a text, a list of texts, token ids, or a list of those."""
+def _prompt_ids(prompt: schema.Prompt, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Return every prompt's token ids; the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = [item for item in items if isinstance(item, str)]
     flat = [item for item in items if isinstance(item, int)]
@@ -138,21 +142,23 @@ def _prompt_ids(prompt: schema.Prompt, codec: Tokenizer) -> tuple[tuple[int, ...
         raise refused("prompt", "the list is empty: give at least one prompt", "invalid_value")
     if len(items) not in (len(texts), len(flat), len(lists)):
         raise refused("prompt", "give a text, token ids, or a list of either", "invalid_type")
-    prompts = (*map(codec.encode, texts), *map(tuple, lists), *([tuple(flat)] if flat else []))
+    prompts = (*map(tokenizer.encode, texts), *map(tuple, lists), *([tuple(flat)] if flat else []))
     if not all(prompts):
         raise refused("prompt", "a prompt has no tokens: give at least one", "invalid_value")
     return prompts
 
 
-def _echo_texts(prompt: schema.Prompt, prompts: Sequence[Sequence[int]], codec: Tokenizer) -> tuple[str, ...]:
-    """The prompts as text: as they were given, or spelled out."""
+def _echo_texts(
+    prompt: schema.Prompt, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> tuple[str, ...]:
+    """Return the prompts as text: as they were given, or decoded."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = tuple(item for item in items if isinstance(item, str))
-    return texts or tuple(codec.decode(token_ids) for token_ids in prompts)
+    return texts or tuple(tokenizer.decode(token_ids) for token_ids in prompts)
 
 
 def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> SamplingParams:
-    """SamplingParams of the shared fields and `fields`, whose entries win. Raises InvalidParameter."""
+    """Make SamplingParams of the shared fields and `fields`, whose entries win. Raises InvalidParameter."""
     given = structs.asdict(wire)
     same = {name: given[name] for name in _SAME if given[name] is not None}
     stop = (wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ())
@@ -179,7 +185,7 @@ def _include_usage(wire: schema.Generate) -> bool:
 
 
 def _renamed(error: InvalidParameter, wire: schema.Chat) -> ApiError | InvalidParameter:
-    """The error under the name that the chat client used for the field."""
+    """Name the field of the error as the chat client did."""
     names = {"logprobs": "top_logprobs"}
     if wire.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"

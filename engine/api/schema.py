@@ -1,8 +1,8 @@
-"""The wire: OpenAI's request bodies as msgspec structs, decoded strictly. Null means "not given" everywhere.
+"""Declare OpenAI's request bodies as msgspec structs, and decode them strictly. Null means "not given" everywhere.
 
-Every field that a body may have stands here. Those of OpenAI that this server does not implement are declared
-with the values that change nothing (`NEUTRAL`); with any other value, and for fields that are not here, the
-request is refused. Nothing is accepted and then ignored.
+Every field that a body may have stands here. Those of OpenAI that this server does not implement have the
+values that change nothing (`NEUTRAL`). With any other value, and for fields that are not here, the request is
+refused. Nothing is accepted and then ignored.
 """
 
 import re
@@ -38,10 +38,12 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-"""Per field, what it may be without an effect that this server does not have."""
+"""For each field that is not implemented, the values that ask for nothing."""
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a stream is to be written; obfuscation is not implemented."""
+
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
@@ -70,7 +72,7 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     stop_token_ids: list[TokenId] | None = None
     prompt_logprobs: Int | None = None
 
-    # Labels for the client's own books.
+    # Labels for the client's own use.
     user: Label | None = None
     metadata: dict[Label, Label] | None = None
     safety_identifier: Label | None = None
@@ -91,11 +93,15 @@ class Completion(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class TextPart(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part of a message; only text is implemented."""
+
     type: Literal["text"]
     text: str
 
 
 class Message(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One message of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: Label | None = None
@@ -158,7 +164,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Body:
-    """The body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
+    """Decode a body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -174,7 +180,7 @@ def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Bo
 
 
 def _field_error(text: str, what: str) -> ApiError:
-    """msgspec's sentence, with the field in front and as `param`."""
+    """Express msgspec's message with the field in front and as `param`."""
     place = _PLACE.search(text)
     path, reason = (place[1], text[: place.start()]) if place else ("", text)
     if unknown := _UNKNOWN.fullmatch(reason):

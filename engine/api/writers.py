@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from engine.api.parsing import GenerateRequest
-from engine.tokenizer import Delta, Tokenizer
+from engine.output import Delta
+from engine.tokenizer import Tokenizer
 from scheduler.plan import TokenLogprob
 
 LOWEST = -9999.0
@@ -11,49 +12,52 @@ LOWEST = -9999.0
 
 
 def finite(logprob: float) -> float:
-    """`logprob` as JSON can carry it."""
+    """Raise `logprob` to what JSON can carry."""
     return max(logprob, LOWEST)
 
 
 def prompt_logprobs_entries(
-    entries: Sequence[TokenLogprob], prompt: Sequence[int], codec: Tokenizer
+    entries: Sequence[TokenLogprob], prompt: Sequence[int], tokenizer: Tokenizer
 ) -> list[dict[str, object] | None]:
-    """One entry per token of `prompt`, the first null: by token id, the token itself and the most likely
-    ones."""
+    """Write one entry per token of `prompt`, the first null: by token id, the token and the likeliest ones."""
     assert len(entries) == len(prompt) - 1, "the engine scores every prompt token but the first"
-    return [None, *(_entry(entry, codec) for entry in entries)]
+    return [None, *(_entry(entry, tokenizer) for entry in entries)]
 
 
-def _entry(entry: TokenLogprob, codec: Tokenizer) -> dict[str, object]:
+def _entry(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, object]:
     ranked = {token_id: (value, rank) for rank, (token_id, value) in enumerate(entry.top, start=1)}
     ranked[entry.token_id] = (entry.logprob, entry.rank)
     return {
-        str(token_id): {"logprob": finite(value), "rank": rank, "decoded_token": codec.token_text(token_id)}
+        str(token_id): {
+            "logprob": finite(value),
+            "rank": rank,
+            "decoded_token": tokenizer.token_text(token_id),
+        }
         for token_id, (value, rank) in ranked.items()
     }
 
 
 class CompletionWriter:
-    """Turns Deltas into `choices` entries; a whole answer's entry is that of its Deltas joined."""
+    """ChoiceWriter of text completions; a whole response's entry is that of its Deltas joined."""
 
     chunk_object = whole_object = "text_completion"
 
-    def __init__(self, ask: GenerateRequest, codec: Tokenizer) -> None:
-        self._ask = ask
-        self._codec = codec
+    def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
         self._offsets: dict[int, int] = {}  # by choice: where in its text the next token begins
 
     def opening(self) -> tuple[dict[str, object], ...]:
-        """Entries before anything is generated: none."""
+        """Write nothing: a text completion begins with its text."""
         return ()
 
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
-        """The entry of one Delta; None if there is nothing to show yet."""
+        """Write the entry of one Delta; None if there is nothing to show yet."""
         first = choice not in self._offsets
-        echo = self._ask.echo[choice // self._ask.params.n] if first and self._ask.echo else ""
-        text = echo if self._ask.silent else echo + delta.text
+        echo = self._request.echo[choice // self._request.params.n] if first and self._request.echo else ""
+        text = echo if self._request.echo_only else echo + delta.text
         logprobs = (
-            self._logprobs(choice, delta, bool(echo)) if self._ask.params.logprobs is not None else None
+            self._logprobs(choice, delta, bool(echo)) if self._request.params.logprobs is not None else None
         )
         self._offsets.setdefault(choice, 0)
         ends = delta.finish_reason is not None
@@ -66,28 +70,28 @@ class CompletionWriter:
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
             "stop_reason": delta.stop_reason,
         }
-        if self._ask.silent and ends:
+        if self._request.echo_only and ends:
             entry |= {"finish_reason": "length", "stop_reason": None}
-        if first and self._ask.wants_prompt_logprobs:
-            prompt = self._ask.prompts[choice // self._ask.params.n]
-            entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._codec)
+        if first and self._request.wants_prompt_logprobs:
+            prompt = self._request.prompts[choice // self._request.params.n]
+            entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._tokenizer)
         return entry
 
     def whole(self, choice: int, delta: Delta) -> dict[str, object]:
-        """The entry of a choice whose Deltas are joined in `delta`."""
+        """Write the entry of a choice whose Deltas are joined in `delta`."""
         entry = self.part(choice, delta)
         assert entry is not None, "a finished choice always has an entry"
         return entry
 
     def _logprobs(self, choice: int, delta: Delta, echo: bool) -> dict[str, object]:
-        """OpenAI's object of four aligned lists. The prompt's first token has no log-probability."""
-        drawn = () if self._ask.silent else delta.logprobs
+        """Write OpenAI's object of four aligned lists. The prompt's first token has no log-probability."""
+        drawn = () if self._request.echo_only else delta.logprobs
         known: list[TokenLogprob | None] = [*(delta.prompt_logprobs if echo else ()), *drawn]
         token_ids = [entry.token_id for entry in known if entry is not None]
         if echo:
             known.insert(0, None)
-            token_ids.insert(0, self._ask.prompts[choice // self._ask.params.n][0])
-        texts = [self._codec.token_text(token_id) for token_id in token_ids]
+            token_ids.insert(0, self._request.prompts[choice // self._request.params.n][0])
+        texts = [self._tokenizer.token_text(token_id) for token_id in token_ids]
         return {
             "tokens": texts,
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in known],
@@ -96,54 +100,54 @@ class CompletionWriter:
         }
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The most likely tokens and, as OpenAI does, the one that was drawn."""
-        pairs: Sequence[tuple[int, float]] = entry.top[: self._ask.params.logprobs]
+        """Write the likeliest tokens and, as OpenAI does, the one that was drawn."""
+        pairs: Sequence[tuple[int, float]] = entry.top[: self._request.params.logprobs]
         drawn = (entry.token_id, entry.logprob)
-        return {self._codec.token_text(token_id): finite(value) for token_id, value in (*pairs, drawn)}
+        return {self._tokenizer.token_text(token_id): finite(value) for token_id, value in (*pairs, drawn)}
 
     def _advance(self, choice: int, token_ids: Iterable[int]) -> list[int]:
-        """Where each token begins in the choice's text, in characters."""
+        """Return where each token begins in the choice's text, in characters, and go on behind them."""
         offset, offsets = self._offsets.get(choice, 0), []
         for token_id in token_ids:
             offsets.append(offset)
-            offset += self._codec.num_chars(token_id)
+            offset += self._tokenizer.num_chars(token_id)
         self._offsets[choice] = offset
         return offsets
 
 
 class ChatWriter:
-    """Turns Deltas into `choices` entries of chunks, and joined Deltas into those of whole answers."""
+    """ChoiceWriter of chat completions."""
 
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def __init__(self, ask: GenerateRequest, codec: Tokenizer) -> None:
-        self._ask = ask
-        self._codec = codec
+    def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
 
     def opening(self) -> tuple[dict[str, object], ...]:
-        """Entries before anything is generated: who speaks."""
-        said = {"role": "assistant", "content": ""}
+        """Write one entry for each choice that names its role."""
+        delta = {"role": "assistant", "content": ""}
         return tuple(
-            {"index": choice, "delta": said, "logprobs": None, "finish_reason": None}
-            for choice in range(self._ask.params.n)
+            {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+            for choice in range(self._request.params.n)
         )
 
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
-        """The entry of one Delta; None if there is nothing to show yet."""
+        """Write the entry of one Delta; None if there is nothing to show yet."""
         if not (delta.text or delta.finish_reason or delta.logprobs or delta.prompt_logprobs):
             return None
-        said = {"content": delta.text} if delta.text else {}
-        return {"index": choice, "delta": said} | self._around(delta)
+        content = {"content": delta.text} if delta.text else {}
+        return {"index": choice, "delta": content} | self._common(delta)
 
     def whole(self, choice: int, delta: Delta) -> dict[str, object]:
-        """The entry of a choice whose Deltas are joined in `delta`."""
+        """Write the entry of a choice whose Deltas are joined in `delta`."""
         message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": choice, "message": message} | self._around(delta)
+        return {"index": choice, "message": message} | self._common(delta)
 
-    def _around(self, delta: Delta) -> dict[str, object]:
+    def _common(self, delta: Delta) -> dict[str, object]:
         logprobs = None
-        if self._ask.params.logprobs is not None:
+        if self._request.params.logprobs is not None:
             logprobs = {"content": [self._token(entry) for entry in delta.logprobs], "refusal": None}
         entry: dict[str, object] = {
             "logprobs": logprobs,
@@ -151,15 +155,14 @@ class ChatWriter:
             "stop_reason": delta.stop_reason,
         }
         if delta.prompt_logprobs:
-            prompt = self._ask.prompts[0]
-            entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._codec)
+            prompt = self._request.prompts[0]
+            entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._tokenizer)
         return entry
 
     def _token(self, entry: TokenLogprob) -> dict[str, object]:
-        top = [self._entry(token_id, value) for token_id, value in entry.top[: self._ask.params.logprobs]]
+        top = [self._entry(token_id, value) for token_id, value in entry.top[: self._request.params.logprobs]]
         return self._entry(entry.token_id, entry.logprob) | {"top_logprobs": top}
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, object]:
-        spelled = self._codec.token_bytes(token_id)
-        text = self._codec.token_text(token_id)
-        return {"token": text, "logprob": finite(logprob), "bytes": list(spelled)}
+        text, content = self._tokenizer.token_text(token_id), self._tokenizer.token_bytes(token_id)
+        return {"token": text, "logprob": finite(logprob), "bytes": list(content)}

@@ -16,13 +16,14 @@ from engine.runner.base import StepExecutor
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.build.executor_choice import make_executor
-from engine.tensor_parallel.model import GroupModel, join, start_workers
+from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.build.peers import Peers
 from engine.build.memory import allocate_memory
 from engine.unified_pool import UnifiedPool
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.target_modules import BaseShape
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
@@ -32,6 +33,7 @@ from engine.base.heap import retain_freed_memory
 from model.kv_cache import KVCache
 from model.llama import Llama
 from scheduler.request import InvalidParameter
+from scheduler.residency import CheapestWindow
 from scheduler.step import StepLimits, StepScheduler
 
 _IDLE_S = 0.5
@@ -61,7 +63,7 @@ class Engine:
 
     core: EngineCore
     store: AdapterStore
-    codec: Tokenizer
+    tokenizer: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
@@ -114,7 +116,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
     limits = _limits(config, base.config, room.blocks.capacity_tokens)
     graph_blocks = _graph_blocks(config, base, limits)
     if workers is None:
-        model: Llama | GroupModel = base.build(weights, None)
+        model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
     executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
@@ -145,10 +147,11 @@ def _store(
 ) -> AdapterStore:
     """With peers, as many threads may wait for a pull as peers are asked at once, and one more may copy."""
     disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, pages, disk)
+        return AdapterStore(base, dtype, residency, disk)
     workers = min(_MOST_WORKERS, 1 + config.sharing.pulls * len(config.sharing.peers))
-    return AdapterStore(base, dtype, pages, disk, workers, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, workers, peers.peering)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:

@@ -1,1 +1,1 @@
-"""Run step plans: lay them out as batches, compute them, and turn what was drawn into tokens."""
+"""Run step plans: arrange them as batches, compute them, and sample tokens."""

@@ -1,4 +1,4 @@
-"""Define the seams of a step's execution: what computes plans, and what draws tokens on a device."""
+"""Define the seams of a step's execution: what computes plans, replays steps, and draws tokens on a device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,62 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lora.segments import AdapterLease
+from engine.runner.input_batch import InputBatch
+from lora.segments import AdapterLease, SegmentTable
 from model.sampling.sample import SampleRow
 from scheduler.plan import SequenceKey, SliceOutput, StepPlan
 
 
-class Fetched(Protocol):
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """A plan's outputs, aligned with its slices.
+
+    `invalid` are the sequences whose logits were NaN or infinite, as an adapter with wild weights can make them.
+    Their outputs mean nothing; the others' are sound.
+    """
+
+    outputs: tuple[SliceOutput, ...]
+    invalid: tuple[SequenceKey, ...]
+
+
+class Computation(Protocol):
+    """A launched plan."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `outputs` returns without waiting."""
+        ...
+
+    def outputs(self) -> StepOutputs:
+        """Wait for the plan's outputs. What it raises ends the plan's requests."""
+        ...
+
+
+class StepExecutor(Protocol):
+    """Computes steps, on one device or on several."""
+
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
+        """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
+
+        `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
+        then. What it raises ends the plan's requests.
+        """
+        ...
+
+
+class StepGraphs(Protocol):
+    """Replays steps that were captured before."""
+
+    def takes(self, inputs: InputBatch) -> bool:
+        """Return whether `run` computes the step."""
+        ...
+
+    def run(self, inputs: InputBatch, segments: SegmentTable) -> None:
+        """Launch the step: its tokens are drawn into the sampler's first rows."""
+        ...
+
+
+class DrawnTokens(Protocol):
     """Drawn tokens on their way to the host."""
 
     @property
@@ -20,12 +70,12 @@ class Fetched(Protocol):
         ...
 
     def tokens(self) -> tuple[list[int], list[int]]:
-        """Wait for them: the rows' tokens, and the rows whose tokens mean nothing, their logits being no numbers."""
+        """Wait for the rows' tokens, and the rows whose logits were NaN or infinite, whose tokens mean nothing."""
         ...
 
 
-class DeviceSampler(Protocol):
-    """Draws on a device, from memory that never moves: see model/sampling_device.py."""
+class StepSampler(Protocol):
+    """Draws a step's tokens on a device, from memory that never moves; DeviceSampler of model is one."""
 
     @property
     def tokens(self) -> Tensor:
@@ -44,48 +94,14 @@ class DeviceSampler(Protocol):
         """Draw a token for each row of logits; with `advance`, each row's next draw is for the position after."""
         ...
 
-    def fetch(self, rows: int) -> Fetched:
-        """Start the first rows' tokens on their way to the host."""
+    def fetch(self, rows: int) -> DrawnTokens:
+        """Start to copy the first rows' tokens to the host."""
         ...
 
     def snapshot(self) -> object:
-        """All that draws depend on and change."""
+        """Copy all that draws depend on and change."""
         ...
 
     def restore(self, state: Any) -> None:
-        """Be as when the snapshot was taken."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutputs:
-    """A plan's outputs, aligned with its slices. `broken` are the sequences whose logits were no numbers, as an
-    adapter with wild weights can make them: their outputs mean nothing, the others' are sound."""
-
-    outputs: tuple[SliceOutput, ...]
-    broken: tuple[SequenceKey, ...]
-
-
-class Computation(Protocol):
-    """A launched plan."""
-
-    @property
-    def done(self) -> bool:
-        """Whether `outputs` returns without waiting."""
-        ...
-
-    def outputs(self) -> StepOutputs:
-        """Wait for the plan's outputs. What it raises ends the plan's requests."""
-        ...
-
-
-class StepExecutor(Protocol):
-    """Computes steps: one process on one device, or a group of them."""
-
-    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
-        """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
-
-        `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
-        then. What it raises ends the plan's requests.
-        """
+        """Set all of that to what the snapshot holds."""
         ...

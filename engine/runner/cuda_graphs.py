@@ -1,17 +1,15 @@
-"""Capture decode steps as CUDA graphs, once for each width, and replay them with nothing but new inputs.
-
-GraphBuffers are the memory that the graphs of one width read, which never moves.
-"""
+"""Capture decode steps as CUDA graphs, once for each width, and replay them with nothing but new inputs."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.runner.base import DeviceSampler
-from engine.runner.input_batch import InputBatch
+from engine.runner.base import StepSampler
+from engine.runner.input_batch import InputBatch, Integers
 from lora.segments import NO_SEGMENTS, SegmentTable
 from model.attention.base import GraphAttention, ReservedStep
 from model.batch import ForwardBatch
@@ -20,8 +18,14 @@ from model.llama import Llama
 from model.ops.base import GraphOps
 from scheduler.plan import PENDING
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]
+MOST_ROWS = 256
+_WARM_UPS = 2  # runs before a capture, in which kernels are compiled and libraries take their memory
+
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Makes a function's launches repeatable: calling the result launches them again."""
+
+Lead = Callable[[ForwardBatch], None]
+"""Has the other devices of a tensor-parallel model compute a step along, before it is computed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +37,39 @@ class GraphParts:
     ops: GraphOps
     attention: GraphAttention
 
+    @classmethod
+    def of(cls, model: Llama, cache: KVCache) -> "GraphParts":
+        """Take the model's own ops and attention, which must allow it: see Backends.can_capture."""
+        return cls(model, cache, cast(GraphOps, model.ops), cast(GraphAttention, model.attention))
+
 
 class GraphBuffers:
-    """Steps of up to `width` sequences of up to `blocks` blocks each. Rows beyond a step's own go through the motions
-    on a spare block of the cache."""
+    """The memory, which never moves, that graphs of `width` sequences of up to `blocks` blocks each read.
+
+    Rows beyond a step's own are computed like the others, on a spare block of the cache, and mean nothing.
+    """
 
     def __init__(self, parts: GraphParts, width: int, blocks: int) -> None:
+        """Allocate them, filled with zeros."""
         self._parts = parts
         device = parts.cache.device
-        self.inputs = torch.zeros(3, width, dtype=torch.int64, device=device)
-        self.tables = torch.zeros(width, blocks, dtype=torch.int64, device=device)
+        self.inputs = torch.zeros(3, width, dtype=torch.int64, device=device)  # token ids, positions, slots
+        self._tables = torch.zeros(width, blocks, dtype=torch.int64, device=device)
         self._every_row = torch.arange(width, device=device)
         self._attention: ReservedStep = parts.attention.reserve(width, blocks, parts.cache)
         self._replays: dict[Hashable, Callable[[], None]] = {}
         self._loaded = NO_SEGMENTS  # what a replay that computes anew, there being no graphs, plans for
 
+    def fill(self, inputs: Tensor, tables: Tensor) -> None:
+        """Copy in a step: inputs [3, width] for every row, tables [S, widest] for those of its own."""
+        self.inputs.copy_(inputs)
+        count, columns = tables.shape
+        self._tables[:count, :columns].copy_(tables)
+
     def batch(
         self, context_lens: tuple[int, ...], segments: SegmentTable, columns: int | None = None
     ) -> ForwardBatch:
-        """The step that lies in the memory: all rows on the device, its own on the host; of the tables, `columns`."""
+        """View the step: all rows on the device, its own on the host; of the tables, `columns`."""
         token_ids, positions, slots = self.inputs
         return ForwardBatch(
             token_ids=token_ids,
@@ -59,45 +77,59 @@ class GraphBuffers:
             slots=slots,
             query_lens=(1,) * len(context_lens),
             context_lens=context_lens,
-            block_tables=self.tables[: len(context_lens), :columns],
+            block_tables=self._tables[: len(context_lens), :columns],
             logit_rows=self._every_row,
             segments=segments,
         )
 
-    def launch(self, batch: ForwardBatch, compute: Callable[[ForwardBatch], None], record: Record) -> None:
-        """Compute the step that lies in the memory: replayed, or the first of its kind recorded and then replayed."""
+    def launch(
+        self, batch: ForwardBatch, compute: Callable[[ForwardBatch], object], capture: Capture
+    ) -> None:
+        """Replay the step, or capture it if it is the first of its kind, and then replay it."""
         key = self._parts.ops.load(batch)
         self._attention.refill(batch)
         self._loaded = batch.segments
         if key not in self._replays:
-            self._replays[key] = record(lambda: compute(replace(batch, segments=self._loaded)))
+            self._replays[key] = capture(lambda: self._compute(compute, batch))
         self._replays[key]()
 
+    def _compute(self, compute: Callable[[ForwardBatch], object], batch: ForwardBatch) -> None:
+        compute(replace(batch, segments=self._loaded))
+
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """[width, vocab], the logits; what `compute` computes."""
+        """Compute the logits [width, vocab]; part of what `compute` does."""
         return self._parts.model.forward(batch, self._parts.cache, self._attention)
 
 
-MOST_ROWS = 256
-Lead = Callable[[ForwardBatch], None]
-"""Has the other devices of a group compute a step along, before it is computed here."""
+class BuffersByWidth:
+    """GraphBuffers of each width, made when they are first needed, for sequences of up to `blocks` blocks."""
 
-_WARM_UPS = 2  # runs before a recording, in which kernels are compiled and libraries take their memory
+    def __init__(self, parts: GraphParts, blocks: int) -> None:
+        """Allocate nothing yet."""
+        self._parts, self._blocks = parts, blocks
+        self._by_width: dict[int, GraphBuffers] = {}
+
+    def get(self, width: int) -> GraphBuffers:
+        """Return the buffers for `width` sequences."""
+        if width not in self._by_width:
+            self._by_width[width] = GraphBuffers(self._parts, width, self._blocks)
+        return self._by_width[width]
 
 
 class CudaCapture:
-    """Records CUDA graphs, which share their memory: no two are replayed at once, and none is read after another.
+    """Captures CUDA graphs, which share their memory: no two are replayed at once, and none is read after another.
 
-    Only the recording thread is barred from what cannot be recorded: others copy adapters meanwhile.
+    Only the capturing thread is barred from what cannot be captured: others copy adapters meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
+        """Take the memory and the stream that all captures use."""
         self._pool = torch.cuda.graph_pool_handle()
-        # One stream for all recordings: libraries keep memory for each that they meet.
+        # One stream for all captures: libraries keep memory for each that they meet.
         self._side = torch.cuda.Stream(device)
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A graph of what `run` launches, after a few runs that are launched for good."""
+        """Capture what `run` launches, after a few runs that are launched for good."""
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             for _ in range(_WARM_UPS):
@@ -109,83 +141,86 @@ class CudaCapture:
         return graph.replay
 
 
-def capture_for(device: torch.device) -> Record:
-    """CUDA graphs; on a device that has none, calling the function again."""
+def capture_for(device: torch.device) -> Capture:
+    """Choose CUDA graphs, or, on a device that has none, calling the function again."""
     return CudaCapture(device) if device.type == "cuda" else lambda run: run
 
 
 class CudaGraphRunner:
-    """Graphs of 1, 2, 4, ... rows, up to `rows` (at most MOST_ROWS) sequences of up to `blocks` blocks each, recorded
-    when they are first needed. `lead` is given where the model is one device's part of several."""
+    """StepGraphs of 1, 2, 4, ... rows, captured when they are first needed.
+
+    They are for up to `rows` (at most MOST_ROWS) sequences of up to `blocks` blocks each.
+    """
 
     def __init__(
         self,
         parts: GraphParts,
-        sampler: DeviceSampler,
+        sampler: StepSampler,
         rows: int,
         blocks: int,
-        record: Record,
+        capture: Capture,
         lead: Lead | None = None,
     ) -> None:
-        self._parts, self._sampler, self._record, self._lead = parts, sampler, record, lead
+        """Draw with `sampler`; `lead` is given where the model is one device's part of several."""
+        self._cache, self._sampler, self._capture, self._lead = parts.cache, sampler, capture, lead
         self._rows, self._blocks = min(rows, MOST_ROWS), blocks
-        self._lanes: dict[int, GraphBuffers] = {}
+        self._buffers = BuffersByWidth(parts, blocks)
 
-    def takes(self, layout: InputBatch) -> bool:
-        """Whether a graph computes the layout's step."""
-        fits = len(layout.slices) <= self._rows and layout.tables.shape[1] <= self._blocks
-        return fits and layout.decodes
+    def takes(self, inputs: InputBatch) -> bool:
+        """See StepGraphs."""
+        fits = len(inputs.slices) <= self._rows and inputs.tables.shape[1] <= self._blocks
+        return fits and inputs.decodes
 
-    def run(self, layout: InputBatch, table: SegmentTable) -> None:
-        """Launch a step that `takes` takes: its tokens are drawn into the sampler's first rows."""
-        width = 1 << (len(layout.slices) - 1).bit_length()
-        if width not in self._lanes:
-            self._lanes[width] = GraphBuffers(self._parts, width, self._blocks)
-        lane = self._lanes[width]
-        self._fill(lane, layout)
-        context_lens = tuple(layout.context_lens.tolist())
+    def run(self, inputs: InputBatch, segments: SegmentTable) -> None:
+        """See StepGraphs."""
+        buffers = self._buffers.get(1 << (len(inputs.slices) - 1).bit_length())
+        self._fill(buffers, inputs)
+        context_lens = tuple(inputs.context_lens.tolist())
         if self._lead is not None:
-            self._look_up(lane)  # the other devices draw nothing: they are sent every token
-            self._lead(lane.batch(context_lens, table, layout.tables.shape[1]))
+            self._insert_pending(buffers)  # the other devices draw nothing: they are sent every token
+            self._lead(buffers.batch(context_lens, segments, inputs.tables.shape[1]))
 
         def compute(batch: ForwardBatch) -> None:
-            self._look_up(lane)
-            self._sampler.draw(lane.forward(batch), advance=True)
+            self._insert_pending(buffers)
+            self._sampler.draw(buffers.forward(batch), advance=True)
 
-        lane.launch(lane.batch(context_lens, table), compute, lambda run: self._recorded(lane, run))
+        buffers.launch(
+            buffers.batch(context_lens, segments), compute, lambda run: self._capture_step(buffers, run)
+        )
 
-    def _recorded(self, lane: GraphBuffers, run: Callable[[], None]) -> Callable[[], None]:
-        """Recording runs the step to warm up, which advances the sampler's rows and draws their tokens: both are put
-        back, since the step is yet to be computed."""
+    def _capture_step(self, buffers: GraphBuffers, run: Callable[[], None]) -> Callable[[], None]:
+        """Capture a step, and undo what capturing did.
+
+        It runs the step to warm up, which advances the sampler's rows and draws their tokens. Both are put back,
+        since the step is yet to be computed.
+        """
         before = self._sampler.snapshot()
-        inputs = lane.inputs.clone()
-        replay = self._record(run)
+        inputs = buffers.inputs.clone()
+        replay = self._capture(run)
         self._sampler.restore(before)
-        lane.inputs.copy_(inputs)
+        buffers.inputs.copy_(inputs)
         return replay
 
-    def _look_up(self, lane: GraphBuffers) -> None:
-        """Pending tokens of rows that did not move: what was drawn in the same row."""
-        tokens = lane.inputs[0]
+    def _insert_pending(self, buffers: GraphBuffers) -> None:
+        """Fill in pending tokens of rows that did not move: what was drawn in the same row."""
+        tokens = buffers.inputs[0]
         tokens.copy_(torch.where(tokens == PENDING, self._sampler.tokens[: len(tokens)], tokens))
 
-    def _fill(self, lane: GraphBuffers, layout: InputBatch) -> None:
-        """Send the step's integers. Pending tokens of rows that moved are gathered here."""
-        rows, (count, columns) = len(layout.slices), layout.tables.shape
-        width = lane.inputs.shape[1]
-        sent = np.zeros(3 * width + layout.tables.size, np.int64)
-        inputs, tables = sent[: 3 * width].reshape(3, -1), sent[3 * width :]
-        inputs[:, :rows] = layout.token_ids, layout.positions, layout.slots
-        inputs[2, rows:] = self._parts.cache.spare_block * self._parts.cache.block_size
-        tables[:] = layout.tables.ravel()
-        on_device = self._sent(sent)
-        lane.inputs.copy_(on_device[: inputs.size].view(3, -1))
-        lane.tables[:count, :columns].copy_(on_device[inputs.size :].view(count, columns))
-        if len(layout.pending) and not layout.continues:
-            moved = self._sent(np.stack((layout.pending, layout.sources)))
-            lane.inputs[0].index_copy_(0, moved[0], self._sampler.tokens.index_select(0, moved[1]))
+    def _fill(self, buffers: GraphBuffers, inputs: InputBatch) -> None:
+        """Send the step's integers in one copy. Pending tokens of rows that moved are gathered here."""
+        rows, width = len(inputs.slices), buffers.inputs.shape[1]
+        packed = np.zeros(3 * width + inputs.tables.size, np.int64)
+        by_row = packed[: 3 * width].reshape(3, -1)
+        by_row[:, :rows] = inputs.token_ids, inputs.positions, inputs.slots
+        by_row[2, rows:] = self._cache.spare_block * self._cache.block_size
+        packed[3 * width :] = inputs.tables.ravel()
+        sent = self._to_device(packed)
+        buffers.fill(sent[: 3 * width].view(3, -1), sent[3 * width :].view(inputs.tables.shape))
+        if len(inputs.pending) and not inputs.continues:
+            rows_of, sources = self._to_device(np.stack((inputs.pending, inputs.sources)))
+            buffers.inputs[0].index_copy_(0, rows_of, self._sampler.tokens.index_select(0, sources))
 
-    def _sent(self, values: np.ndarray) -> Tensor:
+    def _to_device(self, values: Integers) -> Tensor:
         host = torch.from_numpy(values)
-        device = self._parts.cache.device
+        device = self._cache.device
         return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Executor: one StepPlan in, one SliceOutput per slice out; where a step is computed when it is launched."""
+"""Compute a step where it is launched: one StepPlan in, one SliceOutput per slice out."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
-from engine.runner.sampling_io import draw
+from engine.runner.sampling_io import sample_step
 from lora.segments import AdapterLease, Segment, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
@@ -16,7 +16,7 @@ from scheduler.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class FinishedComputation:
     """A plan that was computed when it was launched."""
 
     result: StepOutputs
@@ -28,43 +28,44 @@ class Computed:
 
 
 class Executor:
-    """Runs plans one at a time on `model`, which is one device's or the first of a group's."""
+    """StepExecutor that computes one plan at a time on `model`, which is one device's or the first of several."""
 
     def __init__(self, model: Model, cache: KVCache) -> None:
+        """Compute with the model's K/V in `cache`."""
         self._model = model
         self._cache = cache
-        self._lay_out = InputBatchBuilder(cache.block_size)
+        self._inputs = InputBatchBuilder(cache.block_size)
 
-    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computed:
-        """See StepExecutor: the plan is computed when this returns."""
-        return Computed(self.run(plan, lease))
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> FinishedComputation:
+        """Compute the plan; see StepExecutor."""
+        return FinishedComputation(self.run(plan, lease))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, lease: AdapterLease) -> StepOutputs:
         """Compute the plan's tokens; `lease` holds its adapters. Raises what the model raises."""
-        layout = self._lay_out(plan)
-        assert not layout.pending.size, "a plan that is computed at once leaves no token to be drawn"
-        logits = self._model.forward(self._batch(layout, lease), self._cache)
-        return draw(layout, logits)
+        inputs = self._inputs.build(plan)
+        assert not inputs.pending.size, "a plan that is computed at once leaves no token to be drawn"
+        logits = self._model.forward(self._forward_batch(inputs, lease), self._cache)
+        return sample_step(inputs, logits)
 
-    def _batch(self, layout: InputBatch, lease: AdapterLease) -> ForwardBatch:
+    def _forward_batch(self, inputs: InputBatch, lease: AdapterLease) -> ForwardBatch:
         return ForwardBatch(
-            token_ids=self._send(layout.token_ids),
-            positions=self._send(layout.positions),
-            slots=self._send(layout.slots),
-            query_lens=tuple(layout.query_lens.tolist()),
-            context_lens=tuple(layout.context_lens.tolist()),
-            block_tables=self._send(layout.tables),
-            logit_rows=self._send(layout.logit_rows),
-            segments=segments(layout, lease),
+            token_ids=self._to_device(inputs.token_ids),
+            positions=self._to_device(inputs.positions),
+            slots=self._to_device(inputs.slots),
+            query_lens=tuple(inputs.query_lens.tolist()),
+            context_lens=tuple(inputs.context_lens.tolist()),
+            block_tables=self._to_device(inputs.tables),
+            logit_rows=self._to_device(inputs.logit_rows),
+            segments=adapter_segments(inputs, lease),
         )
 
-    def _send(self, values: Integers) -> Tensor:
+    def _to_device(self, values: Integers) -> Tensor:
         return torch.from_numpy(values).to(self._cache.device)
 
 
-def segments(layout: InputBatch, lease: AdapterLease) -> SegmentTable:
-    """The batch's rows by adapter."""
+def adapter_segments(inputs: InputBatch, lease: AdapterLease) -> SegmentTable:
+    """Make the table of the batch's rows by adapter."""
     return SegmentTable(
-        tuple(Segment(run.start, run.stop, lease.weights[run.digest]) for run in layout.runs if run.digest)
+        tuple(Segment(run.start, run.stop, lease.weights[run.digest]) for run in inputs.runs if run.digest)
     )

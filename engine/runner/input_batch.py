@@ -1,7 +1,7 @@
-"""InputBatch: where each slice of a plan lies in the batch, as arrays on the host. Knows no tensor and no device.
+"""Arrange a plan's slices as one batch: arrays on the host that say where each row belongs. Knows no tensor.
 
-The host's work per step must stay far below a device's, so a plan that goes on with the sequences of the one
-before, a token each, is laid out from that one's arrays in a few vector operations.
+The host's work per step must stay far below a device's. So a plan that continues the sequences of the one before, a
+token each, is arranged from that one's arrays in a few vector operations.
 """
 
 from collections.abc import Iterable
@@ -32,17 +32,22 @@ class AdapterRun:
 class InputBatch:
     """A plan's slices in batch order: the base's first, then each adapter's together, so that its GEMMs run once.
 
-    `slices` are the plan's in that order, and `places` [S] says where each stands in the plan. token_ids,
-    positions, slots: [T]; a token id may be PENDING. query_lens, context_lens: [S], as in ForwardBatch.
-    tables: [S, widest], padded with 0. logit_rows: [L], the rows whose logits are wanted: of each slice one for
-    each prompt token whose log-probability is wanted (there are `scored` [S]), then one to sample from, if it
-    samples. pending: [P] batch rows whose token is still to be drawn, and `sources` [P] which draw of the layout
-    before that is. `continues` says that the rows are those of the layout before, each sequence one token on; a pending
-    token's source is then its own row.
+    `slices` are the plan's in that order, and `places` [S] says where each stands in the plan. `sampling` says
+    which of them sample. `runs` are the rows of each adapter.
+
+    token_ids, positions, slots: [T]; a token id may be PENDING. query_lens, context_lens: [S], as in ForwardBatch.
+    tables: [S, widest], padded with 0. logit_rows: [L], the rows whose logits are wanted. Of each slice these are
+    one for each prompt token whose log-probability is wanted (there are `scored` [S]), then one to sample from, if
+    it samples. pending: [P] rows whose token is still to be drawn, and `sources` [P] which draw of the batch before
+    that is.
+
+    `continues` says that the rows are those of the batch before, each sequence one token on. A pending token's
+    source is then its own row.
     """
 
     slices: tuple[Slice, ...]
     places: Integers
+    sampling: tuple[int, ...]
     runs: tuple[AdapterRun, ...]
     token_ids: Integers
     positions: Integers
@@ -59,30 +64,25 @@ class InputBatch:
     @property
     def decodes(self) -> bool:
         """Whether each slice is one row that samples."""
-        return len(self.token_ids) == len(self.slices) == len(self.logit_rows) == len(self.draws)
-
-    @property
-    def draws(self) -> tuple[int, ...]:
-        """Which of `slices` sample, in their order."""
-        return tuple(i for i, part in enumerate(self.slices) if part.samples)
+        return len(self.token_ids) == len(self.slices) == len(self.logit_rows) == len(self.sampling)
 
 
-class _Last:
-    """The latest layout, and what tells quickly whether and how a plan goes on from it."""
+class _LastBatch:
+    """The latest batch, and what shows quickly whether and how a plan continues it."""
 
-    def __init__(self, plan: StepPlan, layout: InputBatch) -> None:
-        self.layout = layout
+    def __init__(self, plan: StepPlan, batch: InputBatch) -> None:
+        self.batch = batch
         self.keys = list(map(_keys, plan.slices))
-        self.places: list[int] = layout.places.tolist()
-        self.draws = {layout.slices[i].key: draw for draw, i in enumerate(layout.draws)}
+        self.places: list[int] = batch.places.tolist()
+        self.draws = {batch.slices[i].key: draw for draw, i in enumerate(batch.sampling)}
         self.rows = np.arange(len(self.keys))
-        self.steady = layout.decodes
+        self.decodes = batch.decodes
         self._block_tables = tuple(map(_tables, plan.slices))
-        self._row_of: list[int] = np.argsort(layout.places).tolist()
+        self._row_of: list[int] = np.argsort(batch.places).tolist()
 
-    def grown(self, block_tables: tuple[tuple[int, ...], ...]) -> Integers:
-        """The layout's tables with the blocks that sequences have gained since; block_tables in the plan's order."""
-        tables = self.layout.tables
+    def grow_tables(self, block_tables: tuple[tuple[int, ...], ...]) -> Integers:
+        """Return the batch's tables with the blocks that sequences have gained; block_tables in the plan's order."""
+        tables = self.batch.tables
         changed = [i for i, same in enumerate(map(is_, block_tables, self._block_tables)) if not same]
         self._block_tables = block_tables
         if not changed:
@@ -97,51 +97,52 @@ class _Last:
 
 @dataclass(slots=True)
 class InputBatchBuilder:
-    """Lays plans out, one after another in the order in which they are launched."""
+    """Makes the batches of plans, one after another in the order in which they are launched."""
 
     block_size: int
-    _last: _Last | None = field(default=None, init=False)
+    _last: _LastBatch | None = field(default=None, init=False)
 
-    def __call__(self, plan: StepPlan) -> InputBatch:
-        """The plan's layout. A PENDING token is one that the plan before draws."""
-        return self._continued(plan) or self._afresh(plan)
+    def build(self, plan: StepPlan) -> InputBatch:
+        """Make the plan's batch. A PENDING token is one that the plan before draws."""
+        return self._continue_last(plan) or self._build_new(plan)
 
-    def _continued(self, plan: StepPlan) -> InputBatch | None:
-        """The layout of a plan that runs one more token of each of the last one's sequences; None of any other."""
+    def _continue_last(self, plan: StepPlan) -> InputBatch | None:
+        """Make the batch of a plan that runs one more token of each of the last one's sequences; None of others."""
         last = self._last
-        if last is None or not last.steady or len(plan.slices) != len(last.keys):
+        if last is None or not last.decodes or len(plan.slices) != len(last.keys):
             return None
         keys, _, tokens, starts, block_tables, samples, _, _, scored = zip(*plan.slices, strict=True)
-        before = last.layout
+        before = last.batch
         positions, places = before.positions + 1, before.places
         if list(keys) != last.keys or not np.array_equal(np.array(starts)[places], positions):
             return None
         if sum(map(len, tokens)) != len(keys) or not all(samples) or any(scored):
             return None
         token_ids = np.array([token_id for (token_id,) in tokens])[places]
-        tables = last.grown(block_tables)
+        tables = last.grow_tables(block_tables)
         pending = np.flatnonzero(token_ids == PENDING)
-        last.layout = InputBatch(
-            tuple(map(plan.slices.__getitem__, last.places)),
-            places,
-            before.runs,
-            token_ids,
-            positions,
-            _slots(tables, last.rows, positions, self.block_size),
-            before.query_lens,
-            before.context_lens + 1,
-            tables,
-            before.logit_rows,
-            before.scored,
-            pending,
-            pending,
+        last.batch = InputBatch(
+            slices=tuple(map(plan.slices.__getitem__, last.places)),
+            places=places,
+            sampling=before.sampling,
+            runs=before.runs,
+            token_ids=token_ids,
+            positions=positions,
+            slots=_slots(tables, last.rows, positions, self.block_size),
+            query_lens=before.query_lens,
+            context_lens=before.context_lens + 1,
+            tables=tables,
+            logit_rows=before.logit_rows,
+            scored=before.scored,
+            pending=pending,
+            sources=pending,
             continues=True,
         )
-        return last.layout
+        return last.batch
 
-    def _afresh(self, plan: StepPlan) -> InputBatch:
-        turn = {"": 0} | {ref.digest: number for number, ref in enumerate(plan.adapters, start=1)}
-        places = sorted(range(len(plan.slices)), key=lambda i: turn[plan.slices[i].adapter.digest])
+    def _build_new(self, plan: StepPlan) -> InputBatch:
+        order = {"": 0} | {ref.digest: number for number, ref in enumerate(plan.adapters, start=1)}
+        places = sorted(range(len(plan.slices)), key=lambda i: order[plan.slices[i].adapter.digest])
         slices = tuple(plan.slices[i] for i in places)
         starts = np.array(list(map(_starts, slices)))
         query_lens = np.array([len(part.token_ids) for part in slices])
@@ -152,24 +153,25 @@ class InputBatchBuilder:
         tables = _padded(list(map(_tables, slices)))
         scored = np.array([_scored(part) for part in slices])
         pending = np.flatnonzero(token_ids == PENDING)
-        layout = InputBatch(
-            slices,
-            np.array(places),
-            tuple(_runs(slices, first_rows.tolist())),
-            token_ids,
-            positions,
-            _slots(tables, sequence, positions, self.block_size),
-            query_lens,
-            starts + query_lens,
-            tables,
-            np.array(list(_logit_rows(slices, first_rows.tolist(), scored.tolist())), np.int64),
-            scored,
-            pending,
-            np.array([self._draw_of(slices[sequence[row]].key) for row in pending], np.int64),
+        batch = InputBatch(
+            slices=slices,
+            places=np.array(places),
+            sampling=tuple(i for i, part in enumerate(slices) if part.samples),
+            runs=tuple(_runs(slices, first_rows.tolist())),
+            token_ids=token_ids,
+            positions=positions,
+            slots=_slots(tables, sequence, positions, self.block_size),
+            query_lens=query_lens,
+            context_lens=starts + query_lens,
+            tables=tables,
+            logit_rows=np.array(list(_logit_rows(slices, first_rows.tolist(), scored.tolist())), np.int64),
+            scored=scored,
+            pending=pending,
+            sources=np.array([self._draw_of(slices[sequence[row]].key) for row in pending], np.int64),
             continues=False,
         )
-        self._last = _Last(plan, layout)
-        return layout
+        self._last = _LastBatch(plan, batch)
+        return batch
 
     def _draw_of(self, key: SequenceKey) -> int:
         assert self._last is not None, "nothing is pending in the first plan"
@@ -181,7 +183,7 @@ def _slots(tables: Integers, sequence: Integers, positions: Integers, block_size
 
 
 def _padded(block_tables: list[tuple[int, ...]]) -> Integers:
-    """[S, widest], padded with block 0, which no row's context reaches."""
+    """Make [S, widest], padded with block 0, which no row's context reaches."""
     tables = np.zeros((len(block_tables), max(map(len, block_tables))), np.int64)
     for row, blocks in enumerate(block_tables):
         tables[row, : len(blocks)] = blocks
@@ -189,7 +191,7 @@ def _padded(block_tables: list[tuple[int, ...]]) -> Integers:
 
 
 def _scored(part: Slice) -> int:
-    """How many rows, from the slice's first, predict a prompt token whose log-probability is wanted."""
+    """Count the rows, from the slice's first, that predict a prompt token whose log-probability is wanted."""
     if not part.prompt_logprobs:
         return 0
     return max(0, min(len(part.token_ids), len(part.request.prompt_token_ids) - 1 - part.start))

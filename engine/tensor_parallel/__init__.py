@@ -1,1 +1,1 @@
-"""One engine on several devices: the first process decides and serves, a worker for each other computes along."""
+"""Compute one model on several devices: the first process serves, a worker for each other computes along."""

@@ -1,4 +1,4 @@
-"""WorkerChannel: messages between two processes of one machine, over a socket that only they have.
+"""Exchange messages between two processes of one machine, over a socket that only they have.
 
 A message is its length (4 bytes, little-endian), then msgpack; bytes in bulk may follow it as they are.
 """
@@ -19,9 +19,10 @@ class ChannelClosed(ConnectionError):
 
 
 class WorkerChannel:
-    """One end. One thread at a time sends, and one receives."""
+    """One end of a channel. One thread at a time sends, and one receives."""
 
     def __init__(self, end: socket.socket) -> None:
+        """Take over the socket."""
         self._end = end
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Message)
@@ -57,7 +58,7 @@ class WorkerChannel:
             filled += count
 
     def close(self) -> None:
-        """Close this end; whoever waits at either end is woken."""
-        with suppress(OSError):  # closed already, or the other end is gone: there is nobody left to wake
+        """Close this end; threads that wait at either end are woken."""
+        with suppress(OSError):  # closed already, or the other end is gone: no thread waits
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()

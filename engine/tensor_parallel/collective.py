@@ -1,6 +1,6 @@
-"""The devices of one model as torch.distributed joins them: NCCL among GPUs, gloo on loopback among CPU processes.
+"""Join the processes of one model by torch.distributed: NCCL among GPUs, gloo on loopback among CPU processes.
 
-The only room that knows torch.distributed. It makes no default group, so that engines of one process do not meet.
+The only module that knows torch.distributed. It makes no default group, so that engines of one process stay apart.
 """
 
 from datetime import timedelta
@@ -17,12 +17,14 @@ _C10D: Any = dist  # torch's stubs know neither its stores nor a process group's
 _TIMEOUT = timedelta(seconds=120)  # longer than any layer of any step; a worker that died is noticed at once
 
 
-class DeviceGroup:
-    """A Collective over processes, and the broadcast of a step's tensors from the first. Any method raises
-    RuntimeError when another process is gone."""
+class ProcessGroup:
+    """A Collective over processes, and the broadcast of a step's tensors from the first.
+
+    Any method raises RuntimeError when another process is gone.
+    """
 
     def __init__(self, shard: Shard, device: torch.device, rendezvous: Path) -> None:
-        """Waits for the others, who give the same file."""
+        """Wait for the others, which name the same file."""
         store = _C10D.FileStore(str(rendezvous), shard.size)
         self._shard = shard
         self._group = (_nccl if device.type == "cuda" else _gloo)(store, shard)
@@ -45,12 +47,12 @@ class DeviceGroup:
         return torch.cat(parts, dim=1) if first else x
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """The first device's `x`, which has the same shape everywhere, in place."""
+        """Replace `x`, which has the same shape everywhere, by the first process's."""
         self._group.broadcast([x], self._from_first).wait()
         return x
 
     def abort(self) -> None:
-        """Let whoever waits for a process that is gone wait no longer."""
+        """Have calls that wait for a process that is gone wait no longer."""
         self._group.abort()
 
 

@@ -1,7 +1,8 @@
-"""What the first process tells its workers and hears from them: plain numbers and text, as msgpack.
+"""Define what the first process and its workers send each other: plain numbers and text, as msgpack.
 
-A worker's life: Load, then Loaded; Reserve, then Ready; then Steps, which are not answered. Beside them, on a channel
-of their own so that a load delays no step, Places, each answered by ShardPlaced. Failed may come in any answer's stead.
+A worker gets Load and answers Loaded, gets Reserve and answers Ready, then gets Steps, which are not answered.
+PlaceShards, each answered by ShardPlaced, have a channel of their own, so that a load delays no step. Failed may
+come instead of any answer.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from model.batch import ForwardBatch
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Read part `rank` of `size` of the base model. `device`, `dtype`, `quantization`, `attention` and `lora_dtype` are
-    already resolved, `fused` as in Arithmetic; `threads` is how many a CPU may use, 0 for what the system says."""
+    """Read part `rank` of `size` of the base model.
+
+    `device`, `dtype`, `quantization`, `attention` and `lora_dtype` are already resolved, `uses_triton` as in
+    Backends. `threads` is how many a CPU may use, 0 for what the system says.
+    """
 
     folder: str
     rank: int
@@ -26,17 +30,19 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     quantization: str
     attention: str
     lora_dtype: str
-    fused: bool
+    uses_triton: bool
     threads: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The weights are there."""
+    """The weights are read."""
 
 
 class Reserve(msgspec.Struct, frozen=True, tag=True):
-    """Take memory as the first process did, and meet the other devices by the file `rendezvous`. Replayed steps have at
-    most `graph_blocks` blocks a sequence."""
+    """Take memory as the first process did, and join the other processes by the file `rendezvous`.
+
+    Replayed steps have at most `graph_blocks` blocks a sequence.
+    """
 
     rendezvous: str
     num_blocks: int
@@ -53,7 +59,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     """What the host must know of a ForwardBatch; its tensors are broadcast among the devices, in one.
 
     `width` is the block tables'; `segments` are (first row, row after the last, digest). With `replayed` it is a step
-    that the first process replays, of `rows` rows, of which the last may be nobody's.
+    that the first process replays, of `rows` rows, the last of which may belong to no sequence.
     """
 
     rows: int
@@ -66,8 +72,10 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 
 class PlaceShard(msgspec.Struct, frozen=True, tag=True):
-    """Keep this share of an adapter `offset` bytes into the arena; `nbytes` bytes follow the message. What lay there
-    is forgotten. `header` is the share's, as lora.format.packed writes it."""
+    """Keep this shard of an adapter `offset` bytes into the arena; `nbytes` bytes follow the message.
+
+    What lay there is forgotten. `header` is the shard's, as lora.format.packed writes it.
+    """
 
     digest: str
     header: str
@@ -76,7 +84,7 @@ class PlaceShard(msgspec.Struct, frozen=True, tag=True):
 
 
 class ShardPlaced(msgspec.Struct, frozen=True, tag=True):
-    """The share may be named in steps."""
+    """The shard may be named in steps."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -89,7 +97,7 @@ Message = Load | Loaded | Reserve | Ready | Step | PlaceShard | ShardPlaced | Fa
 
 
 def describe(batch: ForwardBatch, replayed: bool = False) -> Step:
-    """What the other hosts need."""
+    """Describe a batch for the other processes."""
     return Step(
         rows=len(batch.token_ids),
         query_lens=batch.query_lens,
@@ -102,18 +110,18 @@ def describe(batch: ForwardBatch, replayed: bool = False) -> Step:
 
 
 def flatten(batch: ForwardBatch) -> Tensor:
-    """All tensors one after another, [`flat_size` of the batch's Step] int64."""
+    """Join all tensors, one after another: [`flat_size` of the batch's Step] int64."""
     tables = batch.block_tables.flatten()
     return torch.cat((batch.token_ids, batch.positions, batch.slots, tables, batch.logit_rows))
 
 
 def flat_size(step: Step) -> int:
-    """Elements of the batch's tensors together."""
+    """Count the elements of the batch's tensors together."""
     return sum(_sizes(step))
 
 
 def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) -> ForwardBatch:
-    """The batch that `step` describes and `flat` holds; `weights` finds an adapter by its digest."""
+    """Rebuild the batch that `step` describes and `flat` holds; `weights` finds an adapter by its digest."""
     token_ids, positions, slots, tables, logit_rows = flat.split(_sizes(step))
     segments = tuple(Segment(start, stop, weights(digest)) for start, stop, digest in step.segments)
     return ForwardBatch(

@@ -1,4 +1,4 @@
-"""Run one device's process: `python -m engine.tensor_parallel.worker`, started and told what to do by the first one.
+"""Run one device's process: `python -m engine.tensor_parallel.worker`, started and directed by the first process.
 
 Its WorkerGraphs replay decode steps as the first device does, which draws the tokens and sends what to run.
 """
@@ -12,16 +12,15 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from engine.base.backends import Backends
 from engine.base.base_model import BaseModel
 from engine.base.heap import retain_freed_memory
-from engine.runner.cuda_graphs import GraphBuffers, GraphParts, Record, capture_for
+from engine.runner.cuda_graphs import BuffersByWidth, Capture, GraphParts, capture_for
 from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
-from engine.tensor_parallel.collective import DeviceGroup
+from engine.tensor_parallel.collective import ProcessGroup
 from engine.tensor_parallel.messages import (
     Failed,
     Load,
@@ -36,40 +35,31 @@ from engine.tensor_parallel.messages import (
 )
 from lora.format.packed import read_header
 from lora.memory.sharded import ShardArena
-from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
 from model.checkpoint import read_config
 from model.kv_cache import KVCache
 from model.linear import Quantization
 from model.llama import Llama
-from model.ops.base import GraphOps
 from model.parallel import Shard
 from model.weights import Weights, WeightsForm
 
 
 class WorkerGraphs:
-    """Graphs that are recorded and replayed when the first device's are: both go by the same steps, so that they meet
-    in every sum. Steps have at most `blocks` blocks a sequence."""
+    """Graphs that are captured and replayed when the first device's are.
 
-    def __init__(self, parts: GraphParts, blocks: int, record: Record) -> None:
-        self._parts, self._blocks, self._record = parts, blocks, record
-        self._lanes: dict[int, GraphBuffers] = {}
+    Both go by the same steps, so that they meet in every sum. Steps have at most `blocks` blocks a sequence.
+    """
+
+    def __init__(self, parts: GraphParts, blocks: int, capture: Capture) -> None:
+        """Capture nothing yet."""
+        self._buffers, self._capture = BuffersByWidth(parts, blocks), capture
 
     def run(self, batch: ForwardBatch) -> None:
-        """Launch the step: every row of the first device's, the tables of those that are somebody's."""
-        width = len(batch.token_ids)
-        if width not in self._lanes:
-            self._lanes[width] = GraphBuffers(self._parts, width, self._blocks)
-        lane = self._lanes[width]
-        for kept, sent in zip(lane.inputs, (batch.token_ids, batch.positions, batch.slots), strict=True):
-            kept.copy_(sent)
-        count, columns = batch.block_tables.shape
-        lane.tables[:count, :columns].copy_(batch.block_tables)
-
-        def compute(loaded: ForwardBatch) -> None:
-            lane.forward(loaded)
-
-        lane.launch(lane.batch(batch.context_lens, batch.segments), compute, self._record)
+        """Launch the step: every row of the first device's, the tables of those of its own."""
+        buffers = self._buffers.get(len(batch.token_ids))
+        buffers.fill(torch.stack((batch.token_ids, batch.positions, batch.slots)), batch.block_tables)
+        step = buffers.batch(batch.context_lens, batch.segments)
+        buffers.launch(step, buffers.forward, self._capture)
 
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)}
@@ -80,32 +70,32 @@ class Worker:
     """One device other than the first, ready to compute."""
 
     def __init__(self, base: BaseModel, weights: Weights, reserve: Reserve) -> None:
+        """Take memory as the first process says, and join it."""
         self._device = base.device
-        self._devices = DeviceGroup(base.form.shard, base.device, Path(reserve.rendezvous))
-        self._model: Llama = base.build(weights, self._devices)
+        self._processes = ProcessGroup(base.form.shard, base.device, Path(reserve.rendezvous))
+        self._model: Llama = base.build(weights, self._processes)
         self._cache = KVCache(base.kv_layout(reserve.block_size), reserve.num_blocks, base.device)
-        self.shares = ShardArena(reserve.adapter_bytes, base.device)
-        ops, attention = cast(GraphOps, self._model.ops), cast(GraphAttention, self._model.attention)
-        parts = GraphParts(self._model, self._cache, ops, attention)
-        self._follower = WorkerGraphs(parts, reserve.graph_blocks, capture_for(base.device))
+        self.shards = ShardArena(reserve.adapter_bytes, base.device)
+        parts = GraphParts.of(self._model, self._cache)
+        self._graphs = WorkerGraphs(parts, reserve.graph_blocks, capture_for(base.device))
 
     @torch.inference_mode()
     def step(self, step: Step) -> None:
-        """Compute along."""
+        """Compute a step along with the first device."""
         flat = torch.empty(flat_size(step), dtype=torch.int64, device=self._device)
-        batch = rebuild(step, self._devices.broadcast(flat), self.shares.weights)
+        batch = rebuild(step, self._processes.broadcast(flat), self.shards.weights)
         if step.replayed:
-            self._follower.run(batch)
+            self._graphs.run(batch)
         else:
             self._model.forward(batch, self._cache)
 
     def keep(self, place: PlaceShard, rows: torch.Tensor) -> None:
-        """Keep a share of an adapter."""
-        self.shares.keep(place.digest, read_header(place.header), place.offset, rows)
+        """Keep a shard of an adapter."""
+        self.shards.keep(place.digest, read_header(place.header), place.offset, rows)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve the process that holds the other ends of the two sockets `arguments` name. Does not return."""
+    """Serve the process that holds the other ends of the two sockets that `arguments` name. Does not return."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process drains, then closes the channels
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -113,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         worker = _prepare(steps)
         threading.Thread(
-            target=_keep_shares, args=(worker, adapters, steps), name="shares", daemon=True
+            target=_keep_shards, args=(worker, adapters, steps), name="shards", daemon=True
         ).start()
         steps.send(Ready())
         while True:
@@ -122,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
             worker.step(step)
     except ChannelClosed:
         _end(0)
-    except Exception as error:  # noqa: BLE001 - the process's boundary: told to the first process
+    except Exception as error:  # noqa: BLE001 - the process's boundary: reported to the first process
         _fail(steps, error)
 
 
@@ -137,7 +127,7 @@ def _prepare(steps: WorkerChannel) -> Worker:
         torch.cuda.set_device(device)
     form = WeightsForm(Shard(load.rank, load.size), Quantization(load.quantization))
     folder = Path(load.folder)
-    arithmetic = Backends(load.attention, _DTYPES[load.lora_dtype], load.fused)
+    arithmetic = Backends(load.attention, _DTYPES[load.lora_dtype], load.uses_triton)
     base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, arithmetic)
     weights = base.load(progress=False)
     steps.send(Loaded())
@@ -146,13 +136,13 @@ def _prepare(steps: WorkerChannel) -> Worker:
     return Worker(base, weights, reserve)
 
 
-def _keep_shares(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) -> None:
-    """Keep what comes until the channel closes; then end, even if the main thread waits for another device."""
+def _keep_shards(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) -> None:
+    """Keep shards as they come until the channel closes; then end, even if the main thread waits for a device."""
     try:
         while True:
             place = adapters.receive()
-            assert isinstance(place, PlaceShard), f"{place!r} is no share"
-            rows = worker.shares.buffer(place.nbytes)
+            assert isinstance(place, PlaceShard), f"{place!r} is no shard"
+            rows = worker.shards.buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
             adapters.send(ShardPlaced())
@@ -164,7 +154,7 @@ def _keep_shares(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) 
 
 def _fail(channel: WorkerChannel, error: Exception) -> None:
     _log.error("a worker cannot go on", exc_info=error)
-    with suppress(ChannelClosed):  # the first process is gone: nobody is left to tell
+    with suppress(ChannelClosed):  # the first process is gone: no process is left to report to
         channel.send(Failed(f"{type(error).__name__}: {error}"))
     _end(1)
 

@@ -1,8 +1,8 @@
-"""WorkerPool: the processes that compute along, started, watched and ended by the first.
+"""Start, watch and end the processes that compute along with this one.
 
-They are started afresh, never forked, and have no address: each has two sockets that only it and the first process
+They are started anew, never forked, and have no address: each has two sockets that only it and the first process
 hold. A worker ends when those close, so that none outlives the first process, however that ended. When one ends
-before it is told to, the group has failed for good: the others are ended too, and who listens is told.
+unasked, all have failed for good: the others are ended too, and the callbacks are called.
 """
 
 import logging
@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.errors import GroupFailed
+from engine.errors import WorkersFailed
 from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
 from engine.tensor_parallel.messages import (
     Failed,
@@ -34,13 +34,15 @@ from lora.format.packed import write_header
 from lora.memory.sharded import ShardDelivery
 
 _EXIT_S = 10.0  # for a worker to end by itself, before it is killed
-_CAUSE_S = 5.0  # for the cause to be known of a step that failed here because a worker had
+_CAUSE_S = 5.0  # to learn the cause of a step that failed here because a worker had
 _log = logging.getLogger(__name__)
 
 
 class _WorkerProcess:
-    """One worker's process and its two channels: on `adapters` it answers ShardPlaced, on `steps` what is asked for or
-    Failed, which it may also say unasked."""
+    """One worker's process and its two channels.
+
+    On `adapters` it answers ShardPlaced, on `steps` what is asked for or Failed, which it may also send unasked.
+    """
 
     def __init__(self, load: Load) -> None:
         self.rank = load.rank
@@ -48,7 +50,7 @@ class _WorkerProcess:
         theirs = [their for _, their in ends]
         self.steps, self.adapters = (WorkerChannel(ours) for ours, _ in ends)
         self._placing = threading.Lock()
-        self._hearing = threading.Lock()
+        self._receiving = threading.Lock()
         self.reported: str | None = None
         environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if load.threads:
@@ -74,7 +76,7 @@ class _WorkerProcess:
 
     def expect(self, kind: type[Message]) -> None:
         """Wait for the answer `kind` about loading. Raises ChannelClosed."""
-        with self._hearing:
+        with self._receiving:
             answer = self.steps.receive()
             if isinstance(answer, Failed):
                 self.reported = answer.reason
@@ -82,20 +84,20 @@ class _WorkerProcess:
         assert isinstance(answer, kind), f"worker {self.rank} answered {answer!r}"
 
     def place(self, place: PlaceShard, rows: memoryview) -> None:
-        """Have it keep a share, and wait until it does. From any thread. Raises ChannelClosed."""
+        """Have it keep a shard, and wait until it does. From any thread. Raises ChannelClosed."""
         with self._placing:
             self.adapters.send(place, rows)
             answer = self.adapters.receive()
         assert isinstance(answer, ShardPlaced), f"worker {self.rank} answered {answer!r}"
 
-    def last_words(self) -> str:
-        """Why the process ended, which it has."""
-        with self._hearing:
+    def end_reason(self) -> str:
+        """Find out why the process, which has ended, did."""
+        with self._receiving:
             if self.reported is None:
-                self.reported = self._hear()
+                self.reported = self._read_reason()
         return self.reported
 
-    def _hear(self) -> str:
+    def _read_reason(self) -> str:
         try:
             while not isinstance(answer := self.steps.receive(), Failed):
                 pass
@@ -111,14 +113,15 @@ class _WorkerProcess:
 
 
 class WorkerPool:
-    """Ranks 1 and up of a group. Raises GroupFailed, here and later, when one of them has ended."""
+    """Ranks 1 and up of a tensor-parallel model."""
 
     def __init__(self, loads: Sequence[Load]) -> None:
+        """Start a process for each of `loads`. Raises WorkersFailed, here and later, when one of them has ended."""
         self._size = len(loads) + 1
         self._folder = Path(tempfile.mkdtemp(prefix="loraserve-"))
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._failure: GroupFailed | None = None
-        self._known = threading.Event()  # a worker's end has been noted, or none will be
+        self._failure: WorkersFailed | None = None
+        self._failed = threading.Event()  # set when a failure has been recorded
         self._closing = False
         self._lock = threading.Lock()
         self._callbacks: tuple[Callable[[], object], ...] = ()
@@ -128,7 +131,7 @@ class WorkerPool:
                 self._workers.append(_WorkerProcess(load))
         except OSError as error:
             self.close()
-            raise GroupFailed(
+            raise WorkersFailed(
                 len(self._workers) + 1, self._size, f"it cannot be started ({error})"
             ) from error
         for worker in self._workers:
@@ -137,12 +140,12 @@ class WorkerPool:
             ).start()
 
     @property
-    def failure(self) -> GroupFailed | None:
-        """Why the group computes no more, if it does not."""
+    def failure(self) -> WorkersFailed | None:
+        """Why the workers compute no more, if they do not."""
         return self._failure
 
     def on_failure(self, callback: Callable[[], object]) -> None:
-        """Have `callback` called once, from any thread, when the group has failed; at once if it has."""
+        """Call `callback` once, from any thread, when the workers have failed; at once if they have."""
         with self._lock:
             failed = self._failure is not None
             if not failed:
@@ -156,7 +159,7 @@ class WorkerPool:
             self._exchange(worker, Loaded)
 
     def reserve(self, num_blocks: int, block_size: int, adapter_bytes: int, graph_blocks: int) -> Path:
-        """Have all take memory and go to meet the others; the file by which the caller meets them too."""
+        """Have all take memory and join the others; return the file by which the caller joins them too."""
         rendezvous = self._folder / "rendezvous"
         for worker in self._workers:
             self._send(worker, Reserve(str(rendezvous), num_blocks, block_size, adapter_bytes, graph_blocks))
@@ -173,7 +176,7 @@ class WorkerPool:
             self._send(worker, step)
 
     def deliver(self, delivery: ShardDelivery) -> None:
-        """Take a worker its share of an adapter, and wait until it is in its place. From any thread."""
+        """Send a worker its shard of an adapter, and wait until it is in its place. From any thread."""
         worker, rows = self._workers[delivery.rank - 1], delivery.rows
         place = PlaceShard(delivery.digest, write_header(delivery.layout), delivery.offset, rows.numel())
         try:
@@ -181,19 +184,19 @@ class WorkerPool:
         except ChannelClosed as error:
             raise self.cause(error) from error
 
-    def cause(self, error: Exception) -> GroupFailed:
-        """Why the group failed, given what was met here; the group has failed when this returns."""
-        self._known.wait(_CAUSE_S)
+    def cause(self, error: Exception) -> WorkersFailed:
+        """Return why the workers failed, given the error that was met here; they have failed when this returns."""
+        self._failed.wait(_CAUSE_S)
         return self.fail(0, f"{type(error).__name__}: {error}")
 
-    def fail(self, rank: int, reason: str) -> GroupFailed:
-        """The group computes no more; the first reason given stays."""
+    def fail(self, rank: int, reason: str) -> WorkersFailed:
+        """End the workers and return why; the first reason given stays."""
         with self._lock:
             if self._failure is not None:
                 return self._failure
-            self._failure = GroupFailed(rank, self._size, reason)
+            self._failure = WorkersFailed(rank, self._size, reason)
             callbacks = self._callbacks
-        self._known.set()
+        self._failed.set()
         _log.error("%s", self._failure)
         for worker in self._workers:
             worker.close()
@@ -227,11 +230,11 @@ class WorkerPool:
         except ChannelClosed as error:
             raise self._lost(worker, error) from error
 
-    def _lost(self, worker: _WorkerProcess, error: ChannelClosed) -> GroupFailed:
+    def _lost(self, worker: _WorkerProcess, error: ChannelClosed) -> WorkersFailed:
         return self.fail(worker.rank, worker.reported) if worker.reported else self.cause(error)
 
     def _watch(self, worker: _WorkerProcess) -> None:
-        """Until the process ends; unless it was told to, the group has failed."""
+        """Wait until the process ends; unless that was asked for, the workers have failed."""
         worker.process.wait()
         if not self._closing and self._failure is None:
-            self.fail(worker.rank, worker.last_words())
+            self.fail(worker.rank, worker.end_reason())

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lora.errors import AdapterLost
 from lora.format.packed import PackedLayout
-from lora.memory.pages import PageRun, RankPages
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 from lora.peers.manifest import weights_name
 from lora.peers.regions import PageRegions
 from transport.base import Transport

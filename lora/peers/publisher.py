@@ -9,7 +9,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.packed import PackedLayout
-from lora.memory.pages import PageRun, RankPages
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 from lora.names import is_name
 from lora.peers.manifest import Manifest, name_in_manifest, published_digest
 from lora.peers.published_manifests import PublishedManifests

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lora.memory.pages import PageRun, RankPages
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 from transport.base import HOST, Memory, Region, Transport
 
 _NOTE_PAGE_BYTES = 1024

@@ -13,8 +13,8 @@ from functools import partial
 
 from lora.errors import BytesMayLand
 from lora.format.peft import PackedAdapter
-from lora.memory.pages import PageRun, RankPages
-from lora.memory.residency import Content, Force, Residency
+from lora.memory.base import Force, PageRun
+from lora.memory.residency import Content, Residency
 from lora.peers.publisher import Publisher
 from lora.segments import AdapterWeights
 from lora.store.tier_chain import TierChain
@@ -28,19 +28,20 @@ class AdapterLoader:
     def __init__(
         self,
         lock: threading.Lock,
-        pages: RankPages,
+        residency: Residency,
         supply: TierChain,
         lending: Publisher | None,
         executor: Executor,
         lost: Callable[[Content], None],
     ) -> None:
         self._lock = lock
-        self._pages = pages
+        self._pages = residency.pages
         self._supply = supply
         self._lending = lending
         self._executor = executor
         self._lost = lost
-        self.residency = Residency(pages, self._recall)
+        self.residency = residency
+        residency.on_recall(self._recall)
         self.loads = 0
         self.load_s = 0.0
         self._wishes: list[Content] = []  # absent and asked for, the most urgent first

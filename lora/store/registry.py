@@ -14,7 +14,8 @@ from lora.errors import AdapterRefused, UnknownAdapter
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
-from lora.memory.residency import Content, Force
+from lora.memory.base import Force
+from lora.memory.residency import Content
 from lora.names import AdapterEntry, Name, RemoteName
 from lora.peers.manifest import Manifest
 from lora.peers.publisher import Publisher

@@ -17,8 +17,7 @@ from torch import Tensor
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
 from lora.format.packed import PackedLayout
-from lora.memory.pages import RankPages
-from lora.memory.residency import Content
+from lora.memory.residency import Content, Residency
 from lora.names import AdapterEntry
 from lora.peers.peer_tier import Peering, PeerStats
 from lora.peers.published_weights import PublishStats
@@ -63,13 +62,16 @@ class AdapterStore:
         self,
         base: BaseShape,
         dtype: torch.dtype,
-        pages: RankPages,
+        residency: Residency,
         disk: DiskTier | None,
         workers: int | Executor = 1,
         peering: Peering | None = None,
     ) -> None:
-        """`workers` is how many threads copy, or the executor to copy with; `peering` shares `pages`' arena."""
-        self._pages = pages
+        """Own `residency`, which knows nothing yet; `peering` shares its arena.
+
+        `workers` is how many threads copy, or the executor to copy with.
+        """
+        self._pages = pages = residency.pages
         self._lending = lending = peering.lending if peering else None
         self._supply = TierChain(
             base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None
@@ -77,10 +79,10 @@ class AdapterStore:
         executor = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-copy")
         self._lock = threading.Lock()  # guards names, residency, and what hangs on them
         self._traffic = AdapterLoader(
-            self._lock, pages, self._supply, lending, executor, self._forget_names_of
+            self._lock, residency, self._supply, lending, executor, self._forget_names_of
         )
         self._naming = AdapterRegistry(self._lock, self._traffic, self._supply, lending, pages.nbytes)
-        self._residency = self._traffic.residency
+        self._residency = residency
         self._hits = 0
         self._freshness: NameRefresher | None = None
         if peering is not None:

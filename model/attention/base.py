@@ -1,5 +1,4 @@
-"""The seam of attention: every backend passes tests/conformance/test_attention.py. Backends do not know each
-other."""
+"""Define attention's seam. Every backend passes tests/conformance/test_attention.py; none knows another."""
 
 from typing import Protocol
 
@@ -13,7 +12,7 @@ class AttentionStep(Protocol):
     """One step's attention, planned; called once per layer, in order."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """out = softmax(q Kᵀ / sqrt(head_dim)) V over the cache, which holds the step's own rows already.
+        """Compute softmax(q Kᵀ / sqrt(head_dim)) V over the cache, which holds the step's own rows already.
 
         k and v are those rows once more, for a backend that need not look them up in the cache.
         q: [T, num_heads, head_dim], k, v: [T, num_kv_heads, head_dim], of the cache's dtype; rows may be

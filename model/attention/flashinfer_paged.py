@@ -1,11 +1,12 @@
-"""Paged attention by flashinfer, an optional library: this is its one door, and nothing else imports it.
+"""Attend over paged K/V by flashinfer, an optional library that nothing else imports.
 
 A step of one-row sequences runs through flashinfer's decode kernel, any other step with all its rows through the
-prefill kernel: decode rows lie between prompts' rows (the batch is ordered by adapter), and to part them would cost a
-gather and a scatter per layer and a second launch. A prefill tile that holds one real row wastes products, not bytes:
-128 rows by 4 bytes of K/V are about 130 operations a byte, under half of what an H100 does in the time of a byte, and
-flashinfer balances both kinds of work in one plan. Plans are made on host arrays, since a device array would be read
-back. A row's last bits may depend on the batch: flashinfer splits long contexts by what else there is to do.
+prefill kernel. Decode rows lie between prompts' rows, since the batch is ordered by adapter. To part them would cost
+a gather and a scatter per layer, and a second launch. A prefill tile that holds one real row wastes products, not
+bytes. 128 rows by 4 bytes of K/V are about 130 operations a byte. That is under half of what an H100 does in the time
+of a byte, and flashinfer balances both kinds of work in one plan. Plans are made on host arrays, since a device array
+would be read back. A row's last bits may depend on the batch: flashinfer splits long contexts by what else there is
+to do.
 """
 
 import importlib
@@ -40,23 +41,31 @@ Integers = NDArray[np.int32]
 class Wrapper(Protocol):
     """flashinfer's BatchDecodeWithPagedKVCacheWrapper or BatchPrefillWithPagedKVCacheWrapper."""
 
-    def plan(self, *args: Any, **options: Any) -> None: ...
+    def plan(self, *args: Any, **options: Any) -> None:
+        """Lay out a step's work; see flashinfer."""
+        ...
 
-    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor: ...
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
+        """Attend for one layer, into `out`; see flashinfer."""
+        ...
 
 
 class Library(Protocol):
     """What of flashinfer is used."""
 
     @property
-    def BatchDecodeWithPagedKVCacheWrapper(self) -> Callable[..., Wrapper]: ...  # noqa: N802
+    def BatchDecodeWithPagedKVCacheWrapper(self) -> Callable[..., Wrapper]:  # noqa: N802
+        """Make a wrapper of the decode kernel."""
+        ...
 
     @property
-    def BatchPrefillWithPagedKVCacheWrapper(self) -> Callable[..., Wrapper]: ...  # noqa: N802
+    def BatchPrefillWithPagedKVCacheWrapper(self) -> Callable[..., Wrapper]:  # noqa: N802
+        """Make a wrapper of the prefill kernel."""
+        ...
 
 
 def load_flashinfer() -> Library:
-    """The library. Raises UnsupportedAttention where it is not installed."""
+    """Import the library. Raises UnsupportedAttention where it is not installed."""
     try:
         library: Any = importlib.import_module("flashinfer")
     except ImportError as error:
@@ -67,7 +76,7 @@ def load_flashinfer() -> Library:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class _FlashInferShape:
     """What every plan tells flashinfer of the model."""
 
     num_heads: int
@@ -81,8 +90,11 @@ class _Shape:
 
     @property
     def workspace_bytes(self) -> int:
-        """Enough for the widest step that is replayed: flashinfer then splits every context, counts a tile for each row
-        and for each 16 query heads of a kv head, and keeps a tile's sums in float32."""
+        """Bytes that suffice for the widest step that is replayed.
+
+        flashinfer then splits every context, and keeps a tile's sums in float32. It counts a tile for each row and
+        for each 16 query heads of a kv head.
+        """
         if not self.wants_tensor_cores:
             return _LEAST_WORKSPACE_BYTES
         group = self.num_heads // self.num_kv_heads
@@ -90,11 +102,11 @@ class _Shape:
         return max(_LEAST_WORKSPACE_BYTES, 4 * self.num_heads * tiles * _TILE_ROWS * (self.head_dim + 1))
 
     def sizes(self, cache: KVCache) -> tuple[int, int, int, int]:
-        """num_qo_heads, num_kv_heads, head_dim, page_size."""
+        """Return num_qo_heads, num_kv_heads, head_dim and page_size."""
         return self.num_heads, self.num_kv_heads, self.head_dim, cache.block_size
 
     def options(self, cache: KVCache, window: int | None) -> dict[str, Any]:
-        """flashinfer's window counts the positions to the left of a row's own."""
+        """Return a plan's options. flashinfer's window counts the positions to the left of a row's own."""
         return {
             "pos_encoding_mode": "NONE",
             "window_left": -1 if window is None else window - 1,
@@ -109,7 +121,7 @@ class FlashInferAttention:
 
     def __init__(self, config: ModelConfig, device: torch.device, library: Library) -> None:
         self._windows, self._library = config.windows, library
-        self._shape = _Shape(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._shape = _FlashInferShape(config.num_heads, config.num_kv_heads, config.head_dim)
         self._workspace = torch.zeros(self._shape.workspace_bytes, dtype=torch.uint8, device=device)
         windows = tuple(dict.fromkeys(self._windows))
         self._decodes = {window: _Planner(self._decode_wrapper(), device) for window in windows}
@@ -135,13 +147,13 @@ class FlashInferAttention:
     def reserve(self, rows: int, blocks: int, cache: KVCache) -> "ReservedFlashInferStep":
         """See GraphAttention."""
         _check(cache)
-        lanes = {window: _Lane.reserve(rows, blocks, cache) for window in self._decodes}
+        buffers = {window: _PlanBuffers.reserve(rows, blocks, cache) for window in self._decodes}
         planners = {
-            window: _Planner(self._decode_wrapper(use_cuda_graph=True, **lane.buffers), cache.device)
-            for window, lane in lanes.items()
+            window: _Planner(self._decode_wrapper(use_cuda_graph=True, **each.buffers), cache.device)
+            for window, each in buffers.items()
         }
         step = FlashInferStep(cache, tuple(planners[window].wrapper for window in self._windows))
-        return ReservedFlashInferStep(step, self._shape, planners, lanes)
+        return ReservedFlashInferStep(step, self._shape, planners, buffers)
 
     def _decode_wrapper(self, **options: Any) -> Wrapper:
         make = self._library.BatchDecodeWithPagedKVCacheWrapper
@@ -167,7 +179,7 @@ class FlashInferStep:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
+class _PlanBuffers:
     """The device arrays of one reserved step and window, and what fills rows that no sequence takes."""
 
     indptr: Tensor  # [rows + 1] int32
@@ -176,10 +188,10 @@ class _Lane:
     nothing: Tensor  # [rows] int32: the block that is never written
 
     @classmethod
-    def reserve(cls, rows: int, blocks: int, cache: KVCache) -> "_Lane":
+    def reserve(cls, rows: int, blocks: int, cache: KVCache) -> "_PlanBuffers":
         """Room for `rows` sequences of up to `blocks` blocks."""
         room = torch.zeros(1 + rows * (blocks + 2), dtype=torch.int32, device=cache.device)
-        indptr, indices, last = room.split((rows + 1, rows * blocks, rows))
+        indptr, indices, last = torch.split(room, [rows + 1, rows * blocks, rows])
         nothing = torch.full((rows,), cache.zero_block, dtype=torch.int32, device=cache.device)
         return cls(indptr, indices, last, nothing)
 
@@ -198,19 +210,19 @@ class ReservedFlashInferStep:
     """ReservedStep. Rows that no sequence takes attend to one token of the block that is never written."""
 
     step: FlashInferStep
-    shape: _Shape
+    shape: _FlashInferShape
     planners: "dict[int | None, _Planner]"
-    lanes: dict[int | None, _Lane]
+    buffers: dict[int | None, _PlanBuffers]
 
     def refill(self, batch: ForwardBatch) -> None:
         """See ReservedStep."""
         cache = self.step.cache
-        for window, lane in self.lanes.items():
+        for window, each in self.buffers.items():
             pages = _pages(batch, cache.block_size, window)
-            free = len(lane.last) - len(pages.last)
-            assert free >= 0, f"{len(pages.last)} sequences in a step reserved for {len(lane.last)}"
+            free = len(each.last) - len(pages.last)
+            assert free >= 0, f"{len(pages.last)} sequences in a step reserved for {len(each.last)}"
             indptr = np.concatenate([pages.indptr, pages.indptr[-1] + np.arange(1, free + 1, dtype=np.int32)])
-            indices = torch.cat([pages.indices(batch.block_tables), lane.nothing[:free]])
+            indices = torch.cat([pages.indices(batch.block_tables), each.nothing[:free]])
             last = np.concatenate([pages.last, np.ones(free, dtype=np.int32)])
             sizes, options = self.shape.sizes(cache), self.shape.options(cache, window)
             self.planners[window].plan(_host(indptr), indices, _host(last), *sizes, **options)
@@ -263,7 +275,7 @@ def _pages(batch: ForwardBatch, block_size: int, window: int | None) -> _Pages:
     held = -(-stop // block_size) - first_block
     indptr = _indptr(held)
     sequence = np.repeat(np.arange(len(stop)), held)
-    nth = np.arange(indptr[-1]) - indptr[:-1][sequence]
+    nth = np.arange(int(indptr[-1])) - indptr[:-1][sequence]
     picks = sequence * batch.block_tables.shape[1] + first_block[sequence] + nth
     return _Pages(indptr, picks, ((stop - 1) % block_size + 1).astype(np.int32))
 

@@ -1,15 +1,14 @@
-"""Paged attention in plain torch: the CPU's, and correct on any device.
+"""Attend over paged K/V in plain torch: the CPU's backend, and correct on any device.
 
-Each sequence is one of four kinds of work, by its own lengths alone, so that its result never depends on what
-else is in the batch:
+Each sequence is one of four kinds of work, by its own lengths alone. Its result never depends on the batch.
   prompt   several rows, nothing cached: causal attention over the rows themselves, no gather;
   chunk    several rows after cached ones: gather the blocks, explicit mask;
   decode   one row: gather the blocks; the query heads of a kv head are its query rows, so none is repeated;
   short    one row and little K/V: sequences of like width share one gather and one padded call, since a call
            of its own (about 20 µs) would cost more than the arithmetic.
 Gathering whole blocks with one call per sequence beat every batched form from about 32 thousand K elements a
-sequence on (bf16, 32 sequences of 256-512 tokens, 8 kv heads of 64: 5.7 ms against 7.5-10.6 padded; float32, 64
-sequences of 20-200 tokens, 2 kv heads of 32: 1.25 ms against 0.7 padded; one core).
+sequence on. Measured on one core: 5.7 ms against 7.5-10.6 padded (bf16, 32 sequences of 256-512 tokens, 8 kv heads
+of 64); 1.25 ms against 0.7 padded (float32, 64 sequences of 20-200 tokens, 2 kv heads of 32).
 """
 
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ class _Decode:
     def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k = _gather(keys, self.blocks)[self.seen].transpose(0, 1)[None]
         v = _gather(values, self.blocks)[self.seen].transpose(0, 1)[None]
-        q = rows.q[self.row].unflatten(0, (k.shape[1], -1))[None]
+        q = rows.q[self.row].reshape(1, k.shape[1], -1, k.shape[-1])
         out[self.row] = F.scaled_dot_product_attention(q, k, v).flatten(0, 2)
 
 
@@ -127,25 +126,27 @@ class _Short:
 
     def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = self._gather(keys), self._gather(values)
-        q = rows.q.index_select(0, self.rows).unflatten(1, (k.shape[1], -1))
+        q = rows.q.index_select(0, self.rows).view(len(self.rows), k.shape[1], -1, k.shape[-1])
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         out.index_copy_(0, self.rows, attended.flatten(1, 2))
 
     def _gather(self, cached: Tensor) -> Tensor:
-        """[n, kv heads, width * block_size, head_dim], zero where the row may not look: a mask alone would not
-        stop an inf or NaN of the block's last owner from spreading, since 0 * NaN is NaN."""
+        """Return [n, kv heads, width * block_size, head_dim], zero where the row may not look.
+
+        A mask alone would let an inf or NaN of the block's last owner spread, since 0 * NaN is NaN.
+        """
         gathered = _gather(cached, self.blocks).index_fill_(0, self.stale, 0)
-        return gathered.unflatten(0, (self.rows.shape[0], -1)).transpose(1, 2)
+        return gathered.view(self.rows.shape[0], -1, *gathered.shape[1:]).transpose(1, 2)
 
 
 def _gather(cached: Tensor, blocks: Tensor) -> Tensor:
-    """[n * block_size, kv heads, head_dim]"""
+    """Return [n * block_size, kv heads, head_dim]."""
     return cached.index_select(0, blocks).flatten(0, 1)
 
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Masked, or without a mask causal, attention of one sequence: q [rows, heads, head_dim] and out alike."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    q, k, v = q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
 
@@ -221,7 +222,7 @@ def _lone_work(spans: _Spans, i: int, batch: ForwardBatch, cache: KVCache, windo
 
 
 def _mask(rows: int, first: int, stop: int, window: int | None, cache: KVCache) -> Tensor:
-    """[rows, stop - first]: 0 where the row may look, -inf elsewhere."""
+    """Return [rows, stop - first]: 0 where the row may look, -inf elsewhere."""
     queries = torch.arange(stop - rows, stop, device=cache.device)[:, None]
     positions = torch.arange(first, stop, device=cache.device)
     seen = positions <= queries

@@ -1,6 +1,7 @@
-"""The seam of a layer's arithmetic between its base matrices: norms, and what consumes each projection together
-with the adapters' share of it. A backend may fuse the share into its consumer; every backend passes
-tests/conformance/test_layer_ops.py.
+"""Define the seam of a layer's arithmetic between its base matrices.
+
+These are norms, and what consumes each projection together with the adapters' share of it. A backend may fuse the
+share into its consumer; every backend passes tests/conformance/test_layer_ops.py.
 """
 
 from collections.abc import Hashable
@@ -28,22 +29,24 @@ class LayerStep(Protocol):
     part of the work beside it, and may overwrite what it returns."""
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm over the last dimension; x: [T, n]."""
+        """Apply RMS norm over the last dimension; x: [T, n]."""
         ...
 
     def store_heads(self, layer: int, project: Linear, x: Tensor, qk_norm: Tensor | None) -> Heads:
-        """y: [T, fused q, k and v]. The heads of y', q and k normed by `qk_norm` ([num_heads + num_kv_heads,
-        head_dim]) where given and rotated by position; k and v are in the cache when it returns."""
+        """Return the heads of y' ([T, fused q, k and v]); k and v are in the cache when it returns.
+
+        q and k are normed by `qk_norm` ([num_heads + num_kv_heads, head_dim]) where given, and rotated by position.
+        """
         ...
 
     def gate(self, layer: int, project: Linear, x: Tensor) -> Tensor:
-        """y: [T, 2n], gate and up. silu(gate') * up', [T, n]."""
+        """Return silu(gate') * up', [T, n], of y' [T, 2n], gate and up."""
         ...
 
     def add(
         self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor | None
     ) -> Tensor:
-        """residual + y' (or y' alone), [T, hidden], for the groups OUT and DOWN."""
+        """Return residual + y' (or y' alone), [T, hidden], for the groups OUT and DOWN."""
         ...
 
 

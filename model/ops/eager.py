@@ -20,7 +20,7 @@ from model.rope import Rope, Rotation, rotate
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich, arXiv 1910.07467).
+    """Return weight * x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich, arXiv 1910.07467).
 
     x: [..., n] of any float dtype. The quotient is computed in float32 and rounded to x's dtype before the
     weight.
@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up: [T, 2n] -> [T, n], gate in the first n columns."""
+    """Return silu(gate) * up: [T, 2n] -> [T, n], gate in the first n columns."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 
@@ -66,12 +66,11 @@ class EagerStep:
         """See LayerStep."""
         y = self._adapted(project, x, layer, SiteGroup.QKV)
         num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
-        qk, v = y.unflatten(1, (-1, self.config.head_dim)).split(
-            (num_heads + num_kv_heads, num_kv_heads), dim=1
-        )
+        heads = y.view(len(y), -1, self.config.head_dim)
+        qk, v = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
         if qk_norm is not None:
             qk = self.norm(qk, qk_norm)
-        q, k = rotate(qk, self.rotation).split((num_heads, num_kv_heads), dim=1)
+        q, k = torch.split(rotate(qk, self.rotation), [num_heads, num_kv_heads], dim=1)
         self.cache.write(layer, self.slots, k, v)
         return Heads(q, k, v)
 

@@ -1,18 +1,20 @@
-"""Drawing on a CUDA device without a wait: parameters go down in one pinned copy, tokens come back in another, and what
-lies between can be captured in a graph. The same tokens as model/sampling.py for the same logits.
+"""Draw on a CUDA device without a wait: parameters go down in one pinned copy, tokens come back in another.
+
+What lies between can be captured in a graph. The tokens are those of `model.sampling.sample` for the same logits.
 """
 
 # A launch takes options besides the kernel's arguments.
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportUnknownVariableType=false
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.sampling.kernels import draw_tokens
+from model.sampling.draw_kernel import draw_tokens
 from model.sampling.rows import ROW, edits_of, pack_rows
 from model.sampling.sample import SampleRow
 
@@ -37,7 +39,7 @@ class Fetched:
         choose, whose tokens mean nothing."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        tokens, sound = self.host.tolist()
+        tokens, sound = cast(list[list[int]], self.host.tolist())
         return tokens, [row for row, fine in enumerate(sound) if not fine]
 
 
@@ -54,7 +56,7 @@ class DeviceSampler:
 
     @property
     def tokens(self) -> Tensor:
-        """[rows] int64 on the device: what the last `draw` drew, for the next step to read there."""
+        """Tokens on the device, [rows] int64: what the last `draw` drew, for the next step to read there."""
         return self._drawn[0]
 
     def snapshot(self) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,7 @@ def philox(
 
 
 def uniforms(seeds: Sequence[int], streams: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
-    """[n] float64, one for each (seed, stream, position), strictly between 0 and 1. Seeds are taken modulo
-    2**64."""
+    """Draw [n] float64, one for each (seed, stream, position), strictly between 0 and 1. Seeds count modulo 2**64."""
     seed = np.array([value % 2**64 for value in seeds], dtype=np.uint64)
     stream, position = np.array(streams, dtype=np.uint64), np.array(positions, dtype=np.uint64)
     nothing = np.zeros_like(seed)

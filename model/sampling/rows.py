@@ -51,7 +51,7 @@ _WORD = 2**32
 
 
 def pack_rows(rows: Sequence[SampleRow]) -> NDArray[np.void]:
-    """[rows] of ROW."""
+    """Pack the rows' parameters: [rows] of ROW."""
     return np.array([_packed(row) for row in rows], dtype=ROW)
 
 
@@ -89,9 +89,12 @@ def edits_of(rows: Sequence[SampleRow]) -> Edits:
 
 
 def _changes(row: SampleRow) -> list[tuple[int, float, float, float]]:
-    """(token, repetition, penalty, bias) of every token that the row changes."""
-    counts = Counter(row.output_token_ids) if row.presence_penalty or row.frequency_penalty else {}
-    seen = {*row.prompt_token_ids, *row.output_token_ids} if row.repetition_penalty != 1.0 else set()
+    """List (token, repetition, penalty, bias) of every token that the row changes."""
+    penalised = row.presence_penalty or row.frequency_penalty
+    counts = Counter(row.output_token_ids if penalised else ())
+    seen: set[int] = (
+        {*row.prompt_token_ids, *row.output_token_ids} if row.repetition_penalty != 1.0 else set()
+    )
     bias: dict[int, float] = {}
     for token, value in row.logit_bias:
         bias[token] = bias.get(token, 0.0) + value

@@ -1,4 +1,4 @@
-"""From logits to tokens: how one token is drawn for each row, and what its log-probability was.
+"""Draw one token for each row of logits, and tell its log-probability.
 
 A row's logits go through, in this order: repetition penalty, presence and frequency penalties, logit bias,
 banned tokens; then, unless greedy: temperature, top_k, top_p (over what top_k kept), min_p; then one draw.
@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     adjusted = _adjusted(logits, rows)
     best_logits, best = adjusted.max(dim=-1)
     _check(best_logits)
-    tokens = best.tolist()
+    tokens = cast(list[int], best.tolist())
     random = [i for i, row in enumerate(rows) if row.temperature > 0]
     if random:
         drawn = _draw(adjusted[random], [rows[i] for i in random])
@@ -116,7 +117,8 @@ def _check(largest: Tensor) -> None:
     """A row's largest logit is NaN if any of its logits is."""
     sound = largest.isfinite()
     if not sound.all():
-        raise InvalidLogits(tuple((~sound).nonzero()[:, 0].tolist()))
+        unsound = cast(list[int], (~sound).nonzero()[:, 0].tolist())
+        raise InvalidLogits(tuple(unsound))
 
 
 def _adjusted(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -159,12 +161,12 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
         [row.seed for row in rows], [row.stream for row in rows], [row.position for row in rows]
     )
     targets = torch.from_numpy(chance).to(logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].tolist()
+    drawn = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    return cast(list[int], drawn.tolist())
 
 
 def _weights(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """[R, vocab]: each token's probability times a constant of the row; 0 for tokens that a filter
-    excludes."""
+    """Return [R, vocab]: each token's probability times a constant of the row; 0 where a filter excludes it."""
     scaled = logits - logits.amax(dim=-1, keepdim=True)
     scaled /= _column([max(row.temperature, COLDEST) for row in rows], logits)
     _keep_top_k(scaled, [row.top_k for row in rows])
@@ -226,7 +228,7 @@ def _keep_min_p(scaled: Tensor, min_p: list[float]) -> None:
 
 
 def _exclude_below(scaled: Tensor, chosen: list[int], least: Tensor) -> None:
-    """least: [len(chosen), 1]"""
+    """Exclude, in place, what is below the row's `least` ([len(chosen), 1])."""
     bounds = torch.full_like(scaled[:, :1], -math.inf)
     bounds[chosen] = least
     scaled.masked_fill_(scaled < bounds, -math.inf)
@@ -242,12 +244,12 @@ def _logprobs(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> 
         return []
     total = logits.logsumexp(dim=-1, keepdim=True)
     chosen = logits.gather(1, _index(token_ids, logits)[:, None])
-    ranks = (logits > chosen).sum(dim=-1).add_(1).tolist()
+    ranks = cast(list[int], (logits > chosen).sum(dim=-1).add_(1).tolist())
     likeliest = logits.topk(min(max(tops), logits.shape[1]), dim=-1)
-    tokens, logprobs = likeliest.indices.tolist(), (likeliest.values - total).tolist()
+    tokens = cast(list[list[int]], likeliest.indices.tolist())
+    logprobs = cast(list[list[float]], (likeliest.values - total).tolist())
+    own = cast(list[float], (chosen - total)[:, 0].tolist())
     return [
         Logprob(token, logprob, rank, tuple(zip(tokens[i], logprobs[i], strict=True))[: tops[i]])
-        for i, (token, logprob, rank) in enumerate(
-            zip(token_ids, (chosen - total)[:, 0].tolist(), ranks, strict=True)
-        )
+        for i, (token, logprob, rank) in enumerate(zip(token_ids, own, ranks, strict=True))
     ]

@@ -157,8 +157,9 @@ class Rehearsal:
         result = self._engine.core.step()
         if result.failures:
             raise result.failures[0].error
+        now_s = time.monotonic()
         for event in result.events:
-            self._answers[event.key.request_id].push(event)
+            self._answers[event.key.request_id].push(event, now_s)
             self._silent.discard(event.key.request_id)
         if result.idle:
             self._engine.wait_ready()
@@ -171,13 +172,13 @@ class Rehearsal:
         params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True, seed=0)
         request = Request(name, token_ids, part.adapter, params, (), time.monotonic())
         self._engine.core.submit(request)
-        self._answers[name] = RequestOutput(request, self._engine.codec)
+        self._answers[name] = RequestOutput(request, self._engine.tokenizer, self._engine.core.abort)
         self._silent.add(name)
 
     def _abort(self) -> None:
         for name in self._answers:
             self._engine.core.abort(name)
-        self._engine.core.settle()
+        self._engine.core.wait_for_step()
         self._answers.clear()
 
 

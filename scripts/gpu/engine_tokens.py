@@ -126,7 +126,7 @@ def answer(config: EngineConfig, asked: Sequence[Asked]) -> Answered:
         events = _run(engine, asked)
         return Answered(events, engine.core.live().preemptions)
     finally:
-        engine.core.settle()
+        engine.core.wait_for_step()
         engine.close()
 
 

@@ -152,7 +152,7 @@ class Drive:
         yield from self._decode(name, len(requests))
         for request in requests:
             self._core.abort(request.request_id)
-        self._core.settle()
+        self._core.wait_for_step()
 
     def _decode(self, name: str, width: int) -> Iterator[Row]:
         host_ms, launch_ms, steps = [], [], self._world.stand.sizes.decode_steps

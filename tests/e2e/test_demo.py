@@ -19,7 +19,7 @@ def llm() -> Iterator[LLM]:
 
 
 def _answers(llm: LLM, adapter: str | None, inputs: tuple[str, ...]) -> list[str]:
-    prompts = [llm.codec.encode_chat([{"role": "user", "content": text}]) for text in inputs]
+    prompts = [llm.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in inputs]
     return [result.outputs[0].text for result in llm.generate(prompts, GREEDY, adapter)]
 
 
@@ -42,7 +42,7 @@ def test_a_mix_of_all_adapters_answers_exactly_as_each_does_alone(llm: LLM) -> N
     names = [None, *(task.name for task in TASKS)]
     inputs = tuple(text for task in TASKS for text in held_out_inputs(task, 8, seed=1))
     mixed_names = [names[number % len(names)] for number in range(len(inputs))]
-    prompts = [llm.codec.encode_chat([{"role": "user", "content": text}]) for text in inputs]
+    prompts = [llm.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in inputs]
     mixed = llm.generate(prompts, GREEDY, mixed_names)
     for prompt, name, result in zip(prompts, mixed_names, mixed, strict=True):
         alone = llm.generate([prompt], GREEDY, name)[0]
@@ -51,7 +51,8 @@ def test_a_mix_of_all_adapters_answers_exactly_as_each_does_alone(llm: LLM) -> N
 
 def test_the_same_seed_draws_the_same_tokens_whatever_else_is_in_the_batch(llm: LLM) -> None:
     prompts = [
-        llm.codec.encode_chat([{"role": "user", "content": text}]) for text in ("planet", "river", "stone")
+        llm.tokenizer.encode_chat([{"role": "user", "content": text}])
+        for text in ("planet", "river", "stone")
     ]
     params = SamplingParams(temperature=8.0, top_p=0.95, seed=7, n=2, max_tokens=12)
     alone = llm.generate(prompts[:1], params, "reverse")[0]

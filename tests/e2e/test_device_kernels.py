@@ -14,7 +14,7 @@ from engine.runner.executor import Executor
 from model.attention.triton.backend import TritonPagedAttention
 from model.llama import Llama
 from model.sampling.device import DeviceSampler
-from tests.fakes.device import LoadedOps, Tape
+from tests.fakes.host_device import CountedCapture, LoadedOps
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf
 from tests.oracles.tokenizer import write_tokenizer
@@ -38,20 +38,24 @@ def make(folder: Path) -> LLM:
     )
 
 
-def put_on_kernels(llm: LLM) -> Tape:
-    """As an accelerator is used, with a tape for the graphs."""
+def put_on_kernels(llm: LLM) -> CountedCapture:
+    """As an accelerator is used, with a capture for the graphs."""
     executor = llm.engine.core._executor
     assert isinstance(executor, Executor)
     model, cache = executor._model, executor._cache
     assert isinstance(model, Llama)
-    attention, sampler, tape = TritonPagedAttention(model.config), DeviceSampler(8, cache.device), Tape()
+    attention, sampler, capture = (
+        TritonPagedAttention(model.config),
+        DeviceSampler(8, cache.device),
+        CountedCapture(),
+    )
     ops = LoadedOps(model.ops)
     model.ops, model.attention = ops, attention
     parts = GraphParts(model, cache, ops, attention)
     llm.engine.core._executor = AsyncExecutor(
-        model, cache, sampler, CudaGraphRunner(parts, sampler, 8, 8, tape)
+        model, cache, sampler, CudaGraphRunner(parts, sampler, 8, 8, capture)
     )
-    return tape
+    return capture
 
 
 @pytest.mark.parametrize("ways", [WAYS, (*WAYS[:2], PENALISED)], ids=["graphs", "no graphs"])
@@ -62,12 +66,12 @@ def test_same_tokens_on_triton(tmp_path: Path, ways: tuple[dict[str, Any], ...])
     prompts = [tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 60))) for _ in ways]
     params = [SamplingParams(max_tokens=6, ignore_eos=True, seed=i, **way) for i, way in enumerate(ways)]
     torch_alone, kernels = make(tmp_path), make(tmp_path)
-    tape = put_on_kernels(kernels)
+    capture = put_on_kernels(kernels)
     expected, found = (
         [[each.token_ids for each in result.outputs] for result in llm.generate(prompts, params)]
         for llm in (torch_alone, kernels)
     )
     assert found == expected
-    assert (tape.replays > 0) == (ways is WAYS)
+    assert (capture.replays > 0) == (ways is WAYS)
     for llm in (torch_alone, kernels):
         llm.close()

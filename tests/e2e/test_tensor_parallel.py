@@ -18,12 +18,12 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
-from engine.errors import GroupFailed, InvalidConfig
+from engine.errors import InvalidConfig, WorkersFailed
 from engine.llm import EngineOptions, Result
 from lora.errors import AdapterRefused
 from lora.target_modules import SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
-from tests.engine.group.processes import Watched, workers_of
+from tests.engine.tensor_parallel.processes import Watched, workers_of
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -169,9 +169,9 @@ def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) ->
     os.kill(worker, signal.SIGKILL)
     assert dead.wait()
     for _ in range(2):
-        with pytest.raises(GroupFailed, match=r"process 1 of the 2 .* ended by signal 9"):
+        with pytest.raises(WorkersFailed, match=r"process 1 of the 2 .* ended by signal 9"):
             llm.generate(PROMPTS[:3], GREEDY)
-    with pytest.raises(GroupFailed, match="process 1 of the 2"):
+    with pytest.raises(WorkersFailed, match="process 1 of the 2"):
         llm.engine.store.load("another", model / "r24")
     assert llm.engine.core.block_stats().used == 0
     llm.close()

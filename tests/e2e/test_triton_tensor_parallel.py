@@ -15,7 +15,7 @@ from engine.base.backends import Backends
 from engine.base.base_model import BaseModel, choose_base
 from engine.build import assembly
 from engine.config.config import EngineConfig
-from engine.tensor_parallel.executor import GroupExecutor
+from engine.tensor_parallel.parallel_executor import ParallelExecutor
 from lora.target_modules import SITES
 from model.sampling.device import Fetched
 from tests.kernels.interpreter import INTERPRETED
@@ -89,7 +89,7 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     )  # the host goes on before tokens are there
     found, executor = generate(folder, 2, graphs)
     assert found == expected
-    assert isinstance(executor, GroupExecutor)
+    assert isinstance(executor, ParallelExecutor)
     graphed: Any = executor._executor
     assert bool(graphed._graphs) == graphs
     if graphs:

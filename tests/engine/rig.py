@@ -11,9 +11,11 @@ from engine.build.assembly import Engine, ModelCard
 from engine.core import EngineCore
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
+from scheduler.residency import CheapestWindow
 from scheduler.step import StepLimits, StepScheduler
 from tests.fakes.executor import FakeExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -37,9 +39,8 @@ def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, 
     """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
     write_tokenizer(folder)
     base = base_shape()
-    store = AdapterStore(
-        base, torch.float32, RankPages(adapter_pages, PAGE_BYTES), DiskTier(cache) if cache else None
-    )
+    residency = Residency(RankPages(adapter_pages, PAGE_BYTES), CheapestWindow())
+    store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
     for name, path in folders.items():
         store.declare(name, path)

@@ -13,7 +13,8 @@ from engine.batch import Summary, run_batch
 from engine.config.config import BatchConfig, EngineConfig
 from engine.errors import InvalidConfig, StepFailed
 from engine.tokenizer import Tokenizer
-from tests.fakes.node import FakeNode, byte_tokenizer
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
 
 CODEC = Tokenizer(byte_tokenizer())
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -31,8 +32,8 @@ def files(folder: Path, lines: Iterable[str]) -> BatchConfig:
     return BatchConfig(input=folder / "in.jsonl", output=folder / "out.jsonl", engine=engine, in_flight=3)
 
 
-def run(config: BatchConfig, node: FakeNode | None = None) -> Summary:
-    return asyncio.run(run_batch(node or FakeNode(CODEC), config))
+def run(config: BatchConfig, node: FakeClient | None = None) -> Summary:
+    return asyncio.run(run_batch(node or FakeClient(CODEC), config))
 
 
 def results(config: BatchConfig) -> list[dict[str, Any]]:
@@ -85,7 +86,7 @@ def test_bad_lines_become_error_lines_and_the_rest_is_answered(tmp_path: Path) -
 
 
 def test_a_line_that_fails_in_the_engine_is_an_error_line(tmp_path: Path) -> None:
-    node = FakeNode(CODEC)
+    node = FakeClient(CODEC)
     node.failure = StepFailed("the step failed")
     config = files(tmp_path, [line("a")])
     assert run(config, node) == Summary(errors=1)
@@ -101,7 +102,7 @@ def test_a_killed_run_goes_on_where_it_was_torn(tmp_path: Path, torn_bytes: int)
     whole = config.output.read_bytes().splitlines(keepends=True)
     kept, torn = whole[:7], whole[7][:torn_bytes].rstrip(b"\n")
     config.output.write_bytes(b"".join(kept) + torn)
-    node = FakeNode(CODEC)
+    node = FakeClient(CODEC)
     assert run(config, node) == Summary(answered=13, skipped=7)
     assert len(node.submitted) == 13
     assert config.output.read_bytes().splitlines(keepends=True)[:7] == kept
@@ -111,7 +112,7 @@ def test_a_killed_run_goes_on_where_it_was_torn(tmp_path: Path, torn_bytes: int)
 
 def test_lines_in_flight_are_bounded(tmp_path: Path) -> None:
     async def scenario() -> None:
-        node = FakeNode(CODEC)
+        node = FakeClient(CODEC)
         node.gate.clear()
         config = files(tmp_path, [line(f"line-{number}") for number in range(9)])
         running = asyncio.create_task(run_batch(node, config))
@@ -127,7 +128,7 @@ def test_lines_in_flight_are_bounded(tmp_path: Path) -> None:
 
 def test_a_stopped_run_leaves_whole_lines_and_nothing_running(tmp_path: Path) -> None:
     async def scenario() -> None:
-        node = FakeNode(CODEC)
+        node = FakeClient(CODEC)
         node.says = lambda model, prompt: "ok"
         node.gate.clear()
         node.gate_after = 3

@@ -21,7 +21,7 @@ MAX_STEPS = 200
 def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
     made = build(tmp_path, lags=request.param)
     yield made
-    made.engine.core.settle()
+    made.engine.core.wait_for_step()
     made.engine.store.close()
 
 
@@ -106,7 +106,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_next_ones_run(
 
 
 def test_a_sequence_with_unsound_logits_fails_alone(rig: Rig) -> None:
-    rig.executor.breaks = lambda part: part.key.request_id == "a" and part.output_index == 2
+    rig.executor.invalid = lambda part: part.key.request_id == "a" and part.output_index == 2
     rig.engine.core.submit(_request("a"))
     rig.engine.core.submit(_request("b"))
     results = _run(rig)

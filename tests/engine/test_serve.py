@@ -13,7 +13,8 @@ from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
 from engine.serve import serve, stopped_by_signals
 from engine.tokenizer import Tokenizer
-from tests.fakes.node import FakeNode, byte_tokenizer
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
 
 CODEC = Tokenizer(byte_tokenizer())
 
@@ -29,7 +30,7 @@ def dispositions() -> Iterator[None]:
 
 def test_told_to_stop_it_takes_nothing_new_and_finishes_what_runs() -> None:
     async def scenario() -> None:
-        node, stop = FakeNode(CODEC), asyncio.Event()
+        node, stop = FakeClient(CODEC), asyncio.Event()
         told: asyncio.Queue[str] = asyncio.Queue()
         config = ServeConfig(port=0, drain_s=5)
         server = asyncio.create_task(serve(node, config, told.put_nowait, stop))
@@ -53,7 +54,7 @@ def test_told_to_stop_it_takes_nothing_new_and_finishes_what_runs() -> None:
 
 def test_a_port_that_is_taken_is_named() -> None:
     async def scenario(port: int) -> None:
-        node = FakeNode(CODEC)
+        node = FakeClient(CODEC)
         with pytest.raises(InvalidConfig, match=f"port={port}"):
             await serve(node, ServeConfig(port=port), lambda address: None, asyncio.Event())
         assert node.calls == ["start", "close"]

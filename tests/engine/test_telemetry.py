@@ -3,7 +3,7 @@
 import re
 
 from engine.telemetry import MAX_LABELS, OTHER, Telemetry
-from tests.fakes.node import Stats
+from tests.fakes.engine_client import Stats
 
 
 def scraped(telemetry: Telemetry) -> dict[str, float]:

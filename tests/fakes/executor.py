@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from engine.runner.base import StepOutputs
-from engine.runner.executor import Computed
+from engine.runner.executor import FinishedComputation
 from lora.segments import AdapterLease
 from scheduler.plan import Slice, SliceOutput, StepPlan
 
@@ -16,7 +16,7 @@ def token_of(part: Slice) -> int:
     return FIRST_TOKEN + (part.request.prompt_token_ids[0] + part.adapter.rank + part.output_index) % ALPHABET
 
 
-class Lagging:
+class LateComputation:
     """A plan whose outputs are there only once they are waited for."""
 
     done = False
@@ -31,7 +31,7 @@ class Lagging:
 
 
 class FakeExecutor:
-    """Draws `token_of`; steps wait while `gate` is clear; `fault` and `fault_on_read` may raise, and `breaks`
+    """Draws `token_of`; steps wait while `gate` is clear; `fault` and `fault_on_read` may raise, and `invalid`
     marks sequences.
 
     A lagging one is done only when it is asked for its outputs, as a device may be, and insists that no more than two
@@ -46,10 +46,10 @@ class FakeExecutor:
         self.entered = threading.Event()
         self.fault: Callable[[StepPlan], None] = lambda plan: None
         self.fault_on_read: Callable[[StepPlan], None] = lambda plan: None
-        self.breaks: Callable[[Slice], bool] = lambda part: False
+        self.invalid: Callable[[Slice], bool] = lambda part: False
         self.plans: list[StepPlan] = []
 
-    def launch(self, plan: StepPlan, lease: AdapterLease) -> Computed | Lagging:
+    def launch(self, plan: StepPlan, lease: AdapterLease) -> FinishedComputation | LateComputation:
         """As StepExecutor.launch; insists that the lease holds the plan's adapters."""
         assert set(lease.weights) == {ref.digest for ref in plan.adapters}
         self.plans.append(plan)
@@ -57,12 +57,12 @@ class FakeExecutor:
         assert self.gate.wait(60), "the test left the gate closed"
         self.fault(plan)
         outputs = tuple(SliceOutput(token_of(part) if part.samples else None) for part in plan.slices)
-        result = StepOutputs(outputs, tuple(part.key for part in plan.slices if self.breaks(part)))
+        result = StepOutputs(outputs, tuple(part.key for part in plan.slices if self.invalid(part)))
         if not self._lags:
-            return Computed(result)
+            return FinishedComputation(result)
         self._unread.append(plan)
         assert len(self._unread) <= 2
-        return Lagging(result, lambda: self._read(plan, lease))
+        return LateComputation(result, lambda: self._read(plan, lease))
 
     def _read(self, plan: StepPlan, lease: AdapterLease) -> None:
         assert self._unread.pop(0) is plan, "steps are read in the order in which they were launched"

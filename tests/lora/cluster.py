@@ -12,6 +12,7 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.peers.directory import StaticDirectory
 from lora.peers.discovery import NameDiscovery
 from lora.peers.loop_thread import LoopThread
@@ -21,6 +22,7 @@ from lora.peers.puller import Puller, PullLimits
 from lora.peers.regions import ManifestBuffers, PageRegions
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.lora.executors import InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from transport.base import Address, Lease, Region
@@ -141,7 +143,8 @@ class Cluster:
         lending = Publisher(weights, transport, shared, notebook, room, InlineExecutor())
         peering = Peering(tier, lending)
         kept = DiskTier(disk) if disk else None
-        store = AdapterStore(BASE, torch.float32, pages, kept, workers or InlineExecutor(), peering)
+        residency = Residency(pages, CheapestWindow())
+        store = AdapterStore(BASE, torch.float32, residency, kept, workers or InlineExecutor(), peering)
         return Node(self.loop, transport, pages, shared, room, notebook, store)
 
     def load(self, node: Node, seed: int) -> AdapterRef:

@@ -6,8 +6,10 @@ import torch
 
 from lora.adapter import AdapterRef
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.lora.executors import InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 
@@ -24,7 +26,8 @@ class Shelf:
         self.pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
         self.executor = InlineExecutor()
         tier = DiskTier(root / "cache") if disk else None
-        self.store = AdapterStore(BASE_SHAPE, torch.float32, self.pages, tier, self.executor)
+        residency = Residency(self.pages, CheapestWindow())
+        self.store = AdapterStore(BASE_SHAPE, torch.float32, residency, tier, self.executor)
 
     def folder(self, seed: int, rank: int = 4) -> Path:
         """A PEFT folder with content of its own for each seed."""

@@ -10,7 +10,8 @@ import torch
 from lora.adapter import AdapterRef
 from lora.errors import AdapterLost, UnknownAdapter
 from lora.format.packed import PackedLayout
-from lora.memory.pages import PageRun, RankPages
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 from lora.peers.manifest import MOST_NOTE_BYTES, manifest_name, weights_name
 from lora.peers.published_weights import PublishedWeights
 from lora.peers.regions import PageRegions

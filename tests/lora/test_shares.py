@@ -11,10 +11,12 @@ from lora.format.packed import Module, PackedLayout, digest_of, lay_out
 from lora.format.peft import PackedAdapter
 from lora.format.sharding import shard_layout, shard_rows
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.memory.sharded import ShardArena, ShardDelivery, ShardedWriter
 from lora.segments import AdapterWeights
 from lora.store.store import AdapterStore
 from lora.target_modules import SITES
+from scheduler.residency import CheapestWindow
 from tests.lora.executors import InlineExecutor
 from tests.lora.test_cut import BASE, cut_of, filled
 from tests.oracles.adapters import write_adapter
@@ -95,7 +97,7 @@ def test_the_store_counts_shares_and_keeps_every_device_in_step(tmp_path: Path) 
     )
     pages = RankPages(34, PAGE, stowage=shares)
     other.append(ShardArena(pages.nbytes, CPU))
-    store = AdapterStore(BASE, torch.float32, pages, None, InlineExecutor())
+    store = AdapterStore(BASE, torch.float32, Residency(pages, CheapestWindow()), None, InlineExecutor())
     refs = {name: store.load(name, folder) for name, folder in folders.items()}
     for name in ("a", "b", "c", "a", "c", "b"):
         store.retain(refs[name])

@@ -8,8 +8,10 @@ import torch
 
 from lora.adapter import BASE, AdapterRef
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.lora.shelf import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4, Shelf
 from tests.oracles.adapters import write_adapter
 
@@ -54,7 +56,8 @@ def test_live_requests_keep_their_adapters_while_steps_run(shelf: Callable[[int]
 def test_threads_may_load_resolve_and_unload_while_steps_run(tmp_path: Path) -> None:
     """Real threads: every step's lease holds what it should, and in the end everything is free again."""
     pages = RankPages(3 * PAGES_OF_RANK_4, PAGE_BYTES)
-    store = AdapterStore(BASE_SHAPE, torch.float32, pages, DiskTier(tmp_path / "cache"), workers=2)
+    residency = Residency(pages, CheapestWindow())
+    store = AdapterStore(BASE_SHAPE, torch.float32, residency, DiskTier(tmp_path / "cache"), workers=2)
     folders = [write_adapter(tmp_path / f"{seed}", BASE_SHAPE, 4, seed) for seed in range(6)]
     failures: list[BaseException] = []
     arrived = threading.Event()

@@ -8,8 +8,10 @@ import torch
 
 from lora.errors import AdapterLost
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.lora.executors import HeldExecutor
 from tests.lora.shelf import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4, Shelf, first_weight
 from tests.oracles.adapters import write_adapter
@@ -119,7 +121,8 @@ def test_arrivals_wake_the_loop_and_copies_do_not_block_steps(tmp_path: Path) ->
     executor = HeldExecutor()
     woken: list[frozenset[str]] = []
     pages = RankPages(2 * PAGES_OF_RANK_4, PAGE_BYTES)
-    store = AdapterStore(BASE_SHAPE, torch.float32, pages, DiskTier(tmp_path / "cache"), executor)
+    residency = Residency(pages, CheapestWindow())
+    store = AdapterStore(BASE_SHAPE, torch.float32, residency, DiskTier(tmp_path / "cache"), executor)
     refs = [
         store.load(f"a{seed}", write_adapter(tmp_path / f"{seed}", BASE_SHAPE, 4, seed)) for seed in (1, 2, 3)
     ]
@@ -136,7 +139,7 @@ def test_arrivals_wake_the_loop_and_copies_do_not_block_steps(tmp_path: Path) ->
 def test_an_adapter_unloaded_while_it_arrives_is_freed(tmp_path: Path) -> None:
     executor = HeldExecutor()
     pages = RankPages(PAGES_OF_RANK_4, PAGE_BYTES)
-    store = AdapterStore(BASE_SHAPE, torch.float32, pages, None, executor)
+    store = AdapterStore(BASE_SHAPE, torch.float32, Residency(pages, CheapestWindow()), None, executor)
     a = store.load("a", write_adapter(tmp_path / "a", BASE_SHAPE, 4, 1))
     b = store.load("b", write_adapter(tmp_path / "b", BASE_SHAPE, 4, 2))
     store.prefetch((b,))

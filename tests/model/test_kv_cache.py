@@ -2,9 +2,9 @@
 
 import torch
 
-from model.config import parse_config
+from model.config_file import parse_config
 from model.kv_cache import KVCache, KVLayout
-from tests.model.test_config import LLAMA
+from tests.model.test_config_file import LLAMA
 
 
 def test_block_bytes_are_what_the_tensors_take() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from model.config import parse_config
+from model.config_file import parse_config
 from model.rope import Rope, rotate
-from tests.model.test_config import LLAMA
+from tests.model.test_config_file import LLAMA
 
 HEAD_DIM = 16
 KINDS: dict[str, dict[str, Any]] = {

@@ -21,6 +21,7 @@ from lora.adapter import AdapterRef
 from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.format.peft import pack
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.peers.discovery import NameDiscovery
 from lora.peers.loop_thread import LoopThread
 from lora.peers.manifest import MOST_HOPS, weights_name
@@ -29,6 +30,7 @@ from lora.peers.publisher import Publisher
 from lora.peers.puller import Puller, PullLimits
 from lora.peers.regions import ManifestBuffers, PageRegions
 from lora.store.store import AdapterStore
+from scheduler.residency import CheapestWindow
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor, InlineExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -131,8 +133,9 @@ class Node:
         tier._lookup = NameDiscovery(BASE, puller, directory, absent_s=0.0)
         lending = Publisher(BASE, self.transport, shared, self.notebook, self.room, InlineExecutor())
         self.executor = HeldExecutor()
+        residency = Residency(self.pages, CheapestWindow())
         self.store = AdapterStore(
-            SHAPE, torch.float32, self.pages, None, self.executor, Peering(tier, lending)
+            SHAPE, torch.float32, residency, None, self.executor, Peering(tier, lending)
         )
 
     @staticmethod

@@ -1,13 +1,11 @@
 """Whatever is allocated and freed in whatever order: runs never overlap, pages never leak, neighbours coalesce."""
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora.memory.pages import PageRun, RankPages
-from lora.memory.residency import Occupant, cheapest_window
+from lora.memory.base import PageRun
+from lora.memory.pages import RankPages
 
 PAGE = 64
 
@@ -58,36 +56,3 @@ def test_a_page_given_back_twice_is_a_bug_that_shows() -> None:
 def test_an_arena_that_cannot_be_is_refused(num_pages: int, page_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"num_pages={num_pages}, page_bytes={page_bytes}"):
         RankPages(num_pages, page_bytes)
-
-
-@st.composite
-def arenas(draw: st.DrawFn) -> tuple[int, int, list[Occupant]]:
-    """An arena's size, the pages wanted, and who sits where."""
-    num_pages = draw(st.integers(1, 20))
-    cuts = sorted(draw(st.sets(st.integers(0, num_pages), max_size=10)))
-    losses = st.none() | st.tuples(st.integers(0, 1), st.integers(1, 9).map(float))
-    occupants = [
-        Occupant(PageRun(start, stop), draw(losses))
-        for start, stop in itertools.pairwise(cuts)
-        if draw(st.booleans())
-    ]
-    return num_pages, draw(st.integers(1, num_pages)), occupants
-
-
-@settings(deadline=None)
-@given(arenas())
-def test_the_cheapest_window_is_the_cheapest_of_all(arena: tuple[int, int, list[Occupant]]) -> None:
-    num_pages, needed, occupants = arena
-
-    def price(window: PageRun) -> tuple[int, float] | None:
-        inside = [o.loss for o in occupants if o.run.overlaps(window)]
-        known = [loss for loss in inside if loss is not None]
-        return (sum(k[0] for k in known), sum(k[1] for k in known)) if len(known) == len(inside) else None
-
-    every = [PageRun(start, start + needed) for start in range(num_pages - needed + 1)]
-    prices = [found for window in every if (found := price(window)) is not None]
-    best = cheapest_window(num_pages, needed, occupants)
-    assert (best is None) == (not prices)
-    if best is not None:
-        assert best.stop <= num_pages
-        assert price(best) == min(prices)

@@ -23,9 +23,11 @@ from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
 from lora.format.peft import pack
 from lora.memory.pages import RankPages
+from lora.memory.residency import Residency
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from scheduler.residency import CheapestWindow
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -62,9 +64,10 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.executor = HeldExecutor()
         self.pages = RankPages(24, 2048)  # the largest adapter takes 22
+        residency = Residency(self.pages, CheapestWindow())
         self.cache = tempfile.TemporaryDirectory()
         disk = DiskTier(Path(self.cache.name), capacity_bytes=40_000)
-        self.store = AdapterStore(SHAPE, torch.float32, self.pages, disk, self.executor)
+        self.store = AdapterStore(SHAPE, torch.float32, residency, disk, self.executor)
         self.model: dict[str, AdapterRef] = {}  # what each name must mean
         self.live: list[AdapterRef] = []
         self.planned: frozenset[str] | None = None  # what the last ready() named, until acquired

@@ -13,7 +13,7 @@ import torch
 from engine.build.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from engine.runner.base import Computation
-from engine.runner.executor import Computed, StepOutputs
+from engine.runner.executor import FinishedComputation, StepOutputs
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease, GroupWeights
 from scheduler.plan import StepPlan
@@ -99,7 +99,7 @@ def test_a_switch_is_the_executor_that_it_names() -> None:
     @dataclass
     class Empty:
         def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
-            return Computed(StepOutputs((), ()))
+            return FinishedComputation(StepOutputs((), ()))
 
     switch = bench_interference.Switch({"exact": Never(), "padded": Empty()})
     switch.current = "padded"

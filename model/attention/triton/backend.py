@@ -8,7 +8,7 @@ graph may be replayed over other lengths.
 """
 
 # A launch takes options besides the kernel's arguments.
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportUnknownVariableType=false
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from model.attention.triton.items import (
     lay_items,
     most_narrow_items,
 )
-from model.attention.triton.kernels import attend_items, merge_shares
+from model.attention.triton.paged_kernels import attend_items, merge_shares
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
@@ -55,7 +55,7 @@ def _tiles(dtype: torch.dtype) -> tuple[_Tile, _Tile]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class _HeadShape:
     """What the kernels are compiled for."""
 
     num_heads: int
@@ -82,7 +82,7 @@ class TritonPagedAttention:
 
     def __init__(self, config: ModelConfig) -> None:
         self._windows = config.windows
-        self._shape = _Shape(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._shape = _HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonPagedStep":
         """See AttentionBackend."""
@@ -91,11 +91,11 @@ class TritonPagedAttention:
         laid = [lay_items(batch.query_lens, batch.context_lens, window, rows) for window in windows]
         written = [_written(items, len(items.merges)) for items in laid]
         sent = _pinned(np.concatenate(written), cache.device).to(cache.device, non_blocking=True)
-        words = sent.split([len(each) for each in written])
+        words = torch.split(sent, [len(each) for each in written])
         slots = max(items.slots for items in laid)
         shares, weights = _share_buffers(slots, self._shape, cache.device)
         works = {
-            window: _Work.over(window, part, (len(items.merges), len(items.narrow), len(items.wide)))
+            window: _WindowWork.over(window, part, (len(items.merges), len(items.narrow), len(items.wide)))
             for window, part, items in zip(windows, words, laid, strict=True)
         }
         by_layer = tuple(works[window] for window in self._windows)
@@ -107,7 +107,7 @@ class TritonPagedAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _WindowWork:
     """One window's items on the device, and how many of each kind the buffers hold at most."""
 
     window: int | None
@@ -117,11 +117,11 @@ class _Work:
     wide: Tensor  # [m, 8] int32
 
     @classmethod
-    def over(cls, window: int | None, words: Tensor, capacity: tuple[int, int, int]) -> "_Work":
+    def over(cls, window: int | None, words: Tensor, capacity: tuple[int, int, int]) -> "_WindowWork":
         """The parts of `words`, which `_written` lays out; `capacity` of merges, narrow and wide items."""
         widths = (MERGE_WORDS, ITEM_WORDS, ITEM_WORDS)
-        lengths = (held * width for held, width in zip(capacity, widths, strict=True))
-        counts, *parts = words.split((_HEADER_WORDS, *lengths))
+        lengths = [held * width for held, width in zip(capacity, widths, strict=True)]
+        counts, *parts = torch.split(words, [_HEADER_WORDS, *lengths])
         return cls(window, counts, *(part.view(-1, width) for part, width in zip(parts, widths, strict=True)))
 
 
@@ -130,12 +130,12 @@ class TritonPagedStep:
     """AttentionStep: every layer's work over one cache."""
 
     cache: KVCache
-    shape: _Shape
+    shape: _HeadShape
     programs: int  # of a launch, at most
     tables: Tensor  # [S, widest] int64
     shares: Tensor  # [slots, num_heads, head_dim] float32
     weights: Tensor  # [slots, num_heads] float32
-    works: tuple[_Work, ...]  # by layer
+    works: tuple[_WindowWork, ...]  # by layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See AttentionStep."""
@@ -174,7 +174,7 @@ class TritonPagedStep:
             num_warps=tile.num_warps,
         )  # fmt: skip
 
-    def _merge(self, out: Tensor, work: _Work) -> None:
+    def _merge(self, out: Tensor, work: _WindowWork) -> None:
         shape = self.shape
         merge_shares[(min(self.programs, len(work.merges) * shape.num_kv_heads),)](
             self.shares, self.weights, out, work.merges, work.counts[2:3],
@@ -192,7 +192,7 @@ class ReservedTritonStep:
     """ReservedStep: decode of up to `rows` sequences of up to `blocks` blocks each."""
 
     def __init__(
-        self, windows: tuple[int | None, ...], shape: _Shape, rows: int, blocks: int, cache: KVCache
+        self, windows: tuple[int | None, ...], shape: _HeadShape, rows: int, blocks: int, cache: KVCache
     ) -> None:
         self._windows, self._rows, self._blocks = tuple(dict.fromkeys(windows)), rows, blocks
         self._capacity = most_narrow_items(rows, blocks * cache.block_size)
@@ -202,7 +202,7 @@ class ReservedTritonStep:
         self._tables = torch.zeros(rows, blocks, dtype=torch.int64, device=device)
         shares, weights = _share_buffers(self._capacity, shape, device)
         works = {
-            window: _Work.over(window, words, (rows, self._capacity, 0))
+            window: _WindowWork.over(window, words, (rows, self._capacity, 0))
             for window, words in zip(self._windows, self._words, strict=True)
         }
         by_layer = tuple(works[window] for window in windows)
@@ -241,7 +241,7 @@ def _pinned(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def _share_buffers(slots: int, shape: _Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+def _share_buffers(slots: int, shape: _HeadShape, device: torch.device) -> tuple[Tensor, Tensor]:
     wide = (max(1, slots), shape.num_heads)
     shares = torch.empty(*wide, shape.head_dim, dtype=torch.float32, device=device)
     return shares, torch.empty(wide, dtype=torch.float32, device=device)
@@ -256,4 +256,5 @@ def _programs(device: torch.device) -> int:
     """As many programs as a device runs at once, so that each does its share of the work."""
     if device.type != "cuda":
         return _PROGRAMS_PER_PROCESSOR
-    return torch.cuda.get_device_properties(device).multi_processor_count * _PROGRAMS_PER_PROCESSOR
+    processors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return processors * _PROGRAMS_PER_PROCESSOR

@@ -1,4 +1,4 @@
-"""How a step's attention is cut into items for the kernels of triton_paged_kernels: integers in, integers out.
+"""Cut a step's attention into items for the kernels: integers in, integers out.
 
 A sequence's items are a function of its own rows and tokens, never of the batch, and so are the sums that they make:
 a row's result is the same, bit for bit, alone and in company.
@@ -24,8 +24,11 @@ _FEW_TILES = 4
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Work for one window. narrow [n, 8] int32 are items of a single row, wide [m, 8] those of prompts' tiles, longest
-    first, and merges [r, 4] the rows whose tokens are split; `slots` is how many shares those have together."""
+    """Work for one window.
+
+    narrow: [n, 8] int32, items of a single row. wide: [m, 8], those of prompts' tiles, longest first. merges: [r, 4],
+    the rows whose tokens are split; `slots` is how many shares those have together.
+    """
 
     narrow: NDArray[np.int32]
     wide: NDArray[np.int32]
@@ -65,7 +68,7 @@ def _lay_single_rows(stop: Integers, window: int | None) -> Items:
     first = np.zeros_like(stop) if window is None else np.maximum(0, stop - window)
     shares, run = _cut(stop - first, np.full_like(stop, _ONE_ROW_TOKENS))
     after = np.cumsum(shares)
-    number, sequence = np.arange(after[-1]), np.repeat(np.arange(len(stop)), shares)
+    number, sequence = np.arange(int(after[-1])), np.repeat(np.arange(len(stop)), shares)
     begin = (first - (after - shares) * run)[sequence] + number * run[sequence]
     items = np.zeros((len(number), ITEM_WORDS), dtype=np.int32)
     items[:, 0] = items[:, 5] = sequence
@@ -147,5 +150,5 @@ def _merges(tiles: _Tiles, shares: Integers, slot: Integers) -> NDArray[np.int32
 
 
 def _counting(counts: Integers) -> Integers:
-    """0 .. count - 1 for each count, one after another."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    """Return 0 .. count - 1 for each count, one after another."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

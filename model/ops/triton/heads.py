@@ -1,8 +1,10 @@
-"""What happens to q, k and v between their projection and attention, head by head and in place: each row's adapter,
-the norm of q and k where the model has one, the rotation, and keys and values into their slots of the cache."""
+"""Bring q, k and v from their projection to attention, head by head and in place.
+
+That is: add each row's adapter, norm q and k where the model does, rotate, and store keys and values in their slots.
+"""
 
 # A kernel's arguments have the types that it is launched with, and its language is not quite Python.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import triton

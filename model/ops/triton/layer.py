@@ -2,10 +2,13 @@
 
 A step of base rows runs the same kernels without that part. With adapters, each group's shrink runs on a second
 stream beside the base projection. Every launch of a step has arguments that follow from its rows, its tiling and fixed
-memory (see lora.ops.triton.op), so that a step may be captured in a graph: `load` outside, `plan` and what follows
-inside, the rotation's few operations with it. A rope of the kind "dynamic" reads lengths on the host and must not be
+memory (see lora.ops.triton.op). So a step may be captured in a graph: `load` outside, `plan` and what follows inside,
+the rotation's few operations with it. A rope of the kind "dynamic" reads lengths on the host and must not be
 captured beyond the length of pretraining.
 """
+
+# A kernel's own type is partly unknown.
+# pyright: reportUnknownVariableType=false
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Normalise rows, and gate them with each row's adapter added: Triton kernels that take one row each."""
 
 # A kernel's arguments have the types that it is launched with, and its language is not quite Python.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import triton
@@ -21,7 +21,7 @@ def rms_norm(
     eps,
     BLOCK: tl.constexpr,  # at least n
 ):
-    """out = weight * x / sqrt(mean(x²) + eps), one program for each row."""
+    """Compute out = weight * x / sqrt(mean(x²) + eps), one program for each row."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     values = tl.load(x + row * stride + at, mask=at < n, other=0.0).to(tl.float32)
@@ -33,7 +33,7 @@ def rms_norm(
 
 @triton.jit
 def _gated(gate, up, OUT: tl.constexpr):
-    """silu(gate) * up of float32 tiles, rounded after each step as the projection's dtype is."""
+    """Return silu(gate) * up of float32 tiles, rounded after each step as the projection's dtype is."""
     gate = rounded(gate, OUT)
     silu = rounded(gate / (1.0 + tl.exp(-gate)), OUT)
     return (silu * rounded(up, OUT)).to(OUT)

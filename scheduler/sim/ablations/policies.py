@@ -3,10 +3,11 @@
 The capacity planner and the figures choose from this list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from lora.memory.base import Occupant
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.replan import ReplanOptions
 from scheduler.cluster.eviction import LruEviction
@@ -54,6 +55,15 @@ def _rank_ceilings(setting: Setting) -> PlacementPolicy:
 
 def _no_replicas(setting: Setting) -> PlacementPolicy:
     return BalancedPlacement(setting.forecast, BalancedOptions(covered=0.0))
+
+
+class LastUseLoss:
+    """EvictionLoss by which the least recently used goes first: any set of older adapters is worth less than one."""
+
+    def losses(self, occupants: Sequence[Occupant], step: int) -> Sequence[int]:
+        """Return 2^k for the k-th in order of last use."""
+        order = sorted(range(len(occupants)), key=lambda at: occupants[at].usage.used_step)
+        return [1 << at for _, at in sorted((each, at) for at, each in enumerate(order))]
 
 
 _NEVER = ReplanOptions(comfort=float("inf"))

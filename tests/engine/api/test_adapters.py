@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.api.door import door
+from tests.engine.api.session import session
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
@@ -20,19 +20,19 @@ def root(tmp_path: Path) -> Path:
 
 
 async def test_an_adapter_comes_and_goes(root: Path) -> None:
-    async with door(roots=[root]) as d:
+    async with session(roots=[root]) as api:
         for path in (str(root / "new"), "new", "./empty/../new"):
-            loaded = await d.post(LOAD, {"lora_name": "new", "lora_path": path})
+            loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": path})
             assert (loaded.status, loaded.json["id"], loaded.json["parent"]) == (200, "new", "base")
             assert loaded.json["root"] == str(root / "new")
-            assert (await d.openai.completions.create(model="new", prompt="hi")).model == "new"
-            assert (await d.post(UNLOAD, {"lora_name": "new"})).status == 200
-            assert (await d.post("/v1/completions", {"model": "new", "prompt": "hi"})).status == 404
-        assert (await d.post(UNLOAD, {"lora_name": "new"})).error["code"] == "model_not_found"
+            assert (await api.openai.completions.create(model="new", prompt="hi")).model == "new"
+            assert (await api.post(UNLOAD, {"lora_name": "new"})).status == 200
+            assert (await api.post("/v1/completions", {"model": "new", "prompt": "hi"})).status == 404
+        assert (await api.post(UNLOAD, {"lora_name": "new"})).error["code"] == "model_not_found"
 
 
 async def test_no_path_leads_outside(root: Path) -> None:
-    async with door(roots=[root]) as d:
+    async with session(roots=[root]) as api:
         outside = [
             "../secret/stolen",
             str(root.parent / "secret" / "stolen"),
@@ -40,41 +40,41 @@ async def test_no_path_leads_outside(root: Path) -> None:
             "new/../../secret/stolen",
         ]
         for path in (*outside, "/", "..", ".", "/no/such/place"):
-            answer = await d.post(LOAD, {"lora_name": "x", "lora_path": path})
-            assert (answer.status, answer.error["param"]) == (403, "lora_path"), path
-        assert [adapter.name for adapter in d.node.adapters()] == ["poet", "team/coder"]
+            response = await api.post(LOAD, {"lora_name": "x", "lora_path": path})
+            assert (response.status, response.error["param"]) == (403, "lora_path"), path
+        assert [adapter.name for adapter in api.engine.adapters()] == ["poet", "team/coder"]
 
 
 async def test_what_is_no_adapter_is_refused_with_the_reason(root: Path) -> None:
-    async with door(roots=[root]) as d:
+    async with session(roots=[root]) as api:
         for path, reason in (
             ("empty", "no adapter_config.json"),
             ("missing", "is no folder"),
             ("", "give 1 to"),
         ):
-            answer = await d.post(LOAD, {"lora_name": "x", "lora_path": path})
-            assert answer.status == 400
-            assert reason in answer.error["message"]
-        assert (await d.post(LOAD, {"lora_name": "x", "lora_path": "a\u0000b"})).status == 400
-        assert (await d.post(LOAD, {"lora_name": "x"})).error["param"] == "lora_path"
+            response = await api.post(LOAD, {"lora_name": "x", "lora_path": path})
+            assert response.status == 400
+            assert reason in response.error["message"]
+        assert (await api.post(LOAD, {"lora_name": "x", "lora_path": "a\u0000b"})).status == 400
+        assert (await api.post(LOAD, {"lora_name": "x"})).error["param"] == "lora_path"
 
 
 @pytest.mark.parametrize(
     "name", ["", "/a", "a/", "a//b", "a b", "..", "a/../b", "a\n", "é", "x" * 129, "base", "<script>", "."]
 )
 async def test_bad_names_are_refused(name: str, root: Path) -> None:
-    async with door(roots=[root]) as d:
-        answer = await d.post(LOAD, {"lora_name": name, "lora_path": "new"})
-        assert (answer.status, answer.error["param"]) == (400, "lora_name")
+    async with session(roots=[root]) as api:
+        response = await api.post(LOAD, {"lora_name": name, "lora_path": "new"})
+        assert (response.status, response.error["param"]) == (400, "lora_name")
 
 
 @pytest.mark.parametrize("name", ["a", "team/a-1_b.c", "org/name@v1:2+x", ".hidden"])
 async def test_good_names_are_accepted(name: str, root: Path) -> None:
-    async with door(roots=[root]) as d:
-        assert (await d.post(LOAD, {"lora_name": name, "lora_path": "new"})).status == 200
+    async with session(roots=[root]) as api:
+        assert (await api.post(LOAD, {"lora_name": name, "lora_path": "new"})).status == 200
 
 
 async def test_without_roots_nothing_is_loaded_by_path(root: Path) -> None:
-    async with door() as d:
-        answer = await d.post(LOAD, {"lora_name": "x", "lora_path": str(root / "new")})
-        assert (answer.status, answer.error["code"]) == (403, "loading_is_off")
+    async with session() as api:
+        response = await api.post(LOAD, {"lora_name": "x", "lora_path": str(root / "new")})
+        assert (response.status, response.error["code"]) == (403, "loading_is_off")

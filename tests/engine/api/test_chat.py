@@ -4,14 +4,15 @@ import openai
 import pytest
 
 from scheduler.request import SamplingParams
-from tests.engine.api.door import CODEC, HI, door, events
-from tests.fakes.node import FakeNode, byte_tokenizer
+from tests.engine.api.session import HI, TOKENIZER, events, session
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
 
 
 async def test_a_conversation_goes_through_the_template_and_is_answered() -> None:
-    async with door() as d:
-        d.node.says = lambda model, prompt: f"<{prompt}>"
-        answer = await d.openai.chat.completions.create(
+    async with session() as api:
+        api.engine.says = lambda model, prompt: f"<{prompt}>"
+        response = await api.openai.chat.completions.create(
             model="team/coder",
             messages=[
                 {"role": "developer", "content": "be brief"},
@@ -20,26 +21,26 @@ async def test_a_conversation_goes_through_the_template_and_is_answered() -> Non
                 {"role": "user", "content": "d"},
             ],
         )
-        said = answer.choices[0].message
+        said = response.choices[0].message
         assert said.role == "assistant"
         assert said.content == "<system: be brief\nuser: a\nb\nassistant: c\nuser: d\nassistant: >"
-        assert answer.choices[0].finish_reason == "stop"
-        assert (answer.model, answer.object) == ("team/coder", "chat.completion")
-        assert answer.id.startswith("chatcmpl-")
+        assert response.choices[0].finish_reason == "stop"
+        assert (response.model, response.object) == ("team/coder", "chat.completion")
+        assert response.id.startswith("chatcmpl-")
 
 
 async def test_tokens_are_unlimited_by_default_and_limited_under_either_name() -> None:
-    async with door() as d:
-        await d.openai.chat.completions.create(model="base", messages=HI)
-        await d.openai.chat.completions.create(model="base", messages=HI, max_tokens=3)
-        await d.openai.chat.completions.create(model="base", messages=HI, max_completion_tokens=4)
-        assert [params.max_tokens for _, _, params in d.node.submitted] == [None, 3, 4]
-        assert d.node.submitted[0][2] == SamplingParams(max_tokens=None)
+    async with session() as api:
+        await api.openai.chat.completions.create(model="base", messages=HI)
+        await api.openai.chat.completions.create(model="base", messages=HI, max_tokens=3)
+        await api.openai.chat.completions.create(model="base", messages=HI, max_completion_tokens=4)
+        assert [params.max_tokens for _, _, params in api.engine.submitted] == [None, 3, 4]
+        assert api.engine.submitted[0][2] == SamplingParams(max_tokens=None)
 
 
 async def test_a_stream_opens_with_the_role_and_adds_up() -> None:
-    async with door() as d:
-        stream = await d.openai.chat.completions.create(
+    async with session() as api:
+        stream = await api.openai.chat.completions.create(
             model="base", messages=HI, n=2, stream=True, stream_options={"include_usage": True}
         )
         chunks = [chunk async for chunk in stream]
@@ -55,46 +56,46 @@ async def test_a_stream_opens_with_the_role_and_adds_up() -> None:
 
 
 async def test_logprobs_name_tokens_and_their_bytes() -> None:
-    async with door() as d:
-        d.node.says = lambda model, prompt: "é"
-        answer = await d.openai.chat.completions.create(
+    async with session() as api:
+        api.engine.says = lambda model, prompt: "é"
+        response = await api.openai.chat.completions.create(
             model="base", messages=HI, logprobs=True, top_logprobs=2, max_tokens=2
         )
-        logprobs = answer.choices[0].logprobs
+        logprobs = response.choices[0].logprobs
         assert logprobs is not None
         assert logprobs.content is not None
         assert [entry.token for entry in logprobs.content] == [r"bytes:\xc3", r"bytes:\xa9"]
         assert bytes(byte for entry in logprobs.content for byte in entry.bytes or ()) == "é".encode()
         assert [len(entry.top_logprobs) for entry in logprobs.content] == [2, 2]
-        assert answer.choices[0].message.content == "é"
+        assert response.choices[0].message.content == "é"
 
 
 async def test_streamed_logprobs_are_not_lost_while_text_is_held_back() -> None:
-    async with door() as d:
-        d.node.says = lambda model, prompt: "é!"
+    async with session() as api:
+        api.engine.says = lambda model, prompt: "é!"
         body = {"model": "base", "messages": HI, "logprobs": True, "stream": True}
-        chunks = events((await d.post("/v1/chat/completions", body)).body)[1:-1]
+        chunks = events((await api.post("/v1/chat/completions", body)).body)[1:-1]
         entries = [entry for chunk in chunks for entry in chunk["choices"][0]["logprobs"]["content"]]
         assert [entry["token"] for entry in entries] == [r"bytes:\xc3", r"bytes:\xa9", "!", "<|end|>"]
         assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "é!"
 
 
 async def test_prompt_logprobs_come_with_the_first_chunk() -> None:
-    async with door() as d:
+    async with session() as api:
         body = {"model": "base", "messages": HI, "prompt_logprobs": 0, "stream": True}
-        chunks = events((await d.post("/v1/chat/completions", body)).body)[1:-1]
-        told = [chunk["choices"][0].get("prompt_logprobs") for chunk in chunks]
-        assert len(told[0]) == len(CODEC.encode_chat(HI))
-        assert told[1:] == [None] * (len(told) - 1)
+        chunks = events((await api.post("/v1/chat/completions", body)).body)[1:-1]
+        shown = [chunk["choices"][0].get("prompt_logprobs") for chunk in chunks]
+        assert len(shown[0]) == len(TOKENIZER.encode_chat(HI))
+        assert shown[1:] == [None] * (len(shown) - 1)
 
 
 async def test_a_template_that_refuses_and_a_model_without_one_are_bad_requests() -> None:
-    async with door() as d:
+    async with session() as api:
         with pytest.raises(openai.BadRequestError, match="no such talk"):
-            await d.openai.chat.completions.create(
+            await api.openai.chat.completions.create(
                 model="base", messages=[{"role": "user", "content": "refuse me"}]
             )
-    plain = type(CODEC)(byte_tokenizer(chat_template=None))
-    async with door(FakeNode(plain)) as d:
+    plain = type(TOKENIZER)(byte_tokenizer(chat_template=None))
+    async with session(FakeClient(plain)) as api:
         with pytest.raises(openai.BadRequestError, match="no chat template"):
-            await d.openai.chat.completions.create(model="base", messages=HI)
+            await api.openai.chat.completions.create(model="base", messages=HI)

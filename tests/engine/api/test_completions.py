@@ -5,34 +5,34 @@ import pytest
 
 from engine.errors import StepFailed
 from scheduler.request import SamplingParams
-from tests.engine.api.door import CODEC, door, events
+from tests.engine.api.session import TOKENIZER, events, session
 
 
 async def test_a_prompt_is_continued_under_the_named_adapter() -> None:
-    async with door() as d:
-        d.node.cached_tokens = 2
-        answer = await d.openai.completions.create(model="poet", prompt="hi", max_tokens=50)
-        assert answer.choices[0].text == "poet heard hi"
-        assert answer.choices[0].finish_reason == "stop"
-        assert (answer.model, answer.object) == ("poet", "text_completion")
-        assert answer.id.startswith("cmpl-")
-        assert answer.usage is not None
-        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 14)
-        assert answer.usage.total_tokens == 17
-        assert answer.usage.prompt_tokens_details is not None
-        assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    async with session() as api:
+        api.engine.cached_tokens = 2
+        response = await api.openai.completions.create(model="poet", prompt="hi", max_tokens=50)
+        assert response.choices[0].text == "poet heard hi"
+        assert response.choices[0].finish_reason == "stop"
+        assert (response.model, response.object) == ("poet", "text_completion")
+        assert response.id.startswith("cmpl-")
+        assert response.usage is not None
+        assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (3, 14)
+        assert response.usage.total_tokens == 17
+        assert response.usage.prompt_tokens_details is not None
+        assert response.usage.prompt_tokens_details.cached_tokens == 2
 
 
 async def test_sixteen_tokens_unless_told_otherwise() -> None:
-    async with door() as d:
-        answer = await d.openai.completions.create(model="base", prompt="a rather long prompt")
-        assert answer.choices[0].text == "base heard a rat"
-        assert answer.choices[0].finish_reason == "length"
+    async with session() as api:
+        response = await api.openai.completions.create(model="base", prompt="a rather long prompt")
+        assert response.choices[0].text == "base heard a rat"
+        assert response.choices[0].finish_reason == "length"
 
 
 async def test_every_field_reaches_the_engine() -> None:
-    async with door() as d:
-        await d.openai.completions.create(
+    async with session() as api:
+        await api.openai.completions.create(
             model="base", prompt="hi", max_tokens=9, temperature=0.5, top_p=0.25, n=2, seed=-7,
             stop=["x", "yy"], presence_penalty=1.5, frequency_penalty=-1.5, logit_bias={"65": 3, "7": -100},
             logprobs=3, user="me",
@@ -48,7 +48,7 @@ async def test_every_field_reaches_the_engine() -> None:
             logit_bias=((7, -100.0), (65, 3.0)), seed=-7, stop=("x", "yy"), stop_token_ids=(3, 4),
             ignore_eos=True, logprobs=3, prompt_logprobs=1,
         )  # fmt: skip
-        assert d.node.submitted == [("base", CODEC.encode("hi"), expected)]
+        assert api.engine.submitted == [("base", TOKENIZER.encode("hi"), expected)]
 
 
 async def test_null_means_not_given() -> None:
@@ -64,31 +64,33 @@ async def test_null_means_not_given() -> None:
         "stream_options",
     )
     more = ("top_k", "echo", "logprobs", "best_of", "suffix", "user", "store", "stop_token_ids", "min_tokens")
-    async with door() as d:
+    async with session() as api:
         body = {"model": "base", "prompt": "hi"} | dict.fromkeys(names + more)
-        assert (await d.post("/v1/completions", body)).status == 200
-        assert d.node.submitted[0][2] == SamplingParams()
+        assert (await api.post("/v1/completions", body)).status == 200
+        assert api.engine.submitted[0][2] == SamplingParams()
 
 
 async def test_prompts_may_be_texts_token_ids_or_lists_of_either() -> None:
-    ids = list(CODEC.encode("hi"))
-    async with door() as d:
+    ids = list(TOKENIZER.encode("hi"))
+    async with session() as api:
         for prompt, texts in (
             ("hi", ["hi"]), (["hi", "ho"], ["hi", "ho"]), (ids, ["hi"]), ([ids, ids[:2]], ["hi", "h"]),
         ):  # fmt: skip
-            answer = await d.openai.completions.create(model="base", prompt=prompt, n=2)
-            assert [choice.index for choice in answer.choices] == list(range(2 * len(texts)))
-            assert [choice.text for choice in answer.choices[::2]] == [f"base heard {text}" for text in texts]
-            assert answer.usage is not None
-            assert answer.usage.prompt_tokens == sum(len(text) + 1 for text in texts)
+            response = await api.openai.completions.create(model="base", prompt=prompt, n=2)
+            assert [choice.index for choice in response.choices] == list(range(2 * len(texts)))
+            assert [choice.text for choice in response.choices[::2]] == [
+                f"base heard {text}" for text in texts
+            ]
+            assert response.usage is not None
+            assert response.usage.prompt_tokens == sum(len(text) + 1 for text in texts)
 
 
 async def test_echo_puts_the_prompt_in_front_and_scores_it_too() -> None:
-    async with door() as d:
-        answer = await d.openai.completions.create(
+    async with session() as api:
+        response = await api.openai.completions.create(
             model="base", prompt="hé", max_tokens=2, echo=True, logprobs=1
         )
-        choice = answer.choices[0]
+        choice = response.choices[0]
         assert choice.text == "héba"
         assert choice.logprobs is not None
         assert choice.logprobs.tokens == ["<|begin|>", "h", r"bytes:\xc3", r"bytes:\xa9", "b", "a"]
@@ -101,22 +103,22 @@ async def test_echo_puts_the_prompt_in_front_and_scores_it_too() -> None:
 
 
 async def test_echo_alone_scores_a_prompt() -> None:
-    async with door() as d:
-        answer = await d.openai.completions.create(
+    async with session() as api:
+        response = await api.openai.completions.create(
             model="base", prompt="hi", max_tokens=0, echo=True, logprobs=0
         )
-        assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("hi", "length")
-        assert answer.choices[0].logprobs is not None
-        assert answer.choices[0].logprobs.tokens == ["<|begin|>", "h", "i"]
-        assert answer.usage is not None
-        assert answer.usage.completion_tokens == 0
+        assert (response.choices[0].text, response.choices[0].finish_reason) == ("hi", "length")
+        assert response.choices[0].logprobs is not None
+        assert response.choices[0].logprobs.tokens == ["<|begin|>", "h", "i"]
+        assert response.usage is not None
+        assert response.usage.completion_tokens == 0
 
 
 async def test_prompt_logprobs_come_with_the_choice() -> None:
-    async with door() as d:
+    async with session() as api:
         body = {"model": "base", "prompt": "hi", "prompt_logprobs": 1}
-        choice = (await d.post("/v1/completions", body)).json["choices"][0]
-        h = str(CODEC.encode("h")[1])
+        choice = (await api.post("/v1/completions", body)).json["choices"][0]
+        h = str(TOKENIZER.encode("h")[1])
         assert choice["prompt_logprobs"][0] is None
         assert choice["prompt_logprobs"][1][h] == {"logprob": -0.5, "rank": 1, "decoded_token": "h"}
         assert len(choice["prompt_logprobs"]) == 3
@@ -124,7 +126,7 @@ async def test_prompt_logprobs_come_with_the_choice() -> None:
 
 
 async def test_a_stream_adds_up_to_the_whole_answer() -> None:
-    async with door() as d:
+    async with session() as api:
         request = {
             "model": "base",
             "prompt": ["ab", "cd"],
@@ -133,11 +135,11 @@ async def test_a_stream_adds_up_to_the_whole_answer() -> None:
             "logprobs": 2,
             "max_tokens": 30,
         }
-        whole = (await d.post("/v1/completions", request)).json
+        whole = (await api.post("/v1/completions", request)).json
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        answer = await d.post("/v1/completions", request | options)
-        assert answer.headers["Content-Type"] == "text/event-stream"
-        *chunks, last, done = events(answer.body)
+        response = await api.post("/v1/completions", request | options)
+        assert response.headers["Content-Type"] == "text/event-stream"
+        *chunks, last, done = events(response.body)
         assert done == "[DONE]"
         assert last["choices"] == []
         assert last["usage"] == whole["usage"]
@@ -153,43 +155,43 @@ async def test_a_stream_adds_up_to_the_whole_answer() -> None:
 
 
 async def test_usage_is_not_sent_unless_asked_for() -> None:
-    async with door() as d:
-        answer = await d.post("/v1/completions", {"model": "base", "prompt": "hi", "stream": True})
-        *chunks, done = events(answer.body)
+    async with session() as api:
+        response = await api.post("/v1/completions", {"model": "base", "prompt": "hi", "stream": True})
+        *chunks, done = events(response.body)
         assert done == "[DONE]"
         assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
 
 
 async def test_a_stop_string_ends_the_text_and_is_named() -> None:
-    async with door() as d:
+    async with session() as api:
         body = {"model": "base", "prompt": "hi", "stop": ["ard", "zzz"]}
-        choice = (await d.post("/v1/completions", body)).json["choices"][0]
+        choice = (await api.post("/v1/completions", body)).json["choices"][0]
         assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("base he", "stop", "ard")
 
 
 async def test_a_failure_before_the_first_chunk_has_a_status_and_one_after_it_is_an_event() -> None:
-    async with door() as d:
-        d.node.failure = StepFailed("the step failed")
-        d.node.fails_after = 0
+    async with session() as api:
+        api.engine.failure = StepFailed("the step failed")
+        api.engine.fails_after = 0
         body = {"model": "base", "prompt": "hi", "stream": True}
-        early = await d.post("/v1/completions", body)
+        early = await api.post("/v1/completions", body)
         assert (early.status, early.error["code"]) == (500, "engine_error")
-        d.node.fails_after = 3
-        late = await d.post("/v1/completions", body)
+        api.engine.fails_after = 3
+        late = await api.post("/v1/completions", body)
         *chunks, error = events(late.body)
         assert late.status == 200
         assert len(chunks) == 3
         assert error["error"]["message"] == "the step failed"
-        stream = await d.openai.completions.create(model="base", prompt="hi", stream=True)
+        stream = await api.openai.completions.create(model="base", prompt="hi", stream=True)
         with pytest.raises(openai.APIError, match="the step failed"):
             async for _ in stream:
                 pass
-        assert d.node.live == {}
+        assert api.engine.live == {}
 
 
 async def test_one_refused_prompt_leaves_none_of_the_others_behind() -> None:
-    async with door() as d:
-        answer = await d.post("/v1/completions", {"model": "base", "prompt": ["ok", "x" * 600]})
-        assert answer.status == 400
-        assert d.node.live == {}
-        assert len(d.node.aborted) == 1
+    async with session() as api:
+        response = await api.post("/v1/completions", {"model": "base", "prompt": ["ok", "x" * 600]})
+        assert response.status == 400
+        assert api.engine.live == {}
+        assert len(api.engine.aborted) == 1

@@ -6,126 +6,129 @@ import io
 import pytest
 
 from engine.api.http import MAX_BODY_BYTES
-from tests.engine.api.door import CODEC, HI, door
+from tests.engine.api.session import HI, TOKENIZER, session
 
 COMPLETION = {"model": "base", "prompt": "hi"}
 
 
 async def test_without_the_key_only_health_and_version_are_open() -> None:
-    async with door(api_key="sesame") as d:
+    async with session(api_key="sesame") as api:
         right = {"Authorization": "Bearer sesame"}
         for path in ("/health", "/version"):
-            assert (await d.ask("GET", path)).status == 200
+            assert (await api.send("GET", path)).status == 200
         for path in ("/v1/models", "/metrics", "/nowhere"):
             for headers in ({}, {"Authorization": "Bearer open"}, {"Authorization": "sesame"}):
-                answer = await d.ask("GET", path, headers=headers)
-                assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
-                assert "sesame" not in answer.error["message"]
-        assert (await d.ask("GET", "/v1/models", headers=right)).status == 200
-        assert (await d.post("/v1/completions", COMPLETION)).status == 401
-        assert (await d.openai.completions.create(model="base", prompt="hi")).choices
+                response = await api.send("GET", path, headers=headers)
+                assert (response.status, response.error["code"]) == (401, "invalid_api_key")
+                assert "sesame" not in response.error["message"]
+        assert (await api.send("GET", "/v1/models", headers=right)).status == 200
+        assert (await api.post("/v1/completions", COMPLETION)).status == 401
+        assert (await api.openai.completions.create(model="base", prompt="hi")).choices
 
 
 @pytest.mark.parametrize("given", ["abc", "A-1_b.c:d/e+f=@", "x" * 128])
 async def test_a_request_id_comes_back(given: str) -> None:
-    async with door() as d:
+    async with session() as api:
         for body in (COMPLETION, COMPLETION | {"stream": True}, {}):
-            answer = await d.post("/v1/completions", body, headers={"X-Request-Id": given})
-            assert answer.headers["X-Request-Id"] == given
+            response = await api.post("/v1/completions", body, headers={"X-Request-Id": given})
+            assert response.headers["X-Request-Id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "<script>"])
 async def test_a_bad_request_id_is_refused(given: str) -> None:
-    async with door() as d:
-        answer = await d.post("/v1/completions", COMPLETION, headers={"X-Request-Id": given})
-        assert (answer.status, answer.error["param"]) == (400, "X-Request-Id")
-        assert "X-Request-Id" not in answer.headers
+    async with session() as api:
+        response = await api.post("/v1/completions", COMPLETION, headers={"X-Request-Id": given})
+        assert (response.status, response.error["param"]) == (400, "X-Request-Id")
+        assert "X-Request-Id" not in response.headers
 
 
 async def test_every_answer_has_a_request_id_of_its_own() -> None:
-    async with door() as d:
+    async with session() as api:
         ids = {
-            (await d.ask("GET", path)).headers["X-Request-Id"] for path in ("/health", "/health", "/nowhere")
+            (await api.send("GET", path)).headers["X-Request-Id"]
+            for path in ("/health", "/health", "/nowhere")
         }
         assert len(ids) == 3
 
 
 async def test_one_request_id_may_be_used_by_two_live_requests() -> None:
-    async with door() as d:
-        d.node.gate.clear()
+    async with session() as api:
+        api.engine.gate.clear()
         headers = {"X-Request-Id": "same"}
         posts = [
-            asyncio.create_task(d.post("/v1/completions", COMPLETION, headers=headers)) for _ in range(2)
+            asyncio.create_task(api.post("/v1/completions", COMPLETION, headers=headers)) for _ in range(2)
         ]
-        await d.node.gate_reached.wait()
-        d.node.gate.set()
+        await api.engine.gate_reached.wait()
+        api.engine.gate.set()
         assert [(await post).status for post in posts] == [200, 200]
 
 
 async def test_wrong_paths_and_methods_have_openai_s_error_body() -> None:
-    async with door() as d:
-        nowhere = await d.ask("GET", "/v1/nowhere")
+    async with session() as api:
+        nowhere = await api.send("GET", "/v1/nowhere")
         assert (nowhere.status, nowhere.error["code"]) == (404, "unknown_url")
-        wrong = await d.ask("GET", "/v1/completions")
+        wrong = await api.send("GET", "/v1/completions")
         assert (wrong.status, wrong.headers["Allow"]) == (405, "POST")
         assert "POST" in wrong.error["message"]
 
 
 async def test_a_body_beyond_the_limit_is_413() -> None:
-    async with door() as d:
-        answer = await d.ask("POST", "/v1/completions", data=io.BytesIO(b" " * (MAX_BODY_BYTES + 1)))
-        assert answer.status == 413
-        assert str(MAX_BODY_BYTES) in answer.error["message"]
+    async with session() as api:
+        response = await api.send("POST", "/v1/completions", data=io.BytesIO(b" " * (MAX_BODY_BYTES + 1)))
+        assert response.status == 413
+        assert str(MAX_BODY_BYTES) in response.error["message"]
 
 
 async def test_a_large_body_is_read_all_the_same() -> None:
-    async with door() as d:
-        d.node.max_model_len = 200_000
-        answer = await d.post("/v1/completions", COMPLETION | {"prompt": "x" * 100_000, "max_tokens": 1})
-        assert answer.json["usage"]["prompt_tokens"] == 100_001
+    async with session() as api:
+        api.engine.max_model_len = 200_000
+        response = await api.post("/v1/completions", COMPLETION | {"prompt": "x" * 100_000, "max_tokens": 1})
+        assert response.json["usage"]["prompt_tokens"] == 100_001
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_client_that_leaves_frees_what_it_asked_for(path: str, stream: bool) -> None:
-    async with door() as d:
-        d.node.gate.clear()
-        d.node.gate_after = 3
+    async with session() as api:
+        api.engine.gate.clear()
+        api.engine.gate_after = 3
         body = {"model": "base", "stream": stream, "n": 2}
         body |= {"messages": HI} if "chat" in path else {"prompt": ["a", "b"]}
-        request = asyncio.create_task(d.post(path, body))
-        await d.node.gate_reached.wait()
+        request = asyncio.create_task(api.post(path, body))
+        await api.engine.gate_reached.wait()
         request.cancel()
-        await d.node.abort_seen.wait()
+        await api.engine.abort_seen.wait()
         expected = 1 if "chat" in path else 2
-        while len(d.node.aborted) < expected:
-            d.node.abort_seen.clear()
-            await d.node.abort_seen.wait()
-        assert d.node.live == {}
+        while len(api.engine.aborted) < expected:
+            api.engine.abort_seen.clear()
+            await api.engine.abort_seen.wait()
+        assert api.engine.live == {}
 
 
 async def test_models_are_the_base_and_its_adapters() -> None:
-    async with door() as d:
-        listed = (await d.openai.models.list()).data
+    async with session() as api:
+        listed = (await api.openai.models.list()).data
         assert [model.id for model in listed] == ["base", "poet", "team/coder"]
-        coder = (await d.ask("GET", "/v1/models/team/coder")).json
+        coder = (await api.send("GET", "/v1/models/team/coder")).json
         assert (coder["parent"], coder["root"], coder["object"]) == ("base", "/adapters/team/coder", "model")
-        base = (await d.ask("GET", "/v1/models/base")).json
+        base = (await api.send("GET", "/v1/models/base")).json
         assert (base["parent"], base["root"], base["max_model_len"]) == (None, "/models/base", 512)
-        assert (await d.ask("GET", "/v1/models/nope")).error["code"] == "model_not_found"
+        assert (await api.send("GET", "/v1/models/nope")).error["code"] == "model_not_found"
 
 
 async def test_tokens_and_back() -> None:
-    async with door() as d:
-        found = (await d.post("/tokenize", {"model": "poet", "prompt": "hé", "return_token_strs": True})).json
-        assert found["tokens"] == list(CODEC.encode("hé"))
+    async with session() as api:
+        found = (
+            await api.post("/tokenize", {"model": "poet", "prompt": "hé", "return_token_strs": True})
+        ).json
+        assert found["tokens"] == list(TOKENIZER.encode("hé"))
         assert (found["count"], found["max_model_len"]) == (4, 512)
         assert found["token_strs"] == ["<|begin|>", "h", r"bytes:\xc3", r"bytes:\xa9"]
-        bare = (await d.post("/tokenize", {"prompt": "hé", "add_special_tokens": False})).json["tokens"]
+        bare = (await api.post("/tokenize", {"prompt": "hé", "add_special_tokens": False})).json["tokens"]
         assert bare == found["tokens"][1:]
-        assert (await d.post("/detokenize", {"tokens": bare})).json == {"prompt": "hé"}
-        chat = (await d.post("/tokenize", {"messages": HI})).json["tokens"]
-        assert chat == list(CODEC.encode_chat(HI))
+        assert (await api.post("/detokenize", {"tokens": bare})).json == {"prompt": "hé"}
+        chat = (await api.post("/tokenize", {"messages": HI})).json["tokens"]
+        assert chat == list(TOKENIZER.encode_chat(HI))
 
 
 @pytest.mark.parametrize(
@@ -142,22 +145,22 @@ async def test_tokens_and_back() -> None:
 async def test_tokenizing_refuses_like_everything_else(
     path: str, body: dict[str, object], status: int, param: str
 ) -> None:
-    async with door() as d:
-        answer = await d.post(path, body)
-        assert (answer.status, answer.error["param"]) == (status, param)
+    async with session() as api:
+        response = await api.post(path, body)
+        assert (response.status, response.error["param"]) == (status, param)
 
 
 async def test_health_follows_the_engine() -> None:
-    async with door() as d:
-        assert (await d.ask("GET", "/health")).json == {"status": "ok"}
-        await d.node.drain(0)
-        assert (await d.ask("GET", "/health")).status == 503
+    async with session() as api:
+        assert (await api.send("GET", "/health")).json == {"status": "ok"}
+        await api.engine.drain(0)
+        assert (await api.send("GET", "/health")).status == 503
 
 
 async def test_metrics_are_prometheus_text() -> None:
-    async with door() as d:
-        d.node.telemetry.started("poet")
-        answer = await d.ask("GET", "/metrics")
-        assert answer.headers["Content-Type"].startswith("text/plain")
-        assert b'loraserve_requests_started_total{adapter="poet"} 1.0' in answer.body
-        assert b'loraserve_kv_blocks{state="used"} 1.0' in answer.body
+    async with session() as api:
+        api.engine.telemetry.started("poet")
+        response = await api.send("GET", "/metrics")
+        assert response.headers["Content-Type"].startswith("text/plain")
+        assert b'loraserve_requests_started_total{adapter="poet"} 1.0' in response.body
+        assert b'loraserve_kv_blocks{state="used"} 1.0' in response.body

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from engine.api import schema
 from engine.api.errors import FORESEEN, as_api_error
-from engine.api.generation import ENDPOINTS
+from engine.api.generation import ENDPOINTS, Generation
 from engine.errors import Draining, Overloaded
 from scheduler.request import InvalidParameter
 from tests.chance import examples
-from tests.engine.api.door import CODEC, HI, door
-from tests.fakes.node import FakeNode
+from tests.engine.api.session import HI, TOKENIZER, session
+from tests.fakes.engine_client import FakeClient
 
 COMPLETION: dict[str, Any] = {"model": "base", "prompt": "hi"}
 CHAT: dict[str, Any] = {"model": "base", "messages": HI}
@@ -107,15 +107,15 @@ CASES = [
 
 
 async def test_wrong_fields_are_refused_by_name() -> None:
-    async with door() as d:
+    async with session() as api:
         for path, body, param in CASES:
-            answer = await d.post(path, body)
-            assert answer.status == 400, (path, body, answer.body)
-            assert answer.error["param"] == param, (path, body, answer.error)
-            assert answer.error["type"] == "invalid_request_error"
-            too_long = answer.error["code"] == "context_length_exceeded"
-            assert too_long or answer.error["message"].startswith(param)
-        assert d.node.submitted == []
+            response = await api.post(path, body)
+            assert response.status == 400, (path, body, response.body)
+            assert response.error["param"] == param, (path, body, response.error)
+            assert response.error["type"] == "invalid_request_error"
+            too_long = response.error["code"] == "context_length_exceeded"
+            assert too_long or response.error["message"].startswith(param)
+        assert api.engine.submitted == []
 
 
 async def test_what_changes_nothing_is_accepted() -> None:
@@ -124,10 +124,10 @@ async def test_what_changes_nothing_is_accepted() -> None:
         "response_format": {"type": "text"}, "modalities": ["text"], "store": False, "service_tier": "default",
         "user": "me", "metadata": {"a": "b"}, "top_k": -1, "stream_options": None, "stop": None,
     }  # fmt: skip
-    async with door() as d:
-        assert (await d.post("/v1/chat/completions", CHAT | neutral)).status == 200
+    async with session() as api:
+        assert (await api.post("/v1/chat/completions", CHAT | neutral)).status == 200
         missing = {
-            name: (await d.post("/v1/completions", {name: "base"})).error["param"] for name in ("model",)
+            name: (await api.post("/v1/completions", {name: "base"})).error["param"] for name in ("model",)
         }
         assert missing == {"model": "prompt"}
 
@@ -136,51 +136,51 @@ async def test_what_changes_nothing_is_accepted() -> None:
     "body", [b"", b"{", b"nonsense", b"\xff\xfe", b'"text"', b"[1]", b'{"model": NaN}', b"[" * 10**5]
 )
 async def test_a_body_that_is_no_json_object_is_a_bad_request(body: bytes) -> None:
-    async with door() as d:
+    async with session() as api:
         for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/load_lora_adapter"):
-            answer = await d.ask("POST", path, data=body)
-            assert answer.status == 400
-            assert answer.error["message"]
+            response = await api.send("POST", path, data=body)
+            assert response.status == 400
+            assert response.error["message"]
 
 
 async def test_the_content_type_does_not_matter() -> None:
-    async with door() as d:
+    async with session() as api:
         body = b'{"model": "base", "prompt": "hi"}'
         for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-8"):
-            answer = await d.ask("POST", "/v1/completions", data=body, headers={"Content-Type": kind})
-            assert answer.status == 200
+            response = await api.send("POST", "/v1/completions", data=body, headers={"Content-Type": kind})
+            assert response.status == 200
 
 
 async def test_an_unknown_model_is_not_found_by_name() -> None:
-    async with door() as d:
+    async with session() as api:
         with pytest.raises(openai.NotFoundError, match="no-such-model") as refusal:
-            await d.openai.completions.create(model="no-such-model", prompt="hi")
+            await api.openai.completions.create(model="no-such-model", prompt="hi")
         assert (refusal.value.code, refusal.value.param) == ("model_not_found", "model")
 
 
 async def test_too_many_waiting_is_429_with_a_time_to_retry() -> None:
-    async with door() as d:
-        d.node.refusal = Overloaded(waiting=9, limit=8, retry_after_s=3)
-        answer = await d.post("/v1/completions", COMPLETION | {"stream": True})
-        assert (answer.status, answer.headers["Retry-After"]) == (429, "3")
-        assert "9 requests wait" in answer.error["message"]
+    async with session() as api:
+        api.engine.refusal = Overloaded(waiting=9, limit=8, retry_after_s=3)
+        response = await api.post("/v1/completions", COMPLETION | {"stream": True})
+        assert (response.status, response.headers["Retry-After"]) == (429, "3")
+        assert "9 requests wait" in response.error["message"]
         with pytest.raises(openai.RateLimitError):
-            await d.openai.chat.completions.create(model="base", messages=HI)
+            await api.openai.chat.completions.create(model="base", messages=HI)
 
 
 async def test_a_node_that_shuts_down_says_503() -> None:
-    async with door() as d:
-        d.node.refusal = Draining()
-        answer = await d.post("/v1/completions", COMPLETION)
-        assert (answer.status, answer.error["type"]) == (503, "server_error")
+    async with session() as api:
+        api.engine.refusal = Draining()
+        response = await api.post("/v1/completions", COMPLETION)
+        assert (response.status, response.error["type"]) == (503, "server_error")
 
 
 async def test_what_nobody_foresaw_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async with door() as d:
-        d.node.refusal = KeyError("inner detail")
-        answer = await d.post("/v1/completions", COMPLETION)
-        assert answer.status == 500
-        assert "inner detail" not in answer.error["message"]
+    async with session() as api:
+        api.engine.refusal = KeyError("inner detail")
+        response = await api.post("/v1/completions", COMPLETION)
+        assert response.status == 500
+        assert "inner detail" not in response.error["message"]
         assert "inner detail" in caplog.text
 
 
@@ -204,14 +204,15 @@ BODIES = st.fixed_dictionaries(
     optional={"prompt": st.text(max_size=8) | JSON, "messages": MESSAGES}
     | {name: JSON for name in FIELDS if name not in ("model", "prompt", "messages")},
 )
-NODE = FakeNode(CODEC)
+CLIENT = FakeClient(TOKENIZER)
 
 
 async def status_of(path: str, raw: bytes) -> int:
     """How a body is answered, HTTP left out; what is raised and not foreseen fails the test."""
     try:
-        async with ENDPOINTS[path].reply(NODE, ENDPOINTS[path].read(raw, NODE)) as reply:
-            msgspec.json.encode(await reply.whole())
+        endpoint = ENDPOINTS[path]
+        async with Generation(endpoint, CLIENT, endpoint.read(raw, CLIENT)) as generation:
+            msgspec.json.encode(await generation.whole())
     except FORESEEN as error:
         return as_api_error(error).status
     return 200
@@ -228,11 +229,11 @@ def test_no_body_is_ever_the_server_s_fault(path: str, body: object) -> None:
 def test_no_bytes_are_ever_the_server_s_fault(raw: bytes) -> None:
     for endpoint in ENDPOINTS.values():
         with pytest.raises(FORESEEN) as refusal:
-            endpoint.read(raw, NODE)
+            endpoint.read(raw, CLIENT)
         assert as_api_error(refusal.value).status == 400
 
 
 def test_every_refusal_of_a_parameter_says_what_would_be_accepted() -> None:
-    told = as_api_error(InvalidParameter("n", 0, "give a number from 1 to 128"))
-    assert (told.status, told.param) == (400, "n")
-    assert "from 1 to 128" in told.message
+    shown = as_api_error(InvalidParameter("n", 0, "give a number from 1 to 128"))
+    assert (shown.status, shown.param) == (400, "n")
+    assert "from 1 to 128" in shown.message

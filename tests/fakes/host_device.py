@@ -1,7 +1,7 @@
-"""A device on the CPU: as one that computes while the host goes on, and that replays what it has recorded.
+"""A device on the CPU: as one that computes while the host goes on, and that replays what it has captured.
 
-What is recorded here is the function itself, so a replay computes anew; but it gets nothing but what a replay on a
-device would read: the memory that was filled, and what `load` and `refill` have laid down.
+What is captured here is the function itself, so a replay computes anew. But it gets only what a replay on a device
+would read: the memory that was filled, and what `load` and `refill` have written.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -31,14 +31,14 @@ class LateTokens:
     done: bool = False
 
     def tokens(self) -> tuple[list[int], list[int]]:
-        """See Fetched."""
+        """See DrawnTokens."""
         self.done = True
         tokens, sound = self.drawn.tolist()
         return tokens, [row for row, fine in enumerate(sound) if not fine]
 
 
 class HostSampler:
-    """DeviceSampler by model/sampling.py. Its memory is poisoned where nothing was drawn."""
+    """StepSampler by `model.sampling.sample`. Its memory is poisoned where nothing was drawn."""
 
     def __init__(self, rows: int) -> None:
         self._rows: tuple[SampleRow, ...] = ()
@@ -46,11 +46,11 @@ class HostSampler:
 
     @property
     def tokens(self) -> Tensor:
-        """See DeviceSampler."""
+        """See StepSampler."""
         return self._drawn[0]
 
     def refill(self, rows: Sequence[SampleRow]) -> None:
-        """See DeviceSampler."""
+        """See StepSampler."""
         self._rows = tuple(rows)
 
     def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
@@ -58,7 +58,7 @@ class HostSampler:
         assert tuple(rows) == self._rows
 
     def draw(self, logits: Tensor, advance: bool = False) -> Tensor:
-        """See DeviceSampler."""
+        """See StepSampler."""
         for i, row in enumerate(self._rows[: len(logits)]):
             try:
                 (drawn,) = sample(logits[i : i + 1], [row])
@@ -70,15 +70,15 @@ class HostSampler:
         return self.tokens[: len(logits)]
 
     def fetch(self, rows: int) -> LateTokens:
-        """See DeviceSampler."""
+        """See StepSampler."""
         return LateTokens(self._drawn[:, :rows].clone())
 
     def snapshot(self) -> tuple[tuple[SampleRow, ...], Tensor]:
-        """See DeviceSampler."""
+        """See StepSampler."""
         return self._rows, self._drawn.clone()
 
     def restore(self, state: tuple[tuple[SampleRow, ...], Tensor]) -> None:
-        """See DeviceSampler."""
+        """See StepSampler."""
         self._rows = state[0]
         self._drawn.copy_(state[1])
 
@@ -135,14 +135,14 @@ class LoadedAttentionStep:
         return out
 
 
-class Tape:
-    """Record: rehearses a function as often as a recorder for a device would, and counts recordings and replays."""
+class CountedCapture:
+    """Capture: runs a function as often as capturing on a device would, and counts captures and replays."""
 
     def __init__(self) -> None:
-        self.recordings = self.replays = 0
+        self.captures = self.replays = 0
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.recordings += 1
+        self.captures += 1
         for _ in range(2):
             run()
 
@@ -153,16 +153,18 @@ class Tape:
         return replay
 
 
-def put_on_device(llm: LLM, rows: int, blocks: int) -> Tape:
-    """Run the engine's steps on this device from now on, as graphs those of up to `rows` sequences of up to `blocks`
-    blocks; the tape that they are on."""
+def put_on_device(llm: LLM, rows: int, blocks: int) -> CountedCapture:
+    """Run the engine's steps on this device from now on; return what captures its graphs.
+
+    Graphs are those of up to `rows` sequences of up to `blocks` blocks.
+    """
     executor = llm.engine.core._executor
     assert isinstance(executor, Executor)
     model, cache = executor._model, executor._cache
     assert isinstance(model, Llama)
     ops, attention = LoadedOps(model.ops), LoadedAttention(model.attention)
     model.ops, model.attention = ops, attention
-    sampler, tape = HostSampler(256), Tape()
-    graphs = CudaGraphRunner(GraphParts(model, cache, ops, attention), sampler, rows, blocks, tape)
+    sampler, capture = HostSampler(256), CountedCapture()
+    graphs = CudaGraphRunner(GraphParts(model, cache, ops, attention), sampler, rows, blocks, capture)
     llm.engine.core._executor = AsyncExecutor(model, cache, sampler, graphs)
-    return tape
+    return capture

@@ -1,4 +1,4 @@
-"""FakeNode: a desk whose model says what the test tells it to, one token at a time, as slowly as the test likes."""
+"""An EngineClient whose model says what the test wants, one token at a time, as slowly as the test likes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-from tokenizers import Tokenizer as RawTokenizer
-from transformers import PreTrainedTokenizerFast
 
 from engine.errors import Draining, EngineError, UnknownModel
+from engine.output import Delta, Detokenizer
 from engine.telemetry import Telemetry
-from engine.tokenizer import Delta, Detokenizer, Tokenizer
+from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterRef
 from lora.names import AdapterEntry
 from lora.peers.peer_tier import PeerStats
@@ -22,31 +20,7 @@ from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
 from scheduler.step import RequestRefused
-
-BOS, EOS = "<|begin|>", "<|end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.content == 'refuse me' %}{{ raise_exception('no such talk') }}{% endif %}"
-    "{{ message.role }}: {{ message.content }}\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token per byte, BOS in front, and a chat template (or none)."""
-    alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = RawTokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
-    made.chat_template = chat_template
-    return made
-
+from tests.fakes.tokenizers import EOS
 
 BLOCKS = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
 STORE = StoreStats(
@@ -66,7 +40,7 @@ STORE = StoreStats(
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A node's numbers for a scrape."""
+    """An engine's numbers for a scrape."""
 
     running: int
     waiting: int = 0
@@ -80,9 +54,9 @@ class Stats:
 class FakeStream:
     """Deltas of one request; `closed` says that it was let go of, ended or not."""
 
-    def __init__(self, node: "FakeNode", request_id: str, deltas: AsyncIterator[Delta]) -> None:
-        self._node, self._request_id, self._deltas = node, request_id, deltas
-        self.cached_tokens = node.cached_tokens
+    def __init__(self, client: "FakeClient", request_id: str, deltas: AsyncIterator[Delta]) -> None:
+        self._client, self._request_id, self._deltas = client, request_id, deltas
+        self.cached_tokens = client.cached_tokens
         self.ended = False
 
     def __aiter__(self) -> "FakeStream":
@@ -93,16 +67,16 @@ class FakeStream:
             return await anext(self._deltas)
         except (StopAsyncIteration, EngineError):
             self.ended = True
-            self._node.live.pop(self._request_id, None)
+            self._client.live.pop(self._request_id, None)
             raise
 
     async def aclose(self) -> None:
-        if self._node.live.pop(self._request_id, None) is not None:
-            self._node.aborted.append(self._request_id)
-            self._node.abort_seen.set()
+        if self._client.live.pop(self._request_id, None) is not None:
+            self._client.aborted.append(self._request_id)
+            self._client.abort_seen.set()
 
 
-class FakeNode:
+class FakeClient:
     """Scripted by its public fields.
 
     `says(model, prompt text)` is the text that every sequence draws. `refusal` is raised by the next submits,
@@ -110,11 +84,11 @@ class FakeNode:
     `gate_after`-th token. `submitted` collects (model, prompt ids, params).
     """
 
-    def __init__(self, codec: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
-        self.codec = codec
+    def __init__(self, tokenizer: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
+        self.tokenizer = tokenizer
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
-        self.max_model_len, self.vocab_size, self.created_s = 512, codec.vocab_size, 1_700_000_000
+        self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
         self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
@@ -187,9 +161,9 @@ class FakeNode:
         self, model: str, prompt: tuple[int, ...], params: SamplingParams, request_id: str
     ) -> AsyncIterator[Delta]:
         """All sequences in turn, a token each."""
-        tokens = self.codec.encode(self.says(model, self.codec.decode(prompt)), add_special=False)
-        eos = self.codec.encode(EOS, add_special=False)[0]
-        texts = {index: Detokenizer(self.codec, params) for index in range(params.n)}
+        tokens = self.tokenizer.encode(self.says(model, self.tokenizer.decode(prompt)), add_special=False)
+        eos = self.tokenizer.encode(EOS, add_special=False)[0]
+        texts = {index: Detokenizer(self.tokenizer, params) for index in range(params.n)}
         drawn = 0
         while texts:
             if drawn + 1 >= self.gate_after and not self.gate.is_set():

@@ -35,7 +35,7 @@ def test_messages_and_bytes_arrive_in_order(ends: tuple[WorkerChannel, WorkerCha
     far.close()
 
 
-def test_a_closed_end_is_told_at_the_other(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
+def test_a_closed_end_is_noticed_at_the_other(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
     near.send(Failed("why"))
     near.close()
@@ -50,17 +50,17 @@ def test_a_closed_end_is_told_at_the_other(ends: tuple[WorkerChannel, WorkerChan
 
 def test_closing_wakes_whoever_waits(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
-    told: list[Exception] = []
+    raised: list[Exception] = []
 
     def wait() -> None:
         try:
             near.receive()
         except ChannelClosed as closed:
-            told.append(closed)
+            raised.append(closed)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
     near.close()
     waiting.join(30)
-    assert len(told) == 1
+    assert len(raised) == 1
     far.close()

@@ -10,7 +10,7 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.errors import InvalidConfig
 from lora.target_modules import SITES
-from tests.fakes.device import put_on_device
+from tests.fakes.host_device import put_on_device
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -60,7 +60,7 @@ def _check_line(llm: LLM) -> None:
     """Together the two sides hold the arena, whole and once."""
     memory = llm.engine.core._memory
     assert memory is not None
-    division, blocks, pages = memory._division, memory._blocks, llm.engine.store._pages
+    division, blocks, pages = memory._split, memory._blocks, llm.engine.store._pages
     assert blocks.held_blocks % division.blocks == 0
     quanta, rest = divmod(pages.num_pages, division.pages)
     assert (rest, quanta + memory.kv_quanta) == (0, division.quanta)

@@ -1,9 +1,9 @@
-"""The Triton kernels of paged attention: what one program computes, and nothing of how work is laid out.
+"""Attend over paged K/V in Triton kernels: what one program computes, and nothing of how work is laid out.
 
 Work comes as items, rows of int32 on the device: (first row of q, rows, position of the first row, first token,
 stop token, sequence, slot, 0). An item is a tile of one sequence's adjacent rows against a run of its tokens. With a
-slot of -1 the run is all that the rows see, and the item writes their output; else the sequence's tokens are split
-over several items, each leaves its rows' share in the slots from `slot` on, and `merge_shares` adds those up in order
+slot of -1 the run is all that the rows see, and the item writes their output. Else the sequence's tokens are split
+over several items, and each leaves its rows' share in the slots from `slot` on. `merge_shares` adds those up in order
 of position, so that the sum never depends on which program ran first.
 
 The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), the tiling FlashAttention-2's (Dao, arXiv
@@ -13,7 +13,7 @@ key and value is read once for all of them.
 
 # A kernel's arguments have the types that it is launched with.
 # ruff: noqa: ANN001, ANN201
-# pyright: reportOperatorIssue=false
+# pyright: basic, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -48,6 +48,7 @@ def attend_items(
     WINDOWED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Attend for one item and one kv head, and write the rows' output, or their share of it."""
     lane = tl.arange(0, ROWS * GROUP_PAD)
     row_in_tile, head_in_group = lane // GROUP_PAD, lane % GROUP_PAD
     column = tl.arange(0, D_PAD)
@@ -116,7 +117,7 @@ def merge_shares(
     D_PAD: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """out[row] = sum over shares of 2^weight * share / sum of 2^weight; at most MOST shares each."""
+    """Compute out[row] = sum over shares of 2^weight * share / sum of 2^weight; at most MOST shares each."""
     in_group, column, share = tl.arange(0, GROUP_PAD), tl.arange(0, D_PAD), tl.arange(0, MOST)
     cell = (in_group < GROUP)[:, None] & (column < D)[None, :]
     for work in range(tl.program_id(0), tl.load(count) * KV_HEADS, tl.num_programs(0)):

@@ -1,10 +1,11 @@
-"""The Triton kernel that draws tokens: one program for each row of logits, several passes over the row, which stays in
-the L2 cache. What it computes is model/sampling.py's, in the same order; read that first.
+"""Draw tokens in a Triton kernel: one program for each row of logits, several passes over a row in the L2 cache.
+
+It computes what `model.sampling.sample` does, in the same order; read that first.
 """
 
 # A kernel's arguments have the types that it is launched with.
 # ruff: noqa: ANN001, ANN201, ANN202
-# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: basic, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -27,7 +28,7 @@ def draw_tokens(
     logits,  # [rows, vocab], of any float dtype
     row_stride,
     vocab,
-    floats,  # the rows' parameters (see model/sampling_rows.py), seen as float32,
+    floats,  # the rows' parameters (see model/sampling/rows.py), seen as float32,
     integers,  # as int32,
     doubles,  # as float64
     longs,  # and as int64
@@ -39,6 +40,7 @@ def draw_tokens(
     FEW: tl.constexpr,
     ADVANCE: tl.constexpr,
 ):
+    """Draw a token for one row of logits; with ADVANCE, its next draw is for the position after."""
     row = tl.program_id(0)
     source = logits + row.to(tl.int64) * row_stride
     largest, best, finite = _greedy(source, vocab, TILE)
@@ -181,8 +183,10 @@ def _gather(source, vocab, largest, inverse, bound, few, tokens, TILE: tl.conste
 
 @triton.jit
 def _edge(source, vocab, largest, inverse, low, target, MASS: tl.constexpr, TILE: tl.constexpr):
-    """The largest of the row's scaled logits such that it and all above it make up `target`, found by bisection
-    between `low`, which is one that does, and 0. Both ends snap to values that occur, so it ends exactly."""
+    """Find the largest of the row's scaled logits such that it and all above it make up `target`.
+
+    It bisects between `low`, which is one that does, and 0. Both ends snap to values that occur, so it ends exactly.
+    """
     high = 0.0  # the largest that may be it
     while low < high:
         middle = low + (high - low) * 0.5

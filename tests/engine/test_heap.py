@@ -9,7 +9,7 @@ from engine.base.heap import retain_freed_memory
 
 FAULTS = """
 import resource, threading, torch
-from model.heap import retain_freed_memory
+from engine.base.heap import retain_freed_memory
 assert retain_freed_memory()
 torch.set_num_threads(1)
 def step():

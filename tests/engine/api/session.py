@@ -1,4 +1,4 @@
-"""The real application on a loopback port that the system picks, over a fake node."""
+"""The real application on a loopback port that the system picks, over a fake engine."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -9,19 +9,19 @@ from typing import Any
 
 import aiohttp
 import openai
-from aiohttp import web
 
 from engine.api.adapters import AdapterAdmin
-from engine.api.http import http_app, http_runner
+from engine.api.http import HttpServer, http_app
 from engine.tokenizer import Tokenizer
-from tests.fakes.node import FakeNode, byte_tokenizer
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
 
-CODEC = Tokenizer(byte_tokenizer())
+TOKENIZER = Tokenizer(byte_tokenizer())
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """A response, read to its end."""
 
     status: int
@@ -40,36 +40,35 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class ApiSession:
     """A client of the application, and the fake behind it."""
 
-    node: FakeNode
+    engine: FakeClient
     http: aiohttp.ClientSession
     openai: openai.AsyncOpenAI
 
-    async def ask(self, method: str, path: str, **kwargs: Any) -> Answer:
+    async def send(self, method: str, path: str, **kwargs: Any) -> Response:
         async with self.http.request(method, path, **kwargs) as response:
-            return Answer(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read())
 
-    async def post(self, path: str, body: object, **kwargs: Any) -> Answer:
-        return await self.ask("POST", path, json=body, **kwargs)
+    async def post(self, path: str, body: object, **kwargs: Any) -> Response:
+        return await self.send("POST", path, json=body, **kwargs)
 
 
 @asynccontextmanager
-async def door(
-    node: FakeNode | None = None, roots: Sequence[Path] = (), api_key: str | None = None
-) -> AsyncIterator[Door]:
-    node = node or FakeNode(CODEC)
-    runner = http_runner(http_app(node, AdapterAdmin(node, roots), api_key))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+async def session(
+    engine: FakeClient | None = None, roots: Sequence[Path] = (), api_key: str | None = None
+) -> AsyncIterator[ApiSession]:
+    """Serve `engine`, or a fake of its own, and connect clients to it."""
+    engine = engine or FakeClient(TOKENIZER)
+    server = HttpServer(http_app(engine, AdapterAdmin(engine, roots), api_key))
+    url = await server.listen("127.0.0.1", 0)
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0)
     try:
-        async with aiohttp.ClientSession(url) as session, client:
-            yield Door(node, session, client)
+        async with aiohttp.ClientSession(url) as http, client:
+            yield ApiSession(engine, http, client)
     finally:
-        await runner.cleanup()
+        await server.close()
 
 
 def events(body: bytes) -> list[Any]:

@@ -1,11 +1,11 @@
-"""A worker that cannot do what it is told says why, and the group fails as a whole, in words."""
+"""A worker that cannot do what it is asked says why, and all fail with that reason."""
 
 import threading
 from pathlib import Path
 
 import pytest
 
-from engine.errors import GroupFailed
+from engine.errors import WorkersFailed
 from engine.tensor_parallel.messages import Load
 from engine.tensor_parallel.worker_pool import WorkerPool
 from tests.oracles import hf
@@ -15,19 +15,19 @@ pytestmark = pytest.mark.slow
 
 def load(folder: Path, rank: int = 1, size: int = 2) -> Load:
     dtype = "torch.float32"
-    return Load(str(folder), rank, size, "cpu", dtype, "none", "torch", dtype, fused=False, threads=1)
+    return Load(str(folder), rank, size, "cpu", dtype, "none", "torch", dtype, uses_triton=False, threads=1)
 
 
-def test_a_load_error_at_a_worker_is_told_as_one_here(tmp_path: Path) -> None:
+def test_a_load_error_at_a_worker_is_raised_here(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    workers, told = WorkerPool([load(tmp_path)]), threading.Event()
-    workers.on_failure(told.set)
+    workers, called = WorkerPool([load(tmp_path)]), threading.Event()
+    workers.on_failure(called.set)
     with pytest.raises(
-        GroupFailed, match=r"process 1 of the 2 .*CheckpointError: .*neither model.safetensors"
+        WorkersFailed, match=r"process 1 of the 2 .*CheckpointError: .*neither model.safetensors"
     ) as failed:
         workers.wait_loaded()
-    assert told.is_set()
+    assert called.is_set()
     assert workers.failure is failed.value
     late = threading.Event()
     workers.on_failure(late.set)
@@ -38,12 +38,12 @@ def test_a_load_error_at_a_worker_is_told_as_one_here(tmp_path: Path) -> None:
 def test_one_that_fails_takes_the_others_along(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path / "sound")
     workers = WorkerPool([load(tmp_path / "sound", 1, 3), load(tmp_path / "missing", 2, 3)])
-    with pytest.raises(GroupFailed, match=r"process 2 of the 3 .*CheckpointError: .*does not exist"):
+    with pytest.raises(WorkersFailed, match=r"process 2 of the 3 .*CheckpointError: .*does not exist"):
         workers.wait_loaded()
     workers.close()
 
 
-def test_a_group_that_is_closed_while_it_loads_has_not_failed(tmp_path: Path) -> None:
+def test_workers_that_are_closed_while_they_load_have_not_failed(tmp_path: Path) -> None:
     hf.save(hf.build("llama-3"), tmp_path)
     workers = WorkerPool([load(tmp_path)])
     workers.close()

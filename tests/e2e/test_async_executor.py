@@ -18,7 +18,7 @@ from lora.target_modules import SITES
 from model.batch import ForwardBatch
 from model.llama import Llama
 from scheduler.request import Request
-from tests.fakes.device import Tape, put_on_device
+from tests.fakes.host_device import CountedCapture, put_on_device
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -52,17 +52,19 @@ def _llm(folder: Path, blocks: int) -> LLM:
 
 
 @pytest.fixture(params=[200, 24], ids=["roomy", "preempted"])
-def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[LLM, LLM, Tape]]:
+def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[LLM, LLM, CountedCapture]]:
     """The same engine on a CPU and on a device."""
     waits, goes_on = _llm(folder, request.param), _llm(folder, request.param)
-    tape = put_on_device(goes_on, ROWS, BLOCKS)
-    yield waits, goes_on, tape
+    capture = put_on_device(goes_on, ROWS, BLOCKS)
+    yield waits, goes_on, capture
     for llm in (waits, goes_on):
         assert llm.engine.core.block_stats().used == 0
         llm.close()
 
 
-def _compare(pair: tuple[LLM, LLM, Tape], params: list[SamplingParams], seed: int = 0) -> list[Result]:
+def _compare(
+    pair: tuple[LLM, LLM, CountedCapture], params: list[SamplingParams], seed: int = 0
+) -> list[Result]:
     rng = random.Random(seed)
     prompts = [tuple(rng.randrange(4, 300) for _ in range(rng.randint(1, 60))) for _ in params]
     names = [rng.choice([None, *ADAPTERS]) for _ in params]
@@ -82,7 +84,9 @@ def _compare(pair: tuple[LLM, LLM, Tape], params: list[SamplingParams], seed: in
     return found
 
 
-def test_any_number_of_sequences_of_any_length_and_way_of_drawing(pair: tuple[LLM, LLM, Tape]) -> None:
+def test_any_number_of_sequences_of_any_length_and_way_of_drawing(
+    pair: tuple[LLM, LLM, CountedCapture],
+) -> None:
     rng = random.Random(2)
     params = [
         SamplingParams(
@@ -97,12 +101,12 @@ def test_any_number_of_sequences_of_any_length_and_way_of_drawing(pair: tuple[LL
         for i in range(14)
     ]
     _compare(pair, params)
-    tape = pair[2]
-    assert tape.recordings <= 10, "a graph for each width, with and without adapters"
-    assert tape.replays > 2 * tape.recordings
+    capture = pair[2]
+    assert capture.captures <= 10, "a graph for each width, with and without adapters"
+    assert capture.replays > 2 * capture.captures
 
 
-def test_draws_that_need_the_tokens_before_them(pair: tuple[LLM, LLM, Tape]) -> None:
+def test_draws_that_need_the_tokens_before_them(pair: tuple[LLM, LLM, CountedCapture]) -> None:
     plain = SamplingParams(max_tokens=12, temperature=0.8, seed=5)
     ways = (
         {"presence_penalty": 1.5},
@@ -114,7 +118,7 @@ def test_draws_that_need_the_tokens_before_them(pair: tuple[LLM, LLM, Tape]) -> 
     _compare(pair, [replace(plain, **ways[i % len(ways)]) for i in range(10)], seed=3)
 
 
-def test_log_probabilities_beside_draws_that_are_not_read_back(pair: tuple[LLM, LLM, Tape]) -> None:
+def test_log_probabilities_beside_draws_that_are_not_read_back(pair: tuple[LLM, LLM, CountedCapture]) -> None:
     plain = SamplingParams(max_tokens=10, temperature=0.8, seed=5)
     params = [plain, replace(plain, logprobs=2), plain, replace(plain, prompt_logprobs=0, max_tokens=3)]
     found = _compare(pair, params, seed=4)

@@ -1,4 +1,4 @@
-"""The front desk: names, streams, stop strings, clients that leave, and shutting down."""
+"""Serving on an event loop: names, outputs, stop strings, clients that leave, and shutting down."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ import pytest
 from engine.api.errors import as_api_error
 from engine.async_engine import AsyncEngine
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
-from engine.output import OutputStream
+from engine.output import RequestOutput
 from engine.telemetry import Telemetry
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import SamplingParams
@@ -27,29 +27,29 @@ def _params(**fields: object) -> SamplingParams:
 
 
 def _serve(folder: Path, visit: Callable[[AsyncEngine, Rig], Awaitable[T]], max_waiting: int = 8) -> T:
-    """Run `visit` beside a started node; afterwards nothing of any request may be left."""
+    """Run `visit` beside a started engine; afterwards nothing of any request may be left."""
 
     async def session() -> T:
         rig = build(folder)
-        node = AsyncEngine(rig.engine, Telemetry(), max_waiting)
-        await node.start()
+        engine = AsyncEngine(rig.engine, Telemetry(), max_waiting)
+        await engine.start()
         try:
-            return await asyncio.wait_for(visit(node, rig), TIMEOUT_S)
+            return await asyncio.wait_for(visit(engine, rig), TIMEOUT_S)
         finally:
             rig.executor.gate.set()
-            await node.close()
+            await engine.close()
             assert is_clean(rig.engine)
 
     return asyncio.run(session())
 
 
-async def _tokens(stream: OutputStream) -> list[int]:
+async def _tokens(stream: RequestOutput) -> list[int]:
     return [token async for delta in stream for token in delta.token_ids]
 
 
 def test_each_name_is_answered_under_its_own_adapter(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> list[list[int]]:
-        streams = [await node.submit(name, PROMPT, _params(), name) for name in ("base", "low", "high")]
+    async def visit(engine: AsyncEngine, rig: Rig) -> list[list[int]]:
+        streams = [await engine.submit(name, PROMPT, _params(), name) for name in ("base", "low", "high")]
         return list(await asyncio.gather(*map(_tokens, streams)))
 
     answers = _serve(tmp_path, visit)
@@ -57,39 +57,39 @@ def test_each_name_is_answered_under_its_own_adapter(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_never_answered_by_the_base(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(UnknownModel, match="'absent'"):
-            await node.submit("absent", PROMPT, _params(), "a")
+            await engine.submit("absent", PROMPT, _params(), "a")
         with pytest.raises(UnknownModel, match="'absent'"):
-            await node.unload_adapter("absent")
+            await engine.unload_adapter("absent")
 
     _serve(tmp_path, visit)
 
 
 def test_what_can_never_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(RequestRefused, match="127 tokens with max_tokens=6"):
-            await node.submit("low", PROMPT[:1] * 127, _params(), "a")
+            await engine.submit("low", PROMPT[:1] * 127, _params(), "a")
 
     _serve(tmp_path, visit)
 
 
 def test_all_of_n_sequences_end(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> dict[int, FinishReason]:
-        stream = await node.submit("low", PROMPT, _params(n=4), "a")
+    async def visit(engine: AsyncEngine, rig: Rig) -> dict[int, FinishReason]:
+        stream = await engine.submit("low", PROMPT, _params(n=4), "a")
         return {delta.index: delta.finish_reason async for delta in stream if delta.finish_reason}
 
     assert _serve(tmp_path, visit) == dict.fromkeys(range(4), FinishReason.LENGTH)
 
 
 def test_a_stop_string_ends_the_sequence_in_the_engine_too(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> tuple[str, str | int | None]:
-        letters = node.codec.decode([75, 76, 77, 78])
-        stream = await node.submit("base", PROMPT, _params(max_tokens=100, stop=(letters[2:4],)), "a")
+    async def visit(engine: AsyncEngine, rig: Rig) -> tuple[str, str | int | None]:
+        letters = engine.tokenizer.decode([75, 76, 77, 78])
+        stream = await engine.submit("base", PROMPT, _params(max_tokens=100, stop=(letters[2:4],)), "a")
         deltas = [delta async for delta in stream]
         assert deltas[-1].finish_reason is FinishReason.STOP
         assert "".join(delta.text for delta in deltas) == letters[:2]
-        await node.drain(TIMEOUT_S)
+        await engine.drain(TIMEOUT_S)
         assert is_clean(rig.engine)
         return letters[2:4], deltas[-1].stop_reason
 
@@ -98,9 +98,9 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too(tmp_path: Path) -> No
 
 
 def test_a_client_that_leaves_frees_its_sequences(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.fault = lambda plan: rig.executor.gate.clear()  # the second step will be in flight
-        stream = await node.submit("low", PROMPT, _params(max_tokens=100, n=2), "a")
+        stream = await engine.submit("low", PROMPT, _params(max_tokens=100, n=2), "a")
         await anext(stream)
         await stream.aclose()
         await stream.aclose()
@@ -112,43 +112,43 @@ def test_a_client_that_leaves_frees_its_sequences(tmp_path: Path) -> None:
 
 
 def test_too_many_waiting_are_turned_away_and_room_is_taken_again(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
-        first = await node.submit("base", PROMPT, _params(), "running")
+        first = await engine.submit("base", PROMPT, _params(), "running")
         await asyncio.to_thread(rig.executor.entered.wait, TIMEOUT_S)
-        waiting = [await node.submit("base", PROMPT, _params(), f"waiting-{i}") for i in range(2)]
+        waiting = [await engine.submit("base", PROMPT, _params(), f"waiting-{i}") for i in range(2)]
         with pytest.raises(Overloaded, match="2 requests wait already"):
-            await node.submit("base", PROMPT, _params(), "one too many")
+            await engine.submit("base", PROMPT, _params(), "one too many")
         rig.executor.gate.set()
         await asyncio.gather(*map(_tokens, (first, *waiting)))
-        assert len(await _tokens(await node.submit("base", PROMPT, _params(), "later"))) == 6
+        assert len(await _tokens(await engine.submit("base", PROMPT, _params(), "later"))) == 6
 
     _serve(tmp_path, visit, max_waiting=2)
 
 
-def test_a_failed_step_reaches_its_clients_and_the_node_goes_on(tmp_path: Path) -> None:
+def test_a_failed_step_reaches_its_clients_and_the_engine_goes_on(tmp_path: Path) -> None:
     def fault(plan: StepPlan) -> None:
         raise RuntimeError("the device caught fire")
 
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.fault = fault
-        stream = await node.submit("low", PROMPT, _params(), "a")
+        stream = await engine.submit("low", PROMPT, _params(), "a")
         with pytest.raises(StepFailed):
             await _tokens(stream)
         rig.executor.fault = lambda plan: None
-        assert len(await _tokens(await node.submit("low", PROMPT, _params(), "b"))) == 6
-        assert node.stats().healthy
+        assert len(await _tokens(await engine.submit("low", PROMPT, _params(), "b"))) == 6
+        assert engine.stats().healthy
 
     _serve(tmp_path, visit)
 
 
 def test_a_reload_leaves_running_requests_on_the_old_content(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
-        old = await node.submit("low", PROMPT, _params(), "old")
-        loaded = await node.load_adapter("low", rig.folders["high"])
+        old = await engine.submit("low", PROMPT, _params(), "old")
+        loaded = await engine.load_adapter("low", rig.folders["high"])
         assert loaded.rank == 24
-        new = await node.submit("low", PROMPT, _params(), "new")
+        new = await engine.submit("low", PROMPT, _params(), "new")
         rig.executor.gate.set()
         assert await _tokens(old) == [83 + i for i in range(6)]
         assert await _tokens(new) == [73 + i for i in range(6)]
@@ -157,12 +157,12 @@ def test_a_reload_leaves_running_requests_on_the_old_content(tmp_path: Path) -> 
 
 
 def test_an_unloaded_name_is_gone_at_once_while_its_request_finishes(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
-        stream = await node.submit("low", PROMPT, _params(), "a")
-        await node.unload_adapter("low")
+        stream = await engine.submit("low", PROMPT, _params(), "a")
+        await engine.unload_adapter("low")
         with pytest.raises(UnknownModel):
-            await node.submit("low", PROMPT, _params(), "b")
+            await engine.submit("low", PROMPT, _params(), "b")
         rig.executor.gate.set()
         assert len(await _tokens(stream)) == 6
 
@@ -170,21 +170,21 @@ def test_an_unloaded_name_is_gone_at_once_while_its_request_finishes(tmp_path: P
 
 
 def test_no_adapter_may_take_the_base_models_name(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         with pytest.raises(InvalidAdapterName, match="'base'"):
-            await node.load_adapter("base", rig.folders["low"])
+            await engine.load_adapter("base", rig.folders["low"])
 
     _serve(tmp_path, visit)
 
 
 def test_draining_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
-        stream = await node.submit("base", PROMPT, _params(), "a")
-        drain = asyncio.create_task(node.drain(TIMEOUT_S))
+        stream = await engine.submit("base", PROMPT, _params(), "a")
+        drain = asyncio.create_task(engine.drain(TIMEOUT_S))
         await asyncio.sleep(0)
         with pytest.raises(Draining):
-            await node.submit("base", PROMPT, _params(), "b")
+            await engine.submit("base", PROMPT, _params(), "b")
         rig.executor.gate.set()
         await drain
         assert len(await _tokens(stream)) == 6
@@ -193,12 +193,12 @@ def test_draining_lets_what_runs_finish_and_takes_nothing_new(tmp_path: Path) ->
 
 
 def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         rig.executor.gate.clear()
-        stream = await node.submit("base", PROMPT, _params(), "a")
-        await node.drain(0)
+        stream = await engine.submit("base", PROMPT, _params(), "a")
+        await engine.drain(0)
         rig.executor.gate.set()
-        await node.close()
+        await engine.close()
         with pytest.raises(Draining):
             [delta async for delta in stream]
 
@@ -206,11 +206,11 @@ def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_cannot_be_read_is_said_to_be_so_and_named(tmp_path: Path) -> None:
-    async def visit(node: AsyncEngine, rig: Rig) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
         (rig.folders["low"] / "adapter_model.safetensors").write_bytes(b"torn")
         with pytest.raises(AdapterFailed, match=r"'low'.*truncated"):
-            await node.submit("low", PROMPT, _params(), "a")
+            await engine.submit("low", PROMPT, _params(), "a")
         assert as_api_error(AdapterFailed("low")).status == 503
-        assert len(await _tokens(await node.submit("high", PROMPT, _params(), "b"))) == 6
+        assert len(await _tokens(await engine.submit("high", PROMPT, _params(), "b"))) == 6
 
     _serve(tmp_path, visit)

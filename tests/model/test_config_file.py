@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora.target_modules import SITES, SiteGroup
-from model.config import ModelConfig, UnsupportedModel, parse_config
+from model.config import ModelConfig, UnsupportedModel
+from model.config_file import parse_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

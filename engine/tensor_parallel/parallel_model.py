@@ -1,4 +1,4 @@
-"""GroupModel: the forward pass of all devices, to be called like that of one; and how it comes about."""
+"""Compute a forward pass on all devices, called like that of one; and start the processes that do."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.base.base_model import BaseModel, device_of
-from engine.tensor_parallel.collective import DeviceGroup
+from engine.tensor_parallel.collective import ProcessGroup
 from engine.tensor_parallel.messages import Load, describe, flatten
 from engine.tensor_parallel.worker_pool import WorkerPool
 from model.batch import ForwardBatch
@@ -17,26 +17,30 @@ from model.llama import Llama
 from model.weights import Weights
 
 
-class GroupModel:
-    """The first device's `part` of a model, which takes the others along in every step."""
+class ParallelModel:
+    """The first device's `part` of a model, which has the others compute along in every step."""
 
-    def __init__(self, part: Llama, workers: WorkerPool, devices: DeviceGroup) -> None:
-        self.part, self._workers, self._devices = part, workers, devices
+    def __init__(self, part: Llama, workers: WorkerPool, processes: ProcessGroup) -> None:
+        """Tell `workers` of each step, and send its tensors by `processes`."""
+        self.part, self._workers, self._processes = part, workers, processes
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """As Llama.forward. Raises GroupFailed for whatever goes wrong on any device: they are then out of step, and
-        none computes any more."""
-        with self.together():
-            self._tell(batch, replayed=False)
+        """Compute as Llama.forward does.
+
+        Raises WorkersFailed for whatever goes wrong on any device: they are then out of step, and none computes any
+        more.
+        """
+        with self.joint_step():
+            self._send(batch, replayed=False)
             return self.part.forward(batch, cache)
 
     def lead(self, batch: ForwardBatch) -> None:
-        """Have the others replay the step that is replayed here next, under one `together`."""
-        self._tell(batch, replayed=True)
+        """Have the others replay the step that is replayed here next, within one `joint_step`."""
+        self._send(batch, replayed=True)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A step of all devices: what is raised within ends the group. Raises GroupFailed."""
+    def joint_step(self) -> Iterator[None]:
+        """Surround a step of all devices: what is raised within ends the workers. Raises WorkersFailed."""
         self.check()
         try:
             yield
@@ -47,18 +51,20 @@ class GroupModel:
             raise
 
     def check(self) -> None:
-        """Raises GroupFailed if the group computes no more."""
+        """Raise WorkersFailed if the devices compute no more."""
         if self._workers.failure is not None:
             raise self._workers.failure
 
-    def _tell(self, batch: ForwardBatch, replayed: bool) -> None:
+    def _send(self, batch: ForwardBatch, replayed: bool) -> None:
         self._workers.step(describe(batch, replayed))
-        self._devices.broadcast(flatten(batch))
+        self._processes.broadcast(flatten(batch))
 
 
 def start_workers(base: BaseModel) -> WorkerPool | None:
-    """Processes for the parts of `base` but the first, which begin to read them; None if it is whole. The processors
-    of a CPU are shared out equally, unless the environment says how many threads there are to be."""
+    """Start a process for each part of `base` but the first, which begins to read it; None if there is one part.
+
+    The processors of a CPU are divided equally, unless the environment says how many threads there are to be.
+    """
     size = base.form.shard.size
     if size == 1:
         return None
@@ -76,14 +82,16 @@ def join(
     cache: KVCache,
     adapter_bytes: int,
     graph_blocks: int,
-) -> GroupModel:
-    """The model of all devices, when `weights` and `workers` are loaded; each takes memory as this one did. Replayed
-    steps have at most `graph_blocks` blocks a sequence."""
+) -> ParallelModel:
+    """Join this process and `workers` to the model of all devices, when `weights` and theirs are loaded.
+
+    Each takes memory as this one did. Replayed steps have at most `graph_blocks` blocks a sequence.
+    """
     rendezvous = workers.reserve(cache.num_blocks, cache.block_size, adapter_bytes, graph_blocks)
-    devices = DeviceGroup(base.form.shard, base.device, rendezvous)
-    workers.on_failure(devices.abort)
+    processes = ProcessGroup(base.form.shard, base.device, rendezvous)
+    workers.on_failure(processes.abort)
     workers.wait_ready()
-    return GroupModel(base.build(weights, devices), workers, devices)
+    return ParallelModel(base.build(weights, processes), workers, processes)
 
 
 def _load(base: BaseModel, rank: int, threads: int) -> Load:
@@ -96,6 +104,6 @@ def _load(base: BaseModel, rank: int, threads: int) -> Load:
         quantization=base.form.quantization.value,
         attention=base.arithmetic.attention,
         lora_dtype=str(base.arithmetic.lora_dtype),
-        fused=base.arithmetic.fused,
+        uses_triton=base.arithmetic.fused,
         threads=threads,
     )

@@ -1,0 +1,136 @@
+"""Define what the API needs of an engine, and of a format of responses, and no more.
+
+`engine.async_engine` implements EngineClient, and so does a fake in the tests.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+from engine.output import Delta
+from engine.telemetry import Snapshot, Telemetry
+from engine.tokenizer import Tokenizer
+from lora.adapter import AdapterRef
+from lora.names import AdapterEntry
+from scheduler.request import SamplingParams
+
+
+class OutputStream(Protocol):
+    """One request's output as it comes: the Deltas of all its sequences, interleaved.
+
+    Each sequence ends with a finish_reason. Iterating raises EngineError if the engine gives the request up.
+    """
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache supplied; known with the first Delta."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def aclose(self) -> None:
+        """Abort what still runs and free it."""
+        ...
+
+
+class EngineClient(Protocol):
+    """An engine as the API sees it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer and chat template."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What the engine counts and times."""
+        ...
+
+    @property
+    def model_name(self) -> str:
+        """The name that requests to the base model give."""
+        ...
+
+    @property
+    def model_root(self) -> str:
+        """Where the base model came from."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its output together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    @property
+    def created_s(self) -> int:
+        """When the engine was made, in seconds since 1970."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to work."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new and wait, at most `timeout_s`, for what runs to end."""
+        ...
+
+    async def close(self) -> None:
+        """Stop; what still runs ends with an error."""
+        ...
+
+    async def submit(
+        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> OutputStream:
+        """Queue a request. Raises UnknownModel, InvalidParameter, RequestRefused, Overloaded or Draining."""
+        ...
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+        """Read, check and register an adapter. Raises what the adapter's reader refuses with."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises UnknownModel."""
+        ...
+
+    def adapters(self) -> tuple[AdapterEntry, ...]:
+        """List the adapters that requests may name."""
+        ...
+
+    def may_serve(self, model: str) -> bool:
+        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
+        ...
+
+    def stats(self) -> Snapshot:
+        """Describe the engine at this moment."""
+        ...
+
+
+class ChoiceWriter(Protocol):
+    """Writes what was generated as the entries of `choices` in one endpoint's responses."""
+
+    @property
+    def chunk_object(self) -> str:
+        """The `object` of a stream's chunks."""
+        ...
+
+    @property
+    def whole_object(self) -> str:
+        """The `object` of a response that comes whole."""
+        ...
+
+    def opening(self) -> tuple[dict[str, object], ...]:
+        """Write the entries that a stream begins with, before anything is generated."""
+        ...
+
+    def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
+        """Write the entry of one Delta; None if there is nothing to show yet."""
+        ...
+
+    def whole(self, choice: int, delta: Delta) -> dict[str, object]:
+        """Write the entry of a choice whose Deltas are joined in `delta`."""
+        ...

@@ -1,0 +1,49 @@
+"""Text and conversations as token ids, and what each token is in text."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import InvalidConfig
+from engine.tokenizer import InvalidChat, Tokenizer
+from tests.fakes.tokenizers import BOS, byte_tokenizer, merging_tokenizer
+
+BYTES, MERGING = Tokenizer(byte_tokenizer()), merging_tokenizer()
+
+
+def test_a_prompt_gets_what_the_model_expects_in_front_and_a_conversation_its_template() -> None:
+    assert BYTES.decode(BYTES.encode("hi"), skip_special=False) == f"{BOS}hi"
+    token_ids = BYTES.encode_chat([{"role": "user", "content": "hi"}])
+    assert BYTES.decode(token_ids, skip_special=False) == "user: hi\nassistant: "
+
+
+def test_a_model_without_a_template_and_a_template_that_refuses_say_so() -> None:
+    with pytest.raises(InvalidChat, match="use /v1/completions"):
+        Tokenizer(byte_tokenizer(chat_template=None)).encode_chat([{"role": "user", "content": "hi"}])
+    with pytest.raises(InvalidChat, match="no such talk"):
+        BYTES.encode_chat([{"role": "user", "content": "refuse me"}])
+
+
+def test_tokens_that_are_no_utf8_by_themselves_have_distinct_names() -> None:
+    first, second = BYTES.encode("é", add_special=False)
+    assert (BYTES.token_text(first), BYTES.token_text(second)) == (r"bytes:\xc3", r"bytes:\xa9")
+    assert BYTES.token_bytes(first) + BYTES.token_bytes(second) == "é".encode()
+    assert BYTES.token_bytes(BYTES.vocab_size + 7) == b""
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_the_characters_that_begin_in_tokens_add_up(text: str) -> None:
+    assert sum(map(MERGING.num_chars, MERGING.encode(text, add_special=False))) == len(text)
+
+
+def test_a_tokenizer_is_read_from_a_folder_and_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    assert tokenizer.encode("hi") == BYTES.encode("hi")
+    assert tokenizer.has_chat_template
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidConfig, match="empty"):
+        Tokenizer.load(tmp_path / "empty")
