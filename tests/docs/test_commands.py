@@ -21,7 +21,7 @@ SUBCOMMANDS = {"scheduler.sim": 1, "scripts.profile_node": 1}
 FOREIGN = frozenset({"--help"})
 Words = tuple[str, ...]
 
-_OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*|-[a-z](?=[ =]))")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*\w(?![\w-])|-[a-z](?=[ =]))")
 _COMMAND = re.compile(
     r"(?:^|\s)((?:python -m [\w.]+|python [\w/]+\.py|scripts/[\w-]+(?![\w./])|examples/[\w-]+\.sh).*)"
 )
