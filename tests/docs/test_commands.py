@@ -137,8 +137,8 @@ def test_a_command_is_read_with_its_continued_lines() -> None:
 
 
 def test_a_command_that_is_gone_and_an_option_that_is_unknown_are_found() -> None:
-    helps = {("a.b",): "usage: a.b [--x]", ("a.gone",): "ImportError: No module named a.gone"}
-    assert unknown(Command("p", "a.b", (), ("--x", "--y")), helps) == ["p: a.b --y"]
+    helps = {("a.b",): "usage: a.b [--one]", ("a.gone",): "ImportError: No module named a.gone"}
+    assert unknown(Command("p", "a.b", (), ("--one", "--two")), helps) == ["p: a.b --two"]
     assert unknown(Command("p", "a.gone", (), ()), helps) == [
         "p: a.gone: ImportError: No module named a.gone"
     ]
