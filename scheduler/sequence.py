@@ -121,7 +121,7 @@ class Sequence:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
         start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
-        if start >= self.prompt_tokens and stop - start == 1:  # decode, step after step
+        if start >= self.prompt_tokens and start + 1 == total:  # decode, step after step
             tokens = (PENDING if self.drawing else self.output_token_ids[-1],)
             scores = False
         else:

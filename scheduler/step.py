@@ -6,45 +6,17 @@ room knows no tensor and no clock: `now` and the set of resident adapters are ar
 is a frozen StepPlan.
 """
 
-from collections import abc, deque
+from collections import abc
 from dataclasses import dataclass
 from itertools import chain
 
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool, BlockStats
+from scheduler.draft import PlanDraft, PlansInFlight
+from scheduler.limits import RequestRefused, StepLimits, check_request
 from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
-
-
-class RequestRefused(ValueError):
-    """A request that could never run here, whatever else leaves; the message gives the numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """What a step may hold, and how long a sequence may be passed over for want of its adapter.
-
-    `max_num_seqs` sequences run at once, at most one for each of the `max_num_batched_tokens` rows, so that
-    each that has only its newest token to compute gets its row in every step. `max_model_len` bounds a
-    sequence's prompt and output tokens together.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    adapter_patience_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        if min(self.max_num_seqs, self.max_num_batched_tokens) < 1 or self.max_model_len < 2:
-            raise ValueError(f"{self}: give at least one sequence, one token a step and a length of two")
-        if self.adapter_patience_s < 0:
-            raise ValueError(f"adapter_patience_s={self.adapter_patience_s}: give 0 or more seconds")
-
-    @property
-    def seats(self) -> int:
-        """Sequences that may be running."""
-        return min(self.max_num_seqs, self.max_num_batched_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +26,6 @@ class Live:
     waiting: int
     running: int
     preemptions: int
-
-
-class _Draft:
-    """The plan in the making: its slices, the rows still to give away, and whether it draws a token that its
-    sequence cannot go on without."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.slices: list[Slice] = []
-        self.sequences: list[Sequence] = []  # whose slices they are
-        self.holds_up = False
-
-    def take(self, sequence: Sequence) -> None:
-        part = sequence.take(self.rows)
-        self.slices.append(part)
-        self.sequences.append(sequence)
-        self.rows -= len(part.token_ids)
-        if sequence.penalised and part.samples:
-            self.holds_up = True
 
 
 class StepScheduler:
@@ -110,9 +63,9 @@ class StepScheduler:
         self._running: list[Sequence] = []  # in order of admission
         self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
         self._ready: abc.Container[str] = ()
-        self._in_flight: deque[tuple[StepPlan, list[Sequence]]] = deque()
+        self._in_flight = PlansInFlight()
         self._preemptions = 0
-        self._holds_up = False
+        self._waits_for_token = False
         self._short_blocks = 0
 
     def add(self, request: Request) -> None:
@@ -120,23 +73,25 @@ class StepScheduler:
 
         Raises RequestRefused if the prompt is empty, the id is live, or it could not run even alone.
         """
-        self._refuse_if_hopeless(request)
+        name = request.request_id
+        if name in self._siblings:
+            raise RequestRefused(f"request_id={name!r} is live already: give each live request its own")
+        check_request(request, self._limits, self._blocks)
         size, longest = self._blocks.block_size, self._limits.max_model_len
         siblings = [Sequence(request, index, size, longest) for index in range(request.params.n)]
-        self._siblings[request.request_id] = siblings
+        self._siblings[name] = siblings
         self._sequences.update((sequence.key, sequence) for sequence in siblings)
         self._waiting.extend(siblings)
 
     def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
         """The next step at time `now` (s), with these adapters (by digest) resident; the base always is."""
         self._ready = ready
-        draft = _Draft(self._limits.max_num_batched_tokens)
+        draft = PlanDraft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
         self._plan_waiting(draft, now)
-        self._holds_up = draft.holds_up
-        plan = StepPlan(tuple(draft.slices))
-        if plan.slices:
-            self._in_flight.append((plan, draft.sequences))
+        self._waits_for_token = draft.waits_for_token
+        plan = draft.plan()
+        self._in_flight.add(plan, draft.sequences)
         return plan
 
     def commit(self, plan: StepPlan, outputs: abc.Sequence[SliceOutput]) -> tuple[TokenEvent, ...]:
@@ -146,7 +101,9 @@ class StepScheduler:
         """
         events: list[TokenEvent] = []
         size = self._blocks.block_size
-        for sequence, part, output in zip(self._planned(plan), plan.slices, outputs, strict=True):
+        for sequence, part, output in zip(
+            self._in_flight.begin_commit(plan), plan.slices, outputs, strict=True
+        ):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
             event = sequence.land(part, output)
@@ -163,12 +120,7 @@ class StepScheduler:
 
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
         """The slices of a plan, not committed yet, that their sequences still wait for: the rest are void."""
-        planned = next((sequences for made, sequences in self._in_flight if made is plan), [])
-        return tuple(
-            part
-            for sequence, part in zip(planned, plan.slices, strict=True)
-            if any(part is each for each in sequence.in_flight)
-        )
+        return self._in_flight.awaited(plan)
 
     def finish(self, key: SequenceKey) -> None:
         """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
@@ -218,44 +170,15 @@ class StepScheduler:
     def waits_for_tokens(self) -> bool:
         """True if the latest plan draws a token without which its sequence cannot be planned further: land that plan
         before the next is made, or the sequence goes at half the pace."""
-        return self._holds_up
-
-    def _planned(self, plan: StepPlan) -> abc.Sequence[Sequence]:
-        """The sequences of the plan's slices."""
-        if not plan.slices:
-            return ()
-        while self._in_flight[0][0] is not plan:
-            self._in_flight.popleft()
-        return self._in_flight[0][1]
-
-    def _refuse_if_hopeless(self, request: Request) -> None:
-        name, prompt, length = request.request_id, len(request.prompt_token_ids), self._limits.max_model_len
-        max_tokens = request.params.max_tokens
-        if name in self._siblings:
-            raise RequestRefused(f"request_id={name!r} is live already: give each live request its own")
-        if not prompt:
-            raise RequestRefused(f"request_id={name!r} has an empty prompt: give at least one token")
-        asked = f"a prompt of {prompt} tokens with max_tokens={max_tokens}"
-        if prompt + (max_tokens or 1) > length:
-            raise RequestRefused(
-                f"{asked} exceeds max_model_len={length}: shorten the prompt or lower max_tokens"
-            )
-        pool = self._blocks
-        longest = prompt + max_tokens if max_tokens else length
-        needed = pool.blocks_for(longest - 1)  # the last token is drawn but never computed
-        if needed > pool.num_blocks:
-            raise RequestRefused(
-                f"{asked} (max_model_len={length}) needs {needed} K/V blocks of {pool.block_size} tokens and "
-                f"there are {pool.num_blocks}: keep prompt and max_tokens within "
-                f"{pool.capacity_tokens + 1} tokens together, or give the engine more K/V memory"
-            )
+        return self._waits_for_token
 
     def _is_ready(self, sequence: Sequence) -> bool:
         return sequence.adapter_digest is None or sequence.adapter_digest in self._ready
 
-    def _plan_running(self, draft: _Draft) -> None:
+    def _plan_running(self, draft: PlanDraft) -> None:
         """This and `commit` run for every sequence of every step: what can be read is not called."""
-        ready, prompts = self._ready, []
+        ready = self._ready
+        prompts: list[Sequence] = []
         for sequence in tuple(self._running):
             digest = sequence.adapter_digest
             if not sequence.running or (digest is not None and digest not in ready):
@@ -270,10 +193,10 @@ class StepScheduler:
             if draft.rows and sequence.running:
                 draft.take(sequence)
 
-    def _plan_waiting(self, draft: _Draft, now: float) -> None:
+    def _plan_waiting(self, draft: PlanDraft, now: float) -> None:
         before = len(self._running)
         for sequence in self._waiting:
-            if not draft.rows or len(self._running) >= self._limits.seats:
+            if not draft.rows or len(self._running) >= self._limits.most_running:
                 break
             if sequence.held:
                 continue

@@ -20,9 +20,10 @@ from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatchBuilder
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request, SamplingParams
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 from scripts.bench import machine
 
 PARTS = ("plan", "layout", "outputs", "commit")

@@ -24,7 +24,7 @@ from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.policies import Setting
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
-from scheduler.sim.ablations.policies import named
+from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.replay import Hardware, Workload, fitted, replay
 from scheduler.sim.workload.adapters import EQUAL, catalogue
 from scheduler.sim.workload.arrivals import assigned

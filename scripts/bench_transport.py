@@ -91,7 +91,7 @@ def publish_all(node: Transport, memory: Memory) -> None:
     """Lend every size under its number."""
     arena = node.register(memory)
     for nbytes in SIZES:
-        node.publish(str(nbytes), [arena.region(0, nbytes)])
+        node.memory.publish(str(nbytes), [arena.region(0, nbytes)])
 
 
 def as_memory(array: np.ndarray) -> Memory:

@@ -1,1 +1,1 @@
-"""Transport moves bytes between nodes and knows nothing of what they mean."""
+"""Move bytes between nodes; nothing here knows what they mean."""

@@ -1,4 +1,4 @@
-"""ConnectionPool: the puller's trusted connections to sources, kept for the next lease."""
+"""Keep the puller's trusted connections to sources for the next lease."""
 
 import threading
 from collections import defaultdict
@@ -16,21 +16,21 @@ DIAL_S = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledConnection:
-    """A connection to the source at `peer`: which node answered, and through which doors it can be read, best first."""
+    """A connection to the source at `peer`: which node answered, and by which paths it can be read, best first."""
 
     peer: Address
-    channel: Connection
+    connection: Connection
     node: str
-    doors: tuple[DataPath, ...]
-    cards: dict[str, str] = field(default_factory=dict)  # the last that came for each door
+    paths: tuple[DataPath, ...]
+    metadata: dict[str, str] = field(default_factory=dict[str, str])  # the last that came for each path
 
 
 class ConnectionPool:
-    """Idle connections by peer; safe to use from any thread, but a link belongs to whoever has taken it."""
+    """Idle connections by peer. Safe to use from any thread, but a connection belongs to whoever has taken it."""
 
-    def __init__(self, guard: Authenticator, doors: Sequence[DataPath], setting: str) -> None:
-        self._guard = guard
-        self._doors = doors
+    def __init__(self, authenticator: Authenticator, paths: Sequence[DataPath], setting: str) -> None:
+        self._authenticator = authenticator
+        self._paths = paths
         self._setting = setting
         self._lock = threading.Lock()
         self._idle: dict[Address, list[PooledConnection]] = defaultdict(list)
@@ -38,60 +38,63 @@ class ConnectionPool:
         self._closed = False
 
     def dial(self, peer: Address, deadline: Deadline) -> PooledConnection:
-        """A new link to `peer`. HelloRefused, PeerGone, PullTimeout, PathUnavailable."""
-        channel, node, offers = self._guard.dial(peer.host, peer.port, deadline.at_most(DIAL_S))
+        """Connect to `peer` anew. Raises HelloRefused, PeerGone, PullTimeout, PathUnavailable."""
+        connection, node, capabilities = self._authenticator.dial(
+            peer.host, peer.port, deadline.at_most(DIAL_S)
+        )
         try:
-            link = PooledConnection(peer, channel, node, usable(self._doors, offers, self._setting))
+            paths = usable(self._paths, capabilities, self._setting)
         except PathUnavailable:
-            channel.close()
+            connection.close()
             raise
-        self._add(link)
-        return link
+        pooled = PooledConnection(peer, connection, node, paths)
+        self._add(pooled)
+        return pooled
 
     def take(self, peer: Address) -> PooledConnection | None:
-        """An idle link on which the source has not hung up meanwhile, if there is one; this does not wait."""
+        """Take an idle connection on which the source has not hung up, if there is one; this does not wait."""
         with self._lock:
             idle = self._idle[peer]
             while idle:
-                link = idle.pop()
-                if link.channel.is_quiet():
-                    self._taken.add(link)
-                    return link
-                link.channel.close()
+                pooled = idle.pop()
+                if pooled.connection.is_quiet():
+                    self._taken.add(pooled)
+                    return pooled
+                pooled.connection.close()
         return None
 
-    def put(self, link: PooledConnection) -> None:
-        """Keep a link whose last exchange ended well."""
+    def put(self, pooled: PooledConnection) -> None:
+        """Keep a connection whose last exchange ended well."""
         with self._lock:
-            self._taken.discard(link)
+            self._taken.discard(pooled)
             if not self._closed:
-                self._idle[link.peer].append(link)
+                self._idle[pooled.peer].append(pooled)
                 return
-        link.channel.close()
+        pooled.connection.close()
 
-    def drop(self, link: PooledConnection) -> None:
+    def drop(self, pooled: PooledConnection) -> None:
         """Hang up in the middle of an exchange; the peer notices at once."""
         with self._lock:
-            self._taken.discard(link)
-        link.channel.abort()
-        link.channel.close()
+            self._taken.discard(pooled)
+        pooled.connection.abort()
+        pooled.connection.close()
 
     def close(self) -> None:
-        """Hang up on idle peers, and make whoever uses a link fail."""
+        """Hang up on idle peers, and make whoever uses a connection fail."""
         with self._lock:
             self._closed = True
-            idle = [link for links in self._idle.values() for link in links]
+            idle = [pooled for each in self._idle.values() for pooled in each]
             self._idle.clear()
             taken = list(self._taken)
-        for link in idle:
-            link.channel.close()
-        for link in taken:
-            link.channel.abort()
+        for pooled in idle:
+            pooled.connection.close()
+        for pooled in taken:
+            pooled.connection.abort()
 
-    def _add(self, link: PooledConnection) -> None:
+    def _add(self, pooled: PooledConnection) -> None:
         with self._lock:
             if not self._closed:
-                self._taken.add(link)
+                self._taken.add(pooled)
                 return
-        link.channel.close()
+        pooled.connection.close()
         raise TransportClosed("this transport is closed: open another")

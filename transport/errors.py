@@ -1,4 +1,4 @@
-"""What may go wrong between two nodes. Every error names the thing, and what to do about it."""
+"""Name what may go wrong between two nodes. Every error names the thing, and what to do about it."""
 
 
 class TransportError(Exception):
@@ -14,11 +14,11 @@ class PullTimeout(TransportError):
 
 
 class LeaseExpired(TransportError):
-    """The source no longer vouches for the bytes: discard them and lease again."""
+    """The source no longer answers for the bytes: discard them and lease again."""
 
 
 class NotOffered(TransportError):
-    """The source has nothing by that name: refresh what is known about its holdings, or use another source."""
+    """The source has nothing by that name: refresh what is known of it, or use another source."""
 
 
 class RegionRefused(TransportError):
@@ -26,7 +26,7 @@ class RegionRefused(TransportError):
 
 
 class RegionBusy(TransportError):
-    """Bytes may still land in the region, or it is lent out: wait for `settled` or `withdraw`."""
+    """Bytes may still land in the region, or it is published: wait for `settled` or `withdraw`."""
 
 
 class HelloRefused(TransportError):

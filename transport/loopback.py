@@ -1,37 +1,36 @@
-"""LoopbackTransport: several nodes in one process. The oracle of the other transports, and the fake of other tests.
+"""Connect several nodes of one process: the oracle of the other transports, and the fake of other tests.
 
-Leases, landings and deadlines are real; only the wire is missing.
+Leases, destinations and deadlines are real; only the network is missing.
 """
 
 import asyncio
 import ctypes
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 
-from transport.base import Address, Arena, Bring, Lease, Memory, Region, RemoteRegion, TransportUsage
+from transport.base import Address, Arena, Lease, Memory, Region, RemoteRegion
 from transport.errors import LeaseExpired, NotOffered, PeerGone, PullTimeout, TransportClosed
 from transport.memory.leases import Ending
-from transport.memory.local_memory import BRING_SHARE, LocalMemory
-from transport.paths.ucx_read import Span, pair
+from transport.memory.local_memory import ON_DEMAND_SHARE, LocalMemory
+from transport.memory.spans import pair, spans
 
 PIECE_BYTES = 16 << 20
 
 
 class LoopbackNetwork:
-    """Which nodes of this process can reach each other."""
+    """The nodes of this process that can reach each other."""
 
     def __init__(self) -> None:
         self._nodes: dict[Address, LoopbackTransport] = {}
 
     def join(self, transport: "LoopbackTransport") -> Address:
-        """The address of a new node."""
+        """Add a node and return its address."""
         address = Address("loopback", len(self._nodes) + 1)
         self._nodes[address] = transport
         return address
 
     def find(self, address: Address) -> "LoopbackTransport":
-        """The open node at `address`; PeerGone if there is none."""
+        """Return the open node at `address`. Raises PeerGone if there is none."""
         found = self._nodes.get(address)
         if found is None or found.closed:
             raise PeerGone(f"{address}: no node there; use another source")
@@ -42,7 +41,7 @@ class LoopbackTransport:
     """A node whose peers live in the same process and event loop."""
 
     def __init__(self, name: str, network: LoopbackNetwork, most_hold_s: float = 60.0) -> None:
-        self._holdings = LocalMemory(name)
+        self.memory = LocalMemory(name)
         self._network = network
         self._most_hold_s = most_hold_s
         self._expiries: dict[int, asyncio.TimerHandle] = {}
@@ -52,62 +51,42 @@ class LoopbackTransport:
 
     @property
     def node(self) -> str:
-        """This node's name, unique per incarnation."""
-        return self._holdings.node
+        """Return this node's name, unique per incarnation."""
+        return self.memory.node
 
     @property
     def address(self) -> Address:
-        """Its place in the network."""
+        """Return its place in the network."""
         return self._address
 
     def register(self, memory: Memory) -> Arena:
-        """See `Transport`; host memory only."""
-        return self._holdings.register(memory)
-
-    def publish(self, name: str, regions: Sequence[Region]) -> None:
-        """See `Transport`."""
-        self._holdings.publish(name, regions)
-
-    def withdraw(self, name: str) -> Future[None]:
-        """See `Transport`."""
-        return self._holdings.shelf.withdraw(name)
-
-    def settled(self, region: Region) -> Future[None]:
-        """See `Transport`."""
-        return self._holdings.settled(region)
-
-    def usage(self) -> TransportUsage:
-        """See `Transport`."""
-        return self._holdings.usage()
-
-    def lend_on_demand(self, bring: Bring) -> None:
-        """See `Transport`."""
-        self._holdings.bring = bring
+        """Register as `Transport` says; host memory only."""
+        return self.memory.register(memory)
 
     async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
-        """See `Transport`."""
+        """Lease as `Transport` says."""
         self._refuse_if_closed()
         source = self._network.find(peer)
         hold_s = min(hold_s, source._most_hold_s)
         try:
-            lease = source._lend(name, hold_s)
+            lease = source._grant(name, hold_s)
         except NotOffered:
-            coming = source._holdings.bring(name)
+            coming = source.memory.on_demand(name)
             if coming is None:
                 raise
-            await asyncio.wait((asyncio.wrap_future(coming),), timeout=BRING_SHARE * hold_s)
-            lease = source._lend(name, hold_s)
+            await asyncio.wait((asyncio.wrap_future(coming),), timeout=ON_DEMAND_SHARE * hold_s)
+            lease = source._grant(name, hold_s)
         self._sources[lease.ticket] = source
         return lease
 
     async def release(self, lease: Lease) -> None:
-        """See `Transport`."""
+        """Release as `Transport` says."""
         source = self._sources.pop(lease.ticket, None)
         if source is not None:
             source._end(lease.ticket, Ending.RELEASED)
 
     async def pull(self, lease: Lease, into: Sequence[Region], timeout_s: float) -> None:
-        """See `Transport`."""
+        """Pull as `Transport` says."""
         self._refuse_if_closed()
         source = self._sources.pop(lease.ticket, None)
         if source is None or lease.ticket not in source._expiries:
@@ -121,36 +100,36 @@ class LoopbackTransport:
             raise PeerGone(f"{lease.node} closed during the pull; use another source")
         if not source._end(lease.ticket, Ending.READ):
             raise LeaseExpired(f"{lease.name!r} expired during the pull; lease it for longer")
-        self._holdings.count_pull("loopback", lease.nbytes)
+        self.memory.count_pull("loopback", lease.nbytes)
 
     async def fetch(self, peer: Address, name: str, into: Sequence[Region], timeout_s: float) -> None:
-        """See `Transport`."""
+        """Fetch as `Transport` says."""
         await self.pull(await self.lease(peer, name, timeout_s), into, timeout_s)
 
     async def close(self) -> None:
-        """See `Transport`."""
+        """Close as `Transport` says."""
         self.closed = True
         for ticket in list(self._expiries):
             self._end(ticket, Ending.GONE)
         for ticket, source in self._sources.items():
             source._end(ticket, Ending.GONE)
         self._sources.clear()
-        await asyncio.wrap_future(self._holdings.landings.all_settled())  # its copies end by themselves
+        await asyncio.wrap_future(self.memory.destinations.all_settled())  # its copies end by themselves
 
     async def _copy(self, lease: Lease, into: Sequence[Region], until_s: float) -> None:
-        landing = self._holdings.land(into)
+        destination = self.memory.claim(into)
         try:
-            landing.check(lease)
-            for source, target, nbytes in pair(_spans(lease.regions), _spans(into), PIECE_BYTES):
+            destination.check(lease)
+            for source, target, nbytes in pair(spans(lease.regions), spans(into), PIECE_BYTES):
                 if time.monotonic() >= until_s:
                     raise PullTimeout(f"{lease.name!r}: out of time; use another source or allow more")
                 ctypes.memmove(target, source, nbytes)
                 await asyncio.sleep(0)
         finally:
-            landing.end()
+            destination.end()
 
-    def _lend(self, name: str, hold_s: float) -> Lease:
-        ticket, regions = self._holdings.shelf.lend(name)
+    def _grant(self, name: str, hold_s: float) -> Lease:
+        ticket, regions = self.memory.leases.open(name)
         expire = asyncio.get_running_loop().call_later(hold_s, self._end, ticket, Ending.EXPIRED)
         self._expiries[ticket] = expire
         remote = tuple(
@@ -160,18 +139,14 @@ class LoopbackTransport:
         return Lease(self.node, name, ticket, hold_s, remote)
 
     def _end(self, ticket: int, ending: Ending) -> bool:
-        """End the lease unless it has ended; whether it had not."""
+        """End the lease unless it has ended, and tell if it had not."""
         expiry = self._expiries.pop(ticket, None)
         if expiry is None:
             return False
         expiry.cancel()
-        self._holdings.shelf.end(ticket, ending)
+        self.memory.leases.end(ticket, ending)
         return True
 
     def _refuse_if_closed(self) -> None:
         if self.closed:
             raise TransportClosed(f"{self.node} is closed: open another transport")
-
-
-def _spans(regions: Sequence[Region] | Sequence[RemoteRegion]) -> list[Span]:
-    return [Span(region.address, region.nbytes) for region in regions]

@@ -1,7 +1,7 @@
 """Let pullers in, lease them what this node publishes, and end every lease exactly once.
 
-Each connection has a thread, which is asleep in the socket most of the time, and at most one lease. That thread is
-the lease's timekeeper: every call it makes is bounded by the lease's deadline, and the lease ends before it moves on.
+Each connection has a thread, which is asleep in the socket most of the time, and at most one lease. That thread keeps
+the lease's time: every call it makes is bounded by the lease's deadline, and the lease ends before it moves on.
 """
 
 import logging
@@ -26,7 +26,7 @@ from transport.errors import (
     WireError,
 )
 from transport.memory.leases import Ending
-from transport.memory.local_memory import BRING_SHARE, LocalMemory
+from transport.memory.local_memory import ON_DEMAND_SHARE, LocalMemory
 from transport.paths.base import DataPath
 
 GREETING_S = 5.0
@@ -38,34 +38,35 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Guest:
-    """A puller that was let in, and the card of each door that it was told last."""
+class _PullerSession:
+    """A puller that was let in, and the metadata of each path that it was told last."""
 
-    channel: Connection
-    cards: dict[str, str] = field(default_factory=dict)
+    connection: Connection
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
 
-    def news(self, door: str, card: str) -> str:
-        """The card, or nothing if the puller has it."""
-        if self.cards.get(door) == card:
+    def new_metadata(self, path: DataPath) -> str:
+        """Return the path's metadata, or nothing if the puller has it."""
+        metadata = path.metadata()
+        if self.metadata.get(path.name) == metadata:
             return ""
-        self.cards[door] = card
-        return card
+        self.metadata[path.name] = metadata
+        return metadata
 
 
 class TransportServer:
-    """Serves one node's holdings on one address until closed."""
+    """Grants leases of one node's memory, on one address, until closed."""
 
     def __init__(
         self,
         listen: Address,
-        guard: Authenticator,
-        holdings: LocalMemory,
-        doors: Sequence[DataPath],
+        authenticator: Authenticator,
+        memory: LocalMemory,
+        paths: Sequence[DataPath],
         most_hold_s: float,
     ) -> None:
-        self._guard = guard
-        self._holdings = holdings
-        self._doors: Mapping[str, DataPath] = {door.name: door for door in doors}
+        self._authenticator = authenticator
+        self._memory = memory
+        self._paths: Mapping[str, DataPath] = {path.name: path for path in paths}
         self._most_hold_s = most_hold_s
         self._lock = threading.Lock()
         self._serving: dict[threading.Thread, Connection | None] = {}
@@ -92,9 +93,9 @@ class TransportServer:
         self._listener.close()
         with self._lock:
             serving = dict(self._serving)
-        for thread, channel in serving.items():
-            if channel is not None:
-                channel.abort()
+        for thread, connection in serving.items():
+            if connection is not None:
+                connection.abort()
             thread.join()
 
     def _accept(self) -> None:
@@ -118,7 +119,7 @@ class TransportServer:
 
     def _serve(self, sock: socket.socket, where: str) -> None:
         try:
-            self._converse(self._guard.accept(sock, where, Deadline.after(GREETING_S)))
+            self._serve_connection(self._authenticator.accept(sock, where, Deadline.after(GREETING_S)))
         except TransportError as error:
             log.info("refused %s", error)
         finally:
@@ -126,110 +127,118 @@ class TransportServer:
                 del self._serving[threading.current_thread()]
             self._slots.release()
 
-    def _converse(self, channel: Connection) -> None:
+    def _serve_connection(self, connection: Connection) -> None:
         with self._lock:
-            self._serving[threading.current_thread()] = channel
+            self._serving[threading.current_thread()] = connection
         try:
             if self._closed.is_set():
                 return
-            doors = {name: door.offer() for name, door in self._doors.items()}
-            self._guard.welcome(channel, doors, Deadline.after(GREETING_S))
-            guest = _Guest(channel)
+            capabilities = {name: path.capabilities() for name, path in self._paths.items()}
+            self._authenticator.welcome(connection, capabilities, Deadline.after(GREETING_S))
+            session = _PullerSession(connection)
             while True:
-                self._listen(guest)
+                self._serve_request(session)
         except (PeerGone, PullTimeout) as error:
             log.debug("%s", error)
         except TransportError as error:
-            log.info("hanging up on %s: %s", channel.peer, error)
-            self._refuse(channel, error)
+            log.info("hanging up on %s: %s", connection.peer, error)
+            self._refuse(connection, error)
         finally:
-            channel.close()
+            connection.close()
 
-    def _listen(self, guest: _Guest) -> None:
+    def _serve_request(self, session: _PullerSession) -> None:
         """Wait for the next request, and answer it."""
-        match guest.channel.receive(Deadline.after(IDLE_S)):
+        match session.connection.receive(Deadline.after(IDLE_S)):
             case LeaseRequest() as request:
-                self._answer(guest, request)
+                self._answer(session, request)
             case Read():
                 pass  # said before its lease was refused
             case other:
                 raise WireError(
-                    f"{guest.channel.peer} said {type(other).__name__} without a lease: compare the versions"
+                    f"{session.connection.peer} said {type(other).__name__} without a lease: compare the versions"
                 )
 
-    def _answer(self, guest: _Guest, request: LeaseRequest) -> None:
+    def _answer(self, session: _PullerSession, request: LeaseRequest) -> None:
         try:
-            door = self._door(request.path)
-            ticket, regions = self._take(request)
-            if not all(door.carries(region.device) for region in regions):
-                self._holdings.shelf.end(ticket, Ending.RELEASED)
+            path = self._path(request.path)
+            ticket, regions = self._open_lease(request)
+            if not all(path.supports(region.device) for region in regions):
+                self._memory.leases.end(ticket, Ending.RELEASED)
                 raise PathUnavailable(
-                    f"{request.name!r} cannot be read through {door.name!r}: choose another"
+                    f"{request.name!r} cannot be read through {path.name!r}: choose another"
                 )
         except (PathUnavailable, NotOffered) as error:
-            guest.channel.send(refusal_of(error), Deadline.after(GREETING_S))
+            session.connection.send(refusal_of(error), Deadline.after(GREETING_S))
             return
-        if self._lend(guest, request, ticket, regions):
-            guest.channel.send(LeaseReleased(), Deadline.after(GREETING_S))
+        if self._hold(session, request, ticket, regions):
+            session.connection.send(LeaseReleased(), Deadline.after(GREETING_S))
 
-    def _door(self, name: str) -> DataPath:
-        if name not in self._doors:
-            raise PathUnavailable(f"{self._holdings.node} has no door {name!r}: choose another")
-        return self._doors[name]
+    def _path(self, name: str) -> DataPath:
+        if name not in self._paths:
+            raise PathUnavailable(f"{self._memory.node} has no path {name!r}: choose another")
+        return self._paths[name]
 
-    def _take(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
-        """Open a lease of what is lent, or of what its owner brings within the lease's time. NotOffered."""
+    def _open_lease(self, request: LeaseRequest) -> tuple[int, Sequence[Region]]:
+        """Open a lease of what is published, or of what its owner publishes within the lease's time.
+
+        Raises NotOffered.
+        """
         try:
-            return self._holdings.shelf.lend(request.name)
+            return self._memory.leases.open(request.name)
         except NotOffered:
-            coming = self._holdings.bring(request.name)
+            coming = self._memory.on_demand(request.name)
             if coming is None:
                 raise
-        within_s = BRING_SHARE * min(request.hold_s, self._most_hold_s)
+        within_s = ON_DEMAND_SHARE * min(request.hold_s, self._most_hold_s)
         wait((coming, self._closing), within_s, FIRST_COMPLETED)
-        return self._holdings.shelf.lend(request.name)
+        return self._memory.leases.open(request.name)
 
-    def _lend(self, guest: _Guest, request: LeaseRequest, ticket: int, regions: Sequence[Region]) -> bool:
-        """Hold the lease until it ends; whether the puller waits to hear it. LeaseExpired, PeerGone, WireError."""
+    def _hold(
+        self, session: _PullerSession, request: LeaseRequest, ticket: int, regions: Sequence[Region]
+    ) -> bool:
+        """Hold the lease until it ends, and tell if the puller waits to hear it.
+
+        Raises LeaseExpired, PeerGone, WireError.
+        """
         hold_s = min(request.hold_s, self._most_hold_s)
         deadline = Deadline.after(hold_s)
         ending = Ending.GONE
         try:
             remote = tuple(
-                RemoteRegion(self._holdings.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
+                RemoteRegion(self._memory.node, one.arena.key, one.address, one.nbytes, one.device, ticket)
                 for one in regions
             )
-            door = self._doors[request.path]
-            card = guest.news(door.name, door.card())
-            guest.channel.send(Grant(ticket, hold_s, card, remote), deadline)
-            ending, confirm = _until_done(guest.channel, door, regions, deadline)
+            path = self._paths[request.path]
+            grant = Grant(ticket, hold_s, session.new_metadata(path), remote)
+            session.connection.send(grant, deadline)
+            ending, confirm = _until_done(session.connection, path, regions, deadline)
             return confirm
         except PullTimeout as error:
             ending = Ending.EXPIRED
-            raise LeaseExpired(f"{request.name!r} was lent for {hold_s} s: lease it for longer") from error
+            raise LeaseExpired(f"{request.name!r} was granted for {hold_s} s: lease it for longer") from error
         finally:
-            self._holdings.shelf.end(ticket, ending)
+            self._memory.leases.end(ticket, ending)
 
-    def _refuse(self, channel: Connection, error: TransportError) -> None:
-        if not channel.garbled:
+    def _refuse(self, connection: Connection, error: TransportError) -> None:
+        if not connection.garbled:
             with suppress(TransportError):  # it is gone then, and needs no answer
-                channel.send(refusal_of(error), Deadline.after(GREETING_S))
+                connection.send(refusal_of(error), Deadline.after(GREETING_S))
 
 
 def _until_done(
-    channel: Connection, door: DataPath, regions: Sequence[Region], deadline: Deadline
+    connection: Connection, path: DataPath, regions: Sequence[Region], deadline: Deadline
 ) -> tuple[Ending, bool]:
-    """Wait for the puller's word: how the lease ended, and whether to confirm it. Send the bytes if it asks for them.
+    """Serve the lease until the puller is done: how it ended, and whether to confirm that. Send the bytes if asked.
 
     Bytes that were sent need no word that they were pinned: had the lease ended before the last, it would not come.
     """
-    match channel.receive(deadline):
+    match connection.receive(deadline):
         case ReleaseLease(read, confirm):
             return (Ending.READ if read else Ending.RELEASED), confirm
         case Read():
-            door.send(channel, regions, deadline)
+            path.send(connection, regions, deadline)
             return Ending.READ, False
         case other:
             raise WireError(
-                f"{channel.peer} said {type(other).__name__} during a lease: compare the versions"
+                f"{connection.peer} said {type(other).__name__} during a lease: compare the versions"
             )

@@ -15,7 +15,7 @@ from engine.api.parsing import GenerateRequest, chat_request, completion_request
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
-from scheduler.step import RequestRefused
+from scheduler.limits import RequestRefused
 
 
 @dataclass(frozen=True, slots=True)

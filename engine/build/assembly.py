@@ -10,31 +10,31 @@ from pathlib import Path
 import torch
 
 from engine.base.base_model import BaseModel, choose_base
+from engine.base.heap import retain_freed_memory
+from engine.build.executor_choice import make_executor
+from engine.build.memory import allocate_memory
+from engine.build.peers import Peers
 from engine.config.config import EngineConfig
 from engine.core import EngineCore
-from engine.runner.base import StepExecutor
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
-from engine.build.executor_choice import make_executor
+from engine.runner.base import StepExecutor
 from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
-from engine.build.peers import Peers
-from engine.build.memory import allocate_memory
-from engine.unified_pool import UnifiedPool
 from engine.tokenizer import Tokenizer
+from engine.unified_pool import UnifiedPool
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
-from lora.target_modules import BaseShape
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
+from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
 from model.config import ModelConfig
-from engine.base.heap import retain_freed_memory
-from model.kv_cache import KVCache
 from model.llama import Llama
+from scheduler.limits import StepLimits
 from scheduler.request import InvalidParameter
 from scheduler.residency import CheapestWindow
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 
 _IDLE_S = 0.5
 _MOST_WORKERS = 8
@@ -119,7 +119,7 @@ def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: Wo
         model: Llama | ParallelModel = base.build(weights, None)
     else:
         model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
-    executor = make_executor(model, cache, base.arithmetic.fused, limits.seats, graph_blocks)
+    executor = make_executor(model, cache, base.arithmetic.fused, limits.most_running, graph_blocks)
     scheduler = StepScheduler(limits, room.blocks)
     memory = UnifiedPool(room.division, room.blocks, store) if room.division else None
     changed = threading.Event()

@@ -1,15 +1,13 @@
 """Choose what computes the engine's steps: at once on a CPU, beside the host on a CUDA device or several."""
 
-from engine.runner.base import StepExecutor
-from engine.runner.executor import Executor
 from engine.runner.async_executor import AsyncExecutor
+from engine.runner.base import StepExecutor
 from engine.runner.cuda_graphs import MOST_ROWS, CudaGraphRunner, GraphParts, capture_for
+from engine.runner.executor import Executor
 from engine.tensor_parallel.parallel_executor import ParallelExecutor, ParallelGraphs
 from engine.tensor_parallel.parallel_model import ParallelModel
 from model.kv_cache import KVCache
 from model.llama import Llama
-
-
 
 
 def make_executor(
@@ -28,7 +26,9 @@ def make_executor(
     rows = 1 << (max_num_seqs - 1).bit_length()
     sampler = DeviceSampler(max(rows, MOST_ROWS), cache.device)
     if isinstance(model, Llama):
-        graphs = CudaGraphRunner(GraphParts.of(model, cache), sampler, rows, graph_blocks, capture_for(cache.device))
+        graphs = CudaGraphRunner(
+            GraphParts.of(model, cache), sampler, rows, graph_blocks, capture_for(cache.device)
+        )
         return AsyncExecutor(model, cache, sampler, graphs if graph_blocks else None)
     parts = GraphParts.of(model.part, cache)
     graphs = CudaGraphRunner(parts, sampler, rows, graph_blocks, capture_for(cache.device), model.lead)

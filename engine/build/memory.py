@@ -1,22 +1,21 @@
 """Allocate this device's memory for K/V and for adapters: each its own, or one pool for both."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+
 from engine.base.base_model import BaseModel
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.unified_pool import PoolSplit, unified_arena
+from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.memory.pages import RankPages
 from lora.memory.sharded import ShardedWriter
 from lora.target_modules import BaseShape
-from lora.memory.page_writer import PinnedWriter
-from lora.memory.page_writer import PageWriter
 from model.kv_cache import KVCache
 from scheduler.blocks import BlockPool
-from pathlib import Path
-import torch
-
 
 _KV_SHARE = 0.5  # of the memory left after the weights, at most
 _ADAPTER_SHARE = 0.25

@@ -4,23 +4,21 @@ The only place where options become trust, doors and limits. What travels is lor
 """
 
 import ssl
-from pathlib import Path
 
-from engine.config.config import PEER_TOKEN_VARIABLE, PeerConfig
+from engine.config.config import PeerConfig
 from engine.config.trust import trust
 from engine.errors import InvalidConfig
-from lora.peers.directory import StaticDirectory
-from lora.peers.publisher import Publisher
-from lora.peers.peer_tier import Peering, PeerTier
-from lora.peers.loop_thread import LoopThread
 from lora.memory.pages import RankPages
+from lora.peers.directory import StaticDirectory
+from lora.peers.loop_thread import LoopThread
+from lora.peers.peer_tier import Peering, PeerTier
+from lora.peers.publisher import Publisher
 from lora.peers.puller import Puller, PullLimits
 from lora.peers.regions import ManifestBuffers, PageRegions
 from transport.base import Address
-from transport.paths.choice import open_paths
-from transport.errors import PathUnavailable, HelloRefused
+from transport.errors import PathUnavailable
 from transport.network import ANY_LOCAL_PORT, NetworkOptions, NetworkTransport
-from transport.control.security import Security, TlsFiles
+from transport.paths.choice import open_paths
 
 _NOTES_BYTES = 16 << 20
 _MOST_ROOM_BYTES = 1 << 30
@@ -82,9 +80,3 @@ async def _open(config: PeerConfig) -> NetworkTransport:
         ) from error
     except OSError as error:
         raise InvalidConfig("peer_listen", str(listen), f"it cannot be bound ({error.strerror})") from error
-
-
-
-
-
-

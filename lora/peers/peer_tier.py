@@ -134,7 +134,7 @@ class PeerTier:
 
     def _wait_settled(self, region: Region) -> None:
         """Wait a little for what may still land there; BytesMayLand if that is not enough."""
-        settled = self._transport.settled(region)
+        settled = self._transport.memory.settled(region)
         if wait((settled,), _SETTLING_S).not_done:
             raise BytesMayLand(settled)
 

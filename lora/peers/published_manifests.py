@@ -57,11 +57,11 @@ class PublishedManifests:
             return False
         region, give_back = place
         region.view()[:] = written
-        self._transport.publish(manifest_name(self._base, name), [region])
+        self._transport.memory.publish(manifest_name(self._base, name), [region])
         self._lent[name] = give_back
         return True
 
     def _withdraw(self, name: str) -> None:
         give_back = self._lent.pop(name)
-        read = self._transport.withdraw(manifest_name(self._base, name))
+        read = self._transport.memory.withdraw(manifest_name(self._base, name))
         read.add_done_callback(lambda _: give_back())

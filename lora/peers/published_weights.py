@@ -87,13 +87,13 @@ class PublishedWeights:
         with self._lock:
             self._drop_copy(digest)
             self._resident.add(digest)
-            self._transport.publish(weights_name(digest), [self._pages.region(run, layout.nbytes)])
+            self._transport.memory.publish(weights_name(digest), [self._pages.region(run, layout.nbytes)])
 
     def recall(self, digest: str) -> Future[None]:
         """Lend a resident content's pages no more; done when no peer reads them."""
         with self._lock:
             self._resident.remove(digest)
-            return self._transport.withdraw(weights_name(digest))
+            return self._transport.memory.withdraw(weights_name(digest))
 
     def forget(self, digest: str) -> None:
         """This node does not know the content any more."""
@@ -148,7 +148,9 @@ class PublishedWeights:
         with self._lock:
             if self._coming.get(digest) is not coming or digest in self._resident or digest in self._copies:
                 return False
-            self._transport.publish(weights_name(digest), [self._copy_pages.region(run, layout.nbytes)])
+            self._transport.memory.publish(
+                weights_name(digest), [self._copy_pages.region(run, layout.nbytes)]
+            )
             self._copies[digest] = run
             self._copied += 1
             return True
@@ -179,7 +181,7 @@ class PublishedWeights:
         run = self._copies.pop(digest, None)
         if run is None:
             return
-        read = self._transport.withdraw(weights_name(digest))
+        read = self._transport.memory.withdraw(weights_name(digest))
         self._leaving.add(read)
         read.add_done_callback(self._freeing(run))
 

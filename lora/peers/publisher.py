@@ -49,11 +49,11 @@ class Publisher:
 
     def open(self, stock: LocalAdapters) -> None:
         """From now on peers may also have what is in `stock` and not resident."""
-        self._transport.lend_on_demand(lambda lent: self._bring(lent, stock))
+        self._transport.memory.publish_on_demand(lambda lent: self._bring(lent, stock))
 
     def close(self) -> None:
         """Finish what is being brought."""
-        self._transport.lend_on_demand(lambda lent: None)
+        self._transport.memory.publish_on_demand(lambda lent: None)
         self._executor.shutdown(wait=True)
 
     def bind(self, note: Manifest) -> None:
@@ -77,7 +77,7 @@ class Publisher:
         self._rows.forget(digest)
 
     def _bring(self, lent: str, stock: LocalAdapters) -> Future[None] | None:
-        """A peer asks for what is not lent. See transport.base.Bring."""
+        """A peer asks for what is not lent. See transport.base.PublishOnDemand."""
         digest = published_digest(lent)
         if digest is not None:
             return self._rows.bring(digest, stock)

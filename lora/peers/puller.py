@@ -70,7 +70,7 @@ class Puller:
                 await self._transport.pull(lease, [region], within_s)
                 return bytes(region.view())
             finally:
-                self._transport.settled(region).add_done_callback(lambda _: give_back())
+                self._transport.memory.settled(region).add_done_callback(lambda _: give_back())
 
     @contextmanager
     def _blaming(self, peer: Address) -> Iterator[None]:

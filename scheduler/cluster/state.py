@@ -95,12 +95,6 @@ class Placement:
 
     shares: Mapping[AdapterRef, Shares]
 
-    def held_by(self, node: str) -> tuple[AdapterRef, ...]:
-        """The adapters that this placement puts on `node`."""
-        return tuple(
-            ref for ref, shares in self.shares.items() if any(share.node == node for share in shares)
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:

@@ -2,7 +2,7 @@
 
 import sys
 
-from scheduler.sim.planner.__main__ import main
+from scheduler.sim.planner.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,17 @@
-"""What goes wrong with nodes, and when: drawn beforehand, so that a seed names a whole history."""
+"""What goes wrong with messages and with nodes, and when: drawn beforehand, so that a seed names a history."""
 
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
+
+@dataclass(frozen=True, slots=True)
+class NetworkFaults:
+    """Chances, for each posted message, of loss, of a double, and of a delay of up to `late_s`."""
+
+    loss: float = 0.0
+    double: float = 0.0
+    late: float = 0.0
+    late_s: float = 3.0
 
 
 class FaultKind(Enum):
@@ -27,19 +35,3 @@ class Fault:
     lasts_s: float
     nodes: tuple[str, ...] = ()
     factor: float = 1.0
-
-
-def draw_faults(
-    count: int, seconds: float, nodes: tuple[str, ...], rng: np.random.Generator
-) -> tuple[Fault, ...]:
-    """`count` faults within `seconds`, in order of time: crashes, partitions, slow nodes and dead
-    coordinators, each of up to a third of the nodes and a sixth of the time."""
-    kinds = (FaultKind.CRASH, FaultKind.CRASH, FaultKind.PARTITION, FaultKind.SLOW, FaultKind.COORDINATOR)
-    drawn: list[Fault] = []
-    for start_s in np.sort(rng.random(count) * seconds).tolist():
-        kind = kinds[int(rng.integers(len(kinds)))]
-        struck = rng.permutation(len(nodes))[: int(rng.integers(1, max(2, len(nodes) // 3 + 1)))]
-        names = tuple(nodes[at] for at in sorted(struck.tolist()))
-        lasts_s = float(rng.uniform(0.5, max(1.0, seconds / 6)))
-        drawn.append(Fault(kind, start_s, lasts_s, names, factor=float(rng.uniform(1.5, 4.0))))
-    return tuple(drawn)

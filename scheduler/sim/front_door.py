@@ -35,10 +35,10 @@ class _Pending:
 
 
 class Outbound:
-    """What all front doors share: the wire, the nodes by name, and what nodes last said of their load."""
+    """What all front doors share: the network, the nodes by name, and what nodes last said of their load."""
 
-    def __init__(self, clock: Clock, wire: Network, nodes: Mapping[str, SimNode]) -> None:
-        self.clock, self.wire, self.nodes = clock, wire, nodes
+    def __init__(self, clock: Clock, network: Network, nodes: Mapping[str, SimNode]) -> None:
+        self.clock, self.network, self.nodes = clock, network, nodes
         self.loads: Loads = {}
 
 
@@ -49,12 +49,18 @@ class FrontDoor:
     def __init__(
         self,
         home: SimNode,
-        streets: Outbound,
+        outbound: Outbound,
         policy: RoutingPolicy,
         rng: np.random.Generator,
         answer: Answer,
     ) -> None:
-        self._home, self._streets, self._policy, self._rng, self._answer = home, streets, policy, rng, answer
+        self._home, self._outbound, self._policy, self._rng, self._answer = (
+            home,
+            outbound,
+            policy,
+            rng,
+            answer,
+        )
         self._patience, self._outlook = Patience(), Outlook()
         self._pending: dict[str, _Pending] = {}
 
@@ -75,7 +81,7 @@ class FrontDoor:
         """The connection to `node` broke: what was sent on it goes elsewhere once that is known."""
         for name, pending in list(self._pending.items()):
             if pending.node == node:
-                self._again_after(self._streets.wire.times.detect_s, name, pending.attempt)
+                self._again_after(self._outbound.network.times.detect_s, name, pending.attempt)
 
     def is_waiting(self, request_id: str, node: str, attempt: int) -> bool:
         """True if an answer to this attempt on `node` would be heard."""
@@ -89,9 +95,9 @@ class FrontDoor:
         if pending.attempt > self._patience.attempts:
             self._end(name, Progress.REFUSED)
             return
-        request, streets, outlook = pending.request, self._streets, self._outlook
-        outlook.hear(streets.loads)
-        loads = outlook.reachable(partial(streets.wire.reaches, self._home.name))
+        request, outbound, outlook = pending.request, self._outbound, self._outlook
+        outlook.hear(outbound.loads)
+        loads = outlook.reachable(partial(outbound.network.reaches, self._home.name))
         try:
             ask = RouteRequest(request.adapter, len(request.prompt_token_ids))
             pending.node = self._policy.route(ask, self._home.agent.table, loads, self._rng)
@@ -99,14 +105,14 @@ class FrontDoor:
             self._again_after(self._patience.pause_s, name, pending.attempt)
             return
         outlook.sent(pending.node, ask)
-        self._call(name, pending.attempt, streets.nodes[pending.node])
+        self._call(name, pending.attempt, outbound.nodes[pending.node])
 
     def _call(self, name: str, attempt: int, node: SimNode) -> None:
         request = replace(self._pending[name].request, request_id=f"{name}#{attempt}")
-        home, wire = self._home, self._streets.wire
+        home, network = self._home, self._outbound.network
 
         def tell(progress: Progress) -> None:
-            wire.call(
+            network.call(
                 (node.name, home.name),
                 lambda: self.is_waiting(name, node.name, attempt),
                 lambda: self._hear(name, progress),
@@ -118,7 +124,7 @@ class FrontDoor:
                 node.submit(request, tell)
 
         broken = self._again(name, attempt)
-        wire.call((home.name, node.name), lambda: node.up, submit, broken)
+        network.call((home.name, node.name), lambda: node.up, submit, broken)
 
     def _hear(self, name: str, progress: Progress) -> None:
         if progress is Progress.REFUSED:
@@ -141,4 +147,4 @@ class FrontDoor:
         return again
 
     def _again_after(self, delay_s: float, name: str, attempt: int) -> None:
-        self._streets.clock.after(delay_s, self._again(name, attempt))
+        self._outbound.clock.after(delay_s, self._again(name, attempt))

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.sim.clock import Action, Clock
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkFaults:
-    """Chances, for each posted message, of loss, of a double, and of a delay of up to `late_s`."""
-
-    loss: float = 0.0
-    double: float = 0.0
-    late: float = 0.0
-    late_s: float = 3.0
+from scheduler.sim.faults import NetworkFaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +23,19 @@ class NetworkTimes:
 
 
 class Network:
-    """Between parties known by name. `is_up` says who is alive; `apart` names those that a partition cut off,
+    """Between parties known by name. `is_up` says who is alive; `cut_off` names those that a partition cut off,
     which reach each other and nobody else."""
 
     def __init__(
         self, clock: Clock, times: NetworkTimes, faults: NetworkFaults, rng: np.random.Generator
     ) -> None:
         self.times, self.faults = times, faults
-        self.apart: tuple[str, ...] = ()
+        self.cut_off: tuple[str, ...] = ()
         self._clock, self._rng = clock, rng
 
     def reaches(self, one: str, other: str) -> bool:
         """True unless a partition is between them."""
-        return (one in self.apart) == (other in self.apart)
+        return (one in self.cut_off) == (other in self.cut_off)
 
     def post(self, sender: str, receiver: str, deliver: Action) -> None:
         """Send on a wire that promises nothing."""

@@ -12,11 +12,12 @@ from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
 from scheduler.cluster.routing.base import NodeLoad
+from scheduler.limits import RequestRefused, StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.store import SimStore, Transfer
-from scheduler.step import RequestRefused, StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 
 _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 

@@ -1,12 +1,33 @@
-"""What a simulated run came to: a record for each request, and the figures that papers print."""
+"""What a simulated run came to: its history, a record for each request, and the figures that papers print."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 
 from scheduler.cluster.cost.profile import Slo
 from scheduler.sim.workload.arrivals import Arrival
+
+
+@dataclass(slots=True)
+class History:
+    """What happened, as lines of text; only their digest is kept unless `keep`."""
+
+    keep: bool = False
+    lines: list[str] = field(default_factory=list[str])
+    _hash: blake2b = field(default_factory=blake2b)
+
+    def note(self, now: float, what: str) -> None:
+        """Add one line."""
+        line = f"{now!r} {what}\n"
+        self._hash.update(line.encode())
+        if self.keep:
+            self.lines.append(line)
+
+    def digest(self) -> str:
+        """Return the digest of all lines."""
+        return self._hash.hexdigest()
 
 
 @dataclass(slots=True)

@@ -12,13 +12,13 @@ from scheduler.cluster.eviction import EvictionPolicy
 from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
+from scheduler.limits import StepLimits
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
-from scheduler.step import StepLimits
 
 _BLOCK_TOKENS = 64
 _RANKS = (8, 16, 32, 64, 128)

@@ -2,9 +2,8 @@
 wires, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 import numpy as np
 
@@ -23,16 +22,16 @@ from scheduler.cluster.protocol.messages import (
     Tick,
 )
 from scheduler.cluster.routing.base import RoutingPolicy
-from scheduler.request import Request, SamplingParams
+from scheduler.sim.clients import Clients
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.faults import Fault, FaultKind
+from scheduler.sim.faults import Fault, FaultKind, NetworkFaults
 from scheduler.sim.front_door import FrontDoor, Outbound
-from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
-from scheduler.sim.node import NodeSpec, Progress, SimNode
-from scheduler.sim.outcome import Record
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkTimes
+from scheduler.sim.node import NodeSpec, SimNode
+from scheduler.sim.outcome import History, Record
 from scheduler.sim.workload.arrivals import Arrival
 
-BRAIN = ""  # the coordinator's name on the wire
+_COORDINATOR = ""  # its name on the network
 _SECOND = 1.0
 
 
@@ -47,28 +46,8 @@ class SimulatorSpec:
     routing: RoutingPolicy
     speeds: CopySpeeds = field(default_factory=CopySpeeds)
     times: NetworkTimes = field(default_factory=NetworkTimes)
-    wire_faults: NetworkFaults = field(default_factory=NetworkFaults)
+    network_faults: NetworkFaults = field(default_factory=NetworkFaults)
     faults: tuple[Fault, ...] = ()
-
-
-@dataclass(slots=True)
-class History:
-    """What happened, as lines of text; only their digest is kept unless `keep`."""
-
-    keep: bool = False
-    lines: list[str] = field(default_factory=list)
-    _hash: blake2b = field(default_factory=blake2b)
-
-    def note(self, now: float, what: str) -> None:
-        """Add one line."""
-        line = f"{now!r} {what}\n"
-        self._hash.update(line.encode())
-        if self.keep:
-            self.lines.append(line)
-
-    def digest(self) -> str:
-        """Of all lines."""
-        return self._hash.hexdigest()
 
 
 class Simulator:
@@ -80,32 +59,35 @@ class Simulator:
     ) -> None:
         streams = np.random.default_rng(seed).spawn(3)
         self.clock, self.history = Clock(), History(keep_history)
-        self.wire = Network(self.clock, spec.times, spec.wire_faults, streams[0])
+        self.network = Network(self.clock, spec.times, spec.network_faults, streams[0])
         self.links = CopyLinks(self.clock, spec.speeds)
         self.nodes: dict[str, SimNode] = {}
-        self.records: dict[str, Record] = {}
         self._spec, self._audit = spec, audit
-        self._client_rng, self._door_rng = streams[1], streams[2]
-        self._streets = Outbound(self.clock, self.wire, self.nodes)
-        self._doors: dict[str, FrontDoor] = {}
-        self._door_of: dict[str, str] = {}  # of each request that is not answered
+        self._front_doors: dict[str, FrontDoor] = {}
+        self._clients = Clients(self.clock, self.history, self._front_doors, self._serves, streams[1])
+        self._routing_rng = streams[2]
+        self._outbound = Outbound(self.clock, self.network, self.nodes)
         self._sessions = dict.fromkeys(spec.nodes, 0)
-        self._retired: dict[str, None] = {}
+        self._left: dict[str, None] = {}
         self._drops: dict[tuple[str, int, int], None] = {}  # those sent, to tell them from repeats
         self._epoch = 0
         self.coordinator: Coordinator | None = None
         self._begin()
 
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Return what became of each request, by its name."""
+        return self._clients.records
+
     def run(self, arrivals: Iterable[Arrival], seconds: float, drain_s: float = 600.0) -> None:
         """Let `arrivals` come and `seconds` pass, then up to `drain_s` until all is answered."""
-        self._expect(iter(arrivals))
+        unanswered = self._clients.front_door_of
+        self._clients.expect(iter(arrivals))
         self.clock.run(seconds, self._after_each)
-        while self._door_of and self.clock.now < seconds + drain_s:
+        while unanswered and self.clock.now < seconds + drain_s:
             self.clock.run(self.clock.now + _SECOND, self._after_each)
         self.check()
-        assert not self._door_of, (
-            f"{len(self._door_of)} requests were not answered in {drain_s} s after the last"
-        )
+        assert not unanswered, f"{len(unanswered)} requests were not answered in {drain_s} s after the last"
 
     def busiest(self) -> float:
         """The largest part of the time that a node has been computing."""
@@ -116,9 +98,13 @@ class Simulator:
         for node in self.nodes.values():
             if node.up:
                 node.check()
-        for name, home in self._door_of.items():
+        for name, home in self._clients.front_door_of.items():
             assert self.nodes[home].up, f"{name} is lost with {home}"
-            assert self._doors[home].has(name), f"{name} is lost: {home} does not know it"
+            assert self._front_doors[home].has(name), f"{name} is lost: {home} does not know it"
+
+    def _serves(self, name: str) -> bool:
+        """Say whether the node is up and has not left."""
+        return self.nodes[name].up and name not in self._left
 
     def _after_each(self) -> None:
         if self._audit:
@@ -127,13 +113,13 @@ class Simulator:
     def _begin(self) -> None:
         for name in self._spec.nodes:
             self._start(name)
-        self._found_coordinator()
+        self._start_coordinator()
         for at, name in enumerate(self._spec.nodes):
             self._every_second(at / len(self._spec.nodes), lambda name=name: self._report(name))
         self._every_second(0.5, lambda: self._tell(Tick()))
-        self._every_second(0.0, self._gossip)
+        self._every_second(0.0, self._share_loads)
         for fault in self._spec.faults:
-            self.clock.at(fault.start_s, lambda fault=fault: self._strike(fault))
+            self.clock.at(fault.start_s, lambda fault=fault: self._inject(fault))
 
     def _every_second(self, first_s: float, action: Action) -> None:
         def again() -> None:
@@ -152,7 +138,9 @@ class Simulator:
 
         node = SimNode(agent, self._spec.node, self.clock, transfer)
         self.nodes[name] = node
-        self._doors[name] = FrontDoor(node, self._streets, self._spec.routing, self._door_rng, self._answer)
+        self._front_doors[name] = FrontDoor(
+            node, self._outbound, self._spec.routing, self._routing_rng, self._clients.answer
+        )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
         """From the first of `sources` that has it, else from the registry, also if the source is lost on the
@@ -160,12 +148,12 @@ class Simulator:
         source = next(
             (name for name in sources if name != node.name and self._can_give(name, node.name, ref)), None
         )
-        giver = self.nodes[source] if source is not None else None
+        source_node = self.nodes[source] if source is not None else None
 
         def arrived() -> None:
             if not node.up:
                 return
-            if giver is None or (giver.up and self.wire.reaches(giver.name, node.name)):
+            if source_node is None or (source_node.up and self.network.reaches(source_node.name, node.name)):
                 done()
             else:
                 self._transfer(node, ref, (), done)
@@ -174,54 +162,17 @@ class Simulator:
 
     def _can_give(self, source: str, target: str, ref: AdapterRef) -> bool:
         node = self.nodes[source]
-        return node.up and self.wire.reaches(source, target) and ref.digest in node.store.ready
+        return node.up and self.network.reaches(source, target) and ref.digest in node.store.ready
 
-    def _expect(self, arrivals: Iterator[Arrival]) -> None:
-        """Schedule the next arrival, which schedules the one after it."""
-        arrival = next(arrivals, None)
-        if arrival is not None:
-            self.clock.at(
-                max(self.clock.now, arrival.call.arrival_s), lambda: self._arrive(arrival, arrivals)
-            )
-
-    def _arrive(self, arrival: Arrival, rest: Iterator[Arrival]) -> None:
-        self._expect(rest)
-        self.records[arrival.name] = Record(arrival)
-        doors = [name for name, node in self.nodes.items() if node.up and name not in self._retired]
-        if not doors:
-            self._end(arrival.name, served=False)
-            return
-        home = doors[int(self._client_rng.integers(len(doors)))]
-        self._door_of[arrival.name] = home
-        self._doors[home].take(_request(arrival, at=len(self.records)))
-
-    def _answer(self, name: str, progress: Progress) -> None:
-        """A front door tells a client of its request."""
-        record = self.records[name]
-        assert record.end_s is None, f"{name} is answered twice"
-        if progress is Progress.FIRST_TOKEN:
-            record.first_s = record.first_s or self.clock.now
-        else:
-            del self._door_of[name]
-            self._end(name, served=progress is Progress.DONE)
-
-    def _end(self, name: str, served: bool) -> None:
-        record = self.records[name]
-        record.end_s, record.served = self.clock.now, served
-        self.history.note(self.clock.now, f"{name} {'served' if served else 'refused'}")
-
-    def _gossip(self) -> None:
-        self._streets.loads = {
-            name: node.load() for name, node in self.nodes.items() if node.up and name not in self._retired
-        }
+    def _share_loads(self) -> None:
+        self._outbound.loads = {name: node.load() for name, node in self.nodes.items() if self._serves(name)}
         if not self._audit:
             self.check()
 
     def _report(self, name: str) -> None:
-        node = self.nodes[name]
-        if node.up and name not in self._retired:
-            report = node.report()
-            self.wire.post(name, BRAIN, lambda: self._tell(report))
+        if self._serves(name):
+            report = self.nodes[name].report()
+            self.network.post(name, _COORDINATOR, lambda: self._tell(report))
 
     def _tell(self, event: Event) -> None:
         """Hand an event to the coordinator, if there is one, and send what it commands."""
@@ -231,7 +182,9 @@ class Simulator:
             self._check_command(command)
             self.history.note(self.clock.now, _described(command))
             for name in command.nodes if isinstance(command, Publish) else (command.node,):
-                self.wire.post(BRAIN, name, lambda name=name, command=command: self._obey(name, command))
+                self.network.post(
+                    _COORDINATOR, name, lambda name=name, command=command: self._obey(name, command)
+                )
 
     def _check_command(self, command: Command) -> None:
         """φ sums to 1 in every table, and no drop takes a last copy."""
@@ -247,16 +200,16 @@ class Simulator:
     def _obey(self, name: str, command: Command) -> None:
         node = self.nodes[name]
         if node.up and node.obey(command):
-            self._retired[name] = None
+            self._left[name] = None
             self.history.note(self.clock.now, f"{name} left")
 
-    def _found_coordinator(self) -> None:
+    def _start_coordinator(self) -> None:
         self.coordinator = self._spec.coordinator(self._epoch)
         self._epoch += 1
         for ref in self._spec.adapters:
             self._tell(AdapterAdded(ref))
 
-    def _strike(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         self.history.note(self.clock.now, f"{fault.kind.value} {' '.join(fault.nodes)} for {fault.lasts_s!r}")
         over = self._over(fault)
         match fault.kind:
@@ -264,7 +217,7 @@ class Simulator:
                 for name in fault.nodes:
                     self._crash(name)
             case FaultKind.PARTITION:
-                self.wire.apart = fault.nodes
+                self.network.cut_off = fault.nodes
                 self._connections_broke()
             case FaultKind.SLOW:
                 for name in fault.nodes:
@@ -272,7 +225,7 @@ class Simulator:
             case FaultKind.LEAVE:
                 for name in fault.nodes:
                     leave = Leave(name, self.nodes[name].agent.session)
-                    self.wire.post(name, BRAIN, lambda leave=leave: self._tell(leave))
+                    self.network.post(name, _COORDINATOR, lambda leave=leave: self._tell(leave))
             case FaultKind.COORDINATOR:
                 self.coordinator = None
         self.clock.after(fault.lasts_s, over)
@@ -286,10 +239,10 @@ class Simulator:
                     self._start(name)
                 if fault.kind is FaultKind.SLOW:
                     self.nodes[name].pace = 1.0
-            if fault.kind is FaultKind.PARTITION and self.wire.apart == fault.nodes:
-                self.wire.apart = ()
+            if fault.kind is FaultKind.PARTITION and self.network.cut_off == fault.nodes:
+                self.network.cut_off = ()
             if fault.kind is FaultKind.COORDINATOR and self.coordinator is None:
-                self._found_coordinator()
+                self._start_coordinator()
 
         return end
 
@@ -299,35 +252,27 @@ class Simulator:
         if not node.up:
             return
         node.up = False
-        for request in self._doors[name].pending():
-            del self._door_of[request]
-            self._end(request, served=False)
+        for request in self._front_doors[name].pending():
+            self._clients.lose(request)
         crash = Crash(name, node.agent.session)
         self.clock.after(self._spec.times.detect_s, lambda: self._tell(crash))
         self._connections_broke()
 
     def _connections_broke(self) -> None:
         """Front doors try again where they cannot reach; nodes give up what nobody can hear of any more."""
-        for home, door in self._doors.items():
+        for home, front_door in self._front_doors.items():
             for name, node in self.nodes.items():
-                if not (node.up and self.wire.reaches(home, name)):
-                    door.broke(name)
+                if not (node.up and self.network.reaches(home, name)):
+                    front_door.broke(name)
         self.clock.after(2 * self._spec.times.detect_s, self._give_up_orphans)
 
     def _give_up_orphans(self) -> None:
         for node in self.nodes.values():
             for job in node.jobs() if node.up else ():
                 name, attempt = job.rsplit("#", 1)
-                home = self._door_of.get(name)
-                if home is None or not self._doors[home].is_waiting(name, node.name, int(attempt)):
+                home = self._clients.front_door_of.get(name)
+                if home is None or not self._front_doors[home].is_waiting(name, node.name, int(attempt)):
                     node.abort(job)
-
-
-def _request(arrival: Arrival, at: int) -> Request:
-    """A request of that many tokens, whose prompt shares no prefix with another's."""
-    call = arrival.call
-    params = SamplingParams(max_tokens=call.output_tokens, ignore_eos=True, seed=0)
-    return Request(arrival.name, (at,) * call.prompt_tokens, arrival.adapter, params, (), call.arrival_s)
 
 
 def _described(command: Command) -> str:

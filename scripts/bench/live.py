@@ -12,7 +12,7 @@ from engine.build.assembly import Around, Engine, assemble
 from engine.config.config import EngineConfig
 from lora.adapter import AdapterRef
 from model.checkpoint import find_checkpoint, read_config, serving_dtype
-from scheduler.step import StepLimits
+from scheduler.limits import StepLimits
 from scripts.bench import machine, workload
 from scripts.make_bench_models import RANKS, Shape, make_adapter
 

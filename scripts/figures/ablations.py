@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import ABLATIONS
+from scheduler.sim.ablations.named_policies import ABLATIONS
 from scripts.figures.rows import Row
 from scripts.figures.stage import Case, ask
 from scripts.figures.suite import Suite, Work, main

@@ -13,7 +13,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import named
+from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.planner.search import PlanQuestion, needed
 from scripts.figures.policies import POLICIES
 from scripts.figures.policies_by_rate import COLOURS

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from scheduler.sim.ablations.policies import BASELINES
+from scheduler.sim.ablations.named_policies import BASELINES
 from scripts.figures.rows import Row
 from scripts.figures.stage import Case, ask
 from scripts.figures.suite import Work

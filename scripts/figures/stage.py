@@ -8,7 +8,7 @@ import numpy as np
 
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo
-from scheduler.sim.ablations.policies import named
+from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
 from scheduler.sim.workload.adapters import catalogue, rank_mix
 from scheduler.sim.workload.arrivals import assigned, over

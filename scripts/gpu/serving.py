@@ -20,9 +20,10 @@ from lora.segments import AdapterLease, AdapterWeights
 from lora.store.store import AdapterStore
 from lora.target_modules import SITES
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 from scripts.gpu.row import Row, goal, measured, skipped
 from scripts.gpu.stand import Stand
 from scripts.gpu.world import BLOCK_SIZE, MIXES, World

@@ -99,8 +99,8 @@ async def pull_all(
         gate.set()
     await asyncio.gather(*tasks)
     filled = len(tasks) * NBYTES
-    np.testing.assert_array_equal(rig.room[:filled], np.tile(content(0, NBYTES), len(tasks)))
-    assert (rig.room[filled:] == GUARD).all()
+    np.testing.assert_array_equal(rig.target[:filled], np.tile(content(0, NBYTES), len(tasks)))
+    assert (rig.target[filled:] == GUARD).all()
 
 
 @asynchronous

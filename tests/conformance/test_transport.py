@@ -17,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.transport.asynchronous import asynchronous
+from tests.transport.node_setup import MIB
 from tests.transport.pattern import content
-from tests.transport.rig import GUARD, KINDS, ROOM_BYTES, Rig, Sources, needs_nixl, open_rig
-from tests.transport.setup import MIB
+from tests.transport.rig import ARENA_BYTES, GUARD, KINDS, Rig, Sources, needs_nixl, open_rig
 from tests.transport.sources import ProcessSource
 from transport.base import Address, Memory, Region
 from transport.errors import (
@@ -60,9 +60,9 @@ async def test_every_size_arrives_exactly_and_nothing_beside_it(opened: Opened, 
     async with opened() as rig:
         rig.source.publish("size", [(13, nbytes)])
         await rig.fetch("size", [rig.into(7, nbytes)])
-        np.testing.assert_array_equal(rig.room[7 : 7 + nbytes], content(13, nbytes))
-        assert (rig.room[:7] == GUARD).all()
-        assert (rig.room[7 + nbytes :] == GUARD).all()
+        np.testing.assert_array_equal(rig.target[7 : 7 + nbytes], content(13, nbytes))
+        assert (rig.target[:7] == GUARD).all()
+        assert (rig.target[7 + nbytes :] == GUARD).all()
         assert await rig.is_clean("size")
 
 
@@ -73,7 +73,7 @@ async def test_alignment_does_not_matter(opened: Opened, start: int, end: int) -
     async with opened() as rig:
         rig.source.publish("odd", [(start, nbytes)])
         await rig.pull("odd", [rig.into(end, nbytes)])
-        np.testing.assert_array_equal(rig.room[end : end + nbytes], content(start, nbytes))
+        np.testing.assert_array_equal(rig.target[end : end + nbytes], content(start, nbytes))
         assert await rig.is_clean("odd")
 
 
@@ -91,9 +91,9 @@ async def test_scattered_regions_are_laid_over_each_other_in_order(opened: Opene
     async with opened() as rig:
         rig.source.publish("pages", spans)
         await rig.pull("pages", [rig.into(*target) for target in targets])
-        got = np.concatenate([rig.room[offset : offset + nbytes] for offset, nbytes in targets])
+        got = np.concatenate([rig.target[offset : offset + nbytes] for offset, nbytes in targets])
         np.testing.assert_array_equal(got, np.concatenate([content(*span) for span in spans]))
-        assert (rig.room == GUARD).sum() >= rig.room.size - total
+        assert (rig.target == GUARD).sum() >= rig.target.size - total
         assert await rig.is_clean("pages")
 
 
@@ -108,8 +108,8 @@ async def test_two_hundred_pulls_at_once(opened: Opened, way: Way) -> None:
         await asyncio.gather(*pulls)
         for index in range(200):
             start = index * stride
-            np.testing.assert_array_equal(rig.room[start : start + nbytes], content(start, nbytes))
-            assert (rig.room[start + nbytes : start + stride] == GUARD).all()
+            np.testing.assert_array_equal(rig.target[start : start + nbytes], content(start, nbytes))
+            assert (rig.target[start + nbytes : start + stride] == GUARD).all()
             assert await rig.is_clean(f"adapter {index}")
         assert rig.source.usage().leases == 0
 
@@ -118,7 +118,7 @@ async def test_two_hundred_pulls_at_once(opened: Opened, way: Way) -> None:
 async def test_what_cannot_be_fetched_is_refused_by_name_and_nothing_is_left(opened: Opened) -> None:
     async with opened() as rig:
         rig.source.publish("ten", [(0, 10)])
-        rig.puller.publish("ours", [rig.into(50, 100)])
+        rig.puller.memory.publish("ours", [rig.into(50, 100)])
         for name, into, error in (
             ("ten", rig.into(0, 11), RegionRefused),
             ("ten", rig.into(0, 9), RegionRefused),
@@ -129,9 +129,9 @@ async def test_what_cannot_be_fetched_is_refused_by_name_and_nothing_is_left(ope
                 await rig.fetch(name, [into])
         with pytest.raises(PullTimeout):
             await rig.fetch("ten", [rig.into(0, 10)], 0.0)
-        assert (rig.room == GUARD).all()
+        assert (rig.target == GUARD).all()
         await rig.fetch("ten", [rig.into(0, 10)])
-        np.testing.assert_array_equal(rig.room[:10], content(0, 10))
+        np.testing.assert_array_equal(rig.target[:10], content(0, 10))
         assert await rig.is_clean("ten")
 
 
@@ -146,7 +146,7 @@ async def test_a_cancelled_fetch_settles_and_gives_its_pin_back(opened: Opened) 
             fetching.cancel()
             await asyncio.wait((fetching,))
             assert fetching.cancelled() or fetching.exception() is None  # it may have been faster
-            await asyncio.wrap_future(rig.puller.settled(rig.into(0, 64 * MIB)))
+            await asyncio.wrap_future(rig.puller.memory.settled(rig.into(0, 64 * MIB)))
         assert await rig.is_clean("given up")
 
 
@@ -155,12 +155,12 @@ async def test_many_pulls_of_one_name_share_its_pages(opened: Opened) -> None:
     async with opened() as rig:
         rig.source.publish("popular", [(0, 100_000)])
         await asyncio.gather(*(rig.pull("popular", [rig.into(k * 100_000, 100_000)]) for k in range(20)))
-        np.testing.assert_array_equal(rig.room[: 20 * 100_000], np.tile(content(0, 100_000), 20))
+        np.testing.assert_array_equal(rig.target[: 20 * 100_000], np.tile(content(0, 100_000), 20))
         assert await rig.is_clean("popular")
 
 
 @asynchronous
-async def test_a_name_that_is_not_lent_is_refused_by_name(opened: Opened) -> None:
+async def test_a_name_that_is_not_published_is_refused_by_name(opened: Opened) -> None:
     async with opened() as rig:
         with pytest.raises(NotOffered, match="'absent'"):
             await rig.puller.lease(rig.source.address, "absent", 5.0)
@@ -176,14 +176,14 @@ async def test_sizes_that_differ_are_refused_and_the_lease_ends(opened: Opened) 
         lease = await rig.puller.lease(rig.source.address, "ten", 30.0)
         with pytest.raises(RegionRefused, match="10 bytes, its destination 11"):
             await rig.puller.pull(lease, [rig.into(0, 11)], 5.0)
-        assert (rig.room == GUARD).all()
+        assert (rig.target == GUARD).all()
         assert await rig.is_clean("ten")
 
 
 @asynchronous
 async def test_a_region_must_lie_in_its_arena(opened: Opened) -> None:
     async with opened() as rig:
-        for offset, nbytes in [(-1, 5), (0, 0), (ROOM_BYTES, 1), (ROOM_BYTES - 1, 2), (0, ROOM_BYTES + 1)]:
+        for offset, nbytes in [(-1, 5), (0, 0), (ARENA_BYTES, 1), (ARENA_BYTES - 1, 2), (0, ARENA_BYTES + 1)]:
             with pytest.raises(RegionRefused):
                 rig.into(offset, nbytes)
 
@@ -201,27 +201,29 @@ async def test_a_destination_belongs_to_one_pull_at_a_time(opened: Opened) -> No
         won, lost = await pulling
         assert won is None
         assert isinstance(lost, RegionBusy)
-        np.testing.assert_array_equal(rig.room[: 8 * MIB], content(0, 8 * MIB))
-        assert (rig.room[8 * MIB :] == GUARD).all()
+        np.testing.assert_array_equal(rig.target[: 8 * MIB], content(0, 8 * MIB))
+        assert (rig.target[8 * MIB :] == GUARD).all()
         assert await rig.is_clean("contended")
 
 
 @asynchronous
-async def test_what_is_lent_is_not_pulled_over_and_what_is_landing_is_not_lent(opened: Opened) -> None:
+async def test_what_is_published_is_not_pulled_over_and_a_destination_is_not_published(
+    opened: Opened,
+) -> None:
     async with opened() as rig:
         rig.source.publish("fresh", [(0, 100)])
-        rig.puller.publish("ours", [rig.into(50, 100)])
+        rig.puller.memory.publish("ours", [rig.into(50, 100)])
         lease = await rig.puller.lease(rig.source.address, "fresh", 30.0)
-        with pytest.raises(RegionBusy, match="lent out"):
+        with pytest.raises(RegionBusy, match="are published"):
             await rig.puller.pull(lease, [rig.into(0, 100)], 5.0)
-        assert rig.puller.withdraw("ours").done()
+        assert rig.puller.memory.withdraw("ours").done()
         lease = await rig.puller.lease(rig.source.address, "fresh", 30.0)
         pulling = asyncio.ensure_future(rig.puller.pull(lease, [rig.into(0, 100)], 30.0))
-        while rig.puller.usage().landings == 0 and not pulling.done():
+        while rig.puller.memory.usage().destinations == 0 and not pulling.done():
             await asyncio.sleep(0)
         if not pulling.done():
             with pytest.raises(RegionBusy, match="may still land"):
-                rig.puller.publish("half", [rig.into(99, 1)])
+                rig.puller.memory.publish("half", [rig.into(99, 1)])
         await pulling
         assert await rig.is_clean("fresh")
 
@@ -250,7 +252,7 @@ async def test_a_name_withdrawn_during_a_lease_can_still_be_pulled_whole(opened:
         lease = await rig.puller.lease(rig.source.address, "leaving", 30.0)
         assert not rig.source.withdraw("leaving")
         await rig.puller.pull(lease, [rig.into(0, 2 * MIB)], 30.0)
-        np.testing.assert_array_equal(rig.room[: 2 * MIB], content(5, 2 * MIB))
+        np.testing.assert_array_equal(rig.target[: 2 * MIB], content(5, 2 * MIB))
         assert await rig.source.drained("leaving", 30.0)
 
 
@@ -265,7 +267,7 @@ async def test_a_lease_ends_at_its_deadline_though_nobody_asks(opened: Opened) -
         assert rig.source.usage().endings["expired"] == expired + 1
         with pytest.raises((LeaseExpired, PeerGone)):
             await rig.puller.pull(lease, [rig.into(0, 1000)], 5.0)
-        assert (rig.room == GUARD).all()
+        assert (rig.target == GUARD).all()
 
 
 @asynchronous
@@ -275,9 +277,9 @@ async def test_no_time_at_all_is_a_timeout_and_harms_nothing(opened: Opened) -> 
         lease = await rig.puller.lease(rig.source.address, "late", 30.0)
         with pytest.raises(PullTimeout):
             await rig.puller.pull(lease, [rig.into(0, 4 * MIB)], 0.0)
-        await asyncio.wait_for(asyncio.wrap_future(rig.puller.settled(rig.into(0, 4 * MIB))), 30.0)
+        await asyncio.wait_for(asyncio.wrap_future(rig.puller.memory.settled(rig.into(0, 4 * MIB))), 30.0)
         await rig.pull("late", [rig.into(0, 4 * MIB)])
-        np.testing.assert_array_equal(rig.room[: 4 * MIB], content(0, 4 * MIB))
+        np.testing.assert_array_equal(rig.target[: 4 * MIB], content(0, 4 * MIB))
         assert await rig.is_clean("late")
 
 
@@ -313,12 +315,12 @@ async def test_nobody_there_is_peer_gone(opened: Opened) -> None:
 
 @pytest.fixture(scope="module")
 def gibibyte() -> NDArray[np.uint8]:
-    """Room for it and a guard at either end, for all transports."""
+    """Memory for it and a guard at either end, for all transports."""
     if psutil.virtual_memory().available < 2 * GIB:
         pytest.skip("less than 2 GiB of memory are free")
-    room = np.empty(GUARDS[0] + GIB + GUARDS[1], np.uint8)
-    room[: GUARDS[0]] = room[-GUARDS[1] :] = GUARD
-    return room
+    target = np.empty(GUARDS[0] + GIB + GUARDS[1], np.uint8)
+    target[: GUARDS[0]] = target[-GUARDS[1] :] = GUARD
+    return target
 
 
 @pytest.mark.slow
@@ -331,7 +333,7 @@ async def test_a_gibibyte_arrives_exactly(
     makes every byte that another transport left there wrong."""
     spans = [(shift + index + 1, 64 * MIB + 2 * index + 1) for index in range(15)]
     spans.append((100, GIB - sum(nbytes for _, nbytes in spans)))
-    pattern = content(0, ROOM_BYTES)
+    pattern = content(0, ARENA_BYTES)
     async with open_rig(kind, sources, gibibyte) as rig:
         rig.source.publish("large", spans)
         await rig.fetch("large", [rig.into(GUARDS[0], GIB)])
@@ -346,18 +348,18 @@ async def test_a_gibibyte_arrives_exactly(
 
 
 @needs_nixl
-@pytest.mark.parametrize(("door", "taken"), [("auto", "ucx"), ("stream", "stream")])
+@pytest.mark.parametrize(("path", "taken"), [("auto", "ucx"), ("stream", "stream")])
 @asynchronous
 async def test_on_one_host_ucx_is_taken_unless_the_setting_says_otherwise(
-    sources: Sources, door: str, taken: str
+    sources: Sources, path: str, taken: str
 ) -> None:
-    source, puller = sources.of("ucx"), replace(sources.setup("ucx"), door=door).open("puller")
-    room = np.full(1000, GUARD, np.uint8)
-    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
-    rig = Rig(source, puller, room, arena)
+    source, puller = sources.of("ucx"), replace(sources.setup("ucx"), path=path).open("puller")
+    target = np.full(1000, GUARD, np.uint8)
+    arena = puller.register(Memory(target.ctypes.data, target.nbytes, owner=target))
+    rig = Rig(source, puller, target, arena)
     source.publish("either way", [(0, 1000)])
     await rig.pull("either way", [rig.into(0, 1000)])
-    assert puller.usage().pulled_bytes == {taken: 1000}
+    assert puller.memory.usage().pulled_bytes == {taken: 1000}
     assert await rig.is_clean("either way")
     await puller.close()
 
@@ -366,28 +368,28 @@ async def test_on_one_host_ucx_is_taken_unless_the_setting_says_otherwise(
 @asynchronous
 async def test_a_source_that_dies_during_a_lease_is_gone_at_once(sources: Sources, kind: str) -> None:
     source, puller = ProcessSource(sources.setup(kind)), sources.setup(kind).open("puller")
-    room = np.full(MIB, GUARD, np.uint8)
-    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
-    rig = Rig(source, puller, room, arena)
-    source.publish("doomed", [(0, MIB)])
-    await rig.pull("doomed", [rig.into(0, MIB)])
-    lease = await puller.lease(source.address, "doomed", 60.0)
+    target = np.full(MIB, GUARD, np.uint8)
+    arena = puller.register(Memory(target.ctypes.data, target.nbytes, owner=target))
+    rig = Rig(source, puller, target, arena)
+    source.publish("dying", [(0, MIB)])
+    await rig.pull("dying", [rig.into(0, MIB)])
+    lease = await puller.lease(source.address, "dying", 60.0)
     source.child.kill()
     with pytest.raises(PeerGone):
         await puller.pull(lease, [rig.into(0, MIB)], 60.0)
-    await asyncio.wait_for(asyncio.wrap_future(puller.settled(rig.into(0, MIB))), 30.0)
+    await asyncio.wait_for(asyncio.wrap_future(puller.memory.settled(rig.into(0, MIB))), 30.0)
     with pytest.raises(PeerGone):
-        await puller.lease(source.address, "doomed", 60.0)
+        await puller.lease(source.address, "dying", 60.0)
     await puller.close()
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 @asynchronous
-async def test_a_frozen_source_vouches_for_nothing(sources: Sources, kind: str) -> None:
+async def test_a_frozen_source_confirms_nothing(sources: Sources, kind: str) -> None:
     source, puller = ProcessSource(sources.setup(kind)), sources.setup(kind).open("puller")
-    room = np.full(MIB, GUARD, np.uint8)
-    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
-    rig = Rig(source, puller, room, arena)
+    target = np.full(MIB, GUARD, np.uint8)
+    arena = puller.register(Memory(target.ctypes.data, target.nbytes, owner=target))
+    rig = Rig(source, puller, target, arena)
     source.publish("silent", [(0, MIB)])
     lease = await puller.lease(source.address, "silent", 60.0)
     source.child.stop()

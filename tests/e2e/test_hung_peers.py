@@ -52,8 +52,8 @@ class Fleet:
         for source in self.sources:
             source.withdraw(weights_name(self.digest))
         drained = [source.is_drained(weights_name(self.digest), WAIT_S) for source in self.sources]
-        usage = self.transport.usage()
-        return all(drained) and usage.landings == usage.quarantined == 0
+        usage = self.transport.memory.usage()
+        return all(drained) and usage.destinations == usage.quarantined == 0
 
 
 @pytest.fixture(params=["stream", pytest.param("ucx", marks=needs_nixl)])

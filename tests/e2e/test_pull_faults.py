@@ -1,7 +1,7 @@
 """What goes wrong between two hosts, and how every pull ends all the same: exact bytes or one named error, in time.
 
 Puller and source are processes in network namespaces; the router between them slows, cuts and heals the link. Both
-network doors are put through it: the TLS stream, and UCX over plain TCP, its weakest footing (the source's processor
+network paths are put through it: the TLS stream, and UCX over plain TCP, its weakest footing (the source's processor
 takes part, nothing notices a frozen peer, and a read once begun cannot be stopped).
 """
 
@@ -14,8 +14,8 @@ import pytest
 
 from scripts.certificates import make_certificates
 from tests.transport.forger_process import ProcessForger
+from tests.transport.node_setup import MIB, Setup
 from tests.transport.pullers import Outcome, ProcessPuller
-from tests.transport.setup import MIB, Setup
 from tests.transport.sources import ProcessSource
 from tests.transport.two_hosts import NORTH, SOUTH, NamespacesForbidden, TwoHosts
 
@@ -54,7 +54,7 @@ class Stage:
         self._ends: list[Callable[[], None]] = []
 
     def source(self, setup: Setup | None = None) -> ProcessSource:
-        """A source in the south that lends NBYTES from OFFSET as "adapter"."""
+        """A source in the south that publishes NBYTES from OFFSET as "adapter"."""
         chosen = replace(setup or self.setup, host=SOUTH)
         source = ProcessSource(chosen, self.hosts.launcher(self.hosts.south), self.environment)
         self._ends.append(source.child.kill)
@@ -89,7 +89,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(params=["stream", pytest.param("ucx", marks=needs_nixl)])
 def stage(request: pytest.FixtureRequest, hosts: TwoHosts, tls: tuple[str, ...]) -> Iterator[Stage]:
     ucx = request.param == "ucx"
-    setup = Setup(arena_bytes=NBYTES + MIB, tls=tls, ucx=ucx, open_network=ucx, door=request.param)
+    setup = Setup(arena_bytes=NBYTES + MIB, tls=tls, ucx=ucx, open_network=ucx, path=request.param)
     built = Stage(hosts, setup, UCX_OVER_TCP if ucx else {})
     hosts.heal()
     hosts.shape("1gbit")
@@ -120,12 +120,12 @@ def pulls_exactly(puller: ProcessPuller, source: ProcessSource) -> bool:
 
 
 def holds_nothing(puller: ProcessPuller, source: ProcessSource) -> bool:
-    """No pin and no landing is left at either end."""
+    """No pin and no destination is left at either end."""
     source.withdraw("adapter")
     usage = puller.usage()
     return (
         source.is_drained("adapter", WAIT_S)
-        and source.usage().leases == usage.landings == usage.quarantined == 0
+        and source.usage().leases == usage.destinations == usage.quarantined == 0
     )
 
 
@@ -153,7 +153,7 @@ def test_source_frozen_then_thawed(stage: Stage) -> None:
     begin_slowly(stage, puller, source)
     source.child.stop()
     assert ended_in_time(puller.result(), "PullTimeout")
-    stopped = stage.setup.door == "stream"  # a stream ends with its connection; a read through UCX may go on
+    stopped = stage.setup.path == "stream"  # a stream ends with its connection; a read through UCX may go on
     assert puller.settled(1.0) == stopped
     assert puller.usage().quarantined == (not stopped)
     source.child.resume()
@@ -320,8 +320,8 @@ def test_a_stream_of_another_length(stage: Stage, forgery: str, error: str) -> N
 @pytest.mark.parametrize(
     ("forgery", "error"),
     [
-        ("a truncated card", "WireError"),
-        ("a damaged card", "WireError"),
+        ("truncated metadata", "WireError"),
+        ("damaged metadata", "WireError"),
         ("memory that is not registered", "PeerGone"),
         ("memory past the end", "PeerGone"),
     ],
@@ -347,6 +347,6 @@ def test_without_a_common_fabric_bytes_take_the_stream(hosts: TwoHosts, tls: tup
     source, puller = stage.source(), stage.puller()
     assert pulls_exactly(puller, source)
     assert puller.usage().pulled_bytes == {"stream": NBYTES}
-    insisting = stage.puller(replace(stage.setup, door="ucx"))
-    assert insisting.pull(source.address, "adapter", NBYTES).error == "DoorUnavailable"
+    insisting = stage.puller(replace(stage.setup, path="ucx"))
+    assert insisting.pull(source.address, "adapter", NBYTES).error == "PathUnavailable"
     stage.end()

@@ -15,8 +15,9 @@ from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.residency import CheapestWindow
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 from tests.fakes.executor import FakeExecutor
 from tests.oracles.adapters import base_shape, write_adapter
 from tests.oracles.tokenizer import write_tokenizer

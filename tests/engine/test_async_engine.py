@@ -12,9 +12,9 @@ from engine.async_engine import AsyncEngine
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
 from engine.output import RequestOutput
 from engine.telemetry import Telemetry
+from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import SamplingParams
-from scheduler.step import RequestRefused
 from tests.engine.rig import Rig, build, is_clean
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from engine.core import StepResult
 from engine.errors import AdapterFailed, StepFailed
 from lora.adapter import BASE, AdapterRef
 from lora.errors import UnknownAdapter
+from scheduler.limits import RequestRefused
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import Request, SamplingParams
-from scheduler.step import RequestRefused
 from tests.engine.rig import Rig, build, is_clean
 
 MAX_STEPS = 200

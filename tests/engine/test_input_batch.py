@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from engine.runner.input_batch import AdapterRun, InputBatch, InputBatchBuilder, Integers
 from lora.adapter import BASE
+from scheduler.limits import StepLimits
 from scheduler.plan import PENDING, StepPlan
 from scheduler.request import SamplingParams
-from scheduler.step import StepLimits
 from tests.chance import examples
 from tests.scheduler.rig import ADAPTERS, Rig, request
 

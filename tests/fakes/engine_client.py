@@ -17,9 +17,9 @@ from lora.peers.peer_tier import PeerStats
 from lora.peers.published_weights import PublishStats
 from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
+from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
 from scheduler.request import SamplingParams
-from scheduler.step import RequestRefused
 from tests.fakes.tokenizers import EOS
 
 BLOCKS = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)

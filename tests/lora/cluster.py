@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.oracles.adapters import base_shape, write_adapter
 from transport.base import Address, Lease, Region
 from transport.errors import PullTimeout
 from transport.loopback import LoopbackNetwork, LoopbackTransport
+from transport.memory.local_memory import LocalMemory
 
 BASE = base_shape()
 PAGE_BYTES = 4096
@@ -35,6 +36,17 @@ PAGES_OF_RANK_4 = 6
 NOBODY = Address("loopback", 99)
 
 R = TypeVar("R")
+
+
+class HeldMemory(LocalMemory):
+    """A node's memory in which some regions settle when the test says so."""
+
+    def __init__(self, name: str, unsettled: Mapping[Region, Future[None]]) -> None:
+        super().__init__(name)
+        self._unsettled = unsettled
+
+    def settled(self, region: Region) -> Future[None]:
+        return self._unsettled.get(region) or super().settled(region)
 
 
 class HeldTransport(LoopbackTransport):
@@ -48,6 +60,7 @@ class HeldTransport(LoopbackTransport):
         self.go_on: asyncio.Event | None = None  # pulls of rows wait for it
         self.under_way: list[Future[None]] = []  # for each pull of rows that shall time out, what settles it
         self.unsettled: dict[Region, Future[None]] = {}
+        self.memory = HeldMemory(name, self.unsettled)
 
     async def lease(self, peer: Address, name: str, hold_s: float) -> Lease:
         self.asked.append(name)
@@ -64,9 +77,6 @@ class HeldTransport(LoopbackTransport):
                 await self.go_on.wait()
         await super().pull(lease, into, timeout_s)
         self.pulled.append(lease.name)
-
-    def settled(self, region: Region) -> Future[None]:
-        return self.unsettled.get(region) or super().settled(region)
 
 
 @dataclass
@@ -109,8 +119,8 @@ class Node:
         assert self.store.stats().free_pages == self.pages.num_pages
         assert self.room.free_pages == self.room.num_pages
         assert self.notebook.free_pages == self.free_notes
-        usage = self.transport.usage()
-        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+        usage = self.transport.memory.usage()
+        assert (usage.names, usage.leases, usage.destinations) == (0, 0, 0)
 
 
 class Cluster:

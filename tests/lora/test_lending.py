@@ -156,7 +156,7 @@ def test_notes_make_room_for_each_other(cluster: Cluster) -> None:
         taken.pop()[1]()
     for number in range(40):
         assert b.store.resolve(f"alias-{number}") == ref
-    assert a.transport.usage().names < 10
+    assert a.transport.memory.usage().names < 10
     for _, give_back in taken:
         give_back()
     a.assert_nothing_is_left()

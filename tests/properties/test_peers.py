@@ -157,8 +157,8 @@ class Node:
         assert self.store.stats().free_pages == self.pages.num_pages
         assert self.room.free_pages == self.room.num_pages
         assert self.notebook.free_pages == self.free_notes
-        usage = self.transport.usage()
-        assert (usage.names, usage.leases, usage.landings) == (0, 0, 0)
+        usage = self.transport.memory.usage()
+        assert (usage.names, usage.leases, usage.destinations) == (0, 0, 0)
 
 
 class PeersMachine(RuleBasedStateMachine):

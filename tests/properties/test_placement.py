@@ -16,7 +16,6 @@ from scheduler.cluster.placement.base import (
     PlacementPolicy,
     Problem,
     fetched_bytes,
-    footprint_bytes,
     sustained,
     utilisation,
 )
@@ -36,7 +35,7 @@ from scheduler.sim.ablations.placements import (
     WholePlacement,
 )
 from tests.chance import examples
-from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
+from tests.scheduler.cluster.lossy import MIB, POINTS, adapter, held_by
 
 RANKS = (8, 16, 32, 64, 128)
 ENDLESS = 2**50
@@ -53,10 +52,15 @@ def after(before: Problem, placement: Placement, rates: list[float]) -> Problem:
     """The problem that follows when `placement` was carried out and demand became `rates`."""
     demand = dict(zip(before.demand.tokens_per_s, rates, strict=True))
     states = tuple(
-        NodeState(s.node, s.memory_bytes, s.operating_points, s.slowdown, s.zone, placement.held_by(s.node))
+        NodeState(s.node, s.memory_bytes, s.operating_points, s.slowdown, s.zone, held_by(placement, s.node))
         for s in before.nodes
     )
     return Problem(Demand(MappingProxyType(demand)), states, placement)
+
+
+def footprint_bytes(placement: Placement) -> int:
+    """Bytes of all the copies of `placement`."""
+    return sum(ref.nbytes * len(shares) for ref, shares in placement.shares.items())
 
 
 def busiest(what: Problem, placement: Placement, kernel: Kernel) -> float:
@@ -76,7 +80,7 @@ POLICIES = [
     "hashed",
     "whole",
     "forgetful",
-    *(f"terraced {kernel.value}" for kernel in Kernel),
+    *(f"rank ceilings {kernel.value}" for kernel in Kernel),
 ]
 
 
@@ -148,7 +152,7 @@ def least_possible(what: Problem, kernel: Kernel) -> float:
     st.lists(st.tuples(st.sampled_from(RANKS), st.floats(10.0, 5000.0)), min_size=1, max_size=6),
     st.integers(1, 3),
 )
-def test_terraced_is_optimal_on_alike_nodes(
+def test_rank_ceilings_are_optimal_on_alike_nodes(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int
 ) -> None:
     what = problem(rates, nodes)
@@ -159,7 +163,7 @@ def test_terraced_is_optimal_on_alike_nodes(
 @pytest.mark.parametrize("kernel", [Kernel.PADDED, Kernel.EXACT])
 @settings(deadline=None, max_examples=examples(60))
 @given(busy_adapters, st.integers(1, 8), st.integers(0, 2**31))
-def test_terraced_never_loads_the_busiest_node_more_than_the_paper_does(
+def test_rank_ceilings_never_load_the_busiest_node_more_than_the_paper_does(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int, seed: int
 ) -> None:
     first = problem(rates, nodes)
@@ -173,7 +177,7 @@ def test_terraced_never_loads_the_busiest_node_more_than_the_paper_does(
         assert busiest(mine, ours.place(mine), kernel) <= limit * (1 + 2e-3)
 
 
-def test_terraced_moves_fewer_bytes_than_the_paper_after_drift_and_copies_no_more() -> None:
+def test_rank_ceilings_move_fewer_bytes_than_the_paper_after_drift_and_copy_no_more() -> None:
     moved, paper_moved, copied, paper_copied = 0, 0, 0, 0
     for seed in range(25):
         rng = np.random.default_rng(seed)
@@ -200,7 +204,7 @@ def test_terraced_moves_fewer_bytes_than_the_paper_after_drift_and_copies_no_mor
 
 @settings(deadline=None, max_examples=examples(40))
 @given(busy_adapters, st.integers(1, 6), st.sampled_from(list(Kernel)))
-def test_terraced_leaves_alone_what_is_good(
+def test_rank_ceilings_leave_alone_what_is_good(
     rates: list[tuple[int, float]], nodes: int, kernel: Kernel
 ) -> None:
     deciding = RankCeilingPlacement(kernel, RankCeilingOptions(slack=0.05))
@@ -211,7 +215,7 @@ def test_terraced_leaves_alone_what_is_good(
 
 @settings(deadline=None, max_examples=examples(60))
 @given(adapters, st.integers(1, 6), st.integers(64, 400), st.sampled_from(list(Kernel)))
-def test_terraced_holds_memory_limits_and_leaves_out_only_what_has_no_room(
+def test_rank_ceilings_hold_memory_limits_and_leave_out_only_what_has_no_room(
     rates: list[tuple[int, float]], nodes: int, mib: int, kernel: Kernel
 ) -> None:
     what = problem(rates, nodes, mib * MIB)
@@ -260,12 +264,20 @@ def test_ranks_are_kept_apart_when_kernels_pad_and_mixed_when_they_do_not() -> N
     rates = [(8, 400.0)] * 40 + [(128, 200.0)] * 20
     what = problem(rates, 4)
     padded = RankCeilingPlacement(Kernel.PADDED).place(what)
-    small = [n for n in what.nodes if {ref.rank for ref in padded.held_by(n.node)} == {8}]
+    small = [n for n in what.nodes if {ref.rank for ref in held_by(padded, n.node)} == {8}]
     assert len(small) == 2, "by hand: 20,000 / (2 * 26,000 + 2 * 11,600) is the least that can be"
     assert busiest(what, padded, Kernel.PADDED) == pytest.approx(20_000 / 75_200)
     assert busiest(what, padded, Kernel.PADDED) < 0.8 * busiest(
         what, ContiguousPlacement().place(what), Kernel.PADDED
     )
+
+
+def test_hashing_moves_only_the_adapters_of_a_lost_node() -> None:
+    what = problem([(8, 1.0)] * 300, 3)
+    before = HashedPlacement().place(what).shares
+    now = HashedPlacement().place(replace(what, nodes=what.nodes[1:])).shares
+    assert all(before[ref] == now[ref] or before[ref][0].node == "n0" for ref in before)
+    assert all(len(held_by(HashedPlacement().place(what), state.node)) > 70 for state in what.nodes)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lora.memory.base import Claim, Force, Occupant, PageRequest, PageRun, Usage
 from scheduler.residency import CheapestWindow, ReloadLoss, popularity
-from scheduler.sim.ablations.policies import LastUseLoss
+from scheduler.sim.ablations.named_policies import LastUseLoss
 
 STEP = 1000
 CLAIMS = st.sampled_from(

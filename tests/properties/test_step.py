@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from lora.adapter import BASE, AdapterRef
+from scheduler.limits import RequestRefused, StepLimits
 from scheduler.plan import SequenceKey
 from scheduler.request import Request, SamplingParams
-from scheduler.step import RequestRefused, StepLimits
 from tests.chance import examples
 from tests.scheduler.device import EOS, VOCABULARY, Oracle
 from tests.scheduler.rig import ADAPTERS, Rig, request

@@ -3,8 +3,9 @@
 from collections import Counter
 
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.plan import StepPlan
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 
 
 def audit_pool(pool: BlockPool, held: Counter[int]) -> None:
@@ -30,7 +31,7 @@ def audit_scheduler(scheduler: StepScheduler, pool: BlockPool, limits: StepLimit
     assert sorted(map(id, running + waiting)) == sorted(map(id, live))
     assert sorted(map(id, live)) == sorted(id(s) for group in scheduler._siblings.values() for s in group)
     assert all(scheduler._siblings.values())
-    assert len(running) <= limits.seats
+    assert len(running) <= limits.most_running
     audit_pool(pool, Counter(block for sequence in running for block in sequence.blocks))
     for sequence in running:
         assert sequence.running
@@ -52,7 +53,7 @@ def audit_scheduler(scheduler: StepScheduler, pool: BlockPool, limits: StepLimit
 def audit_plan(plan: StepPlan, pool: BlockPool, limits: StepLimits) -> None:
     """The step keeps its budgets, runs a sequence once, and writes to no block that another may read."""
     assert plan.num_tokens <= limits.max_num_batched_tokens
-    assert len(plan.slices) <= limits.seats
+    assert len(plan.slices) <= limits.most_running
     assert len({part.key for part in plan.slices}) == len(plan.slices)
     for part in plan.slices:
         assert part.token_ids

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 
 from lora.adapter import BASE, AdapterRef
 from scheduler.blocks import BlockPool
+from scheduler.limits import StepLimits
 from scheduler.plan import SequenceKey, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request, SamplingParams
-from scheduler.step import StepLimits, StepScheduler
+from scheduler.step import StepScheduler
 from tests.scheduler.audit import audit_plan, audit_scheduler
 from tests.scheduler.device import EOS, Device, Oracle, Tape
 

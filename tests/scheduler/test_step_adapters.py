@@ -1,9 +1,9 @@
 """Adapters that come and go: who waits for them, and for how long."""
 
 from lora.adapter import BASE
+from scheduler.limits import StepLimits
 from scheduler.plan import StepPlan
 from scheduler.request import SamplingParams
-from scheduler.step import StepLimits
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
 A, B, C = ADAPTERS

@@ -10,8 +10,8 @@ from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.limits import StepLimits
 from scheduler.sim.workload.trace import Call
-from scheduler.step import StepLimits
 from scripts import twin
 from scripts.bench import demand, twins
 from scripts.bench.live import Room

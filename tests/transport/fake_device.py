@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BASE = 1 << 44  # no address of this process
-ROOM = 10_000
+ARENA_BYTES = 10_000
 GUARD = 0xA5
 
 
@@ -14,7 +14,7 @@ GUARD = 0xA5
 class FakeDevice:
     """The memory of device `number`, and the copies to and from it."""
 
-    memory: NDArray[np.uint8] = field(default_factory=lambda: np.full(ROOM, GUARD, np.uint8))
+    memory: NDArray[np.uint8] = field(default_factory=lambda: np.full(ARENA_BYTES, GUARD, np.uint8))
     number: int = 0
     buffers: int = 0
 
@@ -30,5 +30,5 @@ class FakeDevice:
 
     def _at(self, device: int, address: int) -> int:
         assert device == self.number
-        assert BASE <= address < BASE + ROOM
+        assert BASE <= address < BASE + ARENA_BYTES
         return address - BASE

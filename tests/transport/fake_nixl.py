@@ -48,8 +48,8 @@ class FakeNixl:
     device that is not there cannot be registered, as on a machine without peer memory. `takes_host` likewise."""
 
     takes_host: bool = True
-    devices: dict[int, FakeDevice] = field(default_factory=dict)
-    agents: dict[str, "FakeAgent"] = field(default_factory=dict)
+    devices: dict[int, FakeDevice] = field(default_factory=dict[int, FakeDevice])
+    agents: dict[str, "FakeAgent"] = field(default_factory=dict[str, "FakeAgent"])
 
     nixlBackendError = BackendError
     nixlNotFoundError = NotFoundError

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from msgspec import structs
 
 from tests.transport.child import Child
-from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_card
-from tests.transport.setup import Setup
+from tests.transport.impostor import NODE, Forge, Impostor, damaged, elsewhere, leased, soon, with_metadata
+from tests.transport.node_setup import Setup
 from transport.base import Address
 from transport.control.connection import Connection
 from transport.control.messages import LENGTH, Bytes, Grant, Read, encode
@@ -39,29 +39,29 @@ class ProcessForger:
 
 def grants(forge: Forge) -> Forgery:
     """Another grant."""
-    return lambda channel, grant: channel.send(forge(grant), soon())
+    return lambda connection, grant: connection.send(forge(grant), soon())
 
 
-def grants_a_negative_span(channel: Connection, grant: Grant) -> None:
+def grants_a_negative_span(connection: Connection, grant: Grant) -> None:
     wrong = encode(grant)[LENGTH.size :].replace(b'"nbytes":', b'"nbytes":-')
-    channel.send_bytes(memoryview(LENGTH.pack(len(wrong)) + wrong), soon())
+    connection.send_bytes(memoryview(LENGTH.pack(len(wrong)) + wrong), soon())
 
 
-def hangs_up_in_a_grant(channel: Connection, grant: Grant) -> None:
-    channel.send_bytes(memoryview(encode(grant)[:-9]), soon())
-    channel.abort()
+def hangs_up_in_a_grant(connection: Connection, grant: Grant) -> None:
+    connection.send_bytes(memoryview(encode(grant)[:-9]), soon())
+    connection.abort()
 
 
 def sends(announced: int, sent: int) -> Forgery:
     """So many bytes more are announced, and sent, than were granted; then it hangs up."""
 
-    def forgery(channel: Connection, grant: Grant) -> None:
+    def forgery(connection: Connection, grant: Grant) -> None:
         nbytes = sum(region.nbytes for region in grant.regions)
-        channel.send(grant, soon())
-        channel.expect(Read, soon())
-        channel.send(Bytes(nbytes + announced), soon())
-        channel.send_bytes(memoryview(bytes(nbytes + sent)), soon())
-        channel.abort()
+        connection.send(grant, soon())
+        connection.expect(Read, soon())
+        connection.send(Bytes(nbytes + announced), soon())
+        connection.send_bytes(memoryview(bytes(nbytes + sent)), soon())
+        connection.abort()
 
     return forgery
 
@@ -82,8 +82,8 @@ FORGERIES: Mapping[str, Forgery] = {
     "another node's memory": grants(of_another_node),
     "more bytes than granted": sends(1, 1),
     "fewer bytes than announced": sends(0, -1),
-    "a truncated card": grants(with_card(lambda card: card[: len(card) // 2])),
-    "a damaged card": grants(with_card(damaged)),
+    "truncated metadata": grants(with_metadata(lambda metadata: metadata[: len(metadata) // 2])),
+    "damaged metadata": grants(with_metadata(damaged)),
     "memory that is not registered": grants(elsewhere(1 << 40)),
     "memory past the end": grants(elsewhere(1 << 20)),
 }
@@ -94,16 +94,18 @@ def main(control: socket.socket) -> None:
     with control, control.makefile("rw") as lines:
         settings = json.loads(lines.readline())
         setup, source = Setup(**settings["setup"]), Address(**settings["source"])
-        channel, _, offers = Authenticator(setup.security(), "liar").dial(source.host, source.port, soon())
-        channel.close()
+        connection, _, capabilities = Authenticator(setup.security(), "liar").dial(
+            source.host, source.port, soon()
+        )
+        connection.close()
 
         def lie(puller: Connection) -> None:
-            with leased(source, setup.security(), setup.door) as grant:
+            with leased(source, setup.security(), setup.path) as grant:
                 FORGERIES[settings["forgery"]](puller, grant)
                 with suppress(TransportError):
                     puller.receive(soon())
 
-        impostor = Impostor(lie, setup.security(), {setup.door: offers[setup.door]}, setup.host)
+        impostor = Impostor(lie, setup.security(), {setup.path: capabilities[setup.path]}, setup.host)
         for line in lines:
             (command,) = json.loads(line)
             if command == "close":

@@ -3,12 +3,12 @@
 import base64
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 from msgspec import structs
 
-from tests.transport.setup import TOKEN
+from tests.transport.node_setup import TOKEN
 from transport.base import Address
 from transport.control.connection import Connection, Deadline
 from transport.control.messages import Grant, LeaseRequest
@@ -33,12 +33,12 @@ class Impostor:
         self,
         lie: Lie,
         security: Security | None = None,
-        offers: Mapping[str, str] | None = None,
+        capabilities: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self._lie = lie
-        self._offers = dict(offers or {"stream": ""})
-        self._guard = Authenticator(security or Security(TOKEN), NODE)
+        self._capabilities = dict(capabilities or {"stream": ""})
+        self._authenticator = Authenticator(security or Security(TOKEN), NODE)
         self._listener = socket.create_server((host, 0))
         self.address = Address(*self._listener.getsockname())
         self._thread = threading.Thread(target=self._serve)
@@ -51,22 +51,22 @@ class Impostor:
 
     def _serve(self) -> None:
         sock, _ = self._listener.accept()
-        channel = self._guard.accept(sock, "the puller", soon())
+        connection = self._authenticator.accept(sock, "the puller", soon())
         try:
-            self._guard.welcome(channel, self._offers, soon())
-            channel.expect(LeaseRequest, soon())
-            self._lie(channel)
+            self._authenticator.welcome(connection, self._capabilities, soon())
+            connection.expect(LeaseRequest, soon())
+            self._lie(connection)
         except TransportError:
             pass  # the puller has seen through it
         finally:
-            channel.close()
+            connection.close()
 
 
 @contextmanager
-def leased(source: Address, security: Security, door: str) -> Iterator[Grant]:
+def leased(source: Address, security: Security, path: str) -> Generator[Grant]:
     """A lease of "adapter" at a real source, in words that the impostor may use: its own node and ticket."""
     theirs, _, _ = Authenticator(security, "liar").dial(source.host, source.port, soon())
-    theirs.send(LeaseRequest("adapter", SOON_S, door), soon())
+    theirs.send(LeaseRequest("adapter", SOON_S, path), soon())
     grant = theirs.expect(Grant, soon())
     mine = tuple(structs.replace(one, node=NODE, key=TICKET) for one in grant.regions)
     try:
@@ -83,14 +83,14 @@ def elsewhere(offset: int) -> Forge:
     )
 
 
-def with_card(forge: Callable[[str], str]) -> Forge:
-    """Another card."""
+def with_metadata(forge: Callable[[str], str]) -> Forge:
+    """Give other metadata of the path."""
     return lambda grant: structs.replace(grant, metadata=forge(grant.metadata))
 
 
-def damaged(card: str) -> str:
+def damaged(text: str) -> str:
     """One bit is wrong in the middle of the metadata."""
-    host, digest, encoded = card.split("\n")
+    host, digest, encoded = text.split("\n")
     metadata = bytearray(base64.b64decode(encoded))
     metadata[len(metadata) // 2] ^= 1
     return "\n".join((host, digest, base64.b64encode(metadata).decode()))

@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import numpy as np
 
+from tests.transport.node_setup import Setup
 from tests.transport.pattern import content
-from tests.transport.setup import Setup
 from transport.base import Address, Memory, Region
 from transport.errors import TransportError
 
@@ -20,27 +20,27 @@ GLANCE_S = 0.01
 
 
 class SteeredPuller:
-    """A transport with room for bytes, and the commands it understands. One pull at a time runs in the background."""
+    """A transport with memory for bytes, and the commands it understands. One pull at a time runs in the background."""
 
     def __init__(self, setup: Setup) -> None:
-        self._room = np.full(setup.arena_bytes, GUARD, np.uint8)
+        self._target = np.full(setup.arena_bytes, GUARD, np.uint8)
         self._transport = setup.open("puller")
         self._arena = self._transport.register(
-            Memory(self._room.ctypes.data, self._room.nbytes, owner=self._room)
+            Memory(self._target.ctypes.data, self._target.nbytes, owner=self._target)
         )
         self._pulling: asyncio.Task[dict[str, object]] | None = None
 
     async def begin(self, host: str, port: int, name: str, nbytes: int, timeout_s: float) -> None:
-        """Start to fetch `name` to the start of the room, as adapters are."""
+        """Start to fetch `name` to the start of that memory, as adapters are."""
         into = self._arena.region(0, nbytes)
         self._pulling = asyncio.ensure_future(self._pull(Address(host, port), name, into, timeout_s))
 
     async def first_byte(self, timeout_s: float) -> bool:
-        """Whether a byte landed in time. Nobody announces bytes: the room has to be looked at."""
+        """Whether a byte landed in time. Nobody announces bytes: the memory has to be looked at."""
         until_s = time.monotonic() + timeout_s
-        while self._room[0] == GUARD and time.monotonic() < until_s:
+        while self._target[0] == GUARD and time.monotonic() < until_s:
             await asyncio.sleep(GLANCE_S)
-        return bool(self._room[0] != GUARD)
+        return bool(self._target[0] != GUARD)
 
     async def result(self, timeout_s: float) -> dict[str, object]:
         """How the pull ended: the error's name, or nothing, and the seconds it took."""
@@ -48,8 +48,10 @@ class SteeredPuller:
         return await asyncio.wait_for(self._pulling, timeout_s)
 
     async def settled(self, timeout_s: float) -> bool:
-        """Whether, in time, nothing can land in the room any more."""
-        settled = asyncio.wrap_future(self._transport.settled(self._arena.region(0, self._room.size)))
+        """Whether, in time, nothing can land there any more."""
+        settled = asyncio.wrap_future(
+            self._transport.memory.settled(self._arena.region(0, self._target.size))
+        )
         try:
             await asyncio.wait_for(asyncio.shield(settled), timeout_s)
         except TimeoutError:
@@ -57,21 +59,21 @@ class SteeredPuller:
         return True
 
     async def exact(self, offset: int, nbytes: int) -> bool:
-        """Whether the start of the room holds the pattern from `offset` on, and nothing else was touched."""
-        beside = self._room[nbytes:]
-        return bool((self._room[:nbytes] == content(offset, nbytes)).all() and (beside == GUARD).all())
+        """Whether the start of the memory holds the pattern from `offset` on, and nothing else was touched."""
+        beside = self._target[nbytes:]
+        return bool((self._target[:nbytes] == content(offset, nbytes)).all() and (beside == GUARD).all())
 
     async def reuse(self) -> None:
-        """Use the room for something else."""
-        self._room[:] = GUARD
+        """Use the memory for something else."""
+        self._target[:] = GUARD
 
     async def untouched(self) -> bool:
         """Whether nothing was written since `reuse`."""
-        return bool((self._room == GUARD).all())
+        return bool((self._target == GUARD).all())
 
     async def usage(self) -> dict[str, object]:
         """What the transport holds."""
-        return asdict(self._transport.usage())
+        return asdict(self._transport.memory.usage())
 
     async def close(self) -> None:
         """Close the transport."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tests.transport.child import ANSWER_S, Child
-from tests.transport.setup import Setup
+from tests.transport.node_setup import Setup
 from transport.base import Address, TransportUsage
 
 
@@ -17,7 +17,7 @@ class Outcome:
 
 
 class ProcessPuller:
-    """Pulls to the start of its room, one name at a time."""
+    """Pulls to the start of its memory, one name at a time."""
 
     def __init__(
         self, setup: Setup, launcher: tuple[str, ...] = (), environment: Mapping[str, str] | None = None

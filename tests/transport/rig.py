@@ -1,7 +1,7 @@
-"""A puller in the test's event loop with room for bytes, and a source of the same kind of transport to pull from."""
+"""A puller in the test's event loop with memory for bytes, and a source of the same kind of transport to pull from."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from scripts.certificates import make_certificates
-from tests.transport.setup import MIB, Setup
+from tests.transport.node_setup import MIB, Setup
 from tests.transport.sources import LocalSource, ProcessSource, Source
 from transport.base import Arena, Memory, Region, Transport
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 
-ROOM_BYTES = 65 * MIB
+ARENA_BYTES = 65 * MIB
 GUARD = 0xA5
 needs_nixl = pytest.mark.skipif(
     find_spec("nixl_cu12") is None, reason="NIXL (the extra `ucx`) is not installed"
@@ -26,11 +26,11 @@ needs_nixl = pytest.mark.skipif(
 
 @dataclass
 class Rig:
-    """A puller with room for bytes, and the source that it pulls from."""
+    """A puller with memory for bytes, and the source that it pulls from."""
 
     source: Source
     puller: Transport
-    room: NDArray[np.uint8] = field(repr=False)
+    target: NDArray[np.uint8] = field(repr=False)
     arena: Arena
 
     def into(self, offset: int, nbytes: int) -> Region:
@@ -47,10 +47,10 @@ class Rig:
         """Nothing of `name` is pinned any more, and nothing can land here."""
         self.source.withdraw(name)
         await asyncio.wait_for(
-            asyncio.wrap_future(self.puller.settled(self.into(0, self.room.size))), timeout_s
+            asyncio.wrap_future(self.puller.memory.settled(self.into(0, self.target.size))), timeout_s
         )
-        usage = self.puller.usage()
-        return await self.source.drained(name, timeout_s) and usage.landings == usage.quarantined == 0
+        usage = self.puller.memory.usage()
+        return await self.source.drained(name, timeout_s) and usage.destinations == usage.quarantined == 0
 
 
 class Sources:
@@ -68,7 +68,7 @@ class Sources:
     def setup(self, kind: str) -> Setup:
         """The same for both ends."""
         tls = self._tls if kind == "stream" else ()
-        return Setup(ROOM_BYTES, tls, ucx=kind == "ucx", door="ucx" if kind == "ucx" else "stream")
+        return Setup(ARENA_BYTES, tls, ucx=kind == "ucx", path="ucx" if kind == "ucx" else "stream")
 
     def close(self) -> None:
         for source in self._running.values():
@@ -79,17 +79,19 @@ KINDS = ["loopback", "stream", "plain", pytest.param("ucx", marks=needs_nixl)]
 
 
 @asynccontextmanager
-async def open_rig(kind: str, sources: Sources, room: NDArray[np.uint8] | None = None) -> AsyncIterator[Rig]:
-    """A puller in this event loop, with `room` or some of its own, and a source."""
-    if room is None:
-        room = np.full(ROOM_BYTES, GUARD, np.uint8)
+async def open_rig(
+    kind: str, sources: Sources, target: NDArray[np.uint8] | None = None
+) -> AsyncGenerator[Rig]:
+    """A puller in this event loop, with `target` or some memory of its own, and a source."""
+    if target is None:
+        target = np.full(ARENA_BYTES, GUARD, np.uint8)
     if kind == "loopback":
         network = LoopbackNetwork()
         source, puller = LocalSource(network), LoopbackTransport("puller", network)
     else:
         source, puller = sources.of(kind), sources.setup(kind).open("puller")
-    arena = puller.register(Memory(room.ctypes.data, room.nbytes, owner=room))
+    arena = puller.register(Memory(target.ctypes.data, target.nbytes, owner=target))
     try:
-        yield Rig(source, puller, room, arena)
+        yield Rig(source, puller, target, arena)
     finally:
         await puller.close()

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from dataclasses import asdict
 
+from tests.transport.node_setup import Setup
 from tests.transport.pattern import content
-from tests.transport.setup import Setup
 from transport.base import Memory
 
 
@@ -29,12 +29,12 @@ class SteeredSource:
         return asdict(self._transport.address)
 
     def publish(self, name: str, spans: list[list[int]]) -> None:
-        """Lend spans of the arena."""
-        self._transport.publish(name, [self._arena.region(offset, nbytes) for offset, nbytes in spans])
+        """Publish spans of the arena."""
+        self._transport.memory.publish(name, [self._arena.region(offset, nbytes) for offset, nbytes in spans])
 
     def withdraw(self, name: str) -> bool:
-        """Lend a name no more; whether its pages are free at once."""
-        self._withdrawn[name] = self._transport.withdraw(name)
+        """Publish a name no more; whether its pages are free at once."""
+        self._withdrawn[name] = self._transport.memory.withdraw(name)
         return self._withdrawn[name].done()
 
     def drained(self, name: str, timeout_s: float) -> bool:
@@ -51,7 +51,7 @@ class SteeredSource:
 
     def usage(self) -> dict[str, object]:
         """What the transport holds."""
-        return asdict(self._transport.usage())
+        return asdict(self._transport.memory.usage())
 
     def close(self) -> None:
         """Close the transport."""

@@ -6,14 +6,14 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from tests.transport.child import Child
+from tests.transport.node_setup import MIB, Setup
 from tests.transport.pattern import content
-from tests.transport.setup import MIB, Setup
 from transport.base import Address, Memory, TransportUsage
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 
 
 class Source(Protocol):
-    """A node that holds `content` in its arena and lends spans of it."""
+    """A node that holds `content` in its arena and publishes spans of it."""
 
     @property
     def address(self) -> Address: ...
@@ -73,10 +73,10 @@ class LocalSource:
         return self.transport.address
 
     def publish(self, name: str, spans: Sequence[tuple[int, int]]) -> None:
-        self.transport.publish(name, [self._arena.region(offset, nbytes) for offset, nbytes in spans])
+        self.transport.memory.publish(name, [self._arena.region(offset, nbytes) for offset, nbytes in spans])
 
     def withdraw(self, name: str) -> bool:
-        self._withdrawn[name] = self.transport.withdraw(name)
+        self._withdrawn[name] = self.transport.memory.withdraw(name)
         return self._withdrawn[name].done()
 
     async def drained(self, name: str, timeout_s: float) -> bool:
@@ -87,4 +87,4 @@ class LocalSource:
         return True
 
     def usage(self) -> TransportUsage:
-        return self.transport.usage()
+        return self.transport.memory.usage()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.transport.asynchronous import asynchronous
-from tests.transport.setup import TOKEN, Setup
+from tests.transport.node_setup import TOKEN, Setup
 from transport import network
 from transport.base import Arena, Lease, Memory, Region
 from transport.control.connection import Connection, Deadline
@@ -26,40 +26,45 @@ NBYTES = 64
 SOON_S = 30.0
 
 
-class EndlessDoor:
+class EndlessPath:
     """A read that is given up goes on until told to end."""
 
     name = "endless"
-    cue: tuple[Message, ...] = ()
+    start_messages: tuple[Message, ...] = ()
 
     def __init__(self) -> None:
         self.abandoned: list[Destination] = []
         self.closed = threading.Event()
 
-    def offer(self) -> str:
+    def capabilities(self) -> str:
         return ""
 
-    def reaches(self, offer: str) -> bool:
+    def reaches(self, capabilities: str) -> bool:
         return True
 
-    def card(self) -> str:
+    def metadata(self) -> str:
         return ""
 
     def register(self, arena: Arena) -> None:
         assert arena.memory.device == -1
 
-    def carries(self, device: int) -> bool:
+    def supports(self, device: int) -> bool:
         return device == -1
 
-    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, connection: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("not asked for")
 
     def read(
-        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
+        self,
+        connection: Connection,
+        lease: Lease,
+        metadata: str,
+        destination: Destination,
+        deadline: Deadline,
     ) -> tuple[Message, ...]:
-        landing.quarantine()
-        self.abandoned.append(landing)
-        raise PullTimeout(f"{channel.peer}: given up")
+        destination.quarantine()
+        self.abandoned.append(destination)
+        raise PullTimeout(f"{connection.peer}: given up")
 
     def close(self) -> None:
         self.closed.set()
@@ -67,11 +72,11 @@ class EndlessDoor:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "PARTING_S", 0.05)
+    monkeypatch.setattr(network, "SETTLE_S", 0.05)
 
 
-def open_node(name: str, door: EndlessDoor) -> NetworkTransport:
-    return NetworkTransport(name, NetworkOptions(Security(TOKEN)), [door])
+def open_node(name: str, path: EndlessPath) -> NetworkTransport:
+    return NetworkTransport(name, NetworkOptions(Security(TOKEN)), [path])
 
 
 @pytest.mark.usefixtures("hurried")
@@ -79,15 +84,15 @@ def open_node(name: str, door: EndlessDoor) -> NetworkTransport:
 async def test_memory_that_may_still_be_written_outlives_its_transport(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    theirs, ours = EndlessDoor(), EndlessDoor()
+    theirs, ours = EndlessPath(), EndlessPath()
     source, puller = open_node("source", theirs), open_node("puller", ours)
-    source.publish("adapter", [source.register(Memory.of_buffer(bytearray(NBYTES))).region(0, NBYTES)])
-    room = np.zeros(NBYTES, np.uint8)
-    alive = weakref.ref(room)
-    into = puller.register(Memory(room.ctypes.data, NBYTES, owner=room)).region(0, NBYTES)
+    source.memory.publish("adapter", [source.register(Memory.of_buffer(bytearray(NBYTES))).region(0, NBYTES)])
+    target = np.zeros(NBYTES, np.uint8)
+    alive = weakref.ref(target)
+    into = puller.register(Memory(target.ctypes.data, NBYTES, owner=target)).region(0, NBYTES)
     with pytest.raises(PullTimeout):
         await puller.fetch(source.address, "adapter", [into], SOON_S)
-    del room, into
+    del target, into
     with caplog.at_level(logging.WARNING):
         await puller.close()
     assert [
@@ -97,7 +102,7 @@ async def test_memory_that_may_still_be_written_outlives_its_transport(
     del puller
     gc.collect()
     assert alive() is not None
-    assert not ours.closed.is_set(), "a door must not be closed while a read of it goes on"
+    assert not ours.closed.is_set(), "a path must not be closed while a read of it goes on"
     ours.abandoned.pop().end()
     assert ours.closed.wait(SOON_S)
     gc.collect()
@@ -107,16 +112,16 @@ async def test_memory_that_may_still_be_written_outlives_its_transport(
 
 
 @asynchronous
-async def test_closing_ends_what_waits_for_a_source_that_brings_nothing() -> None:
+async def test_closing_ends_what_waits_for_a_source_that_publishes_nothing() -> None:
     source, puller = Setup().open("source"), Setup().open("puller")
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def bring(name: str) -> Future[None]:
+    def publish(name: str) -> Future[None]:
         loop.call_soon_threadsafe(asked.set)
         return Future()
 
-    source.lend_on_demand(bring)
+    source.memory.publish_on_demand(publish)
     leasing = asyncio.ensure_future(puller.lease(source.address, "never", 3600.0))
     await asyncio.wait_for(asked.wait(), SOON_S)
     await asyncio.wait_for(source.close(), SOON_S)
@@ -128,7 +133,7 @@ async def test_closing_ends_what_waits_for_a_source_that_brings_nothing() -> Non
 @asynchronous
 async def test_closing_ends_what_waits_for_a_silent_source() -> None:
     source, puller = Setup().open("source"), Setup().open("puller")
-    source.lend_on_demand(lambda name: Future())
+    source.memory.publish_on_demand(lambda name: Future())
     leasing = asyncio.ensure_future(puller.lease(source.address, "never", 3600.0))
     for _ in range(5):
         await asyncio.sleep(0)
@@ -136,4 +141,4 @@ async def test_closing_ends_what_waits_for_a_silent_source() -> None:
     with pytest.raises((PeerGone, TransportClosed)):
         await leasing
     await asyncio.wait_for(source.close(), SOON_S)
-    assert source.usage().leases == 0
+    assert source.memory.usage().leases == 0

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
@@ -20,11 +20,11 @@ from tests.transport.impostor import (
     elsewhere,
     leased,
     soon,
-    with_card,
+    with_metadata,
 )
+from tests.transport.node_setup import TOKEN, Setup
 from tests.transport.pattern import content
 from tests.transport.rig import needs_nixl
-from tests.transport.setup import TOKEN, Setup
 from tests.transport.sources import ProcessSource
 from transport.base import Address, Arena, Memory, RemoteRegion
 from transport.control.connection import Connection
@@ -57,7 +57,7 @@ def memory() -> Memory:
 
 
 @contextmanager
-def connected(address: Address) -> Iterator[socket.socket]:
+def connected(address: Address) -> Generator[socket.socket]:
     with socket.create_connection((address.host, address.port), SOON_S) as sock:
         yield sock
 
@@ -80,14 +80,13 @@ async def lease_and_pull(puller: NetworkTransport, peer: Address, arena: Arena) 
 
 async def serves_honest_pullers(source: NetworkTransport) -> bool:
     puller = Setup().open("puller")
-    room = memory()
-    await lease_and_pull(puller, source.address, puller.register(room))
+    target = memory()
+    await lease_and_pull(puller, source.address, puller.register(target))
     await puller.close()
-    unpinned = asyncio.wrap_future(
-        source.withdraw("adapter")
-    )  # the source's end of the lease may come a little later
+    # The source's end of the lease may come a little later.
+    unpinned = asyncio.wrap_future(source.memory.withdraw("adapter"))
     await asyncio.wait_for(unpinned, SOON_S)
-    return bytes(room.view()) == b"\xa5" * NBYTES and source.usage().leases == 0
+    return bytes(target.view()) == b"\xa5" * NBYTES and source.memory.usage().leases == 0
 
 
 def frame(body: bytes) -> bytes:
@@ -122,7 +121,7 @@ HELLO = encode(Hello(VERSION, "stranger", "00"))
 @asynchronous
 async def test_a_stranger_gets_no_lease_and_disturbs_nobody(said: bytes) -> None:
     source = Setup().open("source")
-    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    source.memory.publish("adapter", [source.register(memory()).region(0, NBYTES)])
     with connected(source.address) as sock:
         sock.sendall(said)
         with suppress(OSError):  # it may have hung up already
@@ -131,6 +130,19 @@ async def test_a_stranger_gets_no_lease_and_disturbs_nobody(said: bytes) -> None
     assert b"Welcome" not in answer
     assert b"Grant" not in answer
     assert await serves_honest_pullers(source)
+    await source.close()
+
+
+@asynchronous
+async def test_a_node_of_another_version_is_told_which_one_to_update() -> None:
+    source = Setup().open("source")
+    with connected(source.address) as sock:
+        sock.sendall(frame(b'{"kind":"Hello","version":2,"node":"old","nonce":"00"}'))
+        answer = await asyncio.to_thread(answers_until_it_hangs_up, sock)
+    refusal = json.loads(answer[LENGTH.size :])
+    assert (refusal["kind"], refusal["error"]) == ("Refusal", "HelloRefused")
+    assert refusal["detail"].startswith(f"version 2 meets {VERSION} at ")
+    assert refusal["detail"].endswith("update the older node")
     await source.close()
 
 
@@ -156,33 +168,33 @@ def trusted(source: NetworkTransport) -> Connection:
 @asynchronous
 async def test_a_liar_within_the_cluster_ends_only_its_own_connection(said: bytes) -> None:
     source = Setup().open("source")
-    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
-    channel = await asyncio.to_thread(trusted, source)
-    channel.send_bytes(memoryview(said), soon())
-    channel.abort()
-    channel.close()
-    source.withdraw("adapter")
+    source.memory.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    connection = await asyncio.to_thread(trusted, source)
+    connection.send_bytes(memoryview(said), soon())
+    connection.abort()
+    connection.close()
+    source.memory.withdraw("adapter")
     assert await serves_after_republishing(source)
     await source.close()
 
 
 async def serves_after_republishing(source: NetworkTransport) -> bool:
-    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    source.memory.publish("adapter", [source.register(memory()).region(0, NBYTES)])
     return await serves_honest_pullers(source)
 
 
 @asynchronous
-async def test_an_unknown_door_is_refused_and_the_connection_goes_on() -> None:
+async def test_an_unknown_path_is_refused_and_the_connection_goes_on() -> None:
     source = Setup().open("source")
-    source.publish("adapter", [source.register(memory()).region(0, NBYTES)])
-    channel = await asyncio.to_thread(trusted, source)
+    source.memory.publish("adapter", [source.register(memory()).region(0, NBYTES)])
+    connection = await asyncio.to_thread(trusted, source)
     for request in (LeaseRequest("adapter", 1.0, "window"), LeaseRequest("absent", 1.0, "stream")):
-        channel.send(request, soon())
+        connection.send(request, soon())
         with pytest.raises(TransportError):
-            await asyncio.to_thread(channel.receive, soon())
-    channel.send(LeaseRequest("adapter", 1.0, "stream"), soon())
-    assert isinstance(await asyncio.to_thread(channel.receive, soon()), Grant)
-    channel.close()
+            await asyncio.to_thread(connection.receive, soon())
+    connection.send(LeaseRequest("adapter", 1.0, "stream"), soon())
+    assert isinstance(await asyncio.to_thread(connection.receive, soon()), Grant)
+    connection.close()
     await source.close()
 
 
@@ -191,28 +203,28 @@ def region(nbytes: int = NBYTES, node: str = "impostor", key: int = 7) -> Remote
 
 
 def grants(*regions: RemoteRegion) -> Lie:
-    return lambda channel: channel.send(Grant(7, 60.0, "", regions), soon())
+    return lambda connection: connection.send(Grant(7, 60.0, "", regions), soon())
 
 
 def says(said: bytes) -> Lie:
-    return lambda channel: channel.send_bytes(memoryview(said), soon())
+    return lambda connection: connection.send_bytes(memoryview(said), soon())
 
 
 def then_sends(announced: int, sent: int) -> Lie:
-    def lie(channel: Connection) -> None:
-        channel.send(Grant(7, 60.0, "", (region(),)), soon())
-        channel.expect(Read, soon())
-        channel.send(Bytes(announced), soon())
-        channel.send_bytes(memoryview(b"x" * sent), soon())
+    def lie(connection: Connection) -> None:
+        connection.send(Grant(7, 60.0, "", (region(),)), soon())
+        connection.expect(Read, soon())
+        connection.send(Bytes(announced), soon())
+        connection.send_bytes(memoryview(b"x" * sent), soon())
 
     return lie
 
 
 def grants_then_says(said: bytes) -> Lie:
-    def lie(channel: Connection) -> None:
-        channel.send(Grant(7, 60.0, "", (region(),)), soon())
-        channel.expect(Read, soon())
-        channel.send_bytes(memoryview(said), soon())
+    def lie(connection: Connection) -> None:
+        connection.send(Grant(7, 60.0, "", (region(),)), soon())
+        connection.expect(Read, soon())
+        connection.send_bytes(memoryview(said), soon())
 
     return lie
 
@@ -249,7 +261,7 @@ async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]
     arena = puller.register(memory())
     with pytest.raises(error):
         await lease_and_pull(puller, impostor.address, arena)
-    await asyncio.wait_for(asyncio.wrap_future(puller.settled(arena.region(0, NBYTES))), SOON_S)
+    await asyncio.wait_for(asyncio.wrap_future(puller.memory.settled(arena.region(0, NBYTES))), SOON_S)
     await puller.close()
     impostor.close()
 
@@ -258,9 +270,9 @@ async def test_a_lying_source_is_found_out(lie: Lie, error: type[TransportError]
 async def test_a_lease_that_is_over_has_expired_though_the_source_is_silent() -> None:
     hold_s = 0.2
 
-    def lie(channel: Connection) -> None:
-        channel.send(Grant(7, hold_s, "", (region(),)), soon())
-        channel.receive(soon())
+    def lie(connection: Connection) -> None:
+        connection.send(Grant(7, hold_s, "", (region(),)), soon())
+        connection.receive(soon())
 
     impostor, puller = Impostor(lie), Setup().open("puller")
     arena = puller.register(memory())
@@ -268,7 +280,7 @@ async def test_a_lease_that_is_over_has_expired_though_the_source_is_silent() ->
     await asyncio.sleep(hold_s)
     with pytest.raises(LeaseExpired, match="lease it for longer"):
         await puller.pull(lease, [arena.region(0, NBYTES)], SOON_S)
-    assert puller.usage().landings == 0
+    assert puller.memory.usage().destinations == 0
     await puller.close()
     impostor.close()
 
@@ -286,18 +298,18 @@ async def test_a_source_without_the_token_is_told_nothing() -> None:
 def relays(source: ProcessSource, forge: Forge) -> Lie:
     """What a real source in another process grants, but for what `forge` makes of it."""
 
-    def lie(channel: Connection) -> None:
+    def lie(connection: Connection) -> None:
         with leased(source.address, Security(TOKEN), "ucx") as grant:
-            channel.send(forge(grant), soon())
+            connection.send(forge(grant), soon())
             with suppress(TransportError):
-                channel.receive(soon())
+                connection.receive(soon())
 
     return lie
 
 
 @pytest.fixture(scope="module")
 def real_source() -> Iterator[ProcessSource]:
-    source = ProcessSource(Setup(arena_bytes=4 * NBYTES, ucx=True, door="ucx"))
+    source = ProcessSource(Setup(arena_bytes=4 * NBYTES, ucx=True, path="ucx"))
     source.publish("adapter", [(NBYTES, NBYTES)])
     yield source
     source.withdraw("adapter")
@@ -313,26 +325,26 @@ def real_source() -> Iterator[ProcessSource]:
         (elsewhere(3 * NBYTES), PeerGone),
         (elsewhere(3 * NBYTES - 1), PeerGone),
         (elsewhere(-NBYTES - 1), PeerGone),
-        (with_card(lambda card: ""), WireError),
-        (with_card(lambda card: card[: len(card) // 2]), WireError),
-        (with_card(lambda card: card.replace("A", "B")), WireError),
-        (with_card(damaged), WireError),
+        (with_metadata(lambda metadata: ""), WireError),
+        (with_metadata(lambda metadata: metadata[: len(metadata) // 2]), WireError),
+        (with_metadata(lambda metadata: metadata.replace("A", "B")), WireError),
+        (with_metadata(damaged), WireError),
     ],
 )
 @asynchronous
 async def test_forged_metadata_of_memory_crashes_neither_end(
     real_source: ProcessSource, forge: Forge, error: type[TransportError]
 ) -> None:
-    offer = Reach.of_this_machine(open_network=False)
-    impostor = Impostor(relays(real_source, forge), offers={"ucx": json.dumps(asdict(offer))})
-    puller, room = Setup(ucx=True, door="ucx").open("puller"), memory()
-    arena = puller.register(room)
+    reach = Reach.of_this_machine(open_network=False)
+    impostor = Impostor(relays(real_source, forge), capabilities={"ucx": json.dumps(asdict(reach))})
+    puller, target = Setup(ucx=True, path="ucx").open("puller"), memory()
+    arena = puller.register(target)
     with pytest.raises(error):
         await puller.fetch(impostor.address, "adapter", [arena.region(0, NBYTES)], SOON_S)
-    await asyncio.wait_for(asyncio.wrap_future(puller.settled(arena.region(0, NBYTES))), SOON_S)
+    await asyncio.wait_for(asyncio.wrap_future(puller.memory.settled(arena.region(0, NBYTES))), SOON_S)
     impostor.close()
     await puller.fetch(real_source.address, "adapter", [arena.region(0, NBYTES)], SOON_S)
-    assert bytes(room.view()) == content(NBYTES, NBYTES).tobytes()
+    assert bytes(target.view()) == content(NBYTES, NBYTES).tobytes()
     await puller.close()
 
 

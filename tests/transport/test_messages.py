@@ -63,6 +63,16 @@ def test_a_truncated_message_is_refused(message: Message) -> None:
             decode(body[:end])
 
 
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_missing_or_an_unknown_field_is_refused(message: Message) -> None:
+    body = json.loads(encode(message)[LENGTH.size :])
+    for name in body:
+        with pytest.raises(WireError):
+            decode(json.dumps({other: value for other, value in body.items() if other != name}).encode())
+    with pytest.raises(WireError):
+        decode(json.dumps(body | {"more": 1}).encode())
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

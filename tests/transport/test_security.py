@@ -7,7 +7,7 @@ import pytest
 
 from scripts.certificates import make_certificates
 from tests.transport.asynchronous import asynchronous
-from tests.transport.setup import TOKEN, Setup
+from tests.transport.node_setup import TOKEN, Setup
 from transport.base import Address
 from transport.control.security import Security, TlsFiles, is_loopback
 from transport.errors import HelloRefused, TransportError

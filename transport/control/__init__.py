@@ -1,1 +1,1 @@
-"""Talk over control connections: their messages, deadlines, threads and trust."""
+"""Talk over control connections: messages, deadlines, threads and trust. No path for bulk bytes is known here."""

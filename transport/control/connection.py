@@ -9,13 +9,19 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from transport.control.messages import LENGTH, Message, Refusal, body_bytes, decode, encode, error_of
 from transport.errors import PeerGone, PullTimeout, WireError
+
+SEND_BYTES = 1 << 20
+UNACKNOWLEDGED_MS = 10_000
+AT_ONCE = struct.pack("ii", 1, 0)
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +32,27 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
-        """The point `seconds` from now."""
+        """Return the point `seconds` from now."""
         return cls(time.monotonic() + seconds)
 
     def left_s(self) -> float:
-        """Seconds that remain; TimeoutError when none do, so that no step is begun too late."""
+        """Return the seconds that remain. Raises TimeoutError when none do, so that no step begins too late."""
         left = self.at_s - time.monotonic()
         if left <= 0:
             raise TimeoutError("the deadline has passed")
         return left
 
     def passed(self) -> bool:
-        """True from the deadline on."""
+        """Tell if the deadline is over."""
         return time.monotonic() >= self.at_s
 
     def sooner(self, seconds: float) -> "Deadline":
-        """The point `seconds` before."""
+        """Return the point `seconds` before."""
         return Deadline(self.at_s - seconds)
 
     def at_most(self, seconds: float) -> "Deadline":
-        """This deadline, or `seconds` from now if that is sooner."""
+        """Return this deadline, or `seconds` from now if that is sooner."""
         return Deadline(min(self.at_s, time.monotonic() + seconds))
-
-
-SEND_BYTES = 1 << 20
-UNACKNOWLEDGED_MS = 10_000
-AT_ONCE = struct.pack("ii", 1, 0)
-
-M = TypeVar("M")
 
 
 class Connection:
@@ -74,15 +73,15 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
 
     def send(self, message: Message, deadline: Deadline) -> None:
-        """Send one message. PeerGone, PullTimeout."""
+        """Send one message. Raises PeerGone, PullTimeout."""
         self.send_all((message,), deadline)
 
     def send_all(self, messages: Iterable[Message], deadline: Deadline) -> None:
-        """Send messages in one go. PeerGone, PullTimeout."""
+        """Send messages in one go. Raises PeerGone, PullTimeout."""
         self.send_bytes(memoryview(b"".join(map(encode, messages))), deadline)
 
     def send_bytes(self, view: memoryview, deadline: Deadline) -> None:
-        """Send all of `view`. PeerGone, PullTimeout."""
+        """Send all of `view`. Raises PeerGone, PullTimeout."""
         with self._failures():
             for start in range(0, len(view), SEND_BYTES):
                 self._socket.settimeout(deadline.left_s())
@@ -91,7 +90,10 @@ class Connection:
         self.garbled = False
 
     def receive(self, deadline: Deadline) -> Message:
-        """The next message; a refusal is raised as the error that it names. PeerGone, PullTimeout, WireError."""
+        """Return the next message; a refusal is raised as the error that it names.
+
+        Raises PeerGone, PullTimeout, WireError.
+        """
         head = bytearray(LENGTH.size)
         self.receive_into(memoryview(head), deadline)
         body = bytearray(body_bytes(head))
@@ -102,7 +104,7 @@ class Connection:
         return message
 
     def expect(self, kind: type[M], deadline: Deadline) -> M:
-        """The next message, which must be of `kind`; WireError if it is another."""
+        """Return the next message, which must be of `kind`. Raises WireError if it is another."""
         message = self.receive(deadline)
         if not isinstance(message, kind):
             raise WireError(
@@ -111,7 +113,7 @@ class Connection:
         return message
 
     def receive_into(self, view: memoryview, deadline: Deadline) -> None:
-        """Fill all of `view` from the socket. PeerGone, PullTimeout."""
+        """Fill all of `view` from the socket. Raises PeerGone, PullTimeout."""
         with self._failures():
             got, wanted = 0, len(view)
             while got < wanted:
@@ -122,7 +124,7 @@ class Connection:
                 got += count
 
     def is_quiet(self) -> bool:
-        """True if the connection is up and the peer has said nothing: it may be used again."""
+        """Tell if the connection is up and the peer has said nothing: it may be used again."""
         return not self.aborted and not self._poll.poll(0)
 
     def abort(self) -> None:
@@ -135,13 +137,13 @@ class Connection:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the socket back; only the thread that uses the channel may."""
+        """Give the socket back; only the thread that uses the connection may."""
         self.aborted = True
         self._socket.close()
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Name the socket's errors."""
+    def _failures(self) -> Generator[None]:
+        """Raise the socket's errors under names of this package."""
         try:
             yield
         except TimeoutError as error:
@@ -151,7 +153,7 @@ class Connection:
 
 
 def reason(error: Exception) -> str:
-    """An exception in a few words."""
+    """Describe an exception in a few words."""
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error.strerror or error}"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The messages of the control connection: what two nodes may say to each other, and how it looks on the wire.
+"""Define what two nodes may say to each other over the control connection, and how it looks on the wire.
 
 A frame is four bytes of length, big-endian, and that many bytes of JSON: plain names and numbers, never pickle.
 msgspec refuses whatever is not exactly one message, before anybody sees it. Bulk bytes follow a `Bytes` message,

@@ -1,7 +1,7 @@
-"""Who may talk to whom: certificates for the connection, a shared token for the cluster. Plain TCP stays on loopback.
+"""Decide who may talk to whom: by certificates for the connection and a shared token for the cluster.
 
-The token never travels. Each end proves that it has it by an HMAC (RFC 2104) over both nonces and both
-names, the source first, so that neither sends anything of value to a stranger.
+Plain TCP stays on loopback. The token never travels: each end proves that it has it by an HMAC (RFC 2104) over both
+nonces and both names. The source does so first, so that neither sends anything of value to a stranger.
 """
 
 import hmac
@@ -44,13 +44,13 @@ class Security:
             raise ValueError(f"token: {len(self.token)} characters; give at least 16, the same at every node")
 
     def check_host(self, host: str) -> None:
-        """HelloRefused if bytes would travel in the clear beyond this machine."""
+        """Raise HelloRefused if bytes would travel in the clear beyond this machine."""
         if self.tls is None and not self.plain_network and not is_loopback(host):
             raise HelloRefused(f"{host}: plain TCP stays on this machine; give TLS files")
 
 
 class Authenticator:
-    """Turns sockets into trusted channels, at either end."""
+    """Turns sockets into trusted connections, at either end."""
 
     def __init__(self, security: Security, node: str) -> None:
         self._security = security
@@ -60,7 +60,10 @@ class Authenticator:
         self._accepting = self._context(ssl.PROTOCOL_TLS_SERVER)
 
     def dial(self, host: str, port: int, deadline: Deadline) -> tuple[Connection, str, dict[str, str]]:
-        """A trusted channel to a source, its node, and the doors it offers. HelloRefused, PeerGone, PullTimeout."""
+        """Connect to a source: the trusted connection, its node, and the capabilities of each path that it offers.
+
+        Raises HelloRefused, PeerGone, PullTimeout.
+        """
         self._security.check_host(host)
         where = f"{host}:{port}"
         try:
@@ -70,52 +73,55 @@ class Authenticator:
         except OSError as error:
             raise PeerGone(f"{where}: {reason(error)}; use another source") from error
         name = self._security.tls.peer_name if self._security.tls else None
-        channel = self._wrap(sock, self._dialling, where, deadline, name or host)
+        connection = self._wrap(sock, self._dialling, where, deadline, name or host)
         try:
-            node, doors = self._introduce(channel, deadline)
+            node, capabilities = self._introduce(connection, deadline)
         except TransportError:
-            channel.close()
+            connection.close()
             raise
-        return channel, node, doors
+        return connection, node, capabilities
 
     def accept(self, sock: socket.socket, where: str, deadline: Deadline) -> Connection:
-        """A channel to whoever connected, encrypted if this node has certificates. HelloRefused, PeerGone."""
+        """Return a connection to whoever connected, encrypted if this node has certificates.
+
+        Raises HelloRefused, PeerGone, PullTimeout.
+        """
         return self._wrap(sock, self._accepting, where, deadline, None)
 
-    def welcome(self, channel: Connection, doors: dict[str, str], deadline: Deadline) -> str:
-        """Let a puller in, or refuse it: its node name. HelloRefused, WireError, PeerGone, PullTimeout."""
-        hello = channel.expect(Hello, deadline)
+    def welcome(self, connection: Connection, capabilities: dict[str, str], deadline: Deadline) -> str:
+        """Let a puller in, or refuse it, and return its node. Raises HelloRefused, WireError, PeerGone, PullTimeout."""
+        hello = connection.expect(Hello, deadline)
         if hello.version != VERSION:
             raise HelloRefused(
                 f"version {hello.version} meets {VERSION} at {self._node}: update the older node"
             )
         nonce = secrets.token_hex(16)
-        channel.send(
+        connection.send(
             Challenge(VERSION, self._node, nonce, self._prove("source", hello, nonce, self._node)), deadline
         )
-        proof = channel.expect(Proof, deadline).proof
+        proof = connection.expect(Proof, deadline).proof
         if not _same(proof, self._prove("puller", hello, nonce, self._node)):
-            raise HelloRefused(f"{channel.peer}: wrong token; give every node of the cluster the same")
-        channel.send(Welcome(doors), deadline)
+            raise HelloRefused(f"{connection.peer}: wrong token; give every node of the cluster the same")
+        connection.send(Welcome(capabilities), deadline)
         return hello.node
 
-    def _introduce(self, channel: Connection, deadline: Deadline) -> tuple[str, dict[str, str]]:
+    def _introduce(self, connection: Connection, deadline: Deadline) -> tuple[str, dict[str, str]]:
         hello = Hello(VERSION, self._node, secrets.token_hex(16))
         try:
-            channel.send(hello, deadline)
-            answer = channel.expect(Challenge, deadline)
+            connection.send(hello, deadline)
+            answer = connection.expect(Challenge, deadline)
         except PeerGone as gone:
             # TLS 1.3 tells a client only now that its certificate was not accepted.
             if isinstance(gone.__cause__, ssl.SSLError):
                 raise HelloRefused(f"{gone}: {_tls_remedy(gone.__cause__)}") from gone
             raise
         if not _same(answer.proof, self._prove("source", hello, answer.nonce, answer.node)):
-            refusal = HelloRefused(f"{channel.peer}: wrong token; give every node of the cluster the same")
+            refusal = HelloRefused(f"{connection.peer}: wrong token; give every node of the cluster the same")
             with suppress(TransportError):  # it need not listen
-                channel.send(refusal_of(refusal), deadline)
+                connection.send(refusal_of(refusal), deadline)
             raise refusal
-        channel.send(Proof(self._prove("puller", hello, answer.nonce, answer.node)), deadline)
-        return answer.node, channel.expect(Welcome, deadline).capabilities
+        connection.send(Proof(self._prove("puller", hello, answer.nonce, answer.node)), deadline)
+        return answer.node, connection.expect(Welcome, deadline).capabilities
 
     def _prove(self, role: str, hello: Hello, nonce: str, source: str) -> str:
         said = "\n".join((role, str(VERSION), hello.nonce, nonce, hello.node, source))
@@ -157,7 +163,7 @@ class Authenticator:
 
 
 def is_loopback(host: str) -> bool:
-    """True if `host` never leaves this machine."""
+    """Tell if `host` never leaves this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

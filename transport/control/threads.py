@@ -12,16 +12,16 @@ R = TypeVar("R")
 
 
 class WorkerThreads:
-    """At most `most` threads, begun when the others are busy. Call it from its event loop only."""
+    """At most `most` threads, started when the others are busy. Call it from its event loop only."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._busy = 0
         self._threads: list[threading.Thread] = []
-        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
-    def do(self, work: Callable[[], R]) -> asyncio.Future[R]:
-        """Do `work` in a thread, to its end, whatever becomes of the future, which has what it returns or raises."""
+    def submit(self, work: Callable[[], R]) -> asyncio.Future[R]:
+        """Run `work` in a thread, to its end, whatever becomes of the future of its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
 
@@ -35,21 +35,21 @@ class WorkerThreads:
 
         self._busy += 1
         if len(self._threads) < min(self._busy, self._most):
-            thread = threading.Thread(target=self._toil, name="transport-pull", daemon=True)
+            thread = threading.Thread(target=self._work, name="transport-pull", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._waiting.put(run)
+        self._queue.put(run)
         return future
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Wait until all is done, and end the threads. It blocks, so any thread may call it; nothing may follow it."""
         for _ in self._threads:
-            self._waiting.put(None)
+            self._queue.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _toil(self) -> None:
-        while (run := self._waiting.get()) is not None:
+    def _work(self) -> None:
+        while (run := self._queue.get()) is not None:
             run()
 
     def _hand_over(self, future: asyncio.Future[R], deliver: Callable[[], None]) -> None:

@@ -1,1 +1,1 @@
-"""Keep account of memory that peers read, and of memory that pulls write to."""
+"""Keep account of memory that peers read, and of memory that pulls write to. No socket is known here."""

@@ -1,4 +1,4 @@
-"""LeaseTable: what a node lends, by name, and the leases that pin it. It knows neither sockets nor clocks.
+"""Keep account of what a node publishes, by name, and of the leases that pin it. No sockets here, and no clocks.
 
 A name's pages may change only when it is withdrawn *and* its last lease has ended; both orders are fine. Whoever
 serves a lease must end it exactly once, by whichever comes first: a notification, its deadline, the puller's death.
@@ -31,7 +31,7 @@ class _Publication:
     regions: tuple[Region, ...]
     leases: int = 0
     withdrawn: bool = False
-    drained: Future[None] = field(default_factory=Future)
+    drained: Future[None] = field(default_factory=Future[None])
 
     def is_drained(self) -> bool:
         return self.withdrawn and not self.leases
@@ -42,69 +42,72 @@ class LeaseTable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._offers: dict[str, _Publication] = {}
-        self._lent: dict[int, _Publication] = {}
+        self._published: dict[str, _Publication] = {}
+        self._leased: dict[int, _Publication] = {}
         self._endings = dict.fromkeys(Ending, 0)
 
     def publish(self, name: str, regions: Sequence[Region]) -> None:
-        """Lend `regions` as `name`; RegionRefused if the name is taken or nothing is given."""
+        """Let `regions` be leased as `name`. Raises RegionRefused if the name is taken or nothing is given."""
         if not regions:
             raise RegionRefused(f"{name!r} has no regions: publish at least one")
         with self._lock:
-            if name in self._offers:
+            if name in self._published:
                 raise RegionRefused(f"{name!r} is published already: withdraw it first")
-            self._offers[name] = _Publication(tuple(regions))
+            self._published[name] = _Publication(tuple(regions))
 
     def withdraw(self, name: str) -> Future[None]:
-        """Lend `name` no more; done when its last lease has ended. NotOffered if it is not published."""
-        with self._lock:
-            offer = self._offers.pop(name, None)
-            if offer is None:
-                raise NotOffered(f"{name!r} is not published here: nothing to withdraw")
-            offer.withdrawn = True
-            drained = offer.is_drained()
-        if drained:
-            offer.drained.set_result(None)
-        return offer.drained
+        """Let nobody lease `name` any more. Raises NotOffered if it is not published.
 
-    def lend(self, name: str) -> tuple[int, tuple[Region, ...]]:
-        """Open a lease: its ticket, which nobody can guess, and the regions it pins. NotOffered if there are none."""
+        The future is done when its last lease has ended.
+        """
         with self._lock:
-            offer = self._offers.get(name)
-            if offer is None:
-                raise NotOffered(f"{name!r} is not published here: refresh the holdings of this node")
+            publication = self._published.pop(name, None)
+            if publication is None:
+                raise NotOffered(f"{name!r} is not published here: nothing to withdraw")
+            publication.withdrawn = True
+            drained = publication.is_drained()
+        if drained:
+            publication.drained.set_result(None)
+        return publication.drained
+
+    def open(self, name: str) -> tuple[int, tuple[Region, ...]]:
+        """Open a lease: its ticket, which nobody can guess, and the regions it pins. Raises NotOffered."""
+        with self._lock:
+            publication = self._published.get(name)
+            if publication is None:
+                raise NotOffered(f"{name!r} is not published here: refresh what is known of this node")
             ticket = secrets.randbits(62)
-            offer.leases += 1
-            self._lent[ticket] = offer
-            return ticket, offer.regions
+            publication.leases += 1
+            self._leased[ticket] = publication
+            return ticket, publication.regions
 
     def end(self, ticket: int, ending: Ending) -> None:
         """Close an open lease."""
         with self._lock:
-            offer = self._lent.pop(ticket)
-            offer.leases -= 1
+            publication = self._leased.pop(ticket)
+            publication.leases -= 1
             self._endings[ending] += 1
-            drained = offer.is_drained()
+            drained = publication.is_drained()
         if drained:  # outside the lock: whoever waits may call back at once
-            offer.drained.set_result(None)
+            publication.drained.set_result(None)
 
-    def lends(self, region: Region) -> bool:
-        """True if a byte of `region` is published, or still pinned by a lease."""
+    def holds(self, region: Region) -> bool:
+        """Tell if a byte of `region` is published, or still pinned by a lease."""
         with self._lock:
-            offers = [*self._offers.values(), *self._lent.values()]
-        return any(region.overlaps(mine) for offer in offers for mine in offer.regions)
+            publications = [*self._published.values(), *self._leased.values()]
+        return any(region.overlaps(mine) for publication in publications for mine in publication.regions)
 
     def names(self) -> int:
-        """Published names."""
+        """Count the published names."""
         with self._lock:
-            return len(self._offers)
+            return len(self._published)
 
     def leases(self) -> int:
-        """Open leases."""
+        """Count the open leases."""
         with self._lock:
-            return len(self._lent)
+            return len(self._leased)
 
     def endings(self) -> Mapping[str, int]:
-        """How many leases ended in which way."""
+        """Count how many leases ended in which way."""
         with self._lock:
             return {ending.value: count for ending, count in self._endings.items()}

@@ -1,4 +1,7 @@
-"""DataPath: one way for bulk bytes from a source to a puller. The control connection is the same for all of them."""
+"""Declare what a data path is: one way for bulk bytes from a source to a puller.
+
+The control connection is the same for all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -17,63 +20,87 @@ class DataPath(Protocol):
 
     @property
     def name(self) -> str:
-        """What the two ends call it."""
+        """Return what the two ends call it."""
         ...
 
     @property
-    def cue(self) -> Sequence[Message]:
-        """What to tell the source so that the bytes come; nothing where the puller reads by itself."""
+    def start_messages(self) -> Sequence[Message]:
+        """Return what to tell the source so that the bytes come; nothing where the puller reads by itself."""
         ...
 
-    def offer(self) -> str:
-        """What this node says when a puller connects, so that it can judge whether this door leads to it."""
+    def capabilities(self) -> str:
+        """Return what this node says when a puller connects, so that it can judge whether the path leads here."""
         ...
 
-    def reaches(self, offer: str) -> bool:
-        """Whether this node can read from one that made `offer`."""
+    def reaches(self, capabilities: str) -> bool:
+        """Tell if this node can read from one with these capabilities."""
         ...
 
-    def card(self) -> str:
-        """What a puller needs, besides the regions, to read from this node now."""
+    def metadata(self) -> str:
+        """Return what a puller needs, besides the regions, to read from this node now."""
         ...
 
     def register(self, arena: Arena) -> None:
-        """Let the arena be read and written through this door, if it carries the arena's device then."""
+        """Let the arena be read and written by this path, if it supports the arena's device then."""
         ...
 
-    def carries(self, device: int) -> bool:
-        """Whether memory of this device, or of the host, that was registered can be read and written through it."""
+    def supports(self, device: int) -> bool:
+        """Tell if registered memory of this device, or of the host, can be read and written by this path."""
         ...
 
-    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
-        """Answer the cue, at the source. PeerGone, PullTimeout, WireError."""
+    def send(self, connection: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
+        """Answer the start messages, at the source. Raises PeerGone, PullTimeout, WireError."""
         ...
 
     def read(
-        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
+        self,
+        connection: Connection,
+        lease: Lease,
+        metadata: str,
+        destination: Destination,
+        deadline: Deadline,
     ) -> Sequence[Message]:
-        """Fill the landing, in the calling thread, when the cue has been given: what is left to be said, by and by.
+        """Fill the destination, in the calling thread, and return what is left to be said to the source later.
 
-        Returns only if the pages were pinned until the last byte was read. Ends the landing exactly once, when no
-        byte can come any more: that may be after this has raised.
+        The start messages have been sent. Returns only if the pages were pinned until the last byte was read. Ends
+        the destination exactly once, when no byte can come any more: that may be after this has raised.
         """
         ...
 
     def close(self) -> None:
-        """Give everything back; no landing is open."""
+        """Give everything back; no destination is open."""
         ...
 
 
-def usable(doors: Sequence[DataPath], offers: Mapping[str, str], setting: str) -> tuple[DataPath, ...]:
-    """Those of this node's doors, in its order, that lead to a node with these offers; `setting` may name the only one.
+class DeviceCopy(Protocol):
+    """Copies between devices and the host; a call returns when the bytes are there. Any thread may call it."""
 
-    PathUnavailable if there is none: the stream is everybody's last resort, so that means that one was named.
+    def buffer(self, nbytes: int) -> memoryview:
+        """Return host memory that the device copies to and from at full speed; kept for good."""
+        ...
+
+    def to_host(self, device: int, address: int, into: memoryview) -> None:
+        """Fill `into` from the device."""
+        ...
+
+    def to_device(self, view: memoryview, device: int, address: int) -> None:
+        """Write `view` to the device."""
+        ...
+
+
+def usable(paths: Sequence[DataPath], capabilities: Mapping[str, str], setting: str) -> tuple[DataPath, ...]:
+    """Select those of this node's paths, in its order, that lead to a node with these capabilities.
+
+    `setting` may name the only one allowed. Raises PathUnavailable if there is none: the stream is everybody's last
+    resort, so that means that one was named.
     """
-    leading = tuple(door for door in doors if door.name in offers and door.reaches(offers[door.name]))
-    allowed = tuple(door for door in leading if setting in (AUTO, door.name))
+    leading = tuple(
+        path for path in paths if path.name in capabilities and path.reaches(capabilities[path.name])
+    )
+    allowed = tuple(path for path in leading if setting in (AUTO, path.name))
     if not allowed:
-        names = ", ".join(door.name for door in leading) or "none"
+        names = ", ".join(path.name for path in leading) or "none"
         raise PathUnavailable(
-            f"door {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}"
+            f"path {setting!r} does not lead to this peer (these do: {names}): choose {AUTO!r}"
         )
     return allowed

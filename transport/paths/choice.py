@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def open_paths(node: str, setting: str = AUTO, open_network: bool = False) -> list[DataPath]:
-    """This node's doors, best first. `setting` "auto" takes UCX if it starts, "ucx" insists, "stream" does without.
+    """Open this node's paths, best first: "auto" takes UCX if it starts, "ucx" insists, "stream" does without.
 
     `open_network` lets UCX use plain TCP beyond this machine, where whoever reaches its port can read and write
-    registered memory: for isolated networks only. PathUnavailable if UCX is insisted on and does not start.
+    registered memory: for isolated networks only. Raises PathUnavailable if "ucx" does not start.
     """
     if setting not in SETTINGS:
-        raise ValueError(f"door {setting!r}: choose one of {', '.join(SETTINGS)}")
+        raise ValueError(f"path {setting!r}: choose one of {', '.join(SETTINGS)}")
     stream = StreamPath(_device_copy())
     if setting == StreamPath.name:
         return [stream]

@@ -1,4 +1,4 @@
-"""CudaCopy: copies between CUDA devices and the host through the driver's own library, for staging.
+"""Copy between CUDA devices and the host through the driver's own library, for staging.
 
 By address, not by tensor: whoever registers memory says where it lies. Each device is used in its primary context,
 the one that torch uses as well, so that an address means the same to both.
@@ -13,7 +13,7 @@ _LIBRARY = "libcuda.so.1"
 
 
 class CudaCopy:
-    """A `DeviceCopy`. PathUnavailable where there is no CUDA driver or device."""
+    """A `DeviceCopy`. Raises PathUnavailable where there is no CUDA driver or device."""
 
     def __init__(self) -> None:
         try:
@@ -25,7 +25,7 @@ class CudaCopy:
         self._call("cuInit", 0)
 
     def buffer(self, nbytes: int) -> memoryview:
-        """See `DeviceCopy`: pinned, and known to every context."""
+        """Return pinned memory that every context knows."""
         address, portable = ctypes.c_void_p(), 1
         self._enter(0)
         self._call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), portable)
@@ -33,12 +33,12 @@ class CudaCopy:
         return memoryview((ctypes.c_ubyte * nbytes).from_address(address.value)).cast("B")
 
     def to_host(self, device: int, address: int, into: memoryview) -> None:
-        """See `DeviceCopy`."""
+        """Fill `into` from the device, and wait for it."""
         self._enter(device)
         self._call("cuMemcpyDtoH_v2", _address_of(into), ctypes.c_uint64(address), ctypes.c_size_t(len(into)))
 
     def to_device(self, view: memoryview, device: int, address: int) -> None:
-        """See `DeviceCopy`."""
+        """Write `view` to the device, and wait for it."""
         self._enter(device)
         self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), _address_of(view), ctypes.c_size_t(len(view)))
 

@@ -1,6 +1,6 @@
-"""NixlAgent: the only door to NIXL, and through it to UCX. Bytes are read from a peer's memory without its help.
+"""Use NIXL, and through it UCX, to read bytes from a peer's memory without its help. Nothing else imports NIXL.
 
-NIXL is an optional extra; without it this node offers no such door. Its binding layer is used directly, because the
+NIXL is an optional extra; without it this node offers no such path. Its binding layer is used directly, because the
 Python class above it fixes the progress thread's pause at zero, which burns a core.
 
 UCX is configured by its environment, read once when the agent is made. Set unless the variable is set already:
@@ -51,7 +51,10 @@ class Side(NamedTuple):
 
 
 class NixlAgent:
-    """One incarnation of a node in UCX; safe to use from any thread. PathUnavailable if NIXL is missing or fails."""
+    """One incarnation of a node in UCX; safe to use from any thread.
+
+    Raises PathUnavailable if NIXL is missing or fails.
+    """
 
     def __init__(self, name: str, open_network: bool = False) -> None:
         _prepare_environment(open_network)
@@ -93,11 +96,11 @@ class NixlAgent:
             ) from error
 
     def metadata(self) -> bytes:
-        """What a peer must know of this agent to read what is registered by now."""
+        """Return what a peer must know of this agent to read what is registered by now."""
         return self._agent.getLocalMD()
 
-    def meet(self, metadata: bytes) -> str:
-        """Learn, or update, what a peer's metadata says: its agent's name. WireError if it is damaged."""
+    def add_peer(self, metadata: bytes) -> str:
+        """Load, or update, a peer's metadata and return its agent's name. Raises WireError if it is damaged."""
         try:
             return self._agent.loadRemoteMD(metadata).decode()
         except (*self._failures, UnicodeDecodeError) as error:
@@ -105,12 +108,12 @@ class NixlAgent:
                 f"damaged UCX metadata: {error}; compare the versions of NIXL at both ends"
             ) from error
 
-    def forget(self, peer: str) -> None:
-        """Disconnect, so that the next meeting starts afresh."""
+    def remove_peer(self, peer: str) -> None:
+        """Disconnect, so that the next read connects afresh."""
         try:
             self._agent.invalidateRemoteMD(peer)
         except self._nixl.nixlNotFoundError:
-            return  # it was forgotten already
+            return  # it was removed already
 
     def begin(self, peer: str, local: Side, remote: Side) -> "NixlRead":
         """Start to read `remote` at `peer` into `local`, piece by piece. On one host this copies before it returns."""
@@ -127,8 +130,8 @@ class NixlAgent:
             return NixlRead(self, handle, disturbed=True)  # some pieces may be under way all the same
         return NixlRead(self, handle, done=status == nixl.NIXL_SUCCESS)
 
-    def outcome(self, handle: int) -> ReadState:
-        """How the read stands."""
+    def state(self, handle: int) -> ReadState:
+        """Tell how the read stands."""
         try:
             status = self._agent.getXferStatus(handle)
         except self._failures:
@@ -155,8 +158,10 @@ class NixlAgent:
 
 
 class NixlRead:
-    """A read that has begun. It cannot be stopped, only waited for; `done` if it had ended when it began, `disturbed`
-    if not all of it did begin."""
+    """A read that has begun. It cannot be stopped, only waited for.
+
+    `done` if it had ended when it began, `disturbed` if not all of it did begin.
+    """
 
     def __init__(self, agent: NixlAgent, handle: int, done: bool = False, disturbed: bool = False) -> None:
         self._agent = agent
@@ -164,12 +169,12 @@ class NixlRead:
         self._done = done
         self._disturbed = disturbed
 
-    def outcome(self) -> ReadState:
-        """How it stands."""
+    def state(self) -> ReadState:
+        """Tell how it stands."""
         if self._done:
             return ReadState.DONE
-        outcome = self._agent.outcome(self._handle)
-        return ReadState.FAILED if self._disturbed and outcome is ReadState.DONE else outcome
+        state = self._agent.state(self._handle)
+        return ReadState.FAILED if self._disturbed and state is ReadState.DONE else state
 
     def release(self) -> None:
         """Give it back, once it has ended."""
@@ -177,7 +182,7 @@ class NixlRead:
 
 
 def active_infiniband() -> list[str]:
-    """Ports that are up, as UCX names them."""
+    """List the InfiniBand ports that are up, as UCX names them."""
     states = sorted(INFINIBAND.glob("*/ports/*/state"))
     return [f"{state.parts[-4]}:{state.parts[-2]}" for state in states if "ACTIVE" in state.read_text()]
 

@@ -1,4 +1,4 @@
-"""StreamPath: bulk bytes over the control connection itself. It works wherever the two ends can talk at all."""
+"""Send bulk bytes over the control connection itself. It works wherever the two ends can talk at all."""
 
 from collections.abc import Sequence
 
@@ -7,56 +7,62 @@ from transport.control.connection import Connection, Deadline
 from transport.control.messages import Bytes, Message, Read
 from transport.errors import WireError
 from transport.memory.destinations import Destination
-from transport.paths.staging import DeviceCopy, Staging
+from transport.paths.base import DeviceCopy
+from transport.paths.staging import Staging
 
 
 class StreamPath:
     """Host memory to host memory, in place; a device's memory through `copy`, if there is one."""
 
     name = "stream"
-    cue = (Read(),)
+    start_messages = (Read(),)
 
     def __init__(self, copy: DeviceCopy | None = None) -> None:
         self._staging = Staging(copy)
 
-    def offer(self) -> str:
-        """Nothing to say."""
+    def capabilities(self) -> str:
+        """Return nothing: all streams are alike."""
         return ""
 
-    def reaches(self, offer: str) -> bool:
-        """Always: the connection exists."""
+    def reaches(self, capabilities: str) -> bool:
+        """Return True: the connection exists."""
         return True
 
-    def card(self) -> str:
-        """Nothing is needed."""
+    def metadata(self) -> str:
+        """Return nothing: the source finds the bytes by itself."""
         return ""
 
     def register(self, arena: Arena) -> None:
-        """Nothing to do."""
+        """Do nothing: any memory can be sent."""
 
-    def carries(self, device: int) -> bool:
-        """See `Door`."""
-        return self._staging.carries(device)
+    def supports(self, device: int) -> bool:
+        """Tell if the device's memory is sent in place or can be copied."""
+        return self._staging.supports(device)
 
-    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
-        """See `Door`."""
-        channel.send(Bytes(sum(region.nbytes for region in regions)), deadline)
+    def send(self, connection: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
+        """Send how many bytes follow, then the bytes."""
+        connection.send(Bytes(sum(region.nbytes for region in regions)), deadline)
         for region in regions:
-            self._staging.send(channel, region, deadline)
+            self._staging.send(connection, region, deadline)
 
     def read(
-        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
+        self,
+        connection: Connection,
+        lease: Lease,
+        metadata: str,
+        destination: Destination,
+        deadline: Deadline,
     ) -> Sequence[Message]:
-        """See `Door`; the landing has ended when this returns or raises."""
+        """Receive the bytes; the destination has ended when this returns or raises."""
         try:
-            coming = channel.expect(Bytes, deadline).nbytes
+            coming = connection.expect(Bytes, deadline).nbytes
             if coming != lease.nbytes:
                 raise WireError(f"{lease.node} sends {coming} bytes for {lease.nbytes}: compare the versions")
-            for region in landing.regions:
-                self._staging.receive(channel, region, deadline)
+            for region in destination.regions:
+                self._staging.receive(connection, region, deadline)
         finally:
-            landing.end()
+            destination.end()
         return ()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the connection is the transport's."""

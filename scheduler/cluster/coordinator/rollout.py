@@ -5,7 +5,7 @@ copy that nothing is routed to is dropped when every node routes by a table that
 the last. Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.node_view import Copy, NodeView
@@ -16,24 +16,35 @@ _WHOLE = 1 - 1e-9
 
 
 def interim_shares(target: Shares, routes: Shares, copies: Mapping[str, Copy]) -> Shares:
-    """The shares to route by now. `copies` are those on nodes that may serve.
+    """Choose the shares to route by now. `copies` are those on nodes that may serve.
 
-    Shares of `target` whose node has the adapter count; what is missing goes to those who serve it now by
-    `routes`, as far as they have it; failing these, to the rest of the target, then to whoever has it, then
-    to where it is coming, then to where it should come. Empty only if `target` is.
+    Shares of `target` whose node has the adapter count. What is missing goes to those who serve it now by
+    `routes`, as far as they have it; failing these, to the rest of the target. Failing that too, requests go to
+    whoever has it, then to where it is coming, then to where it should come. Empty only if `target` is.
     """
-    having = [node for node, copy in copies.items() if copy is Copy.HELD]
-    ready = [(share.node, share.part) for share in target if share.node in having]
-    missing = 1 - sum(part for _, part in ready)
-    if sum(part for _, part in ready) >= _WHOLE:
+    held = [node for node, copy in copies.items() if copy is Copy.HELD]
+    ready = _on(held, target)
+    ready_part = sum(part for _, part in ready)
+    if ready_part >= _WHOLE:
         return target
-    former = normalised((share.node, share.part) for share in routes if share.node in having)
-    if former:
+    if former := normalised(_on(held, routes)):
+        missing = 1 - ready_part
         return normalised([*ready, *((share.node, share.part * missing) for share in former)])
-    coming = [node for node, copy in copies.items() if copy is Copy.PULLING]
-    expected = [(share.node, share.part) for share in target if share.node in coming]
-    anywhere = [(node, 1.0) for node in having or coming]
-    return normalised(ready or ([] if having else expected) or anywhere) or target
+    if ready:
+        return normalised(ready)
+    if held:
+        return _evenly(held)
+    pulling = [node for node, copy in copies.items() if copy is Copy.PULLING]
+    return normalised(_on(pulling, target)) or _evenly(pulling) or target
+
+
+def _on(nodes: Collection[str], shares: Shares) -> list[tuple[str, float]]:
+    """Keep the shares of these nodes, as (node, part)."""
+    return [(share.node, share.part) for share in shares if share.node in nodes]
+
+
+def _evenly(nodes: Iterable[str]) -> Shares:
+    return normalised((node, 1.0) for node in nodes)
 
 
 _MAX_SOURCES = 3
@@ -125,9 +136,7 @@ class Rollout:
         commands: list[Command] = []
         for ref in waiting:
             ready = [node for node, copy in self._copies(ref).items() if copy is Copy.HELD]
-            stays = normalised(
-                (share.node, share.part) for share in self.routes.get(ref, ()) if share.node in ready
-            )
+            stays = normalised(_on(ready, self.routes.get(ref, ())))
             if stays and self._serving(stays) == stays:
                 self.target[ref] = stays
                 for member in self._members.values():
@@ -148,7 +157,7 @@ class Rollout:
 
     def held(self, adapter: AdapterRef) -> Shares:
         """Equal shares for the nodes that have `adapter`; empty if none does."""
-        return normalised((node, 1.0) for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
+        return _evenly(node for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
 
     def _copies(self, adapter: AdapterRef) -> dict[str, Copy]:
         """The copies that may be served from, by node."""

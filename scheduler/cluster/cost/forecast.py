@@ -32,7 +32,7 @@ _FULL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class AdapterRates:
     """Adapters as arrays of [adapters]: how many of their requests come in a second, and their ranks."""
 
     rates: Floats
@@ -70,7 +70,7 @@ class Forecast:
         """Requests/s from input plus output tokens/s."""
         return tokens_per_s / (self.lengths.prompt_tokens + self.lengths.output_tokens)
 
-    def features(self, crowd: Crowd, step_s: Floats | float, levels: Sequence[int]) -> Floats:
+    def features(self, crowd: AdapterRates, step_s: Floats | float, levels: Sequence[int]) -> Floats:
         """[features, adapters], to be summed over the adapters of a node and given to `steps`: what each brings
         to a step of about `step_s`. `levels` are the ranks there are, ascending."""
         decoding = crowd.rates * (self.lengths.output_tokens * step_s)

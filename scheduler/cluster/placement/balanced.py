@@ -1,10 +1,10 @@
-"""Stratified placement: ours. Runs of rank that make all nodes' forecast steps alike, and standbys for routing.
+"""Balanced placement: ours. Runs of rank that make all nodes' forecast steps alike, and replicas for routing.
 
-    line up    adapters by rank, then by where they are; nodes by the ranks they have (`rank_order`)
-    cut        one run for each node, of equal step time and within its memory (`strata`)
-    stand      which node takes which run: exact assignment by the bytes that stay, among nodes that are alike
-    fit        where memory does not suffice for that, what is least asked for by byte goes to where there is room
-    stand by   adapters that make up most of the demand get further copies while memory lasts (`standbys`)
+    order      adapters by rank, then by where they are; nodes by the ranks they have (`rank_order`)
+    partition  one run for each node, of equal step time and within its memory (`partition`)
+    assign     which node takes which run: exact assignment by the bytes that stay, among nodes that are alike
+    fit        where memory does not suffice for that, what is least asked for by byte goes where there is room
+    replicate  adapters that make up most of the demand get further copies while memory lasts (`replicas`)
 
 Memory is a hard limit: what fits nowhere is left out. The placement before stays while it is whole and its
 slowest node is within `slack` of the best.
@@ -22,16 +22,19 @@ from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.placement.builder import AssignmentBuilder
-from scheduler.cluster.placement.partition import Piece, cut
-from scheduler.cluster.placement.rank_order import RankOrder, paces, rank_order, step_seconds
+from scheduler.cluster.placement.partition import Piece, partition
+from scheduler.cluster.placement.rank_order import RankOrder, rank_order, slowdowns, step_seconds
 from scheduler.cluster.placement.replicas import Replicas
 from scheduler.cluster.state import Placement
 
 
 @dataclass(frozen=True, slots=True)
 class BalancedOptions:
-    """`slack`: how far, relatively, the slowest step may exceed the least possible before anything moves;
-    `covered`: the part of demand, from the most asked for on, whose adapters get standbys."""
+    """When to leave things alone, and how much to replicate.
+
+    `slack` is how far, relatively, the slowest step may exceed the least possible before anything moves.
+    `covered` is the part of demand, from the most asked for on, whose adapters get replicas.
+    """
 
     slack: float = 0.05
     covered: float = 0.8
@@ -45,22 +48,23 @@ class BalancedPlacement:
         self._options = options or BalancedOptions()
 
     def place(self, problem: Problem) -> Placement:
-        """Deterministic; the placement before where that is good enough."""
+        """Return a placement, the one before where that is good enough. The same problem gives the same one."""
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
-        stands = rank_order(problem, self._forecast)
-        line = stands.line
-        found = cut(line, self._forecast) or cut(line.without_memory_limits(), self._forecast)
+        ordered = rank_order(problem, self._forecast)
+        to_partition = ordered.partition_problem
+        found = partition(to_partition, self._forecast) or partition(
+            to_partition.without_memory_limits(), self._forecast
+        )
         assert found is not None, "steps are forecast to be finite, whatever comes"
-        pieces, slowest_s = found
-        if self._is_good_enough(stands, slowest_s):
+        if self._is_good_enough(ordered, found.slowest_s):
             return problem.previous
-        room = _fitted(stands, pieces, _standing(stands, pieces))
-        self._stand_by(stands, room)
-        return room.placement()
+        builder = _fitted(ordered, found.pieces, _nodes_of_runs(ordered, found.pieces))
+        self._replicate(ordered, builder)
+        return builder.placement()
 
-    def _is_good_enough(self, stands: RankOrder, slowest_s: float) -> bool:
-        problem, previous = stands.problem, stands.problem.previous
+    def _is_good_enough(self, ordered: RankOrder, slowest_s: float) -> bool:
+        problem, previous = ordered.problem, ordered.problem.previous
         nodes = {state.node: state for state in problem.nodes}
         used = dict.fromkeys(nodes, 0)
         for ref, shares in previous.shares.items():
@@ -71,88 +75,85 @@ class BalancedPlacement:
         whole = previous.shares.keys() == problem.demand.tokens_per_s.keys()
         if not whole or any(used[node] > state.memory_bytes for node, state in nodes.items()):
             return False
-        seconds = step_seconds(self._forecast, problem, previous, stands.rates)
+        seconds = step_seconds(self._forecast, problem, previous, ordered.rates)
         return max(seconds.values()) <= slowest_s * (1 + self._options.slack)
 
-    def _stand_by(self, stands: RankOrder, room: AssignmentBuilder) -> None:
-        ceilings = _ceilings(stands, room, self._forecast.model.kernel)
-        standbys = Replicas(stands.problem.nodes, ceilings, room, stands.homes)
-        owed = self._options.covered * sum(stands.rates.values())
-        for ref in sorted(stands.refs, key=lambda ref: -stands.rates[ref]):
-            if owed <= 0:
+    def _replicate(self, ordered: RankOrder, builder: AssignmentBuilder) -> None:
+        nodes = ordered.problem.nodes
+        padded = self._forecast.model.kernel is not Kernel.EXACT
+        ceilings = _largest_ranks(ordered, builder) if padded else [0] * len(nodes)
+        replicas = Replicas(nodes, ceilings, builder, ordered.homes)
+        to_cover = self._options.covered * sum(ordered.rates.values())
+        for ref in sorted(ordered.refs, key=lambda ref: -ordered.rates[ref]):
+            if to_cover <= 0:
                 break
-            owed -= stands.rates[ref]
-            standbys.add(ref)
+            to_cover -= ordered.rates[ref]
+            replicas.add(ref)
 
 
-def _standing(stands: RankOrder, pieces: list[Piece]) -> list[int]:
-    """The node's number for each stratum: the most bytes stay, and only nodes that are alike change places."""
-    nodes = stands.problem.nodes
+def _nodes_of_runs(ordered: RankOrder, pieces: list[Piece]) -> list[int]:
+    """Number the node for each run: the most bytes stay, and only nodes that are alike change places."""
+    nodes = ordered.problem.nodes
     stays = np.zeros((len(nodes), len(nodes)))
     for piece in pieces:
-        ref = stands.refs[piece.index]
-        for node in stands.homes[ref]:
+        ref = ordered.refs[piece.index]
+        for node in ordered.homes[ref]:
             stays[piece.node, node] += ref.nbytes * piece.part
     stays /= max(1.0, float(stays.max()))
     kinds: dict[tuple[float, int], int] = {}
-    pace = paces(nodes).tolist()
-    kind = [kinds.setdefault((pace[at], state.memory_bytes), len(kinds)) for at, state in enumerate(nodes)]
-    stratum_kind = np.array([kind[node] for node in stands.order])
-    alike = stratum_kind[:, None] == np.array(kind)[None, :]
+    slower = slowdowns(nodes).tolist()
+    kind = [kinds.setdefault((slower[at], state.memory_bytes), len(kinds)) for at, state in enumerate(nodes)]
+    run_kind = np.array([kind[node] for node in ordered.node_order])
+    alike = run_kind[:, None] == np.array(kind)[None, :]
     favour = np.zeros_like(stays)
-    favour[np.arange(len(nodes)), list(stands.order)] = 1e-9
+    favour[np.arange(len(nodes)), list(ordered.node_order)] = 1e-9
     _, chosen = linear_sum_assignment(np.where(alike, stays + favour, -1e6), maximize=True)
     return chosen.tolist()
 
 
-def _fitted(stands: RankOrder, pieces: list[Piece], standing: list[int]) -> AssignmentBuilder:
-    """Pieces on their nodes, as far as memory goes; the rest, the most asked for by byte first, with another
-    piece of theirs, or else where the largest rank allows them, bytes are, or there is least to do."""
-    room = AssignmentBuilder(stands.problem)
-    pace = paces(stands.problem.nodes)
-    rates = stands.rates
+def _fitted(ordered: RankOrder, pieces: list[Piece], nodes_of_runs: list[int]) -> AssignmentBuilder:
+    """Put pieces on their nodes as far as memory goes, the most asked for by byte first.
 
-    def heat(piece: Piece) -> float:
-        ref = stands.refs[piece.index]
+    The rest goes to another piece of the same adapter. Else it goes where the largest rank allows it, where
+    its bytes are, or where there is least to do, in this order.
+    """
+    builder = AssignmentBuilder(ordered.problem)
+    slower = slowdowns(ordered.problem.nodes)
+    rates = ordered.rates
+
+    def rate_by_byte(piece: Piece) -> float:
+        ref = ordered.refs[piece.index]
         return -rates[ref] * piece.part / max(1, ref.nbytes)
 
     def take(ref: AdapterRef, node: int, part: float) -> None:
-        room.take(ref, node, part, part * rates[ref] * float(pace[node]))
+        builder.take(ref, node, part, part * rates[ref] * float(slower[node]))
 
-    homeless: list[tuple[AdapterRef, float]] = []
-    for piece in sorted(pieces, key=heat):
-        ref, node = stands.refs[piece.index], standing[piece.node]
-        if room.fits(ref, node):
+    without_room: list[tuple[AdapterRef, float]] = []
+    for piece in sorted(pieces, key=rate_by_byte):
+        ref, node = ordered.refs[piece.index], nodes_of_runs[piece.node]
+        if builder.fits(ref, node):
             take(ref, node, piece.part)
         else:
-            homeless.append((ref, piece.part))
-    largest = _largest(stands, room)
-    for ref, part in homeless:
-        if held := room.holders(ref):
+            without_room.append((ref, piece.part))
+    largest = _largest_ranks(ordered, builder)
+    for ref, part in without_room:
+        if held := builder.holders(ref):
             take(ref, held[0], part)
             continue
-        fitting = np.flatnonzero(room.free_bytes >= ref.nbytes).tolist()
+        fitting = np.flatnonzero(builder.free_bytes >= ref.nbytes).tolist()
         if fitting:
-            homes = stands.homes[ref]
-            take(
-                ref,
-                min(fitting, key=lambda at: (largest[at] < ref.rank, at not in homes, room.load[at])),
-                part,
-            )
-    return room
+            homes = ordered.homes[ref]
+            best = min(fitting, key=lambda at: (largest[at] < ref.rank, at not in homes, builder.load[at]))
+            take(ref, best, part)
+    return builder
 
 
-def _largest(stands: RankOrder, room: AssignmentBuilder) -> list[int]:
-    largest = [0] * len(stands.problem.nodes)
-    for ref in stands.refs:
-        for node in room.holders(ref):
+def _largest_ranks(ordered: RankOrder, builder: AssignmentBuilder) -> list[int]:
+    largest = [0] * len(ordered.problem.nodes)
+    for ref in ordered.refs:
+        for node in builder.holders(ref):
             largest[node] = max(largest[node], ref.rank)
     return largest
-
-
-def _ceilings(stands: RankOrder, room: AssignmentBuilder, kernel: Kernel) -> list[int]:
-    """The largest rank of each node, as far as that matters."""
-    return [0] * len(stands.problem.nodes) if kernel is Kernel.EXACT else _largest(stands, room)
 
 
 class StepMeasure:
@@ -162,6 +163,6 @@ class StepMeasure:
         self._forecast, self._tbt_s = forecast, tbt_s
 
     def __call__(self, problem: Problem, placement: Placement) -> Mapping[str, float]:
-        """1 is all that the SLO allows."""
+        """Measure each node's load; 1 is all that the SLO allows."""
         seconds = step_seconds(self._forecast, problem, placement)
         return {node: value / self._tbt_s for node, value in seconds.items()}

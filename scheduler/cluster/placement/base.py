@@ -90,11 +90,6 @@ def fetched_bytes(problem: Problem, placement: Placement) -> int:
     )
 
 
-def footprint_bytes(placement: Placement) -> int:
-    """Bytes of all the copies of `placement`."""
-    return sum(ref.nbytes * len(shares) for ref, shares in placement.shares.items())
-
-
 def surviving(problem: Problem, ref: AdapterRef) -> tuple[tuple[str, float], ...]:
     """The shares that `ref` had before on nodes that are still there, as (node, part)."""
     alive = {state.node for state in problem.nodes}

@@ -1,12 +1,14 @@
 """Place as others do, to compare with: first fit, hashing, full replication, and S-LoRA's two placements."""
 
+from collections.abc import Iterable
+from hashlib import blake2b
 from types import MappingProxyType
 
 import numpy as np
 
+from lora.adapter import AdapterRef
 from scheduler.cluster.placement.base import Problem, surviving
 from scheduler.cluster.placement.builder import AssignmentBuilder
-from scheduler.cluster.routing.baselines import highest
 from scheduler.cluster.state import Placement, Share
 
 
@@ -33,13 +35,21 @@ class FirstFitPlacement:
 
 
 class HashedPlacement:
-    """Each adapter whole on the node whose hash with its digest is highest."""
+    """Each adapter whole on the node whose hash with its digest is highest (Thaler and Ravishankar, 1998).
+
+    A node that comes or goes moves only its own adapters.
+    """
 
     def place(self, problem: Problem) -> Placement:
         """Looks at neither load nor memory."""
         names = [state.node for state in problem.nodes]
-        homes = {ref: (Share(highest(ref, names), 1.0),) for ref in problem.demand.tokens_per_s}
+        homes = {ref: (Share(_highest(ref, names), 1.0),) for ref in problem.demand.tokens_per_s}
         return Placement(MappingProxyType(homes))
+
+
+def _highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
+    """Find the node whose hash with the adapter's digest is highest."""
+    return max(nodes, key=lambda node: blake2b(f"{adapter.digest}\n{node}".encode()).digest())
 
 
 class ReplicatedPlacement:

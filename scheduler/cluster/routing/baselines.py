@@ -1,8 +1,6 @@
-"""Route as others do, to compare with: fewest requests, weights alone, Toppings, rendezvous hashing."""
+"""Route as others do, to compare with: fewest requests, weights alone, Toppings."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from hashlib import blake2b
 
 import numpy as np
 
@@ -11,7 +9,6 @@ from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad
 from scheduler.cluster.routing.base import (
     Loads,
     NodeLoad,
-    NoNodeReachable,
     RouteRequest,
     drawn,
     reachable_shares,
@@ -68,22 +65,3 @@ class ToppingsRouting:
 def _with(work: StepLoad, adapter: AdapterRef, prompt_tokens: int, sequences: int) -> StepLoad:
     more = AdapterLoad(adapter.rank, prompt_tokens, sequences)
     return StepLoad((*work.adapters, more), work.context_tokens + prompt_tokens)
-
-
-def highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
-    """The node whose hash with the adapter's digest is highest."""
-    return max(nodes, key=lambda node: blake2b(f"{adapter.digest}\n{node}".encode()).digest())
-
-
-class RendezvousRouting:
-    """The reachable node whose hash with the adapter's digest is highest: rendezvous hashing (Thaler and
-    Ravishankar, 1998).
-
-    It needs no table, and a node that comes or goes moves only its own adapters.
-    """
-
-    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Looks at neither table nor load, and does not draw."""
-        if not loads:
-            raise NoNodeReachable(ask.adapter)
-        return highest(ask.adapter, loads)

@@ -28,7 +28,7 @@ from scheduler.cluster.protocol.messages import (
     Report,
     Tick,
 )
-from scheduler.cluster.state import OperatingPoints
+from scheduler.cluster.state import OperatingPoints, Placement
 
 MIB = 2**20
 POINTS = OperatingPoints((8, 16, 32, 64, 128), (26000.0, 24000.0, 21000.0, 16500.0, 11600.0))
@@ -39,6 +39,11 @@ FORECAST = Forecast(MODEL, Lengths(1024, 256))
 def adapter(name: str, rank: int = 8) -> AdapterRef:
     """An adapter of 1 MiB for each rank row."""
     return AdapterRef(digest=f"digest of {name}", name=name, rank=rank, sites=("q_proj",), nbytes=rank * MIB)
+
+
+def held_by(placement: Placement, node: str) -> tuple[AdapterRef, ...]:
+    """The adapters that `placement` puts on `node`."""
+    return tuple(ref for ref, shares in placement.shares.items() if any(s.node == node for s in shares))
 
 
 def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:

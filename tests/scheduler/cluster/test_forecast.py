@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost.forecast import Crowd, Forecast, ForecastBatch
+from scheduler.cluster.cost.forecast import AdapterRates, Forecast, ForecastBatch
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import Lengths, Limits
 
@@ -17,7 +17,7 @@ LEVELS = (8, 128)
 def _step_s(kernel: Kernel, rates: list[float], ranks: list[int], pace: float = 1.0) -> float:
     """The fixed point, for one node."""
     forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
-    crowd, step_s = Crowd(np.array(rates), np.array(ranks, dtype=np.float64)), 5e-3
+    crowd, step_s = AdapterRates(np.array(rates), np.array(ranks, dtype=np.float64)), 5e-3
     for _ in range(30):
         sums = forecast.features(crowd, step_s, LEVELS).sum(1, keepdims=True)
         step_s = float(forecast.steps(sums, LEVELS, pace)[0])
@@ -62,7 +62,9 @@ def test_who_is_in_a_batch_is_forecast_as_chance_has_it(kernel: Kernel) -> None:
     rng = np.random.default_rng(0)
     rates, ranks = rng.pareto(1.5, 30) * 0.1 + 0.01, rng.choice([8, 128], 30)
     forecast, step_s = Forecast(replace(MODEL, kernel=kernel, token_rank_s=0.0), LENGTHS), 0.02
-    sums = forecast.features(Crowd(rates, ranks.astype(np.float64)), step_s, LEVELS).sum(1, keepdims=True)
+    sums = forecast.features(AdapterRates(rates, ranks.astype(np.float64)), step_s, LEVELS).sum(
+        1, keepdims=True
+    )
     free = Lengths(1e-9, 1e-9)
     own = Forecast(replace(forecast.model, prefill_token_s=0, decode_sequence_s=0, context_token_s=0), free)
     drawn = []

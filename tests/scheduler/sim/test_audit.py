@@ -16,13 +16,13 @@ from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
-from scheduler.sim.faults import FaultKind, draw_faults
+from scheduler.sim.faults import FaultKind
 from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import SimNode
 from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.sim.store import SimStore
 from scheduler.step import StepScheduler
-from tests.scheduler.sim.worlds import MIB, adapters, names, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, traffic, world_spec
 
 REFS = adapters(12)
 
@@ -117,7 +117,7 @@ def test_faults_of_every_drawn_kind_come() -> None:
 def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
     """Strings hash differently in each."""
     code = (
-        "from tests.scheduler.sim.worlds import chaos\n"
+        "from tests.scheduler.sim.clusters import chaos\n"
         "from scheduler.sim.simulator import Simulator\n"
         "spec, arrivals = chaos(5)\n"
         "world = Simulator(spec, 5)\n"

@@ -9,7 +9,7 @@ from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.node import Progress, SimNode
 from tests.scheduler.cluster.lossy import MIB, adapter
-from tests.scheduler.sim.worlds import node_spec
+from tests.scheduler.sim.clusters import node_spec
 
 SMALL, MIDDLE, LARGE = adapter("small", 8), adapter("middle", 16), adapter("large", 64)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.transport.fake_device import BASE, ROOM, FakeDevice
+from tests.transport.fake_device import ARENA_BYTES, BASE, FakeDevice
 from tests.transport.pattern import content
 from transport.errors import PathUnavailable
 from transport.paths import cuda_copy as cuda
@@ -29,7 +29,7 @@ class FakeDriver:
         if name == self.failing:
             return lambda *arguments: 700
         calls: dict[str, Callable[..., int]] = {
-            "cuInit": lambda flags: flags,
+            "cuInit": self._start,
             "cuDevicePrimaryCtxRetain": self._retain,
             "cuCtxSetCurrent": self._enter,
             "cuMemHostAlloc": self._pin,
@@ -37,6 +37,10 @@ class FakeDriver:
             "cuMemcpyHtoD_v2": self._to_device,
         }
         return calls[name]
+
+    def _start(self, flags: int) -> int:
+        assert flags == 0
+        return 0
 
     def _retain(self, into: SimpleNamespace, device: int) -> int:
         self.retained.append(device)
@@ -73,8 +77,12 @@ def _at(address: ctypes.c_void_p, nbytes: ctypes.c_size_t) -> memoryview:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    fake = FakeDriver(FakeDevice(content(0, ROOM), 0), FakeDevice(number=1))
-    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda library: fake)
+    fake = FakeDriver(FakeDevice(content(0, ARENA_BYTES), 0), FakeDevice(number=1))
+
+    def load(library: str) -> FakeDriver:
+        return fake
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", load)
     return fake
 
 

@@ -10,11 +10,12 @@ from scheduler.cluster.routing.base import NodeLoad
 from scheduler.cluster.routing.baselines import LeastLoadedRouting
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
+from scheduler.sim.faults import NetworkFaults
 from scheduler.sim.front_door import FrontDoor, Outbound, Patience
-from scheduler.sim.network import Network, NetworkFaults, NetworkTimes
+from scheduler.sim.network import Network, NetworkTimes
 from scheduler.sim.node import Progress, SimNode, Tell
 from tests.scheduler.cluster.lossy import adapter
-from tests.scheduler.sim.worlds import node_spec
+from tests.scheduler.sim.clusters import node_spec
 
 REQUEST = Request("r", (1, 2, 3), adapter("a"), SamplingParams(seed=0), (), 0.0)
 IDLE = NodeLoad(0, StepLoad((), 0))
@@ -38,15 +39,15 @@ class Rig:
     def __init__(self) -> None:
         self.clock = Clock()
         self.nodes = {name: Puppet(name, self.clock) for name in ("n0", "n1", "n2")}
-        wire = Network(
+        network = Network(
             self.clock, NetworkTimes(latency_s=0.1, detect_s=1.0), NetworkFaults(), np.random.default_rng(0)
         )
-        self.streets = Outbound(self.clock, wire, MappingProxyType(self.nodes))
-        self.streets.loads = {"n1": IDLE, "n2": IDLE}
+        self.outbound = Outbound(self.clock, network, MappingProxyType(self.nodes))
+        self.outbound.loads = {"n1": IDLE, "n2": IDLE}
         self.answers: list[Progress] = []
-        self.door = FrontDoor(
+        self.front_door = FrontDoor(
             self.nodes["n0"],
-            self.streets,
+            self.outbound,
             LeastLoadedRouting(),
             np.random.default_rng(0),
             lambda name, progress: self.answers.append(progress),
@@ -58,7 +59,7 @@ class Rig:
 
 def test_what_a_node_tells_reaches_the_client_and_a_repeat_does_not() -> None:
     rig = Rig()
-    rig.door.take(REQUEST)
+    rig.front_door.take(REQUEST)
     rig.wait(0.2)
     [(name, tell)] = rig.nodes["n1"].got
     assert name == "r#1"
@@ -66,15 +67,15 @@ def test_what_a_node_tells_reaches_the_client_and_a_repeat_does_not() -> None:
         tell(progress)
         rig.wait(0.2)
     assert rig.answers == [Progress.FIRST_TOKEN, Progress.DONE]
-    assert not rig.door.has("r")
+    assert not rig.front_door.has("r")
 
 
 def test_after_a_broken_connection_only_the_new_attempt_is_heard() -> None:
     rig = Rig()
-    rig.door.take(REQUEST)
+    rig.front_door.take(REQUEST)
     rig.wait(0.2)
-    rig.streets.loads = {"n2": IDLE}
-    rig.door.broke("n1")
+    rig.outbound.loads = {"n2": IDLE}
+    rig.front_door.broke("n1")
     rig.wait(1.5)
     [(_, earlier)], [(name, later)] = rig.nodes["n1"].got, rig.nodes["n2"].got
     assert name == "r#2"
@@ -89,17 +90,17 @@ def test_after_a_broken_connection_only_the_new_attempt_is_heard() -> None:
 def test_a_node_found_dead_is_passed_by() -> None:
     rig = Rig()
     rig.nodes["n1"].up = False
-    rig.door.take(REQUEST)
+    rig.front_door.take(REQUEST)
     rig.wait(0.2)
-    rig.streets.loads = {"n2": IDLE}
+    rig.outbound.loads = {"n2": IDLE}
     rig.wait(1.5)
     assert [name for name, _ in rig.nodes["n2"].got] == ["r#2"]
 
 
 def test_refusals_are_retried_and_then_told() -> None:
     rig = Rig()
-    rig.streets.loads = {"n1": IDLE}
-    rig.door.take(REQUEST)
+    rig.outbound.loads = {"n1": IDLE}
+    rig.front_door.take(REQUEST)
     for attempt in range(Patience().attempts):
         rig.wait(0.2)
         assert len(rig.nodes["n1"].got) == attempt + 1
@@ -111,10 +112,10 @@ def test_refusals_are_retried_and_then_told() -> None:
 
 def test_a_request_waits_for_a_node_to_be_reachable() -> None:
     rig = Rig()
-    rig.streets.loads = {}
-    rig.door.take(REQUEST)
+    rig.outbound.loads = {}
+    rig.front_door.take(REQUEST)
     rig.wait(1.2)
-    assert rig.door.pending() == ["r"]
-    rig.streets.loads = {"n1": IDLE}
+    assert rig.front_door.pending() == ["r"]
+    rig.outbound.loads = {"n1": IDLE}
     rig.wait(1.0)
     assert len(rig.nodes["n1"].got) == 1

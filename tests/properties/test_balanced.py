@@ -15,14 +15,14 @@ from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacem
 from scheduler.cluster.placement.base import PlacementPolicy, Problem, fetched_bytes
 from scheduler.cluster.placement.baselines import ContiguousPlacement, FirstFitPlacement, RandomPlacement
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.placement.partition import cut
+from scheduler.cluster.placement.partition import partition
 from scheduler.cluster.placement.rank_order import rank_order, step_seconds
-from scheduler.cluster.placement.replicas import STANDBY
+from scheduler.cluster.placement.replicas import REPLICA_PART
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement
 from scheduler.sim.ablations.placements import RankCeilingPlacement
 from tests.chance import examples
 from tests.properties.test_placement import RANKS, after, problem
-from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter
+from tests.scheduler.cluster.lossy import MIB, MODEL, POINTS, adapter, held_by
 
 KERNELS = list(Kernel)
 LONE = BalancedOptions(covered=0.0)
@@ -121,7 +121,7 @@ def test_what_is_good_is_left_alone(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_without_standbys_fewer_bytes_move_after_drift_than_the_paper_moves(kernel: Kernel) -> None:
+def test_without_replicas_fewer_bytes_move_after_drift_than_the_paper_moves(kernel: Kernel) -> None:
     moved = {"ours": 0, "paper": 0}
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -136,19 +136,19 @@ def test_without_standbys_fewer_bytes_move_after_drift_than_the_paper_moves(kern
 def test_ranks_keep_apart_where_kernels_pad_and_every_step_takes_as_long() -> None:
     what = problem([(8, 300.0)] * 40 + [(128, 150.0)] * 20, 4)
     placed = ours(Kernel.PADDED, LONE).place(what)
-    mixed = [n.node for n in what.nodes if len({ref.rank for ref in placed.held_by(n.node)}) > 1]
+    mixed = [n.node for n in what.nodes if len({ref.rank for ref in held_by(placed, n.node)}) > 1]
     seconds = step_seconds(forecast(Kernel.PADDED), what, placed).values()
     assert len(mixed) <= 1, "one cut goes between the ranks"
     assert max(seconds) <= 1.1 * min(seconds)
 
 
-def test_most_of_demand_has_a_standby_in_another_zone_and_the_plan_is_without_it() -> None:
+def test_most_of_demand_has_a_replica_in_another_zone_and_the_plan_is_without_it() -> None:
     what = problem([(8, 300.0)] * 12 + [(128, 150.0)] * 12, 6)
     zones = {state.node: state.zone for state in what.nodes}
     placed = ours(Kernel.PADDED, BalancedOptions(covered=1.0)).place(what)
     for shares in placed.shares.values():
         assert len({zones[share.node] for share in shares}) == 2
-        assert sum(share.part for share in shares if share.part > 2 * STANDBY) > 0.99
+        assert sum(share.part for share in shares if share.part > 2 * REPLICA_PART) > 0.99
     lone = ours(Kernel.PADDED, LONE).place(what)
     assert slowest(Kernel.PADDED, what, placed) <= 1.05 * slowest(Kernel.PADDED, what, lone)
 
@@ -183,9 +183,9 @@ def test_tight_memory_levels_steps_with_small_ranks_beside_large_ones() -> None:
     what = problem([(8, 3000.0)] * 60 + [(128, 3000.0)] * 20, 4, 1100 * MIB)
     placed = ours(Kernel.PADDED, LONE).place(what)
     assert len(placed.shares) == 80
-    large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in placed.held_by(n.node))]
+    large = [n.node for n in what.nodes if any(ref.rank == 128 for ref in held_by(placed, n.node))]
     assert len(large) <= 3
-    line = rank_order(what, forecast(Kernel.PADDED)).line
-    apart = cut(replace(line, descends=False), forecast(Kernel.PADDED))
+    ordered = rank_order(what, forecast(Kernel.PADDED)).partition_problem
+    apart = partition(replace(ordered, descends=False), forecast(Kernel.PADDED))
     assert apart is not None
-    assert slowest(Kernel.PADDED, what, placed) < 0.9 * apart[1]
+    assert slowest(Kernel.PADDED, what, placed) < 0.9 * apart.slowest_s

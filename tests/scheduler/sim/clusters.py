@@ -15,15 +15,14 @@ from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
-from scheduler.sim.faults import Fault, draw_faults
-from scheduler.sim.network import NetworkFaults
+from scheduler.limits import StepLimits
+from scheduler.sim.faults import Fault, FaultKind, NetworkFaults
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.simulator import SimulatorSpec
 from scheduler.sim.workload.adapters import EQUAL, SKEWED, RankMix, catalogue
 from scheduler.sim.workload.arrivals import Arrival, assigned
 from scheduler.sim.workload.popularity import PowerLaw
 from scheduler.sim.workload.trace import poisson
-from scheduler.step import StepLimits
 
 MIB = 2**20
 PROFILE = from_json((Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json").read_text())
@@ -47,7 +46,7 @@ def world_spec(
     node: NodeSpec | None = None,
     policy: PlacementPolicy | None = None,
     faults: tuple[Fault, ...] = (),
-    wire_faults: NetworkFaults | None = None,
+    network_faults: NetworkFaults | None = None,
 ) -> SimulatorSpec:
     """Our policies, on a wire without faults unless some are given."""
     node = node or node_spec()
@@ -65,7 +64,7 @@ def world_spec(
         coordinator=coordinator,
         routing=PredictedCostRouting(forecast),
         faults=faults,
-        wire_faults=wire_faults or NetworkFaults(),
+        network_faults=network_faults or NetworkFaults(),
     )
 
 
@@ -80,6 +79,22 @@ def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int
     return list(assigned(poisson(rate, seconds, (300, 40), rng), refs, PowerLaw(0.4), rng))
 
 
+def draw_faults(
+    count: int, seconds: float, nodes: tuple[str, ...], rng: np.random.Generator
+) -> tuple[Fault, ...]:
+    """Draw `count` faults within `seconds`, in order of time: crashes, partitions, slow nodes and dead
+    coordinators, each of up to a third of the nodes and a sixth of the time."""
+    kinds = (FaultKind.CRASH, FaultKind.CRASH, FaultKind.PARTITION, FaultKind.SLOW, FaultKind.COORDINATOR)
+    drawn: list[Fault] = []
+    for start_s in np.sort(rng.random(count) * seconds).tolist():
+        kind = kinds[int(rng.integers(len(kinds)))]
+        hit = rng.permutation(len(nodes))[: int(rng.integers(1, max(2, len(nodes) // 3 + 1)))]
+        names = tuple(nodes[at] for at in sorted(hit.tolist()))
+        lasts_s = float(rng.uniform(0.5, max(1.0, seconds / 6)))
+        drawn.append(Fault(kind, start_s, lasts_s, names, factor=float(rng.uniform(1.5, 4.0))))
+    return tuple(drawn)
+
+
 def chaos(seed: int) -> tuple[SimulatorSpec, list[Arrival]]:
     """A cluster of two to five nodes on a lossy wire, with faults for 40 s, and what is asked of it."""
     rng = np.random.default_rng(seed)
@@ -87,5 +102,5 @@ def chaos(seed: int) -> tuple[SimulatorSpec, list[Arrival]]:
     nodes = int(rng.integers(2, 6))
     node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
     faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
-    spec = world_spec(nodes, refs, node, faults=faults, wire_faults=LOSSY)
+    spec = world_spec(nodes, refs, node, faults=faults, network_faults=LOSSY)
     return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import InvalidProfile, Profile, Slo, from_json
 from scheduler.cluster.eviction import CheapestEviction
-from scheduler.sim.ablations.policies import BASELINES, UnknownPolicy, named
+from scheduler.sim.ablations.named_policies import BASELINES, UnknownPolicy, named
 from scheduler.sim.planner.chart import CannotDraw, check_drawable, draw
 from scheduler.sim.planner.files import InvalidOption, check_writable, read, write
 from scheduler.sim.planner.report import as_json, lines
@@ -43,7 +43,7 @@ _BAD_INPUT = (
 )
 
 
-class _Parser(ArgumentParser):
+class _PlannerArguments(ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -51,7 +51,9 @@ class _Parser(ArgumentParser):
 
 
 def _parser() -> ArgumentParser:
-    parser = _Parser(prog="python -m scheduler.sim", description="Simulate a cluster before buying it.")
+    parser = _PlannerArguments(
+        prog="python -m scheduler.sim", description="Simulate a cluster before buying it."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     plan = commands.add_parser(
         "plan",
@@ -247,7 +249,3 @@ def main(arguments: Sequence[str]) -> int:
         return _plan(options)
     except _BAD_INPUT as error:
         parser.error(str(error))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A read that was given up keeps its landing until UCX says that it has ended, and not a moment less."""
+"""A read that was given up keeps its destination until UCX says that it has ended, and not a moment less."""
 
 import ctypes
 import socket
@@ -27,7 +27,7 @@ class FakeRead:
         self.ending = ReadState.RUNNING
         self.released = threading.Event()
 
-    def outcome(self) -> ReadState:
+    def state(self) -> ReadState:
         return self.ending
 
     def release(self) -> None:
@@ -41,9 +41,9 @@ def ends() -> Iterator[tuple[Connection, socket.socket]]:
     ours = socket.create_connection(listener.getsockname())
     theirs, _ = listener.accept()
     with listener, theirs:
-        channel = Connection(ours, "the source")
-        yield channel, theirs
-        channel.close()
+        connection = Connection(ours, "the source")
+        yield connection, theirs
+        connection.close()
 
 
 Ends = tuple[Connection, socket.socket]
@@ -51,55 +51,55 @@ Ends = tuple[Connection, socket.socket]
 
 @pytest.mark.parametrize(("ending", "done"), [(ReadState.DONE, True), (ReadState.FAILED, False)])
 def test_a_read_that_ends_ends_the_landing(ends: Ends, ending: ReadState, done: bool) -> None:
-    landings, read, parted = Destinations(), FakeRead(), threading.Event()
-    landing = landings.begin([REGION])
-    flight = UcxRead(landing, ends[0], Deadline.after(30.0))
+    destinations, read, ended = Destinations(), FakeRead(), threading.Event()
+    destination = destinations.claim([REGION])
+    watched = UcxRead(destination, ends[0], Deadline.after(30.0))
     read.ending = ending
-    assert flight.complete(read, parted.set) is done
-    assert parted.is_set()
+    assert watched.complete(read, ended.set) is done
+    assert ended.is_set()
     assert read.released.is_set()
-    assert not landing.settled.done()
-    flight.land()
-    assert landing.settled.done()
-    assert landings.count() == (0, 0)
+    assert not destination.settled.done()
+    watched.end()
+    assert destination.settled.done()
+    assert destinations.count() == (0, 0)
 
 
 @pytest.mark.parametrize("ending", [ReadState.DONE, ReadState.FAILED])
 def test_a_read_that_was_given_up_is_quarantined_until_it_ends(ends: Ends, ending: ReadState) -> None:
-    landings, read, parted = Destinations(), FakeRead(), threading.Event()
-    landing = landings.begin([REGION])
-    flight = UcxRead(landing, ends[0], Deadline.after(0.0))
+    destinations, read, ended = Destinations(), FakeRead(), threading.Event()
+    destination = destinations.claim([REGION])
+    watched = UcxRead(destination, ends[0], Deadline.after(0.0))
     with pytest.raises(PullTimeout):
-        flight.complete(read, parted.set)
-    flight.land()
-    assert landings.count() == (1, 1)
-    assert not parted.is_set()
-    assert not landing.settled.done()
+        watched.complete(read, ended.set)
+    watched.end()
+    assert destinations.count() == (1, 1)
+    assert not ended.is_set()
+    assert not destination.settled.done()
     read.ending = ending
-    landing.settled.result(30.0)
+    destination.settled.result(30.0)
     assert read.released.is_set()
-    assert parted.is_set()
-    assert landings.count() == (0, 0)
+    assert ended.is_set()
+    assert destinations.count() == (0, 0)
 
 
 def test_a_source_that_ends_the_lease_ends_the_wait(ends: Ends) -> None:
-    channel, theirs = ends
+    connection, theirs = ends
     theirs.sendall(encode(Refusal("LeaseExpired", "too late")))
-    flight = UcxRead(Destinations().begin([REGION]), channel, Deadline.after(30.0))
+    watched = UcxRead(Destinations().claim([REGION]), connection, Deadline.after(30.0))
     with pytest.raises(LeaseExpired, match="too late"):
-        flight.complete(FakeRead(), lambda: None)
+        watched.complete(FakeRead(), lambda: None)
 
 
 def test_a_source_that_hangs_up_ends_the_wait(ends: Ends) -> None:
-    channel, theirs = ends
+    connection, theirs = ends
     theirs.close()
-    flight = UcxRead(Destinations().begin([REGION]), channel, Deadline.after(30.0))
+    watched = UcxRead(Destinations().claim([REGION]), connection, Deadline.after(30.0))
     with pytest.raises(PeerGone, match="the source"):
-        flight.complete(FakeRead(), lambda: None)
+        watched.complete(FakeRead(), lambda: None)
 
 
 def test_a_cancelled_pull_ends_the_wait(ends: Ends) -> None:
     ends[0].abort()
-    flight = UcxRead(Destinations().begin([REGION]), ends[0], Deadline.after(30.0))
+    watched = UcxRead(Destinations().claim([REGION]), ends[0], Deadline.after(30.0))
     with pytest.raises(PeerGone):
-        flight.complete(FakeRead(), lambda: None)
+        watched.complete(FakeRead(), lambda: None)

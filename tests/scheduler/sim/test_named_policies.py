@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.cluster.policies import Setting
-from scheduler.sim.ablations.policies import (
+from scheduler.sim.ablations.named_policies import (
     ABLATIONS,
     BASELINES,
     POLICIES,
@@ -17,7 +17,7 @@ from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
-from tests.scheduler.sim.worlds import PROFILE, adapters, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, traffic, world_spec
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -21,7 +21,7 @@ class Setup:
     tls: tuple[str, ...] = ()
     ucx: bool = False
     open_network: bool = False
-    door: str = AUTO
+    path: str = AUTO
     host: str = "127.0.0.1"
     port: int = 0
     token: str = TOKEN
@@ -38,6 +38,6 @@ class Setup:
 
     def open(self, name: str) -> NetworkTransport:
         """A transport set up like this."""
-        doors = open_paths(name, AUTO if self.ucx else "stream", self.open_network)
-        options = NetworkOptions(self.security(), Address(self.host, self.port), self.door, self.most_hold_s)
-        return NetworkTransport(name, options, doors)
+        paths = open_paths(name, AUTO if self.ucx else "stream", self.open_network)
+        options = NetworkOptions(self.security(), Address(self.host, self.port), self.path, self.most_hold_s)
+        return NetworkTransport(name, options, paths)

@@ -1,4 +1,4 @@
-"""Which way the bytes go: what both ends offer, in this node's order, unless a setting names one."""
+"""Which path the bytes take: what both ends offer, in this node's order, unless a setting names one."""
 
 import json
 from collections.abc import Sequence
@@ -16,33 +16,38 @@ from transport.paths.ucx import Reach
 
 
 @dataclass(frozen=True)
-class FakeDoor:
+class FakePath:
     """Leads to peers that offer the word it knows."""
 
     name: str
     word: str
-    cue: tuple[Message, ...] = ()
+    start_messages: tuple[Message, ...] = ()
 
-    def offer(self) -> str:
+    def capabilities(self) -> str:
         return self.word
 
-    def reaches(self, offer: str) -> bool:
-        return offer == self.word
+    def reaches(self, capabilities: str) -> bool:
+        return capabilities == self.word
 
-    def card(self) -> str:
+    def metadata(self) -> str:
         return ""
 
     def register(self, arena: Arena) -> None:
         raise AssertionError("not asked for")
 
-    def carries(self, device: int) -> bool:
+    def supports(self, device: int) -> bool:
         return device == -1
 
-    def send(self, channel: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
+    def send(self, connection: Connection, regions: Sequence[Region], deadline: Deadline) -> None:
         raise AssertionError("not asked for")
 
     def read(
-        self, channel: Connection, lease: Lease, card: str, landing: Destination, deadline: Deadline
+        self,
+        connection: Connection,
+        lease: Lease,
+        metadata: str,
+        destination: Destination,
+        deadline: Deadline,
     ) -> tuple[Message, ...]:
         raise AssertionError("not asked for")
 
@@ -50,12 +55,12 @@ class FakeDoor:
         raise AssertionError("not asked for")
 
 
-UCX, STREAM = FakeDoor("ucx", "here"), FakeDoor("stream", "")
+UCX, STREAM = FakePath("ucx", "here"), FakePath("stream", "")
 BOTH = {"ucx": "here", "stream": ""}
 
 
 @pytest.mark.parametrize(
-    ("doors", "offers", "setting", "chosen"),
+    ("paths", "capabilities", "setting", "chosen"),
     [
         ([UCX, STREAM], BOTH, AUTO, UCX),
         ([UCX, STREAM], {"stream": "", "ucx": "elsewhere"}, AUTO, STREAM),
@@ -65,28 +70,28 @@ BOTH = {"ucx": "here", "stream": ""}
         ([STREAM, UCX], BOTH, "ucx", UCX),
     ],
 )
-def test_the_first_door_that_leads_there_is_taken(
-    doors: list[FakeDoor], offers: dict[str, str], setting: str, chosen: FakeDoor
+def test_the_first_path_that_leads_there_is_taken(
+    paths: list[FakePath], capabilities: dict[str, str], setting: str, chosen: FakePath
 ) -> None:
-    assert usable(doors, offers, setting)[0] is chosen
+    assert usable(paths, capabilities, setting)[0] is chosen
 
 
 @pytest.mark.parametrize(
-    ("doors", "offers"),
+    ("paths", "capabilities"),
     [([STREAM], BOTH), ([UCX, STREAM], {"stream": ""}), ([UCX, STREAM], {"stream": "", "ucx": "elsewhere"})],
 )
-def test_a_named_door_that_does_not_lead_there_is_refused_not_replaced(
-    doors: list[FakeDoor], offers: dict[str, str]
+def test_a_named_path_that_does_not_lead_there_is_refused_not_replaced(
+    paths: list[FakePath], capabilities: dict[str, str]
 ) -> None:
     with pytest.raises(PathUnavailable, match="these do: stream"):
-        usable(doors, offers, "ucx")
+        usable(paths, capabilities, "ucx")
 
 
 HERE = Reach("host 1", infiniband=False, open_network=False)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "meet"),
+    ("one", "other", "included"),
     [
         (HERE, HERE, True),
         (HERE, Reach("host 2", infiniband=False, open_network=False), False),
@@ -96,10 +101,10 @@ HERE = Reach("host 1", infiniband=False, open_network=False)
         (Reach("host 1", False, True), Reach("host 2", True, False), False),
     ],
 )
-def test_ucx_reaches_the_same_host_and_what_shares_a_fabric(one: Reach, other: Reach, meet: bool) -> None:
-    assert one.meets(other) is other.meets(one) is meet
+def test_ucx_reaches_the_same_host_and_what_shares_a_fabric(one: Reach, other: Reach, included: bool) -> None:
+    assert one.includes(other) is other.includes(one) is included
 
 
-def test_this_machine_meets_itself() -> None:
-    assert Reach.of_this_machine(open_network=False).meets(Reach.of_this_machine(open_network=True))
+def test_this_machine_reaches_itself() -> None:
+    assert Reach.of_this_machine(open_network=False).includes(Reach.of_this_machine(open_network=True))
     assert json.dumps(Reach.of_this_machine(open_network=False).host)

@@ -12,7 +12,7 @@ from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.sim.workload.arrivals import Arrival, assigned
 from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw
 from scheduler.sim.workload.trace import Call, poisson
-from tests.scheduler.sim.worlds import PROFILE, adapters, chaos, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import PROFILE, adapters, chaos, node_spec, traffic, world_spec
 
 
 def _run(

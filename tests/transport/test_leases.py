@@ -1,4 +1,4 @@
-"""The shelf as a machine: pages are free exactly when their name is withdrawn and no lease of it is open."""
+"""The lease table as a machine: pages are free exactly when their name is withdrawn and no lease of it is open."""
 
 import ctypes
 from concurrent.futures import Future
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle as Drawn
-from hypothesis.stateful import RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from tests.chance import examples
 from transport.base import Arena, Memory
@@ -24,14 +24,14 @@ def arena() -> Arena:
     return ARENA
 
 
-class ShelfMachine(RuleBasedStateMachine):
+class LeaseTableMachine(RuleBasedStateMachine):
     """Compared with a model that keeps, per publication, its open tickets."""
 
     tickets = Drawn("tickets")
 
     def __init__(self) -> None:
         super().__init__()
-        self.shelf = LeaseTable()
+        self.table = LeaseTable()
         self.published: dict[str, set[int]] = {}
         self.withdrawn: list[tuple[Future[None], set[int]]] = []
         self.ended = dict.fromkeys(Ending, 0)
@@ -40,32 +40,32 @@ class ShelfMachine(RuleBasedStateMachine):
     def publish(self, name: str) -> None:
         if name in self.published:
             with pytest.raises(RegionRefused):
-                self.shelf.publish(name, [arena().region(0, 1)])
+                self.table.publish(name, [arena().region(0, 1)])
         else:
-            self.shelf.publish(name, [arena().region(0, 1)])
+            self.table.publish(name, [arena().region(0, 1)])
             self.published[name] = set()
 
     @rule(name=NAMES)
     def withdraw(self, name: str) -> None:
         if name in self.published:
-            self.withdrawn.append((self.shelf.withdraw(name), self.published.pop(name)))
+            self.withdrawn.append((self.table.withdraw(name), self.published.pop(name)))
         else:
             with pytest.raises(NotOffered):
-                self.shelf.withdraw(name)
+                self.table.withdraw(name)
 
     @rule(target=tickets, name=NAMES)
-    def lend(self, name: str):  # noqa: ANN201  (a ticket or no ticket, in hypothesis' own type)
+    def open(self, name: str) -> MultipleResults[int]:
         if name not in self.published:
             with pytest.raises(NotOffered):
-                self.shelf.lend(name)
+                self.table.open(name)
             return multiple()
-        ticket, _ = self.shelf.lend(name)
+        ticket, _ = self.table.open(name)
         self.published[name].add(ticket)
-        return ticket
+        return multiple(ticket)
 
     @rule(ticket=consumes(tickets), ending=st.sampled_from(Ending))
     def end(self, ticket: int, ending: Ending) -> None:
-        self.shelf.end(ticket, ending)
+        self.table.end(ticket, ending)
         self.ended[ending] += 1
         for open_tickets in [*self.published.values(), *(left for _, left in self.withdrawn)]:
             open_tickets.discard(ticket)
@@ -77,28 +77,28 @@ class ShelfMachine(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         open_tickets = [*self.published.values(), *(left for _, left in self.withdrawn)]
-        assert self.shelf.leases() == sum(map(len, open_tickets))
-        assert self.shelf.names() == len(self.published)
-        assert self.shelf.endings() == {ending.value: count for ending, count in self.ended.items()}
+        assert self.table.leases() == sum(map(len, open_tickets))
+        assert self.table.names() == len(self.published)
+        assert self.table.endings() == {ending.value: count for ending, count in self.ended.items()}
 
     @invariant()
-    def lent_pages_are_known(self) -> None:
-        lent = bool(self.published) or any(left for _, left in self.withdrawn)
-        assert self.shelf.lends(arena().region(0, 64)) == lent
-        assert not self.shelf.lends(arena().region(1, 63))
+    def published_pages_are_known(self) -> None:
+        held = bool(self.published) or any(left for _, left in self.withdrawn)
+        assert self.table.holds(arena().region(0, 64)) == held
+        assert not self.table.holds(arena().region(1, 63))
 
 
-ShelfMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
-TestShelf = ShelfMachine.TestCase
+LeaseTableMachine.TestCase.settings = settings(deadline=None, max_examples=examples(100))
+TestLeaseTable = LeaseTableMachine.TestCase
 
 
-def test_whoever_waits_for_pages_may_use_the_shelf_at_once() -> None:
-    shelf = LeaseTable()
-    shelf.publish("a", [arena().region(0, 8)])
-    ticket, _ = shelf.lend("a")
-    shelf.withdraw("a").add_done_callback(lambda _: shelf.publish("a", [arena().region(8, 8)]))
-    shelf.end(ticket, Ending.READ)
-    assert shelf.names() == 1
+def test_whoever_waits_for_pages_may_use_the_table_at_once() -> None:
+    table = LeaseTable()
+    table.publish("a", [arena().region(0, 8)])
+    ticket, _ = table.open("a")
+    table.withdraw("a").add_done_callback(lambda _: table.publish("a", [arena().region(8, 8)]))
+    table.end(ticket, Ending.READ)
+    assert table.names() == 1
 
 
 def test_a_name_needs_regions() -> None:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from scheduler.sim.clock import Clock
-from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
+from scheduler.sim.faults import NetworkFaults
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkTimes
 from scheduler.sim.outcome import Record, summary
 from scheduler.sim.workload.adapters import EQUAL, catalogue
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
-from tests.scheduler.sim.worlds import PROFILE
+from tests.scheduler.sim.clusters import PROFILE
 
 
 def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
@@ -50,7 +51,7 @@ def test_a_partition_stops_posts_and_breaks_calls() -> None:
     wire = Network(
         clock, NetworkTimes(latency_s=0.1, detect_s=1.0), NetworkFaults(), np.random.default_rng(0)
     )
-    wire.apart = ("a", "c")
+    wire.cut_off = ("a", "c")
 
     def call(receiver: str, alive: bool = True) -> None:
         wire.call(

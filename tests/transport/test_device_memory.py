@@ -1,9 +1,9 @@
-"""Device memory through the UCX door: read directly where UCX takes it, and through host memory where it does not, by
+"""Device memory through the UCX path: read directly where UCX takes it, and through host memory where it does not, by
 the same call. The bindings, the devices and their copies are fakes; everything between is real.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.transport.asynchronous import asynchronous
-from tests.transport.fake_device import BASE, GUARD, ROOM, FakeDevice
+from tests.transport.fake_device import ARENA_BYTES, BASE, GUARD, FakeDevice
 from tests.transport.fake_nixl import FakeNixl
+from tests.transport.node_setup import TOKEN
 from tests.transport.pattern import content
-from tests.transport.setup import TOKEN
 from transport.base import HOST, Memory
 from transport.control.security import Security
 from transport.errors import PathUnavailable, PeerGone
@@ -46,37 +46,38 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     fake = FakeNixl()
     monkeypatch.setattr(nixl_agent, "_load_bindings", lambda: fake)
-    return Machine(fake, FakeDevice(content(0, ROOM), THEIRS), FakeDevice(number=OURS))
+    return Machine(fake, FakeDevice(content(0, ARENA_BYTES), THEIRS), FakeDevice(number=OURS))
 
 
 @asynccontextmanager
-async def opened(name: str, device: FakeDevice) -> AsyncIterator[NetworkTransport]:
-    """A node with both doors, as `open_doors` makes them."""
-    doors = [UcxPath(name), StreamPath(device)]
-    node = NetworkTransport(name, NetworkOptions(Security(TOKEN)), doors)
+async def opened(name: str, device: FakeDevice) -> AsyncGenerator[NetworkTransport]:
+    """A node with both paths, as `open_paths` makes them."""
+    paths = [UcxPath(name), StreamPath(device)]
+    node = NetworkTransport(name, NetworkOptions(Security(TOKEN)), paths)
     yield node
     await node.close()
-    assert node.usage().leases == node.usage().landings == 0
+    assert node.memory.usage().leases == node.memory.usage().destinations == 0
 
 
 async def pulled_by(machine: Machine, source_device: int, puller_device: int) -> str:
-    """Pull between the two, see that the bytes are exact, and tell by which door they came."""
+    """Pull between the two, see that the bytes are exact, and tell by which path they came."""
     async with opened("source", machine.theirs) as source, opened("puller", machine.ours) as puller:
-        lent = content(0, ROOM)
-        at = lent.ctypes.data if source_device == HOST else BASE
-        source.publish(
-            "adapter", [source.register(Memory(at, ROOM, source_device, lent)).region(OFFSET, NBYTES)]
+        published = content(0, ARENA_BYTES)
+        at = published.ctypes.data if source_device == HOST else BASE
+        source.memory.publish(
+            "adapter",
+            [source.register(Memory(at, ARENA_BYTES, source_device, published)).region(OFFSET, NBYTES)],
         )
-        room = np.full(ROOM, GUARD, np.uint8) if puller_device == HOST else machine.ours.memory
-        at = room.ctypes.data if puller_device == HOST else BASE
-        into = puller.register(Memory(at, ROOM, puller_device, room)).region(PLACE, NBYTES)
+        target = np.full(ARENA_BYTES, GUARD, np.uint8) if puller_device == HOST else machine.ours.memory
+        at = target.ctypes.data if puller_device == HOST else BASE
+        into = puller.register(Memory(at, ARENA_BYTES, puller_device, target)).region(PLACE, NBYTES)
         await puller.fetch(source.address, "adapter", [into], SOON_S)
-        np.testing.assert_array_equal(room[PLACE : PLACE + NBYTES], content(OFFSET, NBYTES))
-        assert (room[:PLACE] == GUARD).all()
-        assert (room[PLACE + NBYTES :] == GUARD).all()
-        ((door, nbytes),) = puller.usage().pulled_bytes.items()
+        np.testing.assert_array_equal(target[PLACE : PLACE + NBYTES], content(OFFSET, NBYTES))
+        assert (target[:PLACE] == GUARD).all()
+        assert (target[PLACE + NBYTES :] == GUARD).all()
+        ((path, nbytes),) = puller.memory.usage().pulled_bytes.items()
         assert nbytes == NBYTES
-        return door
+        return path
 
 
 ENDS = [(THEIRS, OURS), (THEIRS, HOST), (HOST, OURS)]
@@ -124,9 +125,9 @@ async def test_host_memory_goes_through_ucx_whatever_the_devices_lack(machine: M
 def test_memory_is_registered_for_its_device_and_no_other(machine: Machine) -> None:
     machine.let_ucx_take(machine.theirs, machine.ours)
     source, puller = NixlAgent("source"), NixlAgent("puller")
-    source.register(Memory(BASE, ROOM, THEIRS))
-    puller.register(Memory(BASE, ROOM, OURS))
-    peer = puller.meet(source.metadata())
+    source.register(Memory(BASE, ARENA_BYTES, THEIRS))
+    puller.register(Memory(BASE, ARENA_BYTES, OURS))
+    peer = puller.add_peer(source.metadata())
     span = [(BASE, NBYTES)]
     puller.begin(peer, Side(OURS, span), Side(THEIRS, span))
     for local, remote in [(THEIRS, THEIRS), (OURS, OURS), (HOST, THEIRS), (OURS, HOST)]:

@@ -18,15 +18,15 @@ def test_a_buffer_is_seen_in_place() -> None:
 
 
 def test_regions_overlap_by_address_whatever_arena_names_them() -> None:
-    buffer, holdings = bytearray(16), LocalMemory("test")
-    one, two = holdings.register(Memory.of_buffer(buffer)), holdings.register(Memory.of_buffer(buffer))
+    buffer, memory = bytearray(16), LocalMemory("test")
+    one, two = memory.register(Memory.of_buffer(buffer)), memory.register(Memory.of_buffer(buffer))
     assert one.region(0, 8).overlaps(two.region(7, 2))
     assert not one.region(0, 8).overlaps(two.region(8, 8))
 
 
 def test_the_same_address_on_two_devices_is_two_places() -> None:
-    holdings = LocalMemory("test")
-    first, second = holdings.register(ON_A_GPU), holdings.register(Memory(ON_A_GPU.address, 64, device=1))
+    memory = LocalMemory("test")
+    first, second = memory.register(ON_A_GPU), memory.register(Memory(ON_A_GPU.address, 64, device=1))
     assert not first.region(0, 64).overlaps(second.region(0, 64))
 
 

@@ -11,7 +11,7 @@ import pytest
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
 from scheduler.sim.outcome import Outcome
-from scheduler.sim.planner.__main__ import main
+from scheduler.sim.planner.command import main
 from scheduler.sim.planner.search import Trial, likely_nodes, trials
 from scheduler.sim.replay import Replay
 from scheduler.sim.workload.arrivals import Arrival

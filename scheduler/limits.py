@@ -1,0 +1,59 @@
+"""What a step may hold, and which requests could never run within that."""
+
+from dataclasses import dataclass
+
+from scheduler.blocks import BlockPool
+from scheduler.request import Request
+
+
+class RequestRefused(ValueError):
+    """A request that could never run here, whatever else leaves; the message gives the numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What a step may hold, and how long a sequence may be passed over for want of its adapter.
+
+    `max_num_seqs` sequences run at once, at most one for each of the `max_num_batched_tokens` rows. So each
+    that has only its newest token to compute gets its row in every step. `max_model_len` bounds a sequence's
+    prompt and output tokens together.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    adapter_patience_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if min(self.max_num_seqs, self.max_num_batched_tokens) < 1 or self.max_model_len < 2:
+            raise ValueError(f"{self}: give at least one sequence, one token a step and a length of two")
+        if self.adapter_patience_s < 0:
+            raise ValueError(f"adapter_patience_s={self.adapter_patience_s}: give 0 or more seconds")
+
+    @property
+    def most_running(self) -> int:
+        """Return how many sequences may run at once."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens)
+
+
+def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> None:
+    """Raise RequestRefused if the prompt is empty or the request could not run even alone."""
+    prompt, length = len(request.prompt_token_ids), limits.max_model_len
+    max_tokens = request.params.max_tokens
+    if not prompt:
+        raise RequestRefused(
+            f"request_id={request.request_id!r} has an empty prompt: give at least one token"
+        )
+    asked = f"a prompt of {prompt} tokens with max_tokens={max_tokens}"
+    if prompt + (max_tokens or 1) > length:
+        raise RequestRefused(
+            f"{asked} exceeds max_model_len={length}: shorten the prompt or lower max_tokens"
+        )
+    longest = prompt + max_tokens if max_tokens else length
+    needed = blocks.blocks_for(longest - 1)  # the last token is drawn but never computed
+    if needed > blocks.num_blocks:
+        raise RequestRefused(
+            f"{asked} (max_model_len={length}) needs {needed} K/V blocks of {blocks.block_size} tokens and "
+            f"there are {blocks.num_blocks}: keep prompt and max_tokens within "
+            f"{blocks.capacity_tokens + 1} tokens together, or give the engine more K/V memory"
+        )
