@@ -1,4 +1,4 @@
-"""python -m engine.batch: a file of OpenAI batch requests in, a file of results out.
+"""Answer a file of OpenAI batch requests into a file of results: python -m engine.batch.
 
 Every line is a request of its own, under its own adapter; bad lines become error lines. Whatever stops the
 run, the next one goes on where it ended. Only the lines in flight are in memory, and a digest of each name.
@@ -22,8 +22,8 @@ from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.schema import decoded
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
+from engine.config.command_line import batch_config
 from engine.config.config import BatchConfig
-from engine.config.options import batch_config
 from engine.errors import InvalidConfig, WorkersFailed
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from engine.telemetry import Telemetry
@@ -70,24 +70,24 @@ class BatchRun:
         self._results = results
         self._progress = progress
         self._seen: set[bytes] = set()
-        self._seats = asyncio.Semaphore(config.in_flight)
+        self._slots = asyncio.Semaphore(config.in_flight)
         self.summary = Summary()
 
     async def run(self) -> Summary:
-        """Answer every line that the ledger lacks."""
+        """Answer every line that the results file lacks."""
         with self._config.input.open("rb") as file:
             async with asyncio.TaskGroup() as running:
                 for number, raw in _lines(file):
-                    work = self._admitted(number, raw)
-                    if work is None:
+                    accepted = self._accept(number, raw)
+                    if accepted is None:
                         self._progress()
                         continue
-                    await self._seats.acquire()
-                    running.create_task(self._work(*work))
+                    await self._slots.acquire()
+                    running.create_task(self._answer_line(*accepted))
         return self.summary
 
-    def _admitted(self, number: int, raw: bytes) -> tuple[_Line, Endpoint] | None:
-        """The line's request; None if it is done already, or is none and got its error line."""
+    def _accept(self, number: int, raw: bytes) -> tuple[_Line, Endpoint] | None:
+        """Return the line's request; None if it is done already, or is none and got its error line."""
         line: _Line | None = None
         try:
             line = _parsed(raw)
@@ -110,7 +110,7 @@ class BatchRun:
             raise refused("url", remedy, "unknown_url")
         return ENDPOINTS[line.url]
 
-    async def _work(self, line: _Line, endpoint: Endpoint) -> None:
+    async def _answer_line(self, line: _Line, endpoint: Endpoint) -> None:
         request_id = f"{RESULT_PREFIX}{uuid.uuid4().hex}"
         status, error = 200, None
         try:
@@ -118,7 +118,7 @@ class BatchRun:
             self.summary.answered += 1
         except Exception as failure:  # noqa: BLE001 - a line's boundary: told in its result
             if not isinstance(failure, FORESEEN):
-                _log.exception("line %r failed in a way that nobody foresaw", line.custom_id)
+                _log.exception("line %r failed unexpectedly", line.custom_id)
             told = as_api_error(failure)
             status, body, error = told.status, told.body(), {"code": told.code, "message": told.message}
             self.summary.errors += 1
@@ -127,7 +127,7 @@ class BatchRun:
             {"id": request_id, "custom_id": line.custom_id, "response": response, "error": error}
         )
         self._progress()
-        self._seats.release()
+        self._slots.release()
 
     async def _answer(self, line: _Line, endpoint: Endpoint) -> dict[str, object]:
         request = endpoint.read(bytes(line.body), self._client)
@@ -162,7 +162,7 @@ def _parsed(raw: bytes) -> _Line:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of all lines that are not blank. Of one that is too long only its beginning."""
+    """Yield the number, from 1, and the text of all lines that are not blank; of one that is too long its beginning."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -174,13 +174,13 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _count_lines(path: Path) -> int:
-    """Lines that are not blank, for the progress bar."""
+    """Count the lines that are not blank, for the progress bar."""
     with path.open("rb") as file:
         return sum(1 for _ in _lines(file))
 
 
 def check_files(config: BatchConfig) -> None:
-    """Raises InvalidConfig if a file cannot be used, as far as that shows without touching any."""
+    """Raise InvalidConfig if a file cannot be used, as far as that shows without touching any."""
     if not config.input.is_file():
         raise InvalidConfig("input", str(config.input), "there is no such file: give one with -i")
     if config.output.is_dir():
@@ -213,7 +213,7 @@ async def _run(node: AsyncEngine, config: BatchConfig) -> Summary:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a batch; the process's exit code."""
+    """Run a batch and return the process's exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = batch_config(arguments)

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and its answer, by name; the doors map each to their own status codes."""
+"""Name what can go wrong between a client and its answer; HTTP and batches map each to their own status codes."""
 
 
 class EngineError(Exception):
@@ -49,7 +49,7 @@ class StepFailed(EngineError):
 
 
 class InvalidConfig(EngineError):
-    """A command-line or file option whose value cannot be honoured."""
+    """An option's value that is not accepted: `field` names the option, the message the value and the remedy."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")

@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
+from engine.config.option import from_python
 from engine.core import StepResult
 from engine.output import Delta, RequestOutput, join_deltas
 from engine.tokenizer import Tokenizer
@@ -17,28 +17,18 @@ from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import Request, SamplingParams
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-class EngineOptions(TypedDict, total=False):
-    """The fields of EngineConfig that an LLM may be given by name."""
+def _like(
+    config: Callable[P, EngineConfig],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Give a constructor the parameters of `config`, for type checkers: the fields are declared there alone."""
 
-    lora_dir: Path | None
-    lora_dtype: str
-    device: str
-    attention_backend: str
-    cuda_graphs: bool
-    tensor_parallel_size: int
-    quantization: str
-    max_model_len: int | None
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    kv_cache_bytes: int | None
-    adapter_bytes: int | None
-    adapter_patience_s: float
-    shared_memory: str
-    adapter_cache_dir: Path | None
-    progress: bool
+    def same(constructor: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
+        return constructor
+
+    return same
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +59,15 @@ class LLM:
     >>> llm = LLM()                                      # the embedded demo model, with its adapters
     >>> llm.chat([[{"role": "user", "content": "garden"}]], SamplingParams(temperature=0), adapters="reverse")
 
-    `model` is a folder or hub id, None the embedded demo model; `loras` maps names to PEFT folders; further
-    options are EngineConfig's fields. Not thread-safe. Raises what assembling raises (UnsupportedModel,
-    AdapterRefused, InvalidConfig, ...).
+    It takes EngineConfig's fields, of which docs/options.md tells: `model` is a folder or hub id, `loras` maps names to
+    PEFT folders. Not thread-safe. Raises what assembling raises (UnsupportedModel, AdapterRefused, InvalidConfig, ...).
     """
 
-    def __init__(
-        self,
-        model: str | Path | None = None,
-        loras: Mapping[str, str | Path] | None = None,
-        dtype: str = "auto",
-        **options: Unpack[EngineOptions],
-    ) -> None:
-        pairs = tuple((name, Path(folder)) for name, folder in (loras or {}).items())
-        named = EngineConfig(model=str(model) if model else None, loras=pairs, dtype=dtype, progress=False)
-        self.engine = assemble(replace(named, **options))
+    @_like(EngineConfig)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Load the model and its adapters; progress is shown only if asked for."""
+        config = from_python(EngineConfig, arguments, {"progress": False, **options})
+        self.engine = assemble(config)
         self._seeds = random.Random()
         self._submitted = 0
 

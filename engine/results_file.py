@@ -1,10 +1,10 @@
-"""ResultsFile: the results file of a batch, which is also its memory: what it holds need not be done again.
+"""Keep the results file of a batch, which also tells a later run what need not be done again.
 
 It may not know what a result says. Lines are only ever appended whole; one that a kill tore is cut off when the
 file is opened again. A file that is none of ours is refused and left as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -31,12 +31,12 @@ class _Result(msgspec.Struct):
 
 
 def key_of(custom_id: str) -> bytes:
-    """A line's identity where it has a name of its own. A digest, so that memory does not depend on names."""
+    """Return a line's identity by its own name: a digest, so that memory does not depend on names."""
     return blake2b(custom_id.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def key_of_line(number: int) -> bytes:
-    """The identity of a line that has none: its number in the input."""
+    """Return the identity of a line that has no name: its number in the input, digested."""
     return blake2b(b"%d" % number, digest_size=_DIGEST_BYTES, person=b"line").digest()
 
 
@@ -57,8 +57,8 @@ class ResultsFile:
 
 
 @contextmanager
-def open_results_file(path: Path) -> Iterator[ResultsFile]:
-    """The ledger at `path`, a new one if there is none. Raises InvalidConfig if it cannot be used."""
+def open_results_file(path: Path) -> Generator[ResultsFile]:
+    """Open the results file at `path`, a new one if there is none. Raises InvalidConfig if it cannot be used."""
     try:
         file = path.open("a+b")
     except OSError as error:
@@ -68,7 +68,7 @@ def open_results_file(path: Path) -> Iterator[ResultsFile]:
 
 
 def _recovered(file: BinaryIO, path: Path) -> frozenset[bytes]:
-    """The identities of all whole results; a torn last line is cut off."""
+    """Return the identities of all whole results, and cut off a torn last line."""
     done: set[bytes] = set()
     size = file.seek(0)
     for number, line in enumerate(file, start=1):
@@ -85,7 +85,7 @@ def _recovered(file: BinaryIO, path: Path) -> frozenset[bytes]:
 
 
 def _key(line: bytes) -> bytes:
-    """Whose result the line is. Raises ValueError if it is none."""
+    """Return whose result the line is. Raises ValueError if it is none."""
     result = msgspec.json.decode(line, type=_Result)
     if result.error is not None and result.error.line is not None:
         return key_of_line(result.error.line)

@@ -1,4 +1,4 @@
-"""python -m engine.serve: the HTTP server. From options to a node, from a node to a socket, and down again.
+"""Serve an engine over HTTP until told to stop: python -m engine.serve.
 
 The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
 second one ends the process at once. When a process that computes along fails, the server stops by itself, with 1.
@@ -16,8 +16,8 @@ from engine.api.base import EngineClient
 from engine.api.http import HttpServer, http_app
 from engine.async_engine import AsyncEngine
 from engine.build.assembly import assemble
+from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
-from engine.config.options import serve_config
 from engine.errors import InvalidConfig, WorkersFailed
 from engine.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
@@ -58,7 +58,7 @@ async def _listen(server: HttpServer, config: ServeConfig) -> str:
 
 
 def stopped_by_signals() -> asyncio.Event:
-    """An event that the first signal sets; the second signal finds the system's default and kills."""
+    """Return an event that the first signal sets; the second signal finds the system's default and kills."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def begin() -> None:
@@ -91,7 +91,7 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until told to stop; the process's exit code."""
+    """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
         logging.basicConfig(

@@ -1,11 +1,10 @@
-"""Telemetry: what the node counts and times, and what a scrape reads. The only door to prometheus_client.
+"""Count and time what the engine does, for Prometheus to scrape. The only module that knows prometheus_client.
 
-It may not know requests: the node tells it what happened, under the names of adapters that it has resolved,
-so that no client's string ever becomes a label. Its registry is its own: two nodes in one process do not
-meet.
+It may not know requests: the engine tells it what happened, under the names of adapters that it has resolved, so that
+no client's string ever becomes a label. Its registry is its own: two engines in one process do not meet.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +17,8 @@ from lora.peers.peer_tier import PeerStats
 from lora.store.store import StoreStats
 from scheduler.blocks import BlockStats
 
+_NAMESPACE = "loraserve"
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "(other)"
 """The label of adapters beyond the first `MAX_LABELS` ones: a scrape stays finite, whatever is loaded."""
@@ -28,22 +29,42 @@ _TBT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 
 
 
 class Snapshot(Protocol):
-    """What a scrape reads of a node at one moment."""
+    """What a scrape reads of an engine at one moment."""
 
     @property
-    def running(self) -> int: ...
+    def running(self) -> int:
+        """Return how many sequences run."""
+        ...
+
     @property
-    def waiting(self) -> int: ...
+    def waiting(self) -> int:
+        """Return how many sequences wait to run."""
+        ...
+
     @property
-    def preemptions(self) -> int: ...
+    def preemptions(self) -> int:
+        """Return how often a sequence gave up its K/V for others."""
+        ...
+
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Return how many steps there were."""
+        ...
+
     @property
-    def healthy(self) -> bool: ...
+    def healthy(self) -> bool:
+        """Tell whether the step loop runs."""
+        ...
+
     @property
-    def blocks(self) -> BlockStats: ...
+    def blocks(self) -> BlockStats:
+        """Return how many K/V blocks are in which state."""
+        ...
+
     @property
-    def store(self) -> StoreStats: ...
+    def store(self) -> StoreStats:
+        """Return the adapter store's counts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +83,52 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        by = {"labelnames": ("adapter",), "namespace": "loraserve", "registry": self._registry}
-        self._started = Counter("requests_started", "Requests accepted.", **by)
-        self._prompt_tokens = Counter("prompt_tokens", "Prompt tokens of finished requests.", **by)
-        self._output_tokens = Counter("output_tokens", "Tokens drawn for finished requests.", **by)
-        self._ttft_s = Histogram(
-            "time_to_first_token_seconds", "From a request's arrival to its first token.",
-            buckets=_TTFT_BUCKETS_S, **by,
-        )  # fmt: skip
-        self._tbt_s = Histogram(
-            "time_between_tokens_seconds", "From one token of a sequence to its next.",
-            buckets=_TBT_BUCKETS_S, **by,
-        )  # fmt: skip
-        by["labelnames"] = ("adapter", "reason")
-        self._finished = Counter("requests_finished", "Requests ended, by what ended them.", **by)
+        self._started = self._counter("requests_started", "Requests accepted.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._output_tokens = self._counter("output_tokens", "Tokens sampled for finished requests.")
+        self._ttft_s = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT_BUCKETS_S
+        )
+        self._tbt_s = self._histogram(
+            "time_between_tokens_seconds", "From one token of a sequence to its next.", _TBT_BUCKETS_S
+        )
+        self._finished = self._counter("requests_finished", "Requests ended, by what ended them.", "reason")
         self._gauges = _Gauges()
         self._registry.register(self._gauges)
         self._series: dict[str, _Series] = {}
 
     def started(self, adapter: str) -> None:
-        """A request was accepted for `adapter` (the base model's name if for none)."""
+        """Count a request that was accepted for `adapter` (the base model's name if for none)."""
         self._of(adapter).started.inc()
 
     def first_token(self, adapter: str, seconds: float) -> None:
-        """A request's first token came `seconds` after its arrival."""
+        """Time a request's first token, which came `seconds` after its arrival."""
         self._of(adapter).ttft_s.observe(seconds)
 
     def next_token(self, adapter: str, seconds: float) -> None:
-        """A sequence's token came `seconds` after the one before it."""
+        """Time a sequence's token, which came `seconds` after the one before it."""
         self._of(adapter).tbt_s.observe(seconds)
 
     def finished(self, adapter: str, reason: str, prompt_tokens: int, output_tokens: int) -> None:
-        """A request ended: `stop`, `length`, `abort` (its client left) or `error`."""
+        """Count a request that ended: `stop`, `length`, `abort` (its client left) or `error`."""
         series = self._of(adapter)
         series.prompt_tokens.inc(prompt_tokens)
         series.output_tokens.inc(output_tokens)
         self._finished.labels(self._label(adapter), reason).inc()
 
     def render(self, snapshot: Snapshot) -> bytes:
-        """Everything in Prometheus' text format (`CONTENT_TYPE`)."""
+        """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
         self._gauges.snapshot = snapshot
         return generate_latest(self._registry)
+
+    def _counter(self, name: str, told: str, *labels: str) -> Counter:
+        names = ("adapter", *labels)
+        return Counter(name, told, names, namespace=_NAMESPACE, registry=self._registry)
+
+    def _histogram(self, name: str, told: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(
+            name, told, ("adapter",), namespace=_NAMESPACE, registry=self._registry, buckets=buckets
+        )
 
     def _label(self, adapter: str) -> str:
         return adapter if adapter in self._series or len(self._series) < MAX_LABELS else OTHER
@@ -128,7 +154,7 @@ class _Gauges(Collector):
         self.snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry, once per scrape."""
+        """Yield the metrics of the last snapshot, once per scrape."""
         if self.snapshot is None:
             return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store
@@ -147,31 +173,44 @@ class _Gauges(Collector):
         yield _gauge("adapter_bytes_resident", "Their size.", store.resident_bytes)
         yield _counter("adapter_loads", "Adapters brought into device memory.", store.loads)
         yield _counter("adapter_load_seconds", "Time that bringing them took.", store.load_s)
-        yield _counter("adapter_evictions", "Adapters that made room for others.", store.evictions)
+        yield _counter("adapter_evictions", "Adapters evicted for others.", store.evictions)
         yield _counter("adapter_hits", "Adapters found, by tier.", store.hits, "tier")
-        yield _counter("adapter_fallbacks", "Tiers asked in vain.", store.fallbacks, "tier")
+        yield from _renamed(
+            "adapter_fallbacks", "adapter_misses", "Tiers that lacked an adapter.", store.fallbacks, "tier"
+        )
         yield _counter("adapter_tier_seconds", "Time that what a tier gave took.", store.seconds, "tier")
         yield from _peer_counters(store.peers)
-        yield _counter("lent_copies", "Adapters copied to host memory for peers.", store.lent.copies)
-        yield _counter("lent_crowded", "Adapters not lent for want of room.", store.lent.crowded)
+        published = "Adapters copied to host memory for peers."
+        yield from _renamed("lent_copies", "published_copies", published, store.lent.copies)
+        crowded = "Adapters not published for lack of host memory."
+        yield from _renamed("lent_crowded", "publish_failures", crowded, store.lent.crowded)
 
 
 def _peer_counters(peers: PeerStats) -> Iterator[Metric]:
     yield _counter("peer_pulls", "Adapters pulled from peers.", peers.pulls)
     yield _counter("peer_pulled_bytes", "Their bytes.", peers.nbytes)
     yield _counter("peer_pull_seconds", "Time that pulling them took.", peers.seconds)
-    yield _counter("peer_refused", "Pulled adapters that were refused for their digest.", peers.refused)
-    yield _counter("peer_absent", "Peers asked that had let the adapter go.", peers.absent)
+    mismatched = "Pulled adapters that were refused for their digest."
+    yield from _renamed("peer_refused", "peer_digest_mismatches", mismatched, peers.refused)
+    yield from _renamed("peer_absent", "peer_misses", "Peers that no longer had the adapter.", peers.absent)
     yield _counter("peer_failures", "Pulls that failed.", peers.failed)
 
 
-def _gauge(name: str, help_: str, value: float | Mapping[str, float], label: str = "") -> Metric:
-    family = GaugeMetricFamily(f"loraserve_{name}", help_, labels=(label,) if label else ())
+def _renamed(
+    former: str, name: str, told: str, value: float | Mapping[str, float], label: str = ""
+) -> Iterator[Metric]:
+    """Yield a counter under its name, and for this release under its former one."""
+    yield _counter(name, told, value, label)
+    yield _counter(former, f"Deprecated: read {_NAMESPACE}_{name}.", value, label)
+
+
+def _gauge(name: str, told: str, value: float | Mapping[str, float], label: str = "") -> Metric:
+    family = GaugeMetricFamily(f"{_NAMESPACE}_{name}", told, labels=(label,) if label else ())
     return _filled(family, value)
 
 
-def _counter(name: str, help_: str, value: float | Mapping[str, float], label: str = "") -> Metric:
-    family = CounterMetricFamily(f"loraserve_{name}", help_, labels=(label,) if label else ())
+def _counter(name: str, told: str, value: float | Mapping[str, float], label: str = "") -> Metric:
+    family = CounterMetricFamily(f"{_NAMESPACE}_{name}", told, labels=(label,) if label else ())
     return _filled(family, value)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,13 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from lora.format.sharding import ShardSpec
-from model.config import ModelConfig, UnsupportedModel
+from model.config import ModelConfig
 from model.config_file import parse_config
 from model.linear import Linear, Quantization, make_linear
 from model.parallel import Shard
 from model.weights import LayerWeights, Weights, WeightsForm
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SPANS, _SPAN_BYTES = 64, 4096
@@ -77,18 +79,12 @@ def read_config(folder: Path) -> ModelConfig:
     return parse_config(_read_json(path), _read_json(generation) if generation.is_file() else {})
 
 
-def serving_dtype(config: ModelConfig, requested: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: `requested`, or the checkpoint's where that is "auto". A CPU, which has no
-    fast float16 arithmetic, takes bfloat16 in its place. Raises UnsupportedModel for another name."""
-    named = {
-        "auto": config.dtype,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if requested not in named:
-        raise UnsupportedModel("dtype", requested, f"use one of {', '.join(named)}")
-    dtype = named[requested]
+def serving_dtype(config: ModelConfig, requested: DtypeChoice, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in: `requested`, or the checkpoint's where that is auto.
+
+    A CPU, which has no fast float16 arithmetic, takes bfloat16 in its place.
+    """
+    dtype = {"auto": config.dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[requested]
     return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 

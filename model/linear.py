@@ -5,7 +5,7 @@ be quantised instead, per output channel and symmetrically: W[n] = scale[n] * Q[
 """
 
 from collections.abc import Callable
-from enum import Enum
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,9 @@ Linear = Callable[[Tensor], Tensor]
 """[T, in_features] -> [T, out_features], both contiguous and of the weight's dtype."""
 
 
-class Quantization(Enum):
-    """How a layer's base matrices are kept: as they are; in int8, a CPU's, with the activations as they are; or in
-    float8_e4m3fn, a GPU's, with the activations in it too, each row by its own scale."""
-
-    NONE = "none"
-    INT8 = "int8"
-    FP8 = "fp8"
-
+Quantization = Literal["none", "int8", "fp8"]
+"""How a layer's base matrices are kept: as they are; in int8, a CPU's, with the activations as they are; or in
+float8_e4m3fn, a GPU's, with the activations in it too, each row by its own scale."""
 
 _INT8_MOST, _FP8_MOST = 127.0, 448.0  # the largest numbers of both forms
 _MOST_NARROW_ROWS = 24
@@ -119,13 +114,11 @@ def _scale(x: Tensor, most: float) -> Tensor:
     return x.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12) / most
 
 
-def make_linear(
-    weight: Tensor, bias: Tensor | None = None, quantization: Quantization = Quantization.NONE
-) -> Linear:
+def make_linear(weight: Tensor, bias: Tensor | None = None, quantization: Quantization = "none") -> Linear:
     """The fastest form of `weight` [out_features, in_features] on the device that holds it; exact unless quantised."""
-    if quantization is Quantization.INT8:
+    if quantization == "int8":
         return Int8Linear(weight, bias)
-    if quantization is Quantization.FP8:
+    if quantization == "fp8":
         return Fp8Linear(weight, bias)
     return PackedLinear(weight, bias) if _packable(weight) else PlainLinear(weight, bias)
 

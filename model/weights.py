@@ -13,7 +13,7 @@ class WeightsForm:
     """How much of a model is loaded, and how its layers' matrices are kept."""
 
     shard: Shard = WHOLE
-    quantization: Quantization = Quantization.NONE
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def main() -> None:
     engine = assemble(
         EngineConfig(
             model=str(options.folder / options.size),
-            loras=tuple((one.name, one.folder) for one in chosen.values()),
+            loras={one.name: one.folder for one in chosen.values()},
             adapter_bytes=sum(one.nbytes + (4 << 20) for one in chosen.values()),
             kv_cache_bytes=256 << 20,
             progress=False,

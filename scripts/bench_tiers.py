@@ -30,7 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.config.config import PEER_TOKEN_VARIABLE
+from engine.config.peer_config import PEER_TOKEN_VARIABLE
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.make_bench_models import RANKS, SHAPES
@@ -98,7 +98,7 @@ class Server:
 def serving(base: Path, token: str, door: str, *arguments: str) -> Iterator[Server]:
     """A server of BASE until the block ends."""
     command = [sys.executable, "-m", "engine.serve", "--model", str(base), "--port", "0", "--no-progress"]
-    command += ["--kv-cache-bytes", "64MiB", "--log-level", "warning", "--peer-plain", "--peer-door", door]
+    command += ["--kv-cache-bytes", "64MiB", "--log-level", "warning", "--peer-plain", "--peer-path", door]
     command += ["--peer-listen", "127.0.0.1:0", *arguments]
     environment = os.environ | {PEER_TOKEN_VARIABLE: token}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -1,1 +1,1 @@
-"""Choose the base model, its device, and the backends that its steps are computed with."""
+"""base chooses the model that an engine computes with, its device, its backends and what memory there is."""

@@ -1,4 +1,7 @@
-"""BaseModel: which base model an engine computes with, how much of it on this device, and in which form."""
+"""Choose the base model that an engine computes with, how much of it is on this device, and in which form.
+
+Nothing is read but its config.json. It may not know who computes the other parts, nor what memory there is.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.base.backends import Backends, choose_backends
-from engine.config.config import EngineConfig
+from engine.config.config import Device, EngineConfig
 from engine.demo.embedded import DEMO_BASE
 from engine.errors import InvalidConfig
 from lora.format.sharding import ShardSpec
@@ -17,6 +20,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVLayout
 from model.linear import Quantization
 from model.llama import Llama
+from model.ops.choice import make_ops
 from model.parallel import Collective, Shard, shard_sizes
 from model.weights import Weights, WeightsForm
 
@@ -25,28 +29,30 @@ _FP8_STEP = 16  # elements: what the fp8 product's rows and columns are counted 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device` with `arithmetic`; `form` says
-    which part."""
+    """A checkpoint's folder and what it says (`config`), computed in `dtype` on `device` by `backends`.
+
+    `form` says which part of it is this device's, and how its matrices are kept.
+    """
 
     folder: Path
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device
     form: WeightsForm
-    arithmetic: Backends
+    backends: Backends
 
     @property
     def part(self) -> ModelConfig:
-        """What this device computes, as a model of its own."""
+        """Return what this device computes, as a model of its own."""
         return self.form.shard.config(self.config)
 
-    def cuts(self) -> tuple[ShardSpec, ...]:
-        """Every device's part of each projection, this one's among them."""
+    def shard_specs(self) -> tuple[ShardSpec, ...]:
+        """Return every device's part of each projection, this one's among them."""
         size = self.form.shard.size
         return tuple(Shard(rank, size).cut(self.config) for rank in range(size))
 
     def kv_layout(self, block_size: int) -> KVLayout:
-        """This device's K/V blocks."""
+        """Return how this device's K/V blocks lie in memory."""
         return KVLayout.of(self.part, self.dtype, block_size)
 
     def load(self, progress: bool) -> Weights:
@@ -54,42 +60,41 @@ class BaseModel:
         return load_weights(self.folder, self.config, self.dtype, self.device, progress, self.form)
 
     def build(self, weights: Weights, collective: Collective | None) -> Llama:
-        """The forward pass over `weights`, this device's of the `collective`'s, if there is one."""
-        attention = make_attention(self.arithmetic.attention, self.part, self.device)
-        ops = self.arithmetic.ops(self.part, self.dtype, self.device)
+        """Make the forward pass over `weights`; its sums go over the devices of `collective`, if there is one."""
+        backends = self.backends
+        attention = make_attention(backends.attention, self.part, self.device)
+        ops = make_ops(self.part, self.dtype, backends.lora_dtype, self.device, backends.uses_triton)
         return Llama(self.part, weights, attention, ops, collective)
 
 
 def choose_base(config: EngineConfig) -> BaseModel:
-    """The base model that `config` names, its first part if it is for several devices; nothing of it is read yet.
+    """Choose the base model that `config` names, its first part if it is for several devices.
 
     Raises CheckpointError, UnsupportedModel or InvalidConfig.
     """
     device = _device(config.device)
-    folder = DEMO_BASE if config.model is None else find_checkpoint(config.model)
+    folder = DEMO_BASE if config.model is None else find_checkpoint(str(config.model))
     model = read_config(folder)
     dtype = serving_dtype(model, config.dtype, device)
     size = config.tensor_parallel_size
     _check_size(config, model, device)
     part = Shard(0, size).config(model).base_shape()
     form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device, part))
-    arithmetic = choose_backends(config, model, dtype, device)
-    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, arithmetic)
+    backends = choose_backends(config, model, dtype, device)
+    return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, backends)
 
 
 def device_of(device: torch.device, rank: int) -> torch.device:
-    """The device of part `rank`, of the kind of `device`."""
+    """Return the device of part `rank`, of the kind of `device`."""
     return torch.device("cuda", rank) if device.type == "cuda" else device
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
+def _device(choice: Device) -> torch.device:
+    if choice == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("device", name, "torch sees no CUDA device here: use cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise InvalidConfig("device", name, "use auto, cpu or cuda")
-    return torch.device(name)
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("device", choice, "torch sees no CUDA device here: use cpu or auto")
+    return torch.device(choice)
 
 
 def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
@@ -103,37 +108,37 @@ def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) 
         raise InvalidConfig(
             "tensor_parallel_size", size, f"torch sees {seen} CUDA devices: give at most that many"
         )
-    if size > 1 and config.sharing.on:
+    if size > 1 and config.peers.enabled:
         raise InvalidConfig(
             "tensor_parallel_size", size, "adapters in parts cannot be shared with peers: give 1, or no peers"
         )
 
 
-def _quantization(name: str, dtype: torch.dtype, device: torch.device, part: BaseShape) -> Quantization:
-    if name not in (each.value for each in Quantization):
-        raise InvalidConfig("quantization", name, f"use {', '.join(each.value for each in Quantization)}")
-    if name == Quantization.FP8.value:
-        if device.type != "cuda":
-            raise InvalidConfig("quantization", name, "a CPU has no fp8 arithmetic: use int8 or none")
-        if torch.cuda.get_device_capability(device) < (8, 9):
-            raise InvalidConfig(
-                "quantization", name, "this GPU has no fp8 arithmetic (before sm_89): use none"
-            )
-        if dtype != torch.bfloat16:
-            raise InvalidConfig(
-                "quantization", name, "fp8 products are given out in bfloat16: use --dtype bfloat16"
-            )
-        _check_fp8_sizes(part)
-    if name == Quantization.INT8.value and device.type != "cpu":
-        raise InvalidConfig("quantization", name, "int8 is for the CPU: use fp8 or none")
-    return Quantization(name)
+def _quantization(
+    choice: Quantization, dtype: torch.dtype, device: torch.device, part: BaseShape
+) -> Quantization:
+    """Return the choice, if this device can multiply so. Raises InvalidConfig."""
+    if choice == "int8" and device.type != "cpu":
+        raise InvalidConfig("quantization", choice, "int8 is for the CPU: use fp8 or none")
+    if choice == "fp8":
+        _check_fp8(dtype, device, part)
+    return choice
 
 
-def _check_fp8_sizes(part: BaseShape) -> None:
+def _check_fp8(dtype: torch.dtype, device: torch.device, part: BaseShape) -> None:
     sizes = {(part.of(group.sites[0]).in_features, part.group_out(group)) for group in SiteGroup}
     odd = sorted({size for pair in sizes for size in pair if size % _FP8_STEP})
-    if odd:
+    remedy = ""
+    if device.type != "cuda":
+        remedy = "a CPU has no fp8 arithmetic: use int8 or none"
+    elif torch.cuda.get_device_capability(device) < (8, 9):
+        remedy = "this GPU has no fp8 arithmetic (before sm_89): use none"
+    elif dtype != torch.bfloat16:
+        remedy = "fp8 products are given out in bfloat16: use --dtype bfloat16"
+    elif odd:
         told = (
             f"a matrix of this device has a side of {odd[0]}, and fp8 products need multiples of {_FP8_STEP}"
         )
-        raise InvalidConfig("quantization", Quantization.FP8.value, f"{told}: use none")
+        remedy = f"{told}: use none"
+    if remedy:
+        raise InvalidConfig("quantization", "fp8", remedy)

@@ -1,8 +1,12 @@
-"""Assembly: a configuration becomes a working engine. The one place where the rooms are wired together."""
+"""Assemble an engine from its configuration: the one place where the parts are wired together.
+
+It knows every part but what serves requests. Below it stand the runner and tensor_parallel, and these stand on base:
+none of them may know who assembles them.
+"""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +14,9 @@ from pathlib import Path
 import torch
 
 from engine.base.base_model import BaseModel, choose_base
-from engine.base.heap import retain_freed_memory
+from engine.base.machine_memory import retain_freed_memory
 from engine.build.executor_choice import make_executor
-from engine.build.memory import allocate_memory
+from engine.build.memory import DeviceMemory, allocate_memory
 from engine.build.peers import Peers
 from engine.config.config import EngineConfig
 from engine.core import EngineCore
@@ -37,7 +41,7 @@ from scheduler.residency import CheapestWindow
 from scheduler.step import StepScheduler
 
 _IDLE_S = 0.5
-_MOST_WORKERS = 8
+_MOST_LOADER_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A core with what its doors need beside it."""
+    """A core with what those who serve requests need beside it."""
 
     core: EngineCore
     store: AdapterStore
@@ -81,16 +85,15 @@ class Engine:
             self.workers.close()
 
 
-Around = Callable[[StepExecutor], StepExecutor]
+ExecutorWrapper = Callable[[StepExecutor], StepExecutor]
 
 
-def _bare(executor: StepExecutor) -> StepExecutor:
+def _unwrapped(executor: StepExecutor) -> StepExecutor:
     return executor
 
 
-def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
-    """Load the base model and the adapters that `config` names. `around` may put something around the executor, such
-    as a measurement.
+def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine:
+    """Load the base model and the adapters that `config` names. `wrap` may put a measurement around the executor.
 
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
@@ -100,62 +103,41 @@ def assemble(config: EngineConfig, around: Around = _bare) -> Engine:
         workers = start_workers(base)
         if workers is not None:
             undo.callback(workers.close)
-        engine = _assemble(config, around, base, workers)
+        engine = _assemble(config, wrap, base, workers)
         undo.pop_all()
     return engine
 
 
-def _assemble(config: EngineConfig, around: Around, base: BaseModel, workers: WorkerPool | None) -> Engine:
+def _assemble(
+    config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
+) -> Engine:
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
-    room = allocate_memory(config, base, workers)
-    cache, pages = room.cache, room.pages
-    peers = Peers(config.sharing, weights_digest(base.folder), pages) if config.sharing.on else None
-    store = _store(config, base.config.base_shape(), base.arithmetic.lora_dtype, pages, peers)
-    limits = _limits(config, base.config, room.blocks.capacity_tokens)
+    memory = allocate_memory(config, base, workers)
+    limits = _limits(config, base.config, memory.blocks.capacity_tokens)
     graph_blocks = _graph_blocks(config, base, limits)
+    peers = None
+    if config.peers.enabled:
+        peers = Peers(config.peers, weights_digest(base.folder), memory.pages)
     if workers is None:
         model: Llama | ParallelModel = base.build(weights, None)
     else:
-        model = join(base, weights, workers, cache, pages.nbytes, graph_blocks)
-    executor = make_executor(model, cache, base.arithmetic.fused, limits.most_running, graph_blocks)
-    scheduler = StepScheduler(limits, room.blocks)
-    memory = UnifiedPool(room.division, room.blocks, store) if room.division else None
+        model = join(base, weights, workers, memory.cache, memory.pages.nbytes, graph_blocks)
+    executor = make_executor(
+        model, memory.cache, base.backends.uses_triton, limits.most_running, graph_blocks
+    )
+    store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
     changed = threading.Event()
     store.on_ready(changed.set)
-    core = EngineCore(scheduler, store, around(executor), time.monotonic, memory)
+    core = _core(wrap(executor), memory, limits, store)
     _add_adapters(config, store)
-    card = ModelCard(
-        name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
-        root=config.model or str(base.folder),
-        max_model_len=limits.max_model_len,
-        vocab_size=base.config.vocab_size,
-        eos_token_ids=base.config.eos_token_ids,
-    )
-    return Engine(core, store, Tokenizer.load(base.folder), card, changed, peers, workers)
-
-
-def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> int:
-    """How many blocks a sequence of a recorded step may have; 0 if none is recorded."""
-    records = config.cuda_graphs and base.arithmetic.can_capture(base.config)
-    return -(-limits.max_model_len // config.block_size) if records else 0
-
-
-def _store(
-    config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
-) -> AdapterStore:
-    """With peers, as many threads may wait for a pull as peers are asked at once, and one more may copy."""
-    disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
-    residency = Residency(pages, CheapestWindow())
-    if peers is None:
-        return AdapterStore(base, dtype, residency, disk)
-    workers = min(_MOST_WORKERS, 1 + config.sharing.pulls * len(config.sharing.peers))
-    return AdapterStore(base, dtype, residency, disk, workers, peers.peering)
+    card, tokenizer = _card(config, base, limits), Tokenizer.load(base.folder)
+    return Engine(core, store, tokenizer, card, changed, peers, workers)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
-    """The longest sequence is what was asked for, else the model's length or what all K/V blocks hold."""
+    """Return a step's limits. The longest sequence is what was asked for, else what model and K/V blocks allow."""
     length = config.max_model_len or min(model.max_model_len, capacity_tokens)
     if length > model.max_model_len:
         raise InvalidConfig("max_model_len", length, f"the model's positions end at {model.max_model_len}")
@@ -166,23 +148,56 @@ def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> S
     return StepLimits(config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s)
 
 
-def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
-    """The embedded model brings its own adapters; a name given explicitly wins over one that was found.
+def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> int:
+    """Return how many blocks a sequence of a captured step may have; 0 if none is captured."""
+    captures = config.cuda_graphs and base.backends.can_capture(base.config)
+    return -(-limits.max_model_len // config.block_size) if captures else 0
 
-    All names are known before the first weights are read: peers ask from the start on.
+
+def _store(
+    config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
+) -> AdapterStore:
+    """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
+    disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    residency = Residency(pages, CheapestWindow())
+    if peers is None:
+        return AdapterStore(base, dtype, residency, disk)
+    threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
+    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
+
+
+def _core(
+    executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore
+) -> EngineCore:
+    pool = UnifiedPool(memory.split, memory.blocks, store) if memory.split else None
+    return EngineCore(StepScheduler(limits, memory.blocks), store, executor, time.monotonic, pool)
+
+
+def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
+    """Declare all adapters, then load those that were named.
+
+    The embedded model brings its own; a name given explicitly wins over one that was found. All names are known
+    before the first weights are read: peers ask from the start on.
     """
     embedded = adapter_folders().items() if config.model is None else ()
-    for name, folder in (*embedded, *_found(config.lora_dir), *config.loras):
+    named = [(name, Path(folder)) for name, folder in (config.loras or {}).items()]
+    for name, folder in (*embedded, *_found(config.lora_dir), *named):
         store.declare(name, folder)
-    for name, folder in config.loras:
+    for name, folder in named:
         store.load(name, folder)
 
 
-def _found(lora_dir: Path | None) -> list[tuple[str, Path]]:
-    """Every PEFT folder directly below `lora_dir`, by its name."""
-    if lora_dir is None:
-        return []
-    if not lora_dir.is_dir():
-        raise InvalidConfig("lora_dir", str(lora_dir), "it is not a folder: give one that holds PEFT folders")
-    folders = sorted(path.parent for path in lora_dir.glob("*/adapter_config.json"))
-    return [(folder.name, folder) for folder in folders]
+def _found(lora_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """Find every PEFT folder directly below `lora_dir`, by its name."""
+    for path in sorted(lora_dir.glob("*/adapter_config.json")) if lora_dir else ():
+        yield path.parent.name, path.parent
+
+
+def _card(config: EngineConfig, base: BaseModel, limits: StepLimits) -> ModelCard:
+    return ModelCard(
+        name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
+        root=str(config.model or base.folder),
+        max_model_len=limits.max_model_len,
+        vocab_size=base.config.vocab_size,
+        eos_token_ids=base.config.eos_token_ids,
+    )

@@ -15,7 +15,7 @@ def make_executor(
 ) -> StepExecutor:
     """Make an executor for up to `max_num_seqs` sequences.
 
-    With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured: the model's ops and attention
+    With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured. The model's ops and attention
     must allow it, or `graph_blocks` is 0.
     """
     if not uses_triton:

@@ -1,12 +1,12 @@
-"""Peers: a node's transport, opened from its options, and the adapters that it shares through it.
+"""Open a node's transport from its options, and what it shares with its peers through it.
 
-The only place where options become trust, doors and limits. What travels is lora's business, how is transport's.
+The only place where options become trust, data paths and limits. It may not know what travels, which is lora's
+business, nor how, which is transport's.
 """
 
 import ssl
 
-from engine.config.config import PeerConfig
-from engine.config.trust import trust
+from engine.config.peer_config import PeerConfig, trust
 from engine.errors import InvalidConfig
 from lora.memory.pages import RankPages
 from lora.peers.directory import StaticDirectory
@@ -20,63 +20,59 @@ from transport.errors import PathUnavailable
 from transport.network import ANY_LOCAL_PORT, NetworkOptions, NetworkTransport
 from transport.paths.choice import open_paths
 
-_NOTES_BYTES = 16 << 20
-_MOST_ROOM_BYTES = 1 << 30
+_MANIFEST_BYTES = 16 << 20
+_MOST_COPY_BYTES = 1 << 30
 
 
 class Peers:
-    """A node among others of the same base model (`base` is its digest): what it lends of `pages`, and whom it asks
-    for what it lacks. Raises InvalidConfig."""
+    """A node among others of the same base model: what it publishes of its pages, and whom it asks for adapters."""
 
-    def __init__(self, config: PeerConfig, base: str, pages: RankPages) -> None:
+    def __init__(self, config: PeerConfig, base_digest: str, pages: RankPages) -> None:
+        """Open the transport. Raises InvalidConfig."""
         self._loop = LoopThread()
         try:
             self._transport = self._loop.wait(_open(config))
-            shared = PageRegions(self._transport, pages)
+            regions = PageRegions(self._transport, pages)
         except InvalidConfig:
             self._loop.close()
             raise
-        notebook = ManifestBuffers(self._transport, _NOTES_BYTES)
-        puller = Puller(
-            self._transport, notebook, PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
-        )
-        directory = StaticDirectory(config.peers)
-        tier = PeerTier(base, self._transport, self._loop, shared, directory, puller)
-        room = RankPages(max(1, _room_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
-        self._lending = Publisher(base, self._transport, shared, notebook, room)
-        self.peering = Peering(tier, self._lending, config.review_s)
+        manifests = ManifestBuffers(self._transport, _MANIFEST_BYTES)
+        limits = PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
+        puller = Puller(self._transport, manifests, limits)
+        directory = StaticDirectory(config.addresses)
+        tier = PeerTier(base_digest, self._transport, self._loop, regions, directory, puller)
+        copies = RankPages(max(1, _copy_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
+        self._publisher = Publisher(base_digest, self._transport, regions, manifests, copies)
+        self.peering = Peering(tier, self._publisher, config.refresh_s)
 
     @property
     def address(self) -> Address:
-        """Where peers reach this node."""
+        """Return where peers reach this node."""
         return self._transport.address
 
     def close(self) -> None:
-        """Lend and pull no more; pulls under way fail. It ends in bounded time."""
+        """Publish and pull no more; pulls under way fail. It ends in bounded time."""
         try:
             self._loop.wait(self._transport.close())
-            self._lending.close()
+            self._publisher.close()
         finally:
             self._loop.close()
 
 
-def _room_bytes(config: PeerConfig, pages: RankPages) -> int:
-    """Room for copies that are lent: as much as is needed to lend any adapter, within reason."""
-    return config.lend_bytes or min(pages.nbytes, _MOST_ROOM_BYTES)
+def _copy_bytes(config: PeerConfig, pages: RankPages) -> int:
+    """Return the memory for published copies: as much as publishing any adapter needs, within reason."""
+    return config.publish_bytes or min(pages.nbytes, _MOST_COPY_BYTES)
 
 
 async def _open(config: PeerConfig) -> NetworkTransport:
     listen = config.listen or ANY_LOCAL_PORT
     try:
-        options = NetworkOptions(trust(config), listen, config.door)
-        return NetworkTransport("node", options, open_paths("node", config.door))
+        options = NetworkOptions(trust(config), listen, config.path)
+        return NetworkTransport("node", options, open_paths("node", config.path))
     except PathUnavailable as error:
-        raise InvalidConfig("peer_door", config.door, str(error)) from error
+        raise InvalidConfig("peer_path", config.path, str(error)) from error
     except ssl.SSLError as error:
-        raise InvalidConfig(
-            "peer_tls_cert",
-            str(config.tls_cert),
-            f"{error.reason}: check it, and what --peer-tls-ca and --peer-tls-key name",
-        ) from error
+        remedy = f"{error.reason}: check it, and what --peer-tls-ca and --peer-tls-key name"
+        raise InvalidConfig("peer_tls_cert", str(config.tls_cert), remedy) from error
     except OSError as error:
         raise InvalidConfig("peer_listen", str(listen), f"it cannot be bound ({error.strerror})") from error

@@ -1,1 +1,1 @@
-"""Say what an operator may choose, and read it from the command line, a file and the environment."""
+"""config declares what an operator may choose, and reads it from the command line, a file and the environment."""

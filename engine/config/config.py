@@ -1,97 +1,181 @@
-"""Configuration: what an operator may choose, as frozen values; the command line and TOML files fill them."""
+"""Hold what an operator may choose, as frozen values: every field with its flag, its help and its type.
 
-from dataclasses import dataclass, field
+A value is checked when a configuration is made, whoever makes it: the command line, a file, the environment or Python.
+What only the model, the device or the network can tell is checked where these are known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
-from transport.base import Address
+from engine.config.option import Option, check_fields
+from engine.config.option_types import (
+    COUNT,
+    DIRECTORY,
+    FILE,
+    FLAG,
+    FOLDER,
+    LORA,
+    MODEL,
+    PORT,
+    SECONDS,
+    SECRET,
+    SIZE,
+    TEXT,
+    one_of,
+)
+from engine.config.peer_config import PeerConfig
+from model.attention.base import AttentionChoice
+from model.checkpoint import DtypeChoice
+from model.linear import Quantization
 
-PEER_TOKEN_VARIABLE = "LORASERVE_PEER_TOKEN"
+API_KEY_VARIABLE = "LORASERVE_API_KEY"
 
+Device = Literal["auto", "cpu", "cuda"]
+LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
+UnifiedMemory = Literal["auto", "on", "off"]
+LogLevel = Literal["debug", "info", "warning"]
 
-@dataclass(frozen=True, slots=True)
-class PeerConfig:
-    """Nodes that share adapters: whom this one asks (`peers`), where they reach it (`listen`), and on what terms.
-
-    Off unless one of the two is given. Peers trust each other by `token` and either certificates (`tls_*`) or, on
-    one machine only, `plain`. They must serve the same base model. `lend_bytes` is host memory for lending what is
-    not resident; None is as much as the adapters have, at most 1 GiB.
-    """
-
-    peers: tuple[Address, ...] = ()
-    listen: Address | None = None
-    token: str | None = field(default=None, repr=False)
-    token_file: Path | None = None
-    plain: bool = False
-    tls_authority: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_name: str | None = None
-    door: str = "auto"  # auto | ucx | stream
-    bandwidth_bytes_per_s: int | None = None
-    pulls: int = 2
-    lend_bytes: int | None = None
-    review_s: float = 5.0  # how often names that peers told are asked for again
-
-    @property
-    def on(self) -> bool:
-        """Whether this node has anything to do with peers."""
-        return bool(self.peers) or self.listen is not None
+_NO_PEERS = PeerConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """One engine: a base model, its adapters, and how much of the machine it may use.
 
-    `model` is a folder or hub id, None the embedded demo model. `loras` are (name, PEFT folder) pairs loaded
-    at start; every PEFT folder below `lora_dir` is known by its folder's name and loaded when first asked
-    for. Sizes left None are derived at start from the model and the machine. `lora_dtype` auto is float32 on a
-    CPU, else the model's. With `shared_memory` K/V and adapters lend each other what they do not use; auto does so
-    on a CUDA device.
+    `loras` maps names to PEFT folders that are loaded at start. Every PEFT folder below `lora_dir` is known by its
+    folder's name and loaded when first asked for. Sizes left None are derived at start from model and machine.
     """
 
-    model: str | None = None
-    served_model_name: str | None = None
-    loras: tuple[tuple[str, Path], ...] = ()
-    lora_dir: Path | None = None
-    dtype: str = "auto"  # auto | float32 | bfloat16
-    lora_dtype: str = "auto"  # auto | float32 | bfloat16 | fp8
-    device: str = "auto"  # auto | cpu | cuda
-    attention_backend: str = "auto"  # auto | torch | triton | flashinfer
-    cuda_graphs: bool = True  # on a CUDA device, decode steps are recorded once and replayed
-    tensor_parallel_size: int = 1  # devices that compute each layer together
-    quantization: str = "none"  # none | int8 (CPU) | fp8 (CUDA): of the layers' base matrices
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    block_size: int = 16
-    kv_cache_bytes: int | None = None  # on each device
-    adapter_bytes: int | None = None  # memory for resident adapters, on each device
-    shared_memory: str = "auto"  # auto | on | off
-    adapter_cache_dir: Path | None = None  # packed adapters kept on disk; None keeps none
-    adapter_patience_s: float = 2.0
-    progress: bool = True
-    sharing: PeerConfig = PeerConfig()
+    model: Annotated[
+        str | Path | None,
+        Option("model", MODEL, "folder or hub id of the base model; none: the embedded demo"),
+    ] = None
+    loras: Annotated[
+        Mapping[str, str | Path] | None,
+        Option("adapters", LORA, "load this PEFT folder at start", "lora", many=True),
+    ] = None
+    dtype: Annotated[
+        DtypeChoice, Option("model", one_of(DtypeChoice, "TYPE"), "what the model computes in")
+    ] = "auto"
+    _: KW_ONLY
+    served_model_name: Annotated[
+        str | None, Option("model", TEXT, "what requests call the base model")
+    ] = None  # fmt: skip
+    device: Annotated[Device, Option("model", one_of(Device, "DEVICE"), "where the model computes")] = "auto"
+    tensor_parallel_size: Annotated[
+        int, Option("model", COUNT, "devices that compute each layer together")
+    ] = 1
+    quantization: Annotated[
+        Quantization,
+        Option(
+            "model",
+            one_of(Quantization, "METHOD"),
+            "how the layers' base matrices are kept",
+            note="int8 is for a CPU, fp8 for a CUDA device",
+        ),
+    ] = "none"
+    attention_backend: Annotated[
+        AttentionChoice,
+        Option(
+            "model",
+            one_of(AttentionChoice, "NAME"),
+            "what computes attention",
+            note="auto is torch on a CPU, else flashinfer where installed, else triton",
+        ),
+    ] = "auto"
+    cuda_graphs: Annotated[
+        bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
+    ] = True
+    max_model_len: Annotated[
+        int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+    ] = None
+    progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
+    lora_dir: Annotated[
+        Path | None, Option("adapters", FOLDER, "every PEFT folder below is known by its name")
+    ] = None
+    lora_dtype: Annotated[
+        LoraDtype,
+        Option(
+            "adapters",
+            one_of(LoraDtype, "TYPE"),
+            "what adapters are kept in",
+            note="auto is float32 on a CPU, where it is the faster, else the model's",
+        ),
+    ] = "auto"
+    adapter_bytes: Annotated[
+        int | None, Option("adapters", SIZE, "memory for resident adapters, on each device")
+    ] = None
+    unified_memory: Annotated[
+        UnifiedMemory,
+        Option(
+            "adapters",
+            one_of(UnifiedMemory, "WHEN"),
+            "whether K/V and adapters share one pool of memory",
+            note="auto does so on a CUDA device",
+            former="shared-memory",
+        ),
+    ] = "auto"
+    adapter_cache_dir: Annotated[
+        Path | None, Option("adapters", DIRECTORY, "keep packed adapters on disk here")
+    ] = None
+    adapter_patience_s: Annotated[
+        float, Option("adapters", SECONDS, "how long a request may be passed over for others")
+    ] = 2.0
+    max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = 64
+    max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = 2048
+    kv_cache_bytes: Annotated[
+        int | None, Option("scheduling", SIZE, "memory for K/V, on each device (2GiB, 512MiB, ...)")
+    ] = None
+    block_size: Annotated[int, Option("scheduling", COUNT, "tokens per block of K/V")] = 16
+    peers: PeerConfig = _NO_PEERS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """One server: an engine and its HTTP door. `max_waiting` requests may queue before 429."""
+    """One server: an engine and its HTTP socket. Without `lora_roots` adapters are loaded from `lora_dir` only."""
 
     engine: EngineConfig = EngineConfig()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = field(default=None, repr=False)
-    log_level: str = "info"  # debug | info | warning
-    max_waiting: int = 256
-    drain_s: float = 30.0
-    lora_roots: tuple[Path, ...] = ()  # load_lora_adapter may read below these only; empty: lora_dir alone
+    host: Annotated[str, Option("server", TEXT, "address to listen at")] = "127.0.0.1"
+    port: Annotated[int, Option("server", PORT, "TCP port to listen at; 0 picks a free one")] = 8000
+    api_key: Annotated[
+        str | None,
+        Option(
+            "server",
+            SECRET,
+            "what clients must send",
+            note="safer in its environment variable",
+            variable=API_KEY_VARIABLE,
+        ),
+    ] = field(default=None, repr=False)
+    log_level: Annotated[
+        LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
+    ] = "info"
+    max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    drain_s: Annotated[float, Option("server", SECONDS, "time to finish what runs when told to stop")] = 30.0
+    lora_roots: Annotated[
+        tuple[Path, ...],
+        Option("server", FOLDER, "adapters may be loaded by path from below here", "lora-root", many=True),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
     """One batch: an engine, the requests' file and the results' file; `in_flight` lines run at once."""
 
-    input: Path
-    output: Path
+    input: Annotated[Path, Option("batch", FILE, "requests, one JSON object a line", short="-i")]
+    output: Annotated[
+        Path, Option("batch", FILE, "results; lines that it already holds are not redone", short="-o")
+    ]
     engine: EngineConfig = EngineConfig()
-    in_flight: int = 128
+    in_flight: Annotated[int, Option("batch", COUNT, "lines that run at once")] = 128
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -1,18 +1,22 @@
-"""Readers: from what an operator wrote, on the command line or in a file, to a value. Each raises ValueError with
-the remedy. Relative paths are relative to `base`: the working folder, or the file's."""
+"""Define the types of options: how each is read from text, and which values it accepts.
+
+A value is judged in one place, `OptionType.check`, whoever gave it: the command line, a file, the environment or
+Python. Whatever is not accepted raises ValueError with the remedy. It may not know which option has which type.
+"""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transport.base import Address
 
-Reader = Callable[[object, Path], Any]
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
+_SECONDS_REMEDY = "give a number of seconds, 0 or more"
+_SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
     prefix + binary: (1024 if binary else 1000) ** power
     for power, prefix in enumerate("kmgt", start=1)
@@ -20,125 +24,174 @@ _UNITS = {"": 1} | {
 }
 
 
-def text(raw: object, base: Path) -> str:
-    """Any text but an empty one."""
-    if not isinstance(raw, str) or not raw.strip():
-        raise ValueError("give a text that is not empty")
+@dataclass(frozen=True, slots=True)
+class OptionType:
+    """One type of value. `parse` reads a text, with relative paths relative to its second argument.
+
+    What `parse` makes of a text is still to be checked; it raises ValueError only for what has no value at all.
+    An option that may be given several times has a `container` of such values. A `secret` is never shown.
+    """
+
+    metavar: str
+    parse: Callable[[str, Path], object]
+    check: Callable[[object], None]
+    container: type = tuple
+    secret: bool = False
+    words: tuple[str, ...] = ()
+
+
+def _text(raw: str, base: Path) -> str:
     return raw
 
 
-def secret(raw: object, base: Path) -> str:
-    """A text that may travel in a header."""
-    if not isinstance(raw, str) or not re.fullmatch(r"[!-~]+", raw):
-        raise ValueError("give printable ASCII without spaces")
-    return raw
+def _path(raw: str, base: Path) -> Path:
+    if not raw.strip():
+        raise ValueError("give a path that is not empty")
+    return base / Path(raw).expanduser()
 
 
-def flag(raw: object, base: Path) -> bool:
-    """True or false."""
-    if not isinstance(raw, bool):
-        raise ValueError("give true or false")
-    return raw
+def _accept(remedy: str, accepts: Callable[[Any], bool]) -> Callable[[object], None]:
+    """Make a check that raises ValueError with `remedy`."""
+
+    def check(value: object) -> None:
+        if not accepts(value):
+            raise ValueError(remedy)
+
+    return check
 
 
-def count(raw: object, base: Path) -> int:
-    """A whole number from 1."""
-    return _whole(raw, 1, 2**31)
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def few(raw: object, base: Path) -> int:
-    """A whole number from 1 to 4."""
-    return _whole(raw, 1, 4)
+def whole_number(metavar: str, low: int, high: int) -> OptionType:
+    """Make the type of a whole number from `low` to `high`."""
+    remedy = f"give a whole number from {low} to {high}"
+
+    def parse(raw: str, base: Path) -> int:
+        try:
+            return int(raw)
+        except ValueError:
+            raise ValueError(remedy) from None
+
+    return OptionType(metavar, parse, _accept(remedy, lambda value: _is_int(value) and low <= value <= high))
 
 
-def port(raw: object, base: Path) -> int:
-    """A TCP port; 0 lets the system choose."""
-    return _whole(raw, 0, 65535)
+def one_of(literal: object, metavar: str) -> OptionType:
+    """Make the type of the words that a Literal allows."""
+    words = tuple(str(word) for word in get_args(literal))
+    check = _accept(
+        f"give one of {', '.join(words)}", lambda value: isinstance(value, str) and value in words
+    )
+    return OptionType(metavar, _text, check, words=words)
 
 
-def address(raw: object, base: Path) -> Address:
-    """HOST:PORT, or [HOST]:PORT where the host has colons."""
-    written = _ADDRESS.fullmatch(raw) if isinstance(raw, str) else None
-    if written is None:
-        raise ValueError("give HOST:PORT")
-    return Address(written[1] or written[2], port(written[3], base))
+def _parse_flag(raw: str, base: Path) -> bool:
+    raise ValueError("give true or false")
 
 
-def seconds(raw: object, base: Path) -> float:
-    """A duration from 0."""
+def _parse_seconds(raw: str, base: Path) -> float:
     try:
-        value = float(raw) if isinstance(raw, str | int | float) and not isinstance(raw, bool) else math.nan
+        return float(raw)
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ValueError("give a number of seconds, 0 or more")
-    return value
+        raise ValueError(_SECONDS_REMEDY) from None
 
 
-def size(raw: object, base: Path) -> int:
-    """A number of bytes: 2GiB, 512MiB, 1.5G (decimal), 1048576."""
-    written = _SIZE.fullmatch(raw.strip()) if isinstance(raw, str) else None
-    if written:
-        number = int(float(written[1]) * _UNITS[(written[2] or "").lower()])
-    else:
-        number = raw if isinstance(raw, int) and not isinstance(raw, bool) else 0
-    if number < 1:
-        raise ValueError("give a size like 2GiB, 512MiB or a number of bytes")
-    return number
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def path(raw: object, base: Path) -> Path:
-    """A path, whether anything is there or not."""
-    return base / Path(text(raw, base)).expanduser()
+def _parse_size(raw: str, base: Path) -> int:
+    written = _SIZE.fullmatch(raw.strip())
+    if written is None:
+        raise ValueError(_SIZE_REMEDY)
+    return int(float(written[1]) * _UNITS[(written[2] or "").lower()])
 
 
-def folder(raw: object, base: Path) -> Path:
-    """The path of a folder that exists."""
-    found = path(raw, base)
-    if not found.is_dir():
+def _parse_address(raw: str, base: Path) -> Address:
+    written = _ADDRESS.fullmatch(raw)
+    if written is None:
+        raise ValueError("give HOST:PORT, or [HOST]:PORT where the host has colons")
+    return Address(written[1] or written[2], int(written[3]))
+
+
+def _check_address(value: object) -> None:
+    if not isinstance(value, Address):
+        raise ValueError("give HOST:PORT (in Python an Address)")
+    PORT.check(value.port)
+
+
+def _check_folder(value: object) -> None:
+    _check_path(value)
+    if not Path(str(value)).is_dir():
         raise ValueError("there is no such folder: give one that exists")
-    return found
 
 
-def lora(raw: object, base: Path) -> tuple[str, Path]:
-    """An adapter's name and its folder."""
-    name, separator, where = raw.partition("=") if isinstance(raw, str) else ("", "", "")
-    if not (name and separator and where):
-        raise ValueError("give NAME=DIR")
-    return name, folder(where, base)
-
-
-def model(raw: object, base: Path) -> str:
-    """A folder, or else a hub id."""
-    name = text(raw, base)
-    beside = base / Path(name).expanduser()
-    return str(beside) if beside.is_dir() else name
-
-
-def secret_file(raw: object, base: Path) -> str:
-    """The secret that a file holds, which its path does not tell."""
+def _check_readable(value: object) -> None:
+    _check_path(value)
     try:
-        return secret(path(raw, base).read_text(encoding="utf-8").strip(), base)
+        Path(str(value)).open("rb").close()
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror}): give a file") from error
 
 
-def choice(*allowed: str) -> Reader:
-    """One of some words."""
-
-    def chosen(raw: object, base: Path) -> str:
-        if raw not in allowed:
-            raise ValueError(f"give one of {', '.join(allowed)}")
-        return str(raw)
-
-    return chosen
+def _parse_lora(raw: str, base: Path) -> tuple[str, Path]:
+    name, separator, folder = raw.partition("=")
+    if not (name and separator and folder):
+        raise ValueError("give NAME=DIR")
+    return name, _path(folder, base)
 
 
-def _whole(raw: object, low: int, high: int) -> int:
-    try:
-        value = int(raw) if isinstance(raw, str | int) and not isinstance(raw, bool) else low - 1
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise ValueError(f"give a whole number from {low} to {high}")
-    return value
+def _check_lora(value: object) -> None:
+    """Accept a pair of a name and a folder, which in Python may be a text as well."""
+    match value:
+        case (str(name), str() | Path() as folder) if name:
+            _check_folder(Path(folder))
+        case _:
+            raise ValueError("give NAME=DIR (in Python a mapping from names to folders)")
+
+
+def _parse_model(raw: str, base: Path) -> str:
+    beside = base / Path(raw).expanduser()
+    return str(beside) if raw.strip() and beside.is_dir() else raw
+
+
+def lora_table(value: object) -> object:
+    """Return a TOML table of adapters as a list of NAME=DIR, and anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return [f"{name}={folder}" for name, folder in value.items()]  # pyright: ignore[reportUnknownVariableType]
+
+
+_check_path = _accept("give a path (in Python a pathlib.Path)", lambda value: isinstance(value, Path))
+
+COUNT = whole_number("N", 1, 2**31)
+PORT = whole_number("PORT", 0, 65535)
+FLAG = OptionType("", _parse_flag, _accept("give true or false", lambda value: isinstance(value, bool)))
+SECONDS = OptionType("S", _parse_seconds, _accept(_SECONDS_REMEDY, _is_seconds))
+SIZE = OptionType(
+    "SIZE", _parse_size,
+    _accept(_SIZE_REMEDY, lambda value: _is_int(value) and value > 0),
+)  # fmt: skip
+TEXT = OptionType(
+    "NAME", _text,
+    _accept("give a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip())),
+)  # fmt: skip
+SECRET = OptionType(
+    "KEY", _text,
+    _accept(
+        "give printable ASCII without spaces",
+        lambda value: isinstance(value, str) and re.fullmatch(r"[!-~]+", value) is not None,
+    ),
+    secret=True,
+)  # fmt: skip
+MODEL = OptionType(
+    "DIR|ID", _parse_model,
+    _accept("give a folder or a hub id", lambda value: isinstance(value, str | Path) and bool(str(value).strip())),
+)  # fmt: skip
+FILE = OptionType("FILE", _path, _check_path)
+READABLE_FILE = OptionType("FILE", _path, _check_readable)
+DIRECTORY = OptionType("DIR", _path, _check_path)
+FOLDER = OptionType("DIR", _path, _check_folder)
+ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
+LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)

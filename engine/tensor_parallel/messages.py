@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lora.segments import AdapterWeights, Segment, SegmentTable
+from model.attention.base import AttentionName
 from model.batch import ForwardBatch
+from model.linear import Quantization
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -27,8 +29,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     size: int
     device: str
     dtype: str
-    quantization: str
-    attention: str
+    quantization: Quantization
+    attention: AttentionName
     lora_dtype: str
     uses_triton: bool
     threads: int

@@ -101,9 +101,9 @@ def _load(base: BaseModel, rank: int, threads: int) -> Load:
         size=base.form.shard.size,
         device=str(device_of(base.device, rank)),
         dtype=str(base.dtype),
-        quantization=base.form.quantization.value,
-        attention=base.arithmetic.attention,
-        lora_dtype=str(base.arithmetic.lora_dtype),
-        uses_triton=base.arithmetic.fused,
+        quantization=base.form.quantization,
+        attention=base.backends.attention,
+        lora_dtype=str(base.backends.lora_dtype),
+        uses_triton=base.backends.uses_triton,
         threads=threads,
     )

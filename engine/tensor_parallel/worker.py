@@ -17,7 +17,7 @@ import torch
 
 from engine.base.backends import Backends
 from engine.base.base_model import BaseModel
-from engine.base.heap import retain_freed_memory
+from engine.base.machine_memory import retain_freed_memory
 from engine.runner.cuda_graphs import BuffersByWidth, Capture, GraphParts, capture_for
 from engine.tensor_parallel.channel import ChannelClosed, WorkerChannel
 from engine.tensor_parallel.collective import ProcessGroup
@@ -38,7 +38,6 @@ from lora.memory.sharded import ShardArena
 from model.batch import ForwardBatch
 from model.checkpoint import read_config
 from model.kv_cache import KVCache
-from model.linear import Quantization
 from model.llama import Llama
 from model.parallel import Shard
 from model.weights import Weights, WeightsForm
@@ -125,10 +124,10 @@ def _prepare(steps: WorkerChannel) -> Worker:
     device = torch.device(load.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    form = WeightsForm(Shard(load.rank, load.size), Quantization(load.quantization))
+    form = WeightsForm(Shard(load.rank, load.size), load.quantization)
     folder = Path(load.folder)
-    arithmetic = Backends(load.attention, _DTYPES[load.lora_dtype], load.uses_triton)
-    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, arithmetic)
+    backends = Backends(load.attention, _DTYPES[load.lora_dtype], load.uses_triton)
+    base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, backends)
     weights = base.load(progress=False)
     steps.send(Loaded())
     reserve = steps.receive()

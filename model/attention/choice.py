@@ -1,37 +1,37 @@
-"""Which attention backend a model runs on: the one place that knows them all. Triton's is imported when it is chosen,
-since it needs Triton, which a CPU may lack; flashinfer's own library likewise."""
+"""Choose the attention backend that a model runs on: the one place that knows them all.
+
+Triton's is imported when it is chosen, since it needs Triton, which a CPU may lack; flashinfer's library likewise.
+"""
 
 import importlib.util
 
 import torch
 
-from model.attention.base import AttentionBackend, UnsupportedAttention
+from model.attention.base import AttentionBackend, AttentionChoice, AttentionName, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES as FLASHINFER_DTYPES
 from model.attention.flashinfer_paged import HEAD_DIMS as FLASHINFER_HEAD_DIMS
 from model.attention.flashinfer_paged import FlashInferAttention, load_flashinfer
 from model.attention.torch_paged import TorchPagedAttention
 from model.config import ModelConfig
 
-BACKENDS = ("auto", "torch", "triton", "flashinfer")
 
-
-def choose_attention(name: str, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
-    """The backend that `name` of BACKENDS means for a model that computes in `dtype` on `device`, never auto.
+def choose_attention(
+    name: AttentionChoice, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> AttentionName:
+    """Return the backend that `name` means for a model that computes in `dtype` on `device`, never auto.
 
     auto is torch on a CPU; on a CUDA device flashinfer where it is installed and takes the model's dtype and head
     size, else triton. Raises UnsupportedAttention if the one asked for cannot attend here.
     """
     if name == "auto":
         return _best(config, dtype, device)
-    if name not in BACKENDS:
-        raise UnsupportedAttention(name, f"use {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     if reason := _refused(name, config, dtype, device):
         raise UnsupportedAttention(name, reason)
     return name
 
 
-def make_attention(chosen: str, config: ModelConfig, device: torch.device) -> AttentionBackend:
-    """The backend `chosen` by `choose_attention`, for a model or a part of one."""
+def make_attention(chosen: AttentionName, config: ModelConfig, device: torch.device) -> AttentionBackend:
+    """Make the backend `chosen` by `choose_attention`, for a model or a part of one."""
     if chosen == "torch":
         return TorchPagedAttention(config)
     if chosen == "triton":
@@ -39,18 +39,19 @@ def make_attention(chosen: str, config: ModelConfig, device: torch.device) -> At
         from model.attention.triton.backend import TritonPagedAttention  # noqa: PLC0415
 
         return TritonPagedAttention(config)
-    assert chosen == "flashinfer", f"{chosen!r} was not chosen"
     return FlashInferAttention(config, device, load_flashinfer())
 
 
-def _best(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+def _best(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionName:
     if device.type != "cuda":
         return "torch"
     return "triton" if _refused("flashinfer", config, dtype, device) else "flashinfer"
 
 
-def _refused(name: str, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the backend cannot attend here and what to do, if it cannot."""
+def _refused(
+    name: AttentionName, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Return why the backend cannot attend here and what to do, if it cannot."""
     if name == "torch":
         return None
     if device.type != "cuda":

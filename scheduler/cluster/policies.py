@@ -1,6 +1,6 @@
 """Policies by name: ours, the paper's and the baselines.
 
-A policy is a composition: demand, placement, when to place anew, routing, and which cached adapters go first.
+A policy is a composition: demand, placement, when to place anew, routing, and who makes room on a node.
 The live cluster chooses from this list; ablations of ours are in scheduler.sim.ablations.
 """
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.adapter import AdapterRef
+from lora.memory.base import ResidencyPolicy
 from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.coordinator.demand import DemandOptions, DemandSource, DemandTracker
 from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
 from scheduler.cluster.cost.forecast import ROOMY, Forecast
 from scheduler.cluster.cost.model import CostModel
 from scheduler.cluster.cost.profile import Lengths, Limits, Slo
-from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy, LruEviction
 from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Utilisation
 from scheduler.cluster.placement.baselines import (
@@ -30,6 +30,7 @@ from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.residency import CheapestWindow
 
 KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
 """(from s, to s) → input plus output tokens/s of the adapters that will be asked for in between."""
@@ -104,7 +105,7 @@ class Policy:
     demand: Callable[[Setting], DemandSource] = _tracked
     measure: Callable[[Setting], Measure] = utilisation
     planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
-    eviction: EvictionPolicy = LruEviction()  # noqa: RUF009
+    residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
         """Makes the coordinator of a given epoch."""
@@ -123,7 +124,6 @@ OURS = Policy(
     predicted_cost,
     measure=_steps,
     planning=ReplanOptions(comfort=0.25),
-    eviction=CheapestEviction(),
 )
 PAPER = Policy("paper", "LoRAServe (arXiv 2511.22880)", lambda setting: LoraservePlacement())
 

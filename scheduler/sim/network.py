@@ -78,6 +78,10 @@ class CopySpeeds:
     registry_bytes_per_s: float = 3e9
     latency_s: float = 0.002
 
+    def reload_s(self, nbytes: int) -> float:
+        """Return how long a copy from a peer takes that waits for no other."""
+        return self.latency_s + nbytes / self.peer_bytes_per_s
+
 
 class CopyLinks:
     """When transfers end: each node sends one at a time and receives one at a time."""

@@ -7,7 +7,6 @@ from enum import Enum
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
-from scheduler.cluster.eviction import CheapestEviction, EvictionPolicy
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
@@ -16,9 +15,10 @@ from scheduler.limits import RequestRefused, StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.store import SimStore, Transfer
+from scheduler.sim.store import SimStore, StoreSpec, Transfer
 from scheduler.step import StepScheduler
 
+_PREFETCH_DEPTH = 8  # as the engine's
 _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 
 
@@ -31,7 +31,7 @@ class NodeSpec:
     limits: StepLimits
     kv_blocks: int = 4096
     block_tokens: int = 64
-    eviction: EvictionPolicy = field(default_factory=CheapestEviction)
+    store: StoreSpec = field(default_factory=StoreSpec)
 
 
 class Progress(Enum):
@@ -66,12 +66,13 @@ class SimNode:
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
         self.up, self.pace = True, 1.0
-        memory_bytes = spec.machine.memory_bytes
-        self.store = SimStore(agent, memory_bytes, spec.eviction, clock, transfer, self._adapter_came)
+        self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
         self._clock = clock
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
+        self._planning = False
+        self._due = False  # something changed since the last plan
         self.steps = 0
         self.busy_s = 0.0
 
@@ -84,9 +85,7 @@ class SimNode:
         """Run `request` and tell how it goes; refuses what it has no room for. `on_token` is called at each of its
         tokens, before what is told of that."""
         adapter = request.adapter
-        shares = self.agent.table.shares.get(adapter, ())
-        sources = tuple(share.node for share in shares if share.node != self.name)
-        if not self.store.use(adapter, sources):
+        if not self.store.retain(adapter):
             tell(Progress.REFUSED)
             return
         try:
@@ -97,6 +96,7 @@ class SimNode:
             return
         self._jobs[request.request_id] = _Job(request, tell, on_token)
         self.agent.took(adapter, len(request.prompt_token_ids))
+        self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
         self._step()
 
     def abort(self, request_id: str) -> None:
@@ -144,20 +144,18 @@ class SimNode:
         """What must hold after every event: memory within its limit; no request forgotten or at a
         standstill."""
         name = self.name
-        assert self.store.used_bytes <= self.spec.machine.memory_bytes, f"{name} exceeds its memory"
+        self.store.check()
         for request_id, job in self._jobs.items():
             ref = job.request.adapter
             assert self._scheduler.is_live(request_id), f"{request_id} is lost on {name}"
-            coming = ref.digest in self.store.ready or self.store.is_coming(ref)
-            assert coming, f"{request_id} on {name} waits for {ref.name}, which is not coming"
-        wait = all(job.request.adapter.digest not in self.store.ready for job in self._jobs.values())
-        coming = any(self.store.is_arriving(ref) for ref in self._scheduler.wanted(1))
-        assert self._stepping or wait or coming, f"{name} stands still with work"
+            assert self.store.is_retained(ref), f"{request_id} on {name} does not hold on to {ref.name}"
+        goes_on = self._stepping or self.store.is_fetching
+        assert goes_on or not self._jobs, f"{name} stands still with work"
 
     def _do(self, action: AgentAction) -> bool:
         match action:
             case Fetch(adapter=adapter, sources=sources):
-                self.store.want(adapter, sources)
+                self.store.pull(adapter, sources)
             case Free(adapter=adapter):
                 self.store.drop(adapter)
             case Depart():
@@ -172,22 +170,31 @@ class SimNode:
     def _give_up_hopeless(self) -> None:
         """Refuse the requests whose adapter can have no room here any more."""
         for ref in self.store.hopeless():
-            self.store.forget(ref)
             lost = [job for job in self._jobs.values() if job.request.adapter == ref]
             for job in lost:
                 self.abort(job.request.request_id)
                 job.tell(Progress.REFUSED)
 
     def _step(self) -> None:
-        """Begin the next step, unless one runs or nothing can."""
-        if self._stepping or not self.up:
-            return
-        plan = self._scheduler.plan(self._clock.now, self.store.ready)
-        if self.store.is_short:
-            for first in self._scheduler.wanted(1):
-                self.store.press(first, self._scheduler.running_adapters())
-        if not plan.slices:
-            return
+        """Begin the next step, unless one runs or nothing can. Empty steps go by until nothing more comes of them."""
+        self._due = True
+        while self._due and self.up and not (self._stepping or self._planning):
+            self._due = False
+            self._planning = True
+            self._plan()
+            self._planning = False
+
+    def _plan(self) -> None:
+        """Plan a step and start what it holds; without a slice it only lets adapters make room."""
+        plan = self._scheduler.plan(self._clock.now, self.store.begin_step())
+        if plan.slices:
+            self.store.acquire(plan.adapters)
+            self._start(plan)
+        self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
+        if not plan.slices and self.store.would_go_on():
+            self._due = True
+
+    def _start(self, plan: StepPlan) -> None:
         seconds = self.spec.model.step_s(load_of(plan)) * self.pace
         self._stepping = True
         self.steps += 1
@@ -199,6 +206,7 @@ class SimNode:
         if not self.up:
             return
         self._stepping = False
+        self.store.end_step(plan.adapters)
         outputs = [_DRAWN if part.samples else _READ for part in plan.slices]
         for event in self._scheduler.commit(plan, outputs):
             job = self._jobs[event.key.request_id]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora.adapter import AdapterRef
+from lora.memory.base import ResidencyPolicy
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Lengths, Profile
-from scheduler.cluster.eviction import EvictionPolicy
 from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
@@ -17,6 +17,7 @@ from scheduler.sim.node import NodeSpec
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator, SimulatorSpec
+from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
 
@@ -41,8 +42,8 @@ class Hardware:
     kernel: Kernel
     memory_bytes: int
 
-    def node(self, eviction: EvictionPolicy) -> NodeSpec:
-        """A node for the simulator; its operating points follow from the profile's SLO and mean request."""
+    def node(self, residency: ResidencyPolicy) -> NodeSpec:
+        """Describe a node for the simulator; its operating points follow from the profile's SLO and mean request."""
         limits = self.profile.limits
         steps = StepLimits(
             max_num_seqs=256,
@@ -56,7 +57,7 @@ class Hardware:
             limits=steps,
             kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
             block_tokens=_BLOCK_TOKENS,
-            eviction=eviction,
+            store=StoreSpec(limits.page_bytes, residency),
         )
 
 
@@ -172,7 +173,7 @@ class _Gauge:
 
 
 def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:
-    node = hardware.node(policy.eviction)
+    node = hardware.node(policy.residency)
     prompts = [each.call.prompt_tokens for each in traffic.arrivals]
     outputs = [each.call.output_tokens for each in traffic.arrivals]
     setting = Setting(

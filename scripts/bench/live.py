@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from engine.build.assembly import Around, Engine, assemble
-from engine.config.config import EngineConfig
+from engine.build.assembly import Engine, ExecutorWrapper, assemble
+from engine.config.config import Device, EngineConfig
 from lora.adapter import AdapterRef
-from model.checkpoint import find_checkpoint, read_config, serving_dtype
+from model.checkpoint import DtypeChoice, find_checkpoint, read_config, serving_dtype
 from scheduler.limits import StepLimits
 from scripts.bench import machine, workload
 from scripts.make_bench_models import RANKS, Shape, make_adapter
@@ -30,8 +30,8 @@ class Subject:
 
     model: str
     index: Path | None
-    device: str = "auto"
-    dtype: str = "auto"
+    device: Device = "auto"
+    dtype: DtypeChoice = "auto"
     threads: int = 1
 
 
@@ -55,7 +55,7 @@ class Live:
     room: Room
 
 
-def start(subject: Subject, around: Around, scratch: ExitStack) -> Live:
+def start(subject: Subject, around: ExecutorWrapper, scratch: ExitStack) -> Live:
     """Assemble the engine, with `around` its executor; it ends with `scratch`."""
     if subject.threads:
         torch.set_num_threads(subject.threads)
@@ -100,7 +100,7 @@ def _config(subject: Subject, folders: list[tuple[str, Path]]) -> EngineConfig:
     packed = sum(file.stat().st_size for _, folder in folders for file in folder.glob("*.safetensors"))
     return EngineConfig(
         model=subject.model,
-        loras=tuple(folders),
+        loras=dict(folders),
         device=subject.device,
         dtype=subject.dtype,
         max_model_len=LIMITS.max_model_len,

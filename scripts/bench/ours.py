@@ -20,10 +20,11 @@ from typing import Protocol
 import torch
 
 from engine import LLM, Result, SamplingParams
+from model.checkpoint import DtypeChoice
 from scripts.bench import machine, workload
 from scripts.bench.workload import Row, Workload
 
-ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+ENGINE_DTYPES: dict[str, DtypeChoice] = {"bf16": "bfloat16", "fp32": "float32"}
 WARM_PROMPT_TOKENS, WARM_OUTPUT_TOKENS = 8, 4
 KV_CACHE_BYTES = 2 << 30
 

@@ -91,8 +91,6 @@ def simulated(model: CostModel, room: Room, asks: Sequence[Ask]) -> tuple[list[T
     machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
     spec = NodeSpec(machine, model, room.limits, room.kv_blocks, room.block_tokens)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once)
-    for adapter in dict.fromkeys(ask.adapter for ask in asks):
-        node.store.want(adapter, ())
     times_s: list[list[float]] = [[] for _ in asks]
     for at, ask in enumerate(asks):
         clock.at(ask.at_s, _submission(node, Request(f"ask-{at}", *_request(ask)), clock, times_s[at]))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine.build.assembly import Engine, assemble
-from engine.config.config import EngineConfig
+from engine.config.config import Device, EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams
@@ -34,10 +34,10 @@ _WAYS: tuple[dict[str, Any], ...] = (
 )
 _PENALISED: dict[str, Any] = {"temperature": 0.7, "presence_penalty": 0.8, "repetition_penalty": 1.2}
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "graphs": {"shared_memory": "off"},
-    "graphs, shared memory": {"shared_memory": "on", "adapter_bytes": 12 << 20},
-    "no graphs": {"shared_memory": "off", "cuda_graphs": False},
-    "graphs, preempted": {"shared_memory": "off", "kv_cache_bytes": 12 * BLOCK_BYTES},
+    "graphs": {"unified_memory": "off"},
+    "graphs, shared memory": {"unified_memory": "on", "adapter_bytes": 12 << 20},
+    "no graphs": {"unified_memory": "off", "cuda_graphs": False},
+    "graphs, preempted": {"unified_memory": "off", "kv_cache_bytes": 12 * BLOCK_BYTES},
 }
 
 
@@ -72,11 +72,11 @@ def rows(stand: Stand) -> Iterator[Row]:
         mixed = requests(stand.sizes.requests, penalised=True)
         known, known_mixed = (answer(_cpu(folder), each) for each in (asked, mixed))
         for label, options in _VARIANTS.items():
-            config = replace(_config(folder, stand.device.type), **options)
+            config = replace(_config(folder, _device(stand)), **options)
             yield from stand.try_row(
                 label, lambda label=label, config=config: _same(label, config, asked, known)
             )
-        config = _config(folder, stand.device.type)
+        config = _config(folder, _device(stand))
         yield from stand.try_row("penalties", lambda: _same("penalties", config, mixed, known_mixed))
         yield from _narrow(stand, folder, asked)
 
@@ -99,7 +99,7 @@ def requests(count: int, penalised: bool) -> list[Asked]:
     return made
 
 
-def _config(folder: Path, device: str) -> EngineConfig:
+def _config(folder: Path, device: Device) -> EngineConfig:
     return EngineConfig(
         model=str(folder / "base"),
         lora_dir=folder / "loras",
@@ -115,8 +115,12 @@ def _config(folder: Path, device: str) -> EngineConfig:
     )
 
 
+def _device(stand: Stand) -> Device:
+    return "cuda" if stand.device.type == "cuda" else "cpu"
+
+
 def _cpu(folder: Path) -> EngineConfig:
-    return replace(_config(folder, "cpu"), shared_memory="off", attention_backend="torch")
+    return replace(_config(folder, "cpu"), unified_memory="off", attention_backend="torch")
 
 
 def answer(config: EngineConfig, asked: Sequence[Asked]) -> Answered:
@@ -175,7 +179,7 @@ def _narrow(stand: Stand, folder: Path, asked: Sequence[Asked]) -> Iterator[Row]
         for one in asked
         if len(one.prompt) > 1
     ]
-    narrow = replace(_config(folder, stand.device.type), dtype="bfloat16")
+    narrow = replace(_config(folder, _device(stand)), dtype="bfloat16")
 
     def row() -> Row:
         found, want = (_scores(answer(config, scored)) for config in (narrow, _cpu(folder)))

@@ -24,7 +24,7 @@ class Server:
         token = folder / "token"
         token.write_text(TOKEN)
         command = [sys.executable, "-m", "engine.serve", "--port", "0", "--no-progress", "--peer-plain"]
-        command += ["--peer-token-file", str(token), "--peer-door", "stream", "--peer-listen", listen]
+        command += ["--peer-token-file", str(token), "--peer-path", "stream", "--peer-listen", listen]
         command += ["--kv-cache-bytes", "32MiB", *arguments]
         environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

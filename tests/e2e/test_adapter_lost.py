@@ -70,7 +70,7 @@ def test_an_adapter_whose_source_died_is_lost_only_until_the_source_is_back(tmp_
     own = shutil.copytree(adapter_folders()["rot13"], tmp_path / "rot")
     lent = shutil.copytree(adapter_folders()["reverse"], tmp_path / "tenant")
     with serving(tmp_path, "--lora", f"tenant={lent}") as first:
-        room = ["--adapter-bytes", "1MiB", "--adapter-cache-dir", str(cache), "--peer-review-s", "0.2"]
+        room = ["--adapter-bytes", "1MiB", "--adapter-cache-dir", str(cache), "--peer-refresh-s", "0.2"]
         with serving(tmp_path, "--lora", f"rot={own}", "--peer", first.peer_address, *room) as second:
             assert second.ask("tenant", stream=True) == "tenalp"
             assert second.ask("rot") == "cynarg"

@@ -49,7 +49,7 @@ def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Pa
 @pytest.mark.slow
 def test_servers_of_one_host_read_each_others_memory(tmp_path: Path) -> None:
     folder = tenant(tmp_path, "tenant", "reverse")
-    insisting = ("--peer-door", "ucx")  # a pull by any other way would fail
+    insisting = ("--peer-path", "ucx")  # a pull by any other way would fail
     with (
         serving(tmp_path, "--lora", f"tenant={folder}", *insisting) as first,
         serving(tmp_path, "--peer", first.peer_address, *insisting) as second,
@@ -76,7 +76,7 @@ def test_a_peer_lends_what_it_has_anywhere(tmp_path: Path) -> None:
         assert second.ask("rot") == "cynarg"
         assert second.ask("lazy") == "pl*n*t"
         assert second.metric("loraserve_peer_pulls_total") == 3
-        assert first.metric("loraserve_lent_copies_total") >= 1
+        assert first.metric("loraserve_published_copies_total") >= 1
         assert first.metric("loraserve_adapter_evictions_total") == 0, "peers displace nothing"
 
 
@@ -85,7 +85,7 @@ def test_a_reload_and_an_unload_at_the_owner_are_followed(tmp_path: Path) -> Non
     folder, other = tenant(tmp_path, "tenant", "reverse"), tenant(tmp_path, "other", "upper")
     with (
         serving(tmp_path, "--lora", f"tenant={folder}", "--lora-root", str(tmp_path)) as first,
-        serving(tmp_path, "--peer", first.peer_address, "--peer-review-s", "0.2") as second,
+        serving(tmp_path, "--peer", first.peer_address, "--peer-refresh-s", "0.2") as second,
     ):
         assert second.ask("tenant") == "tenalp"
         assert first.post("/v1/load_lora_adapter", {"lora_name": "tenant", "lora_path": str(other)}) == 200
@@ -108,7 +108,7 @@ def test_sharing_without_a_token_or_in_the_clear_is_refused_in_one_line(
 ) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
-    base = ["--port", "0", "--no-progress", "--peer-door", "stream"]
+    base = ["--port", "0", "--no-progress", "--peer-path", "stream"]
     with_token = ["--peer-token-file", str(token)]
     refusals = {
         ("--peer", "127.0.0.1:9", "--peer-plain"): "peer_token_file",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -19,7 +19,7 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 from engine.errors import InvalidConfig, WorkersFailed
-from engine.llm import EngineOptions, Result
+from engine.llm import Result
 from lora.errors import AdapterRefused
 from lora.target_modules import SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
@@ -64,11 +64,10 @@ PROMPTS = prompts_of(LENGTHS)
 MIX = [NAMES[i % len(NAMES)] for i in range(len(PROMPTS))]
 
 
-def build(model: Path, size: int, **options: Unpack[EngineOptions]) -> LLM:
+def build(model: Path, size: int, **options: Any) -> LLM:
     loras = {name: model / name for name in ADAPTERS}
-    sizes: EngineOptions = {"kv_cache_bytes": 1 << 24, "adapter_bytes": 1 << 24, **options}
-    sizes["tensor_parallel_size"] = size
-    return LLM(model / "base", loras, dtype="float32", **sizes)
+    sizes: dict[str, Any] = {"kv_cache_bytes": 1 << 24, "adapter_bytes": 1 << 24, **options}
+    return LLM(model / "base", loras, dtype="float32", tensor_parallel_size=size, **sizes)
 
 
 def tokens(results: list[Result]) -> list[list[tuple[int, ...]]]:
@@ -87,7 +86,7 @@ def expected(model: Path) -> list[list[tuple[int, ...]]]:
 @pytest.mark.parametrize("way", ["roomy", "chunked", "preempted", "evicting"])
 def test_two_devices_answer_as_one(way: str, model: Path, expected: list[list[tuple[int, ...]]]) -> None:
     block = 16 * 3 * 2 * 1 * 16 * 4  # of one device: 16 tokens, 3 layers, keys and values, a head of 16
-    ways: dict[str, EngineOptions] = {
+    ways: dict[str, dict[str, int]] = {
         "roomy": {},
         "chunked": {"max_num_batched_tokens": 48},
         "preempted": {"kv_cache_bytes": 24 * block},
@@ -161,7 +160,7 @@ def test_a_size_that_cuts_no_whole_heads_is_refused(size: int, remedy: str, mode
 
 
 def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) -> None:
-    sizes: EngineOptions = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22, "tensor_parallel_size": 2}
+    sizes: dict[str, Any] = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22, "tensor_parallel_size": 2}
     llm = LLM(model / "base", {"r5": model / "r5"}, dtype="float32", **sizes)
     (worker,) = workers_of(os.getpid())
     llm.generate(PROMPTS[:3], GREEDY, "r5")

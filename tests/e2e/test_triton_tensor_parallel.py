@@ -81,7 +81,7 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     folder: Path, expected: list[list[tuple[int, ...]]], graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(config: EngineConfig) -> BaseModel:
-        return replace(choose_base(config), arithmetic=Backends("triton", torch.float32, fused=True))
+        return replace(choose_base(config), backends=Backends("triton", torch.float32, uses_triton=True))
 
     monkeypatch.setattr(assembly, "choose_base", chosen)
     monkeypatch.setattr(

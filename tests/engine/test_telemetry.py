@@ -1,9 +1,10 @@
 """Telemetry: what was told is what a scrape reads, and labels stay finite."""
 
 import re
+from dataclasses import replace
 
 from engine.telemetry import MAX_LABELS, OTHER, Telemetry
-from tests.fakes.engine_client import Stats
+from tests.fakes.engine_client import STORE, Stats
 
 
 def scraped(telemetry: Telemetry) -> dict[str, float]:
@@ -42,10 +43,28 @@ def test_a_scrape_reads_the_node() -> None:
         'kv_blocks{state="used"}': 1, 'kv_blocks{state="cached"}': 2, 'kv_blocks{state="free"}': 3,
         "prefix_hit_tokens_total": 4, "prefix_queried_tokens_total": 5, "adapters_resident": 1,
         "adapter_bytes_resident": 4096, "adapter_loads_total": 2, "adapter_load_seconds_total": 0.25,
-        "adapter_evictions_total": 1, 'adapter_tier_seconds_total{tier="disk"}': 0.5, "lent_copies_total": 2,
-        "peer_refused_total": 6, 'adapter_hits_total{tier="host"}': 3, 'adapter_hits_total{tier="disk"}': 1,
+        "adapter_evictions_total": 1, 'adapter_tier_seconds_total{tier="disk"}': 0.5, "published_copies_total": 2,
+        "peer_digest_mismatches_total": 6, 'adapter_hits_total{tier="host"}': 3, 'adapter_hits_total{tier="disk"}': 1,
     }  # fmt: skip
     assert {name: found[f"loraserve_{name}"] for name in expected} == expected
+
+
+FORMER = {
+    "adapter_fallbacks": "adapter_misses",
+    "lent_copies": "published_copies",
+    "lent_crowded": "publish_failures",
+    "peer_absent": "peer_misses",
+    "peer_refused": "peer_digest_mismatches",
+}
+
+
+def test_a_renamed_metric_is_there_under_both_names_and_the_former_one_says_so() -> None:
+    text = Telemetry().render(Stats(0, store=replace(STORE, fallbacks={"host": 2}))).decode()
+    samples = dict(re.findall(r"^(loraserve_\w+?)_total(?:\{.*\})? (.*)$", text, re.MULTILINE))
+    for former, name in FORMER.items():
+        assert f"# HELP loraserve_{former}_total Deprecated: read loraserve_{name}.\n" in text
+        assert samples[f"loraserve_{former}"] == samples[f"loraserve_{name}"]
+    assert samples["loraserve_peer_refused"] == samples["loraserve_peer_digest_mismatches"] == "6.0"
 
 
 def test_labels_stay_finite_however_many_adapters_there_were() -> None:

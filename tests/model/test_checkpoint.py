@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from model.checkpoint import (
     serving_dtype,
     weights_digest,
 )
-from model.config import UnsupportedModel
 from model.weights import Weights
 from tests.model.driver import CPU, Driver
 from tests.oracles import hf
@@ -155,10 +155,9 @@ def test_the_serving_dtype_is_asked_for_or_the_checkpoints(folder: Path) -> None
     config = read_config(folder)
     assert serving_dtype(config, "auto", CPU) == config.dtype == torch.float32
     assert serving_dtype(config, "bfloat16", CPU) == torch.bfloat16
-    assert serving_dtype(config, "float16", CPU) == torch.bfloat16
-    assert serving_dtype(config, "float16", torch.device("cuda")) == torch.float16
-    with pytest.raises(UnsupportedModel, match="dtype='int8'"):
-        serving_dtype(config, "int8", CPU)
+    half = replace(config, dtype=torch.float16)
+    assert serving_dtype(half, "auto", CPU) == torch.bfloat16
+    assert serving_dtype(half, "auto", torch.device("cuda")) == torch.float16
 
 
 def test_loading_shows_its_progress_unless_told_not_to(

@@ -38,10 +38,11 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one node has room for: prompt tokens in one step, and tokens of K/V."""
+    """What one node has room for: prompt tokens in one step, tokens of K/V, and adapters in pages."""
 
     step_prompt_tokens: int
     kv_tokens: int
+    page_bytes: int = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,12 @@ class NodeAgent:
         if self._holds.get(adapter) is _Hold.LOADING:
             del self._holds[adapter]
 
+    def displaced(self, adapter: AdapterRef) -> None:
+        """Take in that its pages went to another: what is to stay is on its way again, what was dropped is gone."""
+        hold = self._holds.pop(adapter, None)
+        if hold is not None and hold is not _Hold.DRAINING:
+            self._holds[adapter] = _Hold.LOADING
+
     def freed(self, adapter: AdapterRef) -> None:
         """Its bytes are gone."""
         assert not self.keeps(adapter), f"{adapter.name!r} was freed although it is to be kept"

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from lora.memory.base import Occupant
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.replan import ReplanOptions
-from scheduler.cluster.eviction import LruEviction
 from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.placement.baselines import ReplicatedPlacement
@@ -26,6 +25,7 @@ from scheduler.cluster.policies import (
     weighted,
 )
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.residency import CheapestWindow
 from scheduler.sim.ablations.placements import (
     ForgetfulPlacement,
     RankCeilingOptions,
@@ -104,7 +104,12 @@ _ABLATIONS: tuple[Policy, ...] = (
         placement=_rank_ceilings,
         measure=utilisation,
     ),
-    replace(OURS, name="ours-lru-store", note="cached adapters go by last use", eviction=LruEviction()),
+    replace(
+        OURS,
+        name="ours-lru-store",
+        note="cached adapters go by last use",
+        residency=CheapestWindow(LastUseLoss()),
+    ),
     replace(OURS, name="ours-oracle-demand", note="true rates instead of projected", demand=_oracle),
     replace(
         PAPER, name="paper-our-routing", note="the paper's placement, our routing", routing=predicted_cost

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import InvalidProfile, Profile, Slo, from_json
-from scheduler.cluster.eviction import CheapestEviction
+from scheduler.cluster.policies import OURS
 from scheduler.sim.ablations.named_policies import BASELINES, UnknownPolicy, named
 from scheduler.sim.planner.chart import CannotDraw, check_drawable, draw
 from scheduler.sim.planner.files import InvalidOption, check_writable, read, write
@@ -167,7 +167,7 @@ def _check_slo(hardware: Hardware) -> None:
     """An SLO that no node can meet shows before the work."""
     slo, model = hardware.profile.slo, hardware.profile.model(hardware.kernel)
     try:
-        hardware.node(CheapestEviction())
+        hardware.node(OURS.residency)
     except InvalidProfile as error:
         raise InvalidOption(
             f"--slo-ttft {slo.ttft_s:g} --slo-tbt {slo.tbt_s:g}: no node meets this, as even a step that does "

@@ -77,7 +77,7 @@ def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
 
         return replay(policy, nodes, question.hardware, traffic, question.seed, look)
 
-    points = question.hardware.node(policy.eviction).machine.operating_points
+    points = question.hardware.node(policy.residency).machine.operating_points
     first = likely_nodes(traffic.arrivals, points, traffic.seconds)
     made = trials(simulate, slo, min(first, question.most), question.most)
     return Need(policy, tuple(sorted(made, key=lambda trial: trial.nodes)))

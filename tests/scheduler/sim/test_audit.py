@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from lora.adapter import AdapterRef
+from lora.memory.base import PageRun
+from lora.memory.page_allocator import PageAllocator
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
@@ -20,7 +22,6 @@ from scheduler.sim.faults import FaultKind
 from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import SimNode
 from scheduler.sim.simulator import Simulator, SimulatorSpec
-from scheduler.sim.store import SimStore
 from scheduler.step import StepScheduler
 from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, traffic, world_spec
 
@@ -36,7 +37,13 @@ def _spec() -> SimulatorSpec:
 
 
 def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SimStore, "_make_room", lambda self, nbytes: True)
+    patch.setattr(
+        PageAllocator, "allocate", lambda self, count: PageRun(self.num_pages, self.num_pages + count)
+    )
+
+
+def _take_the_same_pages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PageAllocator, "allocate", lambda self, count: PageRun(0, count))
 
 
 def _forget_requests(patch: pytest.MonkeyPatch) -> None:
@@ -66,7 +73,8 @@ def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (_take_more_than_there_is, "exceeds its memory"),
+        (_take_more_than_there_is, "exceeds its memory|in one page"),
+        (_take_the_same_pages, "two adapters in one page"),
         (_forget_requests, "is lost on n"),
         (_forget_at_the_door, "does not know it"),
         (_answer_twice, "answered twice"),

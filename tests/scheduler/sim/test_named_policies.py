@@ -15,6 +15,7 @@ from scheduler.sim.ablations.named_policies import (
 )
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.simulator import Simulator
+from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
 from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, traffic, world_spec
@@ -24,7 +25,7 @@ from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, traffic, 
 def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     refs, policy = adapters(12), named(name)
     arrivals = traffic(refs, 8.0, 30.0, seed=1)
-    node = replace(node_spec(), eviction=policy.eviction)
+    node = replace(node_spec(), store=StoreSpec(policy=policy.residency))
     setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
     spec = world_spec(3, refs, node)
     spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))

@@ -1,0 +1,139 @@
+"""Read a ServeConfig or a BatchConfig from the command line, a TOML file and the environment.
+
+The options are those that the configurations' fields declare. It may not know what their values do.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.config.config import BatchConfig, EngineConfig, ServeConfig
+from engine.config.option import Configuration, Option, options_of, renamed, suggestion
+from engine.config.option_types import FLAG, LORA, lora_table
+from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
+from engine.errors import InvalidConfig
+
+SERVE_OPTIONS = (*options_of(EngineConfig), *options_of(ServeConfig), *options_of(PeerConfig))
+BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Something written, and the folder that its relative paths start from."""
+
+    value: object
+    base: Path
+
+
+def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
+    """Return what `python -m engine.serve` was asked for.
+
+    The command line wins over the environment, and that over the file. Raises InvalidConfig; exits for --help and
+    for flags that do not exist.
+    """
+    given = _given(
+        "engine.serve", "Serve a base model and its LoRA adapters.", SERVE_OPTIONS, arguments, environ
+    )
+    if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
+        given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
+    peers = PeerConfig(**_fields(PeerConfig, given))
+    engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
+    return ServeConfig(**_fields(ServeConfig, given), engine=engine)
+
+
+def batch_config(arguments: Sequence[str]) -> BatchConfig:
+    """Return what `python -m engine.batch` was asked for; see `serve_config`."""
+    given = _given("engine.batch", "Answer a file of OpenAI batch requests.", BATCH_OPTIONS, arguments, {})
+    for name in ("input", "output"):
+        if name not in given:
+            raise InvalidConfig(name, None, f"name a file with -{name[0]}")
+    return BatchConfig(**_fields(BatchConfig, given), engine=EngineConfig(**_fields(EngineConfig, given)))
+
+
+def _given(
+    program: str,
+    purpose: str,
+    options: Sequence[Option],
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+) -> dict[str, _Raw]:
+    """Return what is written anywhere, by the options' keys."""
+    formers = {option.former_key: option.key for option in options if option.former}
+    line = vars(_parser(program, purpose, options).parse_args(arguments))
+    config = line.pop("config", None)
+    file = {} if config is None else _from_file(Path(config), options, formers)
+    variables = {option.key: environ[option.variable] for option in options if environ.get(option.variable)}
+    written = variables | renamed(line, formers, prefix="--")
+    return file | {key: _Raw(value, Path()) for key, value in written.items()}
+
+
+def _fields(owner: type[Configuration], given: Mapping[str, _Raw]) -> dict[str, Any]:
+    """Return the values of a configuration's fields. Raises InvalidConfig: the option, its value and the remedy."""
+    return {
+        option.field: _value(option, given[option.key]) for option in options_of(owner) if option.key in given
+    }
+
+
+def _value(option: Option, raw: _Raw) -> object:
+    if not option.many:
+        return option.read(raw.value, raw.base)
+    written = lora_table(raw.value) if option.type is LORA else raw.value
+    if not isinstance(written, list):
+        raise InvalidConfig(option.key, raw.value, "give a list")
+    items: list[object] = written  # pyright: ignore[reportUnknownVariableType]
+    return option.type.container(option.read(item, raw.base) for item in items)
+
+
+class _OptionParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def _parser(program: str, purpose: str, options: Sequence[Option]) -> argparse.ArgumentParser:
+    parser = _OptionParser(f"python -m {program}", description=purpose, allow_abbrev=False)
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="TOML file with any of these options, named with underscores; the command line wins",
+    )  # fmt: skip
+    flagged = [option for option in options if option.has_flag]
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(o.group for o in flagged)}
+    for option in flagged:
+        names = [option.short] * bool(option.short) + [f"--{option.name}"]
+        default = "" if option.default in (None, ()) else f" (default: {option.default})"
+        groups[option.group].add_argument(
+            *names,
+            dest=option.key,
+            help=f"{option.meaning}{default}",
+            default=argparse.SUPPRESS,
+            **_shape(option),
+        )
+        if option.former:
+            parser.add_argument(
+                f"--{option.former}", dest=option.former_key, help=argparse.SUPPRESS,
+                default=argparse.SUPPRESS, **_shape(option),
+            )  # fmt: skip
+    return parser
+
+
+def _shape(option: Option) -> dict[str, Any]:
+    if option.type is FLAG:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"metavar": option.type.metavar, "action": "append" if option.many else "store"}
+
+
+def _from_file(file: Path, options: Sequence[Option], formers: Mapping[str, str]) -> dict[str, _Raw]:
+    """Return what the TOML file says, by key."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig("config", str(file), f"it cannot be read: {error}") from error
+    content = renamed(content, formers)
+    known = [option.key for option in options if option.has_flag]
+    for key in content:
+        if key not in known:
+            hint = suggestion(key, known, "--help lists the options")
+            raise InvalidConfig("config", str(file), f"it has the unknown key {key!r}: {hint}")
+    return {key: _Raw(value, file.absolute().parent) for key, value in content.items()}

@@ -1,0 +1,277 @@
+"""A value is accepted or refused alike, in the same words, by whatever door it comes: command line, file or Python."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from engine import LLM
+from engine.base.backends import choose_backends
+from engine.config.__main__ import reference
+from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
+from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
+from engine.config.option import Configuration, options_of
+from engine.config.peer_config import PeerConfig
+from engine.errors import InvalidConfig
+from model.attention.base import AttentionChoice
+from tests.model.test_attention_choice import CPU, LLAMA
+from transport.base import Address
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ("--peer", "127.0.0.1:1", "--peer-plain")
+TOKEN = {"LORASERVE_PEER_TOKEN": "x" * 16}
+
+
+@dataclass(frozen=True)
+class Value:
+    """An option's key, what an operator writes, and the value of the configuration's field."""
+
+    key: str
+    written: str
+    value: Any
+    remedy: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"--{self.key.replace('_', '-')}", self.written]
+
+
+def owner_of(key: str) -> tuple[type[Configuration], str]:
+    """The configuration that has the option, and its field."""
+    owners: tuple[type[Configuration], ...] = (EngineConfig, ServeConfig, PeerConfig, BatchConfig)
+    return next((owner, o.field) for owner in owners for o in options_of(owner) if o.key == key)
+
+
+def by_line(value: Value, folder: Path) -> object:
+    return serve_config([*PEERS, *value.flags], TOKEN)
+
+
+def by_file(value: Value, folder: Path) -> object:
+    file = folder / "serve.toml"
+    many = any(option.many for option in SERVE_OPTIONS if option.key == value.key)
+    written = json.dumps([value.written] if many else value.written)
+    file.write_text(f"{value.key} = {written}\n")
+    return serve_config([*PEERS, "--config", str(file)], TOKEN)
+
+
+def by_class(value: Value, folder: Path) -> object:
+    owner, field = owner_of(value.key)
+    given: dict[str, Any] = {field: value.value}
+    if owner is PeerConfig:
+        given = {"addresses": (Address("127.0.0.1", 1),), "plain": True, "token": "x" * 16} | given
+    return owner(**given)
+
+
+def by_llm(value: Value, folder: Path) -> object:
+    """The words of an LLM where its options are the engine's, which are refused before a model is read."""
+    owner, field = owner_of(value.key)
+    return LLM(**{field: value.value}) if owner is EngineConfig else by_class(value, folder)
+
+
+Door = Callable[[Value, Path], object]
+DOORS: tuple[Door, ...] = (by_line, by_file, by_class)
+NOWHERE = Path("/no/such/folder")
+
+BAD = (
+    Value("dtype", "foo", "foo", "give one of auto, float32, bfloat16"),
+    Value("dtype", "float16", "float16", "give one of auto, float32, bfloat16"),
+    Value("device", "tpu", "tpu", "give one of auto, cpu, cuda"),
+    Value("quantization", "int4", "int4", "give one of none, int8, fp8"),
+    Value("attention_backend", "flash", "flash", "give one of auto, torch, triton, flashinfer"),
+    Value("lora_dtype", "float8", "float8", "give one of auto, float32, bfloat16, fp8"),
+    Value("unified_memory", "perhaps", "perhaps", "give one of auto, on, off"),
+    Value("max_num_seqs", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("max_num_seqs", "many", "many", "give a whole number from 1 to 2147483648"),
+    Value("max_num_batched_tokens", "-1", -1, "give a whole number from 1 to 2147483648"),
+    Value("max_model_len", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("tensor_parallel_size", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("block_size", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("kv_cache_bytes", "0", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
+    Value("adapter_bytes", "0B", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
+    Value("adapter_patience_s", "-0.5", -0.5, "give a number of seconds, 0 or more"),
+    Value("adapter_patience_s", "nan", math.nan, "give a number of seconds, 0 or more"),
+    Value("model", " ", " ", "give a folder or a hub id"),
+    Value("served_model_name", "", "", "give a text that is not empty"),
+    Value("lora_dir", str(NOWHERE), NOWHERE, "there is no such folder: give one that exists"),
+    Value("lora", f"poet={NOWHERE}", {"poet": NOWHERE}, "there is no such folder: give one that exists"),
+    Value("host", " ", " ", "give a text that is not empty"),
+    Value("port", "65536", 65536, "give a whole number from 0 to 65535"),
+    Value("log_level", "loud", "loud", "give one of debug, info, warning"),
+    Value("max_waiting", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("drain_s", "-1", -1.0, "give a number of seconds, 0 or more"),
+    Value("api_key", "open sesame", "open sesame", "give printable ASCII without spaces"),
+    Value("lora_root", str(NOWHERE), (NOWHERE,), "there is no such folder: give one that exists"),
+    Value("peer_listen", "node:99999", Address("node", 99999), "give a whole number from 0 to 65535"),
+    Value("peer_path", "rpc", "rpc", "give one of auto, ucx, stream"),
+    Value("peer_pulls", "5", 5, "give a whole number from 1 to 4"),
+    Value("peer_publish_bytes", "0", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
+    Value("peer_refresh_s", "-1", -1.0, "give a number of seconds, 0 or more"),
+)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.key}={bad.written}")
+def test_a_bad_value_is_refused_in_the_same_words_by_every_door(bad: Value, tmp_path: Path) -> None:
+    told: set[str] = set()
+    for door in (*DOORS, by_llm):
+        with pytest.raises(InvalidConfig) as refusal:
+            door(bad, tmp_path)
+        told.add(str(refusal.value))
+    (words,) = told
+    assert words.startswith(f"{bad.key}=")
+    assert words.endswith(f" is not accepted: {bad.remedy}")
+    assert bad.key == "api_key" or str(bad.written).partition("=")[0].rstrip("B") in words
+    assert "sesame" not in words
+
+
+GOOD = (
+    Value("dtype", "bfloat16", "bfloat16"),
+    Value("lora_dtype", "fp8", "fp8"),
+    Value("unified_memory", "off", "off"),
+    Value("max_num_seqs", "7", 7),
+    Value("kv_cache_bytes", "512MiB", 512 << 20),
+    Value("adapter_patience_s", "0", 0.0),
+    Value("adapter_cache_dir", "/no/folder/yet", Path("/no/folder/yet")),
+    Value("lora_dir", "/", Path("/")),
+    Value("lora", "poet=/", {"poet": Path("/")}),
+    Value("model", "org/base", "org/base"),
+    Value("port", "0", 0),
+    Value("log_level", "debug", "debug"),
+    Value("lora_root", "/", (Path("/"),)),
+    Value("peer_listen", "[::1]:7", Address("::1", 7)),
+    Value("peer_path", "stream", "stream"),
+    Value("peer_refresh_s", "0.5", 0.5),
+)
+
+
+@pytest.mark.parametrize("good", GOOD, ids=lambda good: good.key)
+def test_a_good_value_is_the_same_by_every_door(good: Value, tmp_path: Path) -> None:
+    owner, field = owner_of(good.key)
+    found: list[object] = []
+    for door in DOORS:
+        config = door(good, tmp_path)
+        if isinstance(config, ServeConfig) and owner is not ServeConfig:
+            config = config.engine if owner is EngineConfig else config.engine.peers
+        found.append(getattr(config, field))
+    assert found == [good.value] * len(DOORS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_num_seqs": True}, {"max_num_seqs": 2.0}, {"max_num_seqs": "3"}, {"max_num_seqs": None},
+        {"adapter_patience_s": "1"}, {"adapter_patience_s": False}, {"kv_cache_bytes": "2GiB"},
+        {"progress": 1}, {"cuda_graphs": "yes"}, {"dtype": None}, {"dtype": 32}, {"lora_dir": "/"},
+        {"adapter_cache_dir": "/tmp"}, {"model": 5}, {"loras": {"poet": 5}}, {"loras": {5: "/"}}, {"loras": "poet"},
+        {"loras": (("poet", Path("/")),)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_by_its_field(given: dict[str, Any]) -> None:
+    ((field, _),) = given.items()
+    with pytest.raises(
+        InvalidConfig, match=f"^{'lora' if field == 'loras' else field}=.* is not accepted: give"
+    ):
+        LLM(**given)
+
+
+def test_adapters_may_be_named_by_texts_in_python() -> None:
+    assert EngineConfig(loras={"poet": "/"}).loras == {"poet": "/"}
+
+
+def unknown(**options: Any) -> dict[str, Any]:
+    """Options that a type checker would refuse already."""
+    return options
+
+
+def test_an_option_that_does_not_exist_is_answered_by_one_that_does() -> None:
+    with pytest.raises(InvalidConfig, match=r"^max_num_seq=4 .*did you mean max_num_seqs\?"):
+        LLM(**unknown(max_num_seq=4))
+    with pytest.raises(InvalidConfig, match=r"^zzz=4 .*docs/options\.md lists them"):
+        LLM(**unknown(zzz=4))
+
+
+FORMER = {
+    "shared_memory": ("unified_memory", "off"),
+    "peer_door": ("peer_path", "stream"),
+    "peer_lend_bytes": ("peer_publish_bytes", "1MiB"),
+    "peer_review_s": ("peer_refresh_s", "0.5"),
+}
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_former_name_is_accepted_with_one_line_of_warning(
+    former: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, written = FORMER[former]
+    flag, file = f"--{former.replace('_', '-')}", tmp_path / "serve.toml"
+    file.write_text(f'{former} = "{written}"\n')
+    expected = serve_config([*PEERS, *Value(name, written, None).flags], TOKEN)
+    assert caplog.records == []
+    assert serve_config([*PEERS, flag, written], TOKEN) == expected
+    assert serve_config([*PEERS, "--config", str(file)], TOKEN) == expected
+    new_flag = f"--{name.replace('_', '-')}"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{flag} is now called {new_flag}; the next release knows the new name only",
+        f"{former} is now called {name}; the next release knows the new name only",
+    ]
+    with pytest.raises(InvalidConfig, match=f"^{former}='{written}' .*{name} is its new name and given too"):
+        serve_config([*PEERS, flag, written, *Value(name, written, None).flags], TOKEN)
+
+
+def test_a_former_name_is_accepted_by_keyword(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InvalidConfig, match=r"^unified_memory='perhaps'"):
+        LLM(**unknown(shared_memory="perhaps"))
+    assert len(caplog.records) == 1
+
+
+def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        serve_config(["--help"], {})
+    told = capsys.readouterr().out
+    formers = [option.former for option in SERVE_OPTIONS if option.former]
+    assert {former.replace("-", "_") for former in formers} == FORMER.keys()
+    assert [former for former in formers if former in told] == []
+
+
+def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
+    for owner, inner in ((EngineConfig, {"peers"}), (ServeConfig, {"engine"}), (PeerConfig, set[str]())):
+        assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
+    for options in (SERVE_OPTIONS, BATCH_OPTIONS):
+        keys = [option.key for option in options]
+        assert len(keys) == len(set(keys))
+
+
+def test_a_batch_checks_its_options_as_well() -> None:
+    with pytest.raises(InvalidConfig, match=r"^in_flight=0 .*whole number"):
+        batch_config(["-i", "in", "-o", "out", "--in-flight", "0"])
+
+
+@pytest.mark.parametrize("lora_dtype", get_args(LoraDtype))
+def test_every_word_of_an_option_means_something(lora_dtype: LoraDtype) -> None:
+    assert choose_backends(EngineConfig(lora_dtype=lora_dtype), LLAMA, LLAMA.dtype, CPU).attention == "torch"
+    assert set(get_args(AttentionChoice)) == {"auto", "torch", "triton", "flashinfer"}
+
+
+def test_the_reference_of_all_options_is_current() -> None:
+    """Run `python -m engine.config > docs/options.md` after a change of the options."""
+    made = subprocess.run(
+        [sys.executable, "-m", "engine.config"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert made == (ROOT / "docs/options.md").read_text()
+    assert max(len(line) for line in made.splitlines()) <= 100
+
+
+def test_the_reference_says_how_each_option_is_given() -> None:
+    made = reference(options_of(ServeConfig))
+    assert "\n## Server\n" in made
+    assert "\n- `--api-key KEY`, `api_key`, `LORASERVE_API_KEY`; no default.\n" in made
+    assert (
+        "\n- `--max-waiting N`, `max_waiting`; default `256`.\n  Requests that may queue before 429.\n"
+        in made
+    )
