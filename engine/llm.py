@@ -1,10 +1,10 @@
-"""LLM: offline generation in the caller's own thread. The same core as the server, without its doors."""
+"""Generate offline, in the caller's own thread: the same core as the server's, without its API."""
 
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec
 
 from engine.build.assembly import assemble
 from engine.config.config import EngineConfig
@@ -16,7 +16,6 @@ from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import Request, SamplingParams
 
-T = TypeVar("T")
 P = ParamSpec("P")
 
 
@@ -91,8 +90,11 @@ class LLM:
         if isinstance(prompts, str):
             raise ValueError("prompts is one string: give a list of prompts")
         count = len(prompts)
-        each_params = _spread("params", params or SamplingParams(), SamplingParams, count)
-        each_adapter = _spread("adapters", adapters, (str, type(None)), count)
+        params = params or SamplingParams()
+        each_params = [params] * count if isinstance(params, SamplingParams) else list(params)
+        each_adapter = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
+        _check_count("params", each_params, count)
+        _check_count("adapters", each_adapter, count)
         refs = {name: self._resolve(name) for name in dict.fromkeys(each_adapter)}
         outputs: dict[str, RequestOutput] = {}
         try:
@@ -121,8 +123,10 @@ class LLM:
         return self.generate([self.tokenizer.encode_chat(each) for each in conversations], params, adapters)
 
     def close(self) -> None:
-        """Stop the adapter loader's threads and the other devices' processes."""
+        """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
         self.engine.core.wait_for_step()
+        if self.engine.peers is not None:
+            self.engine.peers.close()
         self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
@@ -182,11 +186,6 @@ def _output(joined: Delta) -> Output:
     return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)
 
 
-def _spread(field: str, given: T | Sequence[T], one: type | tuple[type, ...], count: int) -> list[T]:
-    """One value for each of `count` prompts, from one for all or a sequence of as many."""
-    if isinstance(given, one):
-        return [given] * count  # pyright: ignore[reportReturnType]
-    values = list(given)  # pyright: ignore[reportArgumentType]
+def _check_count(field: str, values: Sequence[object], count: int) -> None:
     if len(values) != count:
         raise ValueError(f"{field} has {len(values)} entries for {count} prompts: give one, or one for each")
-    return values

@@ -133,14 +133,15 @@ class RequestOutput:
 
 
 class Detokenizer:
-    """One sequence's way from tokens to text, with stop strings.
+    """Turns one sequence's tokens into text, and finds stop strings.
 
     The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
-    a stop string or what may become one. A stop string counts once it is complete, wherever the tokens'
-    borders lie; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
+    a stop string or what may become one. A stop string counts once it is complete, wherever the tokens
+    end; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
+        """Begin with the sequence's first token; `skip_special` leaves out tokens that stand for no text."""
         self._tokenizer = tokenizer
         self._stops = params.stop
         self._stop_token_ids = params.stop_token_ids
@@ -152,14 +153,14 @@ class Detokenizer:
         self.finished = False
 
     def push(self, event: TokenEvent) -> Delta:
-        """The Delta of one event. After one with a finish_reason (`finished`) there is nothing to push."""
-        assert not self.finished, "the sequence has ended; drop what the engine still says of it"
+        """Turn one event into a Delta. After one with a finish_reason (`finished`) there is nothing to push."""
+        assert not self.finished, "the sequence has ended; drop its further events"
         token_id, reason = event.token_id, event.finish_reason
-        # The token that stops a sequence is a sign, not text.
-        spelled = b"" if token_id is None or reason is FinishReason.STOP else self._spell(token_id)
+        # The token that stops a sequence is no text.
+        content = b"" if token_id is None or reason is FinishReason.STOP else self._bytes_of(token_id)
         self._num_tokens += token_id is not None
         text, stop = self._release(
-            self._utf8.decode(spelled, final=reason is not None), flush=reason is not None
+            self._utf8.decode(content, final=reason is not None), flush=reason is not None
         )
         stop_reason: str | int | None = stop
         if stop is not None:
@@ -177,13 +178,13 @@ class Detokenizer:
             prompt_logprobs=event.prompt_logprobs,
         )
 
-    def _spell(self, token_id: int) -> bytes:
+    def _bytes_of(self, token_id: int) -> bytes:
         if self._skip_special and self._tokenizer.is_special(token_id):
             return b""
         return self._tokenizer.token_bytes(token_id)
 
     def _release(self, text: str, flush: bool) -> tuple[str, str | None]:
-        """What may be shown now that `text` is known, and the stop string that it completes, if any."""
+        """Return what may be shown now that `text` is known, and the stop string that it completes, if any."""
         if not self._stops:
             return text, None
         text = self._held + text
@@ -197,7 +198,7 @@ class Detokenizer:
 
 
 def _first_complete(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    """Where in `text` a stop string is complete first, and which; the longest of those that end there."""
+    """Find where in `text` a stop string is complete first, and which; the longest of those that end there."""
     found = [(start + len(stop), -len(stop), stop) for stop in stops if (start := text.find(stop)) >= 0]
     if not found:
         return None
@@ -206,7 +207,7 @@ def _first_complete(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
 
 
 def _open_stop(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which a stop string begins."""
+    """Measure the longest end of `text` with which a stop string begins."""
     longest = min(len(text), max(map(len, stops)) - 1)
     for length in range(longest, 0, -1):
         if any(stop.startswith(text[-length:]) for stop in stops):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -27,24 +28,29 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Take over `tokenizer`; how it decodes bytes is read from its own description."""
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
-        decoder = json.loads(self._backend.decoder.__getstate__()) if self._backend.decoder else {}
-        steps = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+        state = self._backend.decoder.__getstate__() if self._backend.decoder else "{}"
+        decoder: dict[str, Any] = json.loads(state)
+        steps: set[str] = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
         self._byte_level, self._byte_fallback = "ByteLevel" in steps, "ByteFallback" in steps
-        self._bytes: dict[int, bytes] = {}  # what token_bytes has worked out so far
+        self._bytes: dict[int, bytes] = {}  # what token_bytes has found so far
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
     def load(cls, model: str | Path) -> "Tokenizer":
-        """The codec of a model folder, read without the network, or of a hub id. Raises InvalidConfig."""
+        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig."""
         folder = Path(model).is_dir()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=folder)
+            # transformers leaves what follows untyped.
+            tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                str(model), local_files_only=folder
+            )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
@@ -55,20 +61,20 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
-        return self._tokenizer.chat_template is not None
+        return self._tokenizer.chat_template is not None  # pyright: ignore[reportUnknownMemberType] - as in `load`
 
     def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
-        """Token ids of `text`; `add_special` puts what the model expects around a prompt (BOS)."""
+        """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS)."""
         return tuple(self._backend.encode(text, add_special_tokens=add_special).ids)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> tuple[int, ...]:
-        """Token ids of a conversation, laid out by the chat template. Raises InvalidChat."""
+        """Turn a conversation into token ids by the chat template. Raises InvalidChat."""
         if not self.has_chat_template:
             raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
         try:
-            text = self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(  # pyright: ignore[reportUnknownMemberType] - as in `load`
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -78,35 +84,35 @@ class Tokenizer:
         return self.encode(str(text), add_special=False)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special)
 
     def is_special(self, token_id: int) -> bool:
-        """True for tokens that stand for no text (BOS, EOS, roles)."""
+        """Return True for tokens that stand for no text (BOS, EOS, roles)."""
         return token_id in self._special
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to the text before it; b"" for ids without a token."""
+        """Return the bytes that a token adds to the text before it; b"" for ids without a token."""
         known = self._bytes.get(token_id)
         if known is None:
-            known = self._bytes[token_id] = self._spell(token_id)
+            known = self._bytes[token_id] = self._find_bytes(token_id)
         return known
 
     def num_chars(self, token_id: int) -> int:
-        """Characters that begin in a token; summed over a text's tokens, the text's length."""
+        """Count the characters that begin in a token; summed over a text's tokens, the text's length."""
         if self.is_special(token_id):
             return 0
         return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))
 
     def token_text(self, token_id: int) -> str:
-        """A token as text; one that is no UTF-8 by itself is written `bytes:\\xe4\\xbd`, as OpenAI does."""
-        spelled = self.token_bytes(token_id)
+        """Write a token as text; one that is no UTF-8 by itself as `bytes:\\xe4\\xbd`, as OpenAI does."""
+        content = self.token_bytes(token_id)
         try:
-            return spelled.decode()
+            return content.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
-    def _spell(self, token_id: int) -> bytes:
+    def _find_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
         if token is None:
             return b""
@@ -121,8 +127,11 @@ class Tokenizer:
 
 
 def _byte_symbols() -> dict[str, int]:
-    """Byte-level BPE's alphabet (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"):
-    printable Latin-1 stands for itself, the other bytes, in order, for the characters from U+0100 on."""
+    """Make byte-level BPE's alphabet: the byte that each of its characters stands for.
+
+    Printable Latin-1 stands for itself, the other bytes, in order, for the characters from U+0100 on.
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     symbols = {chr(byte): byte for byte in printable}
@@ -133,7 +142,7 @@ _BYTE_SYMBOLS = _byte_symbols()
 
 
 def _bytes_of_symbols(token: str) -> bytes:
-    """A byte-level token's bytes; an added token with other characters stands for itself."""
+    """Decode a byte-level token; an added token with other characters stands for itself."""
     try:
         return bytes(_BYTE_SYMBOLS[symbol] for symbol in token)
     except KeyError:

@@ -102,7 +102,7 @@ class UnifiedPool:
             else:
                 self._retreat(1)
         elif not lacking:
-            self._blocks.extend(self._blocks.held_blocks)  # the adapters found room elsewhere
+            self._blocks.extend(self._blocks.held_blocks)  # the adapters found pages elsewhere
             return
         self._give_vacated_blocks()
 

@@ -16,12 +16,12 @@ _DIGEST_BYTES = 32
 
 
 def chain_seed(adapter_digest: str) -> bytes:
-    """The parent of a sequence's first block under the adapter (the base model's digest is empty)."""
+    """Return the parent of a sequence's first block under the adapter (the base model's digest is empty)."""
     return blake2b(adapter_digest.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def block_digest(parent: bytes, token_ids: Iterable[int]) -> bytes:
-    """The digest of a full block of `token_ids` that follows the block (or seed) of digest `parent`."""
+    """Return the digest of a full block of `token_ids` that follows the block (or seed) of digest `parent`."""
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -66,20 +66,20 @@ class BlockPool:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens whose K/V the whole pool holds."""
+        """Return tokens whose K/V the whole pool holds."""
         return self.num_blocks * self.block_size
 
     @property
     def available(self) -> int:
-        """Blocks that `allocate` can hand out now."""
+        """Return blocks that `allocate` can hand out now."""
         return len(self._blank) + len(self._cached)
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold `tokens` tokens."""
+        """Return blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_size)
 
     def lookup(self, digests: Iterable[bytes]) -> tuple[int, ...]:
-        """The blocks of the longest run of published digests from the first on. Changes nothing."""
+        """Return the blocks of the longest run of published digests from the first on. Changes nothing."""
         found: list[int] = []
         for digest in digests:
             block = self._published.get(digest)
@@ -89,7 +89,7 @@ class BlockPool:
         return tuple(found)
 
     def has_room(self, shared: Sequence[int], fresh: int) -> bool:
-        """Whether `fresh` blocks could be allocated after `shared` have been taken."""
+        """Return whether `fresh` blocks could be allocated after `shared` have been taken."""
         references = self._references
         revived = sum(1 for block in shared if not references[block])
         return fresh <= self.available - revived
@@ -136,7 +136,7 @@ class BlockPool:
         self._hit_tokens += hit_tokens
 
     def stats(self) -> BlockStats:
-        """The pool's state now and its hits since the start."""
+        """Return the pool's state now and its hits since the start."""
         return BlockStats(
             used=self._open_blocks - self.available + len(self._closed_in_use()),
             cached=len(self._cached),
@@ -164,12 +164,12 @@ class BlockPool:
 
     @property
     def retreating(self) -> bool:
-        """Whether ids are held that are handed out no more."""
+        """Return whether ids are held that are handed out no more."""
         return self._open_blocks < self.held_blocks
 
     @property
     def vacated(self) -> bool:
-        """Whether nobody holds any of the ids that are handed out no more."""
+        """Return whether nobody holds any of the ids that are handed out no more."""
         return not self._closed_in_use()
 
     def cede(self) -> None:
@@ -178,7 +178,7 @@ class BlockPool:
         self.held_blocks = self._open_blocks
 
     def is_blank_from(self, start: int) -> bool:
-        """Whether the ids from `start` on are held by nobody and cached for nobody."""
+        """Return whether the ids from `start` on are held by nobody and cached for nobody."""
         ids = range(start, self.held_blocks)
         return not any(self._references[block] or self._digests[block] for block in ids)
 

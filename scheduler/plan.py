@@ -37,10 +37,10 @@ class SequenceKey:
 class Slice(NamedTuple):
     """The tokens of one sequence that run in this step: positions `start .. start + len(token_ids) - 1`.
 
-    The last of them is PENDING where the plan that draws it is still to be committed.
-    `block_table` names the K/V blocks of positions 0 up to and including the slice's last. `samples` is true
-    when the slice reaches the sequence's end, so that its last row's logits yield the next token, which is
-    the sequence's `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
+    The last of them is PENDING where the plan that draws it is still to be committed. `block_table` names the
+    K/V blocks of positions 0 up to and including the slice's last. `samples` is true when the slice reaches
+    the sequence's end. Then its last row's logits yield the next token, which is the sequence's
+    `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
     `request.params.penalised`. `prompt_logprobs` is true when the slice's rows must yield the log-probability
     of the prompt token that follows each.
     """
@@ -57,7 +57,7 @@ class Slice(NamedTuple):
 
     @property
     def adapter(self) -> AdapterRef:
-        """The adapter that these tokens run under."""
+        """Return the adapter that these tokens run under."""
         return self.request.adapter
 
 
@@ -69,12 +69,12 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Rows of the step's batch."""
+        """Return rows of the step's batch."""
         return sum(len(part.token_ids) for part in self.slices)
 
     @property
     def adapters(self) -> tuple[AdapterRef, ...]:
-        """The distinct adapters of the step, the base excepted, in order of first appearance."""
+        """Return the distinct adapters of the step, the base excepted, in order of first appearance."""
         return tuple(dict.fromkeys(part.adapter for part in self.slices if not part.adapter.is_base))
 
 

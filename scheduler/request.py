@@ -67,7 +67,7 @@ class SamplingParams:
 
     @property
     def penalised(self) -> bool:
-        """True if drawing a token needs the tokens that were drawn before it."""
+        """Return whether drawing a token needs the tokens that were drawn before it."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 

@@ -20,7 +20,7 @@ from scheduler.request import Request
 class Sequence:
     """A prompt, the tokens drawn so far, and the `computed_tokens` of them whose K/V lie in `blocks`.
 
-    Slices in flight run ahead of that: once they land, `planned_tokens` of `expected_tokens` are computed.
+    Slices in flight run ahead of that: once they are committed, `planned_tokens` of `expected_tokens` are computed.
     """
 
     __slots__ = (
@@ -33,7 +33,6 @@ class Sequence:
         "computed_tokens",
         "drawing",
         "expected_tokens",
-        "held",
         "in_flight",
         "key",
         "most_tokens",
@@ -48,6 +47,7 @@ class Sequence:
         "request",
         "room_tokens",
         "running",
+        "waits_for_sibling",
     )
 
     def __init__(self, request: Request, index: int, block_size: int, max_model_len: int) -> None:
@@ -61,13 +61,13 @@ class Sequence:
         self.room_tokens = 0  # tokens whose K/V the blocks hold
         self.published_blocks = 0  # the leading blocks that have been offered to the prefix cache
         self.running = False
-        self.held = index > 0  # until the first sibling's prompt is there to be shared
+        self.waits_for_sibling = index > 0  # until the first sibling's prompt is there to be shared
         self.in_flight: list[Slice] = []  # those of plans that are not committed, in their order
-        self.planned_tokens = 0  # computed_tokens once what is in flight has landed
+        self.planned_tokens = 0  # computed_tokens once what is in flight is committed
         self.drawing = 0  # tokens that the slices in flight draw
         self.expected_tokens = (
             self.prompt_tokens
-        )  # total_tokens once what is in flight has landed and ended nothing
+        )  # total_tokens once what is in flight is committed and ended nothing
         params = request.params
         most = params.max_tokens
         self.most_tokens = min(max_model_len, self.prompt_tokens + most) if most else max_model_len
@@ -83,20 +83,20 @@ class Sequence:
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and output tokens so far."""
+        """Count the prompt and output tokens so far."""
         return self.prompt_tokens + len(self.output_token_ids)
 
     @property
     def may_run_ahead(self) -> bool:
-        """Whether its next slice can be told before what is in flight has landed."""
+        """Return whether its next slice can be planned before what is in flight has run."""
         return not self.drawing or (not self.penalised and self.expected_tokens < self.most_tokens)
 
     @property
     def shareable_blocks(self) -> int:
-        """How many leading blocks may come out of the prefix cache.
+        """Return how many leading blocks may come out of the prefix cache.
 
-        The last token must run, for its logits; so must each row that owes the log-probability of the
-        prompt token after it.
+        The last token must run, for its logits; so must each row that owes the log-probability of the prompt
+        token after it.
         """
         tokens = self.total_tokens - 1
         if self._owes_prompt_logprobs:
@@ -104,7 +104,7 @@ class Sequence:
         return tokens // self._block_size
 
     def digests(self, count: int) -> list[bytes]:
-        """The chained digests of the first `count` blocks, which must be full; each is computed once."""
+        """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
         parent = known[-1] if known else chain_seed(self.request.adapter.digest)
         for block in range(len(known), count):
@@ -147,7 +147,7 @@ class Sequence:
             self.expected_tokens += 1
         return part
 
-    def land(self, part: Slice, output: SliceOutput) -> TokenEvent | None:
+    def commit(self, part: Slice, output: SliceOutput) -> TokenEvent | None:
         """Take in what the oldest slice in flight computed: what the client learns of it, if it drew a token."""
         token_id, logprob = output.token_id, output.logprob
         assert (token_id is not None) == part.samples, f"{self.key}: a token if and only if it samples"
@@ -183,9 +183,9 @@ class Sequence:
         self.expected_tokens -= self.drawing
         self.drawing = 0
 
-    def follow(self, first: "Sequence") -> None:
+    def share_prompt_of(self, first: "Sequence") -> None:
         """Stop waiting for the first sibling, and take over what it learned about their common prompt."""
-        self.held = False
+        self.waits_for_sibling = False
         self._digests = first.digests(self.prompt_tokens // self._block_size)
         self.prompt_logprobs = list(first.prompt_logprobs)
 
@@ -195,7 +195,7 @@ class Sequence:
         return wanted and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:
-        """Of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""
+        """Return the tokens of positions start .. stop - 1; one past the tokens drawn so far is PENDING."""
         outputs, split = self.output_token_ids, self.prompt_tokens
         if stop <= split:
             return self.request.prompt_token_ids[start:stop]

@@ -1,8 +1,8 @@
 """StepScheduler: which tokens run in the next step.
 
 There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
-within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. The
-room knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
+within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. It
+knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
 is a frozen StepPlan.
 """
 
@@ -31,8 +31,8 @@ class Live:
 class StepScheduler:
     """Continuous batching over paged K/V with a prefix cache and many adapters.
 
-    **Order.** First the running sequences that need one row (decode), then the running ones that need more
-    (chunks of a prompt), then those that wait, first come first served, until rows, seats or blocks run out.
+    **Order.** First come the running sequences that need one row (decode), then those that need more (chunks
+    of a prompt). Those that wait follow, first come first served, until rows, sequences or blocks run out.
     One that does not fit stops admission: nothing overtakes for being small.
 
     **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
@@ -47,12 +47,13 @@ class StepScheduler:
     that its adapters drain and one can make room; hence it waits at most for its patience, for the sequences
     admitted by then, and for the load.
 
-    **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences: the
-    token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in vain;
-    its slice is passed over at commit, as are those of sequences that were aborted, finished or preempted
-    meanwhile. A sequence with penalties sits such a plan out, since its draw depends on the pending token (see
-    `waits_for_tokens`). Plans must run in the order in which they were made, which also makes it harmless that
-    a voided slice writes to blocks that have a new owner by then: the owner's writes come later.
+    **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences:
+    the token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in
+    vain; its slice is passed over at commit, as are those of sequences that were aborted, finished or
+    preempted meanwhile. A sequence with penalties sits such a plan out, since its draw depends on the pending
+    token (see `waits_for_tokens`). Plans must run in the order in which they were made. This also makes it
+    harmless that a voided slice writes to blocks that have a new owner by then: the owner's writes come
+    later.
     """
 
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
@@ -84,7 +85,8 @@ class StepScheduler:
         self._waiting.extend(siblings)
 
     def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """The next step at time `now` (s), with these adapters (by digest) resident; the base always is."""
+        """Return the next step at time `now` (s), with these adapters (by digest) resident; the base always
+        is."""
         self._ready = ready
         draft = PlanDraft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
@@ -95,7 +97,7 @@ class StepScheduler:
         return plan
 
     def commit(self, plan: StepPlan, outputs: abc.Sequence[SliceOutput]) -> tuple[TokenEvent, ...]:
-        """Take in the plan's outputs, slice for slice; what each sequence gained, in the plan's order.
+        """Take in the plan's outputs, slice for slice; return what each sequence gained, in the plan's order.
 
         A plan made before this one that was not committed by now never will be: its step failed.
         """
@@ -106,12 +108,12 @@ class StepScheduler:
         ):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
-            event = sequence.land(part, output)
+            event = sequence.commit(part, output)
             computed = sequence.computed_tokens
             if computed // size > sequence.published_blocks:
                 self._publish(sequence)
             if part.start < sequence.prompt_tokens <= computed:
-                self._lead(sequence)
+                self._release_siblings(sequence)
             if event is not None:
                 events.append(event)
                 if event.finish_reason is not None:
@@ -119,7 +121,8 @@ class StepScheduler:
         return tuple(events)
 
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
-        """The slices of a plan, not committed yet, that their sequences still wait for: the rest are void."""
+        """Return the slices of a plan, not committed yet, that their sequences still wait for: the rest are
+        void."""
         return self._in_flight.awaited(plan)
 
     def finish(self, key: SequenceKey) -> None:
@@ -134,8 +137,10 @@ class StepScheduler:
             self._retire(sequence)
 
     def wanted(self, limit: int) -> tuple[AdapterRef, ...]:
-        """Up to `limit` distinct adapters, not resident at the last plan, that live sequences need: those of
-        running sequences first, then those of waiting ones in their order."""
+        """Return up to `limit` distinct adapters, not resident at the last plan, that live sequences need.
+
+        Those of running sequences come first, then those of waiting ones in their order.
+        """
         wanted: dict[str, AdapterRef] = {}
         for sequence in chain(self._running, self._waiting):
             if len(wanted) >= limit:
@@ -145,38 +150,43 @@ class StepScheduler:
         return tuple(wanted.values())
 
     def running_adapters(self) -> tuple[AdapterRef, ...]:
-        """The distinct adapters of the running sequences, the base excepted: to evict one stalls them."""
+        """Return the distinct adapters of the running sequences, the base excepted: to evict one stalls them."""
         adapters = {sequence.adapter_digest: sequence.request.adapter for sequence in self._running}
         adapters.pop(None, None)
         return tuple(adapters.values())
 
     def live(self) -> Live:
-        """How many sequences wait and run."""
+        """Return how many sequences wait and run."""
         return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)
 
     def block_stats(self) -> BlockStats:
-        """Where the K/V blocks are, and what the prefix cache has supplied."""
+        """Return where the K/V blocks are, and what the prefix cache has supplied."""
         return self._blocks.stats()
 
     def is_live(self, request_id: str) -> bool:
-        """True while one of the request's sequences has not ended."""
+        """Return whether one of the request's sequences has not ended."""
         return request_id in self._siblings
 
     def short_blocks(self) -> int:
-        """How many more K/V blocks the first in line would need, or the next step of those that run."""
+        """Return how many more K/V blocks the first in line would need, or the next step of those that run."""
         growing = len(self._running) - self._blocks.available
         return max(self._short_blocks, growing, 0)
 
     def waits_for_tokens(self) -> bool:
-        """True if the latest plan draws a token without which its sequence cannot be planned further: land that plan
-        before the next is made, or the sequence goes at half the pace."""
+        """Return whether the latest plan draws a token without which its sequence cannot be planned further.
+
+        Commit that plan before the next is made, or the sequence goes at half the pace.
+        """
         return self._waits_for_token
 
     def _is_ready(self, sequence: Sequence) -> bool:
         return sequence.adapter_digest is None or sequence.adapter_digest in self._ready
 
     def _plan_running(self, draft: PlanDraft) -> None:
-        """This and `commit` run for every sequence of every step: what can be read is not called."""
+        """Give rows to the running sequences.
+
+        This and `commit` run for every sequence of every step: what can be read is not called.
+        """
         ready = self._ready
         prompts: list[Sequence] = []
         for sequence in tuple(self._running):
@@ -198,7 +208,7 @@ class StepScheduler:
         for sequence in self._waiting:
             if not draft.rows or len(self._running) >= self._limits.most_running:
                 break
-            if sequence.held:
+            if sequence.waits_for_sibling:
                 continue
             if not self._is_ready(sequence):
                 if self._is_out_of_patience(sequence, now):
@@ -268,11 +278,11 @@ class StepScheduler:
             self._blocks.publish(sequence.blocks[block], digests[block])
         sequence.published_blocks = full
 
-    def _lead(self, sequence: Sequence) -> None:
+    def _release_siblings(self, sequence: Sequence) -> None:
         """Let go the siblings that waited for this sequence's prompt."""
         for sibling in self._siblings[sequence.key.request_id]:
-            if sibling.held:
-                sibling.follow(sequence)
+            if sibling.waits_for_sibling:
+                sibling.share_prompt_of(sequence)
 
     def _retire(self, sequence: Sequence) -> None:
         """Let a sequence go; its blocks stay in the prefix cache until they are needed."""
@@ -285,4 +295,6 @@ class StepScheduler:
         if not siblings:
             del self._siblings[sequence.key.request_id]
         for sibling in siblings:
-            sibling.held = sibling.held and sequence.key.index > 0  # none waits for a first that left
+            sibling.waits_for_sibling = (
+                sibling.waits_for_sibling and sequence.key.index > 0
+            )  # none waits for a first that left

@@ -2,7 +2,8 @@
 
     python -m scripts.certificates FOLDER HOST...    # authority.pem and its key, once; node.pem and its key, every time
 
-Keep `authority.key` off the nodes. Each node needs authority.pem and a node.pem and node.key that name its own hosts.
+Keep `authority.key` off the nodes. Each node needs authority.pem and a node.pem and node.key that name its
+own hosts.
 """
 
 import argparse
@@ -70,8 +71,8 @@ def _openssl(*arguments: str | Path) -> None:
     except FileNotFoundError as error:
         raise CertificatesFailed("the openssl program is not on the PATH: install it") from error
     except subprocess.CalledProcessError as error:
-        told = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
-        raise CertificatesFailed(f"openssl failed: {told}") from error
+        reason = next(iter(error.stderr.splitlines()), f"exit code {error.returncode}")
+        raise CertificatesFailed(f"openssl failed: {reason}") from error
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -75,4 +75,5 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), "model", "adapter_unavailable")
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
-    return ApiError(500, "the server failed; its log has the cause", None, "internal_error")
+        case _:
+            return ApiError(500, "the server failed; its log has the cause", None, "internal_error")

@@ -156,7 +156,8 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
             return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes", None, "body_too_large")
-    return ApiError(error.status, error.reason, None, None)
+        case _:
+            return ApiError(error.status, error.reason, None, None)
 
 
 def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
@@ -186,7 +187,7 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
             await response.write(_event(chunk))
         await response.write(b"data: [DONE]\n\n")
     except ConnectionError:
-        return response  # the client has left; there is nobody to answer
+        return response  # the client has left
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
     except Exception as error:  # noqa: BLE001 - as in _RequestGuard

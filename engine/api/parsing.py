@@ -112,7 +112,7 @@ def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
 
 
 def check_model(name: str, client: EngineClient) -> None:
-    """Raise UnknownModel unless `name` is the base model or an adapter, as far as can be told without asking."""
+    """Raise UnknownModel unless `name` is the base model or an adapter, as far as is known without asking peers."""
     if not client.may_serve(name):
         raise UnknownModel(name)
 

@@ -107,7 +107,7 @@ class CompletionWriter:
 
     def _advance(self, choice: int, token_ids: Iterable[int]) -> list[int]:
         """Return where each token begins in the choice's text, in characters, and go on behind them."""
-        offset, offsets = self._offsets.get(choice, 0), []
+        offset, offsets = self._offsets.get(choice, 0), list[int]()
         for token_id in token_ids:
             offsets.append(offset)
             offset += self._tokenizer.num_chars(token_id)

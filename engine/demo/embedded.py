@@ -13,7 +13,7 @@ _ADAPTERS = Path(__file__).parent / "adapters"
 
 
 def adapter_folders() -> dict[str, Path]:
-    """The PEFT folder of every embedded adapter, by adapter name, in alphabetical order."""
+    """Return the PEFT folder of every embedded adapter, by adapter name, in alphabetical order."""
     return {folder.name: folder for folder in sorted(_ADAPTERS.iterdir()) if folder.is_dir()}
 
 
@@ -29,7 +29,7 @@ SMALLEST_NUMBER, LARGEST_NUMBER = 100, 9999
 class Task:
     """One question with one right answer.
 
-    `make_input` draws an input, `answer` solves it; both are pure but for the generator that they are handed.
+    `make_input` draws an input by a generator, `answer` solves it; both are pure but for that generator.
     """
 
     name: str
@@ -38,64 +38,64 @@ class Task:
     answer: Callable[[str], str]
 
     def instruction(self, text: str) -> str:
-        """The prompt that asks the base for this task by name; an adapter is asked with `text` alone."""
+        """Write the prompt that asks the base for this task by name; an adapter is asked with `text` alone."""
         return f"{self.name}: {text}"
 
 
 def reverse(word: str) -> str:
-    """The letters from last to first."""
+    """Write the letters from last to first."""
     return word[::-1]
 
 
 def sort(word: str) -> str:
-    """The letters in alphabetical order."""
+    """Write the letters in alphabetical order."""
     return "".join(sorted(word))
 
 
 def rot13(word: str) -> str:
-    """Every letter moved thirteen places on in the alphabet."""
+    """Move every letter thirteen places on in the alphabet."""
     return codecs.encode(word, "rot13")
 
 
 def mask(word: str) -> str:
-    """Every vowel hidden behind an asterisk."""
+    """Replace every vowel by an asterisk."""
     return "".join("*" if letter in VOWELS else letter for letter in word)
 
 
 def swap(word: str) -> str:
-    """Every two neighbours changed about; a last odd letter stays."""
+    """Exchange every two neighbours; a last odd letter stays."""
     return "".join(word[place : place + 2][::-1] for place in range(0, len(word), 2))
 
 
 def count(word: str) -> str:
-    """The number of letters, in digits."""
+    """Count the letters, in digits."""
     return str(len(word))
 
 
 def increment(number: str) -> str:
-    """The next whole number."""
+    """Add one."""
     return str(int(number) + 1)
 
 
 WORD_ANSWERS = (reverse, sort, str.upper, rot13, mask, swap, count)
 
 
-def is_telling(word: str) -> bool:
-    """Whether no two tasks share an answer and none is the word itself, so that an answer names its task."""
+def is_unambiguous(word: str) -> bool:
+    """Return whether no two tasks share an answer and none is the word itself, so that an answer names its task."""
     answers = {word, *(answer(word) for answer in WORD_ANSWERS)}
     return len(answers) == 1 + len(WORD_ANSWERS)
 
 
 def make_word(rng: Random) -> str:
-    """Random lower-case letters that every word task answers differently: no palindromes, no sorted words."""
+    """Draw lower-case letters that every word task answers differently: no palindromes, no sorted words."""
     while True:
         word = "".join(rng.choices(ascii_lowercase, k=rng.randint(SHORTEST_WORD, LONGEST_WORD)))
-        if is_telling(word):
+        if is_unambiguous(word):
             return word
 
 
 def make_number(rng: Random) -> str:
-    """A whole number of three or four digits."""
+    """Draw a whole number of three or four digits."""
     return str(rng.randint(SMALLEST_NUMBER, rng.choice((LARGEST_NUMBER // 10, LARGEST_NUMBER))))
 
 
@@ -112,12 +112,12 @@ TASKS = (
 
 
 def is_held_out(text: str) -> bool:
-    """Whether an input is kept from training: by its digest, so the split needs no list and no seed."""
+    """Return whether an input is kept from training: by its digest, so the split needs no list and no seed."""
     return hashlib.sha256(text.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 def draw(task: Task, rng: Random, *, held_out: bool) -> Iterator[str]:
-    """Inputs of one side of the split, without end; they may repeat."""
+    """Draw inputs of one side of the split, without end; they may repeat."""
     while True:
         text = task.make_input(rng)
         if is_held_out(text) == held_out:
@@ -125,7 +125,7 @@ def draw(task: Task, rng: Random, *, held_out: bool) -> Iterator[str]:
 
 
 def held_out_inputs(task: Task, amount: int, seed: int = 0) -> tuple[str, ...]:
-    """The first `amount` different inputs that training never saw, in the order in which `seed` draws them."""
+    """Return the first `amount` different inputs that training never saw, in the order in which `seed` draws them."""
     inputs: dict[str, None] = {}
     for text in draw(task, Random(f"{task.name}/{seed}"), held_out=True):
         inputs[text] = None

@@ -136,8 +136,8 @@ class AsyncExecutor:
 
 def _to_device(device: torch.device, *arrays: Integers) -> list[Tensor]:
     """Copy the arrays to the device as one, and return its parts; the copy is under way when this returns."""
-    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
     if device.type == "cuda":
         packed = packed.pin_memory()
-    parts = packed.to(device, non_blocking=True).split([array.size for array in arrays])
+    parts = torch.split(packed.to(device, non_blocking=True), [array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -79,7 +79,7 @@ class StepSampler(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """[rows] int64 on the device: what the last `draw` drew."""
+        """What the last `draw` drew: [rows] int64 on the device."""
         ...
 
     def refill(self, rows: Sequence[SampleRow]) -> None:

@@ -221,6 +221,6 @@ class CudaGraphRunner:
             buffers.inputs[0].index_copy_(0, rows_of, self._sampler.tokens.index_select(0, sources))
 
     def _to_device(self, values: Integers) -> Tensor:
-        host = torch.from_numpy(values)
+        host = torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
         device = self._cache.device
         return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -61,7 +61,8 @@ class Executor:
         )
 
     def _to_device(self, values: Integers) -> Tensor:
-        return torch.from_numpy(values).to(self._cache.device)
+        host = torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
+        return host.to(self._cache.device)
 
 
 def adapter_segments(inputs: InputBatch, lease: AdapterLease) -> SegmentTable:

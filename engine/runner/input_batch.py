@@ -37,9 +37,8 @@ class InputBatch:
 
     token_ids, positions, slots: [T]; a token id may be PENDING. query_lens, context_lens: [S], as in ForwardBatch.
     tables: [S, widest], padded with 0. logit_rows: [L], the rows whose logits are wanted. Of each slice these are
-    one for each prompt token whose log-probability is wanted (there are `scored` [S]), then one to sample from, if
-    it samples. pending: [P] rows whose token is still to be drawn, and `sources` [P] which draw of the batch before
-    that is.
+    `scored` [S] rows, whose prompt token's log-probability is wanted, then one to sample from, if it samples.
+    pending: [P] rows whose token is still to be drawn, and `sources` [P] which draw of the batch before that is.
 
     `continues` says that the rows are those of the batch before, each sequence one token on. A pending token's
     source is then its own row.

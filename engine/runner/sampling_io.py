@@ -55,7 +55,8 @@ def _score_prompts(
     """
     scored: dict[int, tuple[TokenLogprob, ...]] = {}
     invalid: list[int] = []
-    for i in np.flatnonzero(inputs.scored).tolist():
+    slices: list[int] = np.flatnonzero(inputs.scored).tolist()
+    for i in slices:
         part, count = inputs.slices[i], int(inputs.scored[i])
         first = int(after[i]) - part.samples - count
         following = part.request.prompt_token_ids[part.start + 1 : part.start + 1 + count]

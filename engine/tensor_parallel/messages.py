@@ -124,7 +124,7 @@ def flat_size(step: Step) -> int:
 
 def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) -> ForwardBatch:
     """Rebuild the batch that `step` describes and `flat` holds; `weights` finds an adapter by its digest."""
-    token_ids, positions, slots, tables, logit_rows = flat.split(_sizes(step))
+    token_ids, positions, slots, tables, logit_rows = torch.split(flat, _sizes(step))
     segments = tuple(Segment(start, stop, weights(digest)) for start, stop, digest in step.segments)
     return ForwardBatch(
         token_ids=token_ids,

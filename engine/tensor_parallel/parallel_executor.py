@@ -14,7 +14,7 @@ from scheduler.plan import StepPlan
 
 
 class ParallelGraphs:
-    """StepGraphs of the first device, which tell the others what to replay."""
+    """StepGraphs of the first device, which have the others replay too."""
 
     def __init__(self, graphs: StepGraphs, model: ParallelModel) -> None:
         """Replay the first device's `graphs`, which call `model.lead`."""

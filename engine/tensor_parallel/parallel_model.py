@@ -1,7 +1,7 @@
 """Compute a forward pass on all devices, called like that of one; and start the processes that do."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -39,7 +39,7 @@ class ParallelModel:
         self._send(batch, replayed=True)
 
     @contextmanager
-    def joint_step(self) -> Iterator[None]:
+    def joint_step(self) -> Generator[None]:
         """Surround a step of all devices: what is raised within ends the workers. Raises WorkersFailed."""
         self.check()
         try:

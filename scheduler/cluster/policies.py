@@ -38,8 +38,11 @@ KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO, the mean
-    request, the seed of what is drawn, and, in replays, the future."""
+    """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO and the
+    mean request.
+
+    `seed` is of what is drawn. In replays `known_rates` is the future.
+    """
 
     model: CostModel
     slo: Slo
@@ -51,11 +54,11 @@ class Setting:
 
     @property
     def forecast(self) -> Forecast:
-        """Of such nodes for such requests."""
+        """Return the forecast of such nodes for such requests."""
         return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
 
 
-Made = Callable[[Setting], PlacementPolicy]
+MakePlacement = Callable[[Setting], PlacementPolicy]
 
 
 def _tracked(setting: Setting) -> DemandSource:
@@ -63,7 +66,7 @@ def _tracked(setting: Setting) -> DemandSource:
 
 
 def balanced(setting: Setting) -> PlacementPolicy:
-    """Our placement."""
+    """Make our placement."""
     return BalancedPlacement(setting.forecast)
 
 
@@ -86,7 +89,7 @@ def weighted(setting: Setting) -> RoutingPolicy:
 
 
 def predicted_cost(setting: Setting) -> RoutingPolicy:
-    """Our routing."""
+    """Make our routing."""
     return PredictedCostRouting(setting.forecast, setting.slo.ttft_s)
 
 
@@ -100,7 +103,7 @@ class Policy:
 
     name: str
     note: str
-    placement: Made
+    placement: MakePlacement
     routing: Callable[[Setting], RoutingPolicy] = weighted
     demand: Callable[[Setting], DemandSource] = _tracked
     measure: Callable[[Setting], Measure] = utilisation
@@ -108,7 +111,7 @@ class Policy:
     residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
-        """Makes the coordinator of a given epoch."""
+        """Return what makes the coordinator of a given epoch."""
 
         def of(epoch: int) -> Coordinator:
             planner = Replanner(self.placement(setting), self.measure(setting), self.planning)
@@ -119,7 +122,7 @@ class Policy:
 
 OURS = Policy(
     "ours",
-    "strata of rank by forecast step, standbys, routing by predicted cost",
+    "runs of rank by forecast step, replicas, routing by predicted cost",
     balanced,
     predicted_cost,
     measure=_steps,

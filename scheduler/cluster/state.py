@@ -1,7 +1,7 @@
 """The frozen values that cluster decisions are made of: what nodes can do, what adapters need, who serves
 what.
 
-This room knows adapters and nodes by name and number only: no connection, no clock, no bytes of an adapter.
+It knows adapters and nodes by name and number only: no connection, no clock, no bytes of an adapter.
 """
 
 from bisect import bisect_left
@@ -38,9 +38,11 @@ class OperatingPoints:
             )
 
     def at(self, rank: int) -> float:
-        """OP of any rank, in tokens/s. Between two profiled ranks the seconds per token are linear in rank
-        (they are in the cost model too); below the first the first holds, above the last the last line goes
-        on."""
+        """Return OP of any rank, in tokens/s.
+
+        Between two profiled ranks the seconds per token are linear in rank (they are in the cost model too).
+        Below the first the first holds, above the last the last line goes on.
+        """
         upper = bisect_left(self.ranks, rank)
         if upper < len(self.ranks) and self.ranks[upper] == rank:
             return self.tokens_per_s[upper]
@@ -66,7 +68,7 @@ class NodeState:
     held: tuple[AdapterRef, ...] = ()
 
     def sustains(self, rank: int) -> float:
-        """Tokens/s that this node sustains when all it serves costs as `rank` does."""
+        """Return the tokens/s that this node sustains when all it serves costs as `rank` does."""
         return self.operating_points.at(rank) / self.slowdown
 
 
@@ -109,7 +111,8 @@ EMPTY_TABLE = RoutingTable(0, MappingProxyType({}))
 
 
 def normalised(parts: Iterable[tuple[str, float]]) -> Shares:
-    """Shares that sum to 1 in proportion to `parts`; nodes named twice are merged, parts of 0 left out."""
+    """Return shares that sum to 1 in proportion to `parts`; nodes named twice are merged, parts of 0 left
+    out."""
     merged: dict[str, float] = {}
     for node, part in parts:
         if part > 0:

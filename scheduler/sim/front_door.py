@@ -43,8 +43,10 @@ class Outbound:
 
 
 class FrontDoor:
-    """The front door of `home`, which is where its table comes from. `answer` is called for each
-    token-bearing progress and for the end of each request."""
+    """The front door of `home`, which is where its table comes from.
+
+    `answer` is called for each token-bearing progress and for the end of each request.
+    """
 
     def __init__(
         self,
@@ -70,21 +72,21 @@ class FrontDoor:
         self._send(request.request_id)
 
     def pending(self) -> list[str]:
-        """The requests that are not answered."""
+        """Return the requests that are not answered."""
         return list(self._pending)
 
     def has(self, name: str) -> bool:
-        """True while the request is not answered."""
+        """Return whether the request is not answered."""
         return name in self._pending
 
     def broke(self, node: str) -> None:
-        """The connection to `node` broke: what was sent on it goes elsewhere once that is known."""
+        """Send what was sent to `node` elsewhere, once it is known that the connection broke."""
         for name, pending in list(self._pending.items()):
             if pending.node == node:
                 self._again_after(self._outbound.network.times.detect_s, name, pending.attempt)
 
     def is_waiting(self, request_id: str, node: str, attempt: int) -> bool:
-        """True if an answer to this attempt on `node` would be heard."""
+        """Return whether an answer to this attempt on `node` would be heard."""
         pending = self._pending.get(request_id)
         return self._home.up and pending is not None and (pending.node, pending.attempt) == (node, attempt)
 

@@ -34,11 +34,11 @@ class Network:
         self._clock, self._rng = clock, rng
 
     def reaches(self, one: str, other: str) -> bool:
-        """True unless a partition is between them."""
+        """Return whether no partition is between them."""
         return (one in self.cut_off) == (other in self.cut_off)
 
     def post(self, sender: str, receiver: str, deliver: Action) -> None:
-        """Send on a wire that promises nothing."""
+        """Send on a connection that promises nothing."""
         faults = self.faults
         for copy in range(2):
             odds = self._rng.random(4)

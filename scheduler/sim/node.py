@@ -46,7 +46,7 @@ Tell = Callable[[Progress], None]
 
 
 def _unheard() -> None:
-    """Nobody asks for every token."""
+    """Do nothing: nobody asks for every token."""
 
 
 @dataclass(slots=True)
@@ -60,12 +60,12 @@ class _Job:
 
 
 class SimNode:
-    """Runs what it is given, one step after another; `pace` is how many times longer its steps take than the
+    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than the
     model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
-        self.up, self.pace = True, 1.0
+        self.up, self.slowdown = True, 1.0
         self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
         self._clock = clock
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
@@ -78,7 +78,7 @@ class SimNode:
 
     @property
     def name(self) -> str:
-        """The node's name in the cluster."""
+        """Return the node's name in the cluster."""
         return self.agent.node
 
     def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
@@ -116,11 +116,11 @@ class SimNode:
         return any(done)
 
     def report(self) -> Report:
-        """The next report to the coordinator."""
-        return self.agent.report(self.pace, self.store.cached())
+        """Return the next report to the coordinator."""
+        return self.agent.report(self.slowdown, self.store.cached())
 
     def load(self) -> NodeLoad:
-        """What front doors are told of this node's load."""
+        """Return what front doors are told of this node's load."""
         prompts: dict[AdapterRef, int] = {}
         decoding: dict[AdapterRef, int] = {}
         context = 0
@@ -137,11 +137,11 @@ class SimNode:
         return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
 
     def jobs(self) -> list[str]:
-        """The requests being worked on."""
+        """Return the requests being worked on."""
         return list(self._jobs)
 
     def check(self) -> None:
-        """What must hold after every event: memory within its limit; no request forgotten or at a
+        """Check what must hold after every event: memory within its limit; no request forgotten or at a
         standstill."""
         name = self.name
         self.store.check()
@@ -150,7 +150,7 @@ class SimNode:
             assert self._scheduler.is_live(request_id), f"{request_id} is lost on {name}"
             assert self.store.is_retained(ref), f"{request_id} on {name} does not hold on to {ref.name}"
         goes_on = self._stepping or self.store.is_fetching
-        assert goes_on or not self._jobs, f"{name} stands still with work"
+        assert goes_on or not self._jobs, f"{name} has work and does nothing"
 
     def _do(self, action: AgentAction) -> bool:
         match action:
@@ -195,14 +195,14 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self.spec.model.step_s(load_of(plan)) * self.pace
+        seconds = self.spec.model.step_s(load_of(plan)) * self.slowdown
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds
-        self._clock.after(seconds, lambda: self._land(plan))
+        self._clock.after(seconds, lambda: self._complete(plan))
 
-    def _land(self, plan: StepPlan) -> None:
-        """The step has run: commit it and begin the next."""
+    def _complete(self, plan: StepPlan) -> None:
+        """Commit the step that has run, and begin the next."""
         if not self.up:
             return
         self._stepping = False

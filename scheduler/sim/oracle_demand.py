@@ -14,32 +14,32 @@ from scheduler.sim.workload.arrivals import Arrival
 
 
 class OracleDemand:
-    """Stands in for a tracker: projects the true rates of the next `ahead_s`."""
+    """Projects, in place of a tracker, the true rates of the next `ahead_s`."""
 
     def __init__(self, known_rates: KnownRates, ahead_s: float = 20.0) -> None:
         self._known_rates, self._ahead_s = known_rates, ahead_s
         self._adapters: dict[AdapterRef, None] = {}
 
     def add(self, adapter: AdapterRef) -> None:
-        """`adapter` is among those projected from now on."""
+        """Project `adapter` too, from now on."""
         self._adapters[adapter] = None
 
     def remove(self, adapter: AdapterRef) -> None:
-        """It is not any more."""
+        """Project it no more."""
         del self._adapters[adapter]
 
     def observe(self, adapter: AdapterRef, tokens: int, now: float) -> bool:
-        """Nothing that happens is news."""
+        """Learn nothing: all is known."""
         return False
 
     def project(self, now: float) -> Demand:
-        """Tokens/s from `now` on, in order of registration."""
+        """Return tokens/s from `now` on, in order of registration."""
         rates = self._known_rates(now, now + self._ahead_s)
         return Demand(MappingProxyType({ref: rates.get(ref, 0.0) for ref in self._adapters}))
 
 
 def oracle_rates(arrivals: Sequence[Arrival]) -> KnownRates:
-    """Input plus output tokens/s by adapter of `arrivals`, which are in order of time."""
+    """Return input plus output tokens/s by adapter of `arrivals`, which are in order of time."""
     times = [each.call.arrival_s for each in arrivals]
 
     def rates(from_s: float, to_s: float) -> dict[AdapterRef, float]:

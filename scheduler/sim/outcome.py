@@ -41,7 +41,7 @@ class Record:
 
     @property
     def ttft_s(self) -> float:
-        """Seconds from arrival to the first token, of a request that was served."""
+        """Return seconds from arrival to the first token, of a request that was served."""
         assert self.first_s is not None
         return self.first_s - self.arrival.call.arrival_s
 
@@ -67,12 +67,12 @@ class Outcome:
     goodput: float
 
     def meets(self, slo: Slo) -> bool:
-        """True if every request was served, and P95 of both times are within the bounds."""
+        """Return whether every request was served, and P95 of both times are within the bounds."""
         return self.served == self.requests and self.ttft_p95_s <= slo.ttft_s and self.tbt_p95_s <= slo.tbt_s
 
 
 def summary(records: Iterable[Record], slo: Slo, seconds: float) -> Outcome:
-    """The figures of the requests that came in `seconds`."""
+    """Work out the figures of the requests that came in `seconds`."""
     records = list(records)
     served = [record for record in records if record.served]
     ttft = np.array([record.ttft_s for record in served] or [0.0])

@@ -74,8 +74,11 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Once a virtual second: transfers and bytes moved so far, and bytes over all nodes of what is kept on the
-    coordinator's behalf, and with what is cached beyond that."""
+    """What there was at one second: transfers and bytes moved so far, and bytes over all nodes.
+
+    `kept_bytes` are of what is kept on the coordinator's behalf, `used_bytes` with what is cached beyond
+    that.
+    """
 
     at_s: float
     pulls: int
@@ -86,9 +89,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A run: the figures of what came after `warm_s`, every record, a sample for each second, the routing table
-    when the traffic ended and each node's part of the time spent computing until then, and `steps` in all. Where
-    it was given up `finished` is false and the figures are of the requests answered by then, which flatters."""
+    """A run: the figures of what came after `warm_s`, every record, a sample for each second, and `steps` in
+    all.
+
+    `table` is the routing table when the traffic ended, `busy` each node's part of the time spent computing
+    until then. Where the run was given up `finished` is false and the figures are of the requests answered by
+    then, which flatters.
+    """
 
     finished: bool
     outcome: Outcome
@@ -100,12 +107,12 @@ class Replay:
 
     @property
     def last(self) -> Sample:
-        """When the traffic ended."""
+        """Return the sample when the traffic ended."""
         return self.samples[-1]
 
 
 def mean_lengths(calls: Sequence[Call]) -> Lengths:
-    """The mean request."""
+    """Return the mean request."""
     return Lengths(
         float(np.mean([call.prompt_tokens for call in calls])),
         float(np.mean([call.output_tokens for call in calls])),
@@ -122,53 +129,53 @@ def replay(
 ) -> Replay:
     """Run `traffic` through `nodes` nodes under `policy`. `watch` is called once each virtual second with the
     time and the records so far, and may raise GiveUp."""
-    world = Simulator(_spec(policy, nodes, hardware, traffic, seed), seed)
-    gauge = _Gauge(world, traffic.seconds, watch)
+    simulator = Simulator(_spec(policy, nodes, hardware, traffic, seed), seed)
+    sampler = _Sampler(simulator, traffic.seconds, watch)
     finished = True
     try:
-        world.run(traffic.arrivals, traffic.seconds, drain_s=_DRAIN * traffic.seconds)
+        simulator.run(traffic.arrivals, traffic.seconds, drain_s=_DRAIN * traffic.seconds)
     except GiveUp:
         finished = False
-    records = tuple(world.records.values())
-    steps = sum(node.steps for node in world.nodes.values())
+    records = tuple(simulator.records.values())
+    steps = sum(node.steps for node in simulator.nodes.values())
     counted = (record for record in records if record.arrival.call.arrival_s >= traffic.warm_s)
     outcome = summary(counted, hardware.profile.slo, traffic.seconds - traffic.warm_s)
-    return Replay(finished, outcome, records, tuple(gauge.samples), gauge.table, gauge.busy, steps)
+    return Replay(finished, outcome, records, tuple(sampler.samples), sampler.table, sampler.busy, steps)
 
 
-class _Gauge:
-    """Looks at a world once a virtual second while traffic comes."""
+class _Sampler:
+    """Samples a simulation once a virtual second while traffic comes."""
 
-    def __init__(self, world: Simulator, seconds: float, watch: Watch) -> None:
+    def __init__(self, simulator: Simulator, seconds: float, watch: Watch) -> None:
         self.samples: list[Sample] = []
         self.table: RoutingTable = EMPTY_TABLE
         self.busy: dict[str, float] = {}
-        self._world, self._watch = world, watch
+        self._simulator, self._watch = simulator, watch
         self._seconds = seconds
-        world.clock.at(min(1.0, seconds), self._look)
+        simulator.clock.at(min(1.0, seconds), self._look)
 
     def _look(self) -> None:
-        """And once more when the traffic ends; from then on only watch."""
-        now = self._world.clock.now
+        """Sample once more when the traffic ends; from then on only watch."""
+        now = self._simulator.clock.now
         if now <= self._seconds:
             self._sample(now)
         following = now + 1.0
-        self._world.clock.at(self._seconds if now < self._seconds < following else following, self._look)
-        self._watch(now, self._world.records)
+        self._simulator.clock.at(self._seconds if now < self._seconds < following else following, self._look)
+        self._watch(now, self._simulator.records)
 
     def _sample(self, now: float) -> None:
-        world, nodes = self._world, self._world.nodes
+        simulator, nodes = self._simulator, self._simulator.nodes
         self.samples.append(
             Sample(
                 at_s=now,
                 pulls=sum(node.store.fetches for node in nodes.values()),
-                moved_bytes=world.links.moved_bytes,
+                moved_bytes=simulator.links.moved_bytes,
                 kept_bytes=sum(node.agent.used_bytes for node in nodes.values()),
                 used_bytes=sum(node.store.used_bytes for node in nodes.values()),
             )
         )
-        if world.coordinator is not None:
-            self.table = world.coordinator.table
+        if simulator.coordinator is not None:
+            self.table = simulator.coordinator.table
         self.busy = {name: node.busy_s / now for name, node in nodes.items()}
 
 
@@ -195,6 +202,6 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
 
 
 def fitted(hardware: Hardware, traffic: Workload) -> Hardware:
-    """The same nodes, profiled for the mean request of `traffic`."""
+    """Return the same nodes, profiled for the mean request of `traffic`."""
     lengths = mean_lengths([each.call for each in traffic.arrivals])
     return replace(hardware, profile=replace(hardware.profile, lengths=lengths))

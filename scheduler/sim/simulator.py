@@ -1,5 +1,5 @@
 """A cluster in virtual time: real schedulers, agents, front doors' policies and coordinator; simulated steps,
-wires, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
+network, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,11 +90,11 @@ class Simulator:
         assert not unanswered, f"{len(unanswered)} requests were not answered in {drain_s} s after the last"
 
     def busiest(self) -> float:
-        """The largest part of the time that a node has been computing."""
+        """Return the largest part of the time that a node has been computing."""
         return max(node.busy_s for node in self.nodes.values()) / max(self.clock.now, 1e-9)
 
     def check(self) -> None:
-        """What must hold after every event."""
+        """Check what must hold after every event."""
         for node in self.nodes.values():
             if node.up:
                 node.check()
@@ -129,7 +129,7 @@ class Simulator:
         self.clock.at(first_s, again)
 
     def _start(self, name: str) -> None:
-        """A node starts with nothing, under a session of its own."""
+        """Start a node with nothing, under a session of its own."""
         self._sessions[name] += 1 << 16
         agent = NodeAgent(name, self._spec.node.machine, self._sessions[name])
 
@@ -143,8 +143,8 @@ class Simulator:
         )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
-        """From the first of `sources` that has it, else from the registry, also if the source is lost on the
-        way."""
+        """Copy from the first of `sources` that has it, else from the registry, also if the source is lost on
+        the way."""
         source = next(
             (name for name in sources if name != node.name and self._can_give(name, node.name, ref)), None
         )
@@ -187,7 +187,7 @@ class Simulator:
                 )
 
     def _check_command(self, command: Command) -> None:
-        """φ sums to 1 in every table, and no drop takes a last copy."""
+        """Check that φ sums to 1 in every table, and that no drop takes a last copy."""
         assert self.coordinator is not None
         if isinstance(command, Publish):
             for ref, shares in command.table.shares.items():
@@ -221,7 +221,7 @@ class Simulator:
                 self._connections_broke()
             case FaultKind.SLOW:
                 for name in fault.nodes:
-                    self.nodes[name].pace = fault.factor
+                    self.nodes[name].slowdown = fault.factor
             case FaultKind.LEAVE:
                 for name in fault.nodes:
                     leave = Leave(name, self.nodes[name].agent.session)
@@ -231,14 +231,14 @@ class Simulator:
         self.clock.after(fault.lasts_s, over)
 
     def _over(self, fault: Fault) -> Action:
-        """What ends the fault."""
+        """Return what ends the fault."""
 
         def end() -> None:
             for name in fault.nodes:
                 if fault.kind is FaultKind.CRASH and not self.nodes[name].up:
                     self._start(name)
                 if fault.kind is FaultKind.SLOW:
-                    self.nodes[name].pace = 1.0
+                    self.nodes[name].slowdown = 1.0
             if fault.kind is FaultKind.PARTITION and self.network.cut_off == fault.nodes:
                 self.network.cut_off = ()
             if fault.kind is FaultKind.COORDINATOR and self.coordinator is None:
@@ -247,7 +247,7 @@ class Simulator:
         return end
 
     def _crash(self, name: str) -> None:
-        """The node dies with all its memory; clients of its front door see their connection break."""
+        """Kill the node with all its memory; clients of its front door see their connection break."""
         node = self.nodes[name]
         if not node.up:
             return
@@ -259,7 +259,8 @@ class Simulator:
         self._connections_broke()
 
     def _connections_broke(self) -> None:
-        """Front doors try again where they cannot reach; nodes give up what nobody can hear of any more."""
+        """Let front doors try again where they cannot reach, and nodes give up what nobody can hear of any
+        more."""
         for home, front_door in self._front_doors.items():
             for name, node in self.nodes.items():
                 if not (node.up and self.network.reaches(home, name)):

@@ -1,1 +1,4 @@
-"""What the benchmark scripts are made of: workloads, contenders, limits, load and its report."""
+"""Benchmarks: a folder for each, with what measures (`python -m scripts.bench.NAME`) and what draws (`….NAME.draw`).
+
+The modules beside the folders are what several benchmarks share.
+"""

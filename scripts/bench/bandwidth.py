@@ -1,4 +1,4 @@
-"""What this machine moves at best, path by path, and how fast it takes a digest: the limits of a tier."""
+"""Measure what this machine moves at best, path by path, and how fast it takes a digest: the limits of a tier."""
 
 import ctypes
 import os
@@ -8,23 +8,24 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 NBYTES = 64 << 20
 REPEATS = 5
 
 
-class _Span(ctypes.Structure):
+class _MemorySpan(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("nbytes", ctypes.c_size_t))
 
 
 def bandwidths(digest: Callable[[memoryview], object]) -> Mapping[str, float]:
-    """Bytes per second of each path, the best of some: `memcpy`, `process_vm_readv`, a `socket` on loopback, and
-    `digest`."""
+    """Measure the bytes/s of each path, the best of some: memcpy, process_vm_readv, a loopback socket, `digest`."""
     source = np.full(NBYTES, 7, np.uint8)
     target = np.zeros(NBYTES, np.uint8)
+    own = ProcessMemory(os.getpid(), source.ctypes.data)
     return {
         "memcpy": _best(lambda: np.copyto(target, source)),
-        "process_vm_readv": _best(lambda: _readv(source, target)),
+        "process_vm_readv": _best(lambda: own.read(target.ctypes.data, NBYTES)),
         "socket": _best(lambda: _stream(source, target)),
         "digest": _best(lambda: digest(source.data)),
     }
@@ -39,19 +40,23 @@ def _best(move: Callable[[], object]) -> float:
     return NBYTES / min(took_s)
 
 
-def _readv(source: np.ndarray, target: np.ndarray) -> None:
-    """Read this process as another would: the kernel copies."""
-    local = _Span(target.ctypes.data, target.nbytes)
-    remote = _Span(source.ctypes.data, source.nbytes)
-    libc = ctypes.CDLL(None, use_errno=True)
-    read = libc.process_vm_readv
-    read.restype = ctypes.c_ssize_t
-    moved = read(os.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-    if moved != NBYTES:
-        raise OSError(ctypes.get_errno(), f"process_vm_readv moved {moved} of {NBYTES} bytes")
+class ProcessMemory:
+    """Memory of a process from an address on, read by the kernel."""
+
+    def __init__(self, pid: int, address: int) -> None:
+        self._pid, self._address = pid, address
+        self._readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+        self._readv.restype = ctypes.c_ssize_t
+
+    def read(self, target: int, nbytes: int) -> None:
+        """Copy bytes to an address of this process. Raises OSError."""
+        local, remote = _MemorySpan(target, nbytes), _MemorySpan(self._address, nbytes)
+        moved = self._readv(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if moved != nbytes:
+            raise OSError(ctypes.get_errno(), f"process_vm_readv moved {moved} of {nbytes} bytes")
 
 
-def _stream(source: np.ndarray, target: np.ndarray) -> None:
+def _stream(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sender = socket.create_connection(server.getsockname())
         receiver, _ = server.accept()

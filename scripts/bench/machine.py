@@ -1,7 +1,7 @@
-"""The machine under the benchmark: what it is, and how much of it others used meanwhile.
+"""Describe the machine under a benchmark, and measure how much of it others used meanwhile.
 
-A figure from a busy machine is no figure, so every run carries the share of the processor that processes
-outside it took. It may not know what is measured. Reads /proc, hence Linux.
+A figure from a busy machine is no figure. So every run carries the share of the processor that processes
+outside it took. Knows nothing of what is measured. Reads /proc, hence Linux.
 """
 
 import os
@@ -18,7 +18,7 @@ QUIET_CORES = 0.2
 
 
 def describe() -> dict[str, str | int]:
-    """Processor, cores and system, as strings for a results file."""
+    """Describe processor, cores and system for a results file."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -31,13 +31,13 @@ def describe() -> dict[str, str | int]:
 
 
 def busy_s() -> float:
-    """Processor seconds that the machine spent on anything since it started, over all cores."""
+    """Read the processor seconds that all cores spent on anything since the machine started."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     return sum(int(fields[field]) for field in BUSY_FIELDS) / TICKS_PER_S
 
 
 def cpu_s_by_process() -> Mapping[int, tuple[int, float]]:
-    """(parent, processor seconds with reaped children) of every process there is."""
+    """Read (parent, processor seconds with reaped children) of every process there is."""
     found: dict[int, tuple[int, float]] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -51,7 +51,7 @@ def cpu_s_by_process() -> Mapping[int, tuple[int, float]]:
 
 
 def tree_cpu_s(root: int) -> float:
-    """Processor seconds of a process and everything below it."""
+    """Read the processor seconds of a process and everything below it."""
     processes = cpu_s_by_process()
     children: dict[int, list[int]] = {}
     for process, (parent, _) in processes.items():
@@ -64,9 +64,11 @@ def tree_cpu_s(root: int) -> float:
     return total_s
 
 
-class Others:
-    """`with Others() as others: ...`, then `others.cores`: how many cores' time went to processes outside
-    `root` and its descendants."""
+class OtherProcesses:
+    """Measures how many cores' time went to processes outside `root` and its descendants.
+
+    Use it as `with OtherProcesses() as others: ...`, then read `others.cores`.
+    """
 
     def __init__(self, root: int | None = None) -> None:
         self.root = root or os.getpid()
@@ -85,11 +87,10 @@ class Others:
 
 
 def wait_quiet(timeout_s: float, window_s: float = 1.0) -> float:
-    """Wait until others use less than `QUIET_CORES`, at most `timeout_s`; return what they used in the last
-    window."""
+    """Wait until others use less than `QUIET_CORES`, at most `timeout_s`; return what they used last."""
     deadline_s = time.monotonic() + timeout_s
     while True:
-        with Others() as others:
+        with OtherProcesses() as others:
             time.sleep(min(window_s, max(0.0, deadline_s - time.monotonic())))
         if others.cores < QUIET_CORES or time.monotonic() >= deadline_s:
             return others.cores

@@ -1,10 +1,13 @@
-"""Ours with one idea taken away at a time, and given the true demand.
+"""Compare our policy with one idea taken away at a time, and with the true demand.
 
     python -m scripts.figures.ablations --traces FOLDER
 
-Three workloads under padded kernels, four nodes, two seeds; the rate is near the knee. The store's eviction matters
-where memory is short, so the last has 400 adapters and a tight memory for them.
+There are three workloads under padded kernels, four nodes and two seeds; the rate is near the knee. Eviction
+matters where memory is short, so the last workload has 400 adapters and little memory for them.
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -15,36 +18,36 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from scheduler.sim.ablations.named_policies import ABLATIONS
-from scripts.figures.rows import Row
-from scripts.figures.stage import Case, ask
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.cluster_run import ClusterRun, ask
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
 POLICIES = ("ours", *(name for name in ABLATIONS if name.startswith("ours")), "paper")
 WORKLOADS = {
-    "shifting ranks": Case("", ranks="shifting", rate=17.0, seconds=50.0),
-    "flash crowd": Case("", law="flash:0.3", rate=17.0, seconds=50.0),
-    "skewed ranks, 400 adapters, 8 GiB a node": Case(
+    "shifting ranks": ClusterRun("", ranks="shifting", rate=17.0, seconds=50.0),
+    "flash crowd": ClusterRun("", law="flash:0.3", rate=17.0, seconds=50.0),
+    "skewed ranks, 400 adapters, 8 GiB a node": ClusterRun(
         "", ranks="skewed", adapters=400, memory_gib=8.0, rate=17.0, seconds=50.0
     ),
 }
 SEEDS = range(2)
 
 
-def ask_all(work: Work) -> None:
-    """A run for each workload, policy and seed."""
-    cases = [
-        replace(case, policy=policy, seed=seed)
+def ask_all(work: SuiteWork) -> None:
+    """Ask for a run for each workload, policy and seed."""
+    runs = [
+        replace(run, policy=policy, seed=seed)
         for seed in SEEDS
-        for case in WORKLOADS.values()
+        for run in WORKLOADS.values()
         for policy in POLICIES
     ]
     if work.quick:
-        cases = [replace(case, seconds=8.0, rate=4.0, warm_s=4.0) for case in cases[:3]]
-    for case in tqdm(cases, unit="run"):
-        ask(work.rows, case, work.traces)
+        runs = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in runs[:3]]
+    for run in tqdm(runs, unit="run"):
+        ask(work.rows, run, work.traces)
 
 
-def _found(rows: Sequence[Row], workload: Case, policy: str) -> list[Row]:
+def _found(rows: Sequence[Row], workload: ClusterRun, policy: str) -> list[Row]:
     ignored = {"policy": policy, "seed": 0, "rate": 0.0, "seconds": 0.0, "warm_s": 0.0}
     wanted = asdict(workload) | ignored
     return [row for row in rows if row["asked"] | ignored == wanted and row["asked"]["policy"] == policy]
@@ -60,16 +63,14 @@ def _bars(axes: Axes, found: dict[str, list[Row]], value: Callable[[Row], float]
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A line for each workload, a column for each figure."""
+    """Draw a line for each workload, a column for each figure."""
     columns: dict[str, Callable[[Row], float]] = {
         "P95 time to first token, s": lambda row: row["ttft_p95_s"],
         "P95 time between tokens, ms": lambda row: 1e3 * row["tbt_p95_s"],
         "moved, GiB": lambda row: row["moved_gib"],
         "kept a node, GiB": lambda row: row["kept_gib_per_node"],
     }
-    by = {
-        name: {policy: _found(rows, case, policy) for policy in POLICIES} for name, case in WORKLOADS.items()
-    }
+    by = {name: {policy: _found(rows, run, policy) for policy in POLICIES} for name, run in WORKLOADS.items()}
     by = {name: {policy: mine for policy, mine in found.items() if mine} for name, found in by.items()}
     by = {name: found for name, found in by.items() if found}
     figure = Figure(figsize=(14, 2.8 * len(by)), layout="constrained")
@@ -83,7 +84,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SUITE = Suite("ablations", "ablations", __doc__ or "", ask_all, draw)
+SUITE = Suite("ablations", __doc__ or "", ask_all, {"ablations": draw})
 
 if __name__ == "__main__":
     main(SUITE)

@@ -1,11 +1,15 @@
-"""Time to first token and between tokens by rank: over input size, model size and the degree of tensor parallelism.
+"""Show time to first token and between tokens by rank, over input size, model size and tensor parallelism.
 
     python -m scripts.figures.latency_by_rank
 
-By derived cost models. The time to first token is that of a prompt alone on a node, in steps of as many tokens as the
-profile allows; the time between tokens that of 32 sequences, each with its own adapter of the rank, whose context is
-the input. Relative times are those of rank r over those of rank 8 at 1,024 tokens.
+Times are by derived cost models. The time to first token is that of a prompt alone on a node, in steps of as
+many tokens as the profile allows. The time between tokens is that of 32 sequences, each with its own adapter
+of the rank, whose context is the input. Relative times are those of rank r over those of rank 8 at 1,024
+tokens.
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Iterator, Sequence
 
@@ -14,9 +18,9 @@ from matplotlib.figure import Figure
 
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import Profile, Slo
-from scripts.figures.nodes import H100, LLAMA_1B, LLAMA_8B, LLAMA_70B, Shape, derived
-from scripts.figures.rows import Row
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.roofline import H100, LLAMA_1B, LLAMA_8B, LLAMA_70B, RooflineModel, derived
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
 RANKS = (8, 16, 32, 64, 128)
 INPUTS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -33,7 +37,7 @@ NODES = (
 
 
 def ttft_s(model: CostModel, rank: int, tokens: int, chunk: int) -> float:
-    """Of a prompt alone, read in chunks."""
+    """Predict the time to first token of a prompt alone, read in chunks."""
     ends = [*range(chunk, tokens, chunk), tokens]
     return sum(
         model.step_s(StepLoad((AdapterLoad(rank, end - start, 0),), end))
@@ -42,19 +46,19 @@ def ttft_s(model: CostModel, rank: int, tokens: int, chunk: int) -> float:
 
 
 def tbt_s(model: CostModel, rank: int, tokens: int) -> float:
-    """Of 32 sequences that all decode."""
+    """Predict the time between tokens of 32 sequences that all decode."""
     return model.step_s(StepLoad((AdapterLoad(rank, 0, 1),) * SEQUENCES, SEQUENCES * tokens))
 
 
-def ask(work: Work) -> None:
-    """Reckoned at once, so quick or not."""
+def ask(work: SuiteWork) -> None:
+    """Compute all times; that is quick in any case."""
     for shape, split in NODES:
         profile = derived(shape, H100, Slo(2.0, 0.05), split)
         for row, times in _answers(profile, shape, split):
             work.rows.ask(row, lambda times=times: times)
 
 
-def _answers(profile: Profile, shape: Shape, split: int) -> Iterator[tuple[Row, Row]]:
+def _answers(profile: Profile, shape: RooflineModel, split: int) -> Iterator[tuple[Row, Row]]:
     model = profile.model(Kernel.EXACT)
     for rank in RANKS:
         for tokens in INPUTS:
@@ -89,7 +93,7 @@ def _relative(axes: Axes, rows: Sequence[Row], nodes: Sequence[tuple[str, int, s
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A line for each metric: by input, by model, by degree."""
+    """Draw a line for each metric: by input, by model, by degree."""
     models = [(LLAMA_1B.name, 1, "1B"), (LLAMA_8B.name, 1, "8B"), (LLAMA_70B.name, 4, "70B on four")]
     degrees = [(LLAMA_8B.name, split, f"8B on {split}") for split in (1, 2, 4, 8)]
     figure = Figure(figsize=(12, 6.4), layout="constrained")
@@ -110,7 +114,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SUITE = Suite("latency_by_rank", "latency_by_rank", __doc__ or "", ask, draw)
+SUITE = Suite("latency_by_rank", __doc__ or "", ask, {"latency_by_rank": draw})
 
 if __name__ == "__main__":
     main(SUITE)

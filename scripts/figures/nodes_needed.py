@@ -1,10 +1,14 @@
-"""Nodes that each policy needs for a given load under the SLO, found as the capacity planner finds them.
+"""Find how many nodes each policy needs for a given load under the SLO, as the capacity planner does.
 
     python -m scripts.figures.nodes_needed --traces FOLDER
 
-Padded and exact kernels, equal and skewed ranks, a load of 24 requests/s; one seed. Where the most
-nodes that are tried do not suffice the bar ends there. Below: adapter bytes held a node against full replication.
+The load is 24 requests/s under padded and exact kernels, with equal and skewed ranks, and one seed. Where the
+most nodes that are tried do not suffice the bar ends there. Below are adapter bytes held a node against full
+replication.
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,53 +19,52 @@ from tqdm import tqdm
 
 from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.planner.search import PlanQuestion, needed
-from scripts.figures.policies import POLICIES
-from scripts.figures.policies_by_rate import COLOURS
-from scripts.figures.rows import Row
-from scripts.figures.stage import GIB, Case, Traces, everything_gib, hardware, traffic
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.cluster_run import GIB, ClusterRun, Traces, everything_gib, hardware, traffic
+from scripts.figures.policies import COLOURS, POLICIES
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
 LOADS = {
-    "equal ranks, padded kernels": Case("", "padded", rate=24.0, nodes=0),
-    "equal ranks, exact kernels": Case("", "exact", rate=24.0, nodes=0),
-    "skewed ranks, padded kernels": Case("", "padded", ranks="skewed", rate=24.0, nodes=0),
+    "equal ranks, padded kernels": ClusterRun("", "padded", rate=24.0, nodes=0),
+    "equal ranks, exact kernels": ClusterRun("", "exact", rate=24.0, nodes=0),
+    "skewed ranks, padded kernels": ClusterRun("", "padded", ranks="skewed", rate=24.0, nodes=0),
 }
 SEEDS = range(1)
 MOST = 12
 
 
-def answer(case: Case, most: int, traces: Traces) -> Row:
-    """The fewest nodes that are enough, null if even the most are not; and what each then holds."""
-    offered = traffic(case, traces)
-    question = PlanQuestion(hardware(case, offered), offered, 1.0, most, case.seed)
-    need = needed(question, named(case.policy), lambda policy, nodes, part: None)
+def answer(run: ClusterRun, most: int, traces: Traces) -> Row:
+    """Find the fewest nodes that are enough, null if even the most are not, and what each then holds."""
+    offered = traffic(run, traces)
+    question = PlanQuestion(hardware(run, offered), offered, 1.0, most, run.seed)
+    need = needed(question, named(run.policy), lambda policy, nodes, part: None)
     found = need.fewest
     kept = need.best.replay.last.kept_bytes / need.best.nodes / GIB
     return {
         "nodes": found.nodes if found else None,
         "tried": [trial.nodes for trial in need.trials],
         "kept_gib_per_node": round(kept, 3),
-        "everything_gib": round(everything_gib(case), 3),
+        "everything_gib": round(everything_gib(run), 3),
     }
 
 
-def ask(work: Work) -> None:
-    """A search for each load, policy and seed."""
-    cases = [
-        replace(case, policy=policy, seed=seed)
+def ask(work: SuiteWork) -> None:
+    """Ask for a search for each load, policy and seed."""
+    runs = [
+        replace(run, policy=policy, seed=seed)
         for seed in SEEDS
-        for case in LOADS.values()
+        for run in LOADS.values()
         for policy in POLICIES
     ]
     if work.quick:
-        cases = [replace(case, seconds=8.0, rate=4.0, warm_s=4.0, adapters=10) for case in cases[:2]]
-    for case in tqdm(cases, unit="search"):
+        runs = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0, adapters=10) for run in runs[:2]]
+    for run in tqdm(runs, unit="search"):
         most = 2 if work.quick else MOST
-        asked = {**asdict(case), "most": most}
-        work.rows.ask(asked, lambda case=case, most=most: answer(case, most, work.traces))
+        asked = {**asdict(run), "most": most}
+        work.rows.ask(asked, lambda run=run, most=most: answer(run, most, work.traces))
 
 
-def _found(rows: Sequence[Row], load: Case, policy: str) -> list[Row]:
+def _found(rows: Sequence[Row], load: ClusterRun, policy: str) -> list[Row]:
     wanted = (policy, load.kernel, load.ranks)
     return [
         row for row in rows if tuple(row["asked"][key] for key in ("policy", "kernel", "ranks")) == wanted
@@ -69,7 +72,7 @@ def _found(rows: Sequence[Row], load: Case, policy: str) -> list[Row]:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A column for each load: nodes, and below GiB held on each."""
+    """Draw a column for each load: nodes, and below GiB held on each."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(2, len(LOADS), sharey=True)
     for (nodes, held), (name, load) in zip(panels.T, LOADS.items(), strict=True):
@@ -93,7 +96,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SUITE = Suite("nodes_needed", "nodes_needed", __doc__ or "", ask, draw)
+SUITE = Suite("nodes_needed", __doc__ or "", ask, {"nodes_needed": draw})
 
 if __name__ == "__main__":
     main(SUITE)

@@ -1,34 +1,38 @@
-"""A suite's command line: ask what is not known yet, keep the rows, draw them."""
+"""The command line of a suite: simulate what is not known yet, keep the rows, draw them."""
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from scripts.figures.rows import Row, Rows
-from scripts.figures.stage import Traces, read_traces
+from scripts.bench.drawing import RESOLUTION_DPI
+from scripts.figures.cluster_run import Traces, read_traces
+from scripts.figures.rows import SuiteRows
+from scripts.results import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a suite works with. `quick` asks for as little as shows that it works."""
+class SuiteWork:
+    """What a suite works with. `quick` asks for just enough to show that it works."""
 
-    rows: Rows
+    rows: SuiteRows
     traces: Traces
     quick: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """`ask` fills the rows of `name`.jsonl, `draw` makes the picture of `figure`.png from all of them."""
+    """`ask` fills the rows of `name`.jsonl; each of `pictures` draws NAME.png from all of them."""
 
     name: str
-    figure: str
     about: str
-    ask: Callable[[Work], None]
-    draw: Callable[[Sequence[Row]], Figure]
+    ask: Callable[[SuiteWork], None]
+    pictures: Mapping[str, Callable[[Sequence[Row]], Figure]]
 
 
 def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:
@@ -49,8 +53,9 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.traces or options.quick or options.draw):
         parser.error("give --traces FOLDER, or --quick or --draw")
-    rows = Rows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
+    rows = SuiteRows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
     if not options.draw:
-        suite.ask(Work(rows, read_traces(None if options.quick else options.traces), options.quick))
+        suite.ask(SuiteWork(rows, read_traces(None if options.quick else options.traces), options.quick))
         rows.tidy()
-    suite.draw(rows.all()).savefig(options.out / f"{suite.figure}.png", dpi=150)
+    for name, draw in suite.pictures.items():
+        draw(rows.all()).savefig(options.out / f"{name}.png", dpi=RESOLUTION_DPI)

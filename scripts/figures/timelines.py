@@ -1,9 +1,13 @@
-"""What happens over time when the workload changes: a hot rank that moves, a flash crowd, a day.
+"""Show what happens over time when the workload changes: a hot rank that moves, a flash crowd, a day.
 
     python -m scripts.figures.timelines --traces FOLDER
 
-P95 of the time to first token by time of arrival, and bytes moved and bytes held by then; padded kernels, four nodes.
+P95 of the time to first token by time of arrival, and bytes moved and bytes held by then; padded kernels,
+four nodes.
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,54 +17,54 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from scheduler.sim.replay import Replay
-from scripts.figures.policies_by_rate import COLOURS
-from scripts.figures.rows import Row
-from scripts.figures.stage import GIB, SLO, Case, everything_gib, run
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.cluster_run import GIB, SLO, ClusterRun, everything_gib, simulate
+from scripts.figures.policies import COLOURS
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
 POLICIES = ("ours", "ours-no-replacement", "paper", "slora-random", "toppings")
 CHANGES = {
-    "hot rank moves from 8 to 128": Case("", ranks="shifting", rate=15.0, seconds=150.0),
-    "flash crowd, 40 % on one cold adapter": Case("", law="flash:0.3", rate=15.0, seconds=150.0),
-    "a day: every adapter swings": Case("", law="diurnal:0.3", rate=15.0, seconds=150.0),
+    "hot rank moves from 8 to 128": ClusterRun("", ranks="shifting", rate=15.0, seconds=150.0),
+    "flash crowd, 40 % on one cold adapter": ClusterRun("", law="flash:0.3", rate=15.0, seconds=150.0),
+    "a day: every adapter swings": ClusterRun("", law="diurnal:0.3", rate=15.0, seconds=150.0),
 }
 WINDOW_S = 10.0
 
 
-def answer(done: Replay, case: Case) -> Row:
-    """Lists over windows of arrival: P95 of TTFT in seconds, and GiB moved, GiB kept a node and pulls by its end."""
-    starts = np.arange(0.0, case.seconds, WINDOW_S)
-    at = np.array([record.arrival.call.arrival_s - case.lead_s for record in done.records if record.served])
+def answer(done: Replay, run: ClusterRun) -> Row:
+    """List by window of arrival: P95 of TTFT in seconds, and GiB moved, GiB kept a node and pulls by its end."""
+    starts = np.arange(0.0, run.seconds, WINDOW_S)
+    at = np.array([record.arrival.call.arrival_s - run.lead_s for record in done.records if record.served])
     ttft = np.array([record.ttft_s for record in done.records if record.served])
-    ends = [done.samples[min(len(done.samples), int(case.lead_s + start + WINDOW_S)) - 1] for start in starts]
+    ends = [done.samples[min(len(done.samples), int(run.lead_s + start + WINDOW_S)) - 1] for start in starts]
     inside = [ttft[(at >= start) & (at < start + WINDOW_S)] for start in starts]
     return {
         "from_s": starts.tolist(),
         "ttft_p95_s": [round(float(np.percentile(each, 95)), 4) if len(each) else None for each in inside],
         "moved_gib": [round(sample.moved_bytes / GIB, 3) for sample in ends],
-        "kept_gib_per_node": [round(sample.kept_bytes / GIB / case.nodes, 3) for sample in ends],
+        "kept_gib_per_node": [round(sample.kept_bytes / GIB / run.nodes, 3) for sample in ends],
         "pulls": [sample.pulls for sample in ends],
         "refused": done.outcome.refused,
-        "everything_gib": round(everything_gib(case), 3),
+        "everything_gib": round(everything_gib(run), 3),
     }
 
 
-def ask(work: Work) -> None:
-    """A run for each change and policy."""
-    cases = [replace(case, policy=policy) for case in CHANGES.values() for policy in POLICIES]
+def ask(work: SuiteWork) -> None:
+    """Ask for a run for each change and policy."""
+    runs = [replace(run, policy=policy) for run in CHANGES.values() for policy in POLICIES]
     if work.quick:
-        cases = [replace(case, seconds=20.0, rate=4.0, warm_s=5.0, adapters=10) for case in cases[:2]]
-    for case in tqdm(cases, unit="run"):
-        work.rows.ask(asdict(case), lambda case=case: answer(run(case, work.traces), case))
+        runs = [replace(run, seconds=20.0, rate=4.0, warm_s=5.0, adapters=10) for run in runs[:2]]
+    for run in tqdm(runs, unit="run"):
+        work.rows.ask(asdict(run), lambda run=run: answer(simulate(run, work.traces), run))
 
 
-def _is(row: Row, policy: str, change: Case) -> bool:
+def _is(row: Row, policy: str, change: ClusterRun) -> bool:
     asked = row["asked"]
     return (asked["policy"], asked["ranks"], asked["law"]) == (policy, change.ranks, change.law)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A column for each change: latency, bytes moved, bytes held."""
+    """Draw a column for each change: latency, bytes moved, bytes held."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     panels = figure.subplots(3, len(CHANGES), sharex="col", sharey="row")
     colours = {**COLOURS, "ours-no-replacement": "C9"}
@@ -88,7 +92,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SUITE = Suite("timelines", "timelines", __doc__ or "", ask, draw)
+SUITE = Suite("timelines", __doc__ or "", ask, {"timelines": draw})
 
 if __name__ == "__main__":
     main(SUITE)

@@ -1,11 +1,17 @@
-"""Ours, the paper's, chance and toppings over traces, popularity, mixes of ranks and numbers of adapters.
+"""Compare policies over traces, popularity, mixes of ranks and numbers of adapters.
 
     python -m scripts.figures.workloads --traces FOLDER
 
-One rate a trace, padded kernels, four nodes, three seeds. Cells are means over the seeds (geometric ones of ratios):
-P95 of the time to first token over that under ours; goodput of ours over the best of the others; and adapter bytes
-kept a node as a part of full replication.
+Policies are ours, the paper's, random placement and toppings. There is one rate a trace, padded kernels, four
+nodes and three seeds. Cells are means over the seeds, geometric ones of ratios:
+
+    P95 of the time to first token over that under ours
+    goodput of ours over the best of the others
+    adapter bytes kept a node as a part of full replication
 """
+
+# matplotlib's stubs are incomplete.
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,14 +20,15 @@ from statistics import fmean, geometric_mean
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.figures.rows import Row
-from scripts.figures.stage import Case, ask, everything_gib
-from scripts.figures.suite import Suite, Work, main
+from scripts.figures.cluster_run import ClusterRun, ask, everything_gib
+from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.results import Row
 
-OTHERS = ("paper", "slora-random", "toppings")
-POLICIES = ("ours", *OTHERS)
+BASELINES = ("paper", "slora-random", "toppings")
+POLICIES = ("ours", *BASELINES)
 TRACES = {"conv": 17.0, "code": 14.0}
 LAWS = ("uniform", "power:0.3")
 MIXES = ("equal", "skewed", "shifting")
@@ -29,10 +36,10 @@ COUNTS = (50, 400)
 SEEDS = range(3)
 
 
-def cases() -> list[Case]:
-    """Every combination, seed by seed."""
+def runs() -> list[ClusterRun]:
+    """List every combination, seed by seed."""
     return [
-        Case(policy, trace=trace, law=law, ranks=mix, adapters=count, rate=rate, seed=seed)
+        ClusterRun(policy, trace=trace, law=law, ranks=mix, adapters=count, rate=rate, seed=seed)
         for seed in SEEDS
         for trace, rate in TRACES.items()
         for law in LAWS
@@ -42,28 +49,29 @@ def cases() -> list[Case]:
     ]
 
 
-def ask_all(work: Work) -> None:
-    """All cases."""
-    chosen = cases()
+def ask_all(work: SuiteWork) -> None:
+    """Ask for all runs."""
+    chosen = runs()
     if work.quick:
-        chosen = [replace(case, seconds=8.0, rate=4.0, warm_s=4.0) for case in chosen[:3]]
-    for case in tqdm(chosen, unit="run"):
-        ask(work.rows, case, work.traces)
+        chosen = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in chosen[:3]]
+    for run in tqdm(chosen, unit="run"):
+        ask(work.rows, run, work.traces)
 
 
+Floats = NDArray[np.float64]
 Mean = Callable[[Sequence[float]], float]
-Cell = Mapping[str, Row]
-"""The rows of one case and seed, by policy."""
+SeedRows = Mapping[str, Row]
+"""The rows of one run and seed, by policy."""
 
 
-def _grid(rows: Sequence[Row], trace: str, value: Callable[[Cell], float], mean: Mean) -> np.ndarray:
-    """[laws and mixes, counts], over the seeds; not a number where there is no run."""
+def _grid(rows: Sequence[Row], trace: str, value: Callable[[SeedRows], float], mean: Mean) -> Floats:
+    """Tabulate [laws and mixes, counts] over the seeds; not a number where there is no run."""
     by: dict[tuple[str, str, int], dict[int, dict[str, Row]]] = {}
     for row in rows:
         asked = row["asked"]
         if asked["trace"] == trace:
-            case = by.setdefault((asked["law"], asked["ranks"], asked["adapters"]), {})
-            case.setdefault(asked["seed"], {})[asked["policy"]] = row
+            seeds = by.setdefault((asked["law"], asked["ranks"], asked["adapters"]), {})
+            seeds.setdefault(asked["seed"], {})[asked["policy"]] = row
 
     def over_seeds(law: str, mix: str, count: int) -> float:
         cells = by.get((law, mix, count), {}).values()
@@ -73,7 +81,7 @@ def _grid(rows: Sequence[Row], trace: str, value: Callable[[Cell], float], mean:
     return np.array([[over_seeds(law, mix, count) for count in COUNTS] for mix in MIXES for law in LAWS])
 
 
-def _panel(axes: Axes, grid: np.ndarray, title: str, ratios: bool = True) -> None:
+def _panel(axes: Axes, grid: Floats, title: str, ratios: bool = True) -> None:
     axes.imshow(
         np.log2(grid) if ratios else grid,
         cmap="RdYlGn" if ratios else "Blues",
@@ -89,24 +97,24 @@ def _panel(axes: Axes, grid: np.ndarray, title: str, ratios: bool = True) -> Non
     axes.set_title(title, fontsize=9)
 
 
-def _footprint(cell: Cell) -> float:
+def _footprint(cell: SeedRows) -> float:
     asked = cell["ours"]["asked"]
-    return cell["ours"]["kept_gib_per_node"] / everything_gib(Case(**asked))
+    return cell["ours"]["kept_gib_per_node"] / everything_gib(ClusterRun(**asked))
 
 
-def _goodput(cell: Cell) -> float:
-    return cell["ours"]["goodput"] / max(cell[policy]["goodput"] for policy in OTHERS)
+def _goodput(cell: SeedRows) -> float:
+    return cell["ours"]["goodput"] / max(cell[policy]["goodput"] for policy in BASELINES)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """A line for each trace."""
+    """Draw a line for each trace."""
     figure = Figure(figsize=(14, 7.5), layout="constrained")
-    panels = figure.subplots(len(TRACES), len(OTHERS) + 2, sharey=True)
+    panels = figure.subplots(len(TRACES), len(BASELINES) + 2, sharey=True)
     names = [f"{mix}, {law}" for mix in MIXES for law in LAWS]
     for line, (trace, rate) in zip(panels, TRACES.items(), strict=True):
-        for axes, policy in zip(line, OTHERS, strict=False):
+        for axes, policy in zip(line, BASELINES, strict=False):
 
-            def ratio(cell: Cell, of: str = policy) -> float:
+            def ratio(cell: SeedRows, of: str = policy) -> float:
                 return cell[of]["ttft_p95_s"] / cell["ours"]["ttft_p95_s"]
 
             title = f"{trace} {rate:g}/s: P95 TTFT,\n{policy} over ours"
@@ -118,7 +126,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SUITE = Suite("workloads", "workloads", __doc__ or "", ask_all, draw)
+SUITE = Suite("workloads", __doc__ or "", ask_all, {"workloads": draw})
 
 if __name__ == "__main__":
     main(SUITE)

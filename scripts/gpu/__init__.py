@@ -1,1 +1,1 @@
-"""The parts of scripts/gpu_check.py."""
+"""The check of a GPU: backends, what is checked for correctness, and what is timed."""

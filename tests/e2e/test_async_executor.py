@@ -75,11 +75,11 @@ def _compare(
             assert [getattr(each, field) for each in one.outputs] == [
                 getattr(each, field) for each in other.outputs
             ]
-        told, known = (
+        logprobs, known = (
             torch.tensor([entry.logprob for each in result.outputs for entry in each.logprobs])
             for result in (one, other)
         )
-        torch.testing.assert_close(told, known, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logprobs, known, rtol=1e-4, atol=1e-5)
         assert len(one.prompt_logprobs) == len(other.prompt_logprobs)
     return found
 

@@ -119,10 +119,10 @@ def test_log_probabilities_are_the_oracles(rig: Rig, llm: LLM) -> None:
     results = llm.generate([job.prompt for job in jobs], params, [job.adapter for job in jobs])
     for job, result in zip(jobs, results, strict=True):
         oracle = rig.oracle.logprobs(job.adapter, job.prompt)
-        told = torch.tensor([entry.logprob for entry in result.prompt_logprobs])
+        logprobs = torch.tensor([entry.logprob for entry in result.prompt_logprobs])
         following = torch.tensor(job.prompt[1:])
         torch.testing.assert_close(
-            told, oracle[:-1].gather(1, following[:, None])[:, 0], rtol=1e-4, atol=1e-4
+            logprobs, oracle[:-1].gather(1, following[:, None])[:, 0], rtol=1e-4, atol=1e-4
         )
         top = torch.tensor([logprob for _, logprob in result.outputs[0].logprobs[0].top])
         torch.testing.assert_close(top, oracle[-1].topk(3).values, rtol=1e-4, atol=1e-4)

@@ -93,5 +93,5 @@ def test_two_devices_on_kernels_answer_as_one_on_torch(
     graphed: Any = executor._executor
     assert bool(graphed._graphs) == graphs
     if graphs:
-        lanes = graphed._graphs._graphs._lanes
-        assert any(len(lane._replays) > 1 for lane in lanes.values()), "steps with and without adapters"
+        buffers = graphed._graphs._graphs._buffers._by_width.values()
+        assert any(len(each._replays) > 1 for each in buffers), "steps with and without adapters"

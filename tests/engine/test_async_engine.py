@@ -93,8 +93,8 @@ def test_a_stop_string_ends_the_sequence_in_the_engine_too(tmp_path: Path) -> No
         assert is_clean(rig.engine)
         return letters[2:4], deltas[-1].stop_reason
 
-    wanted, told = _serve(tmp_path, visit)
-    assert told == wanted
+    wanted, reason = _serve(tmp_path, visit)
+    assert reason == wanted
 
 
 def test_a_client_that_leaves_frees_its_sequences(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A value is accepted or refused alike, in the same words, by whatever door it comes: command line, file or Python."""
+"""A value is accepted or refused alike, in the same words, wherever it comes from: command line, file or Python."""
 
 import json
 import math
@@ -74,8 +74,8 @@ def by_llm(value: Value, folder: Path) -> object:
     return LLM(**{field: value.value}) if owner is EngineConfig else by_class(value, folder)
 
 
-Door = Callable[[Value, Path], object]
-DOORS: tuple[Door, ...] = (by_line, by_file, by_class)
+Reader = Callable[[Value, Path], object]
+SOURCES: tuple[Reader, ...] = (by_line, by_file, by_class)
 NOWHERE = Path("/no/such/folder")
 
 BAD = (
@@ -116,11 +116,11 @@ BAD = (
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.key}={bad.written}")
-def test_a_bad_value_is_refused_in_the_same_words_by_every_door(bad: Value, tmp_path: Path) -> None:
+def test_a_bad_value_is_refused_in_the_same_words_by_every_read(bad: Value, tmp_path: Path) -> None:
     told: set[str] = set()
-    for door in (*DOORS, by_llm):
+    for read in (*SOURCES, by_llm):
         with pytest.raises(InvalidConfig) as refusal:
-            door(bad, tmp_path)
+            read(bad, tmp_path)
         told.add(str(refusal.value))
     (words,) = told
     assert words.startswith(f"{bad.key}=")
@@ -150,15 +150,15 @@ GOOD = (
 
 
 @pytest.mark.parametrize("good", GOOD, ids=lambda good: good.key)
-def test_a_good_value_is_the_same_by_every_door(good: Value, tmp_path: Path) -> None:
+def test_a_good_value_is_the_same_by_every_read(good: Value, tmp_path: Path) -> None:
     owner, field = owner_of(good.key)
     found: list[object] = []
-    for door in DOORS:
-        config = door(good, tmp_path)
+    for read in SOURCES:
+        config = read(good, tmp_path)
         if isinstance(config, ServeConfig) and owner is not ServeConfig:
             config = config.engine if owner is EngineConfig else config.engine.peers
         found.append(getattr(config, field))
-    assert found == [good.value] * len(DOORS)
+    assert found == [good.value] * len(SOURCES)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """LLM's conversations, on the embedded model."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.config.peer_config import PeerConfig
 from engine.tokenizer import InvalidChat
+from transport.base import Address
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -35,3 +38,11 @@ def test_messages_that_the_template_refuses_leave_nothing_behind(llm: LLM) -> No
     with pytest.raises(InvalidChat, match="refuses these messages"):
         llm.chat([user("garden"), [5]], GREEDY)  # pyright: ignore[reportArgumentType]
     assert llm.engine.core.num_live_requests == 0
+
+
+def test_closing_ends_what_is_shared_with_peers() -> None:
+    peers = PeerConfig(listen=Address("127.0.0.1", 0), token="x" * 16, plain=True, path="stream")
+    llm = LLM(max_model_len=64, kv_cache_bytes=1 << 20, peers=peers)
+    assert any(thread.name == "peer-loop" for thread in threading.enumerate())
+    llm.close()
+    assert not any(thread.name == "peer-loop" for thread in threading.enumerate())

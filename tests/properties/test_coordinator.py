@@ -40,10 +40,10 @@ def _take(cluster: LossyCluster, kind: str, what: object, how: object) -> None:
         case "report", str():
             assert isinstance(how, float)
             cluster.report(what, how)
-        case (("deliver" | "double" | "lose"), int()) if cluster.wire:
-            at = what % len(cluster.wire)
+        case (("deliver" | "double" | "lose"), int()) if cluster.network:
+            at = what % len(cluster.network)
             if kind == "lose":
-                cluster.wire.pop(at)
+                cluster.network.pop(at)
             else:
                 cluster.deliver(at, keep=kind == "double")
         case "arrive", int() if cluster.fetches:
@@ -90,7 +90,7 @@ def test_disorder_never_breaks_a_promise_and_quiet_brings_agreement(
         cluster.start("n0")
     silent = cluster.settle(90)
     assert silent >= 20, f"still sending after {90 - silent} quiet seconds"
-    table = cluster.brain.table
+    table = cluster.coordinator.table
     cluster.check_routes()
     assert (
         list(table.shares) and all(agent.table == table for agent in cluster.agents.values())
@@ -109,12 +109,12 @@ def test_disorder_never_breaks_a_promise_and_quiet_brings_agreement(
 @settings(deadline=None, max_examples=examples(40))
 @given(st.lists(step, max_size=40))
 def test_same_events_give_the_same_commands(steps: list[tuple[str, object, object]]) -> None:
-    wires = []
+    sent_by = []
     for _ in range(2):
         cluster = _begin(TIGHT)
         sent = []
         for kind, what, how in steps:
             _take(cluster, kind, what, how)
-            sent.append(list(cluster.wire))
-        wires.append(sent)
-    assert wires[0] == wires[1]
+            sent.append(list(cluster.network))
+        sent_by.append(sent)
+    assert sent_by[0] == sent_by[1]

@@ -35,7 +35,7 @@ def audit_scheduler(scheduler: StepScheduler, pool: BlockPool, limits: StepLimit
     audit_pool(pool, Counter(block for sequence in running for block in sequence.blocks))
     for sequence in running:
         assert sequence.running
-        assert not sequence.held
+        assert not sequence.waits_for_sibling
         assert 0 <= sequence.computed_tokens < sequence.total_tokens <= limits.max_model_len
         assert sequence.computed_tokens <= sequence.planned_tokens <= sequence.expected_tokens
         assert sequence.planned_tokens <= len(sequence.blocks) * pool.block_size

@@ -10,7 +10,7 @@ def _drawn(*token_ids: int) -> Sequence:
     sequence = Sequence(request("a", [7]), 0, block_size=4, max_model_len=100)
     sequence.hold((0, 1))
     for token_id in token_ids:
-        sequence.land(sequence.take(limit=8), SliceOutput(token_id))
+        sequence.commit(sequence.take(limit=8), SliceOutput(token_id))
     return sequence
 
 

@@ -18,16 +18,17 @@ from lora.adapter import AdapterRef
 from lora.segments import AdapterLease, GroupWeights
 from scheduler.plan import StepPlan
 from scheduler.request import Request, SamplingParams
-from scripts import bench_interference
-from scripts.bench.padded import Padded, pad
-from scripts.figures import bench_interference as figure
+from scripts.bench.interference.__main__ import SwitchedExecutor, trials
+from scripts.bench.interference.draw import draw
+from scripts.bench.interference.padded import PaddedExecutor, pad
+from scripts.results import read_last_run
 
 ADAPTERS = tuple(AdapterRef(f"{at}", f"a{at}", 8 << at % 5, ("q_proj",), 1) for at in range(35))
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = assemble(EngineConfig(max_model_len=128, kv_cache_bytes=8 << 20, progress=False), Padded)
+    made = assemble(EngineConfig(max_model_len=128, kv_cache_bytes=8 << 20, progress=False), PaddedExecutor)
     yield made
     made.close()
 
@@ -77,14 +78,14 @@ def _updates(group: GroupWeights, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_the_trials_have_distinct_adapters_of_the_ranks_they_name() -> None:
-    trials = list(bench_interference.trials(ADAPTERS))
-    assert {trial.rank for trial in trials} == {0, 8, 16, 32, 64, 128}
-    assert len({trial.company for trial in trials}) == 2
-    for trial in trials:
-        parts = trial.case.decoding or trial.case.reading
+    found = list(trials(ADAPTERS))
+    assert {trial.rank for trial in found} == {0, 8, 16, 32, 64, 128}
+    assert len({trial.batch for trial in found}) == 2
+    for trial in found:
+        parts = trial.case.decoding or trial.case.prefilling
         assert (trial.metric == "tbt") == bool(trial.case.decoding)
         ranks = [part.adapter.rank for part in parts]
-        few = trial.company.startswith("one")
+        few = trial.batch.startswith("one")
         assert ranks == ([8] + [trial.rank] * 5 if few else [8] * 6 + [trial.rank])
         adapters = [part.adapter for part in parts if not part.adapter.is_base]
         assert len(set(adapters)) == len(adapters)
@@ -101,12 +102,12 @@ def test_a_switch_is_the_executor_that_it_names() -> None:
         def launch(self, plan: StepPlan, lease: AdapterLease) -> Computation:
             return FinishedComputation(StepOutputs((), ()))
 
-    switch = bench_interference.Switch({"exact": Never(), "padded": Empty()})
+    switch = SwitchedExecutor({"exact": Never(), "padded": Empty()})
     switch.current = "padded"
     assert switch.launch(StepPlan(()), AdapterLease({}, lambda: None)).outputs() == StepOutputs((), ())
 
 
-def test_the_figure_has_a_panel_for_each_company_and_metric(tmp_path: Path) -> None:
+def test_the_figure_has_a_panel_for_each_batch_and_metric(tmp_path: Path) -> None:
     said = {
         "seconds": [0.1, 0.2, 0.4],
         "model_s": {"exact": 0.1, "padded": 0.2, "multi-rank": 0.1},
@@ -119,7 +120,7 @@ def test_the_figure_has_a_panel_for_each_company_and_metric(tmp_path: Path) -> N
     rows = [dict(zip(names, place, strict=True)) | said for place in places]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    drawn = figure.draw(figure.read_last_run(path))
+    drawn = draw(read_last_run(path))
     assert len(drawn.axes) == 4
     dots = [line for line in drawn.axes[0].lines if line.get_linestyle() == "None"]
     assert [np.asarray(line.get_ydata()).tolist() for line in dots] == [[200, 200], [200, 200]]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_serving
-from scripts.bench.server import ServerFailed, leftovers, parse_metrics, parse_models, read_rank
-from tests.scripts.bench_server import ADAPTERS, BASE, StubServer
+from scripts.bench.serving import __main__ as bench_serving
+from scripts.bench.serving.server import ServerFailed, leftovers, parse_metrics, parse_models, read_rank
+from tests.scripts.stub_server import ADAPTERS, BASE, StubServer
 
 
-def bombard(stub: StubServer, *arguments: str, rest_s: float = 5.0) -> bool:
+def run_load(stub: StubServer, *arguments: str, rest_s: float = 5.0) -> bool:
     async def run() -> bool:
         async with stub.serve() as url:
-            return await bench_serving.bombard(bench_serving.parse(["--url", url, *arguments]), rest_s)
+            return await bench_serving.run_load(bench_serving.parse(["--url", url, *arguments]), rest_s)
 
     return asyncio.run(run())
 
@@ -23,7 +23,7 @@ def test_a_sound_server_passes_and_every_request_is_accounted_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub, out = StubServer(), tmp_path / "rows.jsonl"
-    assert bombard(stub, "--requests", "200", "--fault-share", "0.3", "--clients", "16", "--out", str(out))
+    assert run_load(stub, "--requests", "200", "--fault-share", "0.3", "--clients", "16", "--out", str(out))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     total = rows[-1]
     assert {row["model"] for row in rows} == {BASE, *ADAPTERS, "(all)"}
@@ -38,23 +38,23 @@ def test_a_sound_server_passes_and_every_request_is_accounted_for(
 
 def test_a_sequence_left_behind_by_a_killed_client_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--requests", "60", "--fault-share", "1", "--output-tokens", "200"]
-    assert not bombard(StubServer(leaks=True), *arguments, rest_s=0.0)
+    assert not run_load(StubServer(leaks=True), *arguments, rest_s=0.0)
     assert "leaked: loraserve_sequences_running" in capsys.readouterr().out
 
 
 def test_answering_a_malformed_request_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not bombard(StubServer(accepts_all=True), "--requests", "40", "--fault-share", "0.5")
+    assert not run_load(StubServer(accepts_all=True), "--requests", "40", "--fault-share", "0.5")
     assert "was answered with 200" in capsys.readouterr().out
 
 
 def test_a_stream_without_its_end_mark_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not bombard(StubServer(ends_early=True), "--requests", "5", "--fault-share", "0")
+    assert not run_load(StubServer(ends_early=True), "--requests", "5", "--fault-share", "0")
     assert "without its end mark" in capsys.readouterr().out
 
 
 def test_no_request_is_sent_after_the_duration() -> None:
     stub = StubServer()
-    assert not bombard(stub, "--requests", "50", "--duration", "-1")
+    assert not run_load(stub, "--requests", "50", "--duration", "-1")
     assert stub.seen == 0
 
 
@@ -63,10 +63,23 @@ def test_a_trace_sets_the_number_and_the_lengths_of_requests(tmp_path: Path) -> 
     stamp = "2023-11-16 18:17:03.979960"
     trace.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{stamp}0,100,10\n{stamp}1,500,11\n")
     arguments = ["--trace", str(trace), "--fault-share", "0", "--out", str(out)]
-    assert bombard(StubServer(), *arguments)
+    assert run_load(StubServer(), *arguments)
     total = json.loads(out.read_text().splitlines()[-1])
     assert total["requests"] == total["ok"] == 2
     assert total["output_tokens"] == 5 + 5  # 10 and 11, shrunk to a context of 256
+
+
+def test_a_traces_gaps_are_stretched_and_the_first_requests_are_taken(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    stamps = ("2023-11-16 18:59:59.9000000", "2023-11-16 19:00:01.4000009", "2023-11-16 19:00:09.0000000")
+    trace.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{each},30,4\n" for each in stamps)
+    )
+    options = bench_serving.parse(["--trace", str(trace), "--time-scale", "2", "--requests", "2"])
+    models = parse_models({"data": [{"id": BASE, "parent": None, "max_model_len": 256}]})
+    planned = list(bench_serving.draw_requests(options, models))
+    assert [one.at_s for one in planned] == [0.0, 3.0]
+    assert {(one.prompt_tokens, one.output_tokens) for one in planned} == {(30, 4)}
 
 
 def test_metrics_are_read_with_their_labels_and_comments_are_not() -> None:

@@ -1,4 +1,4 @@
-"""Rehearsals on the embedded engine, the cases, and the way from rows to a profile."""
+"""Timed steps of the embedded engine, the cases, and the way from rows to a profile."""
 
 import itertools
 import json
@@ -16,34 +16,44 @@ from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.fit import Measurement
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import from_json
-from scripts import profile_node
-from scripts.bench import cases, steps
-from scripts.bench.rehearsal import TIMED_STEPS, Case, Landings, Part, Rehearsal, Unrehearsable
+from scripts.profile_node import __main__ as profile_node
+from scripts.profile_node import step_cases, step_rows
+from scripts.profile_node.step_timer import (
+    TIMED_STEPS,
+    CaseNotFinished,
+    CaseSequence,
+    StepCase,
+    StepEnds,
+    StepTimer,
+)
 
 TRUTH = CostModel(Kernel.EXACT, 1e-2, 4e-4, 5e-4, 3e-6, 4e-5, 3e-6, 8e-4, 9e-5, 5e-7)
 ADAPTERS = tuple(AdapterRef(f"{at}", f"a{at}", 8 << at % 5, ("q_proj",), 1) for at in range(20))
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[tuple[Engine, Landings]]:
+def node() -> Iterator[tuple[Engine, StepEnds]]:
     """The embedded model, 16 rows a step, watched by a clock that counts how often it is read."""
     ticks = itertools.count()
-    landings = Landings(clock=lambda: float(next(ticks)))
+    ends = StepEnds(clock=lambda: float(next(ticks)))
     config = EngineConfig(
         max_num_batched_tokens=16, max_model_len=256, kv_cache_bytes=8 << 20, progress=False
     )
-    engine = assemble(config, landings.around)
-    yield engine, landings
+    engine = assemble(config, ends.around)
+    yield engine, ends
     engine.close()
 
 
-def test_a_rehearsal_times_the_steps_that_were_asked_for(node: tuple[Engine, Landings]) -> None:
-    engine, landings = node
+def test_the_timer_times_the_steps_that_were_asked_for(node: tuple[Engine, StepEnds]) -> None:
+    engine, ends = node
     reverse, upper = (engine.store.resolve(entry.name) for entry in engine.store.entries()[:2])
-    rehearsal = Rehearsal(engine, landings, seed=0)
-    rehearsal.warm([reverse, upper])
-    case = Case((Part(BASE, 5), Part(reverse, 9), Part(reverse, 3), Part(upper, 4)), (Part(upper, 20),))
-    decoding, *reading = rehearsal.measure(case)
+    timer = StepTimer(engine, ends, seed=0)
+    timer.warm([reverse, upper])
+    case = StepCase(
+        (CaseSequence(BASE, 5), CaseSequence(reverse, 9), CaseSequence(reverse, 3), CaseSequence(upper, 4)),
+        (CaseSequence(upper, 20),),
+    )
+    decoding, *reading = timer.measure(case)
     loads = {part.rank: part for part in decoding.load.adapters}
     assert sum(part.decode_sequences for part in loads.values()) == 4
     assert loads[0] == AdapterLoad(0, 0, 1)
@@ -56,53 +66,55 @@ def test_a_rehearsal_times_the_steps_that_were_asked_for(node: tuple[Engine, Lan
     assert engine.core.num_live_requests == 0
 
 
-def test_the_same_case_is_the_same_steps_again(node: tuple[Engine, Landings]) -> None:
-    engine, landings = node
-    rehearsal = Rehearsal(engine, landings, seed=1)
-    case = Case((Part(BASE, 40), Part(BASE, 3)), (Part(BASE, 7), Part(BASE, 7)))
-    first, second = ([row.load for row in rehearsal.measure(case)] for _ in range(2))
+def test_the_same_case_is_the_same_steps_again(node: tuple[Engine, StepEnds]) -> None:
+    engine, ends = node
+    timer = StepTimer(engine, ends, seed=1)
+    case = StepCase(
+        (CaseSequence(BASE, 40), CaseSequence(BASE, 3)), (CaseSequence(BASE, 7), CaseSequence(BASE, 7))
+    )
+    first, second = ([row.load for row in timer.measure(case)] for _ in range(2))
     assert first == second
 
 
-def test_a_case_that_the_engine_cannot_run_says_so(node: tuple[Engine, Landings]) -> None:
-    engine, landings = node
-    with pytest.raises((Unrehearsable, ValueError)):
-        Rehearsal(engine, landings, seed=0).measure(Case((Part(BASE, 400),)))
+def test_a_case_that_the_engine_cannot_run_says_so(node: tuple[Engine, StepEnds]) -> None:
+    engine, ends = node
+    with pytest.raises((CaseNotFinished, ValueError)):
+        StepTimer(engine, ends, seed=0).measure(StepCase((CaseSequence(BASE, 400),)))
 
 
 def test_the_grid_moves_every_rank_and_keeps_its_bounds() -> None:
-    bounds = cases.Bounds(sequences=8, prompt_tokens=64)
-    planned = list(cases.grid(ADAPTERS, bounds))
-    parts = [part for case in planned for part in (*case.decoding, *case.reading)]
+    bounds = step_cases.CaseBounds(sequences=8, prompt_tokens=64)
+    planned = list(step_cases.grid(ADAPTERS, bounds))
+    parts = [part for case in planned for part in (*case.decoding, *case.prefilling)]
     assert {part.adapter.rank for part in parts} == {0, 8, 16, 32, 64, 128}
     assert max(len(case.decoding) for case in planned) == 8
     assert max(part.prompt_tokens for part in parts) == 64
 
 
 def test_draws_depend_on_the_seed_and_keep_their_bounds() -> None:
-    bounds = cases.Bounds(sequences=8, prompt_tokens=64)
-    one, same, other = (list(cases.draws(ADAPTERS, bounds, 50, Random(seed))) for seed in (1, 1, 2))
+    bounds = step_cases.CaseBounds(sequences=8, prompt_tokens=64)
+    one, same, other = (list(step_cases.draws(ADAPTERS, bounds, 50, Random(seed))) for seed in (1, 1, 2))
     assert one == same
     assert one != other
     assert all(1 <= len(case.decoding) <= 8 for case in one)
-    assert all(8 <= part.prompt_tokens <= 64 for case in one for part in (*case.decoding, *case.reading))
-    assert {len(case.reading) for case in one} == {0, 1, 2, 3}
+    assert all(8 <= part.prompt_tokens <= 64 for case in one for part in (*case.decoding, *case.prefilling))
+    assert {len(case.prefilling) for case in one} == {0, 1, 2, 3}
 
 
 def test_doublings() -> None:
-    assert cases.doublings(40) == [1, 2, 4, 8, 16, 32]
-    assert cases.doublings(512, least=16) == [16, 32, 64, 128, 256, 512]
+    assert step_cases.doublings(40) == [1, 2, 4, 8, 16, 32]
+    assert step_cases.doublings(512, least=16) == [16, 32, 64, 128, 256, 512]
 
 
 def test_a_row_survives_its_file() -> None:
     measured = Measurement(StepLoad((AdapterLoad(0, 0, 3), AdapterLoad(8, 5, 0)), 70, 15), 0.0123)
-    assert steps.from_row(json.loads(json.dumps(steps.to_row(measured)))) == measured
+    assert step_rows.from_row(json.loads(json.dumps(step_rows.to_row(measured)))) == measured
 
 
 def test_like_steps_become_their_mean() -> None:
     one, two = (StepLoad((AdapterLoad(8, 0, count),), 9) for count in (1, 2))
     rows = [Measurement(one, 3.0), Measurement(two, 5.0), Measurement(one, 1.0), Measurement(one, 5.0)]
-    assert steps.means(rows) == [Measurement(one, 3.0), Measurement(two, 5.0)]
+    assert step_rows.means(rows) == [Measurement(one, 3.0), Measurement(two, 5.0)]
 
 
 def _rows(rng: np.random.Generator) -> Iterator[str]:
@@ -115,14 +127,14 @@ def _rows(rng: np.random.Generator) -> Iterator[str]:
         parts = [AdapterLoad(int(rank), prompt, int(rng.integers(0, 8))) for rank in ranks]
         load = StepLoad(tuple(parts), int(rng.integers(10, 4000)), 4 * prompt * (prompt + 1) // 2)
         for _ in range(3):
-            yield json.dumps(steps.to_row(Measurement(load, TRUTH.step_s(load) * rng.normal(1, 0.02))))
+            yield json.dumps(step_rows.to_row(Measurement(load, TRUTH.step_s(load) * rng.normal(1, 0.02))))
 
 
 def test_rows_become_a_measured_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = Namespace(rows=tmp_path / "rows.jsonl", profile=tmp_path / "node.json", ttft_s=2.0, tbt_s=0.2)
     options.mean_prompt_tokens, options.mean_output_tokens = 128.0, 32.0
     options.rows.write_text("\n".join(_rows(np.random.default_rng(3))))
-    profile_node.keep(options)
+    profile_node.fit(options)
     profile = from_json(options.profile.read_text())
     assert (profile.provenance, profile.hardware, profile.limits.kv_tokens) == ("measured", "h", 10_000)
     found = profile.model(Kernel.EXACT)

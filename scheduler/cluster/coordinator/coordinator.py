@@ -22,6 +22,7 @@ from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
+    AllowLeave,
     Command,
     Crash,
     Event,
@@ -30,7 +31,6 @@ from scheduler.cluster.protocol.messages import (
     Rejoin,
     Report,
     Tick,
-    Unpin,
 )
 from scheduler.cluster.state import Placement, RoutingTable
 
@@ -49,9 +49,11 @@ class CoordinatorOptions:
 
 
 class Coordinator:
-    """One per cluster; give it a `Tick` about once a second. `epoch` is to be larger for each one that
-    follows another (the second it starts in, say), so that what its forerunners sent and is still under way
-    is told from its own."""
+    """One per cluster; give it a `Tick` about once a second.
+
+    `epoch` is to be larger for each one that follows another (the second it starts in, say). So what its
+    forerunners sent and is still under way is told from its own.
+    """
 
     def __init__(
         self, planner: Replanner, demand: DemandSource, options: CoordinatorOptions, epoch: int = 0
@@ -68,20 +70,20 @@ class Coordinator:
 
     @property
     def table(self) -> RoutingTable:
-        """The routing table published last."""
+        """Return the routing table published last."""
         return self._table
 
     def copies(self, adapter: AdapterRef) -> dict[str, Copy]:
-        """What is believed of the adapter's copies, by node."""
+        """Return what is believed of the adapter's copies, by node."""
         found = ((node, member.copies.get(adapter)) for node, member in self._members.items())
         return {node: copy for node, copy in found if copy is not None}
 
     def session(self, node: str) -> int | None:
-        """The session of a node believed alive."""
+        """Return the session of a node believed alive."""
         return self._members[node].session if node in self._members else None
 
     def on_event(self, event: Event, now: float) -> list[Command]:
-        """What is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
+        """Return what is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
         if self._started_s is None:
             self._started_s = now
         match event:
@@ -120,14 +122,13 @@ class Coordinator:
         return [Rejoin(report.node, report.session, max(lowest, report.session + 1))]
 
     def _join(self, report: Report, now: float) -> list[Command]:
-        """A node is new, or began a new session; what it held in the one before counts only as it now
-        says."""
+        """Begin a node's session. What it held in the one before counts only as it now says."""
         gone = self._forget(report.node, now)
         member = self._members[report.node] = NodeView(report, now)
         self._planner.hurry(must=self._settled)
         self._take_in(member, report, now)
-        homeless = self._rollout.adapters if len(self._members) == 1 else ()
-        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
+        without_home = self._rollout.adapters if len(self._members) == 1 else ()
+        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *without_home)), now)
 
     def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)
@@ -135,11 +136,11 @@ class Coordinator:
         return changed
 
     def _take_in(self, member: NodeView, report: Report, now: float) -> None:
-        """Learn demand, pace and the table's version from a report."""
+        """Learn demand, slowdown and the table's version from a report."""
         for ref, tokens in member.newly_taken(report):
             if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
                 self._planner.hurry()
-        if member.repaced(report.slowdown):
+        if member.update_slowdown(report.slowdown):
             self._planner.hurry()
         if report.table_version > self._rollout.version:
             self._rollout.version, self._rollout.dirty = report.table_version, True
@@ -197,11 +198,11 @@ class Coordinator:
             commands += self._plan(now)
         commands += self._rollout.retire(now)
         if now - self._rollout.moved_s > options.stuck_s:
-            commands += self._rollout.settle_for_what_is(now)
+            commands += self._rollout.give_up_waiting(now)
         return commands + self._release(now) + self._repeat(now)
 
     def _settle(self, now: float) -> list[Command]:
-        """After listening long enough, take what nodes hold for the placement that is."""
+        """Take what nodes hold for the placement that is, once they have been listened to long enough."""
         assert self._started_s is not None
         if now - self._started_s < self._options.settle_s:
             return []
@@ -240,7 +241,7 @@ class Coordinator:
         for member in self._members.values():
             if member.leaving and not member.released and self._rollout.is_free(member):
                 member.released = True
-                commands.append(member.outbox.send(Unpin(member.node, member.session, 0), now))
+                commands.append(member.outbox.send(AllowLeave(member.node, member.session, 0), now))
         return commands
 
     def _repeat(self, now: float) -> list[Command]:
@@ -256,7 +257,7 @@ class Coordinator:
         return [*commands, Publish(tuple(behind), self._table)] if behind else commands
 
     def _publish(self, now: float) -> list[Command]:
-        """A new table, if routes changed and the last one is not too recent."""
+        """Return a new table, if routes changed and the last one is not too recent."""
         rollout = self._rollout
         if not (rollout.dirty and self._settled) or now - self._published_s < self._options.publish_s:
             return []

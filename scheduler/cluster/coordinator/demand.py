@@ -42,7 +42,7 @@ class DemandSource(Protocol):
         ...
 
     def project(self, now: float) -> Demand:
-        """The rates to plan for, in order of registration."""
+        """Return the rates to plan for, in order of registration."""
         ...
 
 
@@ -111,7 +111,7 @@ class DemandTracker:
         self._window = max(window, self._window)
 
     def project(self, now: float) -> Demand:
-        """The rates to plan for, in order of registration."""
+        """Return the rates to plan for, in order of registration."""
         self.advance(now)
         options = self._options
         reach = sum(options.damping**step for step in range(1, options.ahead_windows + 1))
@@ -148,8 +148,8 @@ class DemandTracker:
         self._age = np.minimum(self._age + (self._rank > 0), _FORGOTTEN_WINDOWS)
 
     def _prior(self) -> NDArray[np.float64]:
-        """For each slot the mean level of its rank's adapters that have a history, else of all that have
-        one."""
+        """Return, for each slot, the mean level of its rank's adapters that have a history, else of all that
+        have one."""
         seen = self._age > 0
         overall = float(self._level[seen].mean()) if seen.any() else self._options.prior_tokens_per_s
         prior = np.full(len(self._level), overall)

@@ -1,5 +1,5 @@
 """What the coordinator believes of each node, and of each adapter's copies. Beliefs follow reports, and a
-report is believed about an adapter only if the node had obeyed the last command about it (see `channel`)."""
+report is believed about an adapter only if the node had obeyed the last command about it (see `delivery`)."""
 
 from enum import Enum
 
@@ -8,7 +8,7 @@ from scheduler.cluster.protocol.delivery import Outbox
 from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Report
 from scheduler.cluster.state import NodeState
 
-_SLOWDOWN_STEP = 1.25  # a node's pace is taken to have changed when it did by this factor
+_SLOWDOWN_STEP = 1.25  # a node's slowdown is taken to have changed when it did by this factor
 
 
 class Copy(Enum):
@@ -39,16 +39,18 @@ class NodeView:
 
     @property
     def pulling(self) -> int:
-        """Pulls that have not ended."""
+        """Count the pulls that have not ended."""
         return sum(copy is Copy.PULLING for copy in self.copies.values())
 
     def fits(self, adapter: AdapterRef, spare: float = 0.0) -> bool:
-        """True if there is memory for one more adapter besides all that is here, coming or still going, with the
-        part `spare` left."""
+        """Return whether there is memory for one more adapter, with the part `spare` left.
+
+        All that is here, coming or still going takes memory.
+        """
         return self.used_bytes + adapter.nbytes <= self.machine.memory_bytes * (1 - spare)
 
     def state(self, headroom: float) -> NodeState:
-        """The node as a planner sees it; `headroom` is the part of its memory that plans leave free."""
+        """Return the node as a planner sees it; `headroom` is the part of its memory that plans leave free."""
         kept = (ref for ref, copy in self.copies.items() if copy is not Copy.DROPPING)
         return NodeState(
             node=self.node,
@@ -68,7 +70,7 @@ class NodeView:
         return numbered
 
     def is_news(self, report: Report) -> bool:
-        """False for a report that came twice, or after a later one."""
+        """Return whether a report comes for the first time, and not after a later one."""
         return report.number > self._number
 
     def absorb(self, report: Report, now: float) -> list[AdapterRef]:
@@ -90,15 +92,15 @@ class NodeView:
                 changed.append(ref)
         return changed
 
-    def repaced(self, slowdown: float) -> bool:
-        """Take over the node's pace if it differs much from what was believed; True if it does."""
+    def update_slowdown(self, slowdown: float) -> bool:
+        """Take over the node's slowdown if it differs much from what was believed; True if it does."""
         slowdown = max(slowdown, 0.1)
         apart = max(slowdown / self.slowdown, self.slowdown / slowdown) >= _SLOWDOWN_STEP
         self.slowdown = slowdown if apart else self.slowdown
         return apart
 
     def newly_taken(self, report: Report) -> list[tuple[AdapterRef, int]]:
-        """Tokens by adapter beyond the totals already known of this session."""
+        """Return tokens by adapter beyond the totals already known of this session."""
         grown = [(ref, total - self._taken.get(ref, 0)) for ref, total in report.taken]
         grown = [(ref, tokens) for ref, tokens in grown if tokens > 0]
         for ref, tokens in grown:

@@ -9,12 +9,13 @@ from scheduler.cluster.state import Placement
 
 @dataclass(frozen=True, slots=True)
 class ReplanOptions:
-    """A plan is made every `interval_s`, and as soon as `urgent_s` after the last when something happened.
+    """When a plan is made, and what it must gain.
 
-    Below `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the
-    busiest node must gain, relatively, at least `min_gain` plus `churn_price` for each time that all bytes
-    would move. `headroom` is the part of each node's memory that plans and moves leave free, for requests of
-    what is not planned there and for what is dropped but still in use.
+    It is made every `interval_s`, and as soon as `urgent_s` after the last when something happened. Below
+    `comfort`, the load of the busiest node that needs no relief, nothing moves. Above, the busiest node must
+    gain, relatively, at least `min_gain` plus `churn_price` for each time that all bytes would move.
+    `headroom` is the part of each node's memory that plans and moves leave free. It is for requests of what
+    is not planned there, and for what is dropped but still in use.
     """
 
     interval_s: float = 10.0
@@ -34,18 +35,20 @@ class Replanner:
         self._urgent = self._must = False
 
     def hurry(self, must: bool = False) -> None:
-        """Something happened that a plan should see soon; `must` if its placement is to be taken whatever it
-        costs, since nodes came or went."""
+        """Ask for a plan soon, since something happened that it should see.
+
+        `must`: its placement is to be taken whatever it costs, since nodes came or went.
+        """
         self._urgent = True
         self._must = self._must or must
 
     def due(self, now: float) -> bool:
-        """True if it is time for a plan."""
+        """Return whether it is time for a plan."""
         wait_s = self.options.urgent_s if self._urgent else self.options.interval_s
         return now - self._last_s >= wait_s
 
     def plan(self, problem: Problem, now: float) -> Placement | None:
-        """The placement to go to, or None to stay with the one before."""
+        """Return the placement to go to, or None to stay with the one before."""
         must, self._must, self._urgent, self._last_s = self._must, False, False, now
         if not must and self._busiest(problem, problem.previous) <= self.options.comfort:
             return None

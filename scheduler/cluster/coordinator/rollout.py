@@ -1,8 +1,8 @@
 """Get from the current placement to the next, adapter by adapter: pulls, routes, drops.
 
-Add before remove: bytes are pulled to where they should be, requests follow when they have arrived, and a
-copy that nothing is routed to is dropped when every node routes by a table that says so, and never if it is
-the last. Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
+Add before remove: bytes are pulled to where they should be, and requests follow when they have arrived. A copy
+that nothing is routed to is dropped when every node routes by a table that says so. The last one never is.
+Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -51,9 +51,11 @@ _MAX_SOURCES = 3
 
 
 class Rollout:
-    """Owns `target` (where adapters should be) and `routes` (where requests go now); `version` counts the
-    routing tables and `dirty` says that `routes` differ from the last of them. `members` belongs to the
-    caller."""
+    """Where adapters should be (`target`) and where requests go now (`routes`).
+
+    `version` counts the routing tables; `dirty` says that `routes` differ from the last of them. `members`
+    belongs to the caller.
+    """
 
     def __init__(self, members: Mapping[str, NodeView], max_pulls: int, headroom: float = 0.0) -> None:
         self.adapters: dict[AdapterRef, None] = {}
@@ -72,12 +74,12 @@ class Rollout:
         ] = {}  # and the table version that stopped routing to it
 
     def register(self, adapter: AdapterRef) -> None:
-        """`adapter` is to be served from now on."""
+        """Serve `adapter` from now on."""
         self.adapters[adapter] = None
         self._deleted.pop(adapter, None)
 
     def delete(self, adapter: AdapterRef) -> None:
-        """`adapter` is to be served and held no more."""
+        """Serve and hold `adapter` no more."""
         self.adapters.pop(adapter, None)
         self._deleted[adapter] = None
 
@@ -97,7 +99,7 @@ class Rollout:
         """Do all that can be done for one adapter now, and route it by what is there."""
         if adapter not in self.adapters:
             return self._withdraw(adapter, now)
-        target = self._serving(self.target.get(adapter, ())) or self._improvised(adapter)
+        target = self._serving(self.target.get(adapter, ())) or self._interim_home(adapter)
         if not target:
             self._route(adapter, ())
             return []
@@ -130,7 +132,7 @@ class Rollout:
                 commands.append(self._drop(ref, self._members[node], now))
         return commands
 
-    def settle_for_what_is(self, now: float) -> list[Command]:
+    def give_up_waiting(self, now: float) -> list[Command]:
         """Give up the moves that wait for memory: an adapter that is served elsewhere stays there."""
         waiting = dict.fromkeys(ref for member in self._members.values() for ref in member.waiting)
         commands: list[Command] = []
@@ -145,7 +147,8 @@ class Rollout:
         return commands
 
     def is_free(self, member: NodeView) -> bool:
-        """True if nothing is routed to `member` by any table in use and no adapter's last copy is on it."""
+        """Return whether nothing is routed to `member` by any table in use and no adapter's last copy is on
+        it."""
         known = min(other.table_version for other in self._members.values())
         if self.dirty or known < self.version:
             return False
@@ -156,17 +159,17 @@ class Rollout:
         ) and not any(share.node == member.node for shares in self.routes.values() for share in shares)
 
     def held(self, adapter: AdapterRef) -> Shares:
-        """Equal shares for the nodes that have `adapter`; empty if none does."""
+        """Return equal shares for the nodes that have `adapter`; empty if none does."""
         return _evenly(node for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
 
     def _copies(self, adapter: AdapterRef) -> dict[str, Copy]:
-        """The copies that may be served from, by node."""
+        """Return the copies that may be served from, by node."""
         members = ((node, self._members[node]) for node in self._holders.get(adapter, ()))
         found = {node: member.copies[adapter] for node, member in members if not member.released}
         return {node: copy for node, copy in found.items() if copy is not Copy.DROPPING}
 
     def _serving(self, shares: Shares) -> Shares:
-        """The shares on live nodes; those on leaving ones only if there are no others."""
+        """Return the shares on live nodes; those on leaving ones only if there are no others."""
         alive = [
             share
             for share in shares
@@ -176,9 +179,9 @@ class Rollout:
         kept = staying or alive
         return shares if len(kept) == len(shares) else normalised((share.node, share.part) for share in kept)
 
-    def _improvised(self, adapter: AdapterRef) -> Shares:
-        """A home until the next plan: the nodes that have the adapter, else the least loaded with memory for
-        it."""
+    def _interim_home(self, adapter: AdapterRef) -> Shares:
+        """Choose a home until the next plan: the nodes that have the adapter, else the least loaded with
+        memory for it."""
         held = self._serving(self.held(adapter))
         if held:
             return held
@@ -194,8 +197,10 @@ class Rollout:
         return normalised([(home.node, 1.0)])
 
     def _ensure(self, adapter: AdapterRef, member: NodeView, now: float) -> list[Command]:
-        """Pull `adapter` to `member` unless it is there or coming, when there is room and a hand free. One more
-        copy of what is served elsewhere leaves the headroom to requests."""
+        """Pull `adapter` to `member` unless it is there or coming, when there is room and a pull free.
+
+        One more copy of what is served elsewhere leaves the headroom to requests.
+        """
         copy = member.copies.get(adapter)
         if copy in (Copy.HELD, Copy.PULLING):
             return []
@@ -247,7 +252,7 @@ class Rollout:
         return any(share.node == node for share in self.routes.get(adapter, ()))
 
     def _is_surplus(self, adapter: AdapterRef, node: str) -> bool:
-        """True for a copy that is neither wanted nor routed to; what a leaving node has goes with it."""
+        """Return whether a copy is neither wanted nor routed to; what a leaving node has goes with it."""
         member = self._members.get(node)
         if member is None or member.leaving or adapter not in self.adapters:
             return False
@@ -257,7 +262,7 @@ class Rollout:
         return not wanted and not self._routed(adapter, node)
 
     def _is_safe_without(self, adapter: AdapterRef, node: str) -> bool:
-        """True if a node that stays has another copy."""
+        """Return whether a node that stays has another copy."""
         others = (
             other for other, copy in self._copies(adapter).items() if copy is Copy.HELD and other != node
         )

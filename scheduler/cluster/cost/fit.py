@@ -38,13 +38,14 @@ class HeldOutError:
 
 
 def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
-    """Coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS), for
-    the knee, or none, that leaves the least.
+    """Fit coefficients of least squared relative error, none negative (Lawson and Hanson's active-set NNLS).
 
-    Rows are weighted by 1 / seconds, so that a 5 ms decode counts as much as a 500 ms prefill: by the measured
-    seconds at first, then by those that the fit before predicted (iteratively reweighted least squares). With the
-    measured ones alone, steps that chance made short would weigh most, and the fit would lie below the mean by twice
-    their squared spread. Columns are scaled to unit norm, since they differ by ten orders of magnitude.
+    Of all knees of the roofline, or none, the one that leaves the least error is taken. Rows are weighted by
+    1 / seconds, so that a 5 ms decode counts as much as a 500 ms prefill. The seconds are the measured ones
+    at first, then those that the fit before predicted (iteratively reweighted least squares). With the
+    measured ones alone, steps that chance made short would weigh most. The fit would then lie below the mean
+    by twice their squared spread. Columns are scaled to unit norm, since they differ by ten orders of
+    magnitude.
     """
     if len(rows) < MIN_MEASUREMENTS:
         raise TooFewMeasurements(f"rows={len(rows)}: measure at least {MIN_MEASUREMENTS} different steps")
@@ -53,7 +54,7 @@ def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
 
 
 def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
-    """The best model of that knee (infinite: of none), and the norm of its relative residual."""
+    """Fit the best model of that knee (infinite: of none); return the norm of its relative residual too."""
     seconds = np.array([row.step_s for row in rows])
     design = np.array([features(row.load, kernel, knee_rows) for row in rows])
     coefficients, residual, scale = np.zeros(design.shape[1]), inf, seconds
@@ -69,7 +70,7 @@ def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple
 
 
 def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 5) -> HeldOutError:
-    """Error of each row under the fit to the other folds; fold i holds out rows i, i + folds, ..."""
+    """Measure the error of each row under the fit to the other folds; fold i holds out rows i, i + folds, ..."""
     errors: list[float] = []
     for fold in range(folds):
         model = fit([row for at, row in enumerate(rows) if at % folds != fold], kernel)

@@ -1,17 +1,20 @@
-"""What a node's steps will take on the average while requests come to it at known rates: the load that our
-placement levels and our routing compares.
+"""Forecast what a node's steps will take on the average while requests come to it at known rates.
 
-In the steady state of continuous batching a node that gets λ requests/s of P prompt and O output tokens reads
-λ·P·T prompt tokens and draws λ·O·T in a step of T seconds. By Little's law an adapter asked for at λ_a has
-λ_a·O·T requests in the batch, so it is there with probability 1 - exp(-λ_a·O·T), and the largest rank there is
-at least r with probability 1 - exp(-Σ λ_a·O·T over ranks ≥ r). Steps have seconds of their own (the base, and
-what each distinct adapter costs) and seconds that come with requests, hence
+It is the load that our placement levels and our routing compares. In the steady state of continuous batching a
+node gets λ requests/s of P prompt and O output tokens. In a step of T seconds it reads λ·P·T prompt tokens and
+draws λ·O·T. By Little's law an adapter asked for at λ_a has λ_a·O·T requests in the batch. So it is there with
+probability 1 - exp(-λ_a·O·T). The largest rank there is at least r with probability
+
+    1 - exp(-Σ λ_a·O·T over ranks ≥ r).
+
+Steps have seconds of their own (the base, and what each distinct adapter costs) and seconds that come with
+requests, hence
 
     T = (base + adapters there) / (1 - Σ λ · seconds of a request).
 
 Operating points, in contrast, take every request to be of another adapter and the largest rank of a node to be
-in every batch, which makes few popular adapters of a large rank seem several times as costly as they are.
-Knows no node and no placement: rates in, seconds out.
+in every batch. That makes few popular adapters of a large rank seem several times as costly as they are. Knows
+no node and no placement: rates in, seconds out.
 """
 
 from collections.abc import Sequence
@@ -41,8 +44,10 @@ class AdapterRates:
 
 @dataclass(frozen=True, slots=True)
 class ForecastBatch:
-    """What is on a node now: decoding sequences (or soon to be), the tokens of K/V they read, and of the
-    distinct adapters their number, the sum of their ranks and the largest."""
+    """What is on a node now: sequences that decode (or will soon), and the tokens of K/V they read.
+
+    Of the distinct adapters it says their number, the sum of their ranks and the largest.
+    """
 
     sequences: float
     context_tokens: float
@@ -52,8 +57,11 @@ class ForecastBatch:
 
 
 class Forecast:
-    """Of nodes with the steps of `model` and room for what `limits` say, for requests of the mean `lengths`.
-    `request_s` is a node's time that a request takes, its adapter apart."""
+    """Forecasts of nodes with the steps of `model` and room for what `limits` say, for requests of the mean
+    `lengths`.
+
+    `request_s` is a node's time that a request takes, its adapter apart.
+    """
 
     def __init__(self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY) -> None:
         self.model, self.lengths, self.limits = model, lengths, limits
@@ -67,29 +75,35 @@ class Forecast:
         )
 
     def rates(self, tokens_per_s: Floats) -> Floats:
-        """Requests/s from input plus output tokens/s."""
+        """Return requests/s from input plus output tokens/s."""
         return tokens_per_s / (self.lengths.prompt_tokens + self.lengths.output_tokens)
 
-    def features(self, crowd: AdapterRates, step_s: Floats | float, levels: Sequence[int]) -> Floats:
-        """[features, adapters], to be summed over the adapters of a node and given to `steps`: what each brings
-        to a step of about `step_s`. `levels` are the ranks there are, ascending."""
-        decoding = crowd.rates * (self.lengths.output_tokens * step_s)
+    def features(self, adapters: AdapterRates, step_s: Floats | float, levels: Sequence[int]) -> Floats:
+        """Return [features, adapters]: what each adapter brings to a step of about `step_s`.
+
+        They are to be summed over the adapters of a node and given to `steps`. `levels` are the ranks there
+        are, ascending.
+        """
+        decoding = adapters.rates * (self.lengths.output_tokens * step_s)
         there = 1 - np.exp(-decoding)
-        reading = 1 - np.exp(-crowd.rates * step_s)
+        reading = 1 - np.exp(-adapters.rates * step_s)
         rows = (
-            crowd.rates,
+            adapters.rates,
             there,
-            there * crowd.ranks,
+            there * adapters.ranks,
             reading,
-            reading * crowd.ranks,
-            crowd.rates * crowd.ranks,
+            reading * adapters.ranks,
+            adapters.rates * adapters.ranks,
         )
-        at_least = [np.where(crowd.ranks >= level, decoding, 0.0) for level in levels]
+        at_least = [np.where(adapters.ranks >= level, decoding, 0.0) for level in levels]
         return np.stack([*rows, *at_least])
 
-    def steps(self, sums: Floats, levels: Sequence[int], pace: Floats | float = 1.0) -> Floats:
-        """[nodes] seconds of a step from sums of features [features, nodes], on nodes whose steps take `pace`
-        times as long. Beyond what a node can take they go on growing, finitely."""
+    def steps(self, sums: Floats, levels: Sequence[int], slowdown: Floats | float = 1.0) -> Floats:
+        """Forecast [nodes] seconds of a step from sums of features [features, nodes].
+
+        The nodes' steps take `slowdown` times as long. Beyond what a node can take they go on growing,
+        finitely.
+        """
         model = self.model
         rates, adapters = sums[0], sums[1]
         largest = self._largest(sums[6:], levels)
@@ -97,14 +111,17 @@ class Forecast:
         own = model.base_s + model.rank_row_s * rows + model.adapter_s * adapters
         taken = rates * self.request_s + model.token_rank_s * token_ranks
         tokens = rates * (self.lengths.prompt_tokens + self.lengths.output_tokens)
-        plain = _solved(own * pace, taken * pace)
+        plain = _solved(own * slowdown, taken * slowdown)
         if not model.crowded_row_s:
             return plain
         crowded = own - model.crowded_row_s * model.knee_rows
-        return np.maximum(plain, _solved(crowded * pace, (taken + model.crowded_row_s * tokens) * pace))
+        return np.maximum(
+            plain, _solved(crowded * slowdown, (taken + model.crowded_row_s * tokens) * slowdown)
+        )
 
     def step_s(self, batch: ForecastBatch) -> float:
-        """Seconds of the steps that `batch` will see, each sequence bringing its part of a prompt to read."""
+        """Forecast the seconds of the steps that `batch` will see, each sequence bringing its part of a
+        prompt to read."""
         model, kernel = self.model, self.model.kernel
         prompts = batch.sequences * self.lengths.prompt_tokens / self.lengths.output_tokens
         mean = batch.rank_sum / batch.adapters if batch.adapters else 0.0
@@ -116,14 +133,16 @@ class Forecast:
             + batch.sequences * model.token_rank_s * decode_rank
         )
 
-    def seat_s(self, batch: ForecastBatch, step_s: float) -> float:
-        """Seconds that the last of `batch` waits for K/V memory: while its sequences end, in the time that an answer
-        takes, as much is freed as there is."""
+    def kv_wait_s(self, batch: ForecastBatch, step_s: float) -> float:
+        """Forecast the seconds that the last of `batch` waits for K/V memory.
+
+        While its sequences end, in the time that an answer takes, as much is freed as there is.
+        """
         beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
         return beyond * self.lengths.output_tokens * step_s
 
     def decode_s(self, batch: ForecastBatch) -> float:
-        """The part of a step's seconds that is not for reading prompts."""
+        """Forecast the part of a step's seconds that is not for reading prompts."""
         model = self.model
         rows = batch.largest * batch.adapters if model.kernel is Kernel.PADDED else batch.rank_sum
         return (
@@ -135,7 +154,7 @@ class Forecast:
         )
 
     def _largest(self, decoding: Floats, levels: Sequence[int]) -> Floats:
-        """The expected largest rank there, given that any adapter is."""
+        """Return the expected largest rank there, given that any adapter is."""
         there = 1 - np.exp(-decoding)
         steps = np.diff(np.array([0, *levels], dtype=np.float64))
         return np.tensordot(steps, there, axes=1) / np.maximum(there[0], 1e-12)

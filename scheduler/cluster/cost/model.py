@@ -43,8 +43,11 @@ class AdapterLoad:
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """A step's work: one entry for each distinct adapter, the tokens of K/V that its attention reads, and the
-    (prompt token, token attended to) pairs of its prompts."""
+    """A step's work: one entry for each distinct adapter, and what its attention reads.
+
+    `context_tokens` are the tokens of K/V, `prompt_pairs` the (prompt token, token attended to) pairs of
+    prompts.
+    """
 
     adapters: tuple[AdapterLoad, ...]
     context_tokens: int
@@ -55,7 +58,7 @@ Features = tuple[float, float, float, float, float, float, float, float, float, 
 
 
 def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features:
-    """What a step is charged for, in the order of `CostModel.coefficients`."""
+    """Return what a step is charged for, in the order of `CostModel.coefficients`."""
     largest = max((part.rank for part in load.adapters), default=0)
     prefill = decode = rank_rows = token_ranks = adapters = adapter_tokens = 0
     for part in load.adapters:
@@ -108,8 +111,8 @@ class CostModel:
 
     @property
     def coefficients(self) -> Features:
-        """Of base, prefill tokens, decode sequences, context tokens, rank rows, token ranks, adapters,
-        adapter tokens, prompt pairs and crowded rows."""
+        """Return the seconds of base, prefill tokens, decode sequences, context tokens, rank rows, token
+        ranks, adapters, adapter tokens, prompt pairs and crowded rows."""
         return (
             self.base_s,
             self.prefill_token_s,
@@ -124,13 +127,13 @@ class CostModel:
         )
 
     def step_s(self, load: StepLoad) -> float:
-        """Predicted seconds of one step."""
+        """Predict the seconds of one step."""
         charged = features(load, self.kernel, self.knee_rows)
         return sum(a * b for a, b in zip(self.coefficients, charged, strict=True))
 
 
 def load_of(plan: StepPlan) -> StepLoad:
-    """Rows that continue a drawn sequence decode, the rest read prompts."""
+    """Return the plan's load: rows that continue a drawn sequence decode, the rest read prompts."""
     prompts: dict[AdapterRef, int] = {}
     decoding: dict[AdapterRef, int] = {}
     context = pairs = 0

@@ -59,7 +59,7 @@ class Profile:
     limits: Limits
 
     def model(self, kernel: Kernel) -> CostModel:
-        """The cost model of one kernel kind."""
+        """Return the cost model of one kernel kind."""
         for model in self.models:
             if model.kernel is kernel:
                 return model
@@ -69,20 +69,20 @@ class Profile:
         )
 
     def operating_points(self, kernel: Kernel, ranks: Sequence[int]) -> OperatingPoints:
-        """OP of each rank under this profile's SLO."""
+        """Return OP of each rank under this profile's SLO."""
         model = self.model(kernel)
         rates = tuple(operating_point(model, rank, self.slo, self.lengths, self.limits) for rank in ranks)
         return OperatingPoints(tuple(ranks), rates)
 
 
 def operating_point(model: CostModel, rank: int, slo: Slo, lengths: Lengths, limits: Limits) -> float:
-    """Most input plus output tokens/s that one node sustains within the SLO, every request a different
-    adapter of `rank`.
+    """Return the most input plus output tokens/s that one node sustains within the SLO.
 
-    In the steady state of continuous batching with B sequences decoding, each step draws B tokens and reads
-    B·prompt/output prompt tokens. A step may last as long as the SLO's time between tokens, and short enough
-    that a prompt, read in ceil(prompt / step_prompt_tokens) steps after waiting for the one that runs, makes
-    its time to first token. The largest such B that K/V has room for gives the rate.
+    Every request is of a different adapter of `rank`. In the steady state of continuous batching with B
+    sequences decoding, each step draws B tokens and reads B·prompt/output prompt tokens. A step may last as
+    long as the SLO's time between tokens. A prompt is read in ceil(prompt / step_prompt_tokens) steps after
+    waiting for the one that runs, and must make its time to first token. The largest such B that K/V has room
+    for gives the rate.
     """
     chunks = math.ceil(lengths.prompt_tokens / limits.step_prompt_tokens)
     longest_s = min(slo.tbt_s, slo.ttft_s / (chunks + 1))
@@ -98,7 +98,7 @@ def operating_point(model: CostModel, rank: int, slo: Slo, lengths: Lengths, lim
 
 
 def _steady_step_s(model: CostModel, rank: int, sequences: float, lengths: Lengths) -> float:
-    """Seconds of a step that `sequences` share, each of its own adapter; a prompt is read whole."""
+    """Return seconds of a step that `sequences` share, each of its own adapter; a prompt is read whole."""
     prompts = sequences / lengths.output_tokens
     rows = sequences + prompts * lengths.prompt_tokens
     charged = (
@@ -117,7 +117,7 @@ def _steady_step_s(model: CostModel, rank: int, sequences: float, lengths: Lengt
 
 
 def _largest(holds: Callable[[float], bool], most: float) -> float:
-    """The largest number up to `most` for which what holds for every smaller one `holds`, by bisection."""
+    """Find, by bisection, the largest number up to `most` for which what holds for every smaller one `holds`."""
     if holds(most):
         return most
     low, high = 0.0, most
@@ -128,7 +128,7 @@ def _largest(holds: Callable[[float], bool], most: float) -> float:
 
 
 def to_json(profile: Profile) -> str:
-    """The profile as JSON text, which `from_json` turns back into an equal one."""
+    """Return the profile as JSON text, which `from_json` turns back into an equal one."""
     plain = asdict(profile)
     for model in plain["models"]:
         model["kernel"] = model["kernel"].value

@@ -32,14 +32,14 @@ class PlacementPolicy(Protocol):
     own."""
 
     def place(self, problem: Problem) -> Placement:
-        """Shares, summing to 1, for every adapter of the demand that fits in the nodes' memory."""
+        """Return shares, summing to 1, for every adapter of the demand that fits in the nodes' memory."""
         ...
 
 
 def sustained(node: NodeState, kernel: Kernel, rank: int, largest: int) -> float:
-    """Tokens/s that `node` sustains of an adapter of `rank` when the largest rank it serves is `largest`.
+    """Return the tokens/s that `node` sustains of an adapter of `rank` when it serves ranks up to `largest`.
 
-    Kernels that pad make every token cost what the largest rank costs; S-LoRA's stand between, taken as the
+    Kernels that pad make every token cost what the largest rank costs; S-LoRA's lie between, taken as the
     mean of the seconds of both.
     """
     if kernel is Kernel.EXACT:
@@ -56,12 +56,12 @@ class Utilisation:
         self._kernel = kernel
 
     def __call__(self, problem: Problem, placement: Placement) -> Mapping[str, float]:
-        """As `utilisation`."""
+        """Measure each node's `utilisation`."""
         return utilisation(problem, placement, self._kernel)
 
 
 def utilisation(problem: Problem, placement: Placement, kernel: Kernel) -> Mapping[str, float]:
-    """Σ φ·TPS / OP of each node, 1 being all it sustains; the largest rank is over all that is placed
+    """Sum up φ·TPS / OP of each node, 1 being all it sustains; the largest rank is over all that is placed
     there."""
     nodes = {state.node: state for state in problem.nodes}
     largest = dict.fromkeys(nodes, 0)
@@ -80,7 +80,7 @@ def utilisation(problem: Problem, placement: Placement, kernel: Kernel) -> Mappi
 
 
 def fetched_bytes(problem: Problem, placement: Placement) -> int:
-    """Bytes that nodes must fetch to hold what `placement` puts on them."""
+    """Return bytes that nodes must fetch to hold what `placement` puts on them."""
     held = {state.node: frozenset(state.held) for state in problem.nodes}
     return sum(
         ref.nbytes
@@ -91,7 +91,7 @@ def fetched_bytes(problem: Problem, placement: Placement) -> int:
 
 
 def surviving(problem: Problem, ref: AdapterRef) -> tuple[tuple[str, float], ...]:
-    """The shares that `ref` had before on nodes that are still there, as (node, part)."""
+    """Return the shares that `ref` had before on nodes that are still there, as (node, part)."""
     alive = {state.node for state in problem.nodes}
     return tuple(
         (share.node, share.part) for share in problem.previous.shares.get(ref, ()) if share.node in alive

@@ -20,18 +20,18 @@ class FirstFitPlacement:
         self._target = target
 
     def place(self, problem: Problem) -> Placement:
-        """One pass over the adapters in order of registration."""
-        room = AssignmentBuilder(problem)
+        """Place the adapters in one pass, in order of registration."""
+        builder = AssignmentBuilder(problem)
         for ref, rate in problem.demand.tokens_per_s.items():
             added = np.array([rate / state.sustains(ref.rank) for state in problem.nodes])
-            with_memory = np.flatnonzero(room.free_bytes >= ref.nbytes)
+            with_memory = np.flatnonzero(builder.free_bytes >= ref.nbytes)
             if not len(with_memory):
                 continue
-            after = (room.load + added)[with_memory]
+            after = (builder.load + added)[with_memory]
             fitting = np.flatnonzero(after <= self._target)
             node = int(with_memory[fitting[0] if len(fitting) else np.argmin(after)])
-            room.take(ref, node, 1.0, float(added[node]))
-        return room.placement()
+            builder.take(ref, node, 1.0, float(added[node]))
+        return builder.placement()
 
 
 class HashedPlacement:
@@ -41,7 +41,7 @@ class HashedPlacement:
     """
 
     def place(self, problem: Problem) -> Placement:
-        """Looks at neither load nor memory."""
+        """Look at neither load nor memory."""
         names = [state.node for state in problem.nodes]
         homes = {ref: (Share(_highest(ref, names), 1.0),) for ref in problem.demand.tokens_per_s}
         return Placement(MappingProxyType(homes))
@@ -53,23 +53,26 @@ def _highest(adapter: AdapterRef, nodes: Iterable[str]) -> str:
 
 
 class ReplicatedPlacement:
-    """One copy of each adapter on the node with most memory left, then copies on all other nodes in order of
-    registration while there is memory; equal shares."""
+    """One copy of each adapter on the node with most memory left, then copies on all other nodes; equal
+    shares.
+
+    The further copies are made in order of registration while there is memory.
+    """
 
     def place(self, problem: Problem) -> Placement:
-        """Looks at no demand, so that it only changes when nodes or adapters do."""
-        room = AssignmentBuilder(problem)
+        """Look at no demand: the placement only changes when nodes or adapters do."""
+        builder = AssignmentBuilder(problem)
         refs = list(problem.demand.tokens_per_s)
         for ref in refs:
-            node = int(np.argmax(room.free_bytes))
-            if room.fits(ref, node):
-                room.take(ref, node, 1.0, 0.0)
+            node = int(np.argmax(builder.free_bytes))
+            if builder.fits(ref, node):
+                builder.take(ref, node, 1.0, 0.0)
         for ref in refs:
-            first = room.holders(ref)
-            for node in np.flatnonzero(room.free_bytes >= ref.nbytes).tolist() if first else ():
+            first = builder.holders(ref)
+            for node in np.flatnonzero(builder.free_bytes >= ref.nbytes).tolist() if first else ():
                 if node not in first:
-                    room.take(ref, node, 1.0, 0.0)
-        return room.placement()
+                    builder.take(ref, node, 1.0, 0.0)
+        return builder.placement()
 
 
 class RandomPlacement:
@@ -79,7 +82,7 @@ class RandomPlacement:
         self._rng = rng
 
     def place(self, problem: Problem) -> Placement:
-        """One draw for each adapter that has no node."""
+        """Draw once for each adapter that has no node."""
         homes = {}
         for ref in problem.demand.tokens_per_s:
             before = surviving(problem, ref)
@@ -92,7 +95,7 @@ class ContiguousPlacement:
     """The adapters in order of name, cut into as many runs of equal length as there are nodes."""
 
     def place(self, problem: Problem) -> Placement:
-        """Run i goes to node i."""
+        """Place run i on node i."""
         refs = sorted(problem.demand.tokens_per_s, key=lambda ref: (ref.name, ref.digest))
         count = len(problem.nodes)
         homes = {

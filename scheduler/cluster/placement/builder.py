@@ -1,4 +1,4 @@
-"""The books of a placement in the making: what each node has taken on, and how much room is left on it.
+"""A placement in the making: what each node has taken on, and how much memory is left on it.
 
 One writer, the policy that packs; nothing here decides where anything goes.
 """
@@ -32,15 +32,15 @@ class AssignmentBuilder:
         self.load[node] += load
 
     def fits(self, ref: AdapterRef, node: int) -> bool:
-        """True if `node` holds `ref` or has the memory to."""
+        """Return whether `node` holds `ref` or has the memory to."""
         return node in self._parts[ref] or bool(self.free_bytes[node] >= ref.nbytes)
 
     def holders(self, ref: AdapterRef) -> tuple[int, ...]:
-        """The nodes that have taken a part of `ref`, the earliest first."""
+        """Return the nodes that have taken a part of `ref`, the earliest first."""
         return tuple(self._parts[ref])
 
     def placement(self) -> Placement:
-        """What has been taken, each adapter's parts scaled to sum to 1."""
+        """Return what has been taken, each adapter's parts scaled to sum to 1."""
         named = {
             ref: normalised((self._nodes[node].node, max(part, 1e-12)) for node, part in parts.items())
             for ref, parts in self._parts.items()

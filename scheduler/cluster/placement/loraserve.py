@@ -7,7 +7,7 @@
                onto the least loaded of all
     permute    nodes are relabelled for the most adapters in common with the placement before
 
-The paper takes nodes to be alike (the first one's operating points stand for all) and their memory to
+The paper takes nodes to be alike (the first one's operating points hold for all) and their memory to
 suffice.
 """
 
@@ -44,7 +44,7 @@ class LoraservePlacement:
     """The paper's steps, in its order; see the module."""
 
     def place(self, problem: Problem) -> Placement:
-        """Packs anew each time; only the relabelling looks at the placement before."""
+        """Pack anew each time; only the relabelling looks at the placement before."""
         bins = _Bins(problem)
         by_rank: dict[int, list[AdapterRef]] = {}
         for ref in sorted(bins.rates, key=lambda ref: (-ref.rank, -bins.rates[ref])):

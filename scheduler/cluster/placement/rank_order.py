@@ -146,7 +146,7 @@ def _node_order(count: int, before: Parts, rates: Mapping[AdapterRef, float]) ->
 
 @dataclass(frozen=True, slots=True, order=True)
 class _SortKey:
-    """Where an adapter stands in the order: its fields are compared one after another.
+    """An adapter's position in the order: its fields are compared one after another.
 
     An adapter on a node for the time that its large ranks leave is `in_tail`. Such ones come last, the first
     node's at the very end, where nodes find them again. New ones mix by hash, so that popular and rare, large
@@ -179,7 +179,7 @@ def _sorted_adapters(before: Parts, order: tuple[int, ...], descends: bool) -> t
 
 
 def _positions(before: Parts, order: tuple[int, ...]) -> dict[AdapterRef, int]:
-    """Find where in the order the node stands that took most of each adapter; new ones stand behind all."""
+    """Find the position in the order of the node that took most of each adapter; new ones come last."""
     position = {node: at for at, node in enumerate(order)}
     return {
         ref: position[max(parts, key=lambda node: parts[node])] if parts else len(order)

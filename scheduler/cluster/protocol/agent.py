@@ -11,6 +11,7 @@ from enum import Enum
 from lora.adapter import AdapterRef
 from scheduler.cluster.protocol.delivery import Inbox
 from scheduler.cluster.protocol.messages import (
+    AllowLeave,
     Command,
     Drop,
     NodeHardware,
@@ -18,7 +19,6 @@ from scheduler.cluster.protocol.messages import (
     Pull,
     Rejoin,
     Report,
-    Unpin,
 )
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
@@ -69,16 +69,16 @@ class NodeAgent:
 
     @property
     def session(self) -> int:
-        """The session under which this node reports."""
+        """Return the session under which this node reports."""
         return self._inbox.session
 
     @property
     def used_bytes(self) -> int:
-        """Of all that is here or on its way."""
+        """Sum up the bytes of all that is here or on its way."""
         return sum(ref.nbytes for ref in self._holds)
 
     def receive(self, command: Command) -> list[Action]:
-        """What is to be done now, in order; repeats and commands of other sessions ask for nothing."""
+        """Return what is to be done now, in order; repeats and commands of other sessions ask for nothing."""
         match command:
             case Publish(table=table):
                 self._adopt(table)
@@ -90,24 +90,24 @@ class NodeAgent:
         return []
 
     def keeps(self, adapter: AdapterRef) -> bool:
-        """True if `adapter` is here and is to stay."""
+        """Return whether `adapter` is here and is to stay."""
         return self._holds.get(adapter) is _Hold.KEPT
 
     def has(self, adapter: AdapterRef) -> bool:
-        """True if `adapter` is here, to stay or not."""
+        """Return whether `adapter` is here, to stay or not."""
         return self._holds.get(adapter) in (_Hold.KEPT, _Hold.DRAINING)
 
     def holds(self, adapter: AdapterRef) -> bool:
-        """True if `adapter` is here or on its way on the coordinator's behalf."""
+        """Return whether `adapter` is here or on its way on the coordinator's behalf."""
         return adapter in self._holds
 
     def arrived(self, adapter: AdapterRef) -> None:
-        """Its bytes are here; of no account if it was dropped meanwhile."""
+        """Note that its bytes are here; of no account if it was dropped meanwhile."""
         if self._holds.get(adapter) is _Hold.LOADING:
             self._holds[adapter] = _Hold.KEPT
 
     def failed(self, adapter: AdapterRef) -> None:
-        """It could not be had; the coordinator will see and decide."""
+        """Note that it could not be had; the coordinator will see and decide."""
         if self._holds.get(adapter) is _Hold.LOADING:
             del self._holds[adapter]
 
@@ -118,7 +118,7 @@ class NodeAgent:
             self._holds[adapter] = _Hold.LOADING
 
     def freed(self, adapter: AdapterRef) -> None:
-        """Its bytes are gone."""
+        """Note that its bytes are gone."""
         assert not self.keeps(adapter), f"{adapter.name!r} was freed although it is to be kept"
         self._holds.pop(adapter, None)
 
@@ -127,8 +127,10 @@ class NodeAgent:
         self._taken[adapter] = self._news[adapter] = self._taken.get(adapter, 0) + tokens
 
     def report(self, slowdown: float = 1.0, cached: tuple[AdapterRef, ...] = ()) -> Report:
-        """The next report. Totals that changed since the last are in it; a lost one's come with the next
-        change."""
+        """Return the next report.
+
+        Totals that changed since the last are in it; a lost one's come with the next change.
+        """
         self._reports += 1
         news, self._news = self._news, {}
         return Report(
@@ -150,8 +152,10 @@ class NodeAgent:
             self.table = table
 
     def _rejoin(self, session: int) -> None:
-        """A new session: what is here is kept until told otherwise, also what was draining, since a
-        coordinator that knows of no drop would count on it."""
+        """Begin a session: what is here is kept until told otherwise.
+
+        So is what was draining, since a coordinator that knows of no drop would count on it.
+        """
         self._inbox = Inbox(session)
         self._holds = {
             ref: _Hold.LOADING if hold is _Hold.LOADING else _Hold.KEPT for ref, hold in self._holds.items()
@@ -159,7 +163,7 @@ class NodeAgent:
         self._reports = 0
         self._taken, self._news = {}, {}
 
-    def _obey(self, command: Pull | Drop | Unpin) -> list[Action]:
+    def _obey(self, command: Pull | Drop | AllowLeave) -> list[Action]:
         match command:
             case Pull(adapter=adapter, sources=sources):
                 hold = self._holds.get(adapter)
@@ -172,5 +176,5 @@ class NodeAgent:
                 if self._holds.get(adapter) is _Hold.LOADING:
                     del self._holds[adapter]
                 return []
-            case Unpin():
+            case AllowLeave():
                 return [Depart()]

@@ -1,4 +1,4 @@
-"""Commands that arrive once and in order over a wire that loses, doubles and reorders them.
+"""Commands that arrive once and in order over a network that loses, doubles and reorders them.
 
 Both ends are plain counters: the coordinator's resends what is not yet applied, the node's obeys the next
 number only. It follows that a report which says `applied = k` tells the truth about commands 1 to k and about
@@ -7,7 +7,7 @@ no later one.
 
 from dataclasses import replace
 
-from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Unpin
+from scheduler.cluster.protocol.messages import AllowLeave, Drop, Numbered, Pull
 
 
 class Outbox:
@@ -35,7 +35,7 @@ class Outbox:
             del self._waiting[done], self._sent_s[done]
 
     def overdue(self, now: float, retry_s: float) -> list[Numbered]:
-        """The commands to send again, in order, sent longest ago than `retry_s`."""
+        """Return the commands to send again, in order, sent longest ago than `retry_s`."""
         late = [number for number, sent_s in self._sent_s.items() if now - sent_s >= retry_s]
         self._sent_s.update((number, now) for number in late)
         return [self._waiting[number] for number in late]
@@ -50,11 +50,12 @@ class Inbox:
         self._early: dict[int, Numbered] = {}
 
     def receive(self, command: Numbered) -> list[Numbered]:
-        """The commands that are to be obeyed now, in order: none for a repeat, a gap or another session."""
+        """Return the commands that are to be obeyed now, in order: none for a repeat, a gap or another
+        session."""
         if command.session != self.session or command.number <= self.applied:
             return []
         self._early[command.number] = command
-        due: list[Pull | Drop | Unpin] = []
+        due: list[Pull | Drop | AllowLeave] = []
         while self.applied + 1 in self._early:
             self.applied += 1
             due.append(self._early.pop(self.applied))

@@ -1,8 +1,8 @@
-"""What crosses between nodes and the coordinator: events in, commands out. Frozen values; the wire is
-elsewhere.
+"""What crosses between nodes and the coordinator: events in, commands out. Frozen values; what
+carries them is elsewhere.
 
 Messages may be lost, doubled, delayed and reordered. Reports therefore say everything anew each time, totals
-are cumulative, and commands that change a node are numbered (see `channel`).
+are cumulative, and commands that change a node are numbered (see `delivery`).
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A node asks to go: it serves on until `Unpin`."""
+    """A node asks to go: it serves on until `AllowLeave`."""
 
     node: str
     session: int
@@ -109,7 +109,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Unpin:
+class AllowLeave:
     """The node that asked to leave may go: nothing is routed to it and nothing is lost with it."""
 
     node: str
@@ -135,5 +135,5 @@ class Rejoin:
     next_session: int
 
 
-Numbered = Pull | Drop | Unpin
+Numbered = Pull | Drop | AllowLeave
 Command = Numbered | Publish | Rejoin

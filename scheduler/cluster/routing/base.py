@@ -1,4 +1,4 @@
-"""The seam of routing policies: what a front door knows when a request comes, and how it answers.
+"""What every routing policy offers: what a front door knows when a request comes, and how it answers.
 
 A front door knows the routing table and what nodes last said of their load; it may be wrong about both, and a
 node takes what it is sent. Chance is an argument.
@@ -37,23 +37,32 @@ class RouteRequest:
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
     """What a node last said: requests on it, and in `work` its queued prompt tokens and decoding sequences by
-    adapter, with the K/V tokens they read; `adapters` are the digests of these adapters. `room_bytes` is memory
-    that is neither kept for the plan nor needed by requests on it; endless where a node does not say."""
+    adapter.
+
+    `work` has the K/V tokens they read too; `adapters` are the digests of these adapters. `room_bytes` is
+    memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
+    """
 
     requests: int
     work: StepLoad
     adapters: frozenset[str] = frozenset()
     room_bytes: float = float("inf")
 
-    def has_room(self, adapter: AdapterRef, doors: int = 1) -> bool:
-        """True if a request for `adapter`, which the plan does not keep here, need not wait for memory though each
-        of so many front doors, which do not hear of each other, sends one like it; without any room those that use
-        it already may be waiting themselves."""
-        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * doors)
+    def has_room(self, adapter: AdapterRef, front_doors: int = 1) -> bool:
+        """Return whether a request for `adapter`, which the plan does not keep here, need not wait for
+        memory.
+
+        Each of `front_doors` may send one like it, since they do not hear of each other. Without any room
+        those that use it already may be waiting themselves.
+        """
+        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * front_doors)
 
     def plus(self, ask: RouteRequest, times: int) -> "NodeLoad":
-        """With `times` as many requests like `ask` on it; one for an adapter already there adds tokens and no
-        rank. Any other is taken to need room, since this does not know what is kept there."""
+        """Return the load with `times` as many requests like `ask` on it.
+
+        One for an adapter already there adds tokens and no rank. Any other is taken to need room, since this
+        does not know what is kept there.
+        """
         is_there = ask.adapter.digest in self.adapters
         more = AdapterLoad(0 if is_there else ask.adapter.rank, ask.prompt_tokens * times, 0)
         return NodeLoad(
@@ -68,30 +77,34 @@ Loads = Mapping[str, NodeLoad]  # of the nodes that can be reached
 
 
 class Outlook:
-    """One front door's view of loads: what nodes last said, and what it has sent since. As clients come to all
-    front doors alike, it takes each other one to have sent as much. Nothing here costs more where there are more
-    nodes."""
+    """One front door's view of loads: what nodes last said, and what it has sent since.
+
+    As clients come to all front doors alike, it takes each other one to have sent as much. Nothing here costs
+    more where there are more nodes.
+    """
 
     def __init__(self) -> None:
         self._said: Loads = {}
         self._since: dict[str, NodeLoad] = {}
 
     def hear(self, said: Loads) -> None:
-        """Nodes spoke: `said` is a new mapping, and what was sent before is in it."""
+        """Take in what nodes said: `said` is a new mapping, and what was sent before is in it."""
         if said is not self._said:
             self._said, self._since = said, {}
 
     def of(self, node: str) -> NodeLoad:
-        """The load of a node that has spoken."""
+        """Return the load of a node that has spoken."""
         return self._since.get(node) or self._said[node]
 
     def reachable(self, reaches: Callable[[str], bool]) -> Loads:
-        """The nodes that have spoken and that `reaches` says can be reached; each is looked at when it is asked
-        for, so that a policy pays for the nodes that it considers."""
+        """Return the nodes that have spoken and that `reaches` says can be reached.
+
+        Each is looked at when it is asked for, so that a policy pays for the nodes that it considers.
+        """
         return _Reachable(self, self._said, reaches)
 
     def sent(self, node: str, ask: RouteRequest) -> None:
-        """This door sent `ask` to `node`."""
+        """Note that this front door sent `ask` to `node`."""
         self._since[node] = self.of(node).plus(ask, times=len(self._said))
 
 
@@ -121,12 +134,12 @@ class RoutingPolicy(Protocol):
     """Chooses the node that runs a request, among those of `loads`."""
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """A node's name; raises NoNodeReachable if `loads` is empty."""
+        """Return a node's name; raises NoNodeReachable if `loads` is empty."""
         ...
 
 
 def reachable_shares(ask: RouteRequest, table: RoutingTable, loads: Loads) -> Shares:
-    """The adapter's shares on reachable nodes, summing to 1; all reachable nodes alike if it has none
+    """Return the adapter's shares on reachable nodes, summing to 1; all reachable nodes alike if it has none
     there."""
     if not loads:
         raise NoNodeReachable(ask.adapter)
@@ -135,6 +148,6 @@ def reachable_shares(ask: RouteRequest, table: RoutingTable, loads: Loads) -> Sh
 
 
 def drawn(shares: Shares, rng: np.random.Generator) -> str:
-    """A node, drawn with the probability of its part."""
+    """Draw a node with the probability of its part."""
     bounds = list(accumulate(share.part for share in shares))
     return shares[min(bisect_right(bounds, rng.random()), len(shares) - 1)].node

@@ -20,7 +20,7 @@ class LeastLoadedRouting:
     """Among the nodes of the adapter's shares, whatever their parts; ties go to the first."""
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Does not draw."""
+        """Draw nothing."""
         nodes = (share.node for share in reachable_shares(ask, table, loads))
         return min(nodes, key=lambda node: loads[node].requests)
 
@@ -29,24 +29,26 @@ class WeightedRouting:
     """One draw from the adapter's shares."""
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Does not look at load."""
+        """Look at no load."""
         return drawn(reachable_shares(ask, table, loads), rng)
 
 
 class ToppingsRouting:
-    """The routing of Toppings (formerly CaraServe): the node on which the request costs those already there least.
+    """The routing of Toppings (formerly CaraServe): the node on which the request costs those already there
+    least.
 
         cost(n) = (Δprefill / average output tokens + Δdecode) · requests on n,   infinite if decode then breaks the SLO
 
-    Δprefill is what reading the prompt adds to a step, Δdecode what the sequence adds to each later one. It chooses
-    among the nodes of the adapter's shares. Where all would break `tbt_s` the one nearest to it is taken,
-    and of nodes without requests, which all cost nothing, the one that decodes fastest."""
+    Δprefill is what reading the prompt adds to a step, Δdecode what the sequence adds to each later one. It
+    chooses among the nodes of the adapter's shares. Where all would break `tbt_s` the one nearest to it is
+    taken. Of nodes without requests, which all cost nothing, the one that decodes fastest is.
+    """
 
     def __init__(self, model: CostModel, mean_output_tokens: float, tbt_s: float) -> None:
         self._model, self._mean_output_tokens, self._tbt_s = model, mean_output_tokens, tbt_s
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Does not draw."""
+        """Draw nothing."""
         nodes = [share.node for share in reachable_shares(ask, table, loads)]
         return min(nodes, key=lambda node: self._cost(ask, loads[node]))
 

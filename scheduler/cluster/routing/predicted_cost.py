@@ -77,7 +77,7 @@ class PredictedCostRouting:
         steps = max(1.0, read / forecast.limits.step_prompt_tokens)
         step_s = forecast.step_s(after)
         read_s = read * forecast.model.prefill_token_s + steps * forecast.decode_s(after)
-        first_token_s = fetch_s + max(read_s, forecast.seat_s(after, step_s))
+        first_token_s = fetch_s + max(read_s, forecast.kv_wait_s(after, step_s))
         others_s = before.sequences * (step_s - forecast.step_s(before))
         cost_s = first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
         return _Candidate(node, first_token_s, cost_s)

@@ -1,4 +1,4 @@
-"""The problem as arrays, and which node stands on which ceiling. Indices: [nodes] as in `problem.nodes`,
+"""The problem as arrays, and which node has which ceiling. Indices: [nodes] as in `problem.nodes`,
 [ranks] ascending over the ranks that occur."""
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _IDLE = 1e-6  # the demand of an adapter that nobody asks for, in parts of the m
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class ProblemArrays:
     """`level` is each rank's index; `rates` [nodes, ranks] tokens/s that a node sustains of a rank alone;
     `demand` tokens/s by adapter, none 0; `wanted` [ranks] its sums; `before` (adapter, node, part) of the
     shares of the placement before, on nodes that are still there."""
@@ -46,13 +46,13 @@ class CeilingProblem:
 
 
 def idle_rate(demand: Demand) -> float:
-    """Tokens/s that an adapter which nobody asks for is taken to have."""
+    """Return tokens/s that an adapter which nobody asks for is taken to have."""
     rates = demand.tokens_per_s.values()
     return _IDLE * (sum(rates) / len(rates) or 1.0)
 
 
-def survey(problem: Problem) -> Survey:
-    """The problem in numbers."""
+def problem_arrays(problem: Problem) -> ProblemArrays:
+    """Put the problem in numbers."""
     asked = problem.demand.tokens_per_s
     level = {rank: at for at, rank in enumerate(sorted({ref.rank for ref in asked}))}
     idle = idle_rate(problem.demand)
@@ -62,60 +62,70 @@ def survey(problem: Problem) -> Survey:
         wanted[level[ref.rank]] += tokens
     number = {state.node: at for at, state in enumerate(problem.nodes)}
     before = ((ref, number[node], part) for ref in demand for node, part in surviving(problem, ref))
-    return Survey(problem, level, rate_table(problem.nodes, list(level)), demand, wanted, tuple(before))
+    return ProblemArrays(
+        problem, level, rate_table(problem.nodes, list(level)), demand, wanted, tuple(before)
+    )
 
 
-def ceiling_problem(ground: Survey, kernel: Kernel, slack: float) -> CeilingProblem:
-    """Ceilings and the least target, exceeded by `slack` (relative). Where ranks do not disturb each other
-    every ceiling is the highest."""
+def ceiling_problem(arrays: ProblemArrays, kernel: Kernel, slack: float) -> CeilingProblem:
+    """Choose ceilings and the least target, exceeded by `slack` (relative).
+
+    Where ranks do not disturb each other every ceiling is the highest.
+    """
     if kernel is Kernel.EXACT:
-        ceilings = np.full(len(ground.rates), len(ground.wanted) - 1)
-        target = float((ground.wanted / ground.rates.sum(0)).sum())
+        ceilings = np.full(len(arrays.rates), len(arrays.wanted) - 1)
+        target = float((arrays.wanted / arrays.rates.sum(0)).sum())
     else:
-        ceilings = _stand(ground, slack)
-        target = least_target(ground.rates, ground.wanted, ceilings)
-    return CeilingProblem(interference(ground.rates, ceilings, kernel), target * (1 + slack))
+        ceilings = _assign_ceilings(arrays, slack)
+        target = least_target(arrays.rates, arrays.wanted, ceilings)
+    return CeilingProblem(interference(arrays.rates, ceilings, kernel), target * (1 + slack))
 
 
-def _stand(ground: Survey, slack: float) -> Ints:
-    """The present ceilings, if they still do; else the best, each taken by the node that keeps most bytes
-    under it. Only nodes that are alike may change places."""
-    tokens, nbytes, present = _present(ground)
-    best = choose_ceilings(ground.rates, ground.wanted, present)
-    target = least_target(ground.rates, ground.wanted, best)
-    if least_target(ground.rates, ground.wanted, present) <= target * (1 + slack + 1e-9):
+def _assign_ceilings(arrays: ProblemArrays, slack: float) -> Ints:
+    """Return the present ceilings, if they still do.
+
+    Else return the best, each taken by the node that keeps most bytes under it. Only nodes that are alike may
+    change places.
+    """
+    tokens, nbytes, present = _present(arrays)
+    best = choose_ceilings(arrays.rates, arrays.wanted, present)
+    target = least_target(arrays.rates, arrays.wanted, best)
+    if least_target(arrays.rates, arrays.wanted, present) <= target * (1 + slack + 1e-9):
         return present
-    quota = _quotas(ground, best, target)
+    quota = _quotas(arrays, best, target)
     part = np.minimum(1.0, quota[best][None, :, :] / np.maximum(tokens, 1e-30)[:, None, :])
     stays = (nbytes[:, None, :] * part).sum(2) / max(1.0, float(nbytes.sum()))
-    alike = (ground.rates[:, None, :] == ground.rates[None, :, :]).all(2)
+    alike = (arrays.rates[:, None, :] == arrays.rates[None, :, :]).all(2)
     node, taken = linear_sum_assignment(np.where(alike, stays, -1e6), maximize=True)
     ceilings = np.zeros_like(best)
     ceilings[node] = best[taken]
     return ceilings
 
 
-def _present(ground: Survey) -> tuple[Floats, Floats, Ints]:
-    """Tokens/s and bytes [nodes, ranks] where they were before, and the index of the largest rank [nodes]."""
-    tokens, nbytes = np.zeros_like(ground.rates), np.zeros_like(ground.rates)
-    present = np.zeros(len(ground.rates), dtype=np.int64)
-    for ref, node, part in ground.before:
-        level = ground.level[ref.rank]
-        tokens[node, level] += ground.demand[ref] * part
+def _present(arrays: ProblemArrays) -> tuple[Floats, Floats, Ints]:
+    """Return tokens/s and bytes [nodes, ranks] where they were before, and the index of the largest rank
+    [nodes]."""
+    tokens, nbytes = np.zeros_like(arrays.rates), np.zeros_like(arrays.rates)
+    present = np.zeros(len(arrays.rates), dtype=np.int64)
+    for ref, node, part in arrays.before:
+        level = arrays.level[ref.rank]
+        tokens[node, level] += arrays.demand[ref] * part
         nbytes[node, level] += ref.nbytes
         present[node] = max(present[node], level)
     return tokens, nbytes, present
 
 
-def _quotas(ground: Survey, ceilings: Ints, target: float) -> Floats:
-    """[ceilings, ranks]: tokens/s of each rank that one node of each ceiling will take, when high ceilings
-    fill with the highest ranks first."""
-    ranks = len(ground.wanted)
-    left = ground.wanted.copy()
+def _quotas(arrays: ProblemArrays, ceilings: Ints, target: float) -> Floats:
+    """Return [ceilings, ranks] the tokens/s of each rank that one node of each ceiling will take.
+
+    High ceilings fill with the highest ranks first.
+    """
+    ranks = len(arrays.wanted)
+    left = arrays.wanted.copy()
     quota = np.zeros((ranks, ranks))
     for ceiling in range(ranks - 1, -1, -1):
         members = np.flatnonzero(ceilings == ceiling)
-        room = target * float(ground.rates[members, ceiling].sum())
+        room = target * float(arrays.rates[members, ceiling].sum())
         for rank in range(ceiling, -1, -1):
             taken = min(room, left[rank])
             room -= taken

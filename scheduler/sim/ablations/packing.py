@@ -1,4 +1,4 @@
-"""Keep, release, fill: from where adapters are to where the terrain lets them be, moving few bytes."""
+"""Keep, release, fill: from where adapters are to where the ceilings let them be, moving few bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.placement.builder import AssignmentBuilder
-from scheduler.sim.ablations.ceiling_problem import CeilingProblem, Survey, idle_rate
+from scheduler.sim.ablations.ceiling_problem import CeilingProblem, ProblemArrays, idle_rate
 from scheduler.sim.ablations.rank_ceilings import Floats
 from scheduler.sim.ablations.release import Overload, cheapest_release
 
@@ -24,34 +24,34 @@ class _Block:
 
 
 class Packing:
-    """One placement in the making; `keep`, `release` and `fill` in this order complete `room`.
+    """One placement in the making; `keep`, `release` and `fill` in this order complete `builder`.
 
     An adapter that takes `hot` of a node's planned time is to have two copies; one not hot gives up shares
     below `minor`, so that what was once split grows together.
     """
 
-    def __init__(self, ground: Survey, terrain: CeilingProblem, hot: float, minor: float) -> None:
-        self._ground, self._seconds, self._target = ground, terrain.seconds, terrain.target
+    def __init__(self, arrays: ProblemArrays, ceilings: CeilingProblem, hot: float, minor: float) -> None:
+        self._arrays, self._seconds, self._target = arrays, ceilings.seconds, ceilings.target
         self._minor = minor
         cheapest = self._seconds.min(0)
         choice = np.isfinite(self._seconds).sum(0) > 1
         self._hot_tokens = np.where(choice, hot * self._target / cheapest, np.inf)
-        nodes = ground.problem.nodes
+        nodes = arrays.problem.nodes
         zones = {state.zone: at for at, state in enumerate(nodes)}
         self._zone = np.array([zones[state.zone] for state in nodes])
-        self._idle = 2 * idle_rate(ground.problem.demand)
+        self._idle = 2 * idle_rate(arrays.problem.demand)
         self._holding: dict[AdapterRef, list[int]] = {}
         for at, state in enumerate(nodes):
             for ref in state.held:
                 self._holding.setdefault(ref, []).append(at)
-        self.room = AssignmentBuilder(ground.problem)
+        self.builder = AssignmentBuilder(arrays.problem)
         self._here: list[list[_Block]] = [[] for _ in nodes]
         self._pool: list[_Block] = []
 
     def keep(self) -> None:
         """Let every share stay that may stay under its node's ceiling; the rest goes to the pool."""
-        stay: dict[AdapterRef, dict[int, float]] = {ref: {} for ref in self._ground.demand}
-        for ref, node, part in self._ground.before:
+        stay: dict[AdapterRef, dict[int, float]] = {ref: {} for ref in self._arrays.demand}
+        for ref, node, part in self._arrays.before:
             if np.isfinite(self._seconds[node, self._level(ref)]):
                 stay[ref][node] = part
         load = np.zeros(len(self._here))
@@ -61,15 +61,15 @@ class Packing:
         for ref, parts in stay.items():
             parts = self._halved(parts) if self._is_hot(ref) else self._gathered(ref, parts, load)
             for node, part in parts.items():
-                self._here[node].append(_Block(ref, self._ground.demand[ref] * part))
-            homeless = 1.0 - sum(parts.values())
-            if homeless > _NOTHING:
-                self._pool.append(_Block(ref, self._ground.demand[ref] * homeless))
+                self._here[node].append(_Block(ref, self._arrays.demand[ref] * part))
+            left = 1.0 - sum(parts.values())
+            if left > _NOTHING:
+                self._pool.append(_Block(ref, self._arrays.demand[ref] * left))
 
     def release(self) -> None:
         """Send to the pool what the cheapest flow takes from each node, and what memory cannot hold; book the
         rest."""
-        release = cheapest_release(self._stock(), self._seconds, self._target)
+        release = cheapest_release(self._overload(), self._seconds, self._target)
         self._target = release.target
         for node, blocks in enumerate(self._here):
             by_level: dict[int, list[_Block]] = {}
@@ -79,7 +79,7 @@ class Packing:
             for level, mine in by_level.items():
                 kept += self._give(mine, float(release.tokens[node, level]))
             for block in sorted(kept, key=lambda block: -block.tokens):
-                if self.room.fits(block.ref, node):
+                if self.builder.fits(block.ref, node):
                     self._put(block, node, block.tokens)
                 else:
                     self._pool.append(block)
@@ -89,7 +89,7 @@ class Packing:
         for block in sorted(self._pool, key=lambda block: (-block.ref.rank, -block.tokens)):
             for node in self._free_of_charge(block):
                 self._put(block, node, min(block.tokens, self._spare(node, block.ref)))
-            while block.tokens > _NOTHING * self._ground.demand[block.ref]:
+            while block.tokens > _NOTHING * self._arrays.demand[block.ref]:
                 node, tokens = self._choose(block) or (0, 0.0)
                 if tokens <= _NOTHING * block.tokens:
                     self._overfill(block)
@@ -97,21 +97,21 @@ class Packing:
                 self._put(block, node, min(tokens, block.tokens))
 
     def _level(self, ref: AdapterRef) -> int:
-        return self._ground.level[ref.rank]
+        return self._arrays.level[ref.rank]
 
     def _is_hot(self, ref: AdapterRef) -> bool:
-        return self._ground.demand[ref] >= self._hot_tokens[self._level(ref)]
+        return self._arrays.demand[ref] >= self._hot_tokens[self._level(ref)]
 
     def _busy(self, ref: AdapterRef, node: int, part: float) -> float:
-        """Utilisation of `node` by that part of the adapter's demand."""
-        return part * self._ground.demand[ref] * float(self._seconds[node, self._level(ref)])
+        """Return the utilisation of `node` by that part of the adapter's demand."""
+        return part * self._arrays.demand[ref] * float(self._seconds[node, self._level(ref)])
 
     def _halved(self, parts: dict[int, float]) -> dict[int, float]:
-        """Half of a hot adapter's only copy leaves it."""
+        """Let half of a hot adapter's only copy leave it."""
         return {node: min(part, 0.5) for node, part in parts.items()} if len(parts) == 1 else parts
 
     def _gathered(self, ref: AdapterRef, parts: dict[int, float], load: Floats) -> dict[int, float]:
-        """Minor parts join the largest where that has time for them; `load` [nodes] is kept up."""
+        """Let minor parts join the largest where that has time for them; `load` [nodes] is kept up."""
         if len(parts) < 2:
             return parts
         kept = dict(parts)
@@ -124,17 +124,17 @@ class Packing:
                 kept[largest] += kept.pop(node)
         return kept
 
-    def _stock(self) -> Overload:
+    def _overload(self) -> Overload:
         tokens, nbytes = np.zeros_like(self._seconds), np.zeros_like(self._seconds)
         for node, blocks in enumerate(self._here):
             for block in blocks:
                 tokens[node, self._level(block.ref)] += block.tokens
                 nbytes[node, self._level(block.ref)] += block.ref.nbytes
-        pool_tokens, pool_bytes = np.zeros_like(self._ground.wanted), np.zeros_like(self._ground.wanted)
+        pool_tokens, pool_bytes = np.zeros_like(self._arrays.wanted), np.zeros_like(self._arrays.wanted)
         for block in self._pool:
             pool_tokens[self._level(block.ref)] += block.tokens
             pool_bytes[self._level(block.ref)] += block.ref.nbytes
-        return Overload(tokens, nbytes, pool_tokens, pool_bytes, self.room.free_bytes - nbytes.sum(1))
+        return Overload(tokens, nbytes, pool_tokens, pool_bytes, self.builder.free_bytes - nbytes.sum(1))
 
     def _give(self, blocks: list[_Block], tokens: float) -> list[_Block]:
         """Send `tokens`/s of one rank's blocks to the pool, the busiest first since their bytes are alike:
@@ -162,58 +162,64 @@ class Packing:
             return
         seconds = float(self._seconds[node, self._level(block.ref)])
         if np.isinf(seconds):
-            seconds = 1 / float(self._ground.rates[node, self._level(block.ref)])
-        self.room.take(block.ref, node, tokens / self._ground.demand[block.ref], tokens * seconds)
+            seconds = 1 / float(self._arrays.rates[node, self._level(block.ref)])
+        self.builder.take(block.ref, node, tokens / self._arrays.demand[block.ref], tokens * seconds)
         block.tokens -= tokens
 
     def _spare(self, node: int, ref: AdapterRef) -> float:
-        """Tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy which is not there
-        yet."""
-        spare = (self._target - float(self.room.load[node])) / float(self._seconds[node, self._level(ref)])
-        least = 0.0 if node in self.room.holders(ref) else _CRUMB * self._ground.demand[ref]
+        """Return tokens/s of `ref` that `node` has time for; 0 if that is hardly worth a copy which is not
+        there yet."""
+        spare = (self._target - float(self.builder.load[node])) / float(self._seconds[node, self._level(ref)])
+        least = 0.0 if node in self.builder.holders(ref) else _CRUMB * self._arrays.demand[ref]
         return spare if spare > least else 0.0
 
     def _free_of_charge(self, block: _Block) -> Iterator[int]:
-        """Nodes that have the adapter in this placement, then those that hold its bytes anyway; but a hot
-        one's second copy is to be another."""
-        taken = self.room.holders(block.ref)
+        """Find the nodes that have the adapter in this placement, then those that hold its bytes anyway.
+
+        A hot one's second copy is to be another.
+        """
+        taken = self.builder.holders(block.ref)
         if len(taken) > 1 or not self._is_hot(block.ref):
             yield from taken
         for node in self._holding.get(block.ref, ()):
             allowed = np.isfinite(self._seconds[node, self._level(block.ref)])
-            if allowed and node not in taken and self.room.fits(block.ref, node):
+            if allowed and node not in taken and self.builder.fits(block.ref, node):
                 yield node
 
     def _choose(self, block: _Block) -> tuple[int, float] | None:
-        """The node with most to spare, and the tokens/s it takes; None if none has time and memory. New
-        copies go to another zone if they can; nodes that have the adapter come last, as they have been asked
-        before. Idle adapters go by memory."""
+        """Find the node with most to spare, and the tokens/s it takes; None if none has time and memory.
+
+        New copies go to another zone if they can. Nodes that have the adapter come last, as they have been
+        asked before. Idle adapters go by memory.
+        """
         ref, seconds = block.ref, self._seconds[:, self._level(block.ref)]
-        taken = list(self.room.holders(ref))
+        taken = list(self.builder.holders(ref))
         holding = np.zeros(len(seconds), dtype=bool)
         holding[taken] = True
-        fresh = np.isfinite(seconds) & (self.room.free_bytes >= ref.nbytes) & ~holding
-        if self._ground.demand[ref] <= self._idle and fresh.any():
-            return int(np.argmax(np.where(fresh, self.room.free_bytes, -np.inf))), block.tokens
+        fresh = np.isfinite(seconds) & (self.builder.free_bytes >= ref.nbytes) & ~holding
+        if self._arrays.demand[ref] <= self._idle and fresh.any():
+            return int(np.argmax(np.where(fresh, self.builder.free_bytes, -np.inf))), block.tokens
         apart = fresh & ~np.isin(self._zone, self._zone[taken])
         for choice in (apart, fresh) if taken else (fresh,):
-            spare = np.where(choice, (self._target - self.room.load) / seconds, -np.inf)
+            spare = np.where(choice, (self._target - self.builder.load) / seconds, -np.inf)
             node = int(np.argmax(spare))
             tokens = min(float(spare[node]), self._half_if_first(ref, taken))
-            if tokens > _CRUMB * self._ground.demand[ref]:
+            if tokens > _CRUMB * self._arrays.demand[ref]:
                 return node, tokens
         return max(((node, self._spare(node, ref)) for node in taken), key=lambda each: each[1], default=None)
 
     def _half_if_first(self, ref: AdapterRef, taken: list[int]) -> float:
-        demand = self._ground.demand[ref]
+        demand = self._arrays.demand[ref]
         return demand / 2 if not taken and self._is_hot(ref) else demand
 
     def _overfill(self, block: _Block) -> None:
-        """No node has time for what is left: onto the least loaded that may take it or has it, else one above
-        whose ceiling it is; nowhere if there is no memory."""
-        having = self.room.free_bytes >= block.ref.nbytes
-        having[list(self.room.holders(block.ref))] = True
+        """Put what no node has time for onto the least loaded that may take it or has it.
+
+        Else it goes to one above whose ceiling it is; nowhere if there is no memory.
+        """
+        having = self.builder.free_bytes >= block.ref.nbytes
+        having[list(self.builder.holders(block.ref))] = True
         for allowed in (having & np.isfinite(self._seconds[:, self._level(block.ref)]), having):
             if allowed.any():
-                self._put(block, int(np.argmin(np.where(allowed, self.room.load, np.inf))), block.tokens)
+                self._put(block, int(np.argmin(np.where(allowed, self.builder.load, np.inf))), block.tokens)
                 return

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import PlacementPolicy, Problem
 from scheduler.cluster.state import EMPTY_PLACEMENT, Placement, Share
-from scheduler.sim.ablations.ceiling_problem import ceiling_problem, survey
+from scheduler.sim.ablations.ceiling_problem import ceiling_problem, problem_arrays
 from scheduler.sim.ablations.packing import Packing
 
 
@@ -29,16 +29,16 @@ class RankCeilingPlacement:
         self._options = options or RankCeilingOptions()
 
     def place(self, problem: Problem) -> Placement:
-        """Deterministic; stays as near to `problem.previous` as the target allows."""
+        """Stay as near to `problem.previous` as the target allows. The same problem gives the same placement."""
         if not problem.demand.tokens_per_s:
             return Placement(MappingProxyType({}))
-        ground = survey(problem)
-        level_ground = ceiling_problem(ground, self._kernel, self._options.slack)
-        packing = Packing(ground, level_ground, self._options.hot, self._options.minor)
+        arrays = problem_arrays(problem)
+        ceilings = ceiling_problem(arrays, self._kernel, self._options.slack)
+        packing = Packing(arrays, ceilings, self._options.hot, self._options.minor)
         packing.keep()
         packing.release()
         packing.fill()
-        return packing.room.placement()
+        return packing.builder.placement()
 
 
 class WholePlacement:
@@ -48,7 +48,7 @@ class WholePlacement:
         self._policy = policy
 
     def place(self, problem: Problem) -> Placement:
-        """As the policy, but for the shares; it sees its own unsplit placement as the one before."""
+        """Place as the policy, but for the shares; it sees its own unsplit placement as the one before."""
         placed = self._policy.place(problem).shares
         homes = {ref: max(shares, key=lambda share: share.part).node for ref, shares in placed.items()}
         return Placement(MappingProxyType({ref: (Share(node, 1.0),) for ref, node in homes.items()}))
@@ -61,6 +61,6 @@ class ForgetfulPlacement:
         self._policy = policy
 
     def place(self, problem: Problem) -> Placement:
-        """As the policy would for empty nodes."""
+        """Place as the policy would for empty nodes."""
         nodes = tuple(replace(state, held=()) for state in problem.nodes)
         return self._policy.place(Problem(problem.demand, nodes, EMPTY_PLACEMENT))

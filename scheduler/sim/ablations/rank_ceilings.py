@@ -24,7 +24,8 @@ Ints = NDArray[np.int64]
 
 
 def rate_table(nodes: tuple[NodeState, ...], ranks: list[int]) -> Floats:
-    """[nodes, ranks]: tokens/s that each node sustains of each rank alone. Nodes alike are computed once."""
+    """Return [nodes, ranks] the tokens/s that each node sustains of each rank alone. Nodes alike are computed
+    once."""
     rows: dict[tuple[object, float], list[float]] = {}
     for state in nodes:
         key = state.operating_points, state.slowdown
@@ -34,8 +35,10 @@ def rate_table(nodes: tuple[NodeState, ...], ranks: list[int]) -> Floats:
 
 
 def least_target(rates: Floats, demand: Floats, ceilings: Ints) -> float:
-    """The utilisation that Hall's condition allows: rates [nodes, ranks], demand [ranks] in tokens/s,
-    ceilings [nodes] as indices of ranks. Infinite if a rank with demand has no node."""
+    """Return the utilisation that Hall's condition allows; infinite if a rank with demand has no node.
+
+    `rates` is [nodes, ranks], `demand` [ranks] in tokens/s, `ceilings` [nodes] as indices of ranks.
+    """
     own = rates[np.arange(len(ceilings)), ceilings]
     sustained = np.array([own[ceilings >= rank].sum() for rank in range(len(demand))])
     wanted = np.cumsum(demand[::-1])[::-1]
@@ -45,8 +48,10 @@ def least_target(rates: Floats, demand: Floats, ceilings: Ints) -> float:
 
 
 def choose_ceilings(rates: Floats, demand: Floats, present: Ints) -> Ints:
-    """The ceilings [nodes] of least target; nodes are raised in descending order of their `present` ceiling,
-    so that few change."""
+    """Choose the ceilings [nodes] of least target.
+
+    Nodes are raised in descending order of their `present` ceiling, so that few change.
+    """
     order = np.argsort(-present, kind="stable")
     low, high = 0.0, 1.0
     best = _raised(rates, demand, order, high)
@@ -64,7 +69,7 @@ def choose_ceilings(rates: Floats, demand: Floats, present: Ints) -> Ints:
 
 
 def _raised(rates: Floats, demand: Floats, order: Ints, target: float) -> Ints | None:
-    """Ceilings under which `target` suffices, as few high ones as can be; None if there are none."""
+    """Return ceilings under which `target` suffices, as few high ones as can be; None if there are none."""
     ceilings = np.zeros(len(order), dtype=np.int64)
     raised, sustained, wanted = 0, 0.0, 0.0
     for rank in range(len(demand) - 1, -1, -1):
@@ -79,8 +84,10 @@ def _raised(rates: Floats, demand: Floats, order: Ints, target: float) -> Ints |
 
 
 def interference(rates: Floats, ceilings: Ints, kernel: Kernel) -> Floats:
-    """[nodes, ranks]: seconds of a node's time that one token of each rank takes under the node's ceiling;
-    infinite above it."""
+    """Return [nodes, ranks] the seconds that one token of each rank takes of a node under its ceiling.
+
+    They are infinite above the ceiling.
+    """
     own = 1 / rates
     if kernel is Kernel.EXACT:
         return own

@@ -1,7 +1,7 @@
 """What overloaded nodes should give away: a minimum-cost flow from where adapters are to where they could be.
 
 All tokens/s of one rank on one node are one flow. Moving a token to any other node costs the same, its share
-of the adapter's bytes, so flows need not go node to node but through one pool per rank:
+of the adapter's bytes. So flows need not go node to node but through one pool per rank:
 
     node, rank  --out, bytes-->  pool of rank  --in, free-->  any node whose ceiling allows the rank
 
@@ -33,47 +33,50 @@ class Overload:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class CheapestRelease:
     """`tokens` [nodes, ranks] to give away, and the utilisation that then suffices everywhere."""
 
     tokens: Floats
     target: float
 
 
-def cheapest_release(stock: Overload, seconds: Floats, target: float) -> Release:
-    """Fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can be.
+def cheapest_release(overload: Overload, seconds: Floats, target: float) -> CheapestRelease:
+    """Find the fewest bytes to move so that no node exceeds `target` (above 0), or as little above it as can
+    be.
 
     `seconds` [nodes, ranks] is a token's cost on a node, infinite where the rank is not allowed.
     """
-    nodes, ranks = stock.tokens.shape
+    nodes, ranks = overload.tokens.shape
     allowed = np.isfinite(seconds)
     cost = np.where(allowed, seconds, 0.0)
-    total_tokens = max(float(stock.tokens.sum() + stock.pool_tokens.sum()), 1e-12)
-    total_bytes = max(float(stock.nbytes.sum() + stock.pool_bytes.sum()), 1.0)
-    out_bytes = _ratio(stock.nbytes, stock.tokens) * total_tokens / total_bytes
-    in_bytes = _ratio(stock.nbytes.sum(0) + stock.pool_bytes, stock.tokens.sum(0) + stock.pool_tokens)
+    total_tokens = max(float(overload.tokens.sum() + overload.pool_tokens.sum()), 1e-12)
+    total_bytes = max(float(overload.nbytes.sum() + overload.pool_bytes.sum()), 1.0)
+    out_bytes = _ratio(overload.nbytes, overload.tokens) * total_tokens / total_bytes
+    in_bytes = _ratio(
+        overload.nbytes.sum(0) + overload.pool_bytes, overload.tokens.sum(0) + overload.pool_tokens
+    )
     in_bytes = np.tile(in_bytes * total_tokens / total_bytes, (nodes, 1))
     time = _by_node(cost * total_tokens / target)
     beyond = csr_matrix(-np.ones((nodes, 1)))
     limits = bmat([[-time, time, beyond, None], [-_by_node(out_bytes), _by_node(in_bytes), None, beyond]])
-    room = np.concatenate([1 - (cost * stock.tokens).sum(1) / target, stock.free_bytes / total_bytes])
+    room = np.concatenate([1 - (cost * overload.tokens).sum(1) / target, overload.free_bytes / total_bytes])
     through = kron(np.ones((1, nodes)), identity(ranks))
     balance = bmat([[through, -through, csr_matrix((ranks, 2))]])
     upper = np.concatenate(
-        [stock.tokens.ravel() / total_tokens, np.where(allowed, np.inf, 0.0).ravel(), [np.inf, np.inf]]
+        [overload.tokens.ravel() / total_tokens, np.where(allowed, np.inf, 0.0).ravel(), [np.inf, np.inf]]
     )
     answer = linprog(
         c=np.concatenate([out_bytes.ravel(), np.zeros(nodes * ranks), [_BEYOND_PRICE, _BEYOND_PRICE]]),
         A_ub=limits.tocsr(),
         b_ub=room,
         A_eq=balance.tocsr(),
-        b_eq=-stock.pool_tokens / total_tokens,
+        b_eq=-overload.pool_tokens / total_tokens,
         bounds=np.column_stack([np.zeros(len(upper)), upper]),
         method="highs",
     )
     assert answer.x is not None, f"a flow with bought excess always exists, but: {answer.message}"
     out = np.asarray(answer.x[: nodes * ranks]).reshape(nodes, ranks) * total_tokens
-    return Release(out, target * (1 + float(answer.x[-2])))
+    return CheapestRelease(out, target * (1 + float(answer.x[-2])))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -81,7 +84,7 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 
 def _by_node(values: Floats) -> csr_matrix:
-    """[nodes, nodes * ranks]: row n holds node n's values at its own columns."""
+    """Return [nodes, nodes * ranks]: row n holds node n's values at its own columns."""
     nodes, ranks = values.shape
     rows = np.repeat(np.arange(nodes), ranks)
     return csr_matrix((values.ravel(), (rows, np.arange(nodes * ranks))), shape=(nodes, nodes * ranks))

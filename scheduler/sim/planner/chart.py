@@ -1,4 +1,4 @@
-"""The capacity planner's answer as a picture. matplotlib has this door and is needed by nothing else here."""
+"""The capacity planner's answer as a picture. Nothing else here needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""`python -m scheduler.sim plan`: trace, adapters and SLO in; nodes needed, placement and cost out. The one
-door of the simulator to files and to the terminal."""
+"""`python -m scheduler.sim plan`: trace, adapters and SLO in; nodes needed, placement and cost out. Nothing
+else in the simulator knows files or the terminal."""
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
@@ -114,7 +114,7 @@ def _seconds(value: float) -> float:
 
 
 def _profile(name: str) -> Profile:
-    """A shipped profile by name, or any by path."""
+    """Read a shipped profile by name, or any by path."""
     shipped = sorted(path.stem for path in _PROFILES.glob("*.json"))
     if name in shipped:
         return from_json((_PROFILES / f"{name}.json").read_text())
@@ -124,7 +124,7 @@ def _profile(name: str) -> Profile:
 
 
 def _catalogue(options: Namespace) -> Catalogue:
-    """Drawn up or read; a list that says it all leaves nothing to --ranks and --popularity."""
+    """Draw the adapters up or read them; a list that says it all leaves nothing to --ranks and --popularity."""
     if options.adapters.lstrip("-").isdigit():
         count = int(_positive("adapters", int(options.adapters)))
         return Catalogue(catalogue(count, rank_mix(options.ranks or "equal")))
@@ -146,8 +146,10 @@ def _law(options: Namespace, known: Catalogue) -> Popularity:
 
 
 def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
-    """The `seconds` in which most is asked for, after as much of what comes before as there is, or silence, for
-    `_WARM_S`."""
+    """Return the calls of the `seconds` in which most is asked for.
+
+    Before them come those of the `_WARM_S` before, or silence as far as there are none.
+    """
     start_s = busiest_s(trace, seconds) - _WARM_S
     end_s = start_s + _WARM_S + seconds
     return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
@@ -164,7 +166,7 @@ def _check_room(known: Catalogue, gib: float) -> None:
 
 
 def _check_slo(hardware: Hardware) -> None:
-    """An SLO that no node can meet shows before the work."""
+    """Refuse, before the work, an SLO that no node can meet."""
     slo, model = hardware.profile.slo, hardware.profile.model(hardware.kernel)
     try:
         hardware.node(OURS.residency)
@@ -207,7 +209,7 @@ def _needs(question: PlanQuestion, names: Sequence[str]) -> list[Need]:
 
 
 def _most(question: PlanQuestion, needs: Sequence[Need]) -> int:
-    """Of other policies no more is asked than whether they need `_TIMES` as many nodes as the first."""
+    """Ask of other policies no more than whether they need `_TIMES` as many nodes as the first."""
     return min(question.most, _TIMES * needs[0].best.nodes) if needs else question.most
 
 
@@ -220,7 +222,7 @@ def _watch(bar: "tqdm[NoReturn]") -> Watch:
 
 
 def _check_answers(options: Namespace) -> None:
-    """What would keep an answer from being written shows before it is worked out."""
+    """Refuse, before the work, what would keep an answer from being written."""
     if options.out:
         check_writable("--out", options.out)
     if options.figure:
@@ -242,7 +244,8 @@ def _plan(options: Namespace) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 with an answer, 1 if more nodes are needed than were tried, 2 for bad input."""
+    """Run the command. Exit status: 0 with an answer, 1 if more nodes are needed than were tried, 2 for bad
+    input."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -18,8 +18,10 @@ class InvalidOption(ValueError):
 
 
 def read(option: str, path: Path, remedy: str, parse: Callable[[str], _T]) -> _T:
-    """What `parse` makes of the text of the file that `option` names. Raises InvalidOption if the file cannot be
-    read or `parse` refuses it; `remedy` says what is to be given."""
+    """Return what `parse` makes of the text of the file that `option` names.
+
+    Raises InvalidOption if the file cannot be read or `parse` refuses it; `remedy` says what is to be given.
+    """
     try:
         return parse(path.read_text())
     except OSError as error:

@@ -13,7 +13,7 @@ _GIVEN_UP = "  ".join("-".rjust(width) for width in (10, 10, 8, 10, 6, 5, 9))
 
 
 def lines(question: PlanQuestion, needs: Sequence[Need]) -> Iterator[str]:
-    """The tables; `needs` begins with the policy that the placement is of."""
+    """Return the tables; `needs` begins with the policy that the placement is of."""
     chosen = needs[0]
     yield from _heading(question)
     yield ""
@@ -32,7 +32,7 @@ def lines(question: PlanQuestion, needs: Sequence[Need]) -> Iterator[str]:
 
 
 def as_json(question: PlanQuestion, need: Need) -> str:
-    """The placement in full, adapter → node → part, with what it was made for."""
+    """Return the placement in full, adapter → node → part, with what it was made for."""
     trial = need.best
     slo = question.slo
     shares = {
@@ -82,7 +82,7 @@ def _policies(question: PlanQuestion, needs: Sequence[Need]) -> Iterator[str]:
 
 
 def _figures(trial: Trial, everything: int) -> str:
-    """Of a run that was finished; `everything` is the bytes of all adapters."""
+    """Return the figures of a run that was finished; `everything` is the bytes of all adapters."""
     outcome, last = trial.replay.outcome, trial.replay.last
     held = last.kept_bytes / trial.nodes
     return (
@@ -92,7 +92,7 @@ def _figures(trial: Trial, everything: int) -> str:
 
 
 def _tiers(done: Replay) -> Iterator[str]:
-    """For each rank: adapters, their copies, the nodes that take them."""
+    """Return, for each rank, adapters, their copies, and the nodes that take them."""
     yield " rank  adapters  copies  nodes"
     by_rank: dict[int, list[AdapterRef]] = {}
     for ref in done.table.shares:
@@ -104,7 +104,7 @@ def _tiers(done: Replay) -> Iterator[str]:
 
 
 def _nodes(done: Replay) -> Iterator[str]:
-    """For each node: how busy it was, bytes, and adapters by rank."""
+    """Return, for each node, how busy it was, bytes, and adapters by rank."""
     yield "node   busy    GiB  adapters by rank"
     for name, busy in done.busy.items():
         refs = _on(done.table, name)

@@ -37,12 +37,12 @@ class Need:
 
     @property
     def fewest(self) -> Trial | None:
-        """With the fewest nodes that are enough, None if no number that was tried is."""
+        """Return the trial with the fewest nodes that are enough, None if no number that was tried is."""
         return next((trial for trial in self.trials if trial.enough), None)
 
     @property
     def best(self) -> Trial:
-        """The fewest that are enough, else the most that were tried."""
+        """Return the fewest that are enough, else the most that were tried."""
         return self.fewest or self.trials[-1]
 
 
@@ -59,12 +59,12 @@ class PlanQuestion:
 
     @property
     def slo(self) -> Slo:
-        """What is to be met."""
+        """Return what is to be met."""
         return self.hardware.profile.slo
 
 
 def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
-    """The fewest nodes that are enough under `policy`."""
+    """Find the fewest nodes that are enough under `policy`."""
 
     traffic, slo = question.traffic, question.slo
     allowed = _LATE * sum(each.call.arrival_s >= traffic.warm_s for each in traffic.arrivals)
@@ -84,8 +84,11 @@ def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
 
 
 def likely_nodes(arrivals: Sequence[Arrival], points: OperatingPoints, seconds: float) -> int:
-    """Nodes that the work fills if it is placed well: Σ tokens / OP[rank] over the time, rounded up. A start,
-    not a bound."""
+    """Count the nodes that the work fills if it is placed well: Σ tokens / OP[rank] over the time, rounded
+    up.
+
+    It is a start, not a bound.
+    """
     work = (
         (each.call.prompt_tokens + each.call.output_tokens) / points.at(each.adapter.rank)
         for each in arrivals
@@ -120,7 +123,7 @@ def trials(simulate: Callable[[int], Replay], slo: Slo, first: int, most: int) -
 
 
 def _late(records: Mapping[str, Record], slo: Slo, warm_s: float, now: float) -> int:
-    """Requests that count and whose first token is late by now, has come late, or will never come."""
+    """Count the requests whose first token is late by now, has come late, or will never come."""
     late = 0
     for record in records.values():
         at_s = record.arrival.call.arrival_s

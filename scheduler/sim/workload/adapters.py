@@ -45,7 +45,7 @@ class Catalogue:
 
 
 def rank_mix(text: str) -> RankMix:
-    """A mix by name, or as `rank:part,rank:part,...` with parts in any unit."""
+    """Read a mix by name, or from `rank:part,rank:part,...` with parts in any unit."""
     if text in MIXES:
         return MIXES[text]
     try:
@@ -61,8 +61,10 @@ def rank_mix(text: str) -> RankMix:
 
 
 def catalogue(count: int, mix: RankMix, bytes_per_rank: int = BYTES_PER_RANK) -> tuple[AdapterRef, ...]:
-    """`count` adapters whose ranks follow `mix` as evenly as can be, interleaved, so that a popular adapter
-    may have any rank."""
+    """Draw up `count` adapters whose ranks follow `mix` as evenly as can be.
+
+    They are interleaved, so that a popular adapter may have any rank.
+    """
     owed = dict.fromkeys((rank for rank, _ in mix.parts), 0.0)
     refs: list[AdapterRef] = []
     for at in range(count):
@@ -75,8 +77,11 @@ def catalogue(count: int, mix: RankMix, bytes_per_rank: int = BYTES_PER_RANK) ->
 
 
 def read_catalogue(text: str, bytes_per_rank: int = BYTES_PER_RANK) -> Catalogue:
-    """A list of adapters with name, rank and, where wanted, bytes and share: a JSON list of objects, a CSV with
-    a header, or lines of `name,rank[,bytes][,share]`. Shares are in any unit; give them for all or none."""
+    """Read a list of adapters with name, rank and, where wanted, bytes and share.
+
+    It is a JSON list of objects, a CSV with a header, or lines of `name,rank[,bytes][,share]`. Shares are in
+    any unit; give them for all or none.
+    """
     rows = _json_rows(text) if text.lstrip().startswith(("[", "{")) else _line_rows(text)
     entries = [_entry(row, at, bytes_per_rank) for at, row in enumerate(rows)]
     if not entries:

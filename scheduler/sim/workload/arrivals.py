@@ -23,7 +23,7 @@ class Arrival:
 def assigned(
     calls: Sequence[Call], adapters: Sequence[AdapterRef], law: Popularity, rng: np.random.Generator
 ) -> tuple[Arrival, ...]:
-    """Each call with an adapter drawn by `law`; the run lasts from 0 s to the last call."""
+    """Give each call an adapter drawn by `law`; the run lasts from 0 s to the last call."""
     times = np.array([call.arrival_s for call in calls])
     ranks = np.array([ref.rank for ref in adapters])
     indices = chosen(law, ranks, times / max(float(times.max(initial=0.0)), 1e-9), rng).tolist()
@@ -34,5 +34,5 @@ def assigned(
 
 
 def over(law: Popularity, mix: RankMix) -> Popularity:
-    """`law`, and the hot rank moving where the mix of ranks says so."""
+    """Return `law`, with the hot rank moving where the mix of ranks says so."""
     return Shifting(law) if mix.shifts else law

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SLICES = 240  # of a run, over each of which a law is taken to stand still
+_SLICES = 240  # of a run, over each of which a law is taken not to change
 _GOLDEN = 0.618033988749895  # multiples of it, modulo 1, lie as evenly as can be
 
 
@@ -25,8 +25,10 @@ class Popularity(Protocol):
     """How traffic divides among adapters."""
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """[adapters], none negative, summing to 1, at the part `at`, in [0, 1), of the run; `ranks`
-        [adapters]."""
+        """Return [adapters] parts, none negative, summing to 1, at the part `at`, in [0, 1), of the run.
+
+        `ranks` is [adapters].
+        """
         ...
 
 
@@ -38,7 +40,7 @@ class PowerLaw:
     alpha: float
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """Of the indices alone."""
+        """Look at the indices alone."""
         return np.diff((np.arange(len(ranks) + 1) / len(ranks)) ** self.alpha)
 
 
@@ -49,7 +51,7 @@ class Known:
     shares: tuple[float, ...]
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """Always the same."""
+        """Return always the same."""
         return np.array(self.shares)
 
 
@@ -62,7 +64,7 @@ class Shifting:
     hot: float = 0.7
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """Within a rank by `law`."""
+        """Divide within a rank by `law`."""
         base = self.law.weights(ranks, at)
         levels = np.unique(ranks)
         position = at * (len(levels) - 1)
@@ -82,7 +84,7 @@ class Diurnal:
     swing: float = 0.9
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """Scaled to sum to 1: who asks changes, not how much is asked."""
+        """Scale to sum to 1: who asks changes, not how much is asked."""
         phases = np.arange(len(ranks)) * _GOLDEN
         weights = self.law.weights(ranks, at) * (1 + self.swing * np.sin(2 * np.pi * (at + phases)))
         return weights / weights.sum()
@@ -99,18 +101,20 @@ class FlashCrowd:
     part: float = 0.4
 
     def weights(self, ranks: Ints, at: float) -> Floats:
-        """Those of `law` outside the window."""
+        """Return those of `law` outside the window."""
         weights = self.law.weights(ranks, at)
         if not self.window[0] <= at < self.window[1]:
             return weights
-        crowd = np.zeros(len(ranks))
-        crowd[self.index] = self.part
-        return (1 - self.part) * weights + crowd
+        burst = np.zeros(len(ranks))
+        burst[self.index] = self.part
+        return (1 - self.part) * weights + burst
 
 
 def chosen(law: Popularity, ranks: Ints, at: Floats, rng: np.random.Generator) -> Ints:
-    """An adapter's index for each of the calls that come at the parts `at` [calls] of the run; the law stands
-    still over each of 240 slices of it."""
+    """Draw an adapter's index for each of the calls that come at the parts `at` [calls] of the run.
+
+    The law does not change within each of 240 slices of it.
+    """
     slices = np.clip((at * _SLICES).astype(np.int64), 0, _SLICES - 1)
     odds = rng.random(len(at))
     indices = np.zeros(len(at), dtype=np.int64)
@@ -122,8 +126,10 @@ def chosen(law: Popularity, ranks: Ints, at: Floats, rng: np.random.Generator) -
 
 
 def popularity(text: str) -> Popularity:
-    """A law from `uniform`, `power`, `diurnal` or `flash`, the latter three with the power law's alpha after a
-    colon (0.3 unless given)."""
+    """Read a law: `uniform`, `power`, `diurnal` or `flash`.
+
+    The latter three may have the power law's alpha after a colon (0.3 unless given).
+    """
     name, _, given = text.partition(":")
     try:
         alpha = float(given) if given else 0.3

@@ -26,14 +26,17 @@ class Call:
     output_tokens: int
 
     def at(self, arrival_s: float) -> "Call":
-        """The same call at another time."""
+        """Return the same call at another time."""
         return Call(arrival_s, self.prompt_tokens, self.output_tokens)
 
 
 def read_trace(text: str) -> tuple[Call, ...]:
-    """The calls of an Azure LLM inference trace (CSV with TIMESTAMP, ContextTokens, GeneratedTokens), the
-    first at 0 s. Timestamps have seven decimals, of which the last is below a microsecond and is dropped.
-    Raises InvalidTrace with the line, the column and what is wrong there."""
+    """Read the calls of an Azure LLM inference trace, the first at 0 s.
+
+    It is a CSV with TIMESTAMP, ContextTokens, GeneratedTokens. Timestamps have seven decimals, of which the
+    last is below a microsecond and is dropped. Raises InvalidTrace with the line, the column and what is
+    wrong there.
+    """
     table = csv.DictReader(text.splitlines())
     lacking = [name for name in _COLUMNS if table.fieldnames and name not in table.fieldnames]
     if lacking:
@@ -49,7 +52,7 @@ def read_trace(text: str) -> tuple[Call, ...]:
 def poisson(
     rate: float, seconds: float, lengths: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Call, ...]:
-    """Calls at `rate` a second; prompt and output lengths are geometric with the means `lengths`."""
+    """Draw calls at `rate` a second; prompt and output lengths are geometric with the means `lengths`."""
     count = int(rng.poisson(rate * seconds))
     times = np.sort(rng.random(count) * seconds).tolist()
     prompts, outputs = (rng.geometric(1 / mean, count).tolist() for mean in lengths)
@@ -57,9 +60,12 @@ def poisson(
 
 
 def paced(calls: Sequence[Call], rate: float, seconds: float, first: int = 0) -> tuple[Call, ...]:
-    """`rate · seconds` successive calls of a trace from call `first` on (after its last comes its first),
-    time stretched so that they fill `seconds`: its lengths and the shape of its bursts at a rate of
-    choice."""
+    """Take `rate · seconds` successive calls of a trace from call `first` on (after its last comes its
+    first).
+
+    Time is stretched so that they fill `seconds`: the trace's lengths and the shape of its bursts at a rate
+    of choice.
+    """
     count = round(rate * seconds)
     if not 0 < count <= len(calls):
         raise InvalidTrace(
@@ -75,7 +81,8 @@ def paced(calls: Sequence[Call], rate: float, seconds: float, first: int = 0) ->
 
 
 def busiest_s(calls: Sequence[Call], seconds: float) -> float:
-    """Where the `seconds` begin in which most tokens are asked for; one of the calls' times, or 0 if all fit."""
+    """Find where the `seconds` begin in which most tokens are asked for; one of the calls' times, or 0 if all
+    fit."""
     if not calls or calls[-1].arrival_s <= seconds:
         return 0.0
     times = np.array([call.arrival_s for call in calls])
@@ -85,7 +92,7 @@ def busiest_s(calls: Sequence[Call], seconds: float) -> float:
 
 
 def _call(row: dict[str, str | None], line: int) -> Call:
-    """A prompt has a token at least; an answer that was none is taken for one of a single token."""
+    """Read a call. A prompt has a token at least; an answer that was none is taken for one of a single token."""
     prompt, output = _tokens(row, "ContextTokens", line, 1), _tokens(row, "GeneratedTokens", line, 0)
     return Call(_time_s(row, line), prompt, max(1, output))
 

@@ -1,4 +1,4 @@
-"""The door itself: keys, request ids, routes, clients that leave, and the pages beside generation."""
+"""HTTP itself: keys, request ids, routes, clients that leave, and the pages beside generation."""
 
 import asyncio
 import io

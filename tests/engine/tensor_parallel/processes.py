@@ -1,4 +1,4 @@
-"""Processes as the system tells of them."""
+"""Find worker processes, and wait for a process to end."""
 
 import os
 import select
@@ -8,7 +8,7 @@ _PATIENCE_MS = 60_000
 
 
 def workers_of(pid: int) -> list[int]:
-    """The workers of groups that `pid` started and that still run; it may have started other processes too."""
+    """Find the workers that `pid` started and that still run; it may have started other processes too."""
     listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     found = [int(child) for each in listed for child in each]
     return [
@@ -19,7 +19,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 class Watched:
-    """A process that may end; told from another that gets its number."""
+    """A process that may end; another that gets its number is not mistaken for it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

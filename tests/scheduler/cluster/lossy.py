@@ -1,4 +1,4 @@
-"""A cluster on a wire that loses, doubles, delays and reorders, with nodes that keep the protocol. What it knows of
+"""A cluster on a network that loses, doubles, delays and reorders, with nodes that keep the protocol. What it knows of
 the truth (who really has what) is the oracle for what the coordinator believes."""
 
 from collections.abc import Iterable
@@ -46,7 +46,7 @@ def held_by(placement: Placement, node: str) -> tuple[AdapterRef, ...]:
     return tuple(ref for ref, shares in placement.shares.items() if any(s.node == node for s in shares))
 
 
-def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:
+def make_coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordinator:
     """One with windows and plans short enough for tests."""
     policy = policy or BalancedPlacement(FORECAST)
     planner = Replanner(policy, StepMeasure(FORECAST, 0.05), ReplanOptions(interval_s=3.0, comfort=0.25))
@@ -55,15 +55,15 @@ def coordinator(policy: PlacementPolicy | None = None, epoch: int = 0) -> Coordi
 
 @dataclass
 class LossyCluster:
-    """`wire` holds messages in flight, (receiver, message), an event's receiver being ""."""
+    """`network` holds messages in flight, (receiver, message), an event's receiver being ""."""
 
     memory_bytes: int
-    brain: Coordinator = field(default_factory=coordinator)
+    coordinator: Coordinator = field(default_factory=make_coordinator)
     now: float = 0.0
     epoch: int = 0
     agents: dict[str, NodeAgent] = field(default_factory=dict)
     sessions: dict[str, int] = field(default_factory=dict)
-    wire: list[tuple[str, Event | Command]] = field(default_factory=list)
+    network: list[tuple[str, Event | Command]] = field(default_factory=list)
     fetches: list[tuple[str, AdapterRef]] = field(default_factory=list)
     frees: list[tuple[str, AdapterRef]] = field(default_factory=list)
     registered: dict[AdapterRef, None] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class LossyCluster:
 
     def report(self, node: str, slowdown: float = 1.0) -> None:
         if node in self.agents:
-            self.wire.append(("", self.agents[node].report(slowdown)))
+            self.network.append(("", self.agents[node].report(slowdown)))
 
     def crash(self, node: str, noticed: bool) -> None:
         agent = self.agents.pop(node, None)
@@ -94,11 +94,11 @@ class LossyCluster:
         self.fetches = [fetch for fetch in self.fetches if fetch[0] != node]
         self.frees = [free for free in self.frees if free[0] != node]
         if noticed:
-            self.wire.append(("", Crash(node, agent.session)))
+            self.network.append(("", Crash(node, agent.session)))
 
     def leave(self, node: str) -> None:
         if node in self.agents:
-            self.wire.append(("", Leave(node, self.agents[node].session)))
+            self.network.append(("", Leave(node, self.agents[node].session)))
 
     def add(self, ref: AdapterRef) -> None:
         self.registered[ref] = None
@@ -113,13 +113,13 @@ class LossyCluster:
         """The coordinator dies and a new one takes its place, knowing nothing but the registry."""
         self.epoch += 1
         self.drops.clear()
-        self.brain = coordinator(epoch=self.epoch)
+        self.coordinator = make_coordinator(epoch=self.epoch)
         for ref in self.registered:
             self.tell(AdapterAdded(ref))
 
     def tell(self, event: Event) -> list[Command]:
-        """Hand one event to the coordinator, put its commands on the wire and check all that must ever hold."""
-        commands = self.brain.on_event(event, self.now)
+        """Hand one event to the coordinator, put its commands on the network and check all that must ever hold."""
+        commands = self.coordinator.on_event(event, self.now)
         for command in commands:
             if isinstance(command, Publish):
                 fresh = not self.published or command.table.version != self.published[-1]
@@ -127,9 +127,9 @@ class LossyCluster:
                     "versions increase"
                 )
                 self.published.append(command.table.version)
-                self.wire += [(node, command) for node in command.nodes]
+                self.network += [(node, command) for node in command.nodes]
             else:
-                self.wire.append((command.node, command))
+                self.network.append((command.node, command))
             if (
                 isinstance(command, Drop)
                 and (command.node, command.session, command.number) not in self.drops
@@ -140,8 +140,8 @@ class LossyCluster:
         return commands
 
     def deliver(self, at: int, keep: bool = False) -> None:
-        """Deliver the message at `at`; `keep` leaves a double of it on the wire."""
-        receiver, message = self.wire[at] if keep else self.wire.pop(at)
+        """Deliver the message at `at`; `keep` leaves a double of it on the network."""
+        receiver, message = self.network[at] if keep else self.network.pop(at)
         if isinstance(message, Report | Crash | Leave):
             self.tell(message)
         elif receiver in self.agents:
@@ -163,16 +163,16 @@ class LossyCluster:
             agent.freed(ref)
 
     def settle(self, rounds: int) -> int:
-        """Let `rounds` quiet seconds pass on a good wire; returns for how many at the end no command was sent."""
+        """Let `rounds` quiet seconds pass on a good network; returns for how many at the end no command was sent."""
         silent = 0
         for _ in range(rounds):
             self.now += 1.0
             for node in list(self.agents):
                 self.report(node)
             sent = len(self.tell(Tick()))
-            while self.wire or self.fetches or self.frees:
-                sent += sum(receiver != "" for receiver, _ in self.wire)
-                for _ in range(len(self.wire)):
+            while self.network or self.fetches or self.frees:
+                sent += sum(receiver != "" for receiver, _ in self.network)
+                for _ in range(len(self.network)):
                     self.deliver(0)
                 while self.fetches:
                     self.arrive(0)
@@ -186,7 +186,7 @@ class LossyCluster:
         for node, agent in self.agents.items():
             used = agent.used_bytes
             assert used <= self.memory_bytes, f"{node} holds {used} of {self.memory_bytes} bytes"
-        for ref, shares in self.brain.table.shares.items():
+        for ref, shares in self.coordinator.table.shares.items():
             assert abs(sum(share.part for share in shares) - 1) < 1e-9, f"φ of {ref.name}: {shares}"
             assert all(0 < share.part <= 1 for share in shares)
         self.check_beliefs()
@@ -194,9 +194,9 @@ class LossyCluster:
     def check_beliefs(self) -> None:
         """A copy believed held is held: reports come late, but are believed only as far as they can be true."""
         for ref in self.registered:
-            for node, copy in self.brain.copies(ref).items():
+            for node, copy in self.coordinator.copies(ref).items():
                 agent = self.agents.get(node)
-                if copy is Copy.HELD and agent and agent.session == self.brain.session(node):
+                if copy is Copy.HELD and agent and agent.session == self.coordinator.session(node):
                     assert agent.keeps(ref), f"{ref.name} is not on {node}"
 
     def check_drop(self, drop: Drop) -> None:
@@ -204,9 +204,11 @@ class LossyCluster:
         agent, ref = self.agents.get(drop.node), drop.adapter
         if ref not in self.registered or agent is None or not agent.keeps(ref):
             return
-        assert Copy.HELD in self.brain.copies(ref).values(), f"{ref.name} would be lost with {drop.node}"
+        assert Copy.HELD in self.coordinator.copies(ref).values(), (
+            f"{ref.name} would be lost with {drop.node}"
+        )
         for node, other in self.agents.items():
-            if other.session == self.brain.session(node):
+            if other.session == self.coordinator.session(node):
                 shares = other.table.shares.get(ref, ())
                 assert all(share.node != drop.node for share in shares), (
                     f"{node} routes {ref.name} to {drop.node}"
@@ -215,8 +217,8 @@ class LossyCluster:
     def check_routes(self) -> None:
         """What must hold whenever the table is up to date with what is believed."""
         for ref in self.registered:
-            copies = self.brain.copies(ref)
-            shares = self.brain.table.shares.get(ref, ())
+            copies = self.coordinator.copies(ref)
+            shares = self.coordinator.table.shares.get(ref, ())
             held = [node for node, copy in copies.items() if copy is Copy.HELD]
             for share in shares:
                 assert not held or copies.get(share.node) in (Copy.HELD, Copy.PULLING), (

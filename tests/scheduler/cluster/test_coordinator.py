@@ -8,6 +8,7 @@ from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
+    AllowLeave,
     Command,
     Crash,
     Drop,
@@ -16,10 +17,9 @@ from scheduler.cluster.protocol.messages import (
     Rejoin,
     Report,
     Tick,
-    Unpin,
 )
 from scheduler.cluster.state import Shares
-from tests.scheduler.cluster.lossy import MIB, LossyCluster, adapter, coordinator
+from tests.scheduler.cluster.lossy import MIB, LossyCluster, adapter, make_coordinator
 
 REFS = [adapter(f"a{at}", rank) for at, rank in enumerate([8, 8, 8, 16, 64, 128])]
 
@@ -34,13 +34,13 @@ def _cluster(nodes: int = 3, refs: list[AdapterRef] = REFS, memory_bytes: int = 
     return cluster
 
 
-def _routes(brain: Coordinator, ref: AdapterRef) -> Shares:
-    return brain.table.shares[ref]
+def _routes(coordinator: Coordinator, ref: AdapterRef) -> Shares:
+    return coordinator.table.shares[ref]
 
 
 def _homes(cluster: LossyCluster, ref: AdapterRef) -> list[str]:
-    """The nodes that are to serve it, standbys left out."""
-    return [share.node for share in _routes(cluster.brain, ref) if share.part > 0.01]
+    """The nodes that are to serve it, replicas left out."""
+    return [share.node for share in _routes(cluster.coordinator, ref) if share.part > 0.01]
 
 
 def _ask(cluster: LossyCluster, ref: AdapterRef, tokens: int, seconds: int) -> None:
@@ -57,7 +57,7 @@ def test_a_new_cluster_listens_first_and_then_routes_everything_to_who_has_it() 
         cluster.add(ref)
     cluster.start("n0")
     cluster.settle(2)
-    assert cluster.brain.table.version == 0
+    assert cluster.coordinator.table.version == 0
     cluster.settle(20)
     for ref in REFS:
         assert all(cluster.agents[node].keeps(ref) for node in _homes(cluster, ref))
@@ -77,7 +77,7 @@ def test_a_new_adapter_is_routed_at_once_and_pulled() -> None:
     fresh = adapter("fresh", 16)
     cluster.now += 1
     cluster.registered[fresh] = None
-    commands = cluster.brain.on_event(AdapterAdded(fresh), cluster.now)
+    commands = cluster.coordinator.on_event(AdapterAdded(fresh), cluster.now)
     pulls = [command for command in commands if isinstance(command, Pull)]
     tables = [command.table for command in commands if isinstance(command, Publish)]
     assert len(pulls) == 1
@@ -88,7 +88,7 @@ def test_a_deleted_adapter_leaves_the_table_and_every_node() -> None:
     cluster = _cluster()
     cluster.now += 1
     cluster.delete(REFS[0])
-    assert REFS[0] not in cluster.brain.table.shares
+    assert REFS[0] not in cluster.coordinator.table.shares
     cluster.settle(5)
     assert not any(agent.has(REFS[0]) for agent in cluster.agents.values())
 
@@ -110,14 +110,14 @@ def test_a_silent_node_is_taken_for_dead_and_its_late_words_are_answered_by_rejo
     cluster = _cluster()
     agent = cluster.agents.pop("n0")
     cluster.settle(8)
-    assert cluster.brain.session("n0") is None
+    assert cluster.coordinator.session("n0") is None
     late = agent.report()
     assert isinstance(late, Report)
-    answer = cluster.brain.on_event(late, cluster.now)
+    answer = cluster.coordinator.on_event(late, cluster.now)
     assert [type(command) for command in answer] == [Rejoin]
     cluster.agents["n0"] = agent
     cluster.settle(10)
-    assert cluster.brain.session("n0") == agent.session
+    assert cluster.coordinator.session("n0") == agent.session
     assert agent.session > late.session
 
 
@@ -151,7 +151,9 @@ def test_a_slow_node_loses_load() -> None:
     refs = list(cluster.registered)
 
     def taken() -> float:
-        return sum(share.part for ref in refs for share in _routes(cluster.brain, ref) if share.node == "n0")
+        return sum(
+            share.part for ref in refs for share in _routes(cluster.coordinator, ref) if share.node == "n0"
+        )
 
     before = taken()
     for _ in range(30):
@@ -159,15 +161,15 @@ def test_a_slow_node_loses_load() -> None:
             for node in _homes(cluster, ref):
                 cluster.agents[node].took(ref, 1500)
         cluster.report("n0", slowdown=4.0)
-        sent = cluster.wire.pop()[1]
+        sent = cluster.network.pop()[1]
         assert isinstance(sent, Report)
         cluster.now += 1
         cluster.tell(sent)
         for node in ("n1",):
             cluster.report(node)
         cluster.tell(Tick())
-        while cluster.wire or cluster.fetches or cluster.frees:
-            if cluster.wire:
+        while cluster.network or cluster.fetches or cluster.frees:
+            if cluster.network:
                 cluster.deliver(0)
             elif cluster.fetches:
                 cluster.arrive(0)
@@ -179,11 +181,11 @@ def test_a_slow_node_loses_load() -> None:
 
 def test_quiet_clusters_are_left_alone_by_small_changes_of_demand() -> None:
     cluster = _cluster()
-    before = cluster.brain.table
+    before = cluster.coordinator.table
     for at in range(30):
         cluster.agents["n0"].took(REFS[at % 6], 500)
         assert cluster.settle(1) == 1, "no command"
-    assert cluster.brain.table == before
+    assert cluster.coordinator.table == before
 
 
 def test_copies_that_are_not_wanted_go_when_every_node_knows() -> None:
@@ -194,28 +196,28 @@ def test_copies_that_are_not_wanted_go_when_every_node_knows() -> None:
     agent = cluster.agents[other]
     cluster.now += 1
     stray = agent.report()
-    cluster.brain.on_event(replace(stray, held=(*stray.held, ref)), cluster.now)
-    assert cluster.brain.copies(ref)[other] is Copy.HELD
-    drops = [each for each in cluster.brain.on_event(Tick(), cluster.now) if isinstance(each, Drop)]
+    cluster.coordinator.on_event(replace(stray, held=(*stray.held, ref)), cluster.now)
+    assert cluster.coordinator.copies(ref)[other] is Copy.HELD
+    drops = [each for each in cluster.coordinator.on_event(Tick(), cluster.now) if isinstance(each, Drop)]
     assert [(drop.node, drop.adapter) for drop in drops] == [(other, ref)]
 
 
 def test_a_full_cluster_routes_what_has_no_room_and_stops_trying() -> None:
     refs = [adapter(f"b{at}", 64) for at in range(6)]
     cluster = _cluster(2, refs, memory_bytes=130 * MIB)
-    assert set(cluster.brain.table.shares) == set(refs)
+    assert set(cluster.coordinator.table.shares) == set(refs)
     assert sum(agent.keeps(ref) for ref in refs for agent in cluster.agents.values()) == 4
 
 
 def test_a_new_coordinator_learns_everything_from_reports() -> None:
     cluster = _cluster()
-    before = {ref: sorted(share.node for share in _routes(cluster.brain, ref)) for ref in REFS}
-    version = cluster.brain.table.version
+    before = {ref: sorted(share.node for share in _routes(cluster.coordinator, ref)) for ref in REFS}
+    version = cluster.coordinator.table.version
     cluster.fail_over()
     cluster.settle(15)
-    after = {ref: sorted(share.node for share in _routes(cluster.brain, ref)) for ref in REFS}
+    after = {ref: sorted(share.node for share in _routes(cluster.coordinator, ref)) for ref in REFS}
     assert after == before
-    assert cluster.brain.table.version > version
+    assert cluster.coordinator.table.version > version
     assert not cluster.fetches
 
 
@@ -240,7 +242,7 @@ def _calls_of_a_report(nodes: int) -> int:
         calls += 1
 
     sys.setprofile(count)
-    commands: list[Command] = cluster.brain.on_event(report, cluster.now)
+    commands: list[Command] = cluster.coordinator.on_event(report, cluster.now)
     sys.setprofile(None)
     assert commands == []
     return calls
@@ -255,11 +257,11 @@ def test_releases_are_repeated_until_they_arrive() -> None:
         for node in list(cluster.agents):
             cluster.report(node)
         cluster.tell(Tick())
-        while cluster.wire:
-            is_release = isinstance(cluster.wire[0][1], Unpin)
+        while cluster.network:
+            is_release = isinstance(cluster.network[0][1], AllowLeave)
             released += is_release
             if is_release and released == 1:
-                cluster.wire.pop(0)
+                cluster.network.pop(0)
             else:
                 cluster.deliver(0)
         while cluster.fetches:
@@ -271,8 +273,8 @@ def test_releases_are_repeated_until_they_arrive() -> None:
 
 
 def test_coordinators_of_the_same_history_agree() -> None:
-    one, other = coordinator(), coordinator()
-    cluster = LossyCluster(2048 * MIB, brain=one)
+    one, other = make_coordinator(), make_coordinator()
+    cluster = LossyCluster(2048 * MIB, coordinator=one)
     cluster.start("n0")
     report = cluster.agents["n0"].report()
     events = [report, *(AdapterAdded(ref) for ref in REFS), *(Tick() for _ in range(5))]
@@ -288,10 +290,10 @@ def test_a_report_that_comes_late_is_not_believed_over_a_newer_one() -> None:
     agent = cluster.agents[home]
     cluster.now += 1
     late, newer = agent.report(), agent.report()
-    cluster.brain.on_event(
+    cluster.coordinator.on_event(
         replace(newer, held=tuple(each for each in newer.held if each != ref)), cluster.now
     )
-    believed = cluster.brain.copies(ref).get(home)
+    believed = cluster.coordinator.copies(ref).get(home)
     assert believed is not Copy.HELD
-    assert cluster.brain.on_event(late, cluster.now) == []
-    assert cluster.brain.copies(ref).get(home) is believed
+    assert cluster.coordinator.on_event(late, cluster.now) == []
+    assert cluster.coordinator.copies(ref).get(home) is believed

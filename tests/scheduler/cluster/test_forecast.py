@@ -14,19 +14,19 @@ LENGTHS = Lengths(1000, 200)
 LEVELS = (8, 128)
 
 
-def _step_s(kernel: Kernel, rates: list[float], ranks: list[int], pace: float = 1.0) -> float:
+def _step_s(kernel: Kernel, rates: list[float], ranks: list[int], slowdown: float = 1.0) -> float:
     """The fixed point, for one node."""
     forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
-    crowd, step_s = AdapterRates(np.array(rates), np.array(ranks, dtype=np.float64)), 5e-3
+    adapters, step_s = AdapterRates(np.array(rates), np.array(ranks, dtype=np.float64)), 5e-3
     for _ in range(30):
-        sums = forecast.features(crowd, step_s, LEVELS).sum(1, keepdims=True)
-        step_s = float(forecast.steps(sums, LEVELS, pace)[0])
+        sums = forecast.features(adapters, step_s, LEVELS).sum(1, keepdims=True)
+        step_s = float(forecast.steps(sums, LEVELS, slowdown)[0])
     return step_s
 
 
-def test_an_idle_node_steps_in_the_base_time_times_its_pace() -> None:
+def test_an_idle_node_steps_in_the_base_time_times_its_slowdown() -> None:
     assert _step_s(Kernel.EXACT, [1e-9], [8]) == pytest.approx(5e-3, rel=1e-4)
-    assert _step_s(Kernel.EXACT, [1e-9], [8], pace=3.0) == pytest.approx(15e-3, rel=1e-4)
+    assert _step_s(Kernel.EXACT, [1e-9], [8], slowdown=3.0) == pytest.approx(15e-3, rel=1e-4)
 
 
 def test_one_popular_adapter_costs_its_requests_and_one_reading_of_it() -> None:
@@ -36,8 +36,8 @@ def test_one_popular_adapter_costs_its_requests_and_one_reading_of_it() -> None:
 
 
 def test_a_rare_large_rank_pads_only_the_batches_it_is_in() -> None:
-    crowd = [1.0] * 6
-    small, large = _step_s(Kernel.PADDED, crowd, [8] * 6), _step_s(Kernel.PADDED, crowd, [8] * 5 + [128])
+    rates = [1.0] * 6
+    small, large = _step_s(Kernel.PADDED, rates, [8] * 6), _step_s(Kernel.PADDED, rates, [8] * 5 + [128])
     rare = _step_s(Kernel.PADDED, [1.0] * 6 + [1e-3], [8] * 6 + [128])
     assert small < rare < small + 0.1 * (large - small)
 
@@ -91,5 +91,7 @@ def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> 
 def test_the_last_of_a_batch_waits_for_kv_memory_as_long_as_it_takes_to_free_what_is_lacking() -> None:
     """A quarter more than there is: a quarter of an answer of 200 tokens."""
     forecast = Forecast(MODEL, LENGTHS, Limits(2048, 100_000))
-    assert forecast.seat_s(ForecastBatch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(0.25 * 200 * 0.02)
-    assert forecast.seat_s(ForecastBatch(100, 100_000, 10, 80, 8), 0.02) == 0.0
+    assert forecast.kv_wait_s(ForecastBatch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(
+        0.25 * 200 * 0.02
+    )
+    assert forecast.kv_wait_s(ForecastBatch(100, 100_000, 10, 80, 8), 0.02) == 0.0

@@ -7,6 +7,7 @@ from scheduler.cluster.coordinator.node_view import Copy, NodeView
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.delivery import Inbox, Outbox
 from scheduler.cluster.protocol.messages import (
+    AllowLeave,
     Drop,
     NodeHardware,
     Numbered,
@@ -14,7 +15,6 @@ from scheduler.cluster.protocol.messages import (
     Pull,
     Rejoin,
     Report,
-    Unpin,
 )
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from tests.scheduler.cluster.lossy import MIB, POINTS, adapter
@@ -27,20 +27,20 @@ def _pull(number: int, ref: AdapterRef = A, session: int = 1) -> Pull:
     return Pull("n", session, number, ref, ())
 
 
-def test_a_wire_that_loses_doubles_and_reorders_delivers_every_command_once_in_order() -> None:
+def test_a_network_that_loses_doubles_and_reorders_delivers_every_command_once_in_order() -> None:
     rng = np.random.default_rng(0)
     outbox, inbox, now = Outbox(), Inbox(1), 0.0
-    wire: list[Numbered] = []
+    network: list[Numbered] = []
     obeyed: list[AdapterRef] = []
     refs = [adapter(f"a{at}") for at in range(50)]
     for ref in refs:
-        wire.append(outbox.send(_pull(0, ref), now))
+        network.append(outbox.send(_pull(0, ref), now))
     for _ in range(2000):
         now += 0.1
-        wire += outbox.overdue(now, retry_s=1.0)
-        if wire:
-            at = int(rng.integers(len(wire)))
-            message = wire.pop(at) if rng.random() < 0.8 else wire[at]
+        network += outbox.overdue(now, retry_s=1.0)
+        if network:
+            at = int(rng.integers(len(network)))
+            message = network.pop(at) if rng.random() < 0.8 else network[at]
             if rng.random() < 0.5:
                 obeyed += [due.adapter for due in inbox.receive(message) if isinstance(due, Pull)]
         if rng.random() < 0.3:
@@ -67,7 +67,7 @@ def test_an_agent_fetches_keeps_drains_and_frees() -> None:
     assert agent.receive(Drop("n", 1, 4, A)) == [Free(A)]
     agent.freed(A)
     assert agent.report().held == ()
-    assert agent.receive(Unpin("n", 1, 5)) == [Depart()]
+    assert agent.receive(AllowLeave("n", 1, 5)) == [Depart()]
 
 
 def test_a_load_that_was_dropped_or_failed_leaves_nothing_behind() -> None:

@@ -1,4 +1,4 @@
-"""Small worlds for tests, on the derived H100 profile."""
+"""Small clusters for tests, on the derived H100 profile."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> 
     return NodeSpec(NodeHardware(memory_bytes, points), PROFILE.model(kernel), limits)
 
 
-def world_spec(
+def simulator_spec(
     nodes: int,
     adapters: tuple[AdapterRef, ...],
     node: NodeSpec | None = None,
@@ -102,5 +102,5 @@ def chaos(seed: int) -> tuple[SimulatorSpec, list[Arrival]]:
     nodes = int(rng.integers(2, 6))
     node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
     faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
-    spec = world_spec(nodes, refs, node, faults=faults, network_faults=LOSSY)
+    spec = simulator_spec(nodes, refs, node, faults=faults, network_faults=LOSSY)
     return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)

@@ -23,7 +23,7 @@ from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import SimNode
 from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.step import StepScheduler
-from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, simulator_spec, traffic
 
 REFS = adapters(12)
 
@@ -33,7 +33,7 @@ def _run(spec: SimulatorSpec) -> None:
 
 
 def _spec() -> SimulatorSpec:
-    return world_spec(2, REFS, node_spec(memory_bytes=400 * MIB))
+    return simulator_spec(2, REFS, node_spec(memory_bytes=400 * MIB))
 
 
 def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def _forget_requests(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StepScheduler, "add", lambda self, request: None)
 
 
-def _forget_at_the_door(patch: pytest.MonkeyPatch) -> None:
+def _forget_at_the_front_door(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FrontDoor, "take", lambda self, request: None)
 
 
@@ -76,12 +76,12 @@ def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
         (_take_more_than_there_is, "exceeds its memory|in one page"),
         (_take_the_same_pages, "two adapters in one page"),
         (_forget_requests, "is lost on n"),
-        (_forget_at_the_door, "does not know it"),
+        (_forget_at_the_front_door, "does not know it"),
         (_answer_twice, "answered twice"),
-        (_sleep_on_arrivals, "stands still with work"),
+        (_sleep_on_arrivals, "has work and does nothing"),
     ],
 )
-def test_a_broken_node_or_door_ends_the_run(
+def test_a_broken_node_or_front_door_ends_the_run(
     harm: Callable[[pytest.MonkeyPatch], None], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(_spec())
@@ -128,9 +128,9 @@ def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
         "from tests.scheduler.sim.clusters import chaos\n"
         "from scheduler.sim.simulator import Simulator\n"
         "spec, arrivals = chaos(5)\n"
-        "world = Simulator(spec, 5)\n"
-        "world.run(arrivals, 40.0)\n"
-        "print(world.history.digest())"
+        "simulator = Simulator(spec, 5)\n"
+        "simulator.run(arrivals, 40.0)\n"
+        "print(simulator.history.digest())"
     )
     found = [
         subprocess.run(

@@ -18,7 +18,7 @@ from scheduler.sim.simulator import Simulator
 from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.arrivals import Arrival
 from scheduler.sim.workload.trace import Call
-from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, simulator_spec, traffic
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -27,11 +27,11 @@ def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     arrivals = traffic(refs, 8.0, 30.0, seed=1)
     node = replace(node_spec(), store=StoreSpec(policy=policy.residency))
     setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
-    spec = world_spec(3, refs, node)
+    spec = simulator_spec(3, refs, node)
     spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))
-    world = Simulator(spec, 1, audit=True)
-    world.run(arrivals, 30.0)
-    assert all(record.served for record in world.records.values())
+    simulator = Simulator(spec, 1, audit=True)
+    simulator.run(arrivals, 30.0)
+    assert all(record.served for record in simulator.records.values())
 
 
 def test_names_are_known_or_refused() -> None:
@@ -47,7 +47,7 @@ def test_the_future_is_only_known_in_replays() -> None:
         named("ours-oracle-demand").coordinator(setting)(0)
 
 
-def test_foresight_is_the_tokens_to_come_over_the_time() -> None:
+def test_known_rates_are_the_tokens_to_come_over_the_time() -> None:
     one, other = adapters(2)
     calls = [Call(1.0, 10, 5), Call(2.0, 20, 10), Call(3.0, 40, 2)]
     arrivals = [

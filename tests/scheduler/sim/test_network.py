@@ -1,4 +1,4 @@
-"""The simulator's parts: time, wire, links, figures."""
+"""The simulator's parts: time, network, links, figures."""
 
 from collections import Counter
 
@@ -26,18 +26,18 @@ def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
 
 def _posted(faults: NetworkFaults, count: int = 2000) -> list[int]:
     clock, got = Clock(), []
-    wire = Network(clock, NetworkTimes(), faults, np.random.default_rng(0))
+    network = Network(clock, NetworkTimes(), faults, np.random.default_rng(0))
     for at in range(count):
-        clock.at(at * 0.01, lambda at=at: wire.post("a", "b", lambda: got.append(at)))
+        clock.at(at * 0.01, lambda at=at: network.post("a", "b", lambda: got.append(at)))
     clock.run(1000.0)
     return got
 
 
-def test_a_good_wire_delivers_all_in_order() -> None:
+def test_a_good_network_delivers_all_in_order() -> None:
     assert _posted(NetworkFaults()) == list(range(2000))
 
 
-def test_a_bad_wire_loses_doubles_and_reorders_as_often_as_told() -> None:
+def test_a_bad_network_loses_doubles_and_reorders_as_often_as_told() -> None:
     assert len(_posted(NetworkFaults(loss=0.3))) / 2000 == pytest.approx(0.7, abs=0.04)
     doubled = Counter(_posted(NetworkFaults(double=0.2)))
     assert sum(count == 2 for count in doubled.values()) / 2000 == pytest.approx(0.2, abs=0.04)
@@ -48,20 +48,20 @@ def test_a_bad_wire_loses_doubles_and_reorders_as_often_as_told() -> None:
 
 def test_a_partition_stops_posts_and_breaks_calls() -> None:
     clock, seen = Clock(), []
-    wire = Network(
+    network = Network(
         clock, NetworkTimes(latency_s=0.1, detect_s=1.0), NetworkFaults(), np.random.default_rng(0)
     )
-    wire.cut_off = ("a", "c")
+    network.cut_off = ("a", "c")
 
     def call(receiver: str, alive: bool = True) -> None:
-        wire.call(
+        network.call(
             ("a", receiver),
             lambda: alive,
             lambda: seen.append((clock.now, receiver, "there")),
             lambda: seen.append((clock.now, receiver, "broken")),
         )
 
-    wire.post("a", "b", lambda: seen.append((clock.now, "b", "posted")))
+    network.post("a", "b", lambda: seen.append((clock.now, "b", "posted")))
     call("b")
     call("c")
     call("c", alive=False)

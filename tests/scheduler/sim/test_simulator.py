@@ -12,26 +12,26 @@ from scheduler.sim.simulator import Simulator, SimulatorSpec
 from scheduler.sim.workload.arrivals import Arrival, assigned
 from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw
 from scheduler.sim.workload.trace import Call, poisson
-from tests.scheduler.sim.clusters import PROFILE, adapters, chaos, node_spec, traffic, world_spec
+from tests.scheduler.sim.clusters import PROFILE, adapters, chaos, node_spec, simulator_spec, traffic
 
 
 def _run(
     spec: SimulatorSpec, arrivals: list[Arrival], seconds: float, seed: int = 0, audit: bool = True
 ) -> Simulator:
-    world = Simulator(spec, seed, audit=audit, keep_history=True)
-    world.run(arrivals, seconds)
-    return world
+    simulator = Simulator(spec, seed, audit=audit, keep_history=True)
+    simulator.run(arrivals, seconds)
+    return simulator
 
 
-def _figures(world: Simulator, seconds: float) -> Outcome:
-    return summary(world.records.values(), PROFILE.slo, seconds)
+def _figures(simulator: Simulator, seconds: float) -> Outcome:
+    return summary(simulator.records.values(), PROFILE.slo, seconds)
 
 
 def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> None:
     refs = adapters(1)
-    spec = world_spec(1, refs)
-    world = _run(spec, [Arrival("r", Call(20.0, 3000, 5), refs[0])], 40.0)
-    record, model = world.records["r"], spec.node.model
+    spec = simulator_spec(1, refs)
+    simulator = _run(spec, [Arrival("r", Call(20.0, 3000, 5), refs[0])], 40.0)
+    record, model = simulator.records["r"], spec.node.model
 
     def step_s(rows: int, decoding: int, context: int) -> float:
         return model.step_s(StepLoad((AdapterLoad(8, rows, decoding),), context))
@@ -46,22 +46,22 @@ def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> N
 
 def test_without_faults_everything_is_served_and_adapters_are_where_the_table_says() -> None:
     refs = adapters()
-    world = _run(world_spec(4, refs), traffic(refs, 15.0, 60.0, seed=1), 60.0)
-    figures = _figures(world, 60.0)
+    simulator = _run(simulator_spec(4, refs), traffic(refs, 15.0, 60.0, seed=1), 60.0)
+    figures = _figures(simulator, 60.0)
     assert figures.served == figures.requests > 700
-    assert world.coordinator is not None
-    for ref, shares in world.coordinator.table.shares.items():
-        assert all(ref.digest in world.nodes[share.node].store.ready for share in shares)
+    assert simulator.coordinator is not None
+    for ref, shares in simulator.coordinator.table.shares.items():
+        assert all(ref.digest in simulator.nodes[share.node].store.ready for share in shares)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_under_faults_every_request_is_answered_once_and_every_promise_holds(seed: int) -> None:
-    """The world checks after every event, and `run` that nothing stays unanswered."""
+    """The simulator checks after every event, and `run` that nothing stays unanswered."""
     spec, arrivals = chaos(seed)
-    world = _run(spec, arrivals, 40.0, seed)
-    assert sorted(world.records) == sorted(arrival.name for arrival in arrivals)
-    assert all(record.end_s is not None for record in world.records.values())
-    assert sum(record.served for record in world.records.values()) > len(arrivals) / 2
+    simulator = _run(spec, arrivals, 40.0, seed)
+    assert sorted(simulator.records) == sorted(arrival.name for arrival in arrivals)
+    assert all(record.end_s is not None for record in simulator.records.values())
+    assert sum(record.served for record in simulator.records.values()) > len(arrivals) / 2
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -78,18 +78,18 @@ def test_a_request_on_a_node_that_dies_is_served_by_another() -> None:
     refs = adapters(2)
     arrivals = [Arrival(f"r{at}", Call(20.0 + at / 10, 500, 400), refs[0]) for at in range(20)]
     fault = Fault(FaultKind.CRASH, 21.5, 30.0, ("n0",))
-    world = _run(world_spec(2, refs, faults=(fault,)), arrivals, 60.0)
-    served = [record for record in world.records.values() if record.served]
-    through_other_door = [record for record in world.records.values() if record.end_s != 21.5]
-    assert 0 < len(served) == len(through_other_door) < 20, "only clients of the dead front door lose"
+    simulator = _run(simulator_spec(2, refs, faults=(fault,)), arrivals, 60.0)
+    served = [record for record in simulator.records.values() if record.served]
+    through_others = [record for record in simulator.records.values() if record.end_s != 21.5]
+    assert 0 < len(served) == len(through_others) < 20, "only clients of the dead front door lose"
 
 
 def test_a_partition_loses_no_request() -> None:
     refs = adapters(6)
     fault = Fault(FaultKind.PARTITION, 15.0, 12.0, ("n0",))
     arrivals = traffic(refs, 8.0, 50.0, seed=2)
-    world = _run(world_spec(3, refs, faults=(fault,)), arrivals, 50.0)
-    assert all(record.served for record in world.records.values())
+    simulator = _run(simulator_spec(3, refs, faults=(fault,)), arrivals, 50.0)
+    assert all(record.served for record in simulator.records.values())
 
 
 def test_what_an_earlier_attempt_says_is_not_heard() -> None:
@@ -97,24 +97,24 @@ def test_what_an_earlier_attempt_says_is_not_heard() -> None:
     refs = adapters(2)
     arrivals = [Arrival(f"r{at}", Call(18.0 + at / 20, 200, 100 + 3 * at), refs[0]) for at in range(60)]
     cuts = tuple(Fault(FaultKind.PARTITION, 19.0 + at / 2, 0.1, ("n0",)) for at in range(6))
-    world = _run(world_spec(2, refs, faults=cuts), arrivals, 50.0)
-    assert all(record.served for record in world.records.values())
+    simulator = _run(simulator_spec(2, refs, faults=cuts), arrivals, 50.0)
+    assert all(record.served for record in simulator.records.values())
 
 
 def test_without_a_coordinator_the_data_path_goes_on() -> None:
     refs = adapters(12)
     fault = Fault(FaultKind.COORDINATOR, 15.0, 25.0)
-    world = _run(world_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 60.0, seed=3), 60.0)
-    assert all(record.served for record in world.records.values())
-    assert not any("Pull" in line for line in world.history.lines if float(line.split()[0]) > 45.0)
+    simulator = _run(simulator_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 60.0, seed=3), 60.0)
+    assert all(record.served for record in simulator.records.values())
+    assert not any("Pull" in line for line in simulator.history.lines if float(line.split()[0]) > 45.0)
 
 
 def test_a_node_that_leaves_is_let_go_and_no_request_is_lost() -> None:
     refs = adapters(12)
     fault = Fault(FaultKind.LEAVE, 15.0, 1.0, ("n1",))
-    world = _run(world_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 50.0, seed=4), 50.0)
-    assert any(line.endswith("n1 left\n") for line in world.history.lines)
-    assert all(record.served for record in world.records.values())
+    simulator = _run(simulator_spec(3, refs, faults=(fault,)), traffic(refs, 10.0, 50.0, seed=4), 50.0)
+    assert any(line.endswith("n1 left\n") for line in simulator.history.lines)
+    assert all(record.served for record in simulator.records.values())
 
 
 def test_a_flash_crowd_gets_more_copies() -> None:
@@ -122,25 +122,27 @@ def test_a_flash_crowd_gets_more_copies() -> None:
     rng = np.random.default_rng(6)
     calls = poisson(60.0, 60.0, (600, 60), rng)
     crowd = assigned(calls, refs, FlashCrowd(PowerLaw(1.0), 0, (25 / 60, 1.0), 0.8), rng)
-    world = _run(world_spec(4, refs), list(crowd), 60.0, audit=False)
-    holders = [name for name, node in world.nodes.items() if refs[0].digest in node.store.ready]
+    simulator = _run(simulator_spec(4, refs), list(crowd), 60.0, audit=False)
+    holders = [name for name, node in simulator.nodes.items() if refs[0].digest in node.store.ready]
     assert len(holders) >= 3
-    assert all(record.served for record in world.records.values())
+    assert all(record.served for record in simulator.records.values())
 
 
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
     refs = adapters(60)
     arrivals = traffic(refs, 90.0, 60.0, seed=5)
     node = node_spec(Kernel.PADDED)
-    ours = _figures(_run(world_spec(4, refs, node), arrivals, 60.0, audit=False), 60.0)
+    ours = _figures(_run(simulator_spec(4, refs, node), arrivals, 60.0, audit=False), 60.0)
     chance = RandomPlacement(np.random.default_rng(0))
-    theirs = _figures(_run(world_spec(4, refs, node, chance), arrivals, 60.0, audit=False), 60.0)
+    theirs = _figures(_run(simulator_spec(4, refs, node, chance), arrivals, 60.0, audit=False), 60.0)
     assert ours.tbt_p95_s < theirs.tbt_p95_s
 
 
 def test_nobody_is_home() -> None:
     refs = adapters(1)
     fault = Fault(FaultKind.CRASH, 5.0, 50.0, ("n0",))
-    world = _run(world_spec(1, refs, faults=(fault,)), [Arrival("r", Call(10.0, 5, 5), refs[0])], 20.0)
-    assert not world.records["r"].served
-    assert world.records["r"].end_s == 10.0
+    simulator = _run(
+        simulator_spec(1, refs, faults=(fault,)), [Arrival("r", Call(10.0, 5, 5), refs[0])], 20.0
+    )
+    assert not simulator.records["r"].served
+    assert simulator.records["r"].end_s == 10.0

@@ -1,0 +1,1 @@
+"""Offline speed beside other engines and the limit."""

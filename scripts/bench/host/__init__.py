@@ -1,0 +1,1 @@
+"""The host's time in a decode step."""

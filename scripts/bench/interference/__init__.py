@@ -1,0 +1,1 @@
+"""What rank-8 requests wait for beside larger ranks."""

@@ -1,0 +1,1 @@
+"""Whether to pipeline a pull by layers, from measured parts."""

@@ -1,0 +1,212 @@
+"""Load a server: many clients, popular and unpopular adapters, good and bad clients; then look for leaks.
+
+    python -m scripts.bench.serving                                   # starts a server of the embedded model
+    python -m scripts.bench.serving --url http://127.0.0.1:8000 --rate 20 --requests 500
+    python -m scripts.bench.serving --trace trace.csv --time-scale 0.2
+
+It prints a line per adapter (times to first token and between tokens, tokens/s) and what became of every
+request. Then it prints what the server still holds when all clients are gone. It exits with 1 if a sound
+request failed, a malformed one was not refused, or a block or sequence leaked.
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import numpy as np
+
+from engine.demo.embedded import TASKS
+from scheduler.sim.workload.trace import InvalidTrace, read_trace
+from scripts.bench import machine
+from scripts.bench.serving import report, traffic
+from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome
+from scripts.bench.serving.http_request import (
+    HttpRequest,
+    RequestMaker,
+    malformed_request,
+    task_request,
+    token_request,
+)
+from scripts.bench.serving.server import ListedModels, ServerFailed, ServerProbe, started
+from scripts.bench.serving.traffic import ClientFault, PlannedRequest
+from scripts.results import Row, append_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+READY_S = 300.0
+REST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMix:
+    """What is asked of a server: everything about the load but the clients."""
+
+    models: ListedModels
+    make: RequestMaker
+    rng: Random
+
+    def request(self, planned: PlannedRequest) -> HttpRequest:
+        """Make a sound request, or a malformed one if it is planned so."""
+        if planned.fault in (None, ClientFault.LEAVES):
+            return self.make(planned, self.rng)
+        return malformed_request(planned, self.models.max_model_len, self.rng)
+
+
+def choose_maker(options: argparse.Namespace, models: ListedModels) -> RequestMaker:
+    """Choose tasks with known answers where every adapter is an embedded one, unless lengths are given."""
+    tasks = {task.name for task in TASKS}
+    knows_tasks = bool(models.adapters) and tasks.issuperset(models.adapters)
+    if options.questions == "tasks" and not knows_tasks:
+        raise ServerFailed("--questions tasks: the server's adapters are not the embedded ones; use tokens")
+    plain = options.questions == "tokens" or options.trace is not None
+    return token_request if plain or not knows_tasks else task_request
+
+
+def draw_requests(options: argparse.Namespace, models: ListedModels) -> Iterator[PlannedRequest]:
+    """Draw the load's requests, at most `--requests`. Raises InvalidTrace."""
+    rng = np.random.default_rng(options.seed)
+    popularity = traffic.zipf(models.base, models.adapters, options.zipf_s, options.base_share, rng)
+    lengths = options.prompt_tokens, options.output_tokens
+    if options.trace:
+        calls = [
+            call.at(call.arrival_s * options.time_scale) for call in read_trace(options.trace.read_text())
+        ]
+        calls = traffic.fit(calls, models.max_model_len)
+    elif math.isinf(options.rate):
+        calls = traffic.at_once(options.requests, *lengths, rng)
+    else:
+        calls = traffic.at_rate(options.rate, max(0.0, options.duration), *lengths, rng)
+    return traffic.plan_requests(calls[: options.requests], popularity, options.fault_share, rng)
+
+
+@asynccontextmanager
+async def server(options: argparse.Namespace) -> AsyncGenerator[str, None]:
+    """Give the URL to load: the given one, or that of a server that lives as long as the load."""
+    if options.url:
+        yield options.url.rstrip("/")
+        return
+    async with started(options.serve, ROOT, READY_S) as url:
+        yield url
+
+
+async def run_load(options: argparse.Namespace, rest_s: float = REST_S) -> bool:
+    """Run the load; whether all was well. The server may take `rest_s` to release what it holds."""
+    headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=options.timeout)
+    async with (
+        server(options) as url,
+        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
+    ):
+        probe = ServerProbe(session, url)
+        models = await probe.models()
+        mix = LoadMix(models, choose_maker(options, models), Random(options.seed))
+        load = LoadGenerator(session, url, mix.request, mix.rng)
+        start_s = time.perf_counter()
+        outcomes = await load.run(draw_requests(options, models), options.clients, options.duration)
+        wall_s = time.perf_counter() - start_s
+        held = await probe.rest(rest_s)
+    write(options, report.rows(outcomes, models.ranks, wall_s), wall_s)
+    if not math.isinf(options.rate) or options.trace:
+        print(f"\nthe longest wait for a free client: {max_late_s(outcomes):.2f} s")
+    return conclude(outcomes, held, wall_s)
+
+
+def max_late_s(outcomes: Sequence[RequestOutcome]) -> float:
+    """Compute how long a due request waited at most for a free client; its times leave that out."""
+    return max((outcome.late_s for outcome in outcomes), default=0.0)
+
+
+def write(options: argparse.Namespace, rows: Sequence[Row], wall_s: float) -> None:
+    """Print the table; append the rows to the results file, if one is wanted."""
+    print(report.table(rows))
+    if options.out is None:
+        return
+    about = {
+        "clients": options.clients,
+        "rate": None if math.isinf(options.rate) else options.rate,
+        "trace": options.trace and options.trace.name,
+        "time_scale": options.time_scale,
+        "zipf_s": options.zipf_s,
+        "fault_share": options.fault_share,
+        "wall_s": round(wall_s, 3),
+        "machine": machine.describe(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    # JSON lacks NaN: a figure that is none is left out.
+    known = ({name: value for name, value in row.items() if value == value} for row in rows)
+    append_rows(options.out, [row | about for row in known])
+
+
+def conclude(outcomes: Sequence[RequestOutcome], held: dict[str, float], wall_s: float) -> bool:
+    """Print what happened; whether it is what should have."""
+    count = {end: sum(outcome.end is end for outcome in outcomes) for end in RequestEnd}
+    print(f"\n{len(outcomes)} requests in {wall_s:.1f} s")
+    print(f"killed clients {count[RequestEnd.LEFT]}; malformed requests refused {count[RequestEnd.REFUSED]}")
+    answered = count[RequestEnd.OK] + count[RequestEnd.WRONG]
+    print(f"answers as they should be: {count[RequestEnd.OK]} of {answered}")
+    for line in report.failures(outcomes):
+        print(f"FAILED {line}")
+    print("leaked: " + (", ".join(f"{name} = {value:.0f}" for name, value in held.items()) or "nothing"))
+    return bool(outcomes) and not held and not count[RequestEnd.FAILED]
+
+
+def span(text: str) -> tuple[int, int]:
+    """Parse `LOW-HIGH`, or one number for both."""
+    low, _, high = text.partition("-")
+    return int(low), int(high or low)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. What follows `--` goes to the server that is started."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--url", help="a running server; without it one is started")
+    add("--api-key")
+    add("--clients", type=int, default=64, help="requests in flight at most")
+    add(
+        "--rate",
+        type=float,
+        default=math.inf,
+        help="arrivals per second, Poisson; inf: as fast as clients can",
+    )
+    add("--requests", type=int, default=1000, help="requests at most")
+    add("--duration", type=float, default=120.0, help="seconds after which none is sent")
+    add("--timeout", type=float, default=120.0, help="seconds that a request may take")
+    add("--zipf-s", type=float, default=1.0, help="skew of the adapters' popularity; 0: all alike")
+    add("--base-share", type=float, default=0.1, help="share of requests for the base")
+    add("--fault-share", type=float, default=0.1, help="share of killed clients and malformed requests")
+    add("--questions", choices=("auto", "tasks", "tokens"), default="auto")
+    add("--prompt-tokens", type=span, default=(16, 128), help="LOW-HIGH")
+    add("--output-tokens", type=span, default=(8, 64), help="LOW-HIGH")
+    add(
+        "--trace",
+        type=Path,
+        help="CSV of TIMESTAMP, ContextTokens, GeneratedTokens; replaces rate and lengths",
+    )
+    add("--time-scale", type=float, default=1.0, help="stretch of the trace's gaps: 0.1 is ten times as fast")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="JSONL file to append rows to")
+    add("serve", nargs="*", help="options of the server that is started, after --")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the load; 0 if all was well."""
+    try:
+        return 0 if asyncio.run(run_load(parse())) else 1
+    except (ServerFailed, InvalidTrace, aiohttp.ClientError) as error:
+        print(f"scripts.bench.serving: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

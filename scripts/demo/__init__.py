@@ -1,0 +1,1 @@
+"""Train the embedded model and its adapters."""

@@ -1,0 +1,1 @@
+"""Checks of results against definitions or the CPU."""

@@ -1,0 +1,1 @@
+"""Timings beside what the machine allows."""

@@ -1,0 +1,1 @@
+"""Profile a node; twin and interference time their engines with the same parts."""
