@@ -24,8 +24,8 @@ class SitePart:
 class GroupWeights:
     """An adapter's weights at one (layer, group), as views into its packed form.
 
-    `A` is [R, in_features] with the group's sites stacked (R = sum of their ranks), `scale` is [R] float32
-    (alpha / r, or alpha / sqrt(r) with rsLoRA, repeated over each site's rows).
+    `A` is [R, in_features] with the group's sites stacked (R = sum of their ranks). `scale` is [R] float32:
+    alpha / r, or alpha / sqrt(r) with rsLoRA, repeated over each site's rows.
     """
 
     A: Tensor

@@ -2,8 +2,8 @@
 
 It is the same on disk, in host memory, on the wire and on the device: a load, a pull and an eviction are plain copies.
 
-The buffer goes layer by layer and group by group, in the order of the forward pass. A group has the A matrices of its
-present sites, stacked so that they are one [R, in] matrix, then each site's B transposed, [r, out]. Every module has
+The buffer goes layer by layer and group by group, in the order of the forward pass. A group has its present
+sites' A matrices, stacked to one [R, in] matrix, then each site's B transposed, [r, out]. Every module has
 its own rank and an absent one takes no bytes; every matrix starts on a multiple of ALIGNMENT. A small header names
 what the offsets follow from. No file and no residency is known here.
 """

@@ -1,9 +1,9 @@
-"""ShardSpec: which part of each projection one of several devices computes, and an adapter's share of it.
+"""Cut an adapter's shard for one of several devices, which computes a part of each projection.
 
 The base model's matrices and the adapters' are cut alike. Where a site's outputs are cut, its A is whole and its B
-is cut; where its inputs are cut, its A is cut and its B is whole, so that the devices' outputs are partial sums and
-so are the adapters' updates: one sum over the devices completes both (Megatron-LM, arXiv 1909.08053, with S-LoRA's
-remark, arXiv 2311.03285, that the adapters' sums can ride on the base's). A share has the same bytes' order as a
+is cut; where its inputs are cut, its A is cut and its B is whole. Then the devices' outputs are partial sums, and so
+are the adapters' updates. One sum over the devices completes both (Megatron-LM, arXiv 1909.08053, with S-LoRA's
+remark, arXiv 2311.03285, that the adapters' sums can ride on the base's). A shard has the same bytes' order as a
 whole packed form; it is the packed form of a model with narrower projections.
 """
 

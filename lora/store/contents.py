@@ -103,8 +103,7 @@ class Contents:
     def failures(self) -> Mapping[str, Exception]:
         """Tell why retained contents cannot be had, by digest."""
         with self._lock:
-            found = self._residency.contents
-            return {c.ref.digest: c.failure for c in found if c.failure is not None and c.retained}
+            return {c.ref.digest: c.failure for c in self._residency.contents if c.failure and c.retained}
 
     def retained(self) -> set[str]:
         """List the digests that live requests use, whose packed forms must be kept."""
@@ -216,8 +215,7 @@ class Contents:
     def lacking_pages(self) -> int:
         """Return how many more pages at the arena's end a live request's adapter waits for."""
         with self._lock:
-            urgent = self._queue.urgent
-            pages = self._pages.pages_for(urgent.nbytes) if urgent else 0
+            pages = self._pages.pages_for(urgent.nbytes) if (urgent := self._queue.urgent) else 0
             return max(0, pages - self._pages.free_at_end)
 
     def lacks_headroom(self) -> bool:
@@ -274,7 +272,6 @@ class Contents:
         return content
 
     def _forget(self, digest: str) -> None:
-        """Have tiers and peers forget a content that was dropped. Under the lock."""
         self._unkept.discard(digest)
         self._tiers.forget(digest)
         if self._published is not None:

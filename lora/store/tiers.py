@@ -202,12 +202,12 @@ class SourceTier:
         return 1e-2 + nbytes / 0.3e9
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
-        """`folder` holds this content."""
+        """Note that `folder` holds this content."""
         with self._lock:
             self._sources[digest] = _Source(name, folder)
 
     def forget(self, digest: str) -> None:
-        """Nobody will ask for this content again."""
+        """Forget a content that nobody will ask for again."""
         with self._lock:
             self._sources.pop(digest, None)
 

@@ -1,9 +1,11 @@
 """The LoRA arithmetic on a GPU: two kernels per group, shrink and expand, whose cost follows each row's own adapter.
 
-A step's work is written on the host when the batch's membership changes (triton_work) and sent in one copy to fixed
+A step's work is written on the host when the batch's membership changes (see work) and sent in one copy to fixed
 memory; each launch then has the same arguments and the same grid, filled once and dealing out whatever work the words
-describe. So a step may be captured in a CUDA graph: `load` the step's table outside, capture `plan` and what it gives
-inside (`plan` of a table that is loaded copies nothing), and before each replay `load` that step's table. A graph is
+describe.
+
+So a step may be captured in a CUDA graph: `load` the step's table outside, and capture `plan` and what it gives
+inside. `plan` of a table that is loaded copies nothing. Before each replay `load` that step's table. A graph is
 good for one number of rows, one `Tiling` (see `tiling_of`) and one `generation`.
 
 Adapters may be wider than the model: products are then in the adapters' dtype. h is float32.
@@ -170,12 +172,12 @@ class TritonStep:
             self._add(y, None, layer, group)
 
     def add(self, y: Tensor, residual: Tensor | None, layer: int, group: SiteGroup) -> None:
-        """y += B h, plus `residual`, in place, for every row of the batch, after `shrink`."""
+        """Add B h, plus `residual`, to y in place, for every row of the batch, after `shrink`."""
         if self.adapted or residual is not None:
             self._add(y, residual, layer, group)
 
     def shrink(self, x: Tensor, layer: int, group: SiteGroup) -> None:
-        """h = scale * (A x) for every row with an adapter, on the current stream."""
+        """Compute h = scale * (A x) for every row with an adapter, on the current stream."""
         if not self.adapted:
             return
         tiling, given = self.tiling, self.expansion(layer, group)
