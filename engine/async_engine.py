@@ -25,10 +25,9 @@ from engine.errors import (
 )
 from engine.output import RequestOutput
 from engine.telemetry import Telemetry
-from lora.adapter import BASE, AdapterRef
+from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
-from lora.names import AdapterEntry, is_name
-from lora.store.store import StoreStats
+from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
@@ -100,7 +99,7 @@ class AsyncEngine:
     async def start(self) -> None:
         """Start the step loop."""
         self._loop = asyncio.get_running_loop()
-        self._store.on_ready(self._wake.set)
+        self._store.loader.on_ready(self._wake.set)
         self._thread.start()
 
     async def drain(self, timeout_s: float) -> None:
@@ -162,22 +161,22 @@ class AsyncEngine:
         """Read, check and register an adapter, off the step loop. Raises what lora.format.peft refuses with."""
         if name == self._card.name:
             raise InvalidAdapterName(name, "the base model has that name")
-        return await asyncio.to_thread(self._store.load, name, folder)
+        return await asyncio.to_thread(self._store.registry.load, name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
         try:
-            await asyncio.to_thread(self._store.unload, name)
+            await asyncio.to_thread(self._store.registry.unload, name)
         except UnknownAdapter:
             raise UnknownModel(name) from None
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        return self._store.entries()
+        return self._store.registry.entries()
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model == self._card.name or model in self._store.names()
+        known = model == self._card.name or model in self._store.registry.names()
         return known or (self._peers is not None and is_name(model))
 
     def stats(self) -> EngineStats:
@@ -196,10 +195,10 @@ class AsyncEngine:
     async def _resolve(self, model: str) -> AdapterRef:
         if model == self._card.name:
             return BASE
-        if (known := self._store.known(model)) is not None:
+        if (known := self._store.registry.known(model)) is not None:
             return known
         try:
-            return await asyncio.to_thread(self._store.resolve, model)
+            return await asyncio.to_thread(self._store.registry.resolve, model)
         except UnknownAdapter:
             raise UnknownModel(model) from None
         except AdapterUnreachable as error:

@@ -89,7 +89,7 @@ class EngineCore:
                 raise
             self._adapters[request.request_id] = request.adapter
         if not request.adapter.is_base:
-            self._store.prefetch((request.adapter,))
+            self._store.loader.prefetch((request.adapter,))
 
     def abort(self, request_id: str) -> None:
         """End all of a request's sequences without another event; unknown ids are fine."""
@@ -131,7 +131,7 @@ class EngineCore:
             plan = self._scheduler.plan(self._clock(), self._store.ready())
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
-            self._store.prefetch(wanted)
+            self._store.loader.prefetch(wanted)
         before = self._take_launched()
         if plan.slices:
             failures += self._launch(plan)

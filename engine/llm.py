@@ -130,7 +130,7 @@ class LLM:
         self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
-        return BASE if name is None else self.engine.store.resolve(name)
+        return BASE if name is None else self.engine.store.registry.resolve(name)
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams, adapter: AdapterRef) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)

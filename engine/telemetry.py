@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from lora.peers.peer_tier import PeerStats
-from lora.store.store import StoreStats
+from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 
 _NAMESPACE = "loraserve"
@@ -181,9 +181,9 @@ class _Gauges(Collector):
         yield _counter("adapter_tier_seconds", "Time that what a tier gave took.", store.seconds, "tier")
         yield from _peer_counters(store.peers)
         published = "Adapters copied to host memory for peers."
-        yield from _renamed("lent_copies", "published_copies", published, store.lent.copies)
+        yield from _renamed("lent_copies", "published_copies", published, store.published.copies)
         crowded = "Adapters not published for lack of host memory."
-        yield from _renamed("lent_crowded", "publish_failures", crowded, store.lent.crowded)
+        yield from _renamed("lent_crowded", "publish_failures", crowded, store.published.crowded)
 
 
 def _peer_counters(peers: PeerStats) -> Iterator[Metric]:

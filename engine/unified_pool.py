@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lora.store.store import AdapterStore
+from lora.store.contents import Contents
 from scheduler.blocks import BlockPool
 
 
@@ -66,9 +66,9 @@ def unified_arena(
 class UnifiedPool:
     """Moves the boundary, a little in each step that has a reason. Called by the owner of `blocks`, under its lock."""
 
-    def __init__(self, split: PoolSplit, blocks: BlockPool, store: AdapterStore) -> None:
-        """Divide as `blocks` and `store` hold the arena now."""
-        self._split, self._blocks, self._store = split, blocks, store
+    def __init__(self, split: PoolSplit, blocks: BlockPool, contents: Contents) -> None:
+        """Divide as `blocks` and `contents` hold the arena now."""
+        self._split, self._blocks, self._contents = split, blocks, contents
 
     @property
     def kv_quanta(self) -> int:
@@ -80,18 +80,18 @@ class UnifiedPool:
 
         No step may then be under way: it could still write to a block that no sequence holds any more.
         """
-        lacking = self._store.lacking_pages()
+        lacking = self._contents.lacking_pages()
         if self._blocks.retreating:
             return not lacking or self._blocks.vacated
         if lacking:
             return self.kv_quanta > self._split.least_kv
         if short_blocks:
-            return self.kv_quanta < self._split.most_kv and self._store.could_cede(self._split.pages)
+            return self.kv_quanta < self._split.most_kv and self._contents.could_cede(self._split.pages)
         return self._kv_has_spare()
 
     def move(self, short_blocks: int) -> None:
         """Move the boundary: back for adapters that requests wait for, forward over adapters that none uses."""
-        lacking = self._store.lacking_pages()
+        lacking = self._contents.lacking_pages()
         if not self._blocks.retreating:
             if lacking:
                 wanted = min(-(-lacking // self._split.pages), self.kv_quanta - self._split.least_kv)
@@ -110,7 +110,7 @@ class UnifiedPool:
         """Return whether K/V holds a quantum that is blank while adapters have no room for one more."""
         start = self._blocks.held_blocks - self._split.blocks
         can = self.kv_quanta > self._split.least_kv and self._blocks.is_blank_from(start)
-        return can and self._store.lacks_headroom()
+        return can and self._contents.lacks_headroom()
 
     def _retreat(self, quanta: int) -> None:
         self._blocks.retreat(self._blocks.held_blocks - quanta * self._split.blocks)
@@ -119,8 +119,8 @@ class UnifiedPool:
         held = self._blocks.held_blocks
         if self._blocks.vacated:
             self._blocks.cede()
-            self._store.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
+            self._contents.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
 
     def _advance(self) -> None:
-        if self._store.cede(self._split.pages):
+        if self._contents.cede(self._split.pages):
             self._blocks.extend(self._blocks.held_blocks + self._split.blocks)

@@ -1,14 +1,20 @@
-"""AdapterRef: the value that names an adapter everywhere. Torch-free, so that decisions may hold it."""
+"""Name an adapter everywhere, by value. Torch-free, so that decisions may hold it."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
+
+MOST_NAME_CHARS = 128
+NAME_RULE = f"at most {MOST_NAME_CHARS} letters, digits or any of ._:@+-, with single slashes inside"
+_NAME = re.compile(r"(?!.*(?:^|/)\.+(?:/|$))[A-Za-z0-9._:@+-]+(?:/[A-Za-z0-9._:@+-]+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
     """One adapter's identity and size; two refs are equal when their content is, whatever they are called.
 
-    `digest` is the content digest (hex) of the adapter's flat form, `rank` the largest rank of any of its
-    modules, `sites` the module kinds it changes (`q_proj`, ...), `nbytes` the bytes of its flat form.
+    `digest` is the content digest (hex) of the adapter's packed form, and `nbytes` the bytes of that. `rank` is the
+    largest rank of any of its modules, `sites` are the module kinds it changes (`q_proj`, ...).
     """
 
     digest: str
@@ -24,3 +30,25 @@ class AdapterRef:
 
 
 BASE = AdapterRef(digest="", name="", rank=0, sites=(), nbytes=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteName:
+    """A name that a peer told. It means `ref` here, `hops` away from a node that owns it."""
+
+    ref: AdapterRef
+    hops: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEntry:
+    """A name that requests may use. `folder` is None where a peer told the name, `ref` until the folder was read."""
+
+    name: str
+    folder: Path | None
+    ref: AdapterRef | None
+
+
+def is_name(text: str) -> bool:
+    """Tell whether `text` follows NAME_RULE."""
+    return len(text) <= MOST_NAME_CHARS and _NAME.fullmatch(text) is not None

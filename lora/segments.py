@@ -17,15 +17,15 @@ class SitePart:
     rank_stop: int
     out_start: int
     out_stop: int
-    Bt: Tensor  # [r, out_features], B transposed, a view into the flat form
+    Bt: Tensor  # [r, out_features], B transposed, a view into the packed form
 
 
 @dataclass(frozen=True, slots=True)
 class GroupWeights:
-    """An adapter's weights at one (layer, group), as views into its flat form.
+    """An adapter's weights at one (layer, group), as views into its packed form.
 
-    `A` is [R, in_features] with the group's sites stacked (R = sum of their ranks), `scale` is [R] float32
-    (alpha / r, or alpha / sqrt(r) with rsLoRA, repeated over each site's rows).
+    `A` is [R, in_features] with the group's sites stacked (R = sum of their ranks). `scale` is [R] float32:
+    alpha / r, or alpha / sqrt(r) with rsLoRA, repeated over each site's rows.
     """
 
     A: Tensor

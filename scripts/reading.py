@@ -116,7 +116,7 @@ def decode_step(recorder: Recorder) -> None:
     config = EngineConfig(kv_cache_bytes=KV_BYTES, block_size=BLOCK_TOKENS, progress=False)
     params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True, seed=0)
     with closing(assemble(config)) as engine:
-        prompt, adapter = engine.tokenizer.encode_chat(MESSAGES), engine.store.resolve(ADAPTER)
+        prompt, adapter = engine.tokenizer.encode_chat(MESSAGES), engine.store.registry.resolve(ADAPTER)
         engine.core.submit(Request("reading", prompt, adapter, params, (), time.monotonic()))
         tokens = len(prompt)
         while tokens < BLOCK_TOKENS:

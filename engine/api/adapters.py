@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
-from lora.names import NAME_RULE, AdapterEntry, is_name
+from lora.adapter import NAME_RULE, AdapterEntry, is_name
 
 _MAX_PATH_CHARS = 4096
 

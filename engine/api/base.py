@@ -10,8 +10,7 @@ from typing import Protocol
 from engine.output import Delta
 from engine.telemetry import Snapshot, Telemetry
 from engine.tokenizer import Tokenizer
-from lora.adapter import AdapterRef
-from lora.names import AdapterEntry
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams
 
 

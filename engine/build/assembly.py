@@ -129,7 +129,7 @@ def _assemble(
     )
     store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
     changed = threading.Event()
-    store.on_ready(changed.set)
+    store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store)
     _add_adapters(config, store)
     card, tokenizer = _card(config, base, limits), Tokenizer.load(base.folder)
@@ -169,7 +169,7 @@ def _store(
 def _core(
     executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore
 ) -> EngineCore:
-    pool = UnifiedPool(memory.split, memory.blocks, store) if memory.split else None
+    pool = UnifiedPool(memory.split, memory.blocks, store.contents) if memory.split else None
     return EngineCore(StepScheduler(limits, memory.blocks), store, executor, time.monotonic, pool)
 
 
@@ -182,9 +182,9 @@ def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
     embedded = adapter_folders().items() if config.model is None else ()
     named = [(name, Path(folder)) for name, folder in (config.loras or {}).items()]
     for name, folder in (*embedded, *_found(config.lora_dir), *named):
-        store.declare(name, folder)
+        store.registry.declare(name, folder)
     for name, folder in named:
-        store.load(name, folder)
+        store.registry.load(name, folder)
 
 
 def _found(lora_dir: Path | None) -> Iterator[tuple[str, Path]]:

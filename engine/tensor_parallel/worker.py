@@ -90,7 +90,7 @@ class Worker:
 
     def keep(self, place: PlaceShard, rows: torch.Tensor) -> None:
         """Keep a shard of an adapter."""
-        self.shards.keep(place.digest, read_header(place.header), place.offset, rows)
+        self.shards.write(place.digest, read_header(place.header), place.offset, rows)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,7 +141,7 @@ def _keep_shards(worker: Worker, adapters: WorkerChannel, steps: WorkerChannel) 
         while True:
             place = adapters.receive()
             assert isinstance(place, PlaceShard), f"{place!r} is no shard"
-            rows = worker.shards.buffer(place.nbytes)
+            rows = worker.shards.staging_buffer(place.nbytes)
             adapters.receive_into(rows.numpy().data)
             worker.keep(place, rows)
             adapters.send(ShardPlaced())

@@ -1,10 +1,11 @@
-"""The flat form of an adapter: one buffer of bytes that is the same on disk, in host memory, on the wire and on
-the device, so that a load, a pull and an eviction are plain copies.
+"""Lay an adapter out in its packed form: one buffer of bytes.
 
-The buffer holds, layer by layer and group by group in the order of the forward pass, the A matrices of the
-group's present sites (stacked, so that a group's A is one [R, in] matrix), then each site's B transposed
-([r, out]). Every module has its own rank and an absent one takes no bytes; every matrix starts on a multiple of
-ALIGNMENT. A small header names what the offsets follow from. The room knows no file and no residency.
+It is the same on disk, in host memory, on the wire and on the device: a load, a pull and an eviction are plain copies.
+
+The buffer goes layer by layer and group by group, in the order of the forward pass. A group has its present
+sites' A matrices, stacked to one [R, in] matrix, then each site's B transposed, [r, out]. Every module has
+its own rank and an absent one takes no bytes; every matrix starts on a multiple of ALIGNMENT. A small header names
+what the offsets follow from. No file and no residency is known here.
 """
 
 import json
@@ -34,7 +35,7 @@ _GROUP_OF = {site: group for group in SiteGroup for site in group.sites}
 
 
 class InvalidHeader(ValueError):
-    """A header that does not describe a flat form of this version."""
+    """A header that does not describe a packed form of this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Module:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where the module stands in the flat form: by layer, then in the order of the forward pass."""
+        """Where the module stands in the packed form: by layer, then in the order of the forward pass."""
         return self.layer, SITES.index(self.site)
 
 
@@ -73,7 +74,7 @@ class PackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Which modules an adapter has and where each lies; make one with `lay_out`."""
+    """Which modules an adapter has and where each lies; make one with `packed_layout`."""
 
     base: BaseShape
     dtype: torch.dtype
@@ -82,7 +83,7 @@ class PackedLayout:
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        """All modules, in the order of the flat form."""
+        """All modules, in the order of the packed form."""
         return tuple(module for place in self.places for module in place.modules)
 
     @property
@@ -97,8 +98,8 @@ class PackedLayout:
         return tuple(site for site in SITES if site in present)
 
 
-def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> PackedLayout:
-    """PackedGroup `modules` (distinct, fitting `base`, ranks above 0) in the flat form."""
+def packed_layout(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> PackedLayout:
+    """Place `modules` (distinct, fitting `base`, ranks above 0) in the packed form."""
     step = ALIGNMENT // dtype.itemsize
     places: list[PackedGroup] = []
     end = 0
@@ -117,7 +118,7 @@ def lay_out(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> P
 
 
 def write_header(layout: PackedLayout) -> str:
-    """The layout as JSON; equal layouts give equal text."""
+    """Write the layout as JSON; equal layouts give equal text."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -131,42 +132,44 @@ def write_header(layout: PackedLayout) -> str:
 
 
 def read_header(text: str) -> PackedLayout:
-    """The layout that `write_header` wrote. Raises InvalidHeader."""
+    """Read the layout that `write_header` wrote. Raises InvalidHeader."""
     try:
         header = json.loads(text)
         if header["format"] != FORMAT:
             raise InvalidHeader(f"format={header['format']!r}: this version reads {FORMAT!r}; pack it again")
         shapes = tuple(SiteShape(*shape) for shape in header["shapes"])
         base = BaseShape(header["num_layers"], shapes)
-        return lay_out(base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"]))
+        return packed_layout(
+            base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"])
+        )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InvalidHeader(f"not a flat form's header ({error!r}): pack the adapter again") from error
+        raise InvalidHeader(f"not a packed form's header ({error!r}): pack the adapter again") from error
 
 
 def view(rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-    """The adapter's weights as views into `rows` ([at least nbytes] uint8, aligned to ALIGNMENT, any device)."""
-    flat = rows[: layout.nbytes].view(layout.dtype)
+    """View the adapter's weights in `rows` ([at least nbytes] uint8, aligned to ALIGNMENT, any device)."""
+    elements = rows[: layout.nbytes].view(layout.dtype)
     scales = _scales(layout).to(rows.device)
     groups: dict[tuple[int, SiteGroup], GroupWeights] = {}
     rank_start = 0
     for place in layout.places:
         shape = (place.rank, layout.base.of(place.modules[0].site).in_features)
         groups[place.layer, place.group] = GroupWeights(
-            A=matrix(flat, place.a_start, shape),
+            A=matrix(elements, place.a_start, shape),
             scale=scales[rank_start : rank_start + place.rank],
-            parts=tuple(_parts(flat, place, layout.base)),
+            parts=tuple(_parts(elements, place, layout.base)),
         )
         rank_start += place.rank
     return AdapterWeights(digest, groups)
 
 
-def matrix(flat: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
-    """The contiguous matrix of `shape` that begins at element `start` of `flat`."""
-    return flat[start : start + shape[0] * shape[1]].view(shape)
+def matrix(elements: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
+    """View the contiguous matrix of `shape` that begins at element `start` of `elements`."""
+    return elements[start : start + shape[0] * shape[1]].view(shape)
 
 
-def _parts(flat: Tensor, place: PackedGroup, base: BaseShape) -> Iterable[SitePart]:
-    """The group's present sites: their rows of the stacked A and their columns of the fused output."""
+def _parts(elements: Tensor, place: PackedGroup, base: BaseShape) -> Iterable[SitePart]:
+    """Find the group's present sites: their rows of the stacked A and their columns of the fused output."""
     present = {m.site: (m, start) for m, start in zip(place.modules, place.bt_starts, strict=True)}
     rank_start = out_start = 0
     for site in place.group.sites:
@@ -174,14 +177,14 @@ def _parts(flat: Tensor, place: PackedGroup, base: BaseShape) -> Iterable[SitePa
         if site in present:
             module, start = present[site]
             rank_stop = rank_start + module.rank
-            Bt = matrix(flat, start, (module.rank, width))
+            Bt = matrix(elements, start, (module.rank, width))
             yield SitePart(rank_start, rank_stop, out_start, out_start + width, Bt)
             rank_start = rank_stop
         out_start += width
 
 
 def _scales(layout: PackedLayout) -> Tensor:
-    """Every rank row's scale, module after module: [sum of ranks] float32."""
+    """List every rank row's scale, module after module: [sum of ranks] float32."""
     modules = layout.modules
     scales = torch.tensor([m.scale for m in modules], dtype=torch.float32)
     return scales.repeat_interleave(torch.tensor([m.rank for m in modules]))
@@ -192,7 +195,7 @@ def _round_up(count: int, step: int) -> int:
 
 
 def digest_of(layout: PackedLayout, rows: Tensor) -> str:
-    """The content's identity: BLAKE3 (hex) of header and rows. rows: [nbytes] uint8 on the host.
+    """Return the content's identity: BLAKE3 (hex) of header and rows. rows: [nbytes] uint8 on the host.
 
     Every pulled adapter is digested before it is served, and SHA-256 takes several times as long for it as a network
     takes to bring it. (O'Connor, Aumasson, Neves, Wilcox-O'Hearn: BLAKE3, one function, fast everywhere, 2020.)

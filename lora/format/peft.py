@@ -1,4 +1,4 @@
-"""A PEFT folder becomes a flat form, or a reason why not. Never a silently wrong adapter.
+"""A PEFT folder becomes a packed form, or a reason why not. Never a silently wrong adapter.
 
 What an adapter changes is read from the names of its tensors and checked against its configuration: every
 target has both matrices, every matrix belongs to a target, and ranks and shapes fit. The room knows nothing of
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused
-from lora.format.packed import Module, PackedLayout, digest_of, lay_out, matrix
+from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
 from lora.format.peft_config import CONFIG_FILE, Flaw, LoraSettings, read_settings
 from lora.target_modules import SITES, BaseShape, SiteGroup
 
@@ -46,7 +46,7 @@ _SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in its flat form, on the host. rows: [layout.nbytes] uint8."""
+    """An adapter in its packed form, on the host. rows: [layout.nbytes] uint8."""
 
     ref: AdapterRef
     layout: PackedLayout
@@ -78,7 +78,7 @@ def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> Packed
         modules = [
             Module(p.layer, p.site, p.A.shape[0], settings.scale(p.path) * p.step) for p in pairs.values()
         ]
-        layout = lay_out(base, dtype, modules)
+        layout = packed_layout(base, dtype, modules)
         rows = _fill(layout, {(pair.layer, pair.site): pair for pair in pairs.values()})
     except Flaw as flaw:
         raise AdapterRefused(name, str(flaw)) from flaw
@@ -213,18 +213,20 @@ def _in_steps(pair: _Pair, dtype: torch.dtype) -> _Pair:
 
 
 def _fill(layout: PackedLayout, pairs: Mapping[tuple[int, str], _Pair]) -> Tensor:
-    """The flat form's bytes; gaps between matrices are zero, so that equal content has equal bytes."""
+    """The packed form's bytes; gaps between matrices are zero, so that equal content has equal bytes."""
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    flat = rows.view(layout.dtype)
+    elements = rows.view(layout.dtype)
     for place in layout.places:
         a_start = place.a_start
         for module, bt_start in zip(place.modules, place.bt_starts, strict=True):
             pair = pairs[module.layer, module.site]
-            matrix(flat, a_start, (module.rank, pair.A.shape[1])).copy_(pair.A)
-            matrix(flat, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.to(layout.dtype).t())
+            matrix(elements, a_start, (module.rank, pair.A.shape[1])).copy_(pair.A)
+            matrix(elements, bt_start, (module.rank, pair.B.shape[0])).copy_(pair.B.to(layout.dtype).t())
             a_start += pair.A.numel()
     # One sum finds any NaN or Inf at the speed of reading; which tensor it is matters only then.
-    summed = flat.float() if layout.dtype.itemsize == 1 else flat  # there are no sums of bytes' floats
+    summed = (
+        elements.float() if layout.dtype.itemsize == 1 else elements
+    )  # there are no sums of bytes' floats
     if not summed.sum().isfinite():
         for pair in pairs.values():
             _check_finite(pair, layout.dtype)

@@ -89,7 +89,7 @@ class LoraSettings:
         return _first_match(self.rank_pattern, path, self.r)
 
     def scale(self, path: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
+        """Return alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
         rank, alpha = self.rank(path), _first_match(self.alpha_pattern, path, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 

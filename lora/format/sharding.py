@@ -1,10 +1,10 @@
-"""ShardSpec: which part of each projection one of several devices computes, and an adapter's share of it.
+"""Cut an adapter's shard for one of several devices, which computes a part of each projection.
 
 The base model's matrices and the adapters' are cut alike. Where a site's outputs are cut, its A is whole and its B
-is cut; where its inputs are cut, its A is cut and its B is whole, so that the devices' outputs are partial sums and
-so are the adapters' updates: one sum over the devices completes both (Megatron-LM, arXiv 1909.08053, with S-LoRA's
-remark, arXiv 2311.03285, that the adapters' sums can ride on the base's). A share has the same bytes' order as a
-whole flat form; it is the flat form of a model with narrower projections.
+is cut; where its inputs are cut, its A is cut and its B is whole. Then the devices' outputs are partial sums, and so
+are the adapters' updates. One sum over the devices completes both (Megatron-LM, arXiv 1909.08053, with S-LoRA's
+remark, arXiv 2311.03285, that the adapters' sums can ride on the base's). A shard has the same bytes' order as a
+whole packed form; it is the packed form of a model with narrower projections.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lora.format.packed import PackedLayout, lay_out, matrix
+from lora.format.packed import PackedLayout, matrix, packed_layout
 from lora.target_modules import SITES, BaseShape, SiteShape
 
 
@@ -56,7 +56,7 @@ class ShardSpec:
 
 def shard_layout(layout: PackedLayout, cut: ShardSpec) -> PackedLayout:
     """The layout of the adapter's share: the same modules, ranks and scales over the narrower projections."""
-    return lay_out(cut.shape, layout.dtype, layout.modules)
+    return packed_layout(cut.shape, layout.dtype, layout.modules)
 
 
 def shard_rows(rows: Tensor, layout: PackedLayout, cut: ShardSpec, share: Tensor) -> None:
@@ -74,7 +74,7 @@ def shard_rows(rows: Tensor, layout: PackedLayout, cut: ShardSpec, share: Tensor
 def _matrices(
     whole: Tensor, layout: PackedLayout, part: Tensor, narrow: PackedLayout, cut: ShardSpec
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each matrix of the share: where its numbers are in the whole form, and where they go."""
+    """Each matrix of the share: where its numbers are in the whole packed form, and where they go."""
     for wide, slim in zip(layout.places, narrow.places, strict=True):
         first = wide.modules[0].site
         inputs = cut.of(first)

@@ -1,6 +1,6 @@
-"""PageWriter: how a content lies in the arena. DirectWriter on one device; a group of devices keeps a share on each.
+"""Write contents into the arena: in place, or by a staging buffer in pinned host memory.
 
-Whoever brings a content in fills its landing and has it stowed; who may stay where is decided elsewhere.
+Whoever loads a content fills its staging buffer, then has it written. Who may lie where is decided elsewhere.
 """
 
 from typing import Protocol
@@ -13,78 +13,68 @@ from lora.segments import AdapterWeights
 
 
 class PageWriter(Protocol):
-    """How the contents of one arena lie. `place` is a content's pages; all methods may be called from any thread."""
+    """How the contents of one arena are written. `pages` are a content's; any thread may call every method."""
 
     def nbytes(self, layout: PackedLayout) -> int:
-        """Bytes of the arena that a content takes."""
+        """Return the bytes of the arena that a content takes."""
         ...
 
-    def landing(self, place: Tensor, layout: PackedLayout) -> Tensor:
-        """Where the whole flat form is to be written, [at least layout.nbytes] uint8."""
+    def staging_buffer(self, pages: Tensor, layout: PackedLayout) -> Tensor:
+        """Return where the whole packed form is to be put first, [at least layout.nbytes] uint8."""
         ...
 
-    def stow(self, place: Tensor, landed: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        """What steps run, once the landing is filled. May wait; raises what moving the bytes raises."""
+    def write(self, pages: Tensor, staged: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+        """Return what steps run, once the staging buffer is filled. May wait; raises what moving the bytes raises."""
         ...
 
 
 class DirectWriter:
-    """The arena's pages hold the flat form itself, so that what lands there is in its place."""
+    """Has a content put into its pages directly: they are its staging buffer."""
 
     def nbytes(self, layout: PackedLayout) -> int:
-        """See PageWriter."""
+        """Return the packed form's bytes."""
         return layout.nbytes
 
-    def landing(self, place: Tensor, layout: PackedLayout) -> Tensor:
-        """See PageWriter."""
-        return place
+    def staging_buffer(self, pages: Tensor, layout: PackedLayout) -> Tensor:
+        """Return the pages themselves."""
+        return pages
 
-    def stow(self, place: Tensor, landed: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        """See PageWriter."""
-        return view(place, layout, digest)
+    def write(self, pages: Tensor, staged: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+        """View what lies in the pages."""
+        return view(pages, layout, digest)
 
 
-class DeviceCopier:
-    """Copies into memory of `device` beside its steps: neither waits for the other. From any thread."""
+class PinnedWriter:
+    """Copies contents from pinned host memory to `device`, beside its steps: neither waits for the other."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def buffer(self, nbytes: int) -> Tensor:
-        """[nbytes] uint8 of host memory, from which a GPU copies at full speed."""
+    def nbytes(self, layout: PackedLayout) -> int:
+        """Return the packed form's bytes."""
+        return layout.nbytes
+
+    def staging_buffer(self, pages: Tensor, layout: PackedLayout) -> Tensor:
+        """Allocate host memory, from which a GPU copies at full speed."""
+        return self.pinned_buffer(layout.nbytes)
+
+    def pinned_buffer(self, nbytes: int) -> Tensor:
+        """Allocate [nbytes] uint8 of host memory, pinned where the device is a GPU."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._stream is not None)
 
-    def bring(self, place: Tensor, rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        """Copy the flat form in `rows` to `place`, each [at least layout.nbytes] uint8, and wait for it. The place is
-        nobody's else, and no step still reads it: a lease outlives its step."""
+    def write(self, pages: Tensor, staged: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+        """Copy the packed form to its pages, and wait for it.
+
+        The pages are nobody else's, and no step still reads them: a lease outlives its step.
+        """
         if self._stream is None:
-            return self._brought(place, rows, layout, digest)
+            return self._copy(pages, staged, layout, digest)
         with torch.cuda.stream(self._stream):
-            weights = self._brought(place, rows, layout, digest)
+            weights = self._copy(pages, staged, layout, digest)
         self._stream.synchronize()
         return weights
 
-    def _brought(self, place: Tensor, rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        place[: layout.nbytes].copy_(rows[: layout.nbytes], non_blocking=self._stream is not None)
-        return view(
-            place, layout, digest
-        )  # which sends the scales: on the steps' stream they would wait for the steps
-
-
-class PinnedWriter:
-    """PageWriter for an arena on a CUDA device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._inlet = DeviceCopier(device)
-
-    def nbytes(self, layout: PackedLayout) -> int:
-        """See PageWriter."""
-        return layout.nbytes
-
-    def landing(self, place: Tensor, layout: PackedLayout) -> Tensor:
-        """See PageWriter."""
-        return self._inlet.buffer(layout.nbytes)
-
-    def stow(self, place: Tensor, landed: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        """See PageWriter."""
-        return self._inlet.bring(place, landed, layout, digest)
+    def _copy(self, pages: Tensor, staged: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+        pages[: layout.nbytes].copy_(staged[: layout.nbytes], non_blocking=self._stream is not None)
+        # The view sends the scales: on the steps' stream they would wait for the steps.
+        return view(pages, layout, digest)

@@ -1,8 +1,8 @@
-"""RankPages: the one arena of memory that holds resident adapters, handed out in pages.
+"""Hand out the one arena of memory that holds resident adapters, in pages.
 
-A page is a fixed-size cut of an adapter's flat form, whatever its ranks and sites, so that nothing is padded to
-a maximum rank. An adapter takes a contiguous run of pages, so that its matrices are plain views. The arena knows
-no adapter; it is not thread-safe, its owner locks.
+A page is a fixed-size cut of an adapter's packed form, whatever its ranks and sites, so that nothing is padded to
+a maximum rank. An adapter takes a contiguous run of pages, so that its matrices are plain views. No adapter is known
+here.
 """
 
 import torch
@@ -15,19 +15,22 @@ from lora.memory.page_writer import DirectWriter, PageWriter
 
 
 class RankPages:
-    """Allocates runs of pages from one arena, best fit."""
+    """Allocates runs of pages from one arena, best fit.
+
+    Not thread-safe, its owner locks; but `writer`, `offset` and `rows` read nothing that changes.
+    """
 
     def __init__(
         self,
         num_pages: int,
         page_bytes: int,
         device: torch.device | str = "cpu",
-        stowage: PageWriter | None = None,
+        writer: PageWriter | None = None,
         arena: Tensor | None = None,
     ) -> None:
         """Allocate the arena, or share the `arena` (bytes) that is given.
 
-        `stowage` says how an adapter lies in its pages: whole unless told otherwise. Pages of a shared arena are
+        `writer` says how an adapter lies in its pages: whole unless told otherwise. Pages of a shared arena are
         counted from its end, and others have what lies before the last one.
         """
         if num_pages < 1 or page_bytes < ALIGNMENT or page_bytes % ALIGNMENT:
@@ -36,7 +39,7 @@ class RankPages:
                 f" positive multiple of {ALIGNMENT}"
             )
         self.page_bytes = page_bytes
-        self.stowage: PageWriter = stowage or DirectWriter()
+        self.writer: PageWriter = writer or DirectWriter()
         self._shared = arena is not None
         self.arena = (
             torch.empty(num_pages * page_bytes, dtype=torch.uint8, device=device) if arena is None else arena

@@ -89,7 +89,7 @@ class Residency:
         """Know this content; the one known already if there is one, its failure forgotten."""
         content = self._contents.get(ref.digest)
         if content is None:
-            content = Content(ref, layout, reload_s, self.pages.stowage.nbytes(layout))
+            content = Content(ref, layout, reload_s, self.pages.writer.nbytes(layout))
             self._contents[ref.digest] = content
         content.failure = None
         return content

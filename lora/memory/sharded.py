@@ -1,7 +1,7 @@
-"""ShardedWriter: an adapter in parts, one on each device of a group, all at the same offset of equal arenas.
+"""Write an adapter in shards, one on each device of a tensor-parallel group, all at the same offset of equal arenas.
 
-All parts have one layout, so the first device's pages are the others' too: who stays and where it lies is decided
-once, and the others do as they are told. A content that goes is not announced; another takes its place.
+All shards have one layout, so the first device's pages stand for the others': who stays and where it lies is decided
+once, and the others follow. A content that goes is not announced; another takes its place.
 """
 
 import threading
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lora.format.packed import PackedLayout
 from lora.format.sharding import ShardSpec, shard_layout, shard_rows
-from lora.memory.page_writer import DeviceCopier
+from lora.memory.page_writer import PinnedWriter
 from lora.segments import AdapterWeights
 
 
 @dataclass(frozen=True, slots=True)
 class ShardDelivery:
-    """A share for device `rank`: `rows` ([layout.nbytes] uint8, on the host) belong `offset` bytes into its arena."""
+    """A shard for device `rank`: `rows` ([layout.nbytes] uint8, on the host) belong `offset` bytes into its arena."""
 
     rank: int
     digest: str
@@ -29,73 +29,75 @@ class ShardDelivery:
 
 
 class ShardedWriter:
-    """Stowage for a group: the first of `cuts` is this `device`'s; `deliver` takes another its share, and waits."""
+    """PageWriter for a group: the first of `specs` is this `device`'s; `deliver` takes another its shard, and waits."""
 
     def __init__(
-        self, cuts: Sequence[ShardSpec], deliver: Callable[[ShardDelivery], None], device: torch.device
+        self, specs: Sequence[ShardSpec], deliver: Callable[[ShardDelivery], None], device: torch.device
     ) -> None:
-        self._cuts = tuple(cuts)
+        self._specs = tuple(specs)
         self._deliver = deliver
-        self._inlet = DeviceCopier(device)
+        self._writer = PinnedWriter(device)
 
     def nbytes(self, layout: PackedLayout) -> int:
-        """See Stowage: what each device's share takes."""
-        return shard_layout(layout, self._cuts[0]).nbytes
+        """Return what each device's shard takes."""
+        return shard_layout(layout, self._specs[0]).nbytes
 
-    def landing(self, place: Tensor, layout: PackedLayout) -> Tensor:
-        """See Stowage: host memory, from which the shares are cut."""
+    def staging_buffer(self, pages: Tensor, layout: PackedLayout) -> Tensor:
+        """Allocate host memory, from which the shards are cut."""
         return torch.empty(layout.nbytes, dtype=torch.uint8)
 
-    def stow(self, place: Tensor, landed: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
-        """See Stowage. Raises what `deliver` raises."""
-        narrow = shard_layout(layout, self._cuts[0])
-        for rank, cut in enumerate(self._cuts[1:], start=1):
-            rows = self._share(landed, layout, cut, narrow.nbytes)
-            self._deliver(ShardDelivery(rank, digest, narrow, int(place.storage_offset()), rows))
-        ours = self._share(landed, layout, self._cuts[0], narrow.nbytes)
-        return self._inlet.bring(place, ours, narrow, digest)
+    def write(self, pages: Tensor, staged: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
+        """Deliver the others' shards, then write this device's. Raises what `deliver` raises."""
+        narrow = shard_layout(layout, self._specs[0])
+        for rank, spec in enumerate(self._specs[1:], start=1):
+            rows = self._shard(staged, layout, spec, narrow.nbytes)
+            self._deliver(ShardDelivery(rank, digest, narrow, int(pages.storage_offset()), rows))
+        ours = self._shard(staged, layout, self._specs[0], narrow.nbytes)
+        return self._writer.write(pages, ours, narrow, digest)
 
-    def _share(self, landed: Tensor, layout: PackedLayout, cut: ShardSpec, nbytes: int) -> Tensor:
-        rows = self._inlet.buffer(nbytes).zero_()
-        shard_rows(landed, layout, cut, rows)
+    def _shard(self, staged: Tensor, layout: PackedLayout, spec: ShardSpec, nbytes: int) -> Tensor:
+        rows = self._writer.pinned_buffer(nbytes).zero_()
+        shard_rows(staged, layout, spec, rows)
         return rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Written:
     start: int
     stop: int
     weights: AdapterWeights
 
 
 class ShardArena:
-    """The shares of a device other than the first. One thread keeps, another reads."""
+    """The shards of a device other than the first. One thread writes, another reads.
+
+    `_lock` guards which shards there are, not their bytes: no step reads a shard that is being written.
+    """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        self._inlet = DeviceCopier(device)
+        self._writer = PinnedWriter(device)
         self._lock = threading.Lock()
-        self._kept: dict[str, _Kept] = {}
+        self._written: dict[str, _Written] = {}
 
-    def buffer(self, nbytes: int) -> Tensor:
-        """[nbytes] uint8 of host memory, from which `keep` copies quickly."""
-        return self._inlet.buffer(nbytes)
+    def staging_buffer(self, nbytes: int) -> Tensor:
+        """Allocate [nbytes] uint8 of host memory, from which `write` copies quickly."""
+        return self._writer.pinned_buffer(nbytes)
 
-    def keep(self, digest: str, layout: PackedLayout, offset: int, rows: Tensor) -> None:
-        """Copy a share to its place; what lay there is forgotten. Raises ValueError if it is not within the arena."""
+    def write(self, digest: str, layout: PackedLayout, offset: int, staged: Tensor) -> None:
+        """Copy a shard to its pages; what lay there is forgotten. Raises ValueError if it is not within the arena."""
         stop = offset + layout.nbytes
-        if offset < 0 or stop > len(self._arena) or len(rows) != layout.nbytes:
+        if offset < 0 or stop > len(self._arena) or len(staged) != layout.nbytes:
             raise ValueError(
-                f"a share of {len(rows)} bytes at {offset} is not within {len(self._arena)} bytes"
+                f"a shard of {len(staged)} bytes at {offset} is not within {len(self._arena)} bytes"
             )
         with self._lock:
-            self._kept = {d: k for d, k in self._kept.items() if k.stop <= offset or k.start >= stop}
-        weights = self._inlet.bring(self._arena[offset:stop], rows, layout, digest)
-        kept = _Kept(offset, stop, weights)
+            self._written = {d: w for d, w in self._written.items() if w.stop <= offset or w.start >= stop}
+        weights = self._writer.write(self._arena[offset:stop], staged, layout, digest)
         with self._lock:
-            self._kept[digest] = kept
+            self._written[digest] = _Written(offset, stop, weights)
 
     def weights(self, digest: str) -> AdapterWeights:
-        """The share of this content. Raises KeyError if it is not kept."""
+        """Return the shard of this content. Raises KeyError if it is not here."""
         with self._lock:
-            return self._kept[digest].weights
+            return self._written[digest].weights

@@ -12,7 +12,7 @@ class LoraStep(Protocol):
     """One step's segments, planned; called for any layers and groups, in any order."""
 
     def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
-        """y[t] += B (scale * (A x[t])) for every row t of every segment (Hu et al., LoRA, arXiv 2106.09685).
+        """Add y[t] += B (scale * (A x[t])) for every row t of every segment (Hu et al., LoRA, arXiv 2106.09685).
 
         y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous; the adapters
         may be of a wider dtype, and then the products are.

@@ -1,7 +1,7 @@
 """The LoRA arithmetic segment by segment in plain torch: runs on any device, needs no compiler.
 
-Adapters may be wider than the model: on a CPU, a product of one row costs 15 to 25 us a call in bfloat16, whatever
-its size, and 2 to 4 us in float32, which more than makes up for reading twice the bytes.
+Adapters may be wider than the model. On a CPU, a product of one row costs 15 to 25 us a call in bfloat16, whatever
+its size, and 2 to 4 us in float32. That more than makes up for reading twice the bytes.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
-"""Directory: who may have what this node lacks. It says whom to ask, never what is true: a holder may have let a
-content go meanwhile, and where its bytes lie is told by the holder itself, with the lease that pins them.
+"""Say whom to ask for what this node lacks, never what is true.
+
+A holder may have let a content go meanwhile. Where its bytes lie is told by the holder itself, with the lease that
+pins them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +15,11 @@ class Directory(Protocol):
     """Whom to ask; any thread may."""
 
     def holders(self, digest: str) -> Sequence[Address]:
-        """Peers that may have this content, each once, the best first."""
+        """List the peers that may have this content, each once, the best first."""
         ...
 
     def peers(self) -> Sequence[Address]:
-        """Peers that may know a name, each once."""
+        """List the peers that may know a name, each once."""
         ...
 
 
@@ -28,37 +30,41 @@ class StaticDirectory:
     addresses: tuple[Address, ...]
 
     def holders(self, digest: str) -> Sequence[Address]:
-        """See `Directory`."""
+        """List them all."""
         return self.addresses
 
     def peers(self) -> Sequence[Address]:
-        """See `Directory`."""
+        """List them all."""
         return self.addresses
 
 
 @dataclass(frozen=True, slots=True)
 class KnownHolders:
-    """What somebody who watches all nodes knows: the others, and who holds which digest, the best first."""
+    """What a coordinator knows: this node's peers, and who holds which digest, the best first."""
 
     peers: tuple[Address, ...]
     holders: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
 
 
 class ReportedDirectory:
-    """The last KnownHolders. Known holders come first; the other peers may have what was not reported yet."""
+    """The last KnownHolders that were reported, for a node of a cluster whose coordinator reports them.
 
-    def __init__(self, whereabouts: KnownHolders) -> None:
-        self._whereabouts = whereabouts
+    Known holders come first; the other peers may have what was not reported yet. It needs no lock: a report is a frozen
+    value, and replaces the last one as a whole.
+    """
 
-    def feed(self, whereabouts: KnownHolders) -> None:
+    def __init__(self, known: KnownHolders) -> None:
+        self._known = known
+
+    def update(self, known: KnownHolders) -> None:
         """Replace all that is known."""
-        self._whereabouts = whereabouts
+        self._known = known
 
     def holders(self, digest: str) -> Sequence[Address]:
-        """See `Directory`."""
-        known = self._whereabouts
+        """List the known holders, then the other peers."""
+        known = self._known
         return tuple(dict.fromkeys((*known.holders.get(digest, ()), *known.peers)))
 
     def peers(self) -> Sequence[Address]:
-        """See `Directory`."""
-        return self._whereabouts.peers
+        """List the peers of the last report."""
+        return self._known.peers

@@ -1,11 +1,11 @@
-"""NameDiscovery: what peers say that a name means. Coroutines, for the transport's event loop only.
+"""Ask peers what a name means. Coroutines, for the transport's event loop only.
 
-Who asks may be hostile: only well-formed names are asked for, few at a time, once per name however many want it,
-and a name that nobody knows is not asked for again for a while.
+Who asks may be hostile. Only well-formed names are asked for, few at a time, and once per name however many want it.
+A name that nobody knows is not asked for again for a while.
 
-Names are hearsay that can go in circles, so distances keep it honest, as in RIP (RFC 2453): a learnt name is one hop
-farther than the nearest who tells it, stands only while somebody nearer to an owner tells it, and is told no farther
-than MOST_HOPS. Hence a name that its owners have dropped dies out wherever it was learnt.
+What peers tell each other could go in circles, so that distances bound it, as in RIP (RFC 2453). A remote name is one
+hop farther than the nearest who tells it. It stands only while somebody nearer to an owner tells it, and is told no
+farther than MOST_HOPS. Hence a name that its owners have dropped dies out wherever it was remote.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from lora.adapter import RemoteName, is_name
 from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.format.packed import InvalidHeader
-from lora.names import RemoteName, is_name
 from lora.peers.directory import Directory
 from lora.peers.manifest import Manifest, manifest_name, read_manifest
 from lora.peers.puller import Puller
@@ -37,12 +37,12 @@ class NameDiscovery:
         self._puller = puller
         self._directory = directory
         self._absent_s = absent_s
-        self._seats = asyncio.Semaphore(_NAMES_AT_ONCE)
+        self._asks = asyncio.Semaphore(_NAMES_AT_ONCE)
         self._asking: dict[str, asyncio.Task[Manifest]] = {}
         self._absent_until_s: OrderedDict[str, float] = OrderedDict()
 
     async def find(self, name: str) -> Manifest:
-        """What `name` means. UnknownAdapter if no peer knows it, AdapterUnreachable if one could not be asked."""
+        """Ask what `name` means. UnknownAdapter if no peer knows it, AdapterUnreachable if one could not be asked."""
         if not is_name(name) or time.monotonic() < self._absent_until_s.get(name, 0.0):
             raise UnknownAdapter(name)
         asking = self._asking.get(name)
@@ -51,55 +51,55 @@ class NameDiscovery:
             asking.add_done_callback(lambda _: self._asking.pop(name))
         return await asyncio.shield(asking)
 
-    async def confirm(self, learnt: RemoteName) -> Manifest:
-        """What a learnt name means now to those nearer to an owner: the same content if one of them stands by it.
+    async def confirm(self, remote: RemoteName) -> Manifest:
+        """Ask those nearer to an owner what a name means now: the same content if one of them confirms it.
 
         UnknownAdapter if none of them knows it, AdapterUnreachable if one could not be asked.
         """
-        name, digest = learnt.ref.name, learnt.ref.digest
-        notes = await self._ask(name, lambda note: note.hops < learnt.hops and note.ref.digest == digest)
-        nearer = [note for note in notes if note.hops < learnt.hops]
+        name, digest = remote.ref.name, remote.ref.digest
+        manifests = await self._ask(name, lambda told: told.hops < remote.hops and told.ref.digest == digest)
+        nearer = [told for told in manifests if told.hops < remote.hops]
         if not nearer:
             raise UnknownAdapter(name)
-        same = [note for note in nearer if note.ref.digest == digest]
-        return min(same or nearer, key=_distance).passed_on()
+        same = [told for told in nearer if told.ref.digest == digest]
+        return min(same or nearer, key=_distance).one_hop_farther()
 
     async def _discover(self, name: str) -> Manifest:
         try:
-            notes = await self._ask(name, lambda note: note.hops == 0)
+            manifests = await self._ask(name, lambda told: told.hops == 0)
         except UnknownAdapter:
             self._remember_absent(name)
             raise
-        return min(notes, key=_distance).passed_on()
+        return min(manifests, key=_distance).one_hop_farther()
 
     async def _ask(self, name: str, enough: Callable[[Manifest], bool]) -> list[Manifest]:
-        """What peers say, until one said what is `enough`.
+        """Ask all peers, until one told what is `enough`.
 
         UnknownAdapter if no peer knows the name, AdapterUnreachable if none of those that could be asked does.
         """
         peers = self._directory.peers()
-        notes: list[Manifest] = []
-        silent = 0
-        async with self._seats:
-            questions = [asyncio.create_task(self._ask_peer(peer, name)) for peer in peers]
+        manifests: list[Manifest] = []
+        unanswered = 0
+        async with self._asks:
+            asks = [asyncio.create_task(self._ask_peer(peer, name)) for peer in peers]
             try:
-                for answer in asyncio.as_completed(questions):
+                for answer in asyncio.as_completed(asks):
                     try:
-                        note = await answer
+                        told = await answer
                     except (TransportError, InvalidHeader):
-                        silent += 1
+                        unanswered += 1
                         continue
-                    notes += [note] if note is not None else []
-                    if note is not None and enough(note):
-                        return notes
+                    manifests += [told] if told is not None else []
+                    if told is not None and enough(told):
+                        return manifests
             finally:
-                for question in questions:
-                    question.cancel()
-                await asyncio.gather(*questions, return_exceptions=True)
-        if notes:
-            return notes
-        if silent:
-            raise AdapterUnreachable(name, silent, len(peers))
+                for ask in asks:
+                    ask.cancel()
+                await asyncio.gather(*asks, return_exceptions=True)
+        if manifests:
+            return manifests
+        if unanswered:
+            raise AdapterUnreachable(name, unanswered, len(peers))
         raise UnknownAdapter(name)
 
     async def _ask_peer(self, peer: Address, name: str) -> Manifest | None:
@@ -117,6 +117,6 @@ class NameDiscovery:
             self._absent_until_s.popitem(last=False)
 
 
-def _distance(note: Manifest) -> tuple[int, str]:
-    """The nearest to an owner first, and always the same of several."""
-    return note.hops, note.ref.digest
+def _distance(manifest: Manifest) -> tuple[int, str]:
+    """Order the nearest to an owner first, and always the same of several."""
+    return manifest.hops, manifest.ref.digest

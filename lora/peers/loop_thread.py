@@ -1,4 +1,4 @@
-"""LoopThread: the event loop of a transport, in a thread of its own, for callers that may wait."""
+"""Run a transport's event loop in a thread of its own, for callers that may wait."""
 
 import asyncio
 import threading
@@ -16,13 +16,13 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()  # held over "is it open" and "then this is begun"
+        self._lock = threading.Lock()  # held from "it is open" to "this is begun"
         self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="peer-loop", daemon=True)
         self._thread.start()
 
     def wait(self, work: Coroutine[Any, Any, R]) -> R:
-        """What `work` returns or raises; TransportClosed if the loop was closed before that."""
+        """Run `work`, and return or raise what it does; TransportClosed if the loop was closed before that."""
         with self._lock:
             if self._closed:
                 work.close()
@@ -39,14 +39,14 @@ class LoopThread:
             if self._closed:
                 return
             self._closed = True
-            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
-        ending.result()
+            end = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        end.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _end(self) -> None:
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""PeerTier: another node's memory as a place where an adapter may be had. What it gives was checked by its digest.
+"""Pull adapters from other nodes' memory. What is pulled is checked by its digest.
 
-Called from the store's workers, which may wait; the transport lives on an event loop in a thread of its own.
+The store's workers call it, and may wait; the transport lives on an event loop in a thread of its own.
 """
 
 import logging
@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
+from lora.adapter import RemoteName
 from lora.errors import BytesMayLand
 from lora.format.packed import PackedLayout, digest_of
-from lora.names import RemoteName
 from lora.peers.directory import Directory
 from lora.peers.discovery import NameDiscovery
 from lora.peers.loop_thread import LoopThread
@@ -47,7 +47,10 @@ class PeerStats:
 
 
 class PeerTier:
-    """A `Tier` that pulls into the arena itself, from one holder after another."""
+    """A `Tier` that pulls into the arena itself, from one holder after another. Any thread may call every method.
+
+    `_lock` guards the layouts and the counts, and nothing is called under it.
+    """
 
     name = "peer"
 
@@ -65,8 +68,8 @@ class PeerTier:
         self._pages = pages
         self._directory = directory
         self._puller = puller
-        self._lookup = NameDiscovery(base, puller, directory)
-        self._lock = threading.Lock()  # guards what follows
+        self._discovery = NameDiscovery(base, puller, directory)
+        self._lock = threading.Lock()
         self._layouts: dict[str, PackedLayout] = {}
         self._stats = PeerStats()
 
@@ -76,29 +79,29 @@ class PeerTier:
         return self._stats
 
     def cost_s(self, nbytes: int) -> float:
-        """At a good network's speed."""
+        """Estimate at a good network's speed."""
         return 5e-4 + nbytes / 2e9
 
     def look_up(self, name: str) -> Manifest:
-        """What `name` means at a peer. UnknownAdapter, AdapterUnreachable."""
-        return self._loop.wait(self._lookup.find(name))
+        """Ask what `name` means at a peer. UnknownAdapter, AdapterUnreachable."""
+        return self._loop.wait(self._discovery.find(name))
 
-    def confirm(self, learnt: RemoteName) -> Manifest:
-        """What a learnt name means now. UnknownAdapter, AdapterUnreachable."""
-        return self._loop.wait(self._lookup.confirm(learnt))
+    def confirm(self, remote: RemoteName) -> Manifest:
+        """Ask what a remote name means now. UnknownAdapter, AdapterUnreachable."""
+        return self._loop.wait(self._discovery.confirm(remote))
 
     def remember(self, digest: str, layout: PackedLayout) -> None:
-        """This content has this layout: what is pulled as `digest` is checked against both."""
+        """Note a content's layout: what is pulled as `digest` is checked against both."""
         with self._lock:
             self._layouts[digest] = layout
 
     def forget(self, digest: str) -> None:
-        """Nobody will ask for this content again."""
+        """Forget a content that nobody will ask for again."""
         with self._lock:
             self._layouts.pop(digest, None)
 
     def fetch(self, digest: str, destination: Tensor) -> bool:
-        """As Tier.fetch; `destination` lies in the arena. BytesMayLand if a pull that was given up goes on."""
+        """Pull into `destination`, which lies in the arena. BytesMayLand if a pull that was given up goes on."""
         with self._lock:
             layout = self._layouts.get(digest)
         if layout is None:
@@ -147,9 +150,9 @@ class PeerTier:
 class Peering:
     """Both sides of sharing adapters with peers.
 
-    Names learnt from them are asked for again every `review_s`, or as often as the store is told to if it is None.
+    Names that they told are asked for again every `refresh_s`, or only when somebody calls the refresher if it is None.
     """
 
     tier: PeerTier
-    lending: Publisher
-    review_s: float | None = None
+    publisher: Publisher
+    refresh_s: float | None = None

@@ -16,52 +16,56 @@ _log = logging.getLogger(__name__)
 
 
 class PublishedManifests:
-    """The notes of one base model's adapters. Safe to use from any thread; nothing waits."""
+    """The manifests of one base model's adapters. Any thread may call every method; nothing waits.
 
-    def __init__(self, base: str, transport: Transport, notebook: ManifestBuffers) -> None:
+    `_lock` guards which names are known and which of them are published. Under it the transport is called, which calls
+    nothing of ours, and ManifestBuffers, whose lock is taken last.
+    """
+
+    def __init__(self, base: str, transport: Transport, buffers: ManifestBuffers) -> None:
         self._base = base
         self._transport = transport
-        self._notebook = notebook
+        self._buffers = buffers
         self._lock = threading.RLock()  # binding unbinds
-        self._known: dict[str, Manifest] = {}  # what each name means, lent or not
-        # How to free each note, the oldest first.
-        self._lent: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._known: dict[str, Manifest] = {}  # what each name means, published or not
+        # How to free each published manifest's buffer, the oldest first.
+        self._published: OrderedDict[str, Callable[[], None]] = OrderedDict()
 
-    def bind(self, note: Manifest) -> None:
-        """The note's name means this from now on."""
+    def bind(self, manifest: Manifest) -> None:
+        """Let the manifest's name mean this from now on."""
         with self._lock:
-            self.unbind(note.ref.name)
-            self._known[note.ref.name] = note
+            self.unbind(manifest.ref.name)
+            self._known[manifest.ref.name] = manifest
 
     def unbind(self, name: str) -> None:
-        """`name` means nothing any more."""
+        """Let a name mean nothing any more."""
         with self._lock:
-            if self._known.pop(name, None) is not None and name in self._lent:
+            if self._known.pop(name, None) is not None and name in self._published:
                 self._withdraw(name)
 
-    def lend(self, name: str) -> bool:
-        """Let peers read what `name` means; False if nothing is known of it, or it is hearsay from too far."""
+    def publish(self, name: str) -> bool:
+        """Let peers read what `name` means; False if nothing is known of it, or it came from too far."""
         with self._lock:
-            note = self._known.get(name)
-            if note is None or note.hops >= MOST_HOPS:
+            manifest = self._known.get(name)
+            if manifest is None or manifest.hops >= MOST_HOPS:
                 return False
-            return name in self._lent or self._write(name, write_manifest(note))
+            return name in self._published or self._write(name, write_manifest(manifest))
 
-    def _write(self, name: str, written: bytes) -> bool:
-        place = self._notebook.take(len(written))
-        while place is None and self._lent:
-            self._withdraw(next(iter(self._lent)))
-            place = self._notebook.take(len(written))
-        if place is None:
-            _log.warning("adapter %s is not lent: no memory is left for its note", name)
+    def _write(self, name: str, text: bytes) -> bool:
+        taken = self._buffers.take(len(text))
+        while taken is None and self._published:
+            self._withdraw(next(iter(self._published)))
+            taken = self._buffers.take(len(text))
+        if taken is None:
+            _log.warning("adapter %s is not published: no memory is left for its manifest", name)
             return False
-        region, give_back = place
-        region.view()[:] = written
+        region, give_back = taken
+        region.view()[:] = text
         self._transport.memory.publish(manifest_name(self._base, name), [region])
-        self._lent[name] = give_back
+        self._published[name] = give_back
         return True
 
     def _withdraw(self, name: str) -> None:
-        give_back = self._lent.pop(name)
+        give_back = self._published.pop(name)
         read = self._transport.memory.withdraw(manifest_name(self._base, name))
         read.add_done_callback(lambda _: give_back())

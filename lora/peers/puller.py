@@ -1,6 +1,6 @@
-"""Puller: one node's leases and pulls, kept within limits. Coroutines, for the transport's event loop only.
+"""Pull from peers within limits. Coroutines, for the transport's event loop only.
 
-It knows names and regions, not adapters. A peer that failed rests for a while, so that a dead one costs its
+It knows names and regions, not adapters. A peer that failed is not asked for a while, so that a dead one costs its
 deadline once and not once per adapter.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lora.peers.manifest import MOST_NOTE_BYTES
+from lora.peers.manifest import MOST_MANIFEST_BYTES
 from lora.peers.regions import ManifestBuffers
 from transport.base import Address, Region, Transport
 from transport.errors import HelloRefused, PathUnavailable, PeerGone, PullTimeout, RegionRefused, WireError
 
-_AT_FAULT = (PeerGone, PullTimeout, HelloRefused, WireError, PathUnavailable)
+_PEER_FAILURES = (PeerGone, PullTimeout, HelloRefused, WireError, PathUnavailable)
 _log = logging.getLogger(__name__)
 
 
@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 class PullLimits:
     """How hard each peer may be asked.
 
-    `pulls` at once; `bytes_per_s` on average, None without bound; `lookup_s` for a note, `patience_s` and as long as
-    `slowest_bytes_per_s` would take for rows; `rest_s` if it failed.
+    `pulls` at once; `bytes_per_s` on average, None without bound. A manifest may take `lookup_s`, rows `patience_s` and
+    as long as `slowest_bytes_per_s` would take. A peer that failed is not asked for `backoff_s`.
     """
 
     pulls: int = 2
@@ -34,38 +34,38 @@ class PullLimits:
     lookup_s: float = 5.0
     patience_s: float = 5.0
     slowest_bytes_per_s: float = 25e6
-    rest_s: float = 2.0
+    backoff_s: float = 2.0
 
 
 class Puller:
-    """Pulls rows and reads notes."""
+    """Pulls rows and reads manifests."""
 
-    def __init__(self, transport: Transport, notebook: ManifestBuffers, limits: PullLimits) -> None:
+    def __init__(self, transport: Transport, buffers: ManifestBuffers, limits: PullLimits) -> None:
         self._transport = transport
-        self._notebook = notebook
+        self._buffers = buffers
         self._limits = limits
-        self._seats = defaultdict[Address, asyncio.Semaphore](lambda: asyncio.Semaphore(limits.pulls))
+        self._pulls = defaultdict[Address, asyncio.Semaphore](lambda: asyncio.Semaphore(limits.pulls))
         self._free_at_s = defaultdict[Address, float](float)  # when what was asked is within `bytes_per_s`
-        self._rested_at_s: dict[Address, float] = {}
+        self._failed_until_s: dict[Address, float] = {}
 
     async def pull(self, peer: Address, name: str, into: Region) -> None:
-        """Fill `into` with what `peer` lends as `name`. TransportError; see Transport.pull for what that leaves."""
+        """Fill `into` with what `peer` publishes as `name`. TransportError; see Transport.pull for what that leaves."""
         within_s = self._limits.patience_s + into.nbytes / self._limits.slowest_bytes_per_s
-        async with self._seats[peer]:
+        async with self._pulls[peer]:
             await self._pace(peer, into.nbytes)
-            with self._blaming(peer):
+            with self._backing_off(peer):
                 await self._transport.fetch(peer, name, [into], within_s)
 
     async def read(self, peer: Address, name: str) -> bytes:
-        """The note that `peer` lends as `name`. TransportError."""
+        """Read the manifest that `peer` publishes as `name`. TransportError."""
         within_s = self._limits.lookup_s
-        with self._blaming(peer):
+        with self._backing_off(peer):
             lease = await self._transport.lease(peer, name, within_s)
-            place = self._notebook.take(lease.nbytes) if lease.nbytes <= MOST_NOTE_BYTES else None
-            if place is None:
+            taken = self._buffers.take(lease.nbytes) if lease.nbytes <= MOST_MANIFEST_BYTES else None
+            if taken is None:
                 await self._transport.release(lease)
                 raise RegionRefused(f"{name!r} has {lease.nbytes} bytes at {peer}: no room for it here")
-            region, give_back = place
+            region, give_back = taken
             try:
                 await self._transport.pull(lease, [region], within_s)
                 return bytes(region.view())
@@ -73,15 +73,15 @@ class Puller:
                 self._transport.memory.settled(region).add_done_callback(lambda _: give_back())
 
     @contextmanager
-    def _blaming(self, peer: Address) -> Iterator[None]:
-        """Let `peer` rest if it fails; PeerGone at once while it rests."""
-        if time.monotonic() < self._rested_at_s.get(peer, 0.0):
+    def _backing_off(self, peer: Address) -> Iterator[None]:
+        """Ask `peer` no more for a while if it fails; PeerGone at once during that while."""
+        if time.monotonic() < self._failed_until_s.get(peer, 0.0):
             raise PeerGone(f"{peer} failed a moment ago: use another source")
         try:
             yield
-        except _AT_FAULT as error:
-            self._rested_at_s[peer] = time.monotonic() + self._limits.rest_s
-            _log.warning("peer %s rests for %g s: %s", peer, self._limits.rest_s, error)
+        except _PEER_FAILURES as error:
+            self._failed_until_s[peer] = time.monotonic() + self._limits.backoff_s
+            _log.warning("peer %s is not asked for %g s: %s", peer, self._limits.backoff_s, error)
             raise
 
     async def _pace(self, peer: Address, nbytes: int) -> None:

@@ -1,15 +1,15 @@
-"""NameRefresher: names that peers told are asked for again, in the background. No request waits for it.
+"""Ask peers again, in the background, what the names mean that they told. No request waits for it.
 
-Once per period every learnt name is asked for among the peers that are nearer to an owner. What it means there it
-means here from then on; a name that nobody there knows is forgotten; while one of them is silent it keeps its meaning,
-so that what was pulled outlives its source. Requests keep the content that they were accepted with.
+Once per period every remote name is asked for among the peers that are nearer to an owner. What it means there it
+means here from then on; a name that nobody there knows is forgotten. While one of them does not answer it keeps its
+meaning, so that what was pulled outlives its source. Requests keep the content that they were accepted with.
 """
 
 import logging
 import threading
 
+from lora.adapter import RemoteName
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
-from lora.names import RemoteName
 from lora.store.registry import AdapterRegistry
 from lora.store.tier_chain import TierChain
 from transport.errors import TransportError
@@ -19,13 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 class NameRefresher:
-    """Reviews learnt names, in a thread of its own if `every_s` is given."""
+    """Refreshes remote names, in a thread of its own if `every_s` is given. Needs no lock: it owns nothing."""
 
     def __init__(
-        self, naming: AdapterRegistry, supply: TierChain, most_bytes: int, every_s: float | None
+        self, registry: AdapterRegistry, tiers: TierChain, most_bytes: int, every_s: float | None
     ) -> None:
-        self._naming = naming
-        self._supply = supply
+        self._registry = registry
+        self._tiers = tiers
         self._most_bytes = most_bytes
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -35,12 +35,12 @@ class NameRefresher:
             )
             self._thread.start()
 
-    def review(self) -> None:
-        """One round over all learnt names."""
-        for learnt in self._naming.learnt():
+    def refresh(self) -> None:
+        """Ask once for each remote name, and wait for the answers."""
+        for remote in self._registry.remote_names():
             if self._closed.is_set():
                 return
-            self._review(learnt)
+            self._refresh(remote)
             if self._thread is not None:
                 self._closed.wait(_PAUSE_S)
 
@@ -52,15 +52,15 @@ class NameRefresher:
 
     def _run(self, every_s: float) -> None:
         while not self._closed.wait(every_s):
-            self.review()
+            self.refresh()
 
-    def _review(self, learnt: RemoteName) -> None:
+    def _refresh(self, remote: RemoteName) -> None:
         try:
-            told = self._supply.confirm(learnt, self._most_bytes)
+            told = self._tiers.confirm(remote, self._most_bytes)
         except (AdapterUnreachable, TransportError) as error:
-            _log.debug("%s keeps its meaning: %s", learnt.ref.name, error)
+            _log.debug("%s keeps its meaning: %s", remote.ref.name, error)
             return
         except (UnknownAdapter, AdapterRefused) as error:
             _log.debug("%s", error)
             told = None
-        self._naming.follow(learnt, told)
+        self._registry.update(remote, told)

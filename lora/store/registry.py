@@ -1,24 +1,21 @@
 """Keep what adapter names mean at this node.
 
 Folders are read here, and peers asked, before a name means something; afterwards a name is a dictionary's key.
-It shares the store's lock and leaves the moving of bytes to AdapterLoader.
 """
 
 import logging
 import threading
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora.adapter import AdapterRef
+from lora.adapter import AdapterEntry, AdapterRef, RemoteName
 from lora.errors import AdapterRefused, UnknownAdapter
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
-from lora.memory.base import Force
 from lora.memory.residency import Content
-from lora.names import AdapterEntry, Name, RemoteName
 from lora.peers.manifest import Manifest
-from lora.peers.publisher import Publisher
+from lora.peers.published_manifests import PublishedManifests
 from lora.store.loader import AdapterLoader
 from lora.store.tier_chain import TierChain
 
@@ -26,48 +23,74 @@ _MISSES = 2  # a node that starts again needs a moment until it knows its names
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Name:
+    """What a name means now; `folder` is None where a peer told it.
+
+    `hops` is how far this node is from one that owns the name (0: it does). `misses` counts how often in a row no
+    peer has confirmed it. `packing` is held by whoever reads the folder, so that it is read once.
+    """
+
+    name: str
+    folder: Path | None
+    ref: AdapterRef | None = None
+    hops: int = 0
+    misses: int = 0
+    packing: threading.Lock = field(default_factory=threading.Lock)
+
+
 class AdapterRegistry:
-    """Names and what they mean; no adapter is larger than `most_bytes`. Safe to use from any thread."""
+    """Names and what they mean. Every method may be called from any thread.
+
+    `_lock` guards the names and all fields of each but `packing`. Only this class takes it, for as long as a
+    dictionary takes: folders are read and peers asked without it. So what a name means is checked again before it is
+    changed.
+
+    Lock order: a name's `packing`, then `_lock`, then that of Contents, of which `bind`, `unbind` and `fail` are
+    called under it, and that of PublishedManifests. Contents' `advance` follows once `_lock` is free.
+    """
 
     def __init__(
-        self,
-        lock: threading.Lock,
-        traffic: AdapterLoader,
-        supply: TierChain,
-        lending: Publisher | None,
-        most_bytes: int,
+        self, loader: AdapterLoader, tiers: TierChain, published: PublishedManifests | None, most_bytes: int
     ) -> None:
-        self._lock = lock
-        self._traffic = traffic
-        self._residency = traffic.residency
-        self._supply = supply
-        self._lending = lending
+        """Know no name; no adapter may be larger than `most_bytes`."""
+        self._loader = loader
+        self._contents = loader.contents
+        self._tiers = tiers
+        self._published = published
         self._most_bytes = most_bytes
-        self._names: dict[str, Name] = {}
+        self._lock = threading.Lock()
+        self._names: dict[str, _Name] = {}
 
     def declare(self, name: str, folder: Path) -> None:
-        """See AdapterStore."""
+        """Remember a name and its PEFT folder; the weights are read when first asked for. Raises AdapterRefused."""
         if not (folder / CONFIG_FILE).is_file():
             raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
         with self._lock:
             self._unbind(self._names.get(name))
-            self._names[name] = Name(name, folder)
-        self._traffic.settle()
+            self._names[name] = _Name(name, folder)
+        self._contents.advance()
 
     def load(self, name: str, folder: Path) -> AdapterRef:
-        """See AdapterStore."""
-        packed = self._supply.pack(name, folder, self._most_bytes)
-        self._bind(Name(name, folder), packed, replaces=None)
+        """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
+
+        Resident on return if there are free pages. Raises AdapterRefused, and then nothing has changed.
+        """
+        packed = self._tiers.pack(name, folder, self._most_bytes)
+        self._bind_packed(_Name(name, folder), packed, replaces=None)
         return packed.ref
 
     def known(self, name: str) -> AdapterRef | None:
-        """See AdapterStore."""
+        """Return what `name` means, if that can be told without waiting."""
         with self._lock:
             entry = self._names.get(name)
             return entry.ref if entry else None
 
     def resolve(self, name: str) -> AdapterRef:
-        """See AdapterStore."""
+        """Return what `name` means; a declared adapter is read first, and peers are asked for one that is not known.
+
+        Raises UnknownAdapter, AdapterRefused; AdapterUnreachable if not all peers could be asked.
+        """
         while True:
             with self._lock:
                 entry = self._names.get(name)
@@ -79,27 +102,40 @@ class AdapterRegistry:
                 self._read(entry)
 
     def unload(self, name: str) -> None:
-        """See AdapterStore."""
+        """Forget a name at once; its content goes when no live request uses it. Raises UnknownAdapter."""
         with self._lock:
             if name not in self._names:
                 raise UnknownAdapter(name)
             self._unbind(self._names.pop(name))
-        self._traffic.settle()
+        self._contents.advance()
 
     def names(self) -> tuple[str, ...]:
-        """See AdapterStore."""
+        """List all names, in order of registration."""
         with self._lock:
             return tuple(self._names)
 
     def entries(self) -> tuple[AdapterEntry, ...]:
-        """See AdapterStore."""
+        """List all names with what they mean."""
         with self._lock:
             return tuple(AdapterEntry(name, entry.folder, entry.ref) for name, entry in self._names.items())
+
+    def lose(self, content: Content, error: Exception) -> None:
+        """Give up a content that cannot be had: its names are read, or peers asked for them, afresh.
+
+        Both in one step, so that no name comes to mean it in between.
+        """
+        with self._lock:
+            self._contents.fail(content, error)
+            for entry in [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]:
+                self._unbind(entry)
+                if entry.folder is None:
+                    del self._names[entry.name]
+        self._contents.advance()
 
     # For peers
 
     def declares(self, name: str) -> bool:
-        """Whether `name` has a folder that was not read yet."""
+        """Tell whether `name` has a folder that was not read yet."""
         with self._lock:
             entry = self._names.get(name)
             return entry is not None and entry.ref is None and entry.folder is not None
@@ -113,8 +149,8 @@ class AdapterRegistry:
 
     # From peers
 
-    def learnt(self) -> tuple[RemoteName, ...]:
-        """The names that peers told, and what they mean here."""
+    def remote_names(self) -> tuple[RemoteName, ...]:
+        """List the names that peers told, and what they mean here."""
         with self._lock:
             return tuple(
                 RemoteName(e.ref, e.hops)
@@ -122,13 +158,16 @@ class AdapterRegistry:
                 if e.folder is None and e.ref is not None
             )
 
-    def follow(self, learnt: RemoteName, told: Manifest | None) -> None:
-        """Let a learnt name mean what peers say now; None: nobody nearer to an owner knows it. Nothing happens if it
-        has come to mean something else meanwhile. Requests keep the content that they were accepted with."""
-        name = learnt.ref.name
+    def update(self, remote: RemoteName, told: Manifest | None) -> None:
+        """Let a remote name mean what peers say now; None if no peer nearer to an owner knows it.
+
+        Nothing happens if it has come to mean something else meanwhile. Requests keep the content that they were
+        accepted with.
+        """
+        name = remote.ref.name
         with self._lock:
             entry = self._names.get(name)
-            if entry is None or entry.folder is not None or entry.ref != learnt.ref:
+            if entry is None or entry.folder is not None or entry.ref != remote.ref:
                 return
             if told is None:
                 entry.misses += 1
@@ -137,69 +176,54 @@ class AdapterRegistry:
                     self._unbind(self._names.pop(name))
             elif (told.ref, told.hops) != (entry.ref, entry.hops):
                 _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._mean(Name(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
             else:
                 entry.misses = 0
-        self._traffic.settle()
+        self._contents.advance()
 
-    def lost(self, content: Content) -> None:
-        """The content cannot be had: its names are read or asked for afresh. Under the lock."""
-        for entry in [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]:
-            self._unbind(entry)
-            if entry.folder is None:
-                del self._names[entry.name]
-
-    def _read(self, entry: Name) -> None:
+    def _read(self, entry: _Name) -> None:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
-                packed = self._supply.pack(entry.name, entry.folder, self._most_bytes)
-                self._bind(entry, packed, replaces=entry)
+                packed = self._tiers.pack(entry.name, entry.folder, self._most_bytes)
+                self._bind_packed(entry, packed, replaces=entry)
 
-    def _bind(self, entry: Name, packed: PackedAdapter, replaces: Name | None) -> None:
+    def _discover(self, name: str) -> None:
+        """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
+        told = self._tiers.look_up(name, self._most_bytes)
+        if told is None:
+            raise UnknownAdapter(name)
+        with self._lock:
+            if name not in self._names:
+                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
+
+    def _bind_packed(self, entry: _Name, packed: PackedAdapter, replaces: _Name | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
-        started_s = time.perf_counter()
         with self._lock:
             current = self._names.get(entry.name)
             if replaces is not None and current is not replaces:
                 return
-            content = self._mean(entry, packed.ref, packed.layout)
-            placed = content.run is None and self._residency.reserve(content, Force.FREE_PAGES)
-            keep = self._traffic.retained()
-        if placed:
-            self._traffic.fill(content, packed, started_s)
-        self._supply.trim(keep | {packed.ref.digest})
-        self._traffic.settle()
+            self._bind(entry, packed.ref, packed.layout)
+        self._loader.fill(packed)
+        self._tiers.trim(self._contents.retained() | {packed.ref.digest})
+        self._contents.advance()
 
-    def _discover(self, name: str) -> None:
-        """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
-        note = self._supply.look_up(name, self._most_bytes)
-        if note is None:
-            raise UnknownAdapter(name)
-        with self._lock:
-            if name not in self._names:
-                self._mean(Name(name, None, hops=note.hops), note.ref, note.layout)
+    # Called under the lock
 
-    def _mean(self, entry: Name, ref: AdapterRef, layout: PackedLayout) -> Content:
-        """Let the entry's name mean this content. Under the lock."""
-        content = self._residency.admit(ref, layout, self._supply.reload_s(ref.nbytes))
-        content.names += 1
+    def _bind(self, entry: _Name, ref: AdapterRef, layout: PackedLayout) -> None:
+        """Let the entry's name mean this content."""
+        self._contents.bind(ref, layout, entry.name, entry.folder)
         self._unbind(self._names.get(entry.name))
         entry.ref = ref
         self._names[entry.name] = entry
-        self._supply.remember(ref.digest, layout, entry.name, entry.folder)
-        if self._lending is not None:
-            self._lending.bind(Manifest(ref, layout, entry.hops))
-        return content
+        if self._published is not None:
+            self._published.bind(Manifest(ref, layout, entry.hops))
 
-    def _unbind(self, entry: Name | None) -> None:
-        """One name fewer for the content it meant. Under the lock."""
+    def _unbind(self, entry: _Name | None) -> None:
+        """Let the entry's name mean nothing, and count one name fewer for the content it meant."""
         if entry is None or entry.ref is None:
             return
-        content = self._residency.find(entry.ref.digest)
-        entry.ref = None
-        if self._lending is not None:
-            self._lending.unbind(entry.name)
-        if content is not None:
-            content.names -= 1
-            self._traffic.doom_unwanted(content)
+        digest, entry.ref = entry.ref.digest, None
+        if self._published is not None:
+            self._published.unbind(entry.name)
+        self._contents.unbind(digest)

@@ -1,6 +1,6 @@
-"""TierChain: the tiers in the order in which they are asked, and what each of them was good for.
+"""Ask the tiers in their order, and count what each of them gave.
 
-It knows where contents may be had and nothing of residency; it may be called from any thread, and waits.
+It knows where contents may be had and nothing of residency.
 """
 
 import threading
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora.adapter import RemoteName
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter, pack
-from lora.names import RemoteName
 from lora.peers.manifest import Manifest
 from lora.peers.peer_tier import PeerStats, PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
@@ -23,7 +23,11 @@ from lora.target_modules import BaseShape
 
 
 class TierChain:
-    """Packed forms first, then peers' memory, then the PEFT folders, which must be packed again."""
+    """Packed forms first, then peers' memory, then the PEFT folders, which must be packed again.
+
+    Any thread may call every method. `_lock` guards the counts; each tier has its own. Nothing is called under them.
+    `reload_s`, `remember` and `forget` do not wait, and are called under Contents' lock; all others may wait.
+    """
 
     def __init__(
         self, base: BaseShape, dtype: torch.dtype, packed: PackedTier, peers: PeerTier | None
@@ -63,7 +67,7 @@ class TierChain:
         return self._peers.stats if self._peers else PeerStats()
 
     def reload_s(self, nbytes: int) -> float:
-        """About how long it takes to bring in `nbytes` again."""
+        """Estimate how long it takes to load `nbytes` again."""
         return self._packed.cost_s(nbytes)
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
@@ -79,7 +83,7 @@ class TierChain:
         return packed
 
     def look_up(self, name: str, most_bytes: int) -> Manifest | None:
-        """What peers say that `name` means; None without peers.
+        """Ask peers what `name` means; None without peers.
 
         Raises UnknownAdapter, AdapterUnreachable; AdapterRefused for what this base cannot serve.
         """
@@ -87,20 +91,20 @@ class TierChain:
             return None
         return self._checked(self._peers.look_up(name), most_bytes)
 
-    def confirm(self, learnt: RemoteName, most_bytes: int) -> Manifest:
-        """What peers say now that a learnt name means. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
-        assert self._peers is not None, "only peers teach names"
-        return self._checked(self._peers.confirm(learnt), most_bytes)
+    def confirm(self, remote: RemoteName, most_bytes: int) -> Manifest:
+        """Ask peers what a remote name means now. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
+        assert self._peers is not None, "only peers tell names"
+        return self._checked(self._peers.confirm(remote), most_bytes)
 
     def remember(self, digest: str, layout: PackedLayout, name: str, folder: Path | None) -> None:
-        """This content has this layout, and may be had from `folder`."""
+        """Note that a content has this layout, and may be had from `folder`."""
         if self._peers is not None:
             self._peers.remember(digest, layout)
         if folder is not None:
             self._source.remember(digest, name, folder)
 
     def forget(self, digest: str) -> None:
-        """Nobody will ask for this content again."""
+        """Forget a content that nobody will ask for again."""
         if self._peers is not None:
             self._peers.forget(digest)
         self._source.forget(digest)
@@ -133,15 +137,15 @@ class TierChain:
         """Fill `destination` from what is on this node: no peer is asked, nothing is counted. Raises AdapterLost."""
         return any(tier.fetch(digest, destination) for tier in self._tiers if tier is not self._peers)
 
-    def _checked(self, note: Manifest, most_bytes: int) -> Manifest:
-        """Raises AdapterRefused for what this base cannot serve."""
-        name = note.ref.name
-        if note.layout.base != self._base or note.layout.dtype != self._dtype:
+    def _checked(self, told: Manifest, most_bytes: int) -> Manifest:
+        """Refuse what this base cannot serve. AdapterRefused."""
+        name = told.ref.name
+        if told.layout.base != self._base or told.layout.dtype != self._dtype:
             raise AdapterRefused(
                 name, "the peer that has it serves another base model or dtype: give both nodes the same"
             )
-        _check_size(name, note.layout.nbytes, most_bytes)
-        return note
+        _check_size(name, told.layout.nbytes, most_bytes)
+        return told
 
 
 def _check_size(name: str, nbytes: int, most_bytes: int) -> None:

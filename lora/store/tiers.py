@@ -30,7 +30,7 @@ _ROWS = "rows"
 
 
 class Tier(Protocol):
-    """A place that may have an adapter's flat form. All methods may be called from any thread."""
+    """A place that may have an adapter's packed form. All methods may be called from any thread."""
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class PackedTier(Tier, Protocol):
 
 
 class HostTier:
-    """Flat forms in host memory, up to `capacity_bytes` beside those that must be kept."""
+    """Packed forms in host memory, up to `capacity_bytes` beside those that must be kept."""
 
     name = "host"
 
@@ -100,7 +100,7 @@ class HostTier:
 
 
 class DiskTier:
-    """Flat forms as files of one folder, named by digest: safetensors with the header as metadata.
+    """Packed forms as files of one folder, named by digest: safetensors with the header as metadata.
 
     A file appears whole (by rename) and never changes; its digest is checked on the first read of this process,
     and a file that fails is removed. Several processes may share the folder. `capacity_bytes` None is no bound.
@@ -202,12 +202,12 @@ class SourceTier:
         return 1e-2 + nbytes / 0.3e9
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
-        """`folder` holds this content."""
+        """Note that `folder` holds this content."""
         with self._lock:
             self._sources[digest] = _Source(name, folder)
 
     def forget(self, digest: str) -> None:
-        """Nobody will ask for this content again."""
+        """Forget a content that nobody will ask for again."""
         with self._lock:
             self._sources.pop(digest, None)
 

@@ -76,7 +76,7 @@ def start_engine(spec: EngineSpec, around: ExecutorWrapper, scratch: ExitStack) 
     config = _config(spec, folders)
     engine = assemble(config, around)
     scratch.callback(engine.close)
-    refs = (engine.store.resolve(name) for name, _ in folders)
+    refs = (engine.store.registry.resolve(name) for name, _ in folders)
     stats = engine.core.block_stats()
     return LiveEngine(
         engine=engine,

@@ -13,11 +13,11 @@ ONE, OTHER = "0" * 64, "f" * 64
 Make = Callable[[tuple[Address, ...]], Directory]
 
 
-@pytest.fixture(params=["static", "fed"])
+@pytest.fixture(params=["static", "reported"])
 def make(request: pytest.FixtureRequest) -> Make:
     makers: dict[str, Make] = {
         "static": StaticDirectory,
-        "fed": lambda peers: ReportedDirectory(KnownHolders(peers, {ONE: peers[2:]})),
+        "reported": lambda peers: ReportedDirectory(KnownHolders(peers, {ONE: peers[2:]})),
     }
     return makers[request.param]
 
@@ -40,10 +40,10 @@ def test_nobody_is_a_fine_answer(make: Make) -> None:
 def test_a_fed_directory_names_known_holders_first_and_forgets_old_news() -> None:
     directory = ReportedDirectory(KnownHolders(PEERS))
     assert directory.holders(ONE) == PEERS
-    directory.feed(KnownHolders(PEERS, {ONE: (PEERS[3], PEERS[1])}))
+    directory.update(KnownHolders(PEERS, {ONE: (PEERS[3], PEERS[1])}))
     assert directory.holders(ONE) == (PEERS[3], PEERS[1], PEERS[0], PEERS[2])
     assert directory.holders(OTHER) == PEERS
-    directory.feed(KnownHolders(PEERS[:1]))
+    directory.update(KnownHolders(PEERS[:1]))
     assert directory.holders(ONE) == PEERS[:1]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.format.packed import Module, lay_out, view
+from lora.format.packed import Module, packed_layout, view
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.reference import ReferenceLora
@@ -86,13 +86,13 @@ def adapter(
     sites: Sequence[str] = SITES,
     device: torch.device = CPU,
 ) -> AdapterWeights:
-    """A random adapter whose ranks differ by site, in its flat form's views."""
+    """A random adapter whose ranks differ by site, in its packed form's views."""
     modules = [
         Module(layer, site, max(1, rank - index if seed % 2 else rank), scale=2.0 / (1 + seed))
         for layer in range(shape.num_layers)
         for index, site in enumerate(sites)
     ]
-    layout = lay_out(shape, dtype, modules)
+    layout = packed_layout(shape, dtype, modules)
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
     rng = torch.Generator().manual_seed(seed)
     values = torch.randn(layout.nbytes // dtype.itemsize, generator=rng) * 0.1

@@ -143,7 +143,7 @@ def test_a_sequence_whose_logits_are_no_numbers_ends_alone(
 
     monkeypatch.setattr(Llama, "forward", spoilt)
     core, params = llm.engine.core, SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, seed=0)
-    for name, adapter in (("kept", BASE), ("lost", llm.engine.store.resolve("r16"))):
+    for name, adapter in (("kept", BASE), ("lost", llm.engine.store.registry.resolve("r16"))):
         core.submit(Request(name, (5, 6, 7), adapter, params, (), 0.0))
     results = [core.step() for _ in range(40)]
     tokens = [event.key.request_id for result in results for event in result.events]

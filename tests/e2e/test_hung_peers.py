@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora.format.packed import Module, PackedLayout, digest_of, lay_out
+from lora.format.packed import Module, PackedLayout, digest_of, packed_layout
 from lora.memory.pages import RankPages
 from lora.peers.directory import StaticDirectory
 from lora.peers.loop_thread import LoopThread
@@ -59,7 +59,9 @@ class Fleet:
 @pytest.fixture(params=["stream", pytest.param("ucx", marks=needs_nixl)])
 def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
     setup = Sources(tmp_path).setup(request.param)
-    layout = lay_out(base_shape(), torch.float32, [Module(layer, "q_proj", 8, 1.0) for layer in range(2)])
+    layout = packed_layout(
+        base_shape(), torch.float32, [Module(layer, "q_proj", 8, 1.0) for layer in range(2)]
+    )
     digest = digest_of(layout, torch.from_numpy(content(0, layout.nbytes)))
     sources = tuple(ProcessSource(setup) for _ in range(HOLDERS))
     for source in sources:
@@ -74,7 +76,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
     puller = Puller(
         transport,
         ManifestBuffers(transport, 1 << 16),
-        PullLimits(patience_s=PATIENCE_S, slowest_bytes_per_s=1e9, rest_s=0.0),
+        PullLimits(patience_s=PATIENCE_S, slowest_bytes_per_s=1e9, backoff_s=0.0),
     )
     directory = StaticDirectory(tuple(source.address for source in sources))
     tier = PeerTier("base", transport, loop, PageRegions(transport, pages), directory, puller)

@@ -116,16 +116,16 @@ def test_adapters_come_and_go_at_run_time(model: Path, expected: list[list[tuple
         model / "base", dtype="float32", tensor_parallel_size=2, kv_cache_bytes=1 << 24, adapter_bytes=1 << 22
     )
     for name in ("r5", "r128", "r24"):
-        llm.engine.store.load("tenant", model / name)
+        llm.engine.store.registry.load("tenant", model / name)
         asked = [i for i, mixed in enumerate(MIX) if mixed in (name, None)]
         adapters = [MIX[i] and "tenant" for i in asked]
         found = tokens(llm.generate([PROMPTS[i] for i in asked], GREEDY, adapters))
         assert found == [expected[i] for i in asked]
-    llm.engine.store.unload("tenant")
+    llm.engine.store.registry.unload("tenant")
     with pytest.raises(LookupError, match="tenant"):
         llm.generate([[5]], GREEDY, "tenant")
     with pytest.raises(AdapterRefused, match="no adapter_config"):
-        llm.engine.store.load("tenant", model / "base")
+        llm.engine.store.registry.load("tenant", model / "base")
     assert tokens(llm.generate([PROMPTS[0]], GREEDY)) == [expected[0]]
     llm.close()
 
@@ -171,7 +171,7 @@ def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) ->
         with pytest.raises(WorkersFailed, match=r"process 1 of the 2 .* ended by signal 9"):
             llm.generate(PROMPTS[:3], GREEDY)
     with pytest.raises(WorkersFailed, match="process 1 of the 2"):
-        llm.engine.store.load("another", model / "r24")
+        llm.engine.store.registry.load("another", model / "r24")
     assert llm.engine.core.block_stats().used == 0
     llm.close()
 

@@ -63,7 +63,7 @@ def _check_line(llm: LLM) -> None:
     """Together the two sides hold the arena, whole and once."""
     memory = llm.engine.core._memory
     assert memory is not None
-    division, blocks, pages = memory._split, memory._blocks, llm.engine.store._pages
+    division, blocks, pages = memory._split, memory._blocks, llm.engine.store.contents._pages
     assert blocks.held_blocks % division.blocks == 0
     quanta, rest = divmod(pages.num_pages, division.pages)
     assert (rest, quanta + memory.kv_quanta) == (0, division.quanta)

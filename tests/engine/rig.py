@@ -44,13 +44,13 @@ def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, 
     store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
     for name, path in folders.items():
-        store.declare(name, path)
+        store.registry.declare(name, path)
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     executor = FakeExecutor(lags=lags)
     core = EngineCore(scheduler, store, executor, time.monotonic)
     changed = threading.Event()
-    store.on_ready(changed.set)
+    store.loader.on_ready(changed.set)
     card = ModelCard("base", str(folder), 128, 260, (2,))
     return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
 

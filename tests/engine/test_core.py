@@ -54,7 +54,7 @@ def _tokens(results: list[StepResult]) -> dict[str, list[int]]:
 
 
 def test_requests_of_different_adapters_run_together_to_their_ends(rig: Rig) -> None:
-    low, high = rig.engine.store.resolve("low"), rig.engine.store.resolve("high")
+    low, high = rig.engine.store.registry.resolve("low"), rig.engine.store.registry.resolve("high")
     for name, ref in (("a", BASE), ("b", low), ("c", high)):
         rig.engine.core.submit(_request(name, ref))
     tokens = _tokens(_run(rig))
@@ -75,13 +75,13 @@ def test_an_abort_between_steps_frees_everything(rig: Rig) -> None:
 
 def test_a_refused_request_leaves_no_trace(rig: Rig) -> None:
     with pytest.raises(RequestRefused, match="max_model_len=128"):
-        rig.engine.core.submit(_request("a", rig.engine.store.resolve("low"), prompt=(5,) * 127))
+        rig.engine.core.submit(_request("a", rig.engine.store.registry.resolve("low"), prompt=(5,) * 127))
     assert is_clean(rig.engine)
 
 
 def test_content_that_is_gone_cannot_be_asked_for(rig: Rig) -> None:
-    ref = rig.engine.store.resolve("low")
-    rig.engine.store.unload("low")
+    ref = rig.engine.store.registry.resolve("low")
+    rig.engine.store.registry.unload("low")
     with pytest.raises(UnknownAdapter, match="low"):
         rig.engine.core.submit(_request("a", ref))
     assert is_clean(rig.engine)
@@ -94,7 +94,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_next_ones_run(
         raise RuntimeError("the device caught fire")
 
     rig.executor.fault = fault
-    rig.engine.core.submit(_request("a", rig.engine.store.resolve("low"), n=2))
+    rig.engine.core.submit(_request("a", rig.engine.store.registry.resolve("low"), n=2))
     failures = [failure for result in _run(rig) for failure in result.failures]
     assert [failure.request_id for failure in failures] == ["a"]
     assert isinstance(failures[0].error, StepFailed)
@@ -118,7 +118,7 @@ def test_a_sequence_with_unsound_logits_fails_alone(rig: Rig) -> None:
 def test_an_adapter_that_cannot_be_brought_back_fails_its_requests_only(tmp_path: Path) -> None:
     rig = build(tmp_path, adapter_pages=36, cache=tmp_path / "cache")  # room for one adapter
     store = rig.engine.store
-    low, high = store.resolve("low"), store.resolve("high")
+    low, high = store.registry.resolve("low"), store.registry.resolve("high")
     assert low.digest in store.ready()
     for packed in (tmp_path / "cache").iterdir():
         packed.unlink()

@@ -11,11 +11,10 @@ from engine.errors import Draining, EngineError, UnknownModel
 from engine.output import Delta, Detokenizer
 from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
-from lora.adapter import AdapterRef
-from lora.names import AdapterEntry
+from lora.adapter import AdapterEntry, AdapterRef
 from lora.peers.peer_tier import PeerStats
 from lora.peers.published_weights import PublishStats
-from lora.store.store import StoreStats
+from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
@@ -34,7 +33,7 @@ STORE = StoreStats(
     hits={"host": 3, "disk": 1},
     seconds={"host": 0.25, "disk": 0.5},
     peers=PeerStats(refused=6),
-    lent=PublishStats(copies=2),
+    published=PublishStats(copies=2),
 )
 
 

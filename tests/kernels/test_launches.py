@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora.format.packed import Module, lay_out, view
+from lora.format.packed import Module, packed_layout, view
 from lora.ops.triton.op import DISTINCT, PREFILL, SHARED, Tiling, TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
 from lora.target_modules import SITES, SiteGroup
@@ -47,7 +47,7 @@ LLAMA_8B = ModelConfig(
 
 def adapter(rank: int, dtype: torch.dtype = BF16) -> AdapterWeights:
     """An adapter of the second layer, of no particular values."""
-    layout = lay_out(LLAMA_8B.base_shape(), dtype, [Module(1, site, rank, 1.0) for site in SITES])
+    layout = packed_layout(LLAMA_8B.base_shape(), dtype, [Module(1, site, rank, 1.0) for site in SITES])
     return view(torch.zeros(layout.nbytes, dtype=torch.uint8), layout, f"rank {rank}")
 
 

@@ -87,18 +87,18 @@ class Node:
     transport: HeldTransport
     pages: RankPages
     shared: PageRegions
-    room: RankPages
-    notebook: ManifestBuffers
+    copies: RankPages
+    buffers: ManifestBuffers
     store: AdapterStore
-    free_notes: int = field(init=False)
+    free_buffers: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.free_notes = self.notebook.free_pages
+        self.free_buffers = self.buffers.free_pages
 
     def bring(self, ref: AdapterRef) -> bool:
         """Ask for an adapter as a live request does; whether it is resident then."""
         self.store.retain(ref)
-        self.store.prefetch((ref,))
+        self.store.loader.prefetch((ref,))
         ready = ref.digest in self.store.ready()
         self.store.acquire(()).release()
         self.store.release(ref)
@@ -112,13 +112,13 @@ class Node:
 
     def assert_nothing_is_left(self) -> None:
         """Every name gone, every page, lease, landing and note must be free."""
-        for name in self.store.names():
-            self.store.unload(name)
+        for name in self.store.registry.names():
+            self.store.registry.unload(name)
         self.store.ready()
         self.store.acquire(()).release()
         assert self.store.stats().free_pages == self.pages.num_pages
-        assert self.room.free_pages == self.room.num_pages
-        assert self.notebook.free_pages == self.free_notes
+        assert self.copies.free_pages == self.copies.num_pages
+        assert self.buffers.free_pages == self.free_buffers
         usage = self.transport.memory.usage()
         assert (usage.names, usage.leases, usage.destinations) == (0, 0, 0)
 
@@ -137,29 +137,29 @@ class Cluster:
         adapters_that_fit: int = 2,
         workers: int | InlineExecutor | None = None,
         weights: str = "weights",
-        room_for: int = 2,
+        copies_that_fit: int = 2,
         disk: Path | None = None,
         absent_s: float = 5.0,
     ) -> Node:
-        """A node that asks `peers`, over the base model of digest `weights`, and may lend copies of `room_for`."""
+        """A node that asks `peers`, over the base model of digest `weights`."""
         transport = self.run(self._transport())
         pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
-        shared, notebook = PageRegions(transport, pages), ManifestBuffers(transport, 1 << 20)
-        puller = Puller(transport, notebook, PullLimits(pulls=2, rest_s=0.0))
+        shared, buffers = PageRegions(transport, pages), ManifestBuffers(transport, 1 << 20)
+        puller = Puller(transport, buffers, PullLimits(pulls=2, backoff_s=0.0))
         directory = StaticDirectory(peers)
         tier = PeerTier(weights, transport, self.loop, shared, directory, puller)
-        tier._lookup = NameDiscovery(weights, puller, directory, absent_s)
-        room = RankPages(room_for * PAGES_OF_RANK_4, PAGE_BYTES)
-        lending = Publisher(weights, transport, shared, notebook, room, InlineExecutor())
-        peering = Peering(tier, lending)
+        tier._discovery = NameDiscovery(weights, puller, directory, absent_s)
+        copies = RankPages(copies_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
+        publisher = Publisher(weights, transport, shared, buffers, copies, InlineExecutor())
+        peering = Peering(tier, publisher)
         kept = DiskTier(disk) if disk else None
         residency = Residency(pages, CheapestWindow())
         store = AdapterStore(BASE, torch.float32, residency, kept, workers or InlineExecutor(), peering)
-        return Node(self.loop, transport, pages, shared, room, notebook, store)
+        return Node(self.loop, transport, pages, shared, copies, buffers, store)
 
     def load(self, node: Node, seed: int) -> AdapterRef:
         """Load an adapter of rank 4 with content of its own for each seed, as `a{seed}`."""
-        return node.store.load(f"a{seed}", self.folder(seed))
+        return node.store.registry.load(f"a{seed}", self.folder(seed))
 
     def folder(self, seed: int) -> Path:
         """A PEFT folder of rank 4 with content of its own for each seed."""

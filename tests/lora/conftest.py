@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.lora.cluster import Cluster
-from tests.lora.shelf import Shelf
+from tests.lora.store_rig import StoreRig
 
 
 @pytest.fixture
@@ -18,6 +18,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Callable[[int], Shelf]:
+def make_rig(tmp_path: Path) -> Callable[[int], StoreRig]:
     """Makes a store with room for so many adapters of rank 4."""
-    return lambda adapters_that_fit: Shelf(tmp_path, adapters_that_fit)
+    return lambda adapters_that_fit: StoreRig(tmp_path, adapters_that_fit)

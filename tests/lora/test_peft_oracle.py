@@ -63,7 +63,7 @@ FORMS = {
 
 
 def packed_deltas(packed: PackedAdapter) -> dict[str, Tensor]:
-    """scale * B A of every module, from the flat form's views alone: [out, in] float32."""
+    """scale * B A of every module, from the packed form's views alone: [out, in] float32."""
     found: dict[str, Tensor] = {}
     for (layer, group), weights in view(packed.rows, packed.layout, packed.ref.digest).groups.items():
         for part in weights.parts:

@@ -12,12 +12,12 @@ from lora.memory.residency import Residency
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from scheduler.residency import CheapestWindow
-from tests.lora.shelf import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4, Shelf
+from tests.lora.store_rig import BASE_SHAPE, PAGE_BYTES, PAGES_OF_RANK_4, StoreRig
 from tests.oracles.adapters import write_adapter
 
 
-def test_the_base_needs_no_adapter(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_the_base_needs_no_adapter(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(1)
     s.store.retain(BASE)
     s.store.ready()
     with s.store.acquire((BASE,)) as lease:
@@ -25,28 +25,28 @@ def test_the_base_needs_no_adapter(shelf: Callable[[int], Shelf]) -> None:
     s.store.release(BASE)
 
 
-def test_nothing_is_evicted_between_ready_and_acquire(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_nothing_is_evicted_between_ready_and_acquire(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(1)
     a, b = s.load(1), s.load(2)
     s.store.retain(a)
     ready = s.store.ready()
     s.store.release(a)  # its request left after the plan was made
-    s.store.prefetch((b,))
-    s.store.unload("a1")
+    s.store.loader.prefetch((b,))
+    s.store.registry.unload("a1")
     assert a.digest in ready
     with s.store.acquire((a,)) as lease:
         assert lease.weights[a.digest].groups
     assert s.store.ready() == {b.digest}
 
 
-def test_live_requests_keep_their_adapters_while_steps_run(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_live_requests_keep_their_adapters_while_steps_run(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(1)
     a, b = s.load(1), s.load(2)
     s.store.retain(a)
     s.store.retain(b)
     for _ in range(100):
         s.step(a)
-        s.store.prefetch((b,))
+        s.store.loader.prefetch((b,))
     assert s.store.ready() == {a.digest}
     s.store.acquire((a,)).release()
     s.store.release(a)
@@ -61,18 +61,18 @@ def test_threads_may_load_resolve_and_unload_while_steps_run(tmp_path: Path) -> 
     folders = [write_adapter(tmp_path / f"{seed}", BASE_SHAPE, 4, seed) for seed in range(6)]
     failures: list[BaseException] = []
     arrived = threading.Event()
-    store.on_ready(arrived.set)
+    store.loader.on_ready(arrived.set)
 
     def serve(turn: int) -> None:
         """Load, use and unload adapters, as front threads do."""
         try:
             for round_ in range(6):
                 name = f"t{turn}-{round_}"
-                store.load(name, folders[(turn + round_) % len(folders)])
-                ref = store.resolve(name)
+                store.registry.load(name, folders[(turn + round_) % len(folders)])
+                ref = store.registry.resolve(name)
                 store.retain(ref)
-                store.prefetch((ref,))
-                store.unload(name)
+                store.loader.prefetch((ref,))
+                store.registry.unload(name)
                 store.release(ref)
         except BaseException as error:
             failures.append(error)

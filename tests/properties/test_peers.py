@@ -121,21 +121,21 @@ class Node:
         self.alive = True
         self.owned: dict[str, int] = {}
         self.pages = RankPages(NUM_PAGES, PAGE_BYTES)
-        self.room = RankPages(NUM_PAGES, PAGE_BYTES)
-        shared, self.notebook = (
+        self.copies = RankPages(NUM_PAGES, PAGE_BYTES)
+        shared, self.buffers = (
             PageRegions(self.transport, self.pages),
             ManifestBuffers(self.transport, 1 << 16),
         )
-        self.free_notes = self.notebook.free_pages
+        self.free_buffers = self.buffers.free_pages
         directory = OtherNodes(addresses, mine)
-        puller = Puller(self.transport, self.notebook, PullLimits(rest_s=0.0))
+        puller = Puller(self.transport, self.buffers, PullLimits(backoff_s=0.0))
         tier = PeerTier(BASE, self.transport, loop(), shared, directory, puller)
-        tier._lookup = NameDiscovery(BASE, puller, directory, absent_s=0.0)
-        lending = Publisher(BASE, self.transport, shared, self.notebook, self.room, InlineExecutor())
+        tier._discovery = NameDiscovery(BASE, puller, directory, absent_s=0.0)
+        publisher = Publisher(BASE, self.transport, shared, self.buffers, self.copies, InlineExecutor())
         self.executor = HeldExecutor()
         residency = Residency(self.pages, CheapestWindow())
         self.store = AdapterStore(
-            SHAPE, torch.float32, residency, None, self.executor, Peering(tier, lending)
+            SHAPE, torch.float32, residency, None, self.executor, Peering(tier, publisher)
         )
 
     @staticmethod
@@ -151,12 +151,12 @@ class Node:
 
     def assert_nothing_is_left(self) -> None:
         """Every name goes; then every page, lease, landing and note must be free."""
-        for name in self.store.names():
-            self.store.unload(name)
+        for name in self.store.registry.names():
+            self.store.registry.unload(name)
         self.step()
         assert self.store.stats().free_pages == self.pages.num_pages
-        assert self.room.free_pages == self.room.num_pages
-        assert self.notebook.free_pages == self.free_notes
+        assert self.copies.free_pages == self.copies.num_pages
+        assert self.buffers.free_pages == self.free_buffers
         usage = self.transport.memory.usage()
         assert (usage.names, usage.leases, usage.destinations) == (0, 0, 0)
 
@@ -173,18 +173,18 @@ class PeersMachine(RuleBasedStateMachine):
 
     @rule(node=NODES, name=NAMES, folder=FOLDERS)
     def load(self, node: int, name: str, folder: int) -> None:
-        self.nodes[node].store.load(name, folders()[folder])
+        self.nodes[node].store.registry.load(name, folders()[folder])
         self.nodes[node].owned[name] = folder
 
     @rule(node=NODES, name=NAMES, folder=FOLDERS)
     def declare(self, node: int, name: str, folder: int) -> None:
-        self.nodes[node].store.declare(name, folders()[folder])
+        self.nodes[node].store.registry.declare(name, folders()[folder])
         self.nodes[node].owned[name] = folder
 
     @rule(node=NODES, name=NAMES)
     def unload(self, node: int, name: str) -> None:
-        if name in self.nodes[node].store.names():
-            self.nodes[node].store.unload(name)
+        if name in self.nodes[node].store.registry.names():
+            self.nodes[node].store.registry.unload(name)
             self.nodes[node].owned.pop(name, None)
         self.nodes[node].step()
 
@@ -200,9 +200,9 @@ class PeersMachine(RuleBasedStateMachine):
         owners = [other for other in self.nodes if other.alive and name in other.owned]
         if not owners or not asked.alive:
             with suppress(UnknownAdapter, AdapterUnreachable):
-                self.run(asked, asked.store.resolve(name), trouble)
+                self.run(asked, asked.store.registry.resolve(name), trouble)
             return
-        ref = asked.store.resolve(name)
+        ref = asked.store.registry.resolve(name)
         if name in asked.owned:
             assert ref.digest == digest_of(asked.owned[name])
         self.run(asked, ref, trouble)
@@ -219,7 +219,7 @@ class PeersMachine(RuleBasedStateMachine):
         """Step until it has come or failed."""
         store = asked.store
         for _ in range(6):
-            store.prefetch((ref,))
+            store.loader.prefetch((ref,))
             asked.executor.run()
             if ref.digest in store.ready() or ref.digest in store.failed():
                 break
@@ -236,7 +236,7 @@ class PeersMachine(RuleBasedStateMachine):
     @rule(node=NODES, source=NODES, name=NAMES)
     def begin_to_read(self, node: int, source: int, name: str) -> None:
         """A node pins a content of another, resident or not, and takes its time."""
-        ref, reader = self.nodes[source].store.known(name), self.nodes[node]
+        ref, reader = self.nodes[source].store.registry.known(name), self.nodes[node]
         alive = reader.alive and self.nodes[source].alive
         if ref is None or node == source or not alive or len(self.reading) > 3:
             return
@@ -272,7 +272,7 @@ class PeersMachine(RuleBasedStateMachine):
 
     @rule(node=NODES)
     def review(self, node: int) -> None:
-        self.nodes[node].store.review()
+        self.nodes[node].store.refresher.refresh()
 
     @precondition(lambda self: all(node.alive for node in self.nodes))
     @rule()
@@ -280,15 +280,15 @@ class PeersMachine(RuleBasedStateMachine):
         """Nobody is silent and nothing changes: then every name means what an owner of it says, or is forgotten."""
         for _ in range(2 * (MOST_HOPS + 1)):
             for node in self.nodes:
-                node.store.review()
+                node.store.refresher.refresh()
         for node in self.nodes:
-            for name in node.store.names():
+            for name in node.store.registry.names():
                 owners = {
                     digest_of(other.owned[name])
                     for other in ([node] if name in node.owned else self.nodes)
                     if name in other.owned
                 }
-                ref = node.store.known(name)
+                ref = node.store.registry.known(name)
                 assert owners, f"{name} is remembered, and nobody owns it"
                 assert ref is None or ref.digest in owners
 
@@ -308,8 +308,8 @@ class PeersMachine(RuleBasedStateMachine):
         while self.reading:
             self._end(self.reading.pop())
         for node in self.nodes:
-            for name in node.store.names():
-                node.store.unload(name)
+            for name in node.store.registry.names():
+                node.store.registry.unload(name)
             node.step()
         for node in self.nodes:
             node.assert_nothing_is_left()

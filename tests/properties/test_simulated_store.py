@@ -73,7 +73,7 @@ class StoresMachine(RuleBasedStateMachine):
         self.live.ready()
         self.simulated.begin_step()
         for at, folder in enumerate(shelf()):
-            ref = self.live.load(f"a{at}", folder)
+            ref = self.live.registry.load(f"a{at}", folder)
             self.refs.append(ref)
             assert self.simulated.retain(ref)
             self.simulated.prefetch((ref,))
@@ -99,7 +99,7 @@ class StoresMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def prefetch(self, data: st.DataObject) -> None:
         refs = data.draw(st.permutations(list(dict.fromkeys(self.users))))
-        self.live.prefetch(refs)
+        self.live.loader.prefetch(refs)
         self.simulated.prefetch(refs)
 
     @precondition(lambda self: self.lease is None)
@@ -135,7 +135,7 @@ class StoresMachine(RuleBasedStateMachine):
         self.request(at)
         for _ in range(steps):
             self.plan()
-            self.live.prefetch((ref,))
+            self.live.loader.prefetch((ref,))
             self.simulated.prefetch((ref,))
             self.work()
             assert self.planned is not None

@@ -75,17 +75,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, folder=st.integers(0, len(RANKS) - 1))
     def load(self, name: str, folder: int) -> None:
-        self.model[name] = self.store.load(name, shelf()[folder])
+        self.model[name] = self.store.registry.load(name, shelf()[folder])
 
     @rule(name=NAMES, folder=st.integers(0, len(RANKS) - 1))
     def declare(self, name: str, folder: int) -> None:
-        self.store.declare(name, shelf()[folder])
-        self.model[name] = self.store.resolve(name)
+        self.store.registry.declare(name, shelf()[folder])
+        self.model[name] = self.store.registry.resolve(name)
 
     @rule(name=NAMES)
     def unload(self, name: str) -> None:
         try:
-            self.store.unload(name)
+            self.store.registry.unload(name)
             assert self.model.pop(name, None) is not None
         except UnknownAdapter:
             assert name not in self.model
@@ -94,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
     def request(self, name: str) -> AdapterRef | object:
         if name not in self.model:
             return multiple()
-        ref = self.store.resolve(name)
+        ref = self.store.registry.resolve(name)
         self.store.retain(ref)
         self.live.append(ref)
         return ref
@@ -106,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def prefetch(self) -> None:
-        self.store.prefetch(self.live)
+        self.store.loader.prefetch(self.live)
 
     @precondition(lambda self: self.lease is None)
     @rule()
@@ -136,9 +136,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def names_mean_what_was_loaded_last(self) -> None:
-        assert set(self.store.names()) == set(self.model)
+        assert set(self.store.registry.names()) == set(self.model)
         for name, ref in self.model.items():
-            assert self.store.resolve(name) == ref
+            assert self.store.registry.resolve(name) == ref
 
     @invariant()
     def leased_bytes_are_the_content(self) -> None:
@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
         for ref in self.live:
             self.store.release(ref)
         for name in tuple(self.model):
-            self.store.unload(name)
+            self.store.registry.unload(name)
         self.executor.run()
         self.store.ready()
         self.store.acquire(()).release()
@@ -178,7 +178,7 @@ class LivenessMachine(StoreMachine):
             for _ in range(7):
                 if ref.digest in self.store.ready():  # a second look would be a step that did not run it
                     break
-                self.store.prefetch((ref,))
+                self.store.loader.prefetch((ref,))
                 self.executor.run()
             else:
                 raise AssertionError(f"{ref} does not arrive")

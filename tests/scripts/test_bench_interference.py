@@ -36,8 +36,8 @@ def engine() -> Iterator[Engine]:
 def _answers(engine: Engine) -> dict[str, list[int | None]]:
     """Greedy answers of every adapter at once."""
     answers: dict[str, list[int | None]] = {}
-    for entry in engine.store.entries():
-        ref = engine.store.resolve(entry.name)
+    for entry in engine.store.registry.entries():
+        ref = engine.store.registry.resolve(entry.name)
         params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True, seed=0)
         engine.core.submit(Request(entry.name, tuple(range(1, 12)), ref, params, (), 0.0))
         answers[entry.name] = []
@@ -57,8 +57,8 @@ def test_padded_kernels_answer_as_exact_ones(engine: Engine) -> None:
 
 
 def test_padding_adds_rows_of_zeros_site_by_site(engine: Engine) -> None:
-    ref = engine.store.resolve(engine.store.entries()[0].name)
-    engine.store.prefetch((ref,))
+    ref = engine.store.registry.resolve(engine.store.registry.entries()[0].name)
+    engine.store.loader.prefetch((ref,))
     for _ in range(100):
         if ref.digest in engine.store.ready():
             break

@@ -41,7 +41,7 @@ def test_a_request_joins_the_step_after_the_one_that_runs_when_it_comes() -> Non
 
 def test_the_live_twin_answers_every_request_in_full_and_no_sooner_than_asked() -> None:
     engine = assemble(EngineConfig(max_model_len=128, kv_cache_bytes=8 << 20, progress=False))
-    reverse = engine.store.resolve(engine.store.entries()[0].name)
+    reverse = engine.store.registry.resolve(engine.store.registry.entries()[0].name)
     asks = [
         TwinRequest(0.05 * at, (BASE, reverse)[at % 2], tuple(range(1, 9 + at)), 5 + at) for at in range(4)
     ]

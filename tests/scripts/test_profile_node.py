@@ -46,7 +46,9 @@ def node() -> Iterator[tuple[Engine, StepEnds]]:
 
 def test_the_timer_times_the_steps_that_were_asked_for(node: tuple[Engine, StepEnds]) -> None:
     engine, ends = node
-    reverse, upper = (engine.store.resolve(entry.name) for entry in engine.store.entries()[:2])
+    reverse, upper = (
+        engine.store.registry.resolve(entry.name) for entry in engine.store.registry.entries()[:2]
+    )
     timer = StepTimer(engine, ends, seed=0)
     timer.warm([reverse, upper])
     case = StepCase(

@@ -14,12 +14,12 @@ import triton.language as tl
 
 from lora.ops.triton.shrink import ENTRY, HEADER, STAGES, multiplicand, read_entry
 
-SITE_WORDS = tl.constexpr(3)  # as in triton_tables
+SITE_WORDS = tl.constexpr(3)  # as in tables
 
 
 @triton.jit
 def _expand_row(h, Bt, rank, columns, width, plane, SPLITS: tl.constexpr, BLOCK_RANK: tl.constexpr):
-    """[len(columns)]: one row's h, [SPLITS planes, rank], with columns of Bt [rank, width]."""
+    """Multiply one row's h, [SPLITS planes, rank], with columns of Bt [rank, width]: [len(columns)]."""
     planes = tl.arange(0, SPLITS) * plane
     sums = tl.zeros([BLOCK_RANK, columns.shape[0]], tl.float32)
     for at in tl.range(0, rank, BLOCK_RANK, num_stages=STAGES):
@@ -45,7 +45,7 @@ def _expand_rows(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """[BLOCK_ROWS, len(columns)]: the same for several rows, as a matrix product; a row of h has `stride` elements."""
+    """Do the same for several rows, of `stride` elements of h each, as a matrix product: [BLOCK_ROWS, len(columns)]."""
     row = tl.arange(0, BLOCK_ROWS)
     own = h + row[:, None] * stride
     sums = tl.zeros([BLOCK_ROWS, columns.shape[0]], tl.float32)
@@ -63,7 +63,7 @@ def _expand_rows(
 
 @triton.jit
 def _site(record, site, DTYPE: tl.constexpr):
-    """(Bt, its first row of A, its rank, rows of the stacked A) of one site of the group."""
+    """Read (Bt, its first row of A, its rank, rows of the stacked A) of one site of the group."""
     words = record + 3 + site * SITE_WORDS
     Bt = tl.multiple_of(tl.load(words).to(tl.pointer_type(DTYPE)), 64)
     return Bt, tl.load(words + 1), tl.load(words + 2).to(tl.int32), tl.load(record + 2).to(tl.int32)
@@ -82,7 +82,7 @@ def expanded_row(
     SPLITS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """[1, len(columns)] float32: B h of a chunk of one row, at columns of `site` (0, 1 or 2), `width` wide."""
+    """Compute B h of a chunk of one row, at columns of `site` (0, 1 or 2), `width` wide: [1, len(columns)] float32."""
     Bt, first, rank, _ = _site(record, site, DTYPE)
     row = _expand_row(h + h_at + first, Bt, rank, columns, width, plane, SPLITS, BLOCK_RANK)
     return row[None, :]
@@ -103,7 +103,7 @@ def expanded_rows(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ):
-    """[BLOCK_ROWS, len(columns)] float32: B h of a chunk of `rows` rows."""
+    """Compute B h of a chunk of `rows` rows: [BLOCK_ROWS, len(columns)] float32."""
     Bt, first, rank, stride = _site(record, site, DTYPE)
     own = h + h_at + first
     return _expand_rows(own, Bt, rank, rows, stride, columns, width, plane, SPLITS, BLOCK_ROWS, BLOCK_RANK)
@@ -111,14 +111,14 @@ def expanded_rows(
 
 @triton.jit
 def tile_of(rows, columns, width, stride, BLOCK_ROWS: tl.constexpr):
-    """(offsets, mask) of a tile from its first row: the first `rows` rows count, and columns below `width`."""
+    """Return (offsets, mask) of a tile from its first row: the first `rows` rows count, and columns below `width`."""
     row = tl.arange(0, BLOCK_ROWS)
     return row[:, None] * stride + columns[None, :], (row < rows)[:, None] & (columns < width)[None, :]
 
 
 @triton.jit
 def rounded(values, DTYPE: tl.constexpr):
-    """float32 values as they are after a round trip through the model's dtype."""
+    """Round float32 values as a round trip through the model's dtype does."""
     return values.to(DTYPE).to(tl.float32)
 
 
@@ -142,7 +142,7 @@ def add_expanded(
     BLOCK_RANK: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """y = [residual +] (y + B h) in place, at up to three sites side by side; each sum is rounded as y is."""
+    """Compute y = [residual +] (y + B h) in place, at up to three sites side by side; each sum is rounded as y is."""
     OUT: tl.constexpr = y.dtype.element_ty
     tiles0, tiles1 = tl.cdiv(width0, BLOCK_COLUMNS), tl.cdiv(width1, BLOCK_COLUMNS)
     tiles = tiles0 + tiles1 + tl.cdiv(width2, BLOCK_COLUMNS)

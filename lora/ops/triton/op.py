@@ -1,9 +1,11 @@
 """The LoRA arithmetic on a GPU: two kernels per group, shrink and expand, whose cost follows each row's own adapter.
 
-A step's work is written on the host when the batch's membership changes (triton_work) and sent in one copy to fixed
+A step's work is written on the host when the batch's membership changes (see work) and sent in one copy to fixed
 memory; each launch then has the same arguments and the same grid, filled once and dealing out whatever work the words
-describe. So a step may be captured in a CUDA graph: `load` the step's table outside, capture `plan` and what it gives
-inside (`plan` of a table that is loaded copies nothing), and before each replay `load` that step's table. A graph is
+describe.
+
+So a step may be captured in a CUDA graph: `load` the step's table outside, and capture `plan` and what it gives
+inside. `plan` of a table that is loaded copies nothing. Before each replay `load` that step's table. A graph is
 good for one number of rows, one `Tiling` (see `tiling_of`) and one `generation`.
 
 Adapters may be wider than the model: products are then in the adapters' dtype. h is float32.
@@ -18,7 +20,7 @@ from lora.ops.triton.device import DTYPES, SentWords, launch, multiprocessors
 from lora.ops.triton.expand import add_expanded
 from lora.ops.triton.shrink import shrink
 from lora.ops.triton.tables import RECORD, Tables
-from lora.ops.triton.work import GROUPS, Rows, Work, lay_out
+from lora.ops.triton.work import GROUPS, Rows, Work, plan_work
 from lora.segments import NO_SEGMENTS, SegmentTable
 from lora.target_modules import BaseShape, SiteGroup
 
@@ -79,7 +81,7 @@ class TritonLora:
         self._loaded: tuple[SegmentTable, int] = (NO_SEGMENTS, -1)
         self._words = SentWords(1 << 14, device)
         self.h = torch.empty(_MOST_SPLITS << 16, dtype=torch.float32, device=device)
-        self.work = lay_out((), 0, 0, 1, 1)
+        self.work = plan_work((), 0, 0, 1, 1)
         self._regrown = 0
 
     @property
@@ -117,7 +119,7 @@ class TritonLora:
             own = self._tables.of(segment.adapter)
             adapted.append(Rows(segment.start, segment.stop, own.address, own.ranks))
         base = self._tables.of_base.address
-        self.work = lay_out(adapted, rows, base, tiling.block_rows, tiling.shrink_rank)
+        self.work = plan_work(adapted, rows, base, tiling.block_rows, tiling.shrink_rank)
         self._words.send(self.work.words)
         self._fit(self.work)
         self._loaded = table, rows
@@ -170,12 +172,12 @@ class TritonStep:
             self._add(y, None, layer, group)
 
     def add(self, y: Tensor, residual: Tensor | None, layer: int, group: SiteGroup) -> None:
-        """y += B h, plus `residual`, in place, for every row of the batch, after `shrink`."""
+        """Add B h, plus `residual`, to y in place, for every row of the batch, after `shrink`."""
         if self.adapted or residual is not None:
             self._add(y, residual, layer, group)
 
     def shrink(self, x: Tensor, layer: int, group: SiteGroup) -> None:
-        """h = scale * (A x) for every row with an adapter, on the current stream."""
+        """Compute h = scale * (A x) for every row with an adapter, on the current stream."""
         if not self.adapted:
             return
         tiling, given = self.tiling, self.expansion(layer, group)

@@ -11,7 +11,7 @@ same order. So there are no atomics, nothing to zero, and the same batch gives t
 import triton
 import triton.language as tl
 
-HEADER = tl.constexpr(10)  # as in triton_work
+HEADER = tl.constexpr(10)  # as in work
 ENTRY = tl.constexpr(4)
 GROUPS = tl.constexpr(4)
 STAGES = tl.constexpr(3)  # of the loops over a row: while one tile is summed up, two are on their way
@@ -19,7 +19,7 @@ STAGES = tl.constexpr(3)  # of the loops over a row: while one tile is summed up
 
 @triton.jit
 def read_entry(entry):
-    """(table, first row, rows, tile, first element of h) of a chunk or an item."""
+    """Read (table, first row, rows, tile, first element of h) of a chunk or an item."""
     table = tl.load(entry).to(tl.pointer_type(tl.int64))
     first_row = tl.load(entry + 1)
     rows_and_tile = tl.load(entry + 2)
@@ -36,7 +36,7 @@ def multiplicand(values):
 
 @triton.jit
 def _shrink_row(x, A, ranks, rank, begin, end, depth, BLOCK_DEPTH: tl.constexpr):
-    """[len(ranks)]: one row of x, from `begin` to `end`, with rows `ranks` of A.
+    """Multiply one row of x, from `begin` to `end`, with rows `ranks` of A: [len(ranks)].
 
     A thread loads 8 neighbours at once and adds them up at once: one register where a plain sum would keep 8.
     """
@@ -55,7 +55,7 @@ def _shrink_row(x, A, ranks, rank, begin, end, depth, BLOCK_DEPTH: tl.constexpr)
 def _shrink_rows(
     x, A, ranks, rank, rows, begin, end, depth, BLOCK_ROWS: tl.constexpr, BLOCK_DEPTH: tl.constexpr
 ):
-    """[BLOCK_ROWS, len(ranks)]: the same for several rows, as a matrix product."""
+    """Do the same for several rows, as a matrix product: [BLOCK_ROWS, len(ranks)]."""
     row = tl.arange(0, BLOCK_ROWS)
     sums = tl.zeros([BLOCK_ROWS, ranks.shape[0]], tl.float32)
     for at in range(begin, end, BLOCK_DEPTH):

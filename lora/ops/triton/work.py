@@ -27,8 +27,10 @@ Words = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows `start:stop` of the batch under the adapter whose table is at address `table`, and whose stacked A has
-    at most `ranks[g]` rows at any layer's group g."""
+    """Rows `start:stop` of the batch under the adapter whose table is at address `table`.
+
+    Its stacked A has at most `ranks[g]` rows at any layer's group g.
+    """
 
     start: int
     stop: int
@@ -50,17 +52,17 @@ class Work:
 
     @property
     def chunks(self) -> Words:
-        """[chunks, ENTRY]"""
+        """View all chunks, [chunks, ENTRY]."""
         return self.words[HEADER : HEADER + ENTRY * int(self.words[1])].reshape(-1, ENTRY)
 
     def items(self, group: SiteGroup) -> Words:
-        """[items, ENTRY], the group's shrink items."""
+        """View the group's shrink items, [items, ENTRY]."""
         number = GROUPS.index(group)
         count, first = int(self.words[2 + number]), int(self.words[2 + len(GROUPS) + number])
         return self.words[first : first + ENTRY * count].reshape(-1, ENTRY)
 
 
-def lay_out(adapted: Sequence[Rows], rows: int, base_table: int, block_rows: int, block_rank: int) -> Work:
+def plan_work(adapted: Sequence[Rows], rows: int, base_table: int, block_rows: int, block_rank: int) -> Work:
     """The work of a batch of `rows` rows; `adapted` are disjoint and ascending, the base has what is between them."""
     starts = np.array([each.start for each in adapted], dtype=np.int64)
     stops = np.array([each.stop for each in adapted], dtype=np.int64)
@@ -78,7 +80,7 @@ def lay_out(adapted: Sequence[Rows], rows: int, base_table: int, block_rows: int
 
 
 def _chunks(starts: Words, stops: Words, tables: Words, block_rows: int) -> tuple[Words, Words]:
-    """[n, ENTRY] the chunks of every run of rows, with h still at 0, and [n] the run of each."""
+    """List the chunks of every run of rows, [n, ENTRY] with h still at 0, and the run of each, [n]."""
     counts = -(-(stops - starts) // block_rows)
     owners, number = _dealt(counts)
     first = starts[owners] + number * block_rows

@@ -63,7 +63,7 @@ def first_step_s(engine: Engine, name: str, prompt_tokens: int) -> float:
     """Time the step that computes a prompt, the adapter being resident."""
     params = SamplingParams(max_tokens=1, temperature=0.0, seed=0)
     prompt = tuple(10 + secrets.randbelow(1000) for _ in range(prompt_tokens))
-    ref = engine.store.resolve(name)
+    ref = engine.store.registry.resolve(name)
     engine.core.submit(Request(secrets.token_hex(8), prompt, ref, params, (), time.monotonic()))
     while True:
         began_s = time.perf_counter()
@@ -91,7 +91,7 @@ def rows(size: str, engine: Engine, names: Mapping[int, str], rounds: int) -> It
     rates = {"network": NETWORK_BYTES_PER_S, **bandwidths(lambda view: blake3(view).digest())}
     store, layers = engine.store, SHAPES[size].layers
     for rank, prompt_tokens, step_s in measure(engine, names, rounds):
-        nbytes = store.resolve(names[rank]).nbytes
+        nbytes = store.registry.resolve(names[rank]).nbytes
         for path, rate in PATHS.items():
             pull_s, digest_s = nbytes / rates[rate], nbytes / rates["digest"]
             parts = {"pull_ms": 1e3 * pull_s, "digest_ms": 1e3 * digest_s, "step_ms": 1e3 * step_s}

@@ -71,7 +71,7 @@ class DeviceBackends(Protocol):
         """Time each of `count` runs on the device, one after another."""
         ...
 
-    def stowage(self) -> PageWriter:
+    def page_writer(self) -> PageWriter:
         """Choose how adapters come into device memory."""
         ...
 

@@ -89,7 +89,7 @@ class CudaBackends:
         marks[-1].synchronize()
         return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
 
-    def stowage(self) -> PageWriter:
+    def page_writer(self) -> PageWriter:
         """See DeviceBackends."""
         return PinnedWriter(self.device)
 

@@ -123,7 +123,7 @@ class DryRunBackends:
             times.append(1e3 * (time.perf_counter() - began_s))
         return times
 
-    def stowage(self) -> PageWriter:
+    def page_writer(self) -> PageWriter:
         """See DeviceBackends."""
         return DirectWriter()
 

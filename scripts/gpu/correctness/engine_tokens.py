@@ -158,7 +158,7 @@ def _run(engine: Engine, asked: Sequence[EngineRequest]) -> list[list[TokenEvent
 
 
 def _submit(engine: Engine, number: int, one: EngineRequest) -> None:
-    adapter = engine.store.resolve(one.adapter) if one.adapter else BASE
+    adapter = engine.store.registry.resolve(one.adapter) if one.adapter else BASE
     engine.core.submit(Request(str(number), one.prompt, adapter, one.params, (), time.monotonic()))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora.format.packed import Module, PackedLayout, lay_out, view
+from lora.format.packed import Module, PackedLayout, packed_layout, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from lora.target_modules import SITES, BaseShape, SiteGroup
 from scripts.gpu.context import CheckContext
@@ -15,7 +15,7 @@ from scripts.gpu.context import CheckContext
 def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES) -> PackedLayout:
     """Lay out an adapter of one rank on `sites` of every layer."""
     modules = [Module(layer, site, rank, 2.0) for layer in range(base.num_layers) for site in sites]
-    return lay_out(base, dtype, modules)
+    return packed_layout(base, dtype, modules)
 
 
 def adapter(

@@ -21,13 +21,13 @@ def findings(context: CheckContext) -> Iterator[Finding]:
     decode = DecodeSteps(timed, width)
     ranks = MIXES["all 8"](width)
     run = decode.load(decode.table(timed.adapters(ranks)))
-    stowage, layout = context.backends.stowage(), timed.layout(_RANK)
-    place = timed.arena[-layout.nbytes :]
-    landed = stowage.landing(place, layout)
-    landed.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
+    writer, layout = context.backends.page_writer(), timed.layout(_RANK)
+    pages = timed.arena[-layout.nbytes :]
+    staged = writer.staging_buffer(pages, layout)
+    staged.copy_(torch.randint(0, 60, (layout.nbytes,), dtype=torch.uint8))  # bytes that are finite numbers
 
     def copy() -> None:
-        place.copy_(landed, non_blocking=True)
+        pages.copy_(staged, non_blocking=True)
 
     copy_ms = context.median_ms(copy, _TURNS)
     yield measured(
@@ -40,7 +40,7 @@ def findings(context: CheckContext) -> Iterator[Finding]:
     def load() -> None:
         while not over.is_set():
             began_s = time.perf_counter()
-            stowage.stow(place, landed, layout, "loaded")
+            writer.write(pages, staged, layout, "loaded")
             rates.append(layout.nbytes / (time.perf_counter() - began_s))
 
     loader = threading.Thread(target=load)
@@ -55,5 +55,5 @@ def findings(context: CheckContext) -> Iterator[Finding]:
     yield measured("step, nothing loading", quiet_ms, "ms", f"{width} sequences of rank 8")
     yield measured("step, loading", median(times_ms), "ms", slowest_ms=max(times_ms))
     began_s = time.perf_counter()
-    stowage.landing(place, layout)
+    writer.staging_buffer(pages, layout)
     yield measured("landing", 1e3 * (time.perf_counter() - began_s), "ms", "pinned memory for one load")

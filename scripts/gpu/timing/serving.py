@@ -76,8 +76,13 @@ class ResidentAdapters:
     def release(self, ref: AdapterRef) -> None:
         """See AdapterStore."""
 
+    @property
+    def loader(self) -> "ResidentAdapters":
+        """Be the loader too, which has nothing to load."""
+        return self
+
     def prefetch(self, refs: Iterable[AdapterRef]) -> None:
-        """See AdapterStore."""
+        """See AdapterLoader."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def test_what_a_node_lacks_is_pulled_and_lent_in_turn(cluster: Cluster) -> None:
     c = cluster.node(b.transport.address)
     ref = cluster.load(a, 1)
     for node in (b, c):
-        found = node.store.resolve("a1")
+        found = node.store.registry.resolve("a1")
         assert (found, found.name, found.rank, found.nbytes) == (ref, "a1", 4, ref.nbytes)
         assert node.bring(found)
         assert torch.equal(node.rows(found), a.rows(ref))
@@ -37,7 +37,7 @@ def test_a_name_that_no_peer_knows_is_asked_for_once(cluster: Cluster) -> None:
     b = cluster.node(a.transport.address)
     for _ in range(3):
         with pytest.raises(UnknownAdapter, match="ghost"):
-            b.store.resolve("ghost")
+            b.store.registry.resolve("ghost")
     assert b.transport.asked == ["name/weights/ghost"]
 
 
@@ -46,7 +46,7 @@ def test_nodes_of_different_base_models_tell_each_other_nothing(cluster: Cluster
     b = cluster.node(a.transport.address, weights="others")
     cluster.load(a, 1)
     with pytest.raises(UnknownAdapter, match="a1"):
-        b.store.resolve("a1")
+        b.store.registry.resolve("a1")
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", "x" * 129, "a//b", "\n"])
@@ -54,7 +54,7 @@ def test_malformed_names_reach_no_peer(cluster: Cluster, name: str) -> None:
     a = cluster.node()
     b = cluster.node(a.transport.address)
     with pytest.raises(UnknownAdapter):
-        b.store.resolve(name)
+        b.store.registry.resolve(name)
     assert b.transport.asked == []
 
 
@@ -62,9 +62,9 @@ def test_a_silent_peer_is_no_proof_that_a_name_is_unknown(cluster: Cluster) -> N
     a = cluster.node()
     b = cluster.node(NOBODY, a.transport.address)
     ref = cluster.load(a, 1)
-    assert b.store.resolve("a1") == ref
+    assert b.store.registry.resolve("a1") == ref
     with pytest.raises(AdapterUnreachable, match=r"1 of 2 peers.*the log of this server"):
-        b.store.resolve("ghost")
+        b.store.registry.resolve("ghost")
 
 
 def test_wrong_bytes_are_refused_counted_and_fetched_elsewhere(cluster: Cluster) -> None:
@@ -73,7 +73,7 @@ def test_wrong_bytes_are_refused_counted_and_fetched_elsewhere(cluster: Cluster)
     cluster.load(good, 1)
     bad.pages.arena[100] ^= 1
     b = cluster.node(bad.transport.address, good.transport.address)
-    assert b.bring(b.store.resolve("a1"))
+    assert b.bring(b.store.registry.resolve("a1"))
     assert torch.equal(b.rows(ref), good.rows(ref))
     stats = b.store.stats().peers
     assert (stats.refused, stats.pulls) == (1, 2)
@@ -83,12 +83,12 @@ def test_wrong_bytes_everywhere_are_never_served(cluster: Cluster) -> None:
     a = cluster.node()
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address)
-    found = b.store.resolve("a1")
+    found = b.store.registry.resolve("a1")
     a.pages.arena[100] ^= 1
     b.store.retain(found)
-    b.store.prefetch((found,))
+    b.store.loader.prefetch((found,))
     assert isinstance(b.store.failed()[ref.digest], AdapterLost)
-    assert b.store.names() == (), "the name is asked for afresh"
+    assert b.store.registry.names() == (), "the name is asked for afresh"
     b.store.release(found)
     b.assert_nothing_is_left()
 
@@ -98,7 +98,7 @@ def test_a_peer_that_let_go_or_died_is_passed_over_for_the_next(cluster: Cluster
     ref = cluster.load(holder, 1)
     addresses = [node.transport.address for node in (dead, empty, holder)]
     b = cluster.node(*addresses)
-    found = b.store.resolve("a1")
+    found = b.store.registry.resolve("a1")
     cluster.run(dead.transport.close())
     assert b.bring(found)
     assert torch.equal(b.rows(ref), holder.rows(ref))
@@ -112,7 +112,7 @@ def test_what_was_pulled_outlives_its_source_and_its_pages(cluster: Cluster) -> 
     b = cluster.node(a.transport.address, adapters_that_fit=1)
     before = None
     for name in ("a1", "a2"):
-        ref = b.store.resolve(name)
+        ref = b.store.registry.resolve(name)
         assert b.bring(ref)
         before = b.rows(ref) if before is None else before
     b.rows(second)
@@ -131,7 +131,7 @@ def test_without_any_peer_the_folder_is_read_again(cluster: Cluster) -> None:
     other = cluster.load(b, 2)
     assert b.bring(other)
     cluster.run(a.transport.close())
-    b.store._supply._packed._rows.clear()  # pyright: ignore  (host memory was trimmed)
+    b.store._tiers._packed._rows.clear()  # pyright: ignore  (host memory was trimmed)
     assert b.bring(ref)
     stats = b.store.stats()
     assert (stats.hits["source"], stats.fallbacks["host"], stats.fallbacks["peer"]) == (1, 1, 1)
@@ -142,12 +142,12 @@ def test_many_who_miss_the_same_adapter_share_one_pull(cluster: Cluster) -> None
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address, workers=4)
     arrived = threading.Event()
-    b.store.on_ready(arrived.set)
+    b.store.loader.on_ready(arrived.set)
 
     def ask() -> AdapterRef:
-        found = b.store.resolve("a1")
+        found = b.store.registry.resolve("a1")
         b.store.retain(found)
-        b.store.prefetch((found,))
+        b.store.loader.prefetch((found,))
         return found
 
     with ThreadPoolExecutor(8) as threads:
@@ -165,19 +165,19 @@ def test_a_source_that_evicts_during_a_pull_keeps_the_pages_until_it_ends(cluste
     before = a.rows(ref)
     b = cluster.node(a.transport.address, workers=2)
     arrived = threading.Event()
-    b.store.on_ready(arrived.set)
-    found = b.store.resolve("a1")
+    b.store.loader.on_ready(arrived.set)
+    found = b.store.registry.resolve("a1")
     b.transport.go_on = asyncio.Event()
     b.store.retain(found)
-    b.store.prefetch((found,))
+    b.store.loader.prefetch((found,))
     assert b.transport.begun.wait(30)
     assert b.store.ready() == frozenset(), "steps go on while bytes come"
     b.store.acquire(()).release()
     freed = threading.Event()
     a.store.acquire(()).release()
-    a.store.on_ready(freed.set)
+    a.store.loader.on_ready(freed.set)
     other = cluster.load(a, 2)
-    a.store.prefetch((other,))
+    a.store.loader.prefetch((other,))
     assert a.store.ready() == frozenset(), "evicted, but its pages are still read"
     a.store.acquire(()).release()
     cluster.run(_set(b.transport.go_on))
@@ -199,13 +199,13 @@ def test_pages_into_which_bytes_may_come_are_nobodys(
     a = cluster.node()
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address, adapters_that_fit=2)
-    found = b.store.resolve("a1")
+    found = b.store.registry.resolve("a1")
     settles: Future[None] = Future()
     b.transport.under_way.append(settles)
     assert b.bring(found), "pulled again, into other pages"
     assert torch.equal(b.rows(ref), a.rows(ref))
     (quarantined,) = b.transport.unsettled
-    b.store.unload("a1")
+    b.store.registry.unload("a1")
     b.store.ready()
     b.store.acquire(()).release()
     assert b.store.stats().free_pages == b.pages.num_pages - PAGES_OF_RANK_4
@@ -218,7 +218,7 @@ def test_pages_into_which_bytes_may_come_are_nobodys(
 
 
 def _region(node: Node, ref: AdapterRef) -> Region:
-    content = node.store._residency.find(ref.digest)
+    content = node.store.contents._residency.find(ref.digest)
     assert content is not None
     assert content.run is not None
     return node.shared.region(content.run, ref.nbytes)
@@ -228,7 +228,7 @@ def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:
     a = cluster.node()
     ref = cluster.load(a, 1)
     b = cluster.node(a.transport.address)
-    a.store.unload("a1")
+    a.store.registry.unload("a1")
     a.store.ready()
     with pytest.raises(NotOffered):
         cluster.run(b.transport.lease(a.transport.address, weights_name(ref.digest), 1.0))
@@ -237,7 +237,7 @@ def test_a_recalled_content_is_not_offered_any_more(cluster: Cluster) -> None:
 def test_a_name_that_is_bound_anew_is_told_as_it_is_now(cluster: Cluster) -> None:
     a = cluster.node()
     cluster.load(a, 1)
-    second = a.store.load("a1", write_adapter(cluster.root / "other", BASE, 4, seed=9))
+    second = a.store.registry.load("a1", write_adapter(cluster.root / "other", BASE, 4, seed=9))
     b = cluster.node(a.transport.address)
-    assert b.store.resolve("a1") == second
+    assert b.store.registry.resolve("a1") == second
     assert b.bring(second)

@@ -18,7 +18,7 @@ PAGE_BYTES = 4096
 PAGES_OF_RANK_4 = 6  # 3 layers, all sites, float32: 21.75 KiB
 
 
-class Shelf:
+class StoreRig:
     """A store over a small arena with numbered adapters of rank 4, and how to bring them in."""
 
     def __init__(self, root: Path, adapters_that_fit: int, *, disk: bool = True) -> None:
@@ -34,7 +34,7 @@ class Shelf:
         return write_adapter(self.root / f"adapter-{seed}", BASE_SHAPE, rank, seed)
 
     def load(self, seed: int, name: str | None = None) -> AdapterRef:
-        return self.store.load(name or f"a{seed}", self.folder(seed))
+        return self.store.registry.load(name or f"a{seed}", self.folder(seed))
 
     def step(self, *refs: AdapterRef) -> None:
         """One step that runs these adapters."""

@@ -1,4 +1,4 @@
-"""An adapter's shares: together they are the adapter, each is a flat form of its own, and their updates add up."""
+"""An adapter's shares: together they are the adapter, each is a packed form of its own, and their updates add up."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora.format.packed import Module, PackedLayout, lay_out, view
+from lora.format.packed import Module, PackedLayout, packed_layout, view
 from lora.format.sharding import ShardSpec, SiteShard, shard_layout, shard_rows
 from lora.ops.reference import ReferenceLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
@@ -66,7 +66,7 @@ def share_of(rows: Tensor, layout: PackedLayout, cut: ShardSpec) -> AdapterWeigh
 def test_shares_put_together_are_the_adapter(
     chosen: dict[tuple[int, str], tuple[int, float]], devices: int, dtype: torch.dtype
 ) -> None:
-    layout = lay_out(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
+    layout = packed_layout(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
     rows = filled(layout)
     whole = view(rows, layout, "d")
     cuts = [cut_of(device, devices) for device in range(devices)]
@@ -91,7 +91,7 @@ def test_shares_put_together_are_the_adapter(
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("group", [SiteGroup.OUT, SiteGroup.DOWN])
 def test_updates_of_cut_inputs_add_up_to_the_whole_update(devices: int, group: SiteGroup) -> None:
-    layout = lay_out(BASE, torch.float32, [Module(0, group.sites[0], 5, 0.5)])
+    layout = packed_layout(BASE, torch.float32, [Module(0, group.sites[0], 5, 0.5)])
     rows = filled(layout)
     x = torch.randn(3, BASE.of(group.sites[0]).in_features, generator=torch.Generator().manual_seed(0))
 
@@ -109,7 +109,7 @@ def test_updates_of_cut_inputs_add_up_to_the_whole_update(devices: int, group: S
 
 
 def test_a_share_takes_fewer_bytes() -> None:
-    layout = lay_out(BASE, torch.float32, [Module(0, site, 8, 1.0) for site in SITES])
+    layout = packed_layout(BASE, torch.float32, [Module(0, site, 8, 1.0) for site in SITES])
     narrow = shard_layout(layout, cut_of(0, 2))
     elements = 8 * sum(s.in_features + s.out_features for s in cut_of(0, 2).shape.shapes)
     assert elements * 4 <= narrow.nbytes < layout.nbytes

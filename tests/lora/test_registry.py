@@ -7,47 +7,47 @@ import pytest
 import torch
 
 from lora.errors import AdapterRefused, UnknownAdapter
-from tests.lora.shelf import PAGES_OF_RANK_4, Shelf, first_weight
+from tests.lora.store_rig import PAGES_OF_RANK_4, StoreRig, first_weight
 
 
-def test_load_makes_resident_and_names(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(2)
+def test_load_makes_resident_and_names(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(2)
     ref = s.load(1)
     assert s.store.ready() == {ref.digest}
-    assert s.store.resolve("a1") == ref
-    assert s.store.names() == ("a1",)
+    assert s.store.registry.resolve("a1") == ref
+    assert s.store.registry.names() == ("a1",)
     assert (ref.rank, ref.name) == (4, "a1")
     stats = s.store.stats()
     assert (stats.resident, stats.resident_bytes, stats.free_pages) == (1, ref.nbytes, PAGES_OF_RANK_4)
 
 
-def test_declared_adapters_are_read_on_first_use(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(2)
+def test_declared_adapters_are_read_on_first_use(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(2)
     folder = s.folder(1)
-    s.store.declare("lazy", folder)
-    assert [(entry.name, entry.ref) for entry in s.store.entries()] == [("lazy", None)]
-    ref = s.store.resolve("lazy")
-    assert s.store.entries()[0].ref == ref
+    s.store.registry.declare("lazy", folder)
+    assert [(entry.name, entry.ref) for entry in s.store.registry.entries()] == [("lazy", None)]
+    ref = s.store.registry.resolve("lazy")
+    assert s.store.registry.entries()[0].ref == ref
     assert ref.digest in s.store.ready()
 
 
 def test_declare_refuses_a_folder_without_configuration(
-    shelf: Callable[[int], Shelf], tmp_path: Path
+    make_rig: Callable[[int], StoreRig], tmp_path: Path
 ) -> None:
     with pytest.raises(AdapterRefused, match=r"adapter_config\.json"):
-        shelf(1).store.declare("empty", tmp_path)
+        make_rig(1).store.registry.declare("empty", tmp_path)
 
 
-def test_unknown_names_are_told(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_unknown_names_are_told(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(1)
     with pytest.raises(UnknownAdapter, match="ghost"):
-        s.store.resolve("ghost")
+        s.store.registry.resolve("ghost")
     with pytest.raises(UnknownAdapter, match="ghost"):
-        s.store.unload("ghost")
+        s.store.registry.unload("ghost")
 
 
-def test_loading_the_same_content_again_changes_nothing(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(2)
+def test_loading_the_same_content_again_changes_nothing(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(2)
     first = s.load(1)
     again = s.load(1)
     assert again == first
@@ -55,26 +55,26 @@ def test_loading_the_same_content_again_changes_nothing(shelf: Callable[[int], S
     assert (stats.resident, stats.loads) == (1, 1)
 
 
-def test_two_names_share_one_content(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(2)
+def test_two_names_share_one_content(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(2)
     first, second = s.load(1, "x"), s.load(1, "y")
     assert first == second
     assert (first.name, second.name) == ("x", "y")
-    s.store.unload("x")
+    s.store.registry.unload("x")
     assert s.store.ready() == {second.digest}
-    s.store.unload("y")
+    s.store.registry.unload("y")
     s.step()
     assert s.store.stats().free_pages == s.pages.num_pages
 
 
-def test_a_reload_is_safe_for_requests_on_the_old_content(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(2)
+def test_a_reload_is_safe_for_requests_on_the_old_content(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(2)
     old = s.load(1, "a")
     s.store.retain(old)
     before = first_weight(s.store, old)
     new = s.load(2, "a")
     assert new != old
-    assert s.store.resolve("a") == new
+    assert s.store.registry.resolve("a") == new
     assert torch.equal(first_weight(s.store, old), before)
     assert not torch.equal(first_weight(s.store, new), before)
     s.store.release(old)
@@ -83,15 +83,15 @@ def test_a_reload_is_safe_for_requests_on_the_old_content(shelf: Callable[[int],
         s.store.retain(old)
 
 
-def test_unload_drains_then_frees(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_unload_drains_then_frees(make_rig: Callable[[int], StoreRig]) -> None:
+    s = make_rig(1)
     ref = s.load(1)
     s.store.retain(ref)
     s.store.ready()
     lease = s.store.acquire((ref,))
-    s.store.unload("a1")
+    s.store.registry.unload("a1")
     with pytest.raises(UnknownAdapter):
-        s.store.resolve("a1")
+        s.store.registry.resolve("a1")
     s.store.release(ref)
     assert s.store.stats().free_pages == 0, "leased"
     assert lease.weights[ref.digest].groups
@@ -100,25 +100,27 @@ def test_unload_drains_then_frees(shelf: Callable[[int], Shelf]) -> None:
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_broken_adapter_leaves_no_trace(shelf: Callable[[int], Shelf], resident: bool) -> None:
-    s = shelf(2)
+def test_a_broken_adapter_leaves_no_trace(make_rig: Callable[[int], StoreRig], resident: bool) -> None:
+    s = make_rig(2)
     ref = s.load(1, "a")
     if not resident:
         s.load(2)
         s.load(3)
-    before, names = s.store.stats(), s.store.names()
+    before, names = s.store.stats(), s.store.registry.names()
     bad = s.folder(9)
     weights = bad / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(AdapterRefused, match="truncated"):
-        s.store.load("a", bad)
+        s.store.registry.load("a", bad)
     assert s.store.stats() == before
-    assert s.store.names() == names
-    assert s.store.resolve("a") == ref
+    assert s.store.registry.names() == names
+    assert s.store.registry.resolve("a") == ref
 
 
-def test_an_adapter_larger_than_the_arena_is_refused_with_the_numbers(shelf: Callable[[int], Shelf]) -> None:
-    s = shelf(1)
+def test_an_adapter_larger_than_the_arena_is_refused_with_the_numbers(
+    make_rig: Callable[[int], StoreRig],
+) -> None:
+    s = make_rig(1)
     with pytest.raises(AdapterRefused, match=rf"\d+ bytes.* {s.pages.nbytes} bytes"):
-        s.store.load("big", s.folder(1, rank=8))
-    assert s.store.names() == ()
+        s.store.registry.load("big", s.folder(1, rank=8))
+    assert s.store.registry.names() == ()

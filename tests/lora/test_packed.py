@@ -1,4 +1,4 @@
-"""The flat form: true ranks, no padding to a maximum, aligned matrices, and a header that says it all."""
+"""The packed form: true ranks, no padding to a maximum, aligned matrices, and a header that says it all."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lora.format.packed import (
     Module,
     PackedLayout,
     digest_of,
-    lay_out,
+    packed_layout,
     read_header,
     view,
     write_header,
@@ -31,7 +31,7 @@ Chosen = dict[tuple[int, str], tuple[int, float]]
 
 
 def layout_of(chosen: Chosen, dtype: torch.dtype) -> PackedLayout:
-    return lay_out(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
+    return packed_layout(BASE, dtype, [Module(*place, *size) for place, size in chosen.items()])
 
 
 @settings(deadline=None)
@@ -90,9 +90,9 @@ def test_other_headers_are_refused(text: str) -> None:
 
 
 def test_the_digest_tells_contents_apart() -> None:
-    one = lay_out(BASE, torch.float32, [Module(0, "q_proj", 4, 2.0)])
-    scaled = lay_out(BASE, torch.float32, [Module(0, "q_proj", 4, 1.0)])
-    moved = lay_out(BASE, torch.float32, [Module(1, "q_proj", 4, 2.0)])
+    one = packed_layout(BASE, torch.float32, [Module(0, "q_proj", 4, 2.0)])
+    scaled = packed_layout(BASE, torch.float32, [Module(0, "q_proj", 4, 1.0)])
+    moved = packed_layout(BASE, torch.float32, [Module(1, "q_proj", 4, 2.0)])
     rows = torch.zeros(one.nbytes, dtype=torch.uint8)
     other = rows.clone()
     other[7] = 1
@@ -102,7 +102,7 @@ def test_the_digest_tells_contents_apart() -> None:
 
 
 def test_an_adapter_of_one_group_has_no_other() -> None:
-    layout = lay_out(BASE, torch.float32, [Module(2, "k_proj", 3, 1.0)])
+    layout = packed_layout(BASE, torch.float32, [Module(2, "k_proj", 3, 1.0)])
     weights = view(torch.zeros(layout.nbytes, dtype=torch.uint8), layout, "d")
     assert set(weights.groups) == {(2, SiteGroup.QKV)}
     assert (layout.rank, layout.sites) == (3, ("k_proj",))

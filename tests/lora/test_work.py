@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora.ops.triton.work import GROUPS, HEADER, Rows, Work, lay_out
+from lora.ops.triton.work import GROUPS, HEADER, Rows, Work, plan_work
 from lora.target_modules import SiteGroup
 
 BASE = 99  # the address of the base's table
@@ -44,7 +44,7 @@ def test_every_row_is_in_one_chunk_of_its_own_adapter(
     drawn: list[tuple[int, int, int]], block_rows: int
 ) -> None:
     adapted, count = batch(drawn)
-    work = lay_out(adapted, count, BASE, block_rows, 16)
+    work = plan_work(adapted, count, BASE, block_rows, 16)
     owners = np.full(count, BASE)
     for each in adapted:
         owners[each.start : each.stop] = each.table
@@ -63,7 +63,7 @@ def test_items_are_each_chunk_with_each_tile_of_its_own_rank(
     drawn: list[tuple[int, int, int]], block_rank: int
 ) -> None:
     adapted, count = batch(drawn)
-    work = lay_out(adapted, count, BASE, 16, block_rank)
+    work = plan_work(adapted, count, BASE, 16, block_rank)
     chunks = work.chunks[: work.adapter_chunks]
     for number, group in enumerate(GROUPS):
         want = []
@@ -77,7 +77,7 @@ def test_items_are_each_chunk_with_each_tile_of_its_own_rank(
 @given(drawn=BATCHES)
 def test_each_row_has_its_own_place_in_h(drawn: list[tuple[int, int, int]]) -> None:
     adapted, count = batch(drawn)
-    work = lay_out(adapted, count, BASE, 16, 16)
+    work = plan_work(adapted, count, BASE, 16, 16)
     chunks = work.chunks[: work.adapter_chunks]
     taken = np.zeros(work.h_elements, dtype=int)
     for (table, _, _, h_at), length in zip(chunks, lengths(chunks), strict=True):
@@ -88,8 +88,8 @@ def test_each_row_has_its_own_place_in_h(drawn: list[tuple[int, int, int]]) -> N
 @given(drawn=BATCHES)
 def test_a_wide_adapter_changes_nobody_elses_work(drawn: list[tuple[int, int, int]]) -> None:
     adapted, count = batch(drawn)
-    alone = lay_out(adapted, count, BASE, 16, 16)
-    company = lay_out([*adapted, rows(count, 5, 77, 128)], count + 5, BASE, 16, 16)
+    alone = plan_work(adapted, count, BASE, 16, 16)
+    company = plan_work([*adapted, rows(count, 5, 77, 128)], count + 5, BASE, 16, 16)
     for table in [*(each.table for each in adapted), BASE]:
         assert own(company, table) == own(alone, table)
     added = company.items(SiteGroup.QKV)[company.items(SiteGroup.QKV)[:, 0] == 77]
@@ -97,7 +97,7 @@ def test_a_wide_adapter_changes_nobody_elses_work(drawn: list[tuple[int, int, in
 
 
 def test_base_rows_are_no_items() -> None:
-    work = lay_out([], 300, BASE, 64, 16)
+    work = plan_work([], 300, BASE, 64, 16)
     assert work.adapter_chunks == 0
     assert work.h_elements == 0
     assert len(work.chunks) == 5
@@ -107,4 +107,4 @@ def test_base_rows_are_no_items() -> None:
 def test_the_widest_come_first() -> None:
     """So that programs that deal the chunks out in turn have no heavy one left at the end."""
     adapted = [rows(at, 1, at, rank) for at, rank in enumerate((8, 128, 16, 64, 8))]
-    assert lay_out(adapted, 5, BASE, 16, 16).chunks[:, 0].tolist() == [1, 3, 2, 0, 4]
+    assert plan_work(adapted, 5, BASE, 16, 16).chunks[:, 0].tolist() == [1, 3, 2, 0, 4]

@@ -1,0 +1,79 @@
+"""The examples run as their README says, on the embedded model, and print what the adapters answer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, read_page
+from tests.e2e.peer_server import serving
+
+EXAMPLES = ROOT / "examples"
+LONGEST_S = 240
+
+
+def run(*command: str | Path) -> str:
+    """What a command prints, run at the project's root with this environment's `python`."""
+    bin_folder = str(Path(sys.executable).parent)
+    path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, timeout=LONGEST_S, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_two_adapters_and_the_base_answer_in_one_batch() -> None:
+    printed = run(sys.executable, EXAMPLES / "two_adapters.py")
+    assert printed.splitlines() == ["reverse: nedrag", "upper: GARDEN", "base: garden"]
+
+
+@pytest.mark.slow
+def test_every_line_of_the_batch_is_answered_by_its_adapter(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    run(sys.executable, "-m", "engine.batch", "-i", EXAMPLES / "batch.jsonl", "-o", results, "--no-progress")
+    answers = {
+        result["custom_id"]: result["response"]["body"]["choices"][0]["message"]["content"]
+        for result in map(json.loads, results.read_text().splitlines())
+    }
+    assert answers == {"reversed": "nedrag", "capitals": "GARDEN", "next": "1042", "base": "garden"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="two_nodes.sh asks with curl")
+def test_the_second_of_two_nodes_answers_for_the_adapter_that_it_pulled() -> None:
+    printed = run(EXAMPLES / "two_nodes.sh")
+    assert printed.splitlines() == [
+        "the second node, pulling: nedrag",
+        "the second node, alone: tenalp",
+    ]
+
+
+@pytest.mark.slow
+def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        printed = run(sys.executable, EXAMPLES / "openai_client.py", server.url)
+    models, *answers = printed.splitlines()
+    assert {"demo", "reverse", "upper"} <= set(models.removeprefix("models:").split())
+    assert answers == ["reverse: nedrag", "upper: GARDEN"]
+
+
+@pytest.mark.slow
+def test_the_readmes_python_prints_what_it_says() -> None:
+    blocks = [block for block in read_page("README.md").blocks if block.startswith("from engine import LLM")]
+    assert len(blocks) == 1
+    program, _, _ = blocks[0].partition("\n\n")
+    assert program.endswith("# nedrag, then garden")
+    assert run(sys.executable, "-c", program).split() == ["nedrag", "garden"]
+
+
+def test_every_example_is_in_the_readme_and_tested_here() -> None:
+    readme, tests = (EXAMPLES / "README.md").read_text(), Path(__file__).read_text()
+    names = {file.name for file in EXAMPLES.iterdir() if file.is_file()} - {"README.md"}
+    assert {name for name in names if name not in readme or name not in tests} == set()
