@@ -139,6 +139,7 @@ class ServingRun:
             cast(AdapterStore, ResidentAdapters({one.digest: one for one in made})),
             executor,
             time.monotonic,
+            timed.config.vocab_size,
         )
 
     def findings(self, name: str) -> Iterator[Finding]:
