@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec
 
-from engine.build.assembly import assemble
+from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult

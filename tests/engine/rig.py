@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.build.assembly import Engine, ModelCard
+from engine.assembly.assembly import Engine, ModelCard
 from engine.core import EngineCore
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages

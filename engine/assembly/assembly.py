@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from engine.assembly.executor_choice import make_executor
+from engine.assembly.memory import DeviceMemory, allocate_memory
+from engine.assembly.peers import Peers
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
-from engine.build.executor_choice import make_executor
-from engine.build.memory import DeviceMemory, allocate_memory
-from engine.build.peers import Peers
 from engine.config.config import EngineConfig
 from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
