@@ -149,12 +149,6 @@ class StepScheduler:
                 wanted.setdefault(sequence.request.adapter.digest, sequence.request.adapter)
         return tuple(wanted.values())
 
-    def running_adapters(self) -> tuple[AdapterRef, ...]:
-        """Return the distinct adapters of the running sequences, the base excepted: to evict one stalls them."""
-        adapters = {sequence.adapter_digest: sequence.request.adapter for sequence in self._running}
-        adapters.pop(None, None)
-        return tuple(adapters.values())
-
     def live(self) -> Live:
         """Return how many sequences wait and run."""
         return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)

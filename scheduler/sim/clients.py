@@ -9,7 +9,7 @@ from scheduler.sim.clock import Clock
 from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
-from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Arrival
 
 
 class Clients:

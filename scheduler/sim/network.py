@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.faults import NetworkFaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +19,16 @@ class NetworkTimes:
 
     latency_s: float = 0.0005
     detect_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFaults:
+    """Chances, for each posted message, of loss, of a double, and of a delay of up to `late_s`."""
+
+    loss: float = 0.0
+    double: float = 0.0
+    late: float = 0.0
+    late_s: float = 3.0
 
 
 class Network:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from lora.adapter import AdapterRef
 from scheduler.cluster.policies import KnownRates
 from scheduler.cluster.state import Demand
-from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Arrival
 
 
 class OracleDemand:

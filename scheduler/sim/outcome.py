@@ -7,7 +7,7 @@ from hashlib import blake2b
 import numpy as np
 
 from scheduler.cluster.cost.profile import Slo
-from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Arrival
 
 
 @dataclass(slots=True)

@@ -16,10 +16,10 @@ from scheduler.limits import StepLimits
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
-from scheduler.sim.simulator import Simulator, SimulatorSpec
+from scheduler.sim.simulator import Simulator
+from scheduler.sim.spec import SimulatorSpec
 from scheduler.sim.store import StoreSpec
-from scheduler.sim.workload.arrivals import Arrival
-from scheduler.sim.workload.trace import Call
+from scheduler.sim.workload.trace import Arrival, Call
 
 _BLOCK_TOKENS = 64
 _RANKS = (8, 16, 32, 64, 128)

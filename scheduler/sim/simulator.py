@@ -2,8 +2,7 @@
 network, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,33 +20,17 @@ from scheduler.cluster.protocol.messages import (
     Publish,
     Tick,
 )
-from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.sim.clients import Clients
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.faults import Fault, FaultKind, NetworkFaults
 from scheduler.sim.front_door import FrontDoor, Outbound
-from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkTimes
-from scheduler.sim.node import NodeSpec, SimNode
+from scheduler.sim.network import CopyLinks, Network
+from scheduler.sim.node import SimNode
 from scheduler.sim.outcome import History, Record
-from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
+from scheduler.sim.workload.trace import Arrival
 
 _COORDINATOR = ""  # its name on the network
 _SECOND = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatorSpec:
-    """`coordinator` makes one of the given epoch; all nodes are of one `node` spec."""
-
-    node: NodeSpec
-    nodes: tuple[str, ...]
-    adapters: tuple[AdapterRef, ...]
-    coordinator: Callable[[int], Coordinator]
-    routing: RoutingPolicy
-    speeds: CopySpeeds = field(default_factory=CopySpeeds)
-    times: NetworkTimes = field(default_factory=NetworkTimes)
-    network_faults: NetworkFaults = field(default_factory=NetworkFaults)
-    faults: tuple[Fault, ...] = ()
 
 
 class Simulator:
@@ -88,10 +71,6 @@ class Simulator:
             self.clock.run(self.clock.now + _SECOND, self._after_each)
         self.check()
         assert not unanswered, f"{len(unanswered)} requests were not answered in {drain_s} s after the last"
-
-    def busiest(self) -> float:
-        """Return the largest part of the time that a node has been computing."""
-        return max(node.busy_s for node in self.nodes.values()) / max(self.clock.now, 1e-9)
 
     def check(self) -> None:
         """Check what must hold after every event."""

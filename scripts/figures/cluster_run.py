@@ -11,8 +11,7 @@ from scheduler.cluster.cost.profile import Slo
 from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.replay import Hardware, Replay, Workload, fitted, replay
 from scheduler.sim.workload.adapters import catalogue, rank_mix
-from scheduler.sim.workload.arrivals import assigned, over
-from scheduler.sim.workload.popularity import popularity
+from scheduler.sim.workload.popularity import assigned, over, popularity
 from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 from scripts.figures.roofline import L40S, LLAMA_8B, derived
 from scripts.figures.rows import SuiteRows

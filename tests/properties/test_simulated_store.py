@@ -168,3 +168,18 @@ class StoresMachine(RuleBasedStateMachine):
 
 StoresMachine.TestCase.settings = settings(deadline=None, max_examples=examples(40), stateful_step_count=40)
 TestStores = StoresMachine.TestCase
+
+
+def test_what_waits_may_displace_others_as_soon_as_the_step_has_its_lease() -> None:
+    both = StoresMachine()
+    both.serve(at=4, steps=1)
+    both.plan()
+    both.request(at=3)
+    first = both.refs[3:4]
+    both.live.loader.prefetch(first)
+    both.simulated.prefetch(first)
+    both.both_have_moved_the_same()
+    both.live.acquire(())
+    both.simulated.acquire(())
+    both.both_have_moved_the_same()
+    assert both.simulated.evictions == 3

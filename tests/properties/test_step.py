@@ -203,7 +203,7 @@ def test_tokens_survive_adapters_that_come_and_go_in_a_tight_pool_with_steps_in_
 
 
 class SmallStore:
-    """Holds `slots` adapters, loads each in `load_steps` steps, and evicts only what nothing running uses."""
+    """Holds `slots` adapters, loads each in `load_steps` steps, and evicts only what the last step did not use."""
 
     def __init__(self, rig: Rig, slots: int, load_steps: int) -> None:
         self._rig, self._slots, self._load_steps = rig, slots, load_steps
@@ -221,7 +221,7 @@ class SmallStore:
                 self._arrives[adapter.digest] = self._rig.now + self._load_steps
 
     def _make_room(self) -> bool:
-        used = {adapter.digest for adapter in self._rig.scheduler.running_adapters()}
+        used = {part.request.adapter.digest for part in self._rig.plans[-1].slices}
         if len(self._rig.ready) + len(self._arrives) < self._slots:
             return True
         idle = sorted(self._rig.ready - used)

@@ -71,7 +71,11 @@ class DemandTracker:
         self._slots: dict[AdapterRef, int] = {}
         self._free: list[int] = []
         self._window = 0  # index of the open window: it began at _window * window_s
-        self._level, self._slope, self._open, self._age, self._rank = (np.zeros(0) for _ in range(5))
+        self._level: NDArray[np.float64] = np.zeros(0)
+        self._slope: NDArray[np.float64] = np.zeros(0)
+        self._open: NDArray[np.float64] = np.zeros(0)
+        self._age: NDArray[np.float64] = np.zeros(0)
+        self._rank: NDArray[np.float64] = np.zeros(0)
 
     def add(self, adapter: AdapterRef) -> None:
         """Track `adapter` from now on; it has no history yet. Adding one again changes nothing."""

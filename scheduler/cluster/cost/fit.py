@@ -1,18 +1,25 @@
 """Fitting a cost model to measured steps. Knows measurements as values; who took them, and on what, is not
 asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import cast
 
 import numpy as np
-from scipy.optimize import nnls
+from numpy.typing import NDArray
+
+# scipy has no stubs: `_nnls` states the types.
+from scipy.optimize import nnls  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad, features
 
 MIN_MEASUREMENTS = 24
 _REWEIGHTINGS = 4
 _KNEES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+_Floats = NDArray[np.float64]
+_nnls = cast("Callable[[_Floats, _Floats], tuple[_Floats, float]]", nnls)
 
 
 class TooFewMeasurements(ValueError):
@@ -56,16 +63,17 @@ def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
 def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
     """Fit the best model of that knee (infinite: of none); return the norm of its relative residual too."""
     seconds = np.array([row.step_s for row in rows])
-    design = np.array([features(row.load, kernel, knee_rows) for row in rows])
-    coefficients, residual, scale = np.zeros(design.shape[1]), inf, seconds
+    design: _Floats = np.array([features(row.load, kernel, knee_rows) for row in rows])
+    coefficients: _Floats = np.zeros(int(design.shape[1]))
+    residual, scale = inf, seconds
     for _ in range(_REWEIGHTINGS):
         weighted = design / scale[:, None]
         norms = np.linalg.norm(weighted, axis=0)
         norms[norms == 0] = 1.0
-        scaled, residual = nnls(weighted / norms, seconds / scale)
+        scaled, residual = _nnls(weighted / norms, seconds / scale)
         coefficients = scaled / norms
         scale = np.maximum(design @ coefficients, seconds.min())
-    found = coefficients.tolist()
+    found: list[float] = coefficients.tolist()
     return CostModel(kernel, *found, knee_rows=knee_rows if found[-1] else 0.0), float(residual)
 
 

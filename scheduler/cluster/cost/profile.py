@@ -150,14 +150,20 @@ def from_json(text: str) -> Profile:
 
 
 def _profile(plain: Mapping[str, Any]) -> Profile:
-    models = (CostModel(**{**model, "kernel": Kernel(model["kernel"])}) for model in plain["models"])
+    models = tuple(_cost_model(model) for model in plain["models"])
     return Profile(
         hardware=plain["hardware"],
         base_model=plain["base_model"],
         provenance=plain["provenance"],
         note=plain["note"],
-        models=tuple(models),
+        models=models,
         slo=Slo(**plain["slo"]),
         lengths=Lengths(**plain["lengths"]),
         limits=Limits(**plain["limits"]),
     )
+
+
+def _cost_model(plain: Mapping[str, Any]) -> CostModel:
+    coefficients = {**plain}
+    kernel = Kernel(coefficients.pop("kernel"))
+    return CostModel(kernel, **coefficients)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.placement.assignment import best_assignment
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.placement.builder import AssignmentBuilder
 from scheduler.cluster.placement.partition import Piece, partition
@@ -107,8 +107,7 @@ def _nodes_of_runs(ordered: RankOrder, pieces: list[Piece]) -> list[int]:
     alike = run_kind[:, None] == np.array(kind)[None, :]
     favour = np.zeros_like(stays)
     favour[np.arange(len(nodes)), list(ordered.node_order)] = 1e-9
-    _, chosen = linear_sum_assignment(np.where(alike, stays + favour, -1e6), maximize=True)
-    return chosen.tolist()
+    return best_assignment(np.where(alike, stays + favour, -1e6))
 
 
 def _fitted(ordered: RankOrder, pieces: list[Piece], nodes_of_runs: list[int]) -> AssignmentBuilder:
@@ -140,7 +139,7 @@ def _fitted(ordered: RankOrder, pieces: list[Piece], nodes_of_runs: list[int]) -
         if held := builder.holders(ref):
             take(ref, held[0], part)
             continue
-        fitting = np.flatnonzero(builder.free_bytes >= ref.nbytes).tolist()
+        fitting: list[int] = np.flatnonzero(builder.free_bytes >= ref.nbytes).tolist()
         if fitting:
             homes = ordered.homes[ref]
             best = min(fitting, key=lambda at: (largest[at] < ref.rank, at not in homes, builder.load[at]))

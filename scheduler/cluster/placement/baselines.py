@@ -9,7 +9,7 @@ import numpy as np
 from lora.adapter import AdapterRef
 from scheduler.cluster.placement.base import Problem, surviving
 from scheduler.cluster.placement.builder import AssignmentBuilder
-from scheduler.cluster.state import Placement, Share
+from scheduler.cluster.state import Placement, Share, Shares
 
 
 class FirstFitPlacement:
@@ -83,7 +83,7 @@ class RandomPlacement:
 
     def place(self, problem: Problem) -> Placement:
         """Draw once for each adapter that has no node."""
-        homes = {}
+        homes: dict[AdapterRef, Shares] = {}
         for ref in problem.demand.tokens_per_s:
             before = surviving(problem, ref)
             node = before[0][0] if before else problem.nodes[int(self._rng.integers(len(problem.nodes)))].node

@@ -14,9 +14,9 @@ suffice.
 from types import MappingProxyType
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lora.adapter import AdapterRef
+from scheduler.cluster.placement.assignment import best_assignment
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.state import Placement, normalised
 
@@ -107,7 +107,7 @@ def _relabelled(problem: Problem, bins: _Bins) -> Placement:
             if share.node in numbers:
                 for at in parts:
                     common[at, numbers[share.node]] += 1
-    _, label = linear_sum_assignment(common, maximize=True)
+    label = best_assignment(common)
     named = {
         ref: normalised((problem.nodes[label[at]].node, part) for at, part in parts.items())
         for ref, parts in bins.parts.items()

@@ -26,7 +26,7 @@ class Report:
 
     `session` grows whenever the node starts anew or is told to rejoin; `number` counts the session's reports
     from 1. `applied` is the last command of the session that the node has obeyed. `held` are the adapters
-    that it keeps until told to drop them, or is draining before it frees them; `loading` those on their way;
+    that it keeps for the coordinator, or is draining before it frees them; `loading` those on their way;
     `cached` those it has beyond that and may free at any time. Their bytes come out of
     `machine.memory_bytes`, but cached ones give way. `taken` are the input and output tokens, since the
     session began, of the work that the node took in, by adapter; adapters whose total did not change since
@@ -88,7 +88,11 @@ Event = Report | Leave | Crash | AdapterAdded | AdapterDeleted | Tick
 @dataclass(frozen=True, slots=True)
 class Pull:
     """Fetch `adapter` from one of `sources` (the best first), or from the registry where there is none or
-    none has it; keep it until `Drop`. A node that has it already, or is draining it, only keeps it."""
+    none has it. A node that has it already, or is draining it, does not fetch it again.
+
+    The node keeps it until `Drop`, or until a request that waits for another adapter needs its pages; then
+    the node fetches it anew by itself as soon as there is room.
+    """
 
     node: str
     session: int

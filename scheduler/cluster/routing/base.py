@@ -31,7 +31,7 @@ class RouteRequest:
 
     adapter: AdapterRef
     prompt_tokens: int
-    cached_tokens: Mapping[str, int] = field(default_factory=dict)
+    cached_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)

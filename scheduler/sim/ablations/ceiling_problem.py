@@ -4,10 +4,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import Kernel
+from scheduler.cluster.placement.assignment import best_assignment
 from scheduler.cluster.placement.base import Problem, surviving
 from scheduler.cluster.state import Demand
 from scheduler.sim.ablations.rank_ceilings import (
@@ -96,10 +96,7 @@ def _assign_ceilings(arrays: ProblemArrays, slack: float) -> Ints:
     part = np.minimum(1.0, quota[best][None, :, :] / np.maximum(tokens, 1e-30)[:, None, :])
     stays = (nbytes[:, None, :] * part).sum(2) / max(1.0, float(nbytes.sum()))
     alike = (arrays.rates[:, None, :] == arrays.rates[None, :, :]).all(2)
-    node, taken = linear_sum_assignment(np.where(alike, stays, -1e6), maximize=True)
-    ceilings = np.zeros_like(best)
-    ceilings[node] = best[taken]
-    return ceilings
+    return best[best_assignment(np.where(alike, stays, -1e6))]
 
 
 def _present(arrays: ProblemArrays) -> tuple[Floats, Floats, Ints]:

@@ -24,6 +24,7 @@ from scheduler.cluster.policies import (
     utilisation,
     weighted,
 )
+from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.residency import CheapestWindow
 from scheduler.sim.ablations.placements import (
@@ -53,8 +54,24 @@ def _rank_ceilings(setting: Setting) -> PlacementPolicy:
     return RankCeilingPlacement(setting.model.kernel, RankCeilingOptions(slack=0.05))
 
 
+def _no_splitting(setting: Setting) -> PlacementPolicy:
+    return WholePlacement(balanced(setting))
+
+
+def _no_permutation(setting: Setting) -> PlacementPolicy:
+    return ForgetfulPlacement(balanced(setting))
+
+
+def _everything_everywhere(setting: Setting) -> PlacementPolicy:
+    return ReplicatedPlacement()
+
+
 def _no_replicas(setting: Setting) -> PlacementPolicy:
     return BalancedPlacement(setting.forecast, BalancedOptions(covered=0.0))
+
+
+def _no_spilling(setting: Setting) -> RoutingPolicy:
+    return PredictedCostRouting(setting.forecast, float("inf"))
 
 
 class LastUseLoss:
@@ -72,26 +89,26 @@ _ABLATIONS: tuple[Policy, ...] = (
         OURS,
         name="ours-no-splitting",
         note="every adapter on one node",
-        placement=lambda setting: WholePlacement(balanced(setting)),
+        placement=_no_splitting,
     ),
     replace(
         OURS,
         name="ours-no-permutation",
         note="placed anew, whatever lies where",
-        placement=lambda setting: ForgetfulPlacement(balanced(setting)),
+        placement=_no_permutation,
     ),
     replace(OURS, name="ours-no-replacement", note="stays as first placed", planning=_NEVER),
     replace(
         OURS,
         name="ours-routing-only",
         note="our routing over everything everywhere",
-        placement=lambda setting: ReplicatedPlacement(),
+        placement=_everything_everywhere,
     ),
     replace(
         OURS,
         name="ours-no-spilling",
         note="requests only go where the plan has the adapter",
-        routing=lambda setting: PredictedCostRouting(setting.forecast, float("inf")),
+        routing=_no_spilling,
     ),
     replace(OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=weighted),
     replace(

@@ -93,4 +93,4 @@ def interference(rates: Floats, ceilings: Ints, kernel: Kernel) -> Floats:
         return own
     padded = np.take_along_axis(own, ceilings[:, None], axis=1)
     cost = padded + np.zeros_like(own) if kernel is Kernel.PADDED else (padded + own) / 2
-    return np.where(np.arange(rates.shape[1])[None, :] > ceilings[:, None], np.inf, cost)
+    return np.where(np.arange(int(rates.shape[1]))[None, :] > ceilings[:, None], np.inf, cost)

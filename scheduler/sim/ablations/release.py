@@ -10,10 +10,18 @@ what cannot be met is bought at a price above all bytes. Solved by HiGHS.
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import bmat, csr_matrix, identity, kron
+
+# scipy has no stubs: casts state the types of what it returns.
+from scipy.optimize import linprog  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from scipy.sparse import (  # pyright: ignore[reportMissingTypeStubs]
+    bmat,  # pyright: ignore[reportUnknownVariableType]
+    csr_matrix,
+    identity,  # pyright: ignore[reportUnknownVariableType]
+    kron,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from scheduler.sim.ablations.rank_ceilings import Floats
 
@@ -58,25 +66,30 @@ def cheapest_release(overload: Overload, seconds: Floats, target: float) -> Chea
     in_bytes = np.tile(in_bytes * total_tokens / total_bytes, (nodes, 1))
     time = _by_node(cost * total_tokens / target)
     beyond = csr_matrix(-np.ones((nodes, 1)))
-    limits = bmat([[-time, time, beyond, None], [-_by_node(out_bytes), _by_node(in_bytes), None, beyond]])
+    limits = _blocks([[-time, time, beyond, None], [-_by_node(out_bytes), _by_node(in_bytes), None, beyond]])
     room = np.concatenate([1 - (cost * overload.tokens).sum(1) / target, overload.free_bytes / total_bytes])
     through = kron(np.ones((1, nodes)), identity(ranks))
-    balance = bmat([[through, -through, csr_matrix((ranks, 2))]])
+    balance = _blocks([[through, -through, csr_matrix((ranks, 2))]])
     upper = np.concatenate(
         [overload.tokens.ravel() / total_tokens, np.where(allowed, np.inf, 0.0).ravel(), [np.inf, np.inf]]
     )
     answer = linprog(
         c=np.concatenate([out_bytes.ravel(), np.zeros(nodes * ranks), [_BEYOND_PRICE, _BEYOND_PRICE]]),
-        A_ub=limits.tocsr(),
+        A_ub=limits,
         b_ub=room,
-        A_eq=balance.tocsr(),
+        A_eq=balance,
         b_eq=-overload.pool_tokens / total_tokens,
         bounds=np.column_stack([np.zeros(len(upper)), upper]),
         method="highs",
     )
-    assert answer.x is not None, f"a flow with bought excess always exists, but: {answer.message}"
-    out = np.asarray(answer.x[: nodes * ranks]).reshape(nodes, ranks) * total_tokens
-    return CheapestRelease(out, target * (1 + float(answer.x[-2])))
+    flow = cast("Floats | None", answer.x)
+    assert flow is not None, f"a flow with bought excess always exists, but: {answer.message}"
+    out = flow[: nodes * ranks].reshape(nodes, ranks) * total_tokens
+    return CheapestRelease(out, target * (1 + float(flow[-2])))
+
+
+def _blocks(blocks: list[list[Any]]) -> csr_matrix:
+    return cast("csr_matrix", bmat(blocks).tocsr())
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -85,6 +98,5 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 def _by_node(values: Floats) -> csr_matrix:
     """Return [nodes, nodes * ranks]: row n holds node n's values at its own columns."""
-    nodes, ranks = values.shape
-    rows = np.repeat(np.arange(nodes), ranks)
-    return csr_matrix((values.ravel(), (rows, np.arange(nodes * ranks))), shape=(nodes, nodes * ranks))
+    rows = np.repeat(np.arange(len(values)), int(values.shape[1]))
+    return csr_matrix((values.ravel(), (rows, np.arange(values.size))), shape=(len(values), values.size))

@@ -1,6 +1,7 @@
 """The capacity planner's answer as a picture. Nothing else here needs matplotlib."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from scheduler.sim.planner.search import Need, PlanQuestion
@@ -16,7 +17,7 @@ class CannotDraw(RuntimeError):
 def check_drawable(path: Path) -> None:
     """Raises CannotDraw if `draw` could not write a picture of the suffix of `path`."""
     try:
-        import matplotlib.figure  # noqa: F401, PLC0415  # optional: only figures need it
+        import_module("matplotlib.figure")  # optional: only figures need it
     except ImportError as error:
         raise CannotDraw(
             f"--figure {path}: this needs matplotlib: pip install matplotlib, or leave --figure out"

@@ -22,8 +22,7 @@ from scheduler.sim.planner.report import as_json, lines
 from scheduler.sim.planner.search import Need, PlanQuestion, Watch, needed
 from scheduler.sim.replay import Hardware, Workload, fitted
 from scheduler.sim.workload.adapters import Catalogue, InvalidCatalogue, catalogue, rank_mix, read_catalogue
-from scheduler.sim.workload.arrivals import assigned, over
-from scheduler.sim.workload.popularity import InvalidLaw, Known, Popularity, popularity
+from scheduler.sim.workload.popularity import InvalidLaw, Known, Popularity, assigned, over, popularity
 from scheduler.sim.workload.trace import Call, busiest_s, read_trace
 
 _PROFILES = Path(__file__).parents[2] / "cluster" / "profiles"

@@ -10,7 +10,7 @@ from scheduler.cluster.policies import Policy
 from scheduler.cluster.state import OperatingPoints
 from scheduler.sim.outcome import Record
 from scheduler.sim.replay import GiveUp, Hardware, Replay, Workload, replay
-from scheduler.sim.workload.arrivals import Arrival
+from scheduler.sim.workload.trace import Arrival
 
 _LATE = 0.06  # of the requests: more than the 5 % that may be late, so that P95 is beyond doubt
 _EVERY_S = 5  # virtual seconds: how often that is looked at

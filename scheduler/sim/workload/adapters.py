@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lora.adapter import AdapterRef
 
@@ -102,9 +102,9 @@ def _json_rows(text: str) -> Iterable[Mapping[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise InvalidCatalogue(f"the list of adapters is not JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
         raise InvalidCatalogue('the list of adapters is to be [{"name": ..., "rank": ...}, ...]')
-    return rows
+    return cast("list[dict[str, Any]]", rows)
 
 
 def _line_rows(text: str) -> Iterable[Mapping[str, Any]]:

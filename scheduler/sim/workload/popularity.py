@@ -1,14 +1,19 @@
-"""Which adapter a request asks for: popularity as it changes over a run.
+"""Which adapter a request asks for: popularity as it changes over a run, and calls given adapters by it.
 
 A law says, at any part of a run, how the traffic divides among the adapters; laws of change wrap another law.
-Knows adapters by their ranks and order only. Chance is an argument.
+It knows adapters by their ranks and order only. Chance is an argument.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lora.adapter import AdapterRef
+from scheduler.sim.workload.adapters import RankMix
+from scheduler.sim.workload.trace import Arrival, Call
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -123,6 +128,24 @@ def chosen(law: Popularity, ranks: Ints, at: Floats, rng: np.random.Generator) -
         bounds = np.cumsum(law.weights(ranks, number / _SLICES))
         indices[mine] = np.searchsorted(bounds, odds[mine] * bounds[-1], side="right")
     return np.minimum(indices, len(ranks) - 1)
+
+
+def assigned(
+    calls: Sequence[Call], adapters: Sequence[AdapterRef], law: Popularity, rng: np.random.Generator
+) -> tuple[Arrival, ...]:
+    """Give each call an adapter drawn by `law`; the run lasts from 0 s to the last call."""
+    times = np.array([call.arrival_s for call in calls])
+    ranks = np.array([ref.rank for ref in adapters])
+    indices: list[int] = chosen(law, ranks, times / max(float(times.max(initial=0.0)), 1e-9), rng).tolist()
+    return tuple(
+        Arrival(f"r{at}", call, adapters[index])
+        for at, (call, index) in enumerate(zip(calls, indices, strict=True))
+    )
+
+
+def over(law: Popularity, mix: RankMix) -> Popularity:
+    """Return `law`, with the hot rank moving where the mix of ranks says so."""
+    return Shifting(law) if mix.shifts else law
 
 
 def popularity(text: str) -> Popularity:

@@ -1,6 +1,7 @@
 """Calls: when requests come and how long they are, read from a trace or drawn.
 
-Text and an rng in, values out; reading files is left to whoever has a file system. No call names an adapter.
+Text and an rng in, values out; reading files is left to whoever has a file system. A call names no
+adapter; an arrival does.
 """
 
 import csv
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+
+from lora.adapter import AdapterRef
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
@@ -28,6 +31,15 @@ class Call:
     def at(self, arrival_s: float) -> "Call":
         """Return the same call at another time."""
         return Call(arrival_s, self.prompt_tokens, self.output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A call that names its adapter."""
+
+    name: str
+    call: Call
+    adapter: AdapterRef
 
 
 def read_trace(text: str) -> tuple[Call, ...]:

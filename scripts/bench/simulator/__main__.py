@@ -29,8 +29,7 @@ from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placemen
 from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.replay import Hardware, Workload, fitted, replay
 from scheduler.sim.workload.adapters import EQUAL, catalogue
-from scheduler.sim.workload.arrivals import assigned
-from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.popularity import PowerLaw, assigned
 from scheduler.sim.workload.trace import paced
 from scripts.bench.machine import OtherProcesses, describe
 from scripts.figures.cluster_run import GIB, Traces, read_traces

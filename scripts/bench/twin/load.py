@@ -7,8 +7,7 @@ from random import Random
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.sim.workload.arrivals import assigned
-from scheduler.sim.workload.popularity import PowerLaw
+from scheduler.sim.workload.popularity import PowerLaw, assigned
 from scheduler.sim.workload.trace import Call, paced, poisson
 from scripts.bench.twin.answers import TwinRequest
 from scripts.profile_node.live_engine import LIMITS

@@ -16,13 +16,12 @@ from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.limits import StepLimits
-from scheduler.sim.faults import Fault, FaultKind, NetworkFaults
+from scheduler.sim.network import NetworkFaults
 from scheduler.sim.node import NodeSpec
-from scheduler.sim.simulator import SimulatorSpec
+from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
 from scheduler.sim.workload.adapters import EQUAL, SKEWED, RankMix, catalogue
-from scheduler.sim.workload.arrivals import Arrival, assigned
-from scheduler.sim.workload.popularity import PowerLaw
-from scheduler.sim.workload.trace import poisson
+from scheduler.sim.workload.popularity import PowerLaw, assigned
+from scheduler.sim.workload.trace import Arrival, poisson
 
 MIB = 2**20
 PROFILE = from_json((Path(__file__).parents[3] / "scheduler/cluster/profiles/h100_llama8b.json").read_text())

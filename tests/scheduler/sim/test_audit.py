@@ -18,10 +18,10 @@ from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
-from scheduler.sim.faults import FaultKind
 from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import SimNode
-from scheduler.sim.simulator import Simulator, SimulatorSpec
+from scheduler.sim.simulator import Simulator
+from scheduler.sim.spec import FaultKind, SimulatorSpec
 from scheduler.step import StepScheduler
 from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, simulator_spec, traffic
 

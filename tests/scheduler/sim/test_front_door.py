@@ -10,9 +10,8 @@ from scheduler.cluster.routing.base import NodeLoad
 from scheduler.cluster.routing.baselines import LeastLoadedRouting
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.faults import NetworkFaults
 from scheduler.sim.front_door import FrontDoor, Outbound, Patience
-from scheduler.sim.network import Network, NetworkTimes
+from scheduler.sim.network import Network, NetworkFaults, NetworkTimes
 from scheduler.sim.node import Progress, SimNode, Tell
 from tests.scheduler.cluster.lossy import adapter
 from tests.scheduler.sim.clusters import node_spec

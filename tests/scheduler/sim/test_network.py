@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from scheduler.sim.clock import Clock
-from scheduler.sim.faults import NetworkFaults
-from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkTimes
+from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
 from scheduler.sim.outcome import Record, summary
 from scheduler.sim.workload.adapters import EQUAL, catalogue
-from scheduler.sim.workload.arrivals import Arrival
-from scheduler.sim.workload.trace import Call
+from scheduler.sim.workload.trace import Arrival, Call
 from tests.scheduler.sim.clusters import PROFILE
 
 

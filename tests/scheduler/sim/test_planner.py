@@ -14,8 +14,7 @@ from scheduler.sim.outcome import Outcome
 from scheduler.sim.planner.command import main
 from scheduler.sim.planner.search import Trial, likely_nodes, trials
 from scheduler.sim.replay import Replay
-from scheduler.sim.workload.arrivals import Arrival
-from scheduler.sim.workload.trace import Call
+from scheduler.sim.workload.trace import Arrival, Call
 from tests.scheduler.cluster.lossy import adapter
 
 SLO = Slo(ttft_s=1.0, tbt_s=0.05)

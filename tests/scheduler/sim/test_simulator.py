@@ -5,13 +5,12 @@ import pytest
 
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.placement.baselines import RandomPlacement
-from scheduler.sim.faults import Fault, FaultKind
 from scheduler.sim.network import NetworkTimes
 from scheduler.sim.outcome import Outcome, summary
-from scheduler.sim.simulator import Simulator, SimulatorSpec
-from scheduler.sim.workload.arrivals import Arrival, assigned
-from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw
-from scheduler.sim.workload.trace import Call, poisson
+from scheduler.sim.simulator import Simulator
+from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
+from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw, assigned
+from scheduler.sim.workload.trace import Arrival, Call, poisson
 from tests.scheduler.sim.clusters import PROFILE, adapters, chaos, node_spec, simulator_spec, traffic
 
 

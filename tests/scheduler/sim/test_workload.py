@@ -16,7 +16,6 @@ from scheduler.sim.workload.adapters import (
     rank_mix,
     read_catalogue,
 )
-from scheduler.sim.workload.arrivals import assigned, over
 from scheduler.sim.workload.popularity import (
     Diurnal,
     FlashCrowd,
@@ -25,7 +24,9 @@ from scheduler.sim.workload.popularity import (
     Popularity,
     PowerLaw,
     Shifting,
+    assigned,
     chosen,
+    over,
     popularity,
 )
 from scheduler.sim.workload.trace import Call, InvalidTrace, busiest_s, paced, poisson, read_trace
