@@ -139,6 +139,7 @@ class SimStore:
             each.leases += 1
             each.usage = self._spec.policy.ran(each.usage, self._step)
         self._planning = False
+        self._advance()
 
     def end_step(self, adapters: Iterable[AdapterRef]) -> None:
         """Undo one `acquire`."""

@@ -168,3 +168,17 @@ class StoresMachine(RuleBasedStateMachine):
 
 StoresMachine.TestCase.settings = settings(deadline=None, max_examples=examples(40), stateful_step_count=40)
 TestStores = StoresMachine.TestCase
+
+
+def test_what_is_asked_for_while_a_step_is_planned_gets_its_room_once_the_step_runs() -> None:
+    stores = StoresMachine()
+    stores.serve(at=4, steps=1)
+    stores.plan()
+    stores.request(at=3)
+    stores.live.loader.prefetch((stores.refs[3],))
+    stores.simulated.prefetch((stores.refs[3],))
+    evictions = stores.simulated.evictions
+    stores.live.acquire(())
+    stores.simulated.acquire(())
+    assert stores.simulated.evictions > evictions
+    stores.both_have_moved_the_same()
