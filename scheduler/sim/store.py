@@ -134,7 +134,7 @@ class SimStore:
         return self.ready
 
     def acquire(self, adapters: Iterable[AdapterRef]) -> None:
-        """Pin what the step runs."""
+        """Pin what the step runs; what waits may displace the rest from now on."""
         for each in self._known_of(adapters):
             each.leases += 1
             each.usage = self._spec.policy.ran(each.usage, self._step)

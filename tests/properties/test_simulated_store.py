@@ -170,15 +170,16 @@ StoresMachine.TestCase.settings = settings(deadline=None, max_examples=examples(
 TestStores = StoresMachine.TestCase
 
 
-def test_what_is_asked_for_while_a_step_is_planned_gets_its_room_once_the_step_runs() -> None:
-    stores = StoresMachine()
-    stores.serve(at=4, steps=1)
-    stores.plan()
-    stores.request(at=3)
-    stores.live.loader.prefetch((stores.refs[3],))
-    stores.simulated.prefetch((stores.refs[3],))
-    evictions = stores.simulated.evictions
-    stores.live.acquire(())
-    stores.simulated.acquire(())
-    assert stores.simulated.evictions > evictions
-    stores.both_have_moved_the_same()
+def test_what_waits_may_displace_others_as_soon_as_the_step_has_its_lease() -> None:
+    both = StoresMachine()
+    both.serve(at=4, steps=1)
+    both.plan()
+    both.request(at=3)
+    first = both.refs[3:4]
+    both.live.loader.prefetch(first)
+    both.simulated.prefetch(first)
+    both.both_have_moved_the_same()
+    both.live.acquire(())
+    both.simulated.acquire(())
+    both.both_have_moved_the_same()
+    assert both.simulated.evictions == 3
