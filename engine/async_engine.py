@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.build.assembly import Engine
+from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
     AdapterFailed,

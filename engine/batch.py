@@ -20,8 +20,8 @@ from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.schema import decoded
+from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
-from engine.build.assembly import assemble
 from engine.config.command_line import batch_config
 from engine.config.config import BatchConfig
 from engine.errors import InvalidConfig, WorkersFailed

@@ -65,13 +65,18 @@ class EngineCore:
         store: AdapterStore,
         executor: StepExecutor,
         clock: Callable[[], float],
+        vocab_size: int,
         memory: UnifiedPool | None = None,
     ) -> None:
-        """Run what `scheduler` plans; `memory` is what it shares with `store`, if they share any."""
+        """Run what `scheduler` plans on a model of `vocab_size` tokens.
+
+        `memory` is what the scheduler shares with `store`, if they share any.
+        """
         self._scheduler = scheduler
         self._store = store
         self._executor = executor
         self._clock = clock
+        self._vocab_size = vocab_size
         self._memory = memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
@@ -79,7 +84,12 @@ class EngineCore:
         self.steps = 0
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises RequestRefused if it can never run, UnknownAdapter if its adapter is gone."""
+        """Queue a request.
+
+        Raises InvalidParameter for token ids that the model does not have, RequestRefused if it can never run,
+        UnknownAdapter if its adapter is gone.
+        """
+        request = request.within(self._vocab_size)
         with self._lock:
             self._store.retain(request.adapter)
             try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec
 
-from engine.build.assembly import assemble
+from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult
@@ -134,7 +134,6 @@ class LLM:
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams, adapter: AdapterRef) -> Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-        self.engine.card.check_token_ids(token_ids)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1

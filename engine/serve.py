@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.http import HttpServer, http_app
+from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
-from engine.build.assembly import assemble
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig, WorkersFailed

@@ -1,7 +1,8 @@
 """Request: what a client asked for, validated once and frozen."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lora.adapter import AdapterRef
 
@@ -15,6 +16,13 @@ class InvalidParameter(ValueError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")
         self.field, self.value, self.remedy = field, value, remedy
+
+
+def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise InvalidParameter that names `field` for an id that the model does not have."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        wrong = next(each for each in token_ids if not 0 <= each < vocab_size)
+        raise InvalidParameter(field, wrong, f"give token ids from 0 to {vocab_size - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +111,14 @@ class Request:
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     arrival_s: float
+
+    def within(self, vocab_size: int) -> "Request":
+        """Return the request for a model of `vocab_size` tokens. Raises InvalidParameter for ids that it does not have.
+
+        End tokens beyond them, which can never be drawn, are left out.
+        """
+        check_token_ids("prompt", self.prompt_token_ids, vocab_size)
+        check_token_ids("stop_token_ids", self.params.stop_token_ids, vocab_size)
+        check_token_ids("logit_bias", [token_id for token_id, _ in self.params.logit_bias], vocab_size)
+        eos = tuple(token_id for token_id in self.eos_token_ids if 0 <= token_id < vocab_size)
+        return self if eos == self.eos_token_ids else replace(self, eos_token_ids=eos)

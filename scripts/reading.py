@@ -22,8 +22,8 @@ from types import CodeType, FrameType
 
 import aiohttp
 
+from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
-from engine.build.assembly import assemble
 from engine.config.config import EngineConfig, ServeConfig
 from engine.llm import LLM
 from engine.serve import serve

@@ -16,6 +16,7 @@ from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
 from scheduler.limits import RequestRefused
+from scheduler.request import InvalidParameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,17 @@ class Generation:
             await self.__aexit__()
             if isinstance(error, RequestRefused):
                 raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
+            if isinstance(error, InvalidParameter) and error.field == "prompt":
+                raise self._unknown_token(error) from None
             raise
         return self
+
+    def _unknown_token(self, error: InvalidParameter) -> InvalidParameter:
+        """Say in the client's words that the tokenizer has a token that the model has not."""
+        token_id = error.value
+        text = self._client.tokenizer.token_text(token_id) if isinstance(token_id, int) else ""
+        remedy = f"the model lacks the token {text!r}, leave it out of the text ({error.remedy})"
+        return InvalidParameter(self._prompt_field, token_id, remedy)
 
     async def __aexit__(self, *failure: object) -> None:
         if self._merged is not None:

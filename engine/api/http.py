@@ -23,7 +23,8 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
-from engine.api.parsing import chat_messages, check_model, check_token_ids
+from engine.api.parsing import chat_messages, check_model
+from scheduler.request import check_token_ids
 
 MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them

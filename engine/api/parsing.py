@@ -3,7 +3,7 @@
 It may not know HTTP: the server and the batch runner both come through here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from engine.tokenizer import Tokenizer
-from scheduler.request import InvalidParameter, SamplingParams
+from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 MAX_STOPS = 16
@@ -117,13 +117,6 @@ def check_model(name: str, client: EngineClient) -> None:
         raise UnknownModel(name)
 
 
-def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    """Raise InvalidParameter that names `field` for an id that the model does not have."""
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidParameter(field, token_id, f"give token ids from 0 to {vocab_size - 1}")
-
-
 def _template_message(message: schema.Message) -> dict[str, str]:
     role = "system" if message.role == "developer" else message.role
     content = message.content
@@ -165,7 +158,7 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
     if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stop):
         raise refused("stop", f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters")
     bias = wire.logit_bias or {}
-    check_token_ids("logit_bias", bias, vocab_size)
+    check_token_ids("logit_bias", tuple(bias), vocab_size)
     check_token_ids("stop_token_ids", wire.stop_token_ids or (), vocab_size)
     return SamplingParams(
         **(same | fields),

@@ -108,7 +108,7 @@ def packed_layout(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]
         ordered, key=lambda module: (module.layer, _GROUP_OF[module.site])
     ):
         part = tuple(members)
-        a_start, bt_starts = end, []
+        a_start, bt_starts = end, list[int]()
         end += _round_up(sum(m.rank for m in part) * base.of(part[0].site).in_features, step)
         for module in part:
             bt_starts.append(end)

@@ -24,8 +24,10 @@ from lora.target_modules import SITES, BaseShape, SiteGroup
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
-_BLOCKS = dict.fromkeys((*SiteGroup.GATE_UP.sites, *SiteGroup.DOWN.sites), "mlp")
-_BLOCKS |= dict.fromkeys((*SiteGroup.QKV.sites, *SiteGroup.OUT.sites), "self_attn")
+_BLOCKS = {
+    **dict.fromkeys((*SiteGroup.GATE_UP.sites, *SiteGroup.DOWN.sites), "mlp"),
+    **dict.fromkeys((*SiteGroup.QKV.sites, *SiteGroup.OUT.sites), "self_attn"),
+}
 _TENSOR_NAME = re.compile(
     r"(?:base_model\.model\.)?"
     r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9]\d*)\.(?P<block>\w+)\.(?P<site>\w+))"

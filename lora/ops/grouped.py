@@ -36,10 +36,8 @@ class GroupedStep:
             if weights is None:
                 continue
             start, stop = segment.start, segment.stop
-            A = weights.A
-            narrow = A.dtype.itemsize == 1
-            if narrow:
-                A = A.float()
+            narrow = weights.A.dtype.itemsize == 1
+            A = weights.A.float() if narrow else weights.A
             wide = A.dtype != y.dtype
             rows = x[start:stop].to(A.dtype) if wide else x[start:stop]
             h = linear(rows, A).mul_(weights.scale)

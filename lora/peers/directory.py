@@ -43,7 +43,7 @@ class KnownHolders:
     """What a coordinator knows: this node's peers, and who holds which digest, the best first."""
 
     peers: tuple[Address, ...]
-    holders: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    holders: Mapping[str, tuple[Address, ...]] = field(default_factory=dict[str, tuple[Address, ...]])
 
 
 class ReportedDirectory:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ class Puller:
                 self._transport.memory.settled(region).add_done_callback(lambda _: give_back())
 
     @contextmanager
-    def _backing_off(self, peer: Address) -> Iterator[None]:
+    def _backing_off(self, peer: Address) -> Generator[None]:
         """Ask `peer` no more for a while if it fails; PeerGone at once during that while."""
         if time.monotonic() < self._failed_until_s.get(peer, 0.0):
             raise PeerGone(f"{peer} failed a moment ago: use another source")

@@ -37,7 +37,7 @@ class StoreStats:
     load_s: float
     evictions: int
     hits: Mapping[str, int]
-    fallbacks: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    fallbacks: Mapping[str, int] = field(default_factory=dict[str, int])
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     peers: PeerStats = field(default_factory=PeerStats)
     published: PublishStats = field(default_factory=PublishStats)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from engine.build.assembly import Engine, ExecutorWrapper, assemble
+from engine.assembly.assembly import Engine, ExecutorWrapper, assemble
 from engine.config.config import Device, EngineConfig
 from lora.adapter import AdapterRef
 from model.checkpoint import DtypeChoice, find_checkpoint, read_config, serving_dtype

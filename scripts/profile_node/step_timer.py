@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from engine.build.assembly import Engine
+from engine.assembly.assembly import Engine
 from engine.output import RequestOutput
 from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import AdapterRef

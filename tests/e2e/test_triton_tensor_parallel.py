@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
+from engine.assembly import assembly
 from engine.base.backends import Backends
 from engine.base.base_model import BaseModel, choose_base
-from engine.build import assembly
 from engine.config.config import EngineConfig
 from engine.tensor_parallel.parallel_executor import ParallelExecutor
 from lora.target_modules import SITES

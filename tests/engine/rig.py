@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.build.assembly import Engine, ModelCard
+from engine.assembly.assembly import Engine, ModelCard
 from engine.core import EngineCore
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
@@ -23,6 +23,7 @@ from tests.oracles.adapters import base_shape, write_adapter
 from tests.oracles.tokenizer import write_tokenizer
 
 NUM_BLOCKS, BLOCK_SIZE = 64, 4
+VOCAB_SIZE = 260
 RANKS = {"low": 8, "high": 24}
 PAGE_BYTES = 4096
 
@@ -36,7 +37,14 @@ class Rig:
     folders: dict[str, Path]
 
 
-def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, lags: bool = False) -> Rig:
+def build(
+    folder: Path,
+    adapter_pages: int = 512,
+    cache: Path | None = None,
+    *,
+    lags: bool = False,
+    vocab_size: int = VOCAB_SIZE,
+) -> Rig:
     """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
     write_tokenizer(folder)
     base = base_shape()
@@ -48,10 +56,10 @@ def build(folder: Path, adapter_pages: int = 512, cache: Path | None = None, *, 
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     executor = FakeExecutor(lags=lags)
-    core = EngineCore(scheduler, store, executor, time.monotonic)
+    core = EngineCore(scheduler, store, executor, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
-    card = ModelCard("base", str(folder), 128, 260, (2,))
+    card = ModelCard("base", str(folder), 128, vocab_size, (2,))
     return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
 
 

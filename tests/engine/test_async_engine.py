@@ -1,6 +1,7 @@
 """Serving on an event loop: names, outputs, stop strings, clients that leave, and shutting down."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -8,14 +9,15 @@ from typing import TypeVar
 import pytest
 
 from engine.api.errors import as_api_error
+from engine.api.generation import ENDPOINTS, Generation
 from engine.async_engine import AsyncEngine
 from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
 from engine.output import RequestOutput
 from engine.telemetry import Telemetry
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
-from scheduler.request import SamplingParams
-from tests.engine.rig import Rig, build, is_clean
+from scheduler.request import InvalidParameter, SamplingParams
+from tests.engine.rig import VOCAB_SIZE, Rig, build, is_clean
 
 T = TypeVar("T")
 PROMPT = (7, 8, 9)
@@ -26,11 +28,16 @@ def _params(**fields: object) -> SamplingParams:
     return SamplingParams(**({"max_tokens": 6} | fields))  # pyright: ignore[reportArgumentType]
 
 
-def _serve(folder: Path, visit: Callable[[AsyncEngine, Rig], Awaitable[T]], max_waiting: int = 8) -> T:
+def _serve(
+    folder: Path,
+    visit: Callable[[AsyncEngine, Rig], Awaitable[T]],
+    max_waiting: int = 8,
+    vocab_size: int = VOCAB_SIZE,
+) -> T:
     """Run `visit` beside a started engine; afterwards nothing of any request may be left."""
 
     async def session() -> T:
-        rig = build(folder)
+        rig = build(folder, vocab_size=vocab_size)
         engine = AsyncEngine(rig.engine, Telemetry(), max_waiting)
         await engine.start()
         try:
@@ -72,6 +79,25 @@ def test_what_can_never_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
             await engine.submit("low", PROMPT[:1] * 127, _params(), "a")
 
     _serve(tmp_path, visit)
+
+
+def test_a_chat_token_that_the_model_lacks_is_named_and_ends_nobody_else(tmp_path: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        rig.executor.gate.clear()
+        stream = await engine.submit("base", PROMPT, _params(), "innocent")
+        body = {"model": "low", "messages": [{"role": "user", "content": "a\u00adb"}]}
+        endpoint = ENDPOINTS["/v1/chat/completions"]
+        request = endpoint.read(json.dumps(body).encode(), engine)
+        with pytest.raises(
+            InvalidParameter, match=f"^messages={VOCAB_SIZE - 1} .*lacks the token"
+        ) as refusal:
+            async with Generation(endpoint, engine, request):
+                pass
+        assert as_api_error(refusal.value).status == 400
+        rig.executor.gate.set()
+        assert len(await _tokens(stream)) == 6
+
+    _serve(tmp_path, visit, vocab_size=VOCAB_SIZE - 1)
 
 
 def test_all_of_n_sequences_end(tmp_path: Path) -> None:

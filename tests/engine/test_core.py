@@ -11,8 +11,8 @@ from lora.adapter import BASE, AdapterRef
 from lora.errors import UnknownAdapter
 from scheduler.limits import RequestRefused
 from scheduler.plan import PENDING, StepPlan
-from scheduler.request import Request, SamplingParams
-from tests.engine.rig import Rig, build, is_clean
+from scheduler.request import InvalidParameter, Request, SamplingParams
+from tests.engine.rig import VOCAB_SIZE, Rig, build, is_clean
 
 MAX_STEPS = 200
 
@@ -77,6 +77,30 @@ def test_a_refused_request_leaves_no_trace(rig: Rig) -> None:
     with pytest.raises(RequestRefused, match="max_model_len=128"):
         rig.engine.core.submit(_request("a", rig.engine.store.registry.resolve("low"), prompt=(5,) * 127))
     assert is_clean(rig.engine)
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 2**40])
+@pytest.mark.parametrize("field", ["prompt", "stop_token_ids", "logit_bias"])
+def test_a_token_that_the_model_does_not_have_is_refused_by_its_field(
+    rig: Rig, field: str, token_id: int
+) -> None:
+    prompt = (5, token_id) if field == "prompt" else (5,)
+    params = SamplingParams(
+        seed=1,
+        stop_token_ids=(3, token_id) if field == "stop_token_ids" else (),
+        logit_bias=((3, 1.0), (token_id, 1.0)) if field == "logit_bias" else (),
+    )
+    with pytest.raises(InvalidParameter, match=f"^{field}={token_id} .* from 0 to {VOCAB_SIZE - 1}"):
+        rig.engine.core.submit(Request("a", prompt, BASE, params, (2,), 0.0))
+    assert rig.executor.plans == []
+    assert is_clean(rig.engine)
+
+
+def test_an_end_token_that_can_never_be_drawn_is_never_banned(rig: Rig) -> None:
+    params = SamplingParams(seed=1, max_tokens=5, min_tokens=4)
+    rig.engine.core.submit(Request("a", (7, 8), BASE, params, (2, VOCAB_SIZE), 0.0))
+    assert len(_tokens(_run(rig))["a"]) == 5
+    assert {part.request.eos_token_ids for plan in rig.executor.plans for part in plan.slices} == {(2,)}
 
 
 def test_content_that_is_gone_cannot_be_asked_for(rig: Rig) -> None:

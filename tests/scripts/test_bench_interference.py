@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.build.assembly import Engine, assemble
+from engine.assembly.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from engine.runner.base import Computation
 from engine.runner.executor import FinishedComputation, StepOutputs

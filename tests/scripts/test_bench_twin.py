@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.build.assembly import assemble
+from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.model import CostModel, Kernel

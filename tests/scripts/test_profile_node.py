@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from engine.build.assembly import Engine, assemble
+from engine.assembly.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.cost.fit import Measurement

@@ -1,5 +1,8 @@
 """What the kernels' launchers share: how a kernel is launched, and memory that keeps its address from step to step."""
 
+# Triton has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
 from typing import Any
 
 import numpy as np

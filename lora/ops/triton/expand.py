@@ -6,7 +6,7 @@ A consumer deals out units of (chunk, tile of columns). It reads the chunk's ent
 """
 
 # A kernel's arguments have the types that it is launched with, and its language is not quite Python.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import triton

@@ -11,6 +11,9 @@ good for one number of rows, one `Tiling` (see `tiling_of`) and one `generation`
 Adapters may be wider than the model: products are then in the adapters' dtype. h is float32.
 """
 
+# Triton's kernels have no types.
+# pyright: reportUnknownVariableType=false
+
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +117,7 @@ class TritonLora:
         if (table, rows) == self._loaded:
             return
         tiling = tiling_of(table, rows)
-        adapted = []
+        adapted: list[Rows] = []
         for segment in table.segments:
             own = self._tables.of(segment.adapter)
             adapted.append(Rows(segment.start, segment.stop, own.address, own.ranks))

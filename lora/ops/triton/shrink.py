@@ -5,7 +5,7 @@ same order. So there are no atomics, nothing to zero, and the same batch gives t
 """
 
 # A kernel's arguments have the types that it is launched with, and its language is not quite Python.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 # ruff: noqa: ANN001, ANN201, ANN202
 
 import triton

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from engine.build.assembly import Engine, assemble
+from engine.assembly.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from scheduler.request import Request, SamplingParams
 from scripts.bench import machine

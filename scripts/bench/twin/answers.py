@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from engine.assembly.assembly import Engine
 from engine.async_engine import AsyncEngine
-from engine.build.assembly import Engine
 from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import CostModel

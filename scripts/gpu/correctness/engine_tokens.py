@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from engine.build.assembly import Engine, assemble
+from engine.assembly.assembly import Engine, assemble
 from engine.config.config import Device, EngineConfig
 from lora.adapter import BASE
 from scheduler.plan import TokenEvent

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from engine.build.executor_choice import make_executor
+from engine.assembly.executor_choice import make_executor
 from engine.core import EngineCore
 from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import BASE, AdapterRef
@@ -139,6 +139,7 @@ class ServingRun:
             cast(AdapterStore, ResidentAdapters({one.digest: one for one in made})),
             executor,
             time.monotonic,
+            timed.config.vocab_size,
         )
 
     def findings(self, name: str) -> Iterator[Finding]:

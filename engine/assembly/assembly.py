@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from engine.assembly.executor_choice import make_executor
+from engine.assembly.memory import DeviceMemory, allocate_memory
+from engine.assembly.peers import Peers
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
-from engine.build.executor_choice import make_executor
-from engine.build.memory import DeviceMemory, allocate_memory
-from engine.build.peers import Peers
 from engine.config.config import EngineConfig
 from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
@@ -36,7 +36,6 @@ from model.checkpoint import weights_digest
 from model.config import ModelConfig
 from model.llama import Llama
 from scheduler.limits import StepLimits
-from scheduler.request import InvalidParameter
 from scheduler.residency import CheapestWindow
 from scheduler.step import StepScheduler
 
@@ -53,12 +52,6 @@ class ModelCard:
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-
-    def check_token_ids(self, token_ids: tuple[int, ...]) -> None:
-        """Raise InvalidParameter for an id that the model has no embedding for."""
-        for token_id in token_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise InvalidParameter("prompt", token_id, f"give token ids from 0 to {self.vocab_size - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +123,7 @@ def _assemble(
     store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
-    core = _core(wrap(executor), memory, limits, store)
+    core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     _add_adapters(config, store)
     card, tokenizer = _card(config, base, limits), Tokenizer.load(base.folder)
     return Engine(core, store, tokenizer, card, changed, peers, workers)
@@ -167,10 +160,11 @@ def _store(
 
 
 def _core(
-    executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore
+    executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore, vocab_size: int
 ) -> EngineCore:
     pool = UnifiedPool(memory.split, memory.blocks, store.contents) if memory.split else None
-    return EngineCore(StepScheduler(limits, memory.blocks), store, executor, time.monotonic, pool)
+    scheduler = StepScheduler(limits, memory.blocks)
+    return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 
 def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
