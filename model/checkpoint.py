@@ -1,40 +1,31 @@
 """Load checkpoints: a Hugging Face folder or hub name in, a ModelConfig and Weights out.
 
-Of `model`, this module alone does I/O. Only safetensors are read, by memory map; pickled weights are refused. A
-layer's matrices are fused and laid out as they are read, so that loading needs little more memory than the model.
+A layer's matrices are fused and laid out as they are read, so that loading needs little more memory than the model.
+What lies in the files is `model.tensor_files`' to read.
 """
 
 import hashlib
-import json
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from lora.format.sharding import ShardSpec
 from model.config import ModelConfig
 from model.config_file import parse_config
-from model.linear import Linear, Quantization, make_linear
+from model.linear import make_linear
 from model.parallel import Shard
+from model.tensor_files import CheckpointError, TensorFiles, find_weight_files, open_files, read_json
 from model.weights import LayerWeights, Weights, WeightsForm
 
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SPANS, _SPAN_BYTES = 64, 4096
 _PLAIN = WeightsForm()
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint whose files do not hold the model that its config.json describes; says what to mend."""
 
 
 def find_checkpoint(model: str) -> Path:
@@ -76,7 +67,7 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give a folder with a Hugging Face checkpoint")
     generation = folder / "generation_config.json"
-    return parse_config(_read_json(path), _read_json(generation) if generation.is_file() else {})
+    return parse_config(read_json(path), read_json(generation) if generation.is_file() else {})
 
 
 def serving_dtype(config: ModelConfig, requested: DtypeChoice, device: torch.device) -> torch.dtype:
@@ -98,13 +89,13 @@ def load_weights(
 ) -> Weights:
     """Read the tensors that `config` (the whole model's) asks for, or `form.shard`'s part, as `dtype` on `device`.
 
-    Raises CheckpointError naming every missing, extra or misshaped tensor, before any is read.
+    Raises CheckpointError naming every missing, extra, misshaped or mistyped tensor, before any is read.
     """
     with ExitStack() as stack:
-        tensors = _Tensors(
-            _open_files(folder, stack), dtype, device, form.shard.cut(config), form.quantization
+        tensors = TensorFiles(
+            open_files(folder, stack), dtype, device, form.shard.cut(config), form.quantization
         )
-        tensors.check(expected_tensors(config))
+        tensors.check(expected_tensors(config, own_head="lm_head.weight" in tensors.files))
         layers = tqdm(range(config.num_layers), desc="Loading weights", unit="layer", disable=not progress)
         embedding = tensors.take("model.embed_tokens.weight")
         return Weights(
@@ -122,7 +113,7 @@ def weights_digest(folder: Path) -> str:
     """Tells models with different weights apart without reading them whole: sha256 (hex) over each file's size and
     spans of 4 KiB spread evenly over it, the first of which lists its tensors."""
     found = hashlib.sha256()
-    for path in _weight_files(folder):
+    for path in find_weight_files(folder):
         size = path.stat().st_size
         found.update(size.to_bytes(8, "little"))
         with path.open("rb") as file:
@@ -132,11 +123,14 @@ def weights_digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model's checkpoint and its shape, by its name in Hugging Face's layout."""
+def expected_tensors(config: ModelConfig, own_head: bool = False) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model's checkpoint and its shape, by its name in Hugging Face's layout.
+
+    With `own_head` a head is among them even where config.json ties it to the embedding.
+    """
     table = (config.vocab_size, config.hidden_size)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table, "model.norm.weight": table[1:]}
-    if not config.tied_embeddings:
+    if own_head or not config.tied_embeddings:
         shapes["lm_head.weight"] = table
     layer = _layer_tensors(config)
     for number in range(config.num_layers):
@@ -162,69 +156,20 @@ def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensors:
-    """Open safetensors files by tensor name; each tensor, or its part within the cut, is mapped in when it is taken."""
+def _head(tensors: TensorFiles, config: ModelConfig, shard: Shard, embedding: Tensor) -> Tensor:
+    """The part's rows of the head, zero beyond the vocabulary: [vocab / size, hidden].
 
-    files: Mapping[str, Any]
-    dtype: torch.dtype
-    device: torch.device
-    cut: ShardSpec
-    quantization: Quantization
-
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        missing = [name for name in expected if name not in self.files]
-        extra = [name for name in self.files if name not in expected and not _redundant(name)]
-        wrong = [
-            f"{name} is {found}, not {shape}"
-            for name, shape in expected.items()
-            if name in self.files and (found := self._shape(name)) != shape
-        ]
-        faults = [*(f"missing {name}" for name in missing), *(f"unexpected {name}" for name in extra), *wrong]
-        if faults:
-            shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-            raise CheckpointError(f"the tensors do not fit config.json: {shown}")
-
-    def take(self, name: str) -> Tensor:
-        return self.files[name].get_tensor(name).to(self.device, self.dtype)
-
-    def take_part(self, name: str, *spans: range) -> Tensor:
-        """The tensor's elements whose indices are within `spans`, one for each of the first dimensions."""
-        part = self.files[name].get_slice(name)[tuple(slice(span.start, span.stop) for span in spans)]
-        return part.to(self.device, self.dtype)
-
-    def linear(self, prefix: str, sites: tuple[str, ...], biased: bool) -> Linear:
-        """One matrix of the sites' outputs in their order. Where inputs are cut, the first device adds the bias."""
-        cuts = {f"{prefix}.{site}": self.cut.of(site) for site in sites}
-        weight = torch.cat(
-            [self.take_part(f"{s}.weight", cut.outputs, cut.inputs) for s, cut in cuts.items()]
-        )
-        biases = [
-            self.take_part(f"{s}.bias", cut.outputs) for s, cut in cuts.items() if biased and not cut.in_start
-        ]
-        return make_linear(weight, torch.cat(biases) if biases else None, self.quantization)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.files[name].get_slice(name).get_shape())
-
-
-def _redundant(name: str) -> bool:
-    """Tensors that some exporters write though they follow from the others: rope buffers, the head of a tied
-    model."""
-    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
-
-
-def _head(tensors: _Tensors, config: ModelConfig, shard: Shard, embedding: Tensor) -> Tensor:
-    """The part's rows of the head, zero beyond the vocabulary: [vocab / size, hidden]."""
+    A head in the file counts, as in transformers, though config.json may call it tied.
+    """
     span = shard.vocabulary(config)
     known = range(span.start, min(span.stop, config.vocab_size))
-    tied = config.tied_embeddings
-    rows = embedding[known.start : known.stop] if tied else tensors.take_part("lm_head.weight", known)
+    own = "lm_head.weight" in tensors.files
+    rows = tensors.take_part("lm_head.weight", known) if own else embedding[known.start : known.stop]
     beyond = len(span) - len(known)
     return pad(rows, (0, 0, 0, beyond)) if beyond else rows
 
 
-def _layer(tensors: _Tensors, prefix: str, config: ModelConfig, part: ModelConfig) -> LayerWeights:
+def _layer(tensors: TensorFiles, prefix: str, config: ModelConfig, part: ModelConfig) -> LayerWeights:
     """A layer of the model `config`, cut to what `part` says."""
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     return LayerWeights(
@@ -238,41 +183,6 @@ def _layer(tensors: _Tensors, prefix: str, config: ModelConfig, part: ModelConfi
     )
 
 
-def _qk_norm(tensors: _Tensors, attention: str, config: ModelConfig) -> Tensor:
+def _qk_norm(tensors: TensorFiles, attention: str, config: ModelConfig) -> Tensor:
     q, k = tensors.take(f"{attention}.q_norm.weight"), tensors.take(f"{attention}.k_norm.weight")
     return torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
-
-
-def _open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name -> the open file that holds it."""
-    files: dict[str, Any] = {}
-    for path in _weight_files(folder):
-        try:
-            file = cast(Any, stack.enter_context(safe_open(path, framework="pt")))
-        except (SafetensorError, FileNotFoundError) as error:
-            raise CheckpointError(f"{path} cannot be read, fetch it again: {error}") from error
-        files |= dict.fromkeys(file.keys(), file)
-    return files
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        shards = _read_json(folder / _INDEX).get("weight_map", {}).values()
-        return [folder / name for name in sorted(set(shards))]
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-    found = f"{pickled[0]} is a pickle, which can run code and is never loaded; " if pickled else ""
-    raise CheckpointError(
-        f"{folder} has neither {_SINGLE} nor {_INDEX}: {found}convert the weights to safetensors"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}: it must be a JSON object")
-    return cast(dict[str, Any], content)

@@ -5,29 +5,59 @@ It knows no tensor's content.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from model.config import ModelConfig, RopeConfig, UnsupportedModel
+from model.config_fields import read_dtype, read_flag, read_integer, read_number, read_token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What an architecture's name implies beyond its config's fields; None means that the field decides."""
+    """What an architecture's name implies beyond its config's fields; None means that the field decides.
 
+    `defaults` are the values of fields that config.json leaves out, as in transformers.
+    """
+
+    model_type: str
     qkv_bias: bool | None
     out_bias: bool | None
     mlp_bias: bool | None
     qk_norm: bool
     window: str  # "none", "all" layers, or "by layer"
+    defaults: Mapping[str, object]
 
 
+_QWEN_DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 _FAMILIES: Mapping[str, _Family] = {
-    "LlamaForCausalLM": _Family(None, None, None, qk_norm=False, window="none"),
-    "MistralForCausalLM": _Family(False, False, False, qk_norm=False, window="all"),
-    "Qwen2ForCausalLM": _Family(True, False, False, qk_norm=False, window="by layer"),
-    "Qwen3ForCausalLM": _Family(None, None, False, qk_norm=True, window="by layer"),
+    "LlamaForCausalLM": _Family(
+        "llama", None, None, None, qk_norm=False, window="none", defaults={"max_position_embeddings": 2048}
+    ),
+    "MistralForCausalLM": _Family(
+        "mistral",
+        False,
+        False,
+        False,
+        qk_norm=False,
+        window="all",
+        defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    "Qwen2ForCausalLM": _Family(
+        "qwen2", True, False, False, qk_norm=False, window="by layer", defaults=_QWEN_DEFAULTS
+    ),
+    "Qwen3ForCausalLM": _Family(
+        "qwen3",
+        None,
+        None,
+        False,
+        qk_norm=True,
+        window="by layer",
+        defaults={**_QWEN_DEFAULTS, "head_dim": 128},
+    ),
 }
 
 # Fields that change the arithmetic in other families, with the values under which they change nothing.
@@ -51,48 +81,56 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 _ROPE_KINDS = ("default", "linear", "dynamic", "llama3")
-_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+_MOST_PARTS = 1 << 14  # layers, or heads of a layer; more is no model but a slip in the file
+_MOST_STRETCH = 1e6  # of a rope
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     """Read config.json and generation_config.json, in the style of transformers 4 or 5. Raises UnsupportedModel."""
     architecture, family = _family(raw)
+    raw = {**family.defaults, **raw}
     _refuse_altered_arithmetic(raw)
-    num_layers, num_heads = _integer(raw, "num_hidden_layers"), _integer(raw, "num_attention_heads")
-    rope = _rope(raw)
+    num_layers = read_integer(raw, "num_hidden_layers", _MOST_PARTS)
+    num_heads = read_integer(raw, "num_attention_heads", _MOST_PARTS)
+    rope, vocab_size = _rope(raw), read_integer(raw, "vocab_size")
+    ends = raw if generation.get("eos_token_id") is None else generation
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_integer(raw, "vocab_size"),
-        hidden_size=_integer(raw, "hidden_size"),
-        intermediate_size=_integer(raw, "intermediate_size"),
+        vocab_size=vocab_size,
+        hidden_size=read_integer(raw, "hidden_size"),
+        intermediate_size=read_integer(raw, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=_kv_heads(raw, num_heads),
-        head_dim=_head_dim(raw, num_heads),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        head_dim=_head_dim(raw, num_heads, rope.kind),
+        rms_norm_eps=read_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6), zero=True),
         rope=rope,
         windows=_windows(raw, family, num_layers),
         qkv_bias=_bias(raw, "attention_bias", family.qkv_bias),
         out_bias=_bias(raw, "attention_bias", family.out_bias),
         mlp_bias=_bias(raw, "mlp_bias", family.mlp_bias),
         qk_norm=family.qk_norm,
-        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tied_embeddings=read_flag(raw, "tie_word_embeddings"),
         max_model_len=_max_model_len(raw, rope),
-        dtype=_dtype(raw),
-        bos_token_id=raw.get("bos_token_id"),
-        eos_token_ids=_token_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
+        dtype=read_dtype(raw),
+        bos_token_id=next(iter(read_token_ids(raw, "bos_token_id", vocab_size)), None),
+        eos_token_ids=read_token_ids(ends, "eos_token_id", vocab_size),
     )
 
 
 def _family(raw: Mapping[str, Any]) -> tuple[str, _Family]:
-    names: list[Any] = raw.get("architectures") or []
-    if len(names) != 1 or names[0] not in _FAMILIES:
+    """Find the family that `architectures` names or, where that is left out, `model_type`."""
+    names, model_type = raw.get("architectures") or [], raw.get("model_type")
+    if not names and isinstance(model_type, str):
+        names = [name for name, family in _FAMILIES.items() if family.model_type == model_type]
+    family = (
+        _FAMILIES.get(str(names[0])) if isinstance(names, list) and len(cast(list[Any], names)) == 1 else None
+    )
+    if family is None:
         raise UnsupportedModel("architectures", names, f"serve one of {', '.join(_FAMILIES)}")
-    return names[0], _FAMILIES[names[0]]
+    if model_type not in (None, family.model_type):
+        raise UnsupportedModel("model_type", model_type, f"{names[0]} is of type {family.model_type!r}")
+    return str(names[0]), family
 
 
 def _refuse_altered_arithmetic(raw: Mapping[str, Any]) -> None:
@@ -101,17 +139,10 @@ def _refuse_altered_arithmetic(raw: Mapping[str, Any]) -> None:
             raise UnsupportedModel(field, raw[field], f"only {neutral[0]!r} is implemented")
 
 
-def _integer(raw: Mapping[str, Any], field: str) -> int:
-    value = raw.get(field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnsupportedModel(field, value, "config.json must give a positive integer")
-    return value
-
-
 def _kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:
     if raw.get("num_key_value_heads") is None:
         return num_heads
-    kv_heads = _integer(raw, "num_key_value_heads")
+    kv_heads = read_integer(raw, "num_key_value_heads")
     if num_heads % kv_heads:
         raise UnsupportedModel(
             "num_key_value_heads", kv_heads, f"it must divide num_attention_heads={num_heads}"
@@ -119,19 +150,21 @@ def _kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:
     return kv_heads
 
 
-def _head_dim(raw: Mapping[str, Any], num_heads: int) -> int:
+def _head_dim(raw: Mapping[str, Any], num_heads: int, rope_kind: str) -> int:
     derived = raw.get("head_dim") is None
-    if derived and _integer(raw, "hidden_size") % num_heads:
+    if derived and read_integer(raw, "hidden_size") % num_heads:
         remedy = f"give head_dim, or a multiple of num_attention_heads={num_heads}"
         raise UnsupportedModel("hidden_size", raw["hidden_size"], remedy)
-    head_dim = _integer(raw, "hidden_size") // num_heads if derived else _integer(raw, "head_dim")
-    if head_dim % 2:
-        raise UnsupportedModel("head_dim", head_dim, "rotary embedding needs an even number")
+    head_dim = read_integer(raw, "hidden_size") // num_heads if derived else read_integer(raw, "head_dim")
+    if head_dim % 2 or (head_dim == 2 and rope_kind == "dynamic"):
+        raise UnsupportedModel(
+            "head_dim", head_dim, "rotary embedding needs an even number, above 2 if dynamic"
+        )
     return head_dim
 
 
 def _bias(raw: Mapping[str, Any], field: str, implied: bool | None) -> bool:
-    return bool(raw.get(field, False)) if implied is None else implied
+    return read_flag(raw, field) if implied is None else implied
 
 
 def _windows(raw: Mapping[str, Any], family: _Family, num_layers: int) -> tuple[int | None, ...]:
@@ -142,47 +175,56 @@ def _windows(raw: Mapping[str, Any], family: _Family, num_layers: int) -> tuple[
     if family.window == "all":
         window = raw.get("sliding_window")
         _expect_layer_types(raw, "full_attention" if window is None else "sliding_attention")
-        return everywhere if window is None else (_integer(raw, "sliding_window"),) * num_layers
-    if not raw.get("use_sliding_window") or raw.get("sliding_window") is None:
+        return everywhere if window is None else (read_integer(raw, "sliding_window"),) * num_layers
+    if not read_flag(raw, "use_sliding_window") or raw.get("sliding_window") is None:
         return everywhere
-    window = _integer(raw, "sliding_window")
+    window = read_integer(raw, "sliding_window")
     return tuple(window if kind == "sliding_attention" else None for kind in _layer_types(raw, num_layers))
 
 
 def _expect_layer_types(raw: Mapping[str, Any], kind: str) -> None:
-    if set(raw.get("layer_types") or [kind]) != {kind}:
-        raise UnsupportedModel(
-            "layer_types", raw["layer_types"], f"this architecture has only {kind!r} layers"
-        )
+    kinds = raw.get("layer_types") or [kind]
+    if not isinstance(kinds, list) or any(each != kind for each in cast(list[Any], kinds)):
+        raise UnsupportedModel("layer_types", kinds, f"this architecture has only {kind!r} layers")
 
 
 def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str]:
-    first_window = raw.get("max_window_layers", num_layers)
-    kinds = raw.get("layer_types") or [
-        "sliding_attention" if layer >= first_window else "full_attention" for layer in range(num_layers)
-    ]
-    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        remedy = f"give {num_layers} of 'sliding_attention' or 'full_attention'"
-        raise UnsupportedModel("layer_types", kinds, remedy)
-    return kinds
+    known = ("sliding_attention", "full_attention")
+    kinds = raw.get("layer_types")
+    if not kinds:
+        first_window = raw.get("max_window_layers")
+        if not isinstance(first_window, int):
+            raise UnsupportedModel("max_window_layers", first_window, "config.json must give an integer")
+        return [known[layer < first_window] for layer in range(num_layers)]
+    named = cast(list[Any], kinds) if isinstance(kinds, list) else []
+    if len(named) != num_layers or any(kind not in known for kind in named):
+        raise UnsupportedModel("layer_types", kinds, f"give {num_layers} of {known[0]!r} or {known[1]!r}")
+    return named
 
 
 def _rope(raw: Mapping[str, Any]) -> RopeConfig:
     """Older files say rope_theta and rope_scaling, newer ones put both into rope_parameters."""
-    rope: Mapping[str, Any] = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    given: Any = raw.get(field) or {}
+    if not isinstance(given, dict):
+        raise UnsupportedModel(field, given, "config.json must give an object, or null")
+    rope = cast(dict[str, Any], given)
     kind = _rope_kind(rope)
-    longest = _max_positions(raw)
-    original = raw.get(
-        "original_max_position_embeddings", rope.get("original_max_position_embeddings", longest)
-    )
+    longest = read_integer(raw, "max_position_embeddings")
     scaled, banded = kind != "default", kind == "llama3"
+    original = "original_max_position_embeddings"
+    low = _rope_number(rope, "low_freq_factor") if banded else 1.0
+    high = _rope_number(rope, "high_freq_factor") if banded else 4.0
+    if high <= low:
+        raise UnsupportedModel("rope high_freq_factor", high, f"it must be above low_freq_factor={low}")
+    theta = rope.get("rope_theta", raw.get("rope_theta"))
     return RopeConfig(
         kind=kind,
-        theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
+        theta=10_000.0 if theta is None else read_number("rope_theta", theta),
         factor=_rope_number(rope, "factor") if scaled else 1.0,
-        original_max_tokens=original if banded else longest,
-        low_freq_factor=_rope_number(rope, "low_freq_factor") if banded else 1.0,
-        high_freq_factor=_rope_number(rope, "high_freq_factor") if banded else 4.0,
+        original_max_tokens=read_integer({original: longest, **rope, **raw}, original) if banded else longest,
+        low_freq_factor=low,
+        high_freq_factor=high,
     )
 
 
@@ -200,32 +242,10 @@ def _rope_kind(rope: Mapping[str, Any]) -> str:
 
 
 def _rope_number(rope: Mapping[str, Any], field: str) -> float:
-    value = rope.get(field)
-    if not isinstance(value, int | float) or value <= 0:
-        raise UnsupportedModel(
-            f"rope {field}", value, f"rope type {rope.get('rope_type')!r} needs a number above 0"
-        )
-    return float(value)
-
-
-def _max_positions(raw: Mapping[str, Any]) -> int:
-    return _integer(raw, "max_position_embeddings") if "max_position_embeddings" in raw else 2048
+    return read_number(f"rope {field}", rope.get(field), _MOST_STRETCH)
 
 
 def _max_model_len(raw: Mapping[str, Any], rope: RopeConfig) -> int:
     """Linear and dynamic scaling state the unscaled length and stretch it by their factor."""
     stretch = rope.factor if rope.kind in ("linear", "dynamic") else 1.0
-    return int(_max_positions(raw) * stretch)
-
-
-def _dtype(raw: Mapping[str, Any]) -> torch.dtype:
-    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if name not in _DTYPES:
-        raise UnsupportedModel("dtype", name, f"use one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    return int(read_integer(raw, "max_position_embeddings") * stretch)

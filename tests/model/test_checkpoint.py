@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from model.checkpoint import (
     CheckpointError,
@@ -55,17 +56,70 @@ def test_expected_tensors_are_what_transformers_writes(folder: Path) -> None:
     assert expected_tensors(read_config(folder)) == written
 
 
-def test_redundant_tensors_are_passed_over(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.masked", "score.weight", "extra"]
+)
+def test_tensors_that_nothing_computes_with_are_passed_over(folder: Path, name: str) -> None:
     before = Driver(folder).logits(PROMPT)
-    rewrite(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    rewrite(folder, lambda t: t.update({name: torch.ones(8)}))
     assert torch.equal(Driver(folder).logits(PROMPT), before)
 
 
-def test_a_tied_models_spare_head_is_passed_over(tmp_path: Path) -> None:
+def test_a_head_in_the_file_counts_though_the_config_calls_it_tied(tmp_path: Path) -> None:
     folder = hf.save(hf.build("llama-3.2-tied"), tmp_path)
-    before = Driver(folder).logits(PROMPT)
-    rewrite(folder, lambda t: t.update({"lm_head.weight": torch.zeros(320, 64)}))
-    assert torch.equal(Driver(folder).logits(PROMPT), before)
+    tied = Driver(folder).logits(PROMPT)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert torch.equal(Driver(folder).logits(PROMPT), tied)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0)}))
+    theirs = LlamaForCausalLM.from_pretrained(folder).eval()
+    ours = Driver(folder).logits(PROMPT)
+    assert torch.allclose(ours, hf.logits(theirs, PROMPT), atol=1e-3)
+    assert not torch.allclose(ours, tied, atol=1e-1)
+
+
+def test_a_tied_models_own_head_must_fit(tmp_path: Path) -> None:
+    folder = hf.save(hf.build("llama-3.2-tied"), tmp_path)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": torch.zeros(5, 64)}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \(5, 64\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_tensors_that_are_no_plain_numbers_are_named(folder: Path, dtype: torch.dtype) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda t: t.update({name: t[name].to(dtype)}))
+    with pytest.raises(CheckpointError, match=rf"{name} holds "):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(folder: Path, name: str, value: float) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        tensors[name][-1] = value
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinity"):
+        load(folder)
+
+
+def test_weights_beyond_the_serving_dtype_are_named(folder: Path) -> None:
+    rewrite(folder, lambda t: t.update({"model.norm.weight": torch.full((64,), 1e6)}))
+    load(folder)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinity in float16"):
+        load_weights(folder, read_config(folder), torch.float16, CPU, progress=False)
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../b.safetensors"}}]
+)
+def test_an_index_that_names_no_files_of_the_folder_is_refused(
+    folder: Path, index: dict[str, object]
+) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="needs a weight_map"):
+        load(folder)
 
 
 def test_missing_extra_and_misshaped_tensors_are_all_named(folder: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from lora.target_modules import SITES, SiteGroup
 from model.config import ModelConfig, UnsupportedModel
@@ -45,6 +46,33 @@ def test_the_end_tokens_are_generations_own_or_else_the_models() -> None:
     assert parse(eos_token_id=[5, 6]).eos_token_ids == (5, 6)
     assert parse(eos_token_id=None).eos_token_ids == ()
     assert parse_config(LLAMA, {"eos_token_id": [7, 2]}).eos_token_ids == (7, 2)
+
+
+def test_end_tokens_that_cannot_be_drawn_are_left_out() -> None:
+    assert parse(eos_token_id=[-1, 2, 128]).eos_token_ids == (2,)
+
+
+def test_the_dtypes_name_may_be_torchs() -> None:
+    assert parse(torch_dtype="torch.bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("absent", [None, []])
+def test_without_architectures_the_model_type_says_the_family(absent: object) -> None:
+    assert parse(architectures=absent, model_type="qwen3", head_dim=8).architecture == "Qwen3ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "family", [transformers.MistralConfig, transformers.Qwen2Config, transformers.Qwen3Config]
+)
+def test_fields_that_are_left_out_have_transformers_values(family: type[Any]) -> None:
+    absent = ("max_position_embeddings", "num_key_value_heads", "architectures")
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 32, "hidden_size": 2048}
+    raw = {name: value for name, value in LLAMA.items() if name not in absent}
+    ours, theirs = parse_config({**raw, **sizes, "model_type": family.model_type}, {}), family(**sizes)
+    assert ours.max_model_len == theirs.max_position_embeddings
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.windows[0] == theirs.sliding_window
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 64)
 
 
 def test_both_styles_of_rope_fields_say_the_same() -> None:
@@ -100,6 +128,26 @@ def test_biases_and_norms_by_family() -> None:
     [
         ("architectures", {"architectures": ["GemmaForCausalLM"]}),
         ("architectures", {"architectures": None}),
+        ("architectures", {"architectures": None, "model_type": "gemma"}),
+        ("architectures", {"architectures": "LlamaForCausalLM"}),
+        ("model_type", {"model_type": "qwen2"}),
+        ("num_hidden_layers", {"num_hidden_layers": 10**30}),
+        ("num_attention_heads", {"num_attention_heads": "8"}),
+        ("rms_norm_eps", {"rms_norm_eps": float("nan")}),
+        ("rms_norm_eps", {"rms_norm_eps": "1e-5"}),
+        ("rope_theta", {"rope_theta": float("nan")}),
+        ("rope_theta", {"rope_theta": float("inf")}),
+        ("rope_theta", {"rope_theta": 0}),
+        ("rope_theta", {"rope_parameters": {"rope_type": "default", "rope_theta": "high"}}),
+        ("rope_scaling", {"rope_scaling": "linear"}),
+        ("rope_scaling", {"rope_scaling": ["linear", 2.0]}),
+        ("rope factor", {"rope_scaling": {"type": "linear", "factor": float("inf")}}),
+        ("head_dim", {"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("eos_token_id", {"eos_token_id": "</s>"}),
+        ("eos_token_id", {"eos_token_id": [2, "</s>"]}),
+        ("tie_word_embeddings", {"tie_word_embeddings": "false"}),
+        ("attention_bias", {"attention_bias": "false"}),
+        ("max_window_layers", {"architectures": ["Qwen2ForCausalLM"], **WINDOWED, "max_window_layers": None}),
         ("hidden_act", {"hidden_act": "gelu"}),
         ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
         ("rope_type", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),

@@ -1,0 +1,140 @@
+"""Open a checkpoint's files and read its tensors, or a device's part of them.
+
+Of `model`, this module alone reads files. Only safetensors are read, by memory map; pickled weights are refused.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lora.format.sharding import ShardSpec
+from model.linear import Linear, Quantization, make_linear
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors call them
+_COMPUTING = ("proj", "norm", "embed_tokens", "lm_head")  # in the names of tensors that a forward pass reads
+_SAMPLED = 1 << 16  # elements of a tensor that are looked at
+
+
+class CheckpointError(ValueError):
+    """A checkpoint whose files do not hold the model that its config.json describes; says what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFiles:
+    """Open safetensors files by tensor name; each tensor, or its part within the cut, is mapped in when it is taken."""
+
+    files: Mapping[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+    cut: ShardSpec
+    quantization: Quantization
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError unless the tensors are those `expected`, by name and shape, in floating point."""
+        missing = [name for name in expected if name not in self.files]
+        extra = [name for name in self.files if name not in expected and _matters(name)]
+        present = [name for name in expected if name in self.files]
+        wrong = [
+            f"{name} is {found}, not {expected[name]}"
+            for name in present
+            if (found := self._shape(name)) != expected[name]
+        ]
+        mistyped = [
+            f"{name} holds {found}, not {', '.join(_FLOATS)}"
+            for name in present
+            if (found := self.files[name].get_slice(name).get_dtype()) not in _FLOATS
+        ]
+        faults = [*(f"missing {name}" for name in missing), *(f"unexpected {name}" for name in extra)]
+        faults += wrong + mistyped
+        if faults:
+            shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+            raise CheckpointError(f"the tensors do not fit config.json: {shown}")
+
+    def take(self, name: str) -> Tensor:
+        """Return the whole tensor."""
+        return self._finite(name, self.files[name].get_tensor(name).to(self.device, self.dtype))
+
+    def take_part(self, name: str, *spans: range) -> Tensor:
+        """The tensor's elements whose indices are within `spans`, one for each of the first dimensions."""
+        part = self.files[name].get_slice(name)[tuple(slice(span.start, span.stop) for span in spans)]
+        return self._finite(name, part.to(self.device, self.dtype))
+
+    def linear(self, prefix: str, sites: tuple[str, ...], biased: bool) -> Linear:
+        """One matrix of the sites' outputs in their order. Where inputs are cut, the first device adds the bias."""
+        cuts = {f"{prefix}.{site}": self.cut.of(site) for site in sites}
+        weight = torch.cat(
+            [self.take_part(f"{s}.weight", cut.outputs, cut.inputs) for s, cut in cuts.items()]
+        )
+        biases = [
+            self.take_part(f"{s}.bias", cut.outputs) for s, cut in cuts.items() if biased and not cut.in_start
+        ]
+        return make_linear(weight, torch.cat(biases) if biases else None, self.quantization)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.files[name].get_slice(name).get_shape())
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        """Return `tensor` if a sample of it, spread evenly, is finite."""
+        step = (tensor.numel() // _SAMPLED) | 1  # odd, so that it meets every column
+        if not tensor.reshape(-1)[::step].isfinite().all():
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name} holds NaN or infinity in {dtype}: fetch it again, or give another dtype"
+            )
+        return tensor
+
+
+def _matters(name: str) -> bool:
+    """Tell whether a tensor is of a part that the forward pass computes.
+
+    Others, such as rope's buffers or the heads of other tasks, change nothing.
+    """
+    return name.startswith(("model.", "lm_head.")) and any(part in name for part in _COMPUTING)
+
+
+def open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Open the folder's files until `stack` is closed; return by each tensor's name the file that holds it."""
+    files: dict[str, Any] = {}
+    for path in find_weight_files(folder):
+        try:
+            file = cast(Any, stack.enter_context(safe_open(path, framework="pt")))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read, fetch it again: {error}") from error
+        files |= dict.fromkeys(file.keys(), file)
+    return files
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights. Raises CheckpointError where there are none."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        named: Any = read_json(folder / _INDEX).get("weight_map")
+        shards = cast(dict[str, Any], named).values() if isinstance(named, dict) else ()
+        if not shards or not all(isinstance(name, str) and Path(name).name == name for name in shards):
+            raise CheckpointError(f"{folder / _INDEX} needs a weight_map from tensors to files of its folder")
+        return [folder / name for name in sorted(set(shards))]
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    found = f"{pickled[0]} is a pickle, which can run code and is never loaded; " if pickled else ""
+    raise CheckpointError(
+        f"{folder} has neither {_SINGLE} nor {_INDEX}: {found}convert the weights to safetensors"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Raises CheckpointError."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}: it must be a JSON object")
+    return cast(dict[str, Any], content)
