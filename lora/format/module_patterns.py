@@ -1,8 +1,8 @@
 """Match module paths with the patterns of an adapter's configuration, in a time that no pattern can blow up.
 
 PEFT matches them as regular expressions, whose time may double with every character of a path. A configuration is a
-stranger's, so its patterns are compiled to a set of states instead, and all states that a path may be in are followed
-at once (Thompson, Regular Expression Search Algorithm, 1968). The cost is at most states times characters. What PEFT
+stranger's, so its patterns are compiled to states instead. All states that a path may be in are followed at once
+(Thompson, Regular Expression Search Algorithm, 1968). The cost is at most states times characters. What PEFT
 writes and people use is understood: names, `.`, classes, groups, `|`, quantifiers, `^`, `$` and `\\b`.
 """
 
