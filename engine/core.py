@@ -24,6 +24,7 @@ _PREFETCH_DEPTH = 8
 _INVALID_LOGITS = StepFailed(
     "the model's logits were NaN or infinite: check the weights of the adapter and the base"
 )
+_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause")
 _log = logging.getLogger(__name__)
 
 
@@ -201,9 +202,9 @@ class EngineCore:
         except Exception as error:  # noqa: BLE001 - as in _launch
             return StepResult((), self._fail_plan(plan, error), idle=False)
         with self._lock:
-            failures = (
-                self._end_awaited(plan, set(computed.invalid), _INVALID_LOGITS) if computed.invalid else ()
-            )
+            failures: tuple[Failure, ...] = ()
+            for keys, error in ((computed.faults, _FAULT), (computed.invalid, _INVALID_LOGITS)):
+                failures += self._end_awaited(plan, set(keys), error) if keys else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
         self.steps += 1

@@ -45,7 +45,7 @@ class PeersSilent(EngineError):
 
 
 class StepFailed(EngineError):
-    """A step of the engine raised; the requests in it were ended and the engine goes on."""
+    """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on."""
 
 
 class InvalidConfig(EngineError):

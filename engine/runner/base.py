@@ -17,11 +17,12 @@ class StepOutputs:
     """A plan's outputs, aligned with its slices.
 
     `invalid` are the sequences whose logits were NaN or infinite, as an adapter with wild weights can make them.
-    Their outputs mean nothing; the others' are sound.
+    `faults` are those that could not be computed at all. The outputs of both mean nothing; the others' are sound.
     """
 
     outputs: tuple[SliceOutput, ...]
     invalid: tuple[SequenceKey, ...]
+    faults: tuple[SequenceKey, ...] = ()
 
 
 class Computation(Protocol):

@@ -9,6 +9,7 @@ import torch
 
 from engine.assembly.assembly import Engine, ModelCard
 from engine.core import EngineCore
+from engine.runner.fault_isolation import IsolatingExecutor
 from engine.tokenizer import Tokenizer
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
@@ -56,7 +57,8 @@ def build(
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     executor = FakeExecutor(lags=lags)
-    core = EngineCore(scheduler, store, executor, time.monotonic, vocab_size)
+    runner = executor if lags else IsolatingExecutor(executor)
+    core = EngineCore(scheduler, store, runner, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     card = ModelCard("base", str(folder), 128, vocab_size, (2,))
