@@ -6,6 +6,7 @@ residency; it reads a folder and writes none.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused
+from lora.format.adapter_files import Flaw, read_regular_file, short
 from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
-from lora.format.peft_config import CONFIG_FILE, Flaw, LoraSettings, read_settings
+from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
 from lora.target_modules import SITES, BaseShape, SiteGroup
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+MOST_HEADER_BYTES = 1 << 24
 PICKLE_FILE = "adapter_model.bin"
 
 _BLOCKS = {
@@ -30,7 +33,7 @@ _BLOCKS = {
 }
 _TENSOR_NAME = re.compile(
     r"(?:base_model\.model\.)?"
-    r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9]\d*)\.(?P<block>\w+)\.(?P<site>\w+))"
+    r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<block>\w+)\.(?P<site>\w+))"
     r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 )
 _OTHER_TENSORS = (
@@ -68,11 +71,16 @@ class _Pair:
     step: float = 1.0
 
 
-def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> PackedAdapter:
-    """Read the PEFT folder and pack it in the serving `dtype`. Raises AdapterRefused with the exact reason."""
+def pack(
+    name: str, folder: Path, base: BaseShape, dtype: torch.dtype, most_bytes: int = sys.maxsize
+) -> PackedAdapter:
+    """Read the PEFT folder and pack it in the serving `dtype`. Raises AdapterRefused with the exact reason.
+
+    A file whose packed form would need more than `most_bytes` is not read.
+    """
     try:
         settings = read_settings(folder)
-        pairs = _read_pairs(folder)
+        pairs = _read_pairs(folder, most_bytes // dtype.itemsize)
         _check_targets(settings, pairs, base)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
@@ -88,11 +96,11 @@ def pack(name: str, folder: Path, base: BaseShape, dtype: torch.dtype) -> Packed
     return PackedAdapter(ref, layout, rows)
 
 
-def _read_pairs(folder: Path) -> dict[str, _Pair]:
+def _read_pairs(folder: Path, most_numbers: int) -> dict[str, _Pair]:
     """Every module's A and B, by module path."""
     halves: dict[str, dict[str, Tensor]] = {}
     matches: dict[str, re.Match[str]] = {}
-    for tensor_name, tensor in _read_tensors(folder).items():
+    for tensor_name, tensor in _read_tensors(folder, most_numbers).items():
         match = _match(tensor_name)
         sides = halves.setdefault(match["path"], {})
         if match["side"] in sides:
@@ -109,11 +117,15 @@ def _read_pairs(folder: Path) -> dict[str, _Pair]:
     return {path: _pair(matches[path], sides) for path, sides in halves.items()}
 
 
-def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
-    """All tensors of the folder. Read and not mapped: a file cut short meanwhile must not kill the server."""
+def _read_tensors(folder: Path, most_numbers: int) -> Mapping[str, Tensor]:
+    """All tensors of the folder, whose numbers take four bytes at most."""
     path = folder / WEIGHTS_FILE
     try:
-        return safetensors.torch.load(path.read_bytes())
+        content = read_regular_file(path, most_numbers * 4 + MOST_HEADER_BYTES)
+        header_bytes = int.from_bytes(content[:8], "little")
+        if header_bytes > MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {header_bytes} bytes, at most {MOST_HEADER_BYTES} are read")
+        return safetensors.torch.load(bytes(content))
     except FileNotFoundError:
         if (folder / PICKLE_FILE).exists():
             raise Flaw(
@@ -121,9 +133,9 @@ def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
                 " (save_pretrained(safe_serialization=True))"
             ) from None
         raise Flaw(f"{folder} has no {WEIGHTS_FILE}: save the adapter there as one file") from None
-    except OSError as error:
-        raise Flaw(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except Flaw:
+        raise
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise Flaw(f"{path} is truncated or no safetensors file ({error}): copy or save it again") from error
 
 
@@ -133,14 +145,14 @@ def _match(tensor_name: str) -> re.Match[str]:
     if match is None:
         for mark, reason in _OTHER_TENSORS:
             if mark in tensor_name:
-                raise Flaw(f"{WEIGHTS_FILE} has the tensor {tensor_name!r}: {reason}")
+                raise Flaw(f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}: {reason}")
         raise Flaw(
-            f"{WEIGHTS_FILE} has the tensor {tensor_name!r}, which is no LoRA of a Llama-family layer:"
+            f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}, which is no LoRA of a Llama-family layer:"
             " expected [base_model.model.][model.]layers.N.{self_attn,mlp}.SITE.lora_{A,B}.weight"
         )
     if _BLOCKS.get(match["site"]) != match["block"]:
         raise Flaw(
-            f"{WEIGHTS_FILE} has the tensor {tensor_name!r}: {match['block']}.{match['site']} is no served"
+            f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}: {match['block']}.{match['site']} is no served"
             f" module; the sites are {', '.join(f'{_BLOCKS[site]}.{site}' for site in SITES)}"
         )
     return match
@@ -148,7 +160,7 @@ def _match(tensor_name: str) -> re.Match[str]:
 
 def _check_tensor(tensor_name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _SERVED_DTYPES:
-        raise Flaw(f"{tensor_name} is {tensor.dtype}: save it as float32, float16 or bfloat16")
+        raise Flaw(f"{short(tensor_name)} is {tensor.dtype}: save it as float32, float16 or bfloat16")
     if tensor.dim() != 2 or tensor.numel() == 0:
         raise Flaw(
             f"{tensor_name} has shape {tuple(tensor.shape)}, not two dimensions above 0: gather the shards of a"
@@ -181,10 +193,13 @@ def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: Bas
     for path in paths:
         if path not in pairs and settings.targets(path):
             raise Flaw(f"{CONFIG_FILE} targets {path}, of which {WEIGHTS_FILE} has no tensors: save it again")
-    for target in settings.target_modules if isinstance(settings.target_modules, tuple) else ():
-        if not any(path == target or path.endswith(f".{target}") for path in paths):
+    ends = {
+        path[start:] for path in paths for start in range(len(path)) if not start or path[start - 1] == "."
+    }
+    for target in settings.target_modules if isinstance(settings.target_modules, frozenset) else ():
+        if target not in ends:
             raise Flaw(
-                f"{CONFIG_FILE} has {target!r} in target_modules, which names no served module of this base"
+                f"{CONFIG_FILE} has {short(target)} in target_modules, which names no served module of this base"
                 f" model (sites: {', '.join(SITES)}): train without it, or remove it if it never matched"
             )
 

@@ -4,14 +4,20 @@ Every field of PEFT's LoraConfig is either honoured here, listed as irrelevant t
 is set; a field that this version does not know is refused when it is set. The room knows no tensor.
 """
 
-import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeGuard, TypeVar, cast
 
+from lora.format.adapter_files import Flaw, read_json_object, short
+from lora.format.module_patterns import (
+    EndPattern,
+    ModulePattern,
+    compile_end_pattern,
+    compile_pattern,
+    is_literal,
+)
 from lora.target_modules import SITES
 
 CONFIG_FILE = "adapter_config.json"
@@ -49,37 +55,36 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 Number = TypeVar("Number", int, float)
 
 _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+ALL_LINEAR = "all-linear"
+_MOST_NUMBER = 1_000_000  # a rank or a layer; beyond any model's
+_MOST_ALPHA = 1e18
+_MOST_PATTERNS = 4096
+_MOST_REGEX_CHARS = 8192
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
-
-
-class Flaw(ValueError):
-    """Why a folder cannot be served, before anyone asks under which name."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
     """What adapter_config.json says about modules, ranks and scales, with PEFT's rules of matching.
 
-    `target_modules` and `exclude_modules` are a regex or names; `layers` is None where all layers are meant.
+    `target_modules` and `exclude_modules` are a pattern or names; `layers` is None where all layers are meant.
     """
 
     r: int
     alpha: float
     use_rslora: bool
-    rank_pattern: tuple[tuple[str, int], ...]
-    alpha_pattern: tuple[tuple[str, float], ...]
-    target_modules: str | tuple[str, ...]
-    exclude_modules: str | tuple[str, ...]
-    layers: tuple[int, ...] | None
-    layers_pattern: tuple[str, ...]
+    rank_pattern: tuple[tuple[EndPattern, int], ...]
+    alpha_pattern: tuple[tuple[EndPattern, float], ...]
+    target_modules: ModulePattern | frozenset[str]
+    exclude_modules: ModulePattern | frozenset[str]
+    layers: frozenset[int] | None
+    layers_pattern: tuple[EndPattern, ...]
 
     def targets(self, path: str) -> bool:
         """Whether the module at `path` (such as `model.layers.0.self_attn.q_proj`) is adapted."""
         if self.exclude_modules and _names(self.exclude_modules, path):
             return False
-        if isinstance(self.target_modules, str):
-            if self.target_modules.lower() == "all-linear":
-                return path.rsplit(".", 1)[-1] in SITES
+        if isinstance(self.target_modules, ModulePattern):
             return _names(self.target_modules, path)
         # A full path names its module whatever `layers_to_transform` says; a suffix does not.
         return path in self.target_modules or (_names(self.target_modules, path) and self._in_layers(path))
@@ -96,10 +101,10 @@ class LoraSettings:
     def _in_layers(self, path: str) -> bool:
         if self.layers is None:
             return True
-        for pattern in self.layers_pattern or (r"[^.]*",):
-            if found := re.match(rf"(?:.*?\.)??(?:{pattern})\.(\d+)\.", path):
-                return int(found[1]) in self.layers
-        return False
+        list_name, _, rest = path.partition("layers.")
+        if self.layers_pattern and not any(p.matches_end(f"{list_name}layers") for p in self.layers_pattern):
+            return False
+        return int(rest.split(".", 1)[0]) in self.layers
 
 
 def read_settings(folder: Path) -> LoraSettings:
@@ -109,158 +114,161 @@ def read_settings(folder: Path) -> LoraSettings:
     for field, value in config.items():
         if field in REFUSED and value:
             reason, remedy = REFUSED[field]
-            raise Flaw(f"{CONFIG_FILE} sets {field}={_short(value)}: {reason}, which is not served; {remedy}")
+            raise Flaw(f"{CONFIG_FILE} sets {field}={short(value)}: {reason}, which is not served; {remedy}")
         if field not in REFUSED and field not in HONOURED and field not in IRRELEVANT and value:
+            shown = field if field.isidentifier() and len(field) < 60 else short(field)
             raise Flaw(
-                f"{CONFIG_FILE} sets {field}={_short(value)}, a field that this version does not know:"
+                f"{CONFIG_FILE} sets {shown}={short(value)}, a field that this version does not know:"
                 " it may change the arithmetic; remove it if it does not"
             )
-    targets, layers = _names_field(config, "target_modules"), _layers_field(config)
+    targets, layers = _modules_field(config, "target_modules"), _layers_field(config)
     if not targets:
         raise Flaw(f"{CONFIG_FILE} names no target_modules: list the modules that were trained")
-    if isinstance(targets, str) and layers is not None:
+    if isinstance(config.get("target_modules"), str) and layers is not None:
         raise Flaw(f"{CONFIG_FILE} has layers_to_transform with target_modules as a regex: use one of them")
     return LoraSettings(
         r=_rank(config.get("r"), "r"),
         alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
         use_rslora=_flag(config, "use_rslora"),
-        rank_pattern=tuple(
-            (k, _rank(v, f"rank_pattern[{k!r}]")) for k, v in _pattern(config, "rank_pattern")
-        ),
-        alpha_pattern=tuple(
-            (k, _alpha(v, f"alpha_pattern[{k!r}]")) for k, v in _pattern(config, "alpha_pattern")
-        ),
+        rank_pattern=_pattern(config, "rank_pattern", _rank),
+        alpha_pattern=_pattern(config, "alpha_pattern", _alpha),
         target_modules=targets,
-        exclude_modules=_names_field(config, "exclude_modules"),
+        exclude_modules=_modules_field(config, "exclude_modules"),
         layers=layers,
         layers_pattern=_layers_pattern(config),
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise Flaw(f"{folder} is not a folder: give the folder that holds {CONFIG_FILE}")
-    path = folder / CONFIG_FILE
+def _read_config(folder: Path) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        if not folder.is_dir():
+            raise Flaw(f"{folder} is not a folder: give the folder that holds {CONFIG_FILE}")
+        return read_json_object(folder / CONFIG_FILE)
     except FileNotFoundError:
         raise Flaw(f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT's save_pretrained") from None
     except OSError as error:
-        raise Flaw(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    except ValueError as error:  # not JSON, or not even text
-        raise Flaw(f"{path} is not valid JSON ({error}): save the adapter again") from error
-    if not isinstance(config, dict):
-        raise Flaw(f"{path} holds {type(config).__name__}, not an object of fields: save the adapter again")
-    return config
+        raise Flaw(f"{folder} cannot be read ({error.strerror}): give an adapter's folder") from error
 
 
-def _check_kind(config: dict[str, Any]) -> None:
-    kind, bias, init = (
-        config.get("peft_type"),
-        config.get("bias", "none"),
-        config.get("init_lora_weights", True),
-    )
+def _check_kind(config: Mapping[str, object]) -> None:
+    kind, bias = config.get("peft_type"), config.get("bias", "none")
+    init = config.get("init_lora_weights", True)
     if kind != "LORA":
-        raise Flaw(f"{CONFIG_FILE} has peft_type={kind!r}: only 'LORA' is served")
+        raise Flaw(f"{CONFIG_FILE} has peft_type={short(kind)}: only 'LORA' is served")
     if bias not in ("none", None):
         raise Flaw(
-            f"{CONFIG_FILE} has bias={bias!r}: the base model's biases are trained too; use bias='none'"
+            f"{CONFIG_FILE} has bias={short(bias)}: the base model's biases are trained too; use bias='none'"
         )
     if init in _HARMLESS_INITS:
         return
     if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
         raise Flaw(
-            f"{CONFIG_FILE} has init_lora_weights={init!r}, which changed the base weights at the start of the"
-            " training: convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
+            f"{CONFIG_FILE} has init_lora_weights={short(init)}, which changed the base weights at the start of"
+            " the training: convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
-    raise Flaw(f"{CONFIG_FILE} has init_lora_weights={_short(init)}, which this version does not know")
+    raise Flaw(f"{CONFIG_FILE} has init_lora_weights={short(init)}, which this version does not know")
 
 
-def _names_field(config: dict[str, Any], field: str) -> str | tuple[str, ...]:
-    """A regex (checked), or a tuple of names; empty where the field is unset."""
-    value = config.get(field) or ()
+def _modules_field(config: Mapping[str, object], field: str) -> ModulePattern | frozenset[str]:
+    """Read a pattern, or names; no names where the field is unset."""
+    value = config.get(field) or list[object]()
     if isinstance(value, str):
-        _check_regex(field, value)
-        return value
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise Flaw(f"{CONFIG_FILE} has {field}={_short(value)}: give a list of names or a regex")
-    return tuple(value)
+        if value.lower() == ALL_LINEAR:
+            return frozenset(SITES) if field == "target_modules" else frozenset((value,))
+        return compile_pattern(field, value)
+    return frozenset(_strings(value, field, "give a list of names or a regex"))
 
 
-def _layers_field(config: dict[str, Any]) -> tuple[int, ...] | None:
+def _layers_field(config: Mapping[str, object]) -> frozenset[int] | None:
     value = config.get("layers_to_transform")
     if value is None or value == []:
         return None
-    layers = value if isinstance(value, list) else [value]
-    if not all(_is_int(layer) and layer >= 0 for layer in layers):
-        raise Flaw(f"{CONFIG_FILE} has layers_to_transform={_short(value)}: give layer numbers from 0")
-    return tuple(layers)
+    layers = _list(value)
+    found = [layer for layer in layers if _is_int(layer) and 0 <= layer <= _MOST_NUMBER]
+    if len(found) < len(layers):
+        raise Flaw(f"{CONFIG_FILE} has layers_to_transform={short(value)}: give layer numbers from 0")
+    return frozenset(found)
 
 
-def _layers_pattern(config: dict[str, Any]) -> tuple[str, ...]:
-    patterns = config.get("layers_pattern") or ()
-    patterns = (patterns,) if isinstance(patterns, str) else patterns
-    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise Flaw(f"{CONFIG_FILE} has layers_pattern={_short(patterns)}: give a name or a list of names")
-    for pattern in patterns:
-        _check_regex("layers_pattern", pattern)
-    return tuple(patterns)
+def _layers_pattern(config: Mapping[str, object]) -> tuple[EndPattern, ...]:
+    value = config.get("layers_pattern") or list[object]()
+    texts = [value] if isinstance(value, str) else _strings(value, "layers_pattern", "give a list of names")
+    return tuple(compile_end_pattern("layers_pattern", text) for text in _bounded(texts, "layers_pattern"))
 
 
-def _pattern(config: dict[str, Any], field: str) -> tuple[tuple[str, Any], ...]:
-    value = config.get(field) or {}
+def _pattern(
+    config: Mapping[str, object], field: str, read: Callable[[object, str], Number]
+) -> tuple[tuple[EndPattern, Number], ...]:
+    """Read an object of module patterns and numbers, in its order."""
+    value = config.get(field) or dict[str, object]()
     if not isinstance(value, dict):
-        raise Flaw(f"{CONFIG_FILE} has {field}={_short(value)}: give an object of module names and numbers")
-    for key in value:
-        _check_regex(field, key)
-    return tuple(value.items())
+        raise Flaw(f"{CONFIG_FILE} has {field}={short(value)}: give an object of module names and numbers")
+    numbers = cast(dict[str, object], value)
+    return tuple(
+        (compile_end_pattern(field, text), read(numbers[text], f"{field}[{short(text)}]"))
+        for text in _bounded(numbers, field)
+    )
+
+
+def _strings(value: object, field: str, remedy: str) -> list[str]:
+    texts = _list(value)
+    found = [text for text in texts if isinstance(text, str)]
+    if len(found) < len(texts):
+        raise Flaw(f"{CONFIG_FILE} has {field}={short(value)}: {remedy}")
+    return found
+
+
+def _list(value: object) -> list[object]:
+    return cast(list[object], value) if isinstance(value, list) else [value]
+
+
+def _bounded(texts: Collection[str], field: str) -> Collection[str]:
+    """Refuse more patterns than can be matched in a moment."""
+    regexes = sum(len(text) for text in texts if not is_literal(text))
+    if len(texts) > _MOST_PATTERNS or regexes > _MOST_REGEX_CHARS:
+        raise Flaw(
+            f"{CONFIG_FILE} has {len(texts)} patterns in {field}, {regexes} characters of them in regexes; at most"
+            f" {_MOST_PATTERNS} and {_MOST_REGEX_CHARS} are matched: use fewer, or names"
+        )
+    return texts
 
 
 def _rank(value: object, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Flaw(f"{CONFIG_FILE} has {field}={_short(value)}: a rank is a whole number from 1")
+    if not _is_int(value) or not 1 <= value <= _MOST_NUMBER:
+        raise Flaw(
+            f"{CONFIG_FILE} has {field}={short(value)}: a rank is a whole number from 1 to {_MOST_NUMBER}"
+        )
     return value
 
 
 def _alpha(value: object, field: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise Flaw(f"{CONFIG_FILE} has {field}={_short(value)}: give the number that the training used")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST_ALPHA:
+        return float(value)
+    raise Flaw(
+        f"{CONFIG_FILE} has {field}={short(value)}: give the number that the training used,"
+        f" of at most {_MOST_ALPHA:g}"
+    )
 
 
-def _flag(config: dict[str, Any], field: str) -> bool:
+def _flag(config: Mapping[str, object], field: str) -> bool:
     value = config.get(field) or False
     if not isinstance(value, bool):
-        raise Flaw(f"{CONFIG_FILE} has {field}={_short(value)}: give true or false")
+        raise Flaw(f"{CONFIG_FILE} has {field}={short(value)}: give true or false")
     return value
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_regex(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise Flaw(f"{CONFIG_FILE} has an invalid regex {pattern!r} in {field} ({error})") from error
+def _names(wanted: ModulePattern | frozenset[str], path: str) -> bool:
+    """Tell whether a pattern matches the whole path, or a name is the path or its dotted end."""
+    if isinstance(wanted, ModulePattern):
+        return wanted.matches(path)
+    parts = path.split(".")
+    return any(".".join(parts[start:]) in wanted for start in range(len(parts)))
 
 
-def _names(wanted: str | tuple[str, ...], path: str) -> bool:
-    """Whether a regex matches the whole path, or a name is the path or its dotted end."""
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in wanted)
-
-
-def _first_match(pattern: tuple[tuple[str, Number], ...], path: str, default: Number) -> Number:
-    """The number of the first key that, as a regex, matches the path or its dotted end."""
-    for key, number in pattern:
-        if re.match(rf"(.*\.)?({key})$", path):
-            return number
-    return default
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _first_match(pattern: tuple[tuple[EndPattern, Number], ...], path: str, default: Number) -> Number:
+    """Return the number of the first key that matches the path or its dotted end."""
+    return next((number for key, number in pattern if key.matches_end(path)), default)

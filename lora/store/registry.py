@@ -64,7 +64,11 @@ class AdapterRegistry:
 
     def declare(self, name: str, folder: Path) -> None:
         """Remember a name and its PEFT folder; the weights are read when first asked for. Raises AdapterRefused."""
-        if not (folder / CONFIG_FILE).is_file():
+        try:
+            is_adapter = (folder / CONFIG_FILE).is_file()
+        except OSError as error:
+            raise AdapterRefused(name, f"{folder} cannot be read ({error.strerror})") from error
+        if not is_adapter:
             raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
         with self._lock:
             self._unbind(self._names.get(name))

@@ -72,7 +72,7 @@ class TierChain:
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
         """Read a folder and keep its packed form. Raises AdapterRefused."""
-        packed = pack(name, folder, self._base, self._dtype)
+        packed = pack(name, folder, self._base, self._dtype, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
         try:
             self.keep(packed)

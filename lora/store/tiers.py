@@ -218,7 +218,8 @@ class SourceTier:
         if source is None:
             return False
         try:
-            packed = pack(source.name, source.folder, self._base, self._dtype)
+            most_bytes = destination.numel()
+            packed = pack(source.name, source.folder, self._base, self._dtype, most_bytes)
         except AdapterRefused as refused:
             raise AdapterLost(source.name, refused.reason) from refused
         if packed.ref.digest != digest:

@@ -1,12 +1,15 @@
 """What is not served is refused, and the reason names the file, the field or tensor, and the value."""
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -78,6 +81,20 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no targets": ({"target_modules": None}, r"names no target_modules"),
     "targets of a number": ({"target_modules": 7}, r"target_modules=7"),
     "invalid regex": ({"target_modules": "q_proj("}, r"invalid regex 'q_proj\(' in target_modules"),
+    "regex that blows up": (
+        {"target_modules": r"(.*(\w+)*)*\.(?=x)"},
+        r"invalid regex .* in target_modules, or one beyond what is matched",
+    ),
+    "rank beyond all": ({"r": 10**4000}, r"r=1000.*: a rank is a whole number from 1 to"),
+    "alpha beyond all": ({"lora_alpha": 10**4000}, r"lora_alpha=1000.*: give the number"),
+    "layer beyond all": ({"layers_to_transform": [10**4000]}, r"layers_to_transform=\[1000"),
+    "flags in a pattern": ({"rank_pattern": {"(?i)q_proj": 4}}, r"'\(\?i\)q_proj' in rank_pattern"),
+    "many patterns": (
+        {"rank_pattern": {f"x{number}": 4 for number in range(5000)}},
+        r"5000 patterns in rank_pattern",
+    ),
+    "long regexes": ({"rank_pattern": {f"x{n}.*": 4 for n in range(2000)}}, r"rank_pattern, .* regexes"),
+    "lone surrogate": ({"use_\ud800": True}, r"surrogates not allowed"),
     "regex and layers": (
         {"target_modules": ".*q_proj", "layers_to_transform": [0]},
         r"layers_to_transform with",
@@ -212,11 +229,45 @@ def test_a_huge_sum_of_sound_values_is_served(tmp_path: Path) -> None:
     assert pack_it(write_folder(tmp_path, q_tensors() | {f"{Q0}.lora_A.weight": torch.full((4, 32), 3e38)}))
 
 
+def replaced(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+def bind_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(path))
+
+
+def write_header(folder: Path, header: bytes) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda p: p.rename(p.with_name("gone")), r"not a folder"),
     "no configuration": (lambda p: (p / "adapter_config.json").unlink(), r"has no adapter_config\.json"),
     "no JSON": (lambda p: (p / "adapter_config.json").write_text("{"), r"not valid JSON"),
     "no text": (lambda p: (p / "adapter_config.json").write_bytes(b"\xff\xfe\x00"), r"not valid JSON"),
+    "a field twice": (
+        lambda p: (p / "adapter_config.json").write_text('{"r": 4, "r": 8}'),
+        r"has the field 'r' twice",
+    ),
+    "nested": (
+        lambda p: (p / "adapter_config.json").write_text('{"x": ' + "[" * 50 + "]" * 50 + "}"),
+        r"nested deeper than 32",
+    ),
+    "nested beyond all": (
+        lambda p: (p / "adapter_config.json").write_text("[" * 400_000),
+        r"nested deeper than 32",
+    ),
+    "digits beyond all": (
+        lambda p: (p / "adapter_config.json").write_text('{"r": ' + "9" * 9999 + "}"),
+        r"not valid JSON",
+    ),
+    "a huge configuration": (
+        lambda p: (p / "adapter_config.json").write_text(" " * (1 << 20) + "{}"),
+        r"1048578 bytes, at most 1048576",
+    ),
     "a list": (lambda p: (p / "adapter_config.json").write_text("[]"), r"holds list, not an object"),
     "no weights": (
         lambda p: (p / "adapter_model.safetensors").unlink(),
@@ -231,6 +282,35 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: (p / "adapter_model.safetensors").write_bytes(b"x" * 100),
         r"truncated or no",
     ),
+    "weights are a pipe": (
+        lambda p: replaced(p / "adapter_model.safetensors", os.mkfifo),
+        r"no regular file",
+    ),
+    "configuration is a pipe": (lambda p: replaced(p / "adapter_config.json", os.mkfifo), r"no regular file"),
+    "weights are a device": (
+        lambda p: replaced(p / "adapter_model.safetensors", lambda at: at.symlink_to("/dev/zero")),
+        r"no regular file",
+    ),
+    "weights are a link to itself": (
+        lambda p: replaced(p / "adapter_model.safetensors", lambda at: at.symlink_to(at.name)),
+        r"cannot be read",
+    ),
+    "weights are a socket": (
+        lambda p: replaced(p / "adapter_model.safetensors", bind_socket),
+        r"cannot be read",
+    ),
+    "a huge header": (
+        lambda p: (p / "adapter_model.safetensors").write_bytes(b"\xff" * 8 + b"{}"),
+        r"a header of \d+ bytes",
+    ),
+    "a nested header": (lambda p: write_header(p, b'{"a":' * 5000 + b"1" + b"}" * 5000), r"no safetensors"),
+    "a layer of many digits": (
+        lambda p: safetensors.torch.save_file(
+            {f"model.layers.{'9' * 5000}.mlp.up_proj.lora_A.weight": torch.ones(4, 32)},
+            p / "adapter_model.safetensors",
+        ),
+        r"is no LoRA of a Llama",
+    ),
     "weights are a folder": (
         lambda p: ((p / "adapter_model.safetensors").unlink(), (p / "adapter_model.safetensors").mkdir()),
         r"cannot be read",
@@ -244,6 +324,13 @@ def test_folders_that_are_not_served(case: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "adapter", q_tensors())
     change(folder)
     assert_refused(folder, reason)
+
+
+def test_weights_that_no_memory_has_room_for_are_not_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, q_tensors())
+    os.truncate(folder / "adapter_model.safetensors", 1 << 40)
+    with pytest.raises(AdapterRefused, match=r"has 1099511627776 bytes, at most 17825792 are read"):
+        pack("a", folder, BASE, torch.bfloat16, most_bytes=1 << 19)
 
 
 @pytest.mark.parametrize("kept", [4, 8, 50, 400, 2000])

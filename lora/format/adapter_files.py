@@ -1,0 +1,100 @@
+"""Read an adapter's files as data that a stranger may have written.
+
+Only a regular file is read, and only up to a bound: a pipe would block its reader for ever, and a device may have no
+end. JSON is decoded with bounds on its size and its nesting.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import cast
+
+MOST_CONFIG_BYTES = 1 << 20
+_MOST_NESTING = 32
+_SHORT_CHARS = 60
+
+
+class Flaw(ValueError):
+    """Why a folder cannot be served, before anyone asks under which name."""
+
+
+def read_regular_file(path: Path, most_bytes: int) -> bytearray:
+    """Read a whole regular file of at most `most_bytes`. Raises FileNotFoundError, or Flaw with the reason.
+
+    It is read and not mapped: a file cut short meanwhile must not kill the server.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            return _read_all(path, descriptor, most_bytes)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Flaw(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """Read a JSON object that names no field twice. Raises FileNotFoundError, or Flaw with the reason."""
+    content = read_regular_file(path, MOST_CONFIG_BYTES)
+    try:
+        value: object = json.loads(content.decode(), object_pairs_hook=_distinct)
+        check_nesting(value)
+        # A lone surrogate can be escaped in JSON, and in no text that is sent on.
+        json.dumps(value, ensure_ascii=False).encode()
+    except Flaw as flaw:
+        raise Flaw(f"{path} {flaw}: save the adapter again") from flaw
+    except RecursionError as error:
+        raise Flaw(f"{path} is nested deeper than {_MOST_NESTING}: save the adapter again") from error
+    except ValueError as error:  # not JSON, or not even text
+        raise Flaw(f"{path} is not valid JSON ({error}): save the adapter again") from error
+    if not isinstance(value, dict):
+        raise Flaw(f"{path} holds {type(value).__name__}, not an object of fields: save the adapter again")
+    return cast(dict[str, object], value)
+
+
+def check_nesting(value: object) -> None:
+    """Refuse JSON values that are nested so deep that code which follows them may run out of stack. Raises Flaw."""
+    level = [value]
+    for _ in range(_MOST_NESTING):
+        level = [inner for outer in level for inner in _inner(outer)]
+        if not level:
+            return
+    raise Flaw(f"is nested deeper than {_MOST_NESTING}")
+
+
+def short(value: object) -> str:
+    """Show a value in a message: its start is enough to know it by."""
+    text = repr(value)
+    return text if len(text) <= _SHORT_CHARS else f"{text[: _SHORT_CHARS - 3]}..."
+
+
+def _read_all(path: Path, descriptor: int, most_bytes: int) -> bytearray:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise Flaw(f"{path} is no regular file and cannot be read: put the adapter's own file there")
+    if status.st_size > most_bytes:
+        raise Flaw(f"{path} has {status.st_size} bytes, at most {most_bytes} are read: is it the right file?")
+    content = bytearray(status.st_size)
+    filled = 0
+    while filled < len(content) and (count := os.readv(descriptor, [memoryview(content)[filled:]])):
+        filled += count
+    del content[filled:]
+    return content
+
+
+def _inner(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(cast(dict[str, object], value).values())
+    return cast(list[object], value) if isinstance(value, list) else []
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise Flaw(f"has the field {short(name)} twice")
+        found[name] = value
+    return found
