@@ -9,8 +9,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.assembly.assembly import Engine
@@ -18,36 +18,24 @@ from engine.core import StepResult
 from engine.errors import (
     AdapterFailed,
     Draining,
+    EngineError,
+    EngineStopped,
     InvalidAdapterName,
     Overloaded,
     PeersSilent,
+    StepFailed,
     UnknownModel,
 )
 from engine.output import RequestOutput
-from engine.telemetry import Telemetry
+from engine.telemetry import EngineStats, Telemetry
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
-from lora.store.stats import StoreStats
-from scheduler.blocks import BlockStats
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
 _RETRY_AFTER_S = 1
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
-
-    running: int
-    waiting: int
-    preemptions: int
-    steps: int
-    healthy: bool
-    blocks: BlockStats
-    store: StoreStats
 
 
 class AsyncEngine:
@@ -68,6 +56,8 @@ class AsyncEngine:
         self._stopping = threading.Event()
         self._ended = asyncio.Event()  # set when the last request has ended
         self._draining = False
+        self.failure: EngineStopped | None = None  # what ended the step loop, if not `close`
+        self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -96,6 +86,10 @@ class AsyncEngine:
         """Token ids are below this."""
         return self._card.vocab_size
 
+    def on_failure(self, callback: Callable[[], object]) -> None:
+        """Call `callback`, on the event loop, when an error has ended the step loop."""
+        self._on_failure = callback
+
     async def start(self) -> None:
         """Start the step loop."""
         self._loop = asyncio.get_running_loop()
@@ -119,11 +113,11 @@ class AsyncEngine:
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        if self.failure is None:
             await asyncio.to_thread(self._core.wait_for_step)
-        for request_id in tuple(self._outputs):
-            self._core.abort(request_id)
-            if (output := self._forget(request_id, FinishReason.ABORT.value)) is not None:
-                output.fail(Draining())
+            self._end_all(Draining(), FinishReason.ABORT.value)
+        else:
+            self._end_all(self.failure, "error")
         if self._peers is not None:
             await asyncio.to_thread(self._peers.close)
         await asyncio.to_thread(self._close_engine)
@@ -133,14 +127,15 @@ class AsyncEngine:
     ) -> RequestOutput:
         """Queue a request for `model` (the base or an adapter).
 
-        Raises UnknownModel, RequestRefused (it can never run), Overloaded or Draining; then nothing is queued.
+        Raises UnknownModel, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining or
+        EngineStopped; then nothing is queued.
         """
-        if self._draining:
-            raise Draining
+        self._check_open()
         waiting = self._core.live().waiting
         if waiting + params.n > self._max_waiting:
             raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
         adapter = await self._resolve(model)
+        self._check_open()
         if params.seed is None:
             params = replace(params, seed=random.getrandbits(63))
         request = Request(
@@ -187,10 +182,17 @@ class AsyncEngine:
             waiting=live.waiting,
             preemptions=live.preemptions,
             steps=self._core.steps,
-            healthy=self._thread.is_alive() and not self._draining,
+            healthy=self._thread.is_alive() and self.failure is None and not self._draining,
             blocks=self._core.block_stats(),
             store=self._store.stats(),
         )
+
+    def _check_open(self) -> None:
+        """Raise EngineStopped or Draining if nothing new is taken."""
+        if self.failure is not None:
+            raise self.failure
+        if self._draining:
+            raise Draining
 
     async def _resolve(self, model: str) -> AdapterRef:
         if model == self._card.name:
@@ -211,6 +213,14 @@ class AsyncEngine:
         self._core.abort(request_id)
         self._forget(request_id, FinishReason.ABORT.value)
 
+    def _end_all(self, error: EngineError, reason: str) -> None:
+        """End what still runs with an error; a core that has failed is not touched any more."""
+        for request_id in tuple(self._outputs):
+            if self.failure is None:
+                self._core.abort(request_id)
+            if (output := self._forget(request_id, reason)) is not None:
+                output.fail(error)
+
     def _forget(self, request_id: str, reason: str) -> RequestOutput | None:
         output = self._outputs.pop(request_id, None)
         if output is not None:
@@ -224,21 +234,45 @@ class AsyncEngine:
         assert self._loop is not None, "start() sets the loop before the thread"
         while not self._stopping.is_set():
             self._wake.clear()
-            result = self._core.step()
+            try:
+                result = self._core.step()
+            except Exception as error:  # noqa: BLE001 - whatever escapes must not leave requests waiting
+                _log.critical("the step loop has ended by an error", exc_info=error)
+                self.failure = EngineStopped(error)
+                self._loop.call_soon_threadsafe(self._fail, self.failure)
+                return
             if result.events or result.failures:
                 self._loop.call_soon_threadsafe(self._deliver, result)
             if result.idle:
                 self._wake.wait(_IDLE_POLL_S)
+
+    def _fail(self, failure: EngineStopped) -> None:
+        """End what runs, now that nothing will come of it, and tell whoever watches."""
+        self._end_all(failure, "error")
+        self._on_failure()
 
     def _deliver(self, result: StepResult) -> None:
         now_s = time.monotonic()
         for event in result.events:
             output = self._outputs.get(event.key.request_id)
             if output is not None:
-                self._push(output, event, now_s)
+                self._try_to_push(output, event, now_s)
         for failure in result.failures:
             if (output := self._forget(failure.request_id, "error")) is not None:
                 output.fail(failure.error)
+
+    def _try_to_push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
+        """Give an event to its output; what cannot be turned into text ends its own request."""
+        try:
+            self._push(output, event, now_s)
+        except Exception:  # noqa: BLE001 - as of a step: it ends its own request
+            request_id = event.key.request_id
+            _log.exception("the tokens of %s could not be turned into text", request_id)
+            self._core.abort(request_id)
+            self._forget(request_id, "error")
+            output.fail(
+                StepFailed("the output could not be turned into text; the server's log has the cause")
+            )
 
     def _push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
         delta = output.push(event, now_s)

@@ -24,7 +24,7 @@ from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.command_line import batch_config
 from engine.config.config import BatchConfig
-from engine.errors import InvalidConfig, WorkersFailed
+from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from engine.telemetry import Telemetry
 from lora.errors import AdapterRefused
@@ -74,16 +74,19 @@ class BatchRun:
         self.summary = Summary()
 
     async def run(self) -> Summary:
-        """Answer every line that the results file lacks."""
+        """Answer every line that the results file lacks. Raises EngineStopped; its lines are for the next run."""
         with self._config.input.open("rb") as file:
-            async with asyncio.TaskGroup() as running:
-                for number, raw in _lines(file):
-                    accepted = self._accept(number, raw)
-                    if accepted is None:
-                        self._progress()
-                        continue
-                    await self._slots.acquire()
-                    running.create_task(self._answer_line(*accepted))
+            try:
+                async with asyncio.TaskGroup() as running:
+                    for number, raw in _lines(file):
+                        accepted = self._accept(number, raw)
+                        if accepted is None:
+                            self._progress()
+                            continue
+                        await self._slots.acquire()
+                        running.create_task(self._answer_line(*accepted))
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from group
         return self.summary
 
     def _accept(self, number: int, raw: bytes) -> tuple[_Line, Endpoint] | None:
@@ -116,6 +119,8 @@ class BatchRun:
         try:
             body = await self._answer(line, endpoint)
             self.summary.answered += 1
+        except EngineStopped:
+            raise
         except Exception as failure:  # noqa: BLE001 - a line's boundary: told in its result
             if not isinstance(failure, FORESEEN):
                 _log.exception("line %r failed unexpectedly", line.custom_id)
@@ -220,7 +225,14 @@ def main(arguments: Sequence[str]) -> int:
         check_files(config)  # before the model is loaded, which takes long
         node = AsyncEngine(assemble(config.engine), Telemetry(), _UNBOUNDED_WAITING)
         summary = asyncio.run(_run(node, config))
-    except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused, WorkersFailed) as error:
+    except (
+        InvalidConfig,
+        CheckpointError,
+        UnsupportedModel,
+        AdapterRefused,
+        EngineStopped,
+        WorkersFailed,
+    ) as error:
         sys.stderr.write(f"python -m engine.batch: {error}\n")
         return USAGE_ERROR
     except KeyboardInterrupt:

@@ -48,6 +48,15 @@ class StepFailed(EngineError):
     """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on."""
 
 
+class EngineStopped(EngineError):
+    """The step loop has ended by an error of its own: nothing runs any more, and the process should start afresh."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(
+            f"the engine has stopped ({type(cause).__name__}; the log has the cause): it must be started again"
+        )
+
+
 class InvalidConfig(EngineError):
     """An option's value that is not accepted: `field` names the option, the message the value and the remedy."""
 

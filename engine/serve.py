@@ -1,7 +1,8 @@
 """Serve an engine over HTTP until told to stop: python -m engine.serve.
 
 The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
-second one ends the process at once. When a process that computes along fails, the server stops by itself, with 1.
+second one ends the process at once. When the engine fails, or a process that computes along with it, the server stops
+by itself, with 1, so that a supervisor starts it again.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
-from engine.errors import InvalidConfig, WorkersFailed
+from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
@@ -81,13 +82,13 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
         sys.stdout.flush()
 
     stop, loop = stopped_by_signals(), asyncio.get_running_loop()
-    if workers is None:
-        await serve(node, config, announce, stop)
-        return
-    workers.on_failure(lambda: loop.call_soon_threadsafe(stop.set))
+    node.on_failure(stop.set)
+    if workers is not None:
+        workers.on_failure(lambda: loop.call_soon_threadsafe(stop.set))
     await serve(node, config, announce, stop)
-    if workers.failure is not None:
-        raise workers.failure
+    failure = node.failure or (workers.failure if workers is not None else None)
+    if failure is not None:
+        raise failure
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")
         return USAGE_ERROR
-    except WorkersFailed as error:
+    except (EngineStopped, WorkersFailed) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")
         return FAILURE
     return 0

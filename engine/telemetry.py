@@ -78,6 +78,19 @@ class _Series:
     tbt_s: Histogram
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
+
+    running: int
+    waiting: int
+    preemptions: int
+    steps: int
+    healthy: bool
+    blocks: BlockStats
+    store: StoreStats
+
+
 class Telemetry:
     """Counters and histograms by adapter; `render` adds the gauges of a Snapshot."""
 

@@ -6,6 +6,7 @@ from engine.errors import (
     AdapterFailed,
     Draining,
     EngineError,
+    EngineStopped,
     InvalidAdapterName,
     Overloaded,
     PeersSilent,
@@ -69,6 +70,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
+        case EngineStopped():
+            return ApiError(503, str(error), None, "engine_stopped", retry_after_s=5)
         case PeersSilent():
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case AdapterFailed():

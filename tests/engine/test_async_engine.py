@@ -4,19 +4,28 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 
 from engine.api.errors import as_api_error
 from engine.api.generation import ENDPOINTS, Generation
 from engine.async_engine import AsyncEngine
-from engine.errors import AdapterFailed, Draining, InvalidAdapterName, Overloaded, StepFailed, UnknownModel
+from engine.errors import (
+    AdapterFailed,
+    Draining,
+    EngineStopped,
+    InvalidAdapterName,
+    Overloaded,
+    StepFailed,
+    UnknownModel,
+)
 from engine.output import RequestOutput
 from engine.telemetry import Telemetry
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import InvalidParameter, SamplingParams
+from scheduler.step import StepScheduler
 from tests.engine.rig import VOCAB_SIZE, Rig, build, is_clean
 
 T = TypeVar("T")
@@ -164,6 +173,60 @@ def test_a_failed_step_reaches_its_clients_and_the_engine_goes_on(tmp_path: Path
         rig.executor.fault = lambda plan: None
         assert len(await _tokens(await engine.submit("low", PROMPT, _params(), "b"))) == 6
         assert engine.stats().healthy
+
+    _serve(tmp_path, visit)
+
+
+@pytest.mark.parametrize("part", ["plan", "commit"])
+def test_an_error_of_the_step_loop_itself_ends_what_runs_and_refuses_what_comes(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*arguments: object) -> NoReturn:
+        raise KeyError("the books do not balance")
+
+    async def session() -> None:
+        rig = build(tmp_path)
+        engine = AsyncEngine(rig.engine, Telemetry(), 8)
+        told = asyncio.Event()
+        engine.on_failure(told.set)
+        await engine.start()
+        rig.executor.gate.clear()
+        streams = [await engine.submit("base", PROMPT, _params(), name) for name in ("a", "b")]
+        await asyncio.to_thread(rig.executor.entered.wait, TIMEOUT_S)
+        monkeypatch.setattr(StepScheduler, part, fault)
+        rig.executor.gate.set()
+        for stream in streams:
+            with pytest.raises(EngineStopped, match="KeyError"):
+                await _tokens(stream)
+        await told.wait()
+        assert not engine.stats().healthy
+        with pytest.raises(EngineStopped) as refusal:
+            await engine.submit("base", PROMPT, _params(), "c")
+        assert as_api_error(refusal.value).status == 503
+        assert isinstance(engine.failure, EngineStopped)
+        await engine.drain(TIMEOUT_S)
+        await engine.close()
+
+    asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
+
+
+def test_a_token_that_cannot_be_turned_into_text_ends_its_own_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        token_bytes = engine.tokenizer.token_bytes
+
+        def fault(token_id: int) -> bytes:
+            if token_id >= 83:
+                raise ValueError("no such token")
+            return token_bytes(token_id)
+
+        monkeypatch.setattr(engine.tokenizer, "token_bytes", fault)
+        bad = await engine.submit("low", PROMPT, _params(), "bad")
+        good = await engine.submit("base", PROMPT, _params(), "good")
+        with pytest.raises(StepFailed, match="into text"):
+            await _tokens(bad)
+        assert len(await _tokens(good)) == 6
 
     _serve(tmp_path, visit)
 

@@ -11,7 +11,7 @@ import pytest
 from engine import batch
 from engine.batch import Summary, run_batch
 from engine.config.config import BatchConfig, EngineConfig
-from engine.errors import InvalidConfig, StepFailed
+from engine.errors import EngineStopped, InvalidConfig, StepFailed
 from engine.tokenizer import Tokenizer
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
@@ -206,3 +206,13 @@ def test_a_results_file_that_is_none_is_left_as_it_is(tmp_path: Path, content: s
     with pytest.raises(InvalidConfig, match="line 1 is no batch result"):
         run(config)
     assert config.output.read_text() == content
+
+
+def test_an_engine_that_stopped_ends_the_run_and_leaves_its_lines_to_the_next(tmp_path: Path) -> None:
+    config = files(tmp_path, [line(name) for name in ("a", "b", "c", "d", "e")])
+    node = FakeClient(CODEC)
+    node.refusal = EngineStopped(KeyError("books"))
+    with pytest.raises(EngineStopped, match="KeyError"):
+        run(config, node)
+    assert results(config) == []
+    assert run(config) == Summary(answered=5)

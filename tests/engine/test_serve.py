@@ -5,14 +5,17 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import NoReturn
 
 import aiohttp
 import pytest
 
+from engine.api.http import HttpServer
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
-from engine.serve import serve, stopped_by_signals
+from engine.serve import FAILURE, main, serve, stopped_by_signals
 from engine.tokenizer import Tokenizer
+from scheduler.step import StepScheduler
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
 
@@ -50,6 +53,33 @@ def test_told_to_stop_it_takes_nothing_new_and_finishes_what_runs() -> None:
         assert node.calls == ["start", "drain 5", "close"]
 
     asyncio.run(scenario())
+
+
+def test_a_server_whose_engine_fails_answers_503_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(*arguments: object) -> NoReturn:
+        raise KeyError("the books do not balance")
+
+    async def ask(address: str) -> int:
+        monkeypatch.setattr(StepScheduler, "plan", fault)
+        async with aiohttp.ClientSession(address) as client:
+            body = {"model": "demo", "prompt": "hi"}
+            asked = await client.post("/v1/completions", json=body)
+            return asked.status
+
+    answers: list[asyncio.Task[int]] = []
+    listen = HttpServer.listen
+
+    async def listen_and_ask(server: HttpServer, host: str, port: int) -> str:
+        address = await listen(server, host, port)
+        answers.append(asyncio.create_task(ask(address)))
+        return address
+
+    monkeypatch.setattr(HttpServer, "listen", listen_and_ask)
+    assert main(["--port", "0", "--no-progress"]) == FAILURE
+    assert answers[0].result() == 503
+    assert "the engine has stopped (KeyError" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named() -> None:
