@@ -142,7 +142,9 @@ def read_header(text: str) -> PackedLayout:
         return packed_layout(
             base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"])
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except InvalidHeader:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InvalidHeader(f"not a packed form's header ({error!r}): pack the adapter again") from error
 
 

@@ -3,6 +3,7 @@
 It knows where contents may be had and nothing of residency.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, defaultdict
@@ -20,6 +21,8 @@ from lora.peers.manifest import Manifest
 from lora.peers.peer_tier import PeerStats, PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
 from lora.target_modules import BaseShape
+
+_log = logging.getLogger(__name__)
 
 
 class TierChain:
@@ -71,15 +74,18 @@ class TierChain:
         return self._packed.cost_s(nbytes)
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
-        """Read a folder and keep its packed form. Raises AdapterRefused."""
+        """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""
         packed = pack(name, folder, self._base, self._dtype, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
         try:
             self.keep(packed)
         except OSError as error:
-            raise AdapterRefused(
-                name, f"its packed form cannot be kept ({error}): free space or choose another cache folder"
-            ) from error
+            _log.warning(
+                "adapter %s is packed again whenever it is loaded, since its packed form cannot be kept (%s):"
+                " free space or choose another cache folder",
+                name,
+                error,
+            )
         return packed
 
     def look_up(self, name: str, most_bytes: int) -> Manifest | None:

@@ -4,29 +4,31 @@ A tier is asked for a digest and copies that content into a destination, or says
 room decides nothing: what is kept and what is asked first is the store's business.
 """
 
+import json
 import logging
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lora.errors import AdapterLost, AdapterRefused
+from lora.format.adapter_files import Flaw, read_regular_file
 from lora.format.packed import InvalidHeader, digest_of, read_header, write_header
-from lora.format.peft import PackedAdapter, pack
+from lora.format.peft import MOST_HEADER_BYTES, PackedAdapter, pack
 from lora.target_modules import BaseShape
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
 _ROWS = "rows"
+_HEADER = "header"
 
 
 class Tier(Protocol):
@@ -102,8 +104,8 @@ class HostTier:
 class DiskTier:
     """Packed forms as files of one folder, named by digest: safetensors with the header as metadata.
 
-    A file appears whole (by rename) and never changes; its digest is checked on the first read of this process,
-    and a file that fails is removed. Several processes may share the folder. `capacity_bytes` None is no bound.
+    A file appears whole (by rename) and is not changed. The folder may be shared, so a file's digest is checked at
+    every read, of the bytes that are given on; a file that fails is removed. `capacity_bytes` None is no bound.
     """
 
     name = "disk"
@@ -112,8 +114,6 @@ class DiskTier:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._capacity_bytes = capacity_bytes
-        self._lock = threading.Lock()
-        self._verified: set[str] = set()
 
     def cost_s(self, nbytes: int) -> float:
         """At a disk's speed."""
@@ -127,31 +127,25 @@ class DiskTier:
             return
         partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         try:
-            save_file({_ROWS: packed.rows}, partial, {"header": write_header(packed.layout)})
+            with partial.open("xb") as file:
+                file.write(_file_header(packed))
+                file.write(packed.rows.numpy().data)
             partial.replace(path)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
     def fetch(self, digest: str, destination: Tensor) -> bool:
-        """As Tier.fetch: one copy, from the mapped file to the destination."""
+        """As Tier.fetch."""
         path = self._path(digest)
         try:
-            with safe_open(path, framework="pt") as file:
-                rows = file.get_tensor(_ROWS)
-                sound = self._verify(digest, file.metadata(), rows)
-                if sound:
-                    destination[: rows.numel()].copy_(rows)
+            rows = _read_rows(path, digest, destination.numel())
         except FileNotFoundError:
             return False
-        except (SafetensorError, OSError, InvalidHeader) as error:
-            _log.warning("%s cannot be read (%s)", path, error)
-            sound = False
-        if not sound:
-            _log.warning("%s does not hold the content it is named for: removing it", path)
-            path.unlink(missing_ok=True)
+        except (Flaw, InvalidHeader) as error:
+            _log.warning("%s does not hold the content it is named for: removing it (%s)", path, error)
+            _remove(path)
             return False
+        destination[: rows.numel()].copy_(rows)
         _mark_used(path)
         return True
 
@@ -159,22 +153,11 @@ class DiskTier:
         """As PackedTier.trim, over all files of the folder."""
         if self._capacity_bytes is None:
             return
-        files = [(path.stat(), path) for path in self._folder.glob(f"*{_SUFFIX}")]
+        files = [(found, path) for path in self._folder.glob(f"*{_SUFFIX}") if (found := _stat(path))]
         files.sort(key=lambda found: found[0].st_mtime_ns)
         sizes = {path.stem: stat.st_size for stat, path in files}
         for digest in _surplus(sizes, self._capacity_bytes, keep):
-            self._path(digest).unlink(missing_ok=True)
-
-    def _verify(self, digest: str, metadata: dict[str, str] | None, rows: Tensor) -> bool:
-        """Whether the rows are the digest's; hashed only once per process."""
-        with self._lock:
-            if digest in self._verified:
-                return True
-        sound = digest_of(read_header((metadata or {}).get("header", "")), rows) == digest
-        if sound:
-            with self._lock:
-                self._verified.add(digest)
-        return sound
+            _remove(self._path(digest))
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}{_SUFFIX}"
@@ -235,7 +218,56 @@ class SourceTier:
 def _mark_used(path: Path) -> None:
     """Date the file now; by itself a file system's clock may tick too seldom to tell two uses apart."""
     now_ns = time.time_ns()
-    os.utime(path, ns=(now_ns, now_ns))
+    # A folder may be read-only, or the file gone: it was read, which is what counts.
+    with suppress(OSError):
+        os.utime(path, ns=(now_ns, now_ns))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, if it is there and its folder lets it go."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Look at a file, which another process may have removed."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _file_header(packed: PackedAdapter) -> bytes:
+    """Write what stands before the rows in a safetensors file."""
+    nbytes = packed.rows.numel()
+    header = json.dumps(
+        {
+            "__metadata__": {_HEADER: write_header(packed.layout)},
+            _ROWS: {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]},
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _read_rows(path: Path, digest: str, most_bytes: int) -> Tensor:
+    """Read a content: [nbytes] uint8. Raises FileNotFoundError, or Flaw or InvalidHeader if it is not sound.
+
+    It is digested after it was read: whatever becomes of the file, these are the content's bytes.
+    """
+    content = read_regular_file(path, most_bytes + MOST_HEADER_BYTES)
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    try:
+        text = json.loads(content[8:header_end])["__metadata__"][_HEADER]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InvalidHeader(f"no file of a packed form ({error!r})") from error
+    layout = read_header(str(text))
+    if not 0 < layout.nbytes == len(content) - header_end:
+        raise InvalidHeader(f"{len(content)} bytes, of which {layout.nbytes} should be rows")
+    rows = torch.frombuffer(content, dtype=torch.uint8, count=layout.nbytes, offset=header_end)
+    if digest_of(layout, rows) != digest:
+        raise Flaw("its digest is another")
+    return rows
 
 
 def _surplus(sizes: dict[str, int], capacity_bytes: int, keep: Container[str]) -> list[str]:

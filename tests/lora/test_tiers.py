@@ -1,14 +1,18 @@
 """Tiers give back the bytes that were put, or say that they have not got them; never other bytes."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from lora.errors import AdapterLost
 from lora.format.peft import PackedAdapter, pack
+from lora.store.tier_chain import TierChain
 from lora.store.tiers import DiskTier, HostTier, PackedTier, SourceTier
 from tests.oracles.adapters import base_shape, write_adapter
 
@@ -68,6 +72,63 @@ def test_files_outlive_the_process(tmp_path: Path) -> None:
     DiskTier(tmp_path / "cache").put(content)
     assert_gives(DiskTier(tmp_path / "cache"), content)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{content.ref.digest}.safetensors"]
+
+
+def test_a_file_that_changes_after_a_read_is_not_served(tmp_path: Path) -> None:
+    """Whatever hides the change: the same size, the same time, the same file."""
+    one = packed(tmp_path, 1)
+    tier = DiskTier(tmp_path / "cache")
+    tier.put(one)
+    assert_gives(tier, one)
+    path = tmp_path / "cache" / f"{one.ref.digest}.safetensors"
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"\x3f")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fetched(tier, one) is None
+    tier.put(one)
+    assert_gives(tier, one)
+
+
+def test_a_file_is_one_of_safetensors(tmp_path: Path) -> None:
+    one = packed(tmp_path, 1)
+    DiskTier(tmp_path / "cache").put(one)
+    path = tmp_path / "cache" / f"{one.ref.digest}.safetensors"
+    assert torch.equal(safetensors.torch.load_file(path)["rows"], one.rows)
+
+
+def test_a_folder_that_nothing_can_be_written_to_gives_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = packed(tmp_path, 1), packed(tmp_path, 2)
+    tier = DiskTier(tmp_path / "cache", capacity_bytes=0)
+    tier.put(one)
+    for name in ("utime", "unlink", "replace"):
+        monkeypatch.setattr(os, name, full)
+    assert_gives(tier, one)
+    tier.put(one)
+    tier.trim(set())
+    assert_gives(tier, one)
+    with pytest.raises(OSError, match="No space left"):
+        tier.put(two)
+
+
+def test_an_adapter_is_served_though_its_packed_form_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = packed(tmp_path, 1)
+    chain = TierChain(BASE, torch.float32, DiskTier(tmp_path / "cache"), None)
+    monkeypatch.setattr(os, "replace", full)
+    assert chain.pack("a1", tmp_path / "1", 1 << 30).ref == one.ref
+    chain.remember(one.ref.digest, one.layout, "a1", tmp_path / "1")
+    destination = torch.zeros(one.ref.nbytes, dtype=torch.uint8)
+    assert not chain.fetch(one.ref.digest, "a1", destination), "not from a peer"
+    assert torch.equal(destination, one.rows)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_file_with_other_bytes_is_not_served(tmp_path: Path) -> None:
