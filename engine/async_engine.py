@@ -56,6 +56,7 @@ class AsyncEngine:
         self._stopping = threading.Event()
         self._ended = asyncio.Event()  # set when the last request has ended
         self._draining = False
+        self._resolving = 0  # sequences whose adapter is still looked for; they have their place in the queue
         self.failure: EngineStopped | None = None  # what ended the step loop, if not `close`
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
@@ -131,10 +132,14 @@ class AsyncEngine:
         EngineStopped; then nothing is queued.
         """
         self._check_open()
-        waiting = self._core.live().waiting
+        waiting = self._core.live().waiting + self._resolving
         if waiting + params.n > self._max_waiting:
             raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
-        adapter = await self._resolve(model)
+        self._resolving += params.n
+        try:
+            adapter = await self._resolve(model)
+        finally:
+            self._resolving -= params.n
         self._check_open()
         if params.seed is None:
             params = replace(params, seed=random.getrandbits(63))

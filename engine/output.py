@@ -137,7 +137,8 @@ class Detokenizer:
 
     The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
     a stop string or what may become one. A stop string counts once it is complete, wherever the tokens
-    end; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts.
+    end; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts. One that
+    is a special token's text is met by that token, though it stands for no text.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
@@ -145,6 +146,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stops = params.stop
         self._stop_token_ids = params.stop_token_ids
+        self._stop_tokens = tokenizer.special_among(params.stop) if params.stop else {}
         self._min_tokens = params.min_tokens
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -156,12 +158,17 @@ class Detokenizer:
         """Turn one event into a Delta. After one with a finish_reason (`finished`) there is nothing to push."""
         assert not self.finished, "the sequence has ended; drop its further events"
         token_id, reason = event.token_id, event.finish_reason
+        self._num_tokens += token_id is not None
+        counts = self._num_tokens >= self._min_tokens
+        special = self._stop_tokens.get(token_id) if token_id is not None and counts else None
+        if special is not None:
+            reason = FinishReason.STOP
         # The token that stops a sequence is no text.
         content = b"" if token_id is None or reason is FinishReason.STOP else self._bytes_of(token_id)
-        self._num_tokens += token_id is not None
         text, stop = self._release(
             self._utf8.decode(content, final=reason is not None), flush=reason is not None
         )
+        stop = stop or special
         stop_reason: str | int | None = stop
         if stop is not None:
             reason = FinishReason.STOP

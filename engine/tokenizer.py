@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
@@ -34,7 +34,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()
-        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
         state = self._backend.decoder.__getstate__() if self._backend.decoder else "{}"
         decoder: dict[str, Any] = json.loads(state)
         steps: set[str] = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
@@ -51,17 +51,27 @@ class Tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                 str(model), local_files_only=folder
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            made = cls(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+            fault = made and made._find_template_fault()
+        except Exception as error:  # whatever its libraries raise for a file that is spoilt
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        if made is None:
             raise InvalidConfig("model", str(model), "give a folder with a tokenizer.json")
-        return cls(tokenizer)
+        if fault is not None:
+            raise InvalidConfig("model", str(model), f"its chat template is no Jinja template: {fault}")
+        return made
 
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
         return self._tokenizer.chat_template is not None  # pyright: ignore[reportUnknownMemberType] - as in `load`
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The token with which the tokenizer says that a text ends, if it has one."""
+        eos: object = self._tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - as in `load`
+        return (eos,) if isinstance(eos, int) else ()
 
     def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS)."""
@@ -91,6 +101,10 @@ class Tokenizer:
         """Return True for tokens that stand for no text (BOS, EOS, roles)."""
         return token_id in self._special
 
+    def special_among(self, texts: Sequence[str]) -> dict[int, str]:
+        """Return the special tokens whose text is one of `texts`."""
+        return {token_id: text for token_id, text in self._special.items() if text in texts}
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to the text before it; b"" for ids without a token."""
         known = self._bytes.get(token_id)
@@ -111,6 +125,17 @@ class Tokenizer:
             return content.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def _find_template_fault(self) -> str | None:
+        """Return why the chat template can render nothing; None if it can, or if there is none."""
+        template: object = self._tokenizer.chat_template  # pyright: ignore[reportUnknownMemberType] - as in `load`
+        if template is not None and not isinstance(template, str | dict):
+            return f"it is a {type(template).__name__}"
+        try:
+            self.encode_chat([{"role": "user", "content": ""}])
+        except InvalidChat as error:
+            return str(error.__cause__) if isinstance(error.__cause__, TemplateSyntaxError) else None
+        return None
 
     def _find_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None

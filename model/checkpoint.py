@@ -21,7 +21,7 @@ from model.parallel import Shard
 from model.tensor_files import CheckpointError, TensorFiles, find_weight_files, open_files, read_json
 from model.weights import LayerWeights, Weights, WeightsForm
 
-DtypeChoice = Literal["auto", "float32", "bfloat16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _SPANS, _SPAN_BYTES = 64, 4096
 _PLAIN = WeightsForm()
@@ -73,10 +73,11 @@ def read_config(folder: Path) -> ModelConfig:
 def serving_dtype(config: ModelConfig, requested: DtypeChoice, device: torch.device) -> torch.dtype:
     """Return the dtype to compute in: `requested`, or the checkpoint's where that is auto.
 
-    A CPU, which has no fast float16 arithmetic, takes bfloat16 in its place.
+    By auto a CPU takes float32 for float16, which few CPUs compute fast and float32 holds exactly.
     """
-    dtype = {"auto": config.dtype, "float32": torch.float32, "bfloat16": torch.bfloat16}[requested]
-    return torch.bfloat16 if dtype == torch.float16 and device.type == "cpu" else dtype
+    if requested != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[requested]
+    return torch.float32 if config.dtype == torch.float16 and device.type == "cpu" else config.dtype
 
 
 def load_weights(

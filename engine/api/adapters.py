@@ -39,10 +39,10 @@ class AdapterAdmin:
         _check_name(name, self._client.model_name)
         folder = self._allowed(path)
         try:
-            await self._client.load_adapter(name, folder)
+            ref = await self._client.load_adapter(name, folder)
         except (ValueError, OSError) as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
-        return self.model(name)
+        return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
 
     def _base(self) -> dict[str, object]:
         return self._object(self._client.model_name, self._client.model_root, None)

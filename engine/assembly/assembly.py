@@ -125,7 +125,8 @@ def _assemble(
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     _add_adapters(config, store)
-    card, tokenizer = _card(config, base, limits), Tokenizer.load(base.folder)
+    tokenizer = Tokenizer.load(base.folder)
+    card = _card(config, base, limits, tokenizer.eos_token_ids)
     return Engine(core, store, tokenizer, card, changed, peers, workers)
 
 
@@ -187,11 +188,14 @@ def _found(lora_dir: Path | None) -> Iterator[tuple[str, Path]]:
         yield path.parent.name, path.parent
 
 
-def _card(config: EngineConfig, base: BaseModel, limits: StepLimits) -> ModelCard:
+def _card(
+    config: EngineConfig, base: BaseModel, limits: StepLimits, tokenizer_ends: tuple[int, ...]
+) -> ModelCard:
+    """Describe the base model; sequences end with what its files or its tokenizer name."""
     return ModelCard(
         name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
         root=str(config.model or base.folder),
         max_model_len=limits.max_model_len,
         vocab_size=base.config.vocab_size,
-        eos_token_ids=base.config.eos_token_ids,
+        eos_token_ids=tuple(dict.fromkeys((*base.config.eos_token_ids, *tokenizer_ends))),
     )

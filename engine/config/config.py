@@ -57,7 +57,13 @@ class EngineConfig:
         Option("adapters", LORA, "load this PEFT folder at start", "lora", many=True),
     ] = None
     dtype: Annotated[
-        DtypeChoice, Option("model", one_of(DtypeChoice, "TYPE"), "what the model computes in")
+        DtypeChoice,
+        Option(
+            "model",
+            one_of(DtypeChoice, "TYPE"),
+            "what the model computes in",
+            note="auto is the checkpoint's, but float32 for float16 on a CPU",
+        ),
     ] = "auto"
     _: KW_ONLY
     served_model_name: Annotated[

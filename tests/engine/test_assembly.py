@@ -1,7 +1,15 @@
 """An assembled engine has what its device needs, and no more."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from engine import LLM
+from tests.fakes.tokenizers import EOS, byte_tokenizer
+from tests.oracles import hf
 
 STEPS = """
 import sys
@@ -16,3 +24,16 @@ print(len(result.outputs[0].token_ids), *(name for name in sys.modules if name.p
 def test_an_engine_on_a_cpu_steps_without_triton() -> None:
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2"]
+
+
+@pytest.mark.parametrize("generation", [None, [2, 9]])
+def test_sequences_end_with_the_tokenizers_end_and_those_that_the_files_name(
+    tmp_path: Path, generation: list[int] | None
+) -> None:
+    hf.save(hf.build("llama-3"), tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    llm = LLM(tmp_path, device="cpu", max_model_len=64, kv_cache_bytes=1 << 20, adapter_bytes=1 << 20)
+    (end,) = llm.tokenizer.encode(EOS, add_special=False)
+    assert set(llm.engine.card.eos_token_ids) == {end, *(generation or [2])}
+    llm.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -22,6 +23,7 @@ from engine.errors import (
 )
 from engine.output import RequestOutput
 from engine.telemetry import Telemetry
+from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import InvalidParameter, SamplingParams
@@ -159,6 +161,33 @@ def test_too_many_waiting_are_turned_away_and_room_is_taken_again(tmp_path: Path
         assert len(await _tokens(await engine.submit("base", PROMPT, _params(), "later"))) == 6
 
     _serve(tmp_path, visit, max_waiting=2)
+
+
+def test_requests_that_wait_for_their_adapter_to_be_read_have_their_place_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        registry, read = rig.engine.store.registry, threading.Event()
+        resolve = registry.resolve
+
+        def slow(name: str) -> AdapterRef:
+            read.wait(TIMEOUT_S)
+            return resolve(name)
+
+        monkeypatch.setattr(registry, "resolve", slow)
+        asked = [engine.submit("low", PROMPT, _params(), f"{number}") for number in range(10)]
+        answers = asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert engine.stats().waiting == 0
+        read.set()
+        streams = await answers
+        accepted = [stream for stream in streams if isinstance(stream, RequestOutput)]
+        assert len(accepted) == 3
+        assert sum(isinstance(stream, Overloaded) for stream in streams) == 7
+        await asyncio.gather(*map(_tokens, accepted))
+        assert len(await _tokens(await engine.submit("low", PROMPT, _params(), "later"))) == 6
+
+    _serve(tmp_path, visit, max_waiting=3)
 
 
 def test_a_failed_step_reaches_its_clients_and_the_engine_goes_on(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ SOURCES: tuple[Reader, ...] = (by_line, by_file, by_class)
 NOWHERE = Path("/no/such/folder")
 
 BAD = (
-    Value("dtype", "foo", "foo", "give one of auto, float32, bfloat16"),
-    Value("dtype", "float16", "float16", "give one of auto, float32, bfloat16"),
+    Value("dtype", "foo", "foo", "give one of auto, float32, bfloat16, float16"),
+    Value("dtype", "float64", "float64", "give one of auto, float32, bfloat16, float16"),
     Value("device", "tpu", "tpu", "give one of auto, cpu, cuda"),
     Value("quantization", "int4", "int4", "give one of none, int8, fp8"),
     Value("attention_backend", "flash", "flash", "give one of auto, torch, triton, flashinfer"),

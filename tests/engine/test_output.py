@@ -70,6 +70,17 @@ def test_a_stream_is_what_is_added_to_the_prompt_also_where_words_carry_their_sp
     assert text_of(streamed(SENTENCEPIECE, token_ids)) == expected
 
 
+def test_a_stop_string_that_is_a_special_tokens_text_stops_at_the_token() -> None:
+    token_ids = [*BYTES.encode("ab<", add_special=False), END, *BYTES.encode("c", add_special=False)]
+    deltas = list(streamed(BYTES, token_ids, SamplingParams(stop=("zz", EOS))))
+    assert text_of(iter(deltas)) == "ab<"
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == (FinishReason.STOP, EOS)
+    assert deltas[-1].token_ids == (END,)
+    late = list(streamed(BYTES, token_ids, SamplingParams(stop=(EOS,), min_tokens=5)))
+    assert (text_of(iter(late)), late[-1].finish_reason) == ("ab<c", FinishReason.LENGTH)
+    assert text_of(streamed(BYTES, token_ids, SamplingParams(stop=("zz",)))) == "ab<c"
+
+
 def test_each_token_is_spelled_once_however_long_the_sequence() -> None:
     spelled: list[int] = []
 

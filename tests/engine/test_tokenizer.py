@@ -1,5 +1,6 @@
 """Text and conversations as token ids, and what each token is in text."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidConfig
 from engine.tokenizer import InvalidChat, Tokenizer
-from tests.fakes.tokenizers import BOS, byte_tokenizer, merging_tokenizer
+from tests.fakes.tokenizers import BOS, EOS, byte_tokenizer, merging_tokenizer
 
 BYTES, MERGING = Tokenizer(byte_tokenizer()), merging_tokenizer()
 
@@ -47,3 +48,27 @@ def test_a_tokenizer_is_read_from_a_folder_and_a_folder_without_one_is_refused(t
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidConfig, match="empty"):
         Tokenizer.load(tmp_path / "empty")
+
+
+def test_a_tokenizer_tells_its_end_and_which_texts_are_special_tokens() -> None:
+    (end,) = BYTES.encode(EOS, add_special=False)
+    assert BYTES.eos_token_ids == (end,)
+    assert MERGING.eos_token_ids == ()
+    assert BYTES.special_among(("a", EOS)) == {end: EOS}
+
+
+@pytest.mark.parametrize("template", ["{% for", 5, ["x"]])
+def test_a_chat_template_that_cannot_be_read_is_refused_at_start(tmp_path: Path, template: object) -> None:
+    byte_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    with pytest.raises(InvalidConfig, match=r"chat template|tokenizer cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_spoilt_tokenizer_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": 3}')
+    with pytest.raises(InvalidConfig, match="its tokenizer cannot be read") as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)

@@ -210,7 +210,9 @@ def test_the_serving_dtype_is_asked_for_or_the_checkpoints(folder: Path) -> None
     assert serving_dtype(config, "auto", CPU) == config.dtype == torch.float32
     assert serving_dtype(config, "bfloat16", CPU) == torch.bfloat16
     half = replace(config, dtype=torch.float16)
-    assert serving_dtype(half, "auto", CPU) == torch.bfloat16
+    assert serving_dtype(half, "auto", CPU) == torch.float32
+    assert serving_dtype(half, "float16", CPU) == torch.float16
+    assert serving_dtype(half, "bfloat16", CPU) == torch.bfloat16
     assert serving_dtype(half, "auto", torch.device("cuda")) == torch.float16
 
 

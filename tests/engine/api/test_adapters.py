@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.api.session import session
+from lora.adapter import AdapterRef
+from tests.engine.api.session import TOKENIZER, session
+from tests.fakes.engine_client import FakeClient
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
@@ -101,3 +103,16 @@ async def test_without_roots_nothing_is_loaded_by_path(root: Path) -> None:
     async with session() as api:
         response = await api.post(LOAD, {"lora_name": "x", "lora_path": str(root / "new")})
         assert (response.status, response.error["code"]) == (403, "loading_is_off")
+
+
+async def test_a_load_that_worked_is_told_so_though_the_name_is_gone_again(root: Path) -> None:
+    class Unloading(FakeClient):
+        async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+            ref = await super().load_adapter(name, folder)
+            await self.unload_adapter(name)
+            return ref
+
+    async with session(Unloading(TOKENIZER), roots=[root]) as api:
+        loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
+        assert (loaded.status, loaded.json["id"], loaded.json["root"]) == (200, "new", str(root / "new"))
+        assert (await api.post(UNLOAD, {"lora_name": "new"})).status == 404
