@@ -4,19 +4,25 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, cast
 
+import msgspec
+
+from engine.api.parsing import chat_messages
+from engine.api.schema import Message
 from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult
 from engine.output import Delta, RequestOutput, join_deltas
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import InvalidChat, Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenLogprob
-from scheduler.request import Request, SamplingParams
+from scheduler.request import InvalidParameter, Request, SamplingParams, as_integers
 
 P = ParamSpec("P")
+Prompt = str | Sequence[int] | Mapping[str, object]
+_PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 
 def _like(
@@ -77,18 +83,20 @@ class LLM:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: str | Sequence[str | None] | None = None,
     ) -> list[Result]:
-        """Answer every prompt (text or token ids); results come in the prompts' order.
+        """Answer every prompt: text, token ids, or a dict of one of them as `prompt` or `prompt_token_ids`.
+
+        Results come in the prompts' order. A text or a dict alone is a list of one.
 
         `params` and `adapters` are one for all or one per prompt; adapter None is the base. Raises
         UnknownAdapter or a ValueError that names the field before anything runs, EngineError if the engine
         gives up; either way nothing of the call is left behind.
         """
-        if isinstance(prompts, str):
-            raise ValueError("prompts is one string: give a list of prompts")
+        if isinstance(prompts, str | Mapping):
+            prompts = [prompts]
         count = len(prompts)
         params = params or SamplingParams()
         each_params = [params] * count if isinstance(params, SamplingParams) else list(params)
@@ -98,8 +106,9 @@ class LLM:
         refs = {name: self._resolve(name) for name in dict.fromkeys(each_adapter)}
         outputs: dict[str, RequestOutput] = {}
         try:
-            for prompt, param, name in zip(prompts, each_params, each_adapter, strict=True):
-                request = self._request(prompt, param, refs[name])
+            each_prompt = [self._token_ids(f"prompts[{i}]", prompt) for i, prompt in enumerate(prompts)]
+            for token_ids, param, name in zip(each_prompt, each_params, each_adapter, strict=True):
+                request = self._request(token_ids, param, refs[name])
                 self.engine.core.submit(request)
                 output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
                 outputs[request.request_id] = output
@@ -111,16 +120,18 @@ class LLM:
 
     def chat(
         self,
-        conversations: Sequence[Sequence[Mapping[str, str]]],
+        conversations: Sequence[Sequence[Mapping[str, object]]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: str | Sequence[str | None] | None = None,
     ) -> list[Result]:
-        """Answer every conversation, a list of messages ({"role", "content"}) that the model's chat template turns
-        into a prompt; the rest as `generate`. Raises InvalidChat where there is no template or it refuses them.
+        """Answer every conversation, a list of messages as /v1/chat/completions takes them; the rest as `generate`.
+
+        Raises InvalidChat for messages that are none, where there is no chat template, and where it refuses them.
         """
         if any(isinstance(message, str) for conversation in conversations for message in conversation):
             raise ValueError("conversations is one conversation: give a list of lists of messages")
-        return self.generate([self.tokenizer.encode_chat(each) for each in conversations], params, adapters)
+        each = [_messages(f"conversations[{i}]", one) for i, one in enumerate(conversations)]
+        return self.generate([self.tokenizer.encode_chat(messages) for messages in each], params, adapters)
 
     def close(self) -> None:
         """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
@@ -132,8 +143,20 @@ class LLM:
     def _resolve(self, name: str | None) -> AdapterRef:
         return BASE if name is None else self.engine.store.registry.resolve(name)
 
-    def _request(self, prompt: str | Sequence[int], params: SamplingParams, adapter: AdapterRef) -> Request:
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+    def _token_ids(self, field: str, prompt: Any) -> tuple[int, ...]:
+        """Return a prompt's token ids. Raises InvalidParameter that names `field` for what is no prompt."""
+        if isinstance(prompt, Mapping):
+            given = {
+                key: value for key, value in cast(Mapping[Any, Any], prompt).items() if value is not None
+            }
+            if unknown := given.keys() - _PROMPT_KEYS:
+                raise InvalidParameter(
+                    field, sorted(map(str, unknown)), f"give one of {', '.join(_PROMPT_KEYS)}"
+                )
+            prompt = given.get("prompt_token_ids", given.get("prompt"))
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else as_integers(field, prompt)
+
+    def _request(self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef) -> Request:
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1
@@ -183,6 +206,14 @@ def _result(output: RequestOutput) -> Result:
 def _output(joined: Delta) -> Output:
     assert joined.finish_reason is not None, "a sequence's last Delta says why it ended"
     return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)
+
+
+def _messages(field: str, conversation: object) -> list[dict[str, str]]:
+    """Return a conversation's messages as a chat template reads them. Raises InvalidChat that names `field`."""
+    try:
+        return chat_messages(msgspec.convert(conversation, list[Message], from_attributes=False))
+    except msgspec.ValidationError as error:
+        raise InvalidChat(f"chat refuses these messages, {field}: {error}") from None
 
 
 def _check_count(field: str, values: Sequence[object], count: int) -> None:

@@ -6,7 +6,7 @@ says is a NamedTuple (0.3 us), since columns of a batch of them come out by `zip
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ PENDING = -1
 """In place of a token id: the token that the same sequence's latest slice draws."""
 
 
-class FinishReason(Enum):
+class FinishReason(StrEnum):
     """Why a sequence ended: an end or stop token or stop string, its token limit, or its client's leaving."""
 
     STOP = "stop"

@@ -1,8 +1,10 @@
 """Request: what a client asked for, validated once and frozen."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lora.adapter import AdapterRef
 
@@ -16,6 +18,23 @@ class InvalidParameter(ValueError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")
         self.field, self.value, self.remedy = field, value, remedy
+
+
+def as_integer(field: str, value: Any) -> int:
+    """Return a whole number as an int. Raises InvalidParameter that names `field` for anything else."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise InvalidParameter(field, value, "give a whole number")
+
+
+def as_integers(field: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Return whole numbers as ints. Raises InvalidParameter that names `field` for anything else."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidParameter(field, values, "give a list of whole numbers")
+    return tuple(as_integer(field, value) for value in values)
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -55,8 +74,23 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        for field in _INTEGERS:
+            if (value := getattr(self, field)) is not None:
+                object.__setattr__(self, field, as_integer(field, value))
+        stop: Any = self.stop  # what callers without a type checker give is taken or refused, never misread
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise InvalidParameter("stop", stop, "give non-empty strings")
+        object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "stop_token_ids", as_integers("stop_token_ids", self.stop_token_ids))
+        bias: Any = self.logit_bias
+        pairs = sorted(bias.items()) if isinstance(bias, Mapping) else bias
+        biases = tuple((as_integer("logit_bias", token_id), value) for token_id, value in pairs)
+        object.__setattr__(self, "logit_bias", biases)
         for field, low, high in _RANGES:
             value = getattr(self, field)
+            if isinstance(value, bool | str):
+                raise InvalidParameter(field, value, "give a number")
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise InvalidParameter(field, value, f"give a number from {low} to {high}")
         if self.top_p == 0:
@@ -67,8 +101,6 @@ class SamplingParams:
             raise InvalidParameter(
                 "min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}"
             )
-        if any(not text for text in self.stop):
-            raise InvalidParameter("stop", list(self.stop), "give non-empty strings")
         for _, bias in self.logit_bias:
             if not (math.isfinite(bias) and -100 <= bias <= 100):
                 raise InvalidParameter("logit_bias", bias, "give biases from -100 to 100")
@@ -78,6 +110,8 @@ class SamplingParams:
         """Return whether drawing a token needs the tokens that were drawn before it."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+
+_INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_N),

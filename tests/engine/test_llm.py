@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.peer_config import PeerConfig
 from engine.tokenizer import InvalidChat
+from scheduler.request import InvalidParameter
 from transport.base import Address
 
 GREEDY = SamplingParams(temperature=0)
@@ -20,7 +22,7 @@ def llm() -> Iterator[LLM]:
     made.close()
 
 
-def user(text: str) -> list[dict[str, str]]:
+def user(text: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": text}]
 
 
@@ -46,3 +48,91 @@ def test_closing_ends_what_is_shared_with_peers() -> None:
     assert any(thread.name == "peer-loop" for thread in threading.enumerate())
     llm.close()
     assert not any(thread.name == "peer-loop" for thread in threading.enumerate())
+
+
+def test_every_form_of_a_prompt_gives_the_same_answer(llm: LLM) -> None:
+    token_ids = llm.tokenizer.encode("garden")
+    forms: list[Any] = [
+        "garden",
+        token_ids,
+        list(token_ids),
+        {"prompt": "garden"},
+        {"prompt_token_ids": token_ids},
+        {"prompt": "garden", "prompt_token_ids": token_ids, "multi_modal_data": None},
+    ]
+    results = llm.generate(forms, GREEDY, adapters="reverse")
+    assert {result.prompt_token_ids for result in results} == {token_ids}
+    assert len({result.outputs[0].token_ids for result in results}) == 1
+    for alone in ("garden", {"prompt": "garden"}):
+        assert llm.generate(alone, GREEDY, adapters="reverse")[0].outputs == results[0].outputs
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        5,
+        None,
+        {},
+        {"prompt": None},
+        {"text": "x"},
+        {"prompt": "x", "multi_modal_data": {}},
+        [1, 2.5],
+        [True],
+        [-1],
+        [9999],
+    ],
+    ids=repr,
+)
+def test_what_is_no_prompt_is_refused_before_anything_runs(llm: LLM, prompt: Any) -> None:
+    steps = llm.engine.core.steps
+    with pytest.raises(InvalidParameter, match=r"^prompt"):
+        llm.generate(["garden", prompt], GREEDY)
+    assert llm.engine.core.steps == steps
+    assert llm.engine.core.num_live_requests == 0
+
+
+def test_parts_of_a_message_are_text_and_an_unknown_role_is_refused(llm: LLM) -> None:
+    parts: list[dict[str, object]] = [{"role": "user", "content": [{"type": "text", "text": "garden"}]}]
+    (result,) = llm.chat([parts], GREEDY, adapters="reverse")
+    assert result.outputs[0].text == "nedrag"
+    for message in (
+        {"role": "wizard", "content": "x"},
+        {"role": "user", "content": [{"type": "image_url"}]},
+        {"role": "user"},
+    ):
+        with pytest.raises(InvalidChat, match=r"conversations\[1\]"):
+            llm.chat([parts, [message]], GREEDY)
+
+
+def test_a_stop_string_is_one_and_why_an_answer_ended_is_a_text(llm: LLM) -> None:
+    params: Any = {"temperature": 0, "stop": "dra"}
+    (result,) = llm.chat([user("garden")], SamplingParams(**params), adapters="reverse")
+    assert result.outputs[0].text == "ne"
+    assert result.outputs[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 2.5),
+        ("n", True),
+        ("seed", "1"),
+        ("top_k", 1.0),
+        ("temperature", "0"),
+        ("stop", [5]),
+        ("stop", [""]),
+        ("stop_token_ids", [1.5]),
+        ("stop_token_ids", "12"),
+        ("logit_bias", {"5": 1.0}),
+    ],
+)
+def test_a_parameter_of_another_kind_is_refused_by_its_field(field: str, value: Any) -> None:
+    with pytest.raises(InvalidParameter, match=f"^{field}="):
+        SamplingParams(**{field: value})
+
+
+def test_lists_and_mappings_are_taken_as_parameters() -> None:
+    params: Any = {"stop": ["a", "b"], "stop_token_ids": [3], "logit_bias": {5: 1.0, 4: 2}}
+    assert SamplingParams(**params) == SamplingParams(
+        stop=("a", "b"), stop_token_ids=(3,), logit_bias=((4, 2), (5, 1.0))
+    )
