@@ -56,9 +56,7 @@ class CompletionWriter:
         first = choice not in self._offsets
         echo = self._request.echo[choice // self._request.params.n] if first and self._request.echo else ""
         text = echo if self._request.echo_only else echo + delta.text
-        logprobs = (
-            self._logprobs(choice, delta, bool(echo)) if self._request.params.logprobs is not None else None
-        )
+        logprobs = self._logprobs(choice, delta, echo) if self._request.params.logprobs is not None else None
         self._offsets.setdefault(choice, 0)
         ends = delta.finish_reason is not None
         if not (text or ends or delta.logprobs or delta.prompt_logprobs):
@@ -83,7 +81,7 @@ class CompletionWriter:
         assert entry is not None, "a finished choice always has an entry"
         return entry
 
-    def _logprobs(self, choice: int, delta: Delta, echo: bool) -> dict[str, object]:
+    def _logprobs(self, choice: int, delta: Delta, echo: str) -> dict[str, object]:
         """Write OpenAI's object of four aligned lists. The prompt's first token has no log-probability."""
         drawn = () if self._request.echo_only else delta.logprobs
         known: list[TokenLogprob | None] = [*(delta.prompt_logprobs if echo else ()), *drawn]
@@ -96,21 +94,32 @@ class CompletionWriter:
             "tokens": texts,
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in known],
             "top_logprobs": [None if entry is None else self._top(entry) for entry in known],
-            "text_offset": self._advance(choice, token_ids),
+            "text_offset": self._advance(choice, token_ids, echo),
         }
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        """Write the likeliest tokens and, as OpenAI does, the one that was drawn."""
+        """Write the likeliest tokens and, as OpenAI does, the one that was drawn.
+
+        Of several with one text the likeliest counts.
+        """
         pairs: Sequence[tuple[int, float]] = entry.top[: self._request.params.logprobs]
         drawn = (entry.token_id, entry.logprob)
-        return {self._tokenizer.token_text(token_id): finite(value) for token_id, value in (*pairs, drawn)}
+        top: dict[str, float] = {}
+        for token_id, value in (*pairs, drawn):
+            top.setdefault(self._tokenizer.token_text(token_id), finite(value))
+        return top
 
-    def _advance(self, choice: int, token_ids: Iterable[int]) -> list[int]:
-        """Return where each token begins in the choice's text, in characters, and go on behind them."""
+    def _advance(self, choice: int, token_ids: Iterable[int], echo: str) -> list[int]:
+        """Return where each token begins in the choice's text, in characters, and go on behind them.
+
+        A special token has text only where the echoed prompt spells it.
+        """
         offset, offsets = self._offsets.get(choice, 0), list[int]()
         for token_id in token_ids:
             offsets.append(offset)
-            offset += self._tokenizer.num_chars(token_id)
+            text = self._tokenizer.token_text(token_id) if self._tokenizer.is_special(token_id) else ""
+            spelled = bool(text) and echo.startswith(text, offset)
+            offset += len(text) if spelled else self._tokenizer.num_chars(token_id)
         self._offsets[choice] = offset
         return offsets
 

@@ -102,6 +102,17 @@ async def test_echo_puts_the_prompt_in_front_and_scores_it_too() -> None:
         assert choice.logprobs.top_logprobs[1] == {"h": -0.5}
 
 
+async def test_offsets_count_special_tokens_where_the_prompt_spells_them() -> None:
+    async with session() as api:
+        response = await api.openai.completions.create(
+            model="base", prompt="h<|end|>i", max_tokens=0, echo=True, logprobs=0
+        )
+        (choice,) = response.choices
+        assert choice.text == "h<|end|>i"
+        assert choice.logprobs is not None
+        assert choice.logprobs.text_offset == [0, 0, 1, 8]
+
+
 async def test_echo_alone_scores_a_prompt() -> None:
     async with session() as api:
         response = await api.openai.completions.create(
