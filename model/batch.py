@@ -14,7 +14,8 @@ class ForwardBatch:
     token_ids, positions: [T] int64. slots: [T] int64, where each row's K/V goes (block * block_size + offset).
     query_lens, context_lens: S ints on the host: rows of the sequence in this step, and its tokens up to and
     including them. block_tables: [S, widest] int64, rows padded with 0; block i holds positions
-    i * block_size onwards. logit_rows: [L] int64, the rows whose logits are wanted.
+    i * block_size onwards. logit_rows: [L] int64, the rows whose logits are wanted. prompt_lens: S ints, the
+    tokens of each sequence's whole prompt, which a dynamic rope goes by; empty for the context lens.
     """
 
     token_ids: Tensor
@@ -25,3 +26,4 @@ class ForwardBatch:
     block_tables: Tensor
     logit_rows: Tensor
     segments: SegmentTable
+    prompt_lens: tuple[int, ...] = ()

@@ -1,9 +1,8 @@
 """Rotate queries and keys by position: rotary position embedding (Su et al., arXiv 2104.09864).
 
-The frequencies of the kind "dynamic" depend on a sequence's length. As in transformers, each step rotates its own
-rows by the length that the sequence has at the end of that step. Keys already in the cache stay as they were. So a
-prompt beyond the length of pretraining equals transformers' when it runs in one step, and differs slightly when it
-runs in chunks. Up to the length of pretraining all kinds are independent of chunking.
+The frequencies of the kind "dynamic" depend on a sequence's length. As in transformers, a prompt's rows are rotated by
+the whole prompt's length, and each later row by the length that the sequence has with it. Keys already in the cache
+stay as they were. So a row's rotation follows from its position and the prompt's length, however the steps are cut.
 """
 
 import math
@@ -31,24 +30,32 @@ class Rope:
         self._inv_freq = inverse_frequencies(rope, head_dim).to(device)
 
     def rotation(
-        self, positions: Tensor, query_lens: tuple[int, ...], context_lens: tuple[int, ...]
+        self,
+        positions: Tensor,
+        query_lens: tuple[int, ...],
+        context_lens: tuple[int, ...],
+        prompt_lens: tuple[int, ...] = (),
     ) -> Rotation:
-        """Rotate rows at `positions` ([T]); the lens say which rows are one sequence's, and its length."""
-        angles = positions[:, None].float() * self._frequencies(query_lens, context_lens)
+        """Rotate rows at `positions` ([T]); the lens, as ForwardBatch's, say whose rows they are, and its length."""
+        frequencies = self._inv_freq
+        if self._rope.kind == "dynamic":
+            longest = max((*context_lens, *prompt_lens), default=0)
+            if longest > self._rope.original_max_tokens:
+                frequencies = self._dynamic(positions, query_lens, prompt_lens or context_lens)
+        angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos(), angles.sin()
         return Rotation(self._doubled(cos, cos), self._doubled(-sin, sin))
 
     def _doubled(self, low: Tensor, high: Tensor) -> Tensor:
         return torch.cat((low, high), dim=-1)[:, None].to(self._dtype)
 
-    def _frequencies(self, query_lens: tuple[int, ...], context_lens: tuple[int, ...]) -> Tensor:
-        """Return [head_dim / 2], or [T, head_dim / 2] when some sequence has outgrown a dynamic rope."""
-        rope = self._rope
-        if rope.kind != "dynamic" or max(context_lens, default=0) <= rope.original_max_tokens:
-            return self._inv_freq
-        each = [dynamic_frequencies(rope, self._head_dim, length) for length in context_lens]
-        rows = torch.stack(each).repeat_interleave(torch.tensor(query_lens), dim=0)
-        return rows.to(self._inv_freq.device)
+    def _dynamic(self, positions: Tensor, query_lens: tuple[int, ...], lens: tuple[int, ...]) -> Tensor:
+        """Return [T, head_dim / 2]: a row within its sequence's length goes by that, one beyond it by its own."""
+        rows = torch.tensor(lens).repeat_interleave(torch.tensor(query_lens))
+        lengths = torch.maximum(rows, positions.cpu()[: len(rows)] + 1)
+        known, which = lengths.unique(return_inverse=True)
+        each = [dynamic_frequencies(self._rope, self._head_dim, int(length)) for length in known]
+        return torch.stack(each)[which].to(self._inv_freq.device)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -1,9 +1,9 @@
 """BlockPool: who holds which K/V block, and which blocks hold a prefix that may be shared.
 
 Numbers only: the pool knows block ids, reference counts and digests, never the memory behind them. A block's
-digest is chained: it covers the adapter, every token before the block and the block's own, so that equal
-digests mean equal K/V. It is 256 bits wide because tenants choose their prompts, and a collision would serve
-one tenant the K/V of another.
+digest is chained: it covers the adapter, every token before the block and the block's own, and the prompt's
+length where that changes how positions are rotated. So equal digests mean equal K/V. It is 256 bits wide because
+tenants choose their prompts, and a collision would serve one tenant the K/V of another.
 """
 
 from array import array
@@ -15,9 +15,13 @@ from hashlib import blake2b
 _DIGEST_BYTES = 32
 
 
-def chain_seed(adapter_digest: str) -> bytes:
-    """Return the parent of a sequence's first block under the adapter (the base model's digest is empty)."""
-    return blake2b(adapter_digest.encode(), digest_size=_DIGEST_BYTES).digest()
+def chain_seed(adapter_digest: str, rotated_by: int = 0) -> bytes:
+    """Return the parent of a sequence's first block under the adapter (the base model's digest is empty).
+
+    `rotated_by` is the prompt's length if its K/V depend on that, as beyond a dynamic rope's length, else 0.
+    """
+    content = f"{adapter_digest}/{rotated_by}" if rotated_by else adapter_digest
+    return blake2b(content.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def block_digest(parent: bytes, token_ids: Iterable[int]) -> bytes:

@@ -16,19 +16,26 @@ class StepLimits:
 
     `max_num_seqs` sequences run at once, at most one for each of the `max_num_batched_tokens` rows. So each
     that has only its newest token to compute gets its row in every step. `max_model_len` bounds a sequence's
-    prompt and output tokens together.
+    prompt and output tokens together. The K/V of a prompt beyond `dynamic_rope_tokens` depend on its length, so
+    that only prompts of one length may share them; None where they never do.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     adapter_patience_s: float = 5.0
+    dynamic_rope_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_num_seqs, self.max_num_batched_tokens) < 1 or self.max_model_len < 2:
             raise ValueError(f"{self}: give at least one sequence, one token a step and a length of two")
         if self.adapter_patience_s < 0:
             raise ValueError(f"adapter_patience_s={self.adapter_patience_s}: give 0 or more seconds")
+
+    def rotated_by(self, prompt_tokens: int) -> int:
+        """Return the prompt's length if its K/V depend on that, else 0."""
+        longest = self.dynamic_rope_tokens
+        return prompt_tokens if longest is not None and prompt_tokens > longest else 0
 
     @property
     def most_running(self) -> int:

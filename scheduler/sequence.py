@@ -27,6 +27,7 @@ class Sequence:
         "_block_size",
         "_digests",
         "_ends_with",
+        "_rotated_by",
         "adapter_digest",
         "blocks",
         "cached_tokens",
@@ -50,7 +51,9 @@ class Sequence:
         "waits_for_sibling",
     )
 
-    def __init__(self, request: Request, index: int, block_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, request: Request, index: int, block_size: int, max_model_len: int, rotated_by: int = 0
+    ) -> None:
         self.request = request
         self.key = SequenceKey(request.request_id, index)
         self.adapter_digest: str | None = None if request.adapter.is_base else request.adapter.digest
@@ -78,6 +81,7 @@ class Sequence:
         self.cached_tokens: int | None = None  # None until first admitted
         self.prompt_logprobs: list[TokenLogprob] = []
         self._block_size = block_size
+        self._rotated_by = rotated_by  # as chain_seed takes it
         self._digests: list[bytes] = []
         self.penalised = params.penalised
 
@@ -106,7 +110,7 @@ class Sequence:
     def digests(self, count: int) -> list[bytes]:
         """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
-        parent = known[-1] if known else chain_seed(self.request.adapter.digest)
+        parent = known[-1] if known else chain_seed(self.request.adapter.digest, self._rotated_by)
         for block in range(len(known), count):
             parent = block_digest(parent, self._tokens(block * size, (block + 1) * size))
             known.append(parent)

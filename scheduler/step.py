@@ -79,7 +79,8 @@ class StepScheduler:
             raise RequestRefused(f"request_id={name!r} is live already: give each live request its own")
         check_request(request, self._limits, self._blocks)
         size, longest = self._blocks.block_size, self._limits.max_model_len
-        siblings = [Sequence(request, index, size, longest) for index in range(request.params.n)]
+        rotated_by = self._limits.rotated_by(len(request.prompt_token_ids))
+        siblings = [Sequence(request, i, size, longest, rotated_by) for i in range(request.params.n)]
         self._siblings[name] = siblings
         self._sequences.update((sequence.key, sequence) for sequence in siblings)
         self._waiting.extend(siblings)

@@ -8,8 +8,12 @@ from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from lora.adapter import NAME_RULE, AdapterEntry, is_name
+from lora.format.adapter_files import short
+from lora.format.peft import WEIGHTS_FILE
+from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096
+_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 class AdapterAdmin:
@@ -67,18 +71,27 @@ class AdapterAdmin:
             raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "loading_is_off")
         if not path.isprintable() or not 0 < len(path) <= _MAX_PATH_CHARS:
             raise refused("lora_path", f"give 1 to {_MAX_PATH_CHARS} printable characters", "invalid_value")
-        inside = [
-            folder
-            for root in self._roots
-            if (folder := (root / path).resolve()).is_relative_to(root) and folder != root
-        ]
-        if not inside:
-            message = f"lora_path: {path!r} is outside the folders that this server may load from"
+        try:
+            inside = [
+                folder
+                for root in self._roots
+                if (folder := (root / path).resolve()).is_relative_to(root) and folder != root
+            ]
+            existing = [folder for folder in inside if folder.is_dir()]
+            files_inside = all(self._is_inside(existing[0] / file) for file in _FILES) if existing else True
+        except (OSError, RuntimeError) as error:  # a name that is too long, links that lead to themselves
+            message = f"{short(path)} cannot be followed: give the path of a PEFT adapter's folder"
+            raise refused("lora_path", message, "invalid_value") from error
+        if not inside or not files_inside:
+            message = f"lora_path: {short(path)} is outside the folders that this server may load from"
             raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "outside_roots")
-        existing = [folder for folder in inside if folder.is_dir()]
         if not existing:
-            raise refused("lora_path", f"{path!r} is no folder: give a PEFT adapter's", "not_a_folder")
+            raise refused("lora_path", f"{short(path)} is no folder: give a PEFT adapter's", "not_a_folder")
         return existing[0]
+
+    def _is_inside(self, file: Path) -> bool:
+        """Tell whether a file, or what it links to, lies below a root."""
+        return any(file.resolve().is_relative_to(root) for root in self._roots)
 
 
 def _check_name(name: str, base: str) -> None:

@@ -139,7 +139,10 @@ def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> S
         raise InvalidConfig(
             "max_model_len", length, f"the K/V cache holds {capacity_tokens} tokens: enlarge it"
         )
-    return StepLimits(config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s)
+    dynamic = model.rope.original_max_tokens if model.rope.kind == "dynamic" else None
+    return StepLimits(
+        config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s, dynamic
+    )
 
 
 def _graph_blocks(config: EngineConfig, base: BaseModel, limits: StepLimits) -> int:

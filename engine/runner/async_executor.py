@@ -130,6 +130,7 @@ class AsyncExecutor:
             block_tables=tables,
             logit_rows=logit_rows,
             segments=segments,
+            prompt_lens=inputs.prompt_lens,
         )
         return self._model.forward(batch, self._cache)
 

@@ -58,6 +58,7 @@ class Executor:
             block_tables=self._to_device(inputs.tables),
             logit_rows=self._to_device(inputs.logit_rows),
             segments=adapter_segments(inputs, lease),
+            prompt_lens=inputs.prompt_lens,
         )
 
     def _to_device(self, values: Integers) -> Tensor:

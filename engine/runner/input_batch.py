@@ -61,6 +61,11 @@ class InputBatch:
     continues: bool
 
     @property
+    def prompt_lens(self) -> tuple[int, ...]:
+        """Tokens of each slice's whole prompt, as in ForwardBatch."""
+        return tuple(len(part.request.prompt_token_ids) for part in self.slices)
+
+    @property
     def decodes(self) -> bool:
         """Whether each slice is one row that samples."""
         return len(self.token_ids) == len(self.slices) == len(self.logit_rows) == len(self.sampling)

@@ -67,6 +67,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     rows: int
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]
+    prompt_lens: tuple[int, ...]
     width: int
     num_logits: int
     segments: tuple[tuple[int, int, str], ...]
@@ -104,6 +105,7 @@ def describe(batch: ForwardBatch, replayed: bool = False) -> Step:
         rows=len(batch.token_ids),
         query_lens=batch.query_lens,
         context_lens=batch.context_lens,
+        prompt_lens=batch.prompt_lens,
         width=batch.block_tables.shape[1],
         num_logits=len(batch.logit_rows),
         segments=tuple((each.start, each.stop, each.adapter.digest) for each in batch.segments.segments),
@@ -135,6 +137,7 @@ def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) 
         block_tables=tables.view(len(step.query_lens), step.width),
         logit_rows=logit_rows,
         segments=SegmentTable(segments),
+        prompt_lens=step.prompt_lens,
     )
 
 

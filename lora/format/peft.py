@@ -5,6 +5,7 @@ target has both matrices, every matrix belongs to a target, and ranks and shapes
 residency; it reads a folder and writes none.
 """
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from lora.target_modules import SITES, BaseShape, SiteGroup
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 MOST_HEADER_BYTES = 1 << 24
+_MOST_UPDATE = math.sqrt(torch.finfo(torch.float32).max)
 PICKLE_FILE = "adapter_model.bin"
 
 _BLOCKS = {
@@ -90,6 +92,8 @@ def pack(
         ]
         layout = packed_layout(base, dtype, modules)
         rows = _fill(layout, {(pair.layer, pair.site): pair for pair in pairs.values()})
+        for module, pair in zip(modules, pairs.values(), strict=True):
+            _check_update(pair, module.scale, dtype)
     except Flaw as flaw:
         raise AdapterRefused(name, str(flaw)) from flaw
     ref = AdapterRef(digest_of(layout, rows), name, layout.rank, layout.sites, layout.nbytes)
@@ -217,6 +221,28 @@ def _check_shapes(settings: LoraSettings, pair: _Pair, base: BaseShape) -> None:
         raise Flaw(
             f"{pair.path} maps {trained[0]} to {trained[1]} features, the base model's {shape.in_features} to"
             f" {shape.out_features}: it was trained on another base model"
+        )
+
+
+def _check_update(pair: _Pair, scale: float, dtype: torch.dtype) -> None:
+    """Refuse an update that overflows for any ordinary input: numbers of size 1, as a normalisation gives them.
+
+    For these A x is about as large as A's rows are long, and B (A x) as the rows of B A are.
+    """
+    most = torch.finfo(dtype if dtype.itemsize > 1 else torch.float32).max
+    largest_A, largest_B = (side.abs().max().item() for side in (pair.A, pair.B))
+    bound = largest_A * pair.A.shape[1] * max(1.0, abs(scale))
+    if bound <= most and bound * largest_B * pair.A.shape[0] <= min(most, _MOST_UPDATE):
+        return
+    A, B = pair.A.double(), pair.B.double()
+    shrunk = math.sqrt((A * A).sum(dim=1).max().item())
+    products = (B @ (A @ A.T) * B).sum(dim=1).clamp(min=0)
+    expanded = abs(scale) * math.sqrt(products.max().item())
+    # What reads the sum squares it in float32: the next norm, or the scores.
+    if shrunk * max(1.0, abs(scale)) > most or expanded > min(most, _MOST_UPDATE):
+        raise Flaw(
+            f"{pair.path} changes ordinary inputs by about {expanded:.2g} (lora_alpha / rank is {scale:.2g}), beyond"
+            f" what {dtype} can compute with: check lora_alpha and the training, or serve it in a wider dtype"
         )
 
 

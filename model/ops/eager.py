@@ -43,7 +43,8 @@ class EagerOps:
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "EagerStep":
         """See LayerOps."""
-        rotation = self._rope.rotation(batch.positions, batch.query_lens, batch.context_lens)
+        lens = batch.query_lens, batch.context_lens, batch.prompt_lens
+        rotation = self._rope.rotation(batch.positions, *lens)
         lora = self._lora.plan(batch.segments) if batch.segments.segments else None
         return EagerStep(self._config, cache, batch.slots, rotation, lora)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from engine import LLM, SamplingParams
 from lora.target_modules import SITES
@@ -145,6 +146,34 @@ def test_every_family_serves_adapters_beside_its_base(family: str, tmp_path: Pat
         )
         expected = [tuple(oracle.greedy(a, p, 4)) for a, p in zip(adapters, prompts, strict=True)]
         assert [result.outputs[0].token_ids for result in results] == expected
+    llm.close()
+
+
+@pytest.mark.parametrize("way", ["roomy", "chunked", "preempted"])
+def test_a_dynamic_rope_knows_no_history(way: str, tmp_path: Path) -> None:
+    """Prompts with one beginning, the longest first, beyond the trained length of 24."""
+    base = hf.build("llama-dynamic")
+    base.config.rope_parameters["factor"] = 8.0
+    hf.save(base, tmp_path)
+    write_tokenizer(tmp_path)
+    common = tuple(random.Random(3).randrange(4, 300) for _ in range(150))
+    prompts = [common, *(common[:length] for length in (120, 90, 60, 40, 20))]
+    llm = LLM(
+        tmp_path,
+        dtype="float32",
+        max_model_len=180,
+        block_size=4,
+        max_num_batched_tokens=30 if way == "chunked" else 512,
+        kv_cache_bytes=(60 if way == "preempted" else 300) * 4 * 3 * 2 * 2 * 16 * 4,
+        adapter_bytes=1 << 20,
+    )
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    results = [*llm.generate(prompts[:1], params), *llm.generate(prompts[1:], params)]
+    # Each by a model of its own, since transformers' rope remembers the longest sequence that it has met.
+    expected = [
+        tuple(hf.greedy(LlamaForCausalLM.from_pretrained(tmp_path).eval(), prompt, 24)) for prompt in prompts
+    ]
+    assert [result.outputs[0].token_ids for result in results] == expected
     llm.close()
 
 

@@ -226,7 +226,28 @@ def test_values_beyond_the_serving_dtype(tmp_path: Path) -> None:
 
 
 def test_a_huge_sum_of_sound_values_is_served(tmp_path: Path) -> None:
-    assert pack_it(write_folder(tmp_path, q_tensors() | {f"{Q0}.lora_A.weight": torch.full((4, 32), 3e38)}))
+    tensors = q_tensors() | {f"{Q0}.lora_A.weight": torch.full((4, 32), 1e37)}
+    tensors[f"{Q0}.lora_B.weight"] *= 1e-37
+    assert pack_it(write_folder(tmp_path, tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("factor", "fields"),
+    [(1.0, {"lora_alpha": 1e30}), (1e30, {}), (1e30, {"lora_alpha": 1e-9}), (1.0, {"lora_alpha": -1e22})],
+)
+def test_an_update_that_can_only_overflow(
+    factor: float, fields: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tensors = {name: tensor * factor for name, tensor in q_tensors().items()}
+    folder = write_folder(tmp_path, tensors, **fields)
+    assert_refused(folder, r"q_proj changes ordinary inputs|lora_alpha=", dtype)
+
+
+def test_an_update_beyond_float16_is_served_in_float32(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, q_tensors(), lora_alpha=1e8)
+    assert_refused(folder, r"changes ordinary inputs .* beyond what torch\.float16", torch.float16)
+    assert pack_it(folder)
 
 
 def replaced(path: Path, make: Callable[[Path], object]) -> None:

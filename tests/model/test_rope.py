@@ -66,6 +66,28 @@ def test_each_sequence_of_a_batch_has_its_own_length(kind: str) -> None:
         torch.testing.assert_close(part, expected, atol=2e-5, rtol=1e-5)
 
 
+def test_a_dynamic_rope_goes_by_the_prompt_however_it_is_cut() -> None:
+    """A prompt of 70 in chunks of 30 and 40, then three tokens that are computed again in one step."""
+    x = torch.randn(73, 2, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    fields = {
+        **LLAMA,
+        "head_dim": HEAD_DIM,
+        "max_position_embeddings": 64,
+        "rope_parameters": KINDS["dynamic"],
+    }
+    rope = Rope(parse_config(fields, {}).rope, HEAD_DIM, x.dtype, x.device)
+    spans = ((0, 30), (30, 70), (70, 73))
+    found = torch.cat(
+        [
+            rotate(x[start:stop], rope.rotation(torch.arange(start, stop), (stop - start,), (stop,), (70,)))
+            for start, stop in spans
+        ]
+    )
+    expected = [theirs("dynamic", torch.arange(70), x[:70])]
+    expected += [theirs("dynamic", torch.tensor([at]), x[at : at + 1]) for at in range(70, 73)]
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-5)
+
+
 def test_bfloat16_rounds_as_transformers_does() -> None:
     x = torch.randn(30, 3, HEAD_DIM, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = ours("llama3", torch.arange(30), x, (30,), (30,))

@@ -73,7 +73,8 @@ class TritonOps:
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonLayerStep":
         """See LayerOps."""
-        rotation = self._rope.rotation(batch.positions, batch.query_lens, batch.context_lens)
+        lens = batch.query_lens, batch.context_lens, batch.prompt_lens
+        rotation = self._rope.rotation(batch.positions, *lens)
         lora = self.lora.plan_rows(batch.segments, batch.token_ids.shape[0])
         return TritonLayerStep(self._config, cache, batch.slots, rotation, lora, self._side)
 

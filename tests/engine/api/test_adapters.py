@@ -47,6 +47,29 @@ async def test_no_path_leads_outside(root: Path) -> None:
         assert [adapter.name for adapter in api.engine.adapters()] == ["poet", "team/coder"]
 
 
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+async def test_no_file_of_a_folder_leads_outside(file: str, root: Path) -> None:
+    (root / "empty" / file).symlink_to(root.parent / "secret" / "stolen" / "adapter_config.json")
+    async with session(roots=[root]) as api:
+        response = await api.post(LOAD, {"lora_name": "x", "lora_path": "empty"})
+        assert (response.status, response.error["code"]) == (403, "outside_roots")
+
+
+async def test_files_may_be_links_to_below_a_root(root: Path) -> None:
+    (root / "empty" / "adapter_config.json").symlink_to(root / "new" / "adapter_config.json")
+    async with session(roots=[root]) as api:
+        assert (await api.post(LOAD, {"lora_name": "x", "lora_path": "empty"})).status == 200
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "loop", "new/" + "y" * 3000])
+async def test_a_path_that_cannot_be_followed_is_refused(path: str, root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+    async with session(roots=[root]) as api:
+        response = await api.post(LOAD, {"lora_name": "x", "lora_path": path})
+        assert (response.status, response.error["param"]) == (400, "lora_path")
+        assert (await api.post(LOAD, {"lora_name": "x", "lora_path": "\ud800"})).status == 400
+
+
 async def test_what_is_no_adapter_is_refused_with_the_reason(root: Path) -> None:
     async with session(roots=[root]) as api:
         for path, reason in (
