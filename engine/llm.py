@@ -1,4 +1,4 @@
-"""Generate offline, in the caller's own thread: the same core as the server's, without its API."""
+"""Generate offline, in the caller's own thread: the server's core and its rule for messages, without HTTP."""
 
 import random
 import time
