@@ -1,7 +1,7 @@
 """Rotate queries and keys by position: rotary position embedding (Su et al., arXiv 2104.09864).
 
 The frequencies of the kind "dynamic" depend on a sequence's length. As in transformers, a prompt's rows are rotated by
-the whole prompt's length, and each later row by the length that the sequence has with it. Keys already in the cache
+the whole prompt's length. Each later row goes by the length that the sequence has with it. Keys already in the cache
 stay as they were. So a row's rotation follows from its position and the prompt's length, however the steps are cut.
 """
 
