@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -128,8 +128,8 @@ class Tokenizer:
 
     def _find_template_fault(self) -> str | None:
         """Return why the chat template can render nothing; None if it can, or if there is none."""
-        template: object = self._tokenizer.chat_template  # pyright: ignore[reportUnknownMemberType] - as in `load`
-        if template is not None and not isinstance(template, str | dict):
+        template = cast(object, self._tokenizer.chat_template)  # as in `load`
+        if template is not None and not isinstance(template, (str, dict)):
             return f"it is a {type(template).__name__}"
         try:
             self.encode_chat([{"role": "user", "content": ""}])

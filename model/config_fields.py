@@ -60,5 +60,5 @@ def read_token_ids(raw: Mapping[str, Any], field: str, vocab_size: int) -> tuple
         return ()
     ids: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
-        raise UnsupportedModel(field, value, "give a token id, or a list of them")
+        raise UnsupportedModel(field, raw[field], "give a token id, or a list of them")
     return tuple(each for each in ids if 0 <= each < vocab_size)

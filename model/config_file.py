@@ -120,12 +120,13 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
 
 def _family(raw: Mapping[str, Any]) -> tuple[str, _Family]:
     """Find the family that `architectures` names or, where that is left out, `model_type`."""
-    names, model_type = raw.get("architectures") or [], raw.get("model_type")
+    given: Any = raw.get("architectures") or []
+    is_list = isinstance(given, list)
+    names = cast(list[Any], given if is_list else [given])
+    model_type = raw.get("model_type")
     if not names and isinstance(model_type, str):
         names = [name for name, family in _FAMILIES.items() if family.model_type == model_type]
-    family = (
-        _FAMILIES.get(str(names[0])) if isinstance(names, list) and len(cast(list[Any], names)) == 1 else None
-    )
+    family = _FAMILIES.get(str(names[0])) if is_list and len(names) == 1 else None
     if family is None:
         raise UnsupportedModel("architectures", names, f"serve one of {', '.join(_FAMILIES)}")
     if model_type not in (None, family.model_type):
@@ -183,9 +184,11 @@ def _windows(raw: Mapping[str, Any], family: _Family, num_layers: int) -> tuple[
 
 
 def _expect_layer_types(raw: Mapping[str, Any], kind: str) -> None:
-    kinds = raw.get("layer_types") or [kind]
+    kinds: Any = raw.get("layer_types") or [kind]
     if not isinstance(kinds, list) or any(each != kind for each in cast(list[Any], kinds)):
-        raise UnsupportedModel("layer_types", kinds, f"this architecture has only {kind!r} layers")
+        raise UnsupportedModel(
+            "layer_types", raw["layer_types"], f"this architecture has only {kind!r} layers"
+        )
 
 
 def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str]:
@@ -198,7 +201,9 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str]:
         return [known[layer < first_window] for layer in range(num_layers)]
     named = cast(list[Any], kinds) if isinstance(kinds, list) else []
     if len(named) != num_layers or any(kind not in known for kind in named):
-        raise UnsupportedModel("layer_types", kinds, f"give {num_layers} of {known[0]!r} or {known[1]!r}")
+        raise UnsupportedModel(
+            "layer_types", raw["layer_types"], f"give {num_layers} of {known[0]!r} or {known[1]!r}"
+        )
     return named
 
 

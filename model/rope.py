@@ -7,6 +7,7 @@ stay as they were. So a row's rotation follows from its position and the prompt'
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Rope:
         """Return [T, head_dim / 2]: a row within its sequence's length goes by that, one beyond it by its own."""
         rows = torch.tensor(lens).repeat_interleave(torch.tensor(query_lens))
         lengths = torch.maximum(rows, positions.cpu()[: len(rows)] + 1)
-        known, which = lengths.unique(return_inverse=True)
+        known, which = cast(tuple[Tensor, Tensor], lengths.unique(return_inverse=True))
         each = [dynamic_frequencies(self._rope, self._head_dim, int(length)) for length in known]
         return torch.stack(each)[which].to(self._inv_freq.device)
 

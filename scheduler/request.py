@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from lora.adapter import AdapterRef
 
@@ -30,11 +30,11 @@ def as_integer(field: str, value: Any) -> int:
     raise InvalidParameter(field, value, "give a whole number")
 
 
-def as_integers(field: str, values: Iterable[Any]) -> tuple[int, ...]:
+def as_integers(field: str, values: object) -> tuple[int, ...]:
     """Return whole numbers as ints. Raises InvalidParameter that names `field` for anything else."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidParameter(field, values, "give a list of whole numbers")
-    return tuple(as_integer(field, value) for value in values)
+        raise InvalidParameter(field, cast(object, values), "give a list of whole numbers")
+    return tuple(as_integer(field, value) for value in cast(Iterable[Any], values))
 
 
 def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -84,7 +84,11 @@ class SamplingParams:
         object.__setattr__(self, "stop", stops)
         object.__setattr__(self, "stop_token_ids", as_integers("stop_token_ids", self.stop_token_ids))
         bias: Any = self.logit_bias
-        pairs = sorted(bias.items()) if isinstance(bias, Mapping) else bias
+        pairs = (
+            sorted(cast(Mapping[Any, Any], bias).items())
+            if isinstance(bias, Mapping)
+            else cast(Iterable[Any], bias)
+        )
         biases = tuple((as_integer("logit_bias", token_id), value) for token_id, value in pairs)
         object.__setattr__(self, "logit_bias", biases)
         for field, low, high in _RANGES:
