@@ -44,10 +44,12 @@ def test_messages_that_the_template_refuses_leave_nothing_behind(llm: LLM) -> No
 
 def test_closing_ends_what_is_shared_with_peers() -> None:
     peers = PeerConfig(listen=Address("127.0.0.1", 0), token="x" * 16, plain=True, path="stream")
+    others = set(threading.enumerate())  # of other tests in this process
     llm = LLM(max_model_len=64, kv_cache_bytes=1 << 20, peers=peers)
-    assert any(thread.name == "peer-loop" for thread in threading.enumerate())
+    own = [thread for thread in threading.enumerate() if thread not in others and thread.name == "peer-loop"]
+    assert own
     llm.close()
-    assert not any(thread.name == "peer-loop" for thread in threading.enumerate())
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_every_form_of_a_prompt_gives_the_same_answer(llm: LLM) -> None:
