@@ -15,10 +15,11 @@ _INTRODUCTION = """\
 This page is made by `python -m engine.config > docs/options.md`; do not edit it.
 
 `python -m engine.serve` takes every option but those of the group *batch*, and `python -m engine.batch` those of
-*batch*, *model*, *adapters* and *scheduling*. An option is given as a flag, as a key of the TOML file that `--config`
-names, or in its environment variable where it has one. The command line wins over the environment, and that over the
-file. `LLM(...)` takes the options of *model*, *adapters* and *scheduling* by keyword, named like the TOML keys, but
-`loras`, a mapping from names to folders, for `lora`. A yes-or-no option has a second flag that begins with `--no-`.
+*batch*, *model*, *adapters* and *scheduling*. An option is given as a flag or as a key of the TOML file that
+`--config` names. Some have an environment variable too. The command line wins over the environment, and that over
+the file. `LLM(...)` takes the options of *model*, *adapters* and *scheduling* by keyword, named like the TOML keys.
+In place of `lora` it takes `loras`, a mapping from names to folders. A yes-or-no option has a second flag that
+begins with `--no-`.
 
 Each option is listed by its flag, its TOML key, its environment variable if any, and its default; then what it means.
 One without a default is off, or its value is derived from the model and the machine.
