@@ -6,13 +6,18 @@ from pathlib import Path
 
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
-from engine.errors import UnknownModel
+from engine.errors import NotInTime, UnknownModel
+from engine.task_pool import TaskPool
 from lora.adapter import NAME_RULE, AdapterEntry, is_name
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096
+_PATH_THREADS = 4
+_PATH_S = 30.0  # for the file system to follow a path
+_RETRY_AFTER_S = 10
 _FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
@@ -22,6 +27,8 @@ class AdapterAdmin:
     def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
         self._client = client
         self._roots = tuple(root.resolve() for root in roots)
+        self._paths = TaskPool("path", _PATH_THREADS)
+        self._calls = DeadlineCalls(_PATH_S)
 
     def models(self) -> list[dict[str, object]]:
         """Return OpenAI's model objects: the base, then its adapters."""
@@ -37,7 +44,7 @@ class AdapterAdmin:
     async def load(self, name: str, path: str) -> dict[str, object]:
         """Load the adapter in the folder `path` under `name`; return its model object. Raises ApiError."""
         _check_name(name, self._client.model_name)
-        folder = self._allowed(path)
+        folder = await self._paths.run(lambda: self._followed(path))
         try:
             ref = await self._client.load_adapter(name, folder)
         except (ValueError, OSError) as error:
@@ -60,6 +67,13 @@ class AdapterAdmin:
             "parent": parent,
             "max_model_len": self._client.max_model_len,
         }
+
+    def _followed(self, path: str) -> Path:
+        """Return the folder that `path` names, unless it is not allowed or its file system does not answer."""
+        try:
+            return self._calls.run(short(path), lambda: self._allowed(path))
+        except CallHangs as error:
+            raise NotInTime(str(error), _RETRY_AFTER_S) from error
 
     def _allowed(self, path: str) -> Path:
         """Resolve the folder that `path` names, links followed, if it lies below a root.
