@@ -1,6 +1,6 @@
 """Run what may block in daemon threads: bounded pools, and calls that end by a deadline.
 
-The standard pool's threads are waited for when the interpreter ends, its queue has no bound, and a call that hangs
+The standard pool's queue has no bound, and the interpreter waits for its threads before it ends. A call that hangs
 keeps its thread for ever. Here a hung file system costs what waits for it, and nothing else.
 """
 
