@@ -32,7 +32,7 @@ class CallHangs(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Call:
     future: Future[Any]
     work: Callable[[], Any]
 
@@ -58,7 +58,7 @@ class DaemonExecutor(Executor):
         self._open = 0  # jobs that have not ended
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run a job as soon as a thread is free. Raises QueueFull; RuntimeError after `shutdown`."""
@@ -73,7 +73,7 @@ class DaemonExecutor(Executor):
                 thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._jobs.put(_Job(future, lambda: fn(*args, **kwargs)))
+            self._jobs.put(_Call(future, lambda: fn(*args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -124,7 +124,7 @@ class DeadlineCalls:
             if self._running >= self._most:
                 raise CallHangs(what, f"has to wait: {self._running} files are being read or hang")
             self._running += 1
-        threading.Thread(target=self._call, args=(what, _Job(future, call)), name="file", daemon=True).start()
+        threading.Thread(target=self._call, args=(what, _Call(future, call)), name="file", daemon=True).start()
         wait((future,), self._timeout_s)
         with self._lock:
             if not future.done():
@@ -132,7 +132,7 @@ class DeadlineCalls:
                 raise CallHangs(what, f"has not answered within {self._timeout_s:g} s")
         return future.result()
 
-    def _call(self, what: str, job: _Job) -> None:
+    def _call(self, what: str, job: _Call) -> None:
         job.run()
         with self._lock:
             self._running -= 1
