@@ -92,12 +92,12 @@ async def test_a_load_that_hangs_is_answered_at_its_deadline_and_the_next_one_at
     tmp_path: Path, hung: HungFolders
 ) -> None:
     async with serving(tmp_path, read_timeout_s=0.2) as api:
-        for _ in range(2):
+        for reason in ("has not answered within 0.2 s", "still does not answer"):
             answers = await asyncio.gather(*(load(api, name) for name in hung.names))
             for answer in answers:
                 assert (answer.status, answer.error["code"]) == (503, "busy")
                 assert "Retry-After" in answer.headers
-        assert "still does not answer" in answers[0].error["message"]
+                assert reason in answer.error["message"]
         hung.mend()
         while (answer := await load(api, hung.names[0])).status == 503:
             await asyncio.sleep(0.01)
