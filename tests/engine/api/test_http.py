@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from engine.api.http import MAX_BODY_BYTES
+from engine.api.guard import MAX_BODY_BYTES
 from tests.engine.api.session import HI, TOKENIZER, session
 
 COMPLETION = {"model": "base", "prompt": "hi"}
