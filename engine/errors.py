@@ -1,6 +1,6 @@
 """Name what can go wrong between a client and its answer; HTTP and batches map each to their own status codes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
@@ -85,7 +85,7 @@ class WorkersFailed(EngineError):
 
 
 @contextmanager
-def adapter_errors(name: str) -> Iterator[None]:
+def adapter_errors(name: str) -> Generator[None]:
     """Raise what the adapters' store refuses `name` with as the error that a client is told."""
     try:
         yield

@@ -82,7 +82,7 @@ def _value(option: Option, raw: _Raw) -> object:
         return option.read(raw.value, raw.base)
     written = lora_table(raw.value) if option.type is LORA else raw.value
     if option.type is TEXT and isinstance(written, str):
-        written = [written]
+        return (option.read(written, raw.base),)
     if not isinstance(written, list):
         raise InvalidConfig(option.key, raw.value, "give a list")
     items: list[object] = written  # pyright: ignore[reportUnknownVariableType]
@@ -91,15 +91,10 @@ def _value(option: Option, raw: _Raw) -> object:
 
 def _distinct(option: Option, items: Sequence[object]) -> Sequence[object]:
     """Return the items. Raises InvalidConfig for an adapter's name that is given twice."""
-    names: set[object] = set()
-    for item in items:
-        match item:
-            case (name, _) if option.type is LORA:
-                if name in names:
-                    raise InvalidConfig(option.key, option.shown(item), f"{name} is given twice: drop one")
-                names.add(name)
-            case _:
-                pass
+    names = [str(item[0]) for item in items if option.type is LORA and isinstance(item, tuple)]  # pyright: ignore[reportUnknownArgumentType]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidConfig(option.key, name, "the name is given twice: drop one")
     return items
 
 

@@ -87,7 +87,7 @@ class FakeClient:
         self.tokenizer = tokenizer
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
-        self.model_names = ("base",)
+        self.model_names: tuple[str, ...] = ("base",)
         self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
         self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
         self.refusal: Exception | None = None
