@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
 
@@ -72,6 +73,16 @@ class InvalidConfig(EngineError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")
         self.field = field
+
+
+class OutputFailed(EngineError):
+    """A file of results cannot be written any more; what it holds is whole."""
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"output={str(path)!r} cannot be written ({cause.strerror}): mend that, and run the same command again "
+            "to go on"
+        )
 
 
 class WorkersFailed(EngineError):
