@@ -4,26 +4,24 @@ Files and peers are waited for in threads of their own, and never without an end
 """
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import AdapterFailed, InvalidAdapterName, NotInTime, PeersSilent, UnknownModel
+from engine.errors import adapter_errors
 from engine.task_pool import TaskPool
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
-from lora.daemon_threads import CallHangs
-from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
 from lora.store.registry import AdapterRegistry
 
 _THREADS = 8
 _MOST_WAIT_S = 300.0  # what reads files and asks peers has deadlines of its own, which are sooner
-_RETRY_AFTER_S = 10
 
 
 class AdapterNames:
     """The names that requests may give: the base model's and the registry's. Used on one event loop."""
 
-    def __init__(self, base_name: str, registry: AdapterRegistry, asks_peers: bool) -> None:
-        """Let `base_name` mean the base model; `asks_peers` tells that unknown names may be a peer's."""
-        self._base_name = base_name
+    def __init__(self, base_names: Sequence[str], registry: AdapterRegistry, asks_peers: bool) -> None:
+        """Let `base_names` mean the base model; `asks_peers` tells that unknown names may be a peer's."""
+        self._base_names = base_names
         self._registry = registry
         self._asks_peers = asks_peers
         self._pool = TaskPool("adapter", _THREADS, _MOST_WAIT_S)
@@ -35,41 +33,27 @@ class AdapterNames:
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model == self._base_name or model in self._registry.names()
+        known = model in self._base_names or model in self._registry.names()
         return known or (self._asks_peers and is_name(model))
 
     async def load(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter. Raises InvalidAdapterName, NotInTime, AdapterRefused."""
-        if name == self._base_name:
-            raise InvalidAdapterName(name, "the base model has that name")
-        try:
+        """Read, check and register an adapter. InvalidAdapterName, InvalidAdapter, AdapterFailed, NotInTime."""
+        with adapter_errors(name):
             return await self._pool.run(lambda: self._registry.load(name, folder))
-        except CallHangs as error:
-            raise NotInTime(str(error), _RETRY_AFTER_S) from error
 
     def unload(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        try:
+        with adapter_errors(name):
             self._registry.unload(name)
-        except UnknownAdapter:
-            raise UnknownModel(name) from None
 
     async def resolve(self, model: str) -> AdapterRef:
-        """Return what a name means. Raises UnknownModel, PeersSilent, AdapterFailed, NotInTime."""
-        if model == self._base_name:
+        """Return what a name means. Raises UnknownModel, PeersSilent, InvalidAdapter, AdapterFailed, NotInTime."""
+        if model in self._base_names:
             return BASE
         if (known := self._registry.known(model)) is not None:
             return known
-        try:
+        with adapter_errors(model):
             return await asyncio.shield(self._task(model))
-        except UnknownAdapter:
-            raise UnknownModel(model) from None
-        except AdapterUnreachable as error:
-            raise PeersSilent(str(error)) from error
-        except AdapterRefused as error:
-            raise AdapterFailed(str(error)) from error
-        except CallHangs as error:
-            raise NotInTime(str(error), _RETRY_AFTER_S) from error
 
     def close(self) -> None:
         """Begin nothing more; nobody waits for what has begun."""

@@ -23,13 +23,12 @@ from engine.errors import (
     NotInTime,
     Overloaded,
     StepFailed,
-    UnknownModel,
+    adapter_errors,
 )
 from engine.output import RequestOutput
 from engine.task_pool import TaskPool
 from engine.telemetry import EngineStats, Telemetry
 from lora.adapter import AdapterEntry, AdapterRef
-from lora.errors import UnknownAdapter
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
@@ -62,12 +61,17 @@ class AsyncEngine:
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._names = AdapterNames(self._card.name, self._store.registry, self._peers is not None)
+        self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
     @property
     def model_name(self) -> str:
-        """The name that requests to the base model give."""
-        return self._card.name
+        """The name that responses call the base model by."""
+        return self._card.names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names of the base model, `model_name` first."""
+        return self._card.names
 
     @property
     def model_root(self) -> str:
@@ -133,8 +137,8 @@ class AsyncEngine:
     ) -> RequestOutput:
         """Queue a request for `model` (the base or an adapter).
 
-        Raises UnknownModel, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining or
-        EngineStopped; then nothing is queued.
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining
+        or EngineStopped; then nothing is queued.
         """
         self._check_open()
         waiting = self._core.live().waiting + self._resolving
@@ -151,10 +155,8 @@ class AsyncEngine:
         request = Request(
             request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
         )
-        try:
+        with adapter_errors(model):
             self._core.submit(request)
-        except UnknownAdapter:
-            raise UnknownModel(model) from None
         # Both are set before the event loop runs again, hence before any event.
         output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
         self._models[request_id] = model
@@ -163,7 +165,10 @@ class AsyncEngine:
         return output
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter, off the step loop. Raises what lora.format.peft refuses with."""
+        """Read, check and register an adapter, off the step loop.
+
+        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
+        """
         return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:

@@ -124,7 +124,9 @@ class DeadlineCalls:
             if self._running >= self._most:
                 raise CallHangs(what, f"has to wait: {self._running} files are being read or hang")
             self._running += 1
-        threading.Thread(target=self._call, args=(what, _Call(future, call)), name="file", daemon=True).start()
+        threading.Thread(
+            target=self._call, args=(what, _Call(future, call)), name="file", daemon=True
+        ).start()
         wait((future,), self._timeout_s)
         with self._lock:
             if not future.done():

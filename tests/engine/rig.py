@@ -55,6 +55,7 @@ def build(
     threads = StoreThreads(files=DeadlineCalls(read_timeout_s))
     store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None, threads)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
+    store.registry.reserve(("base",))
     for name, path in folders.items():
         store.registry.declare(name, path)
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
@@ -64,7 +65,7 @@ def build(
     core = EngineCore(scheduler, store, runner, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
-    card = ModelCard("base", str(folder), 128, vocab_size, (2,))
+    card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))
     return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
 
 
