@@ -194,7 +194,7 @@ class LLM:
 
     def _resolve(self, choice: AdapterChoice) -> AdapterRef:
         """Return the adapter that a prompt is to have; one given with a folder is read unless its name means that."""
-        if choice.name is None:
+        if choice.name is None or (choice.folder is None and choice.name in self.engine.card.names):
             return BASE
         registry = self.engine.store.registry
         if choice.folder is not None:

@@ -13,7 +13,6 @@ import msgspec
 from engine.api.parsing import chat_messages
 from engine.api.schema import Message
 from engine.tokenizer import InvalidChat, Tokenizer
-from lora.adapter import NAME_RULE, is_name
 from scheduler.request import InvalidParameter, SamplingParams, as_integers
 
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -122,8 +121,8 @@ def _choice(field: str, request: Any) -> AdapterChoice:
         return AdapterChoice(None)
     name: object = getattr(request, "lora_name", None)
     folder: object = getattr(request, "lora_path", None) or getattr(request, "path", None)
-    if not isinstance(name, str) or not is_name(name):
-        raise InvalidParameter(f"{field}.lora_name", name, f"give a LoRARequest whose name has {NAME_RULE}")
+    if not isinstance(name, str):
+        raise InvalidParameter(field, request, "give a LoRARequest, or None for the base")
     if not isinstance(folder, str | Path | None):
         raise InvalidParameter(f"{field}.lora_path", folder, "give the path of a PEFT folder")
     return AdapterChoice(name, Path(folder).absolute() if folder else None)
