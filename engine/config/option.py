@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from engine.config.option_types import TEXT, OptionType
+from engine.config.option_types import TEXT, WRITTEN, OptionType
 from engine.errors import InvalidConfig, UnknownOption
 from transport.base import Address
 
@@ -167,7 +167,7 @@ def renamed(given: Mapping[str, T], names: Mapping[str, str], prefix: str = "") 
 def from_python(owner: type[C], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> C:
     """Return a configuration from the arguments of a constructor, with former names accepted.
 
-    A text stands for what it would on the command line. Raises UnknownOption for a keyword that names no field.
+    A size, a path or an address may be a text. Raises UnknownOption for a keyword that names no field.
     """
     options = options_of(owner)
     formers = {option.former_key: option.field for option in options if option.former}
@@ -179,6 +179,6 @@ def from_python(owner: type[C], arguments: Sequence[Any], keywords: Mapping[str,
             raise UnknownOption(name, value, remedy)
     for option in options:
         written = given.get(option.field)
-        if isinstance(written, str) and not option.many:
+        if isinstance(written, str) and option.type in WRITTEN and not option.many:
             given[option.field] = option.read(written, Path())
     return owner(*arguments, **given)
