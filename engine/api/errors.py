@@ -12,7 +12,7 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.tokenizer import InvalidChat
+from engine.tokenizer import InvalidChat, PromptTooLong
 from scheduler.request import InvalidParameter
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -62,6 +62,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "invalid_value")
         case InvalidChat():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "messages", "invalid_value")
+        case PromptTooLong():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "context_length_exceeded")
         case InvalidAdapterName():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
         case UnknownModel():

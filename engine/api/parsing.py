@@ -13,10 +13,13 @@ from engine.api import schema
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import PromptTooLong, Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+MOST_TRANSLATED = (
+    1 << 20
+)  # characters or token ids that /tokenize and /detokenize take, if no prompt may have more
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 
@@ -55,7 +58,7 @@ def completion_request(body: bytes, client: EngineClient) -> GenerateRequest:
     echo, echo_only = bool(wire.echo), wire.max_tokens == 0
     if echo_only and not echo:
         raise refused("max_tokens", "0 is of use with echo=true only: give at least 1", "invalid_value")
-    prompts = _prompt_ids(wire.prompt, client.tokenizer)
+    prompts = _prompt_ids(wire.prompt, client)
     check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
     max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else max(wire.max_tokens, int(echo_only))
     fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": wire.logprobs}
@@ -92,7 +95,7 @@ def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
         params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
-    prompt = client.tokenizer.encode_chat(chat_messages(wire.messages))
+    prompt = client.tokenizer.encode_chat(chat_messages(wire.messages), most_tokens=client.max_model_len)
     return GenerateRequest(
         model=wire.model,
         prompts=(prompt,),
@@ -125,7 +128,14 @@ def _template_message(message: schema.Message) -> dict[str, str]:
     return {"role": role, "content": text} | named
 
 
-def _prompt_ids(prompt: schema.Prompt, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) -> None:
+    """Raise ApiError for what is too long to be translated: beyond MOST_TRANSLATED, and beyond any prompt."""
+    longest = client.max_model_len if unit == "tokens" else client.tokenizer.most_chars(client.max_model_len)
+    if amount > (most := max(MOST_TRANSLATED, longest)):
+        raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
+
+
+def _prompt_ids(prompt: schema.Prompt, client: EngineClient) -> tuple[tuple[int, ...], ...]:
     """Return every prompt's token ids; the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = [item for item in items if isinstance(item, str)]
@@ -135,7 +145,12 @@ def _prompt_ids(prompt: schema.Prompt, tokenizer: Tokenizer) -> tuple[tuple[int,
         raise refused("prompt", "the list is empty: give at least one prompt", "invalid_value")
     if len(items) not in (len(texts), len(flat), len(lists)):
         raise refused("prompt", "give a text, token ids, or a list of either", "invalid_type")
-    prompts = (*map(tokenizer.encode, texts), *map(tuple, lists), *([tuple(flat)] if flat else []))
+    longest = client.max_model_len
+    for ids in (*lists, flat):
+        if len(ids) > longest:
+            raise PromptTooLong("prompt", len(ids), "tokens", longest, longest)
+    encoded = (client.tokenizer.encode(text, most_tokens=longest) for text in texts)
+    prompts = (*encoded, *map(tuple, lists), *([tuple(flat)] if flat else []))
     if not all(prompts):
         raise refused("prompt", "a prompt has no tokens: give at least one", "invalid_value")
     return prompts
