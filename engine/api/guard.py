@@ -14,16 +14,16 @@ import msgspec
 from aiohttp import web
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
-from engine.api.keys import AccessRules, Need
+from engine.api.keys import AccessRules, Permission
 from transport.control.security import is_loopback
 
 MAX_BODY_BYTES = 16 << 20
-_NEEDS = {
-    "/health": Need.NOTHING,
-    "/version": Need.NOTHING,
-    "/metrics": Need.METRICS,
-    "/v1/load_lora_adapter": Need.ADMINISTER,
-    "/v1/unload_lora_adapter": Need.ADMINISTER,
+_PERMISSIONS = {
+    "/health": Permission.NOTHING,
+    "/version": Permission.NOTHING,
+    "/metrics": Permission.METRICS,
+    "/v1/load_lora_adapter": Permission.ADMINISTER,
+    "/v1/unload_lora_adapter": Permission.ADMINISTER,
 }
 _NOT_DIRECT = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "Origin")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -66,7 +66,7 @@ class RequestGuard:
         began_s = time.monotonic()
         request[_REQUEST_ID_KEY] = _request_id(request)
         try:
-            self._rules.admit(_need(request), request.headers.get("Authorization"), _is_local(request))
+            self._rules.admit(_needed(request), request.headers.get("Authorization"), _is_local(request))
             response = await handler(request)
         except web.HTTPException as error:
             response = _error_response(_routing_error(error, request))
@@ -81,10 +81,10 @@ class RequestGuard:
         return response
 
 
-def _need(request: web.Request) -> Need:
+def _needed(request: web.Request) -> Permission:
     """Return what the route that was found needs, however its path was spelled."""
     resource = request.match_info.route.resource
-    return Need.ASK if resource is None else _NEEDS.get(resource.canonical, Need.ASK)
+    return Permission.ASK if resource is None else _PERMISSIONS.get(resource.canonical, Permission.ASK)
 
 
 def _is_local(request: web.Request) -> bool:

@@ -17,8 +17,8 @@ KeylessAdmin = Literal["nobody", "local", "everybody"]
 """Who may administer where there is no admin key: `local` means clients on this machine."""
 
 
-class Need(Enum):
-    """What a route asks of its clients."""
+class Permission(Enum):
+    """What the client of a route must have."""
 
     NOTHING = auto()
     METRICS = auto()
@@ -52,20 +52,20 @@ class AccessRules:
         self._asks_openly, self._has_admin_key = not api_keys, bool(admin_keys)
         self._keyless_admin, self._open_metrics = keyless_admin, open_metrics
 
-    def admit(self, need: Need, authorization: str | None, is_local: bool) -> str:
+    def admit(self, needed: Permission, authorization: str | None, is_local: bool) -> str:
         """Return the name of the client's key, "" if it has none. Raises ApiError if it may not do that.
 
         `authorization` is the header, `is_local` whether the client is certainly on this machine.
         """
         key = self._find(authorization)
-        if need is Need.ADMINISTER:
+        if needed is Permission.ADMINISTER:
             self._check_admin(key, is_local)
-        elif key is None and not self._asks_openly and not self._opens(need):
+        elif key is None and not self._asks_openly and not self._opens(needed):
             raise _unauthorised("API key")
         return "" if key is None else key.name
 
-    def _opens(self, need: Need) -> bool:
-        return need is Need.NOTHING or (need is Need.METRICS and self._open_metrics)
+    def _opens(self, needed: Permission) -> bool:
+        return needed is Permission.NOTHING or (needed is Permission.METRICS and self._open_metrics)
 
     def _check_admin(self, key: _Key | None, is_local: bool) -> None:
         if key is None and (self._has_admin_key or not self._asks_openly):

@@ -15,7 +15,7 @@ import pytest
 
 from engine.api.errors import ApiError
 from engine.api.http import HttpServer
-from engine.api.keys import Need
+from engine.api.keys import Permission
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
@@ -145,10 +145,10 @@ def test_without_an_admin_key_only_a_server_of_this_machine_is_administered(
 ) -> None:
     rules = access_rules(ServeConfig(host=host, access=AccessConfig(allow_admin_without_key=allowed)))
     if opens:
-        rules.admit(Need.ADMINISTER, None, is_local)
+        rules.admit(Permission.ADMINISTER, None, is_local)
     else:
         with pytest.raises(ApiError, match="administration is off"):
-            rules.admit(Need.ADMINISTER, None, is_local)
+            rules.admit(Permission.ADMINISTER, None, is_local)
 
 
 def test_https_is_served_with_the_certificate_and_its_key(tmp_path: Path) -> None:

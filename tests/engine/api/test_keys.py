@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.api.errors import ApiError
-from engine.api.keys import AccessRules, KeylessAdmin, Need
+from engine.api.keys import AccessRules, KeylessAdmin, Permission
 from tests.engine.api.session import session
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
@@ -17,7 +17,7 @@ def bearer(key: str, scheme: str = "Bearer") -> dict[str, str]:
     return {"Authorization": f"{scheme} {key}"}
 
 
-def status(rules: AccessRules, need: Need, key: str | None, is_local: bool = True) -> int:
+def status(rules: AccessRules, need: Permission, key: str | None, is_local: bool = True) -> int:
     """What the client of a key is answered; 200 where it is let in."""
     try:
         rules.admit(need, None if key is None else f"Bearer {key}", is_local)
@@ -86,8 +86,8 @@ def test_without_an_admin_key_it_depends_on_where_the_client_is(
     keyless_admin: KeylessAdmin, is_local: bool, expected: int, keys: list[str]
 ) -> None:
     rules = AccessRules(keys, [], keyless_admin)
-    assert status(rules, Need.ADMINISTER, "ask", is_local) == expected
-    assert status(rules, Need.ADMINISTER, None, is_local) == (401 if keys else expected)
+    assert status(rules, Permission.ADMINISTER, "ask", is_local) == expected
+    assert status(rules, Permission.ADMINISTER, None, is_local) == (401 if keys else expected)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,9 @@ async def test_metrics_can_be_left_open_alone() -> None:
 
 
 def test_a_key_s_name_tells_keys_apart_and_is_not_the_key() -> None:
-    names = {BOTH.admit(Need.ASK, f"Bearer {key}", False) for key in ("ask1", "ask2", "admin1", "admin2")}
+    names = {
+        BOTH.admit(Permission.ASK, f"Bearer {key}", False) for key in ("ask1", "ask2", "admin1", "admin2")
+    }
     assert len(names) == 4
     assert all(len(name) == 8 and int(name, 16) >= 0 for name in names)
-    assert BOTH.admit(Need.NOTHING, None, False) == ""
+    assert BOTH.admit(Permission.NOTHING, None, False) == ""
