@@ -4,10 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora.daemon_threads import CallHangs
 from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
-
-_FILE_RETRY_AFTER_S = 10
 
 
 class EngineError(Exception):
@@ -86,6 +83,10 @@ class InvalidConfig(EngineError):
         self.field = field
 
 
+class UnknownOption(InvalidConfig, TypeError):
+    """A keyword that names no option; a TypeError as well, as of any call with an argument that is not there."""
+
+
 class OutputFailed(EngineError):
     """A file of results cannot be written any more; what it holds is whole."""
 
@@ -117,7 +118,5 @@ def adapter_errors(name: str) -> Generator[None]:
         raise PeersSilent(str(error)) from error
     except InvalidName as error:
         raise InvalidAdapterName(name, error.reason) from error
-    except CallHangs as error:
-        raise NotInTime(str(error), _FILE_RETRY_AFTER_S) from error
     except AdapterRefused as error:
         raise (AdapterFailed if error.may_pass else InvalidAdapter)(str(error)) from error

@@ -83,7 +83,7 @@ def as_api_error(error: Exception) -> ApiError:
         case PeersSilent():
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case AdapterFailed():
-            return ApiError(503, str(error), "model", "adapter_unavailable")
+            return ApiError(503, str(error), "model", "adapter_unavailable", retry_after_s=5)
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
         case _:

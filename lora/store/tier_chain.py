@@ -80,7 +80,7 @@ class TierChain:
         return self._packed.cost_s(nbytes)
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
-        """Read a folder, and keep its packed form where there is room for it. AdapterRefused, CallHangs."""
+        """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""
         packed = self._source.pack(name, folder, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
         try:

@@ -184,8 +184,12 @@ class SourceTier:
         return 1e-2 + nbytes / 0.3e9
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
-        """Read a folder and pack what it holds. Raises AdapterRefused, and CallHangs if it does not answer."""
-        return self._files.run(str(folder), lambda: pack(name, folder, self._base, self._dtype, most_bytes))
+        """Read a folder and pack what it holds. Raises AdapterRefused, which may pass if it does not answer."""
+        base, dtype = self._base, self._dtype
+        try:
+            return self._files.run(str(folder), lambda: pack(name, folder, base, dtype, most_bytes))
+        except CallHangs as error:
+            raise AdapterRefused(name, str(error), may_pass=True) from error
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
         """Note that `folder` holds this content."""

@@ -95,7 +95,7 @@ async def test_a_load_that_hangs_is_answered_at_its_deadline_and_the_next_one_at
         for reason in ("has not answered within 0.2 s", "still does not answer"):
             answers = await asyncio.gather(*(load(api, name) for name in hung.names))
             for answer in answers:
-                assert (answer.status, answer.error["code"]) == (503, "busy")
+                assert (answer.status, answer.error["code"]) == (503, "adapter_unavailable")
                 assert "Retry-After" in answer.headers
                 assert reason in answer.error["message"]
         hung.mend()
