@@ -116,7 +116,12 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
         if node.peer_address is not None:
-            sys.stdout.write(f"peers may pull adapters at {node.peer_address}\n")
+            chosen = (
+                ""
+                if config.engine.peers.listen
+                else " (a free port of this machine: --peer-listen names one)"
+            )
+            sys.stdout.write(f"peers may pull adapters at {node.peer_address}{chosen}\n")
         sys.stdout.flush()
 
     stop, loop = stopped_by_signals(), asyncio.get_running_loop()

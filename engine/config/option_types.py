@@ -223,3 +223,6 @@ DIRECTORY = OptionType("DIR", _path, _check_path)
 FOLDER = OptionType("DIR", _path, _check_folder)
 ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
 LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)
+
+WRITTEN = (SIZE, FILE, READABLE_FILE, DIRECTORY, FOLDER, ADDRESS)
+"""Types whose values may be texts in Python too, as they are on the command line."""

@@ -191,9 +191,9 @@ def test_a_good_value_is_the_same_by_every_read(good: Value, tmp_path: Path) -> 
     "given",
     [
         {"max_num_seqs": True}, {"max_num_seqs": 2.0}, {"max_num_seqs": "3"}, {"max_num_seqs": None},
-        {"adapter_patience_s": "1"}, {"adapter_patience_s": False}, {"kv_cache_bytes": "2GiB"},
-        {"progress": 1}, {"cuda_graphs": "yes"}, {"dtype": None}, {"dtype": 32}, {"lora_dir": "/"},
-        {"adapter_cache_dir": "/tmp"}, {"model": 5}, {"loras": {"poet": 5}}, {"loras": {5: "/"}}, {"loras": "poet"},
+        {"adapter_patience_s": "1"}, {"adapter_patience_s": False}, {"kv_cache_bytes": "much"},
+        {"progress": 1}, {"cuda_graphs": "yes"}, {"dtype": None}, {"dtype": 32}, {"lora_dir": 5},
+        {"adapter_cache_dir": 5}, {"model": 5}, {"loras": {"poet": 5}}, {"loras": {5: "/"}}, {"loras": "poet"},
         {"loras": (("poet", Path("/")),)},
     ],
     ids=str,
