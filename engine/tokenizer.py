@@ -78,9 +78,15 @@ class Tokenizer:
         return tuple(self._backend.encode(text, add_special_tokens=add_special).ids)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> tuple[int, ...]:
-        """Turn a conversation into token ids by the chat template. Raises InvalidChat."""
+        """Turn a conversation into token ids by the chat template. Raises InvalidChat.
+
+        The text ends with what begins an answer, or within the last message if that is to be continued.
+        """
         if not self.has_chat_template:
             raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
         try:
@@ -88,6 +94,7 @@ class Tokenizer:
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error

@@ -10,6 +10,10 @@ from lora.adapter import AdapterRef
 
 MAX_TOP_LOGPROBS = 20
 MAX_N = 128
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 1024
+MAX_BIASES = 1024
 
 
 class InvalidParameter(ValueError):
@@ -52,7 +56,8 @@ class SamplingParams:
     `max_tokens=None` means up to the model's context length. `temperature=0` is greedy. `top_k=0` and
     `top_p=1` and `min_p=0` switch their filters off. `logprobs=k` returns the sampled token's log-probability
     and the k most likely ones, `prompt_logprobs` the same for the prompt; both are taken from the unmodified
-    distribution. `seed=None` lets the engine choose one.
+    distribution. `seed=None` lets the engine choose one. Text leaves out special tokens unless
+    `skip_special_tokens` is false, and what ended it unless `include_stop_str_in_output` is true.
     """
 
     n: int = 1
@@ -72,6 +77,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         for field in _INTEGERS:
@@ -81,6 +88,9 @@ class SamplingParams:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not isinstance(text, str) or not text for text in stops):
             raise InvalidParameter("stop", stop, "give non-empty strings")
+        if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stops):
+            remedy = f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters"
+            raise InvalidParameter("stop", stop, remedy)
         object.__setattr__(self, "stop", stops)
         object.__setattr__(self, "stop_token_ids", as_integers("stop_token_ids", self.stop_token_ids))
         bias: Any = self.logit_bias
@@ -91,6 +101,9 @@ class SamplingParams:
         )
         biases = tuple((as_integer("logit_bias", token_id), value) for token_id, value in pairs)
         object.__setattr__(self, "logit_bias", biases)
+        for field, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
+            if (count := len(getattr(self, field))) > most:
+                raise InvalidParameter(field, f"{count} entries", f"give at most {most}")
         for field, low, high in _RANGES:
             value = getattr(self, field)
             if isinstance(value, bool | str):
@@ -105,9 +118,9 @@ class SamplingParams:
             raise InvalidParameter(
                 "min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}"
             )
-        for _, bias in self.logit_bias:
+        for token_id, bias in self.logit_bias:
             if not (math.isfinite(bias) and -100 <= bias <= 100):
-                raise InvalidParameter("logit_bias", bias, "give biases from -100 to 100")
+                raise InvalidParameter("logit_bias", {token_id: bias}, "give biases from -100 to 100")
 
     @property
     def penalised(self) -> bool:

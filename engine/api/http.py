@@ -17,7 +17,7 @@ from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
-from engine.api.parsing import chat_messages, check_model
+from engine.api.parsing import chat_ids, check_model
 from scheduler.request import check_token_ids
 
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
@@ -84,7 +84,7 @@ def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
         else:
             parsed = endpoint.read(body, client)
         async with Generation(endpoint, client, parsed) as generation:
-            if parsed.stream:
+            if parsed.form.stream:
                 return await _stream(request, generation)
             return json_response(await generation.whole())
 
@@ -135,7 +135,7 @@ class _Routes:
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.LoadAdapter)
-        return json_response(await self._adapters.load(wire.lora_name, wire.lora_path))
+        return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
@@ -151,9 +151,9 @@ class _Routes:
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
-            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens)
+            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens is not False)
         else:
-            tokens = tokenizer.encode_chat(chat_messages(wire.messages or ()), wire.add_generation_prompt)
+            tokens = chat_ids(wire, wire.messages or (), tokenizer)
         found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
         texts = (
             {"token_strs": [tokenizer.token_text(token) for token in tokens]}
