@@ -131,7 +131,9 @@ class LLM:
         if any(isinstance(message, str) for conversation in conversations for message in conversation):
             raise ValueError("conversations is one conversation: give a list of lists of messages")
         each = [_messages(f"conversations[{i}]", one) for i, one in enumerate(conversations)]
-        return self.generate([self.tokenizer.encode_chat(messages) for messages in each], params, adapters)
+        longest = self.engine.card.max_model_len
+        prompts = [self.tokenizer.encode_chat(messages, most_tokens=longest) for messages in each]
+        return self.generate(prompts, params, adapters)
 
     def close(self) -> None:
         """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
@@ -154,7 +156,9 @@ class LLM:
                     field, sorted(map(str, unknown)), f"give one of {', '.join(_PROMPT_KEYS)}"
                 )
             prompt = given.get("prompt_token_ids", given.get("prompt"))
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else as_integers(field, prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, most_tokens=self.engine.card.max_model_len, field=field)
+        return as_integers(field, prompt)
 
     def _request(self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef) -> Request:
         if params.seed is None:

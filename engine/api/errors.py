@@ -14,7 +14,7 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.tokenizer import InvalidChat
+from engine.tokenizer import InvalidChat, PromptTooLong
 from scheduler.request import InvalidParameter
 
 _MAX_SHOWN_CHARS = 100  # of a value at fault
@@ -81,6 +81,8 @@ def as_api_error(error: Exception) -> ApiError:
             )
         case InvalidChat():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "messages", "invalid_value")
+        case PromptTooLong():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "context_length_exceeded")
         case InvalidAdapterName():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
         case UnknownModel():

@@ -17,7 +17,7 @@ from engine.api.base import EngineClient
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
-from engine.api.parsing import chat_ids, check_model
+from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from scheduler.request import check_token_ids
 
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
@@ -151,9 +151,13 @@ class _Routes:
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
+            check_tokenized("prompt", len(wire.prompt), "characters", self._client)
             tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens is not False)
         else:
-            tokens = chat_ids(wire, wire.messages or (), tokenizer)
+            messages = chat_messages(wire.messages or ())
+            chars = sum(len(message["content"]) for message in messages)
+            check_tokenized("messages", chars, "characters", self._client)
+            tokens = chat_ids(wire, messages, tokenizer)
         found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
         texts = (
             {"token_strs": [tokenizer.token_text(token) for token in tokens]}
@@ -166,6 +170,7 @@ class _Routes:
         """Answer POST /detokenize."""
         wire = schema.decoded(await request.read(), schema.Detokenize)
         check_model(wire.model or self._client.model_name, self._client)
+        check_tokenized("tokens", len(wire.tokens), "tokens", self._client)
         check_token_ids("tokens", wire.tokens, self._client.vocab_size)
         return json_response({"prompt": self._client.tokenizer.decode(wire.tokens, skip_special=False)})
 

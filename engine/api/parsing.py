@@ -14,11 +14,13 @@ from engine.api import schema
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import PromptTooLong, Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 MAX_PROMPTS = 2048
+MOST_TRANSLATED = 1 << 20
+"""Characters or token ids that /tokenize and /detokenize take, if no prompt may have more."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 # Fields that are the same on the wire and in SamplingParams; null leaves SamplingParams' default.
@@ -91,7 +93,7 @@ def from_completion(wire: schema.Completion, client: EngineClient) -> GenerateRe
     if echo and logprobs is not None:
         fields["prompt_logprobs"] = max(logprobs, wire.prompt_logprobs or 0)
     params = _params(wire, fields, client.vocab_size)
-    prompts = _prompt_ids(wire.prompt, client.tokenizer, wire.add_special_tokens is not False)
+    prompts = _prompt_ids(wire.prompt, client, wire.add_special_tokens is not False)
     check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
     return GenerateRequest(
         model=wire.model,
@@ -125,7 +127,7 @@ def from_chat(wire: schema.Chat, client: EngineClient) -> GenerateRequest:
         raise _renamed(error, wire) from None
     return GenerateRequest(
         model=wire.model,
-        prompts=(chat_ids(wire, wire.messages, client.tokenizer),),
+        prompts=(chat_ids(wire, chat_messages(wire.messages), client.tokenizer, client.max_model_len),),
         params=params,
         form=_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
@@ -134,15 +136,18 @@ def from_chat(wire: schema.Chat, client: EngineClient) -> GenerateRequest:
 
 
 def chat_ids(
-    wire: schema.Chat | schema.Tokenize, messages: Sequence[schema.Message], tokenizer: Tokenizer
+    wire: schema.Chat | schema.Tokenize,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    most_tokens: int | None = None,
 ) -> tuple[int, ...]:
-    """Put a body's conversation through the chat template. Raises InvalidChat or ApiError."""
+    """Put a body's conversation through the chat template. Raises InvalidChat, PromptTooLong or ApiError."""
     continues = bool(wire.continue_final_message)
     if continues and wire.add_generation_prompt:
         message = "it excludes add_generation_prompt=true: give one of them"
         raise refused("continue_final_message", message, "invalid_value")
     begins_answer = wire.add_generation_prompt is not False and not continues
-    return tokenizer.encode_chat(chat_messages(messages), begins_answer, continues)
+    return tokenizer.encode_chat(messages, begins_answer, continues, most_tokens)
 
 
 def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
@@ -176,8 +181,15 @@ def _check_names(wire: schema.Generate, client: EngineClient) -> None:
         raise refused("lora_path", message, "unsupported_value")
 
 
+def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) -> None:
+    """Raise ApiError for what is too long to be translated: beyond MOST_TRANSLATED, and beyond any prompt."""
+    longest = client.max_model_len if unit == "tokens" else client.tokenizer.most_chars(client.max_model_len)
+    if amount > (most := max(MOST_TRANSLATED, longest)):
+        raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
+
+
 def _prompt_ids(
-    prompt: schema.Prompt, tokenizer: Tokenizer, add_special: bool
+    prompt: schema.Prompt, client: EngineClient, add_special: bool
 ) -> tuple[tuple[int, ...], ...]:
     """Return every prompt's token ids; the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt
@@ -191,7 +203,11 @@ def _prompt_ids(
     if len(texts) + len(lists) > MAX_PROMPTS:
         message = f"it has {len(items)} prompts: give at most {MAX_PROMPTS}"
         raise refused("prompt", message, "too_many_prompts")
-    encoded = [tokenizer.encode(text, add_special) for text in texts]
+    longest = client.max_model_len
+    for ids in (*lists, flat):
+        if len(ids) > longest:
+            raise PromptTooLong("prompt", len(ids), "tokens", longest, longest)
+    encoded = (client.tokenizer.encode(text, add_special, most_tokens=longest) for text in texts)
     prompts = (*encoded, *map(tuple, lists), *([tuple(flat)] if flat else []))
     if not all(prompts):
         raise refused("prompt", "a prompt has no tokens: give at least one", "invalid_value")

@@ -8,7 +8,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.peer_config import PeerConfig
-from engine.tokenizer import InvalidChat
+from engine.tokenizer import InvalidChat, PromptTooLong
 from scheduler.request import InvalidParameter
 from transport.base import Address
 
@@ -39,6 +39,14 @@ def test_one_conversation_alone_is_refused_with_the_remedy(llm: LLM) -> None:
 def test_messages_that_the_template_refuses_leave_nothing_behind(llm: LLM) -> None:
     with pytest.raises(InvalidChat, match="refuses these messages"):
         llm.chat([user("garden"), [5]], GREEDY)  # pyright: ignore[reportArgumentType]
+    assert llm.engine.core.num_live_requests == 0
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(llm: LLM) -> None:
+    long = "x" * (llm.tokenizer.most_chars(128) + 1)
+    for ask in (lambda: llm.generate(["hi", long], GREEDY), lambda: llm.chat([user(long)], GREEDY)):
+        with pytest.raises(PromptTooLong, match="maximum context length is 128 tokens"):
+            ask()
     assert llm.engine.core.num_live_requests == 0
 
 
