@@ -16,8 +16,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
 }
-HONOURED = {"echo", "best_of", "top_logprobs", "max_completion_tokens"}  # at one endpoint or the other
-HONOURED |= {"add_special_tokens", "add_generation_prompt", "continue_final_message"}
+HONOURED = {  # at one endpoint or the other
+    *("echo", "best_of", "top_logprobs", "max_completion_tokens"),
+    *("add_special_tokens", "add_generation_prompt", "continue_final_message"),
+}
 
 
 def prompt_of(api: ApiSession) -> str:
