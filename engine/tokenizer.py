@@ -108,6 +108,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, str]],
         add_generation_prompt: bool = True,
         most_tokens: int | None = None,
+        field: str = "messages",
     ) -> tuple[int, ...]:
         """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`."""
         if not self.has_chat_template:
@@ -120,7 +121,7 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field="messages")
+        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field=field)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
