@@ -15,11 +15,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from engine.errors import EngineError, InvalidConfig
 from engine.text.prompt_bound import most_chars_per_token
 
+_PROBE = "Garden \u00e9 \U0001f600\n1"  # words, a number, and bytes that have no token of their own
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class InvalidChat(EngineError):
     """The messages cannot be put through the model's chat template, or it has none."""
+
+
+class TokenizerFailed(EngineError):
+    """The tokenizer's library failed on a text, which no sound tokenizer.json makes it do."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"the tokenizer failed ({cause}): check the model's tokenizer.json")
 
 
 class PromptTooLong(EngineError):
@@ -66,6 +74,8 @@ class Tokenizer:
                 str(model), local_files_only=folder
             )
             made = cls(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+            if made is not None:
+                made.encode(_PROBE)
             fault = made and made._find_template_fault()
         except Exception as error:  # whatever its libraries raise for a file that is spoilt
             reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -100,7 +110,12 @@ class Tokenizer:
         """
         if most_tokens is not None and len(text) > (most := self.most_chars(most_tokens)):
             raise PromptTooLong(field, len(text), "characters", most_tokens, most)
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise TokenizerFailed(error) from error
         return tuple(encoding.ids)
 
     def encode_chat(

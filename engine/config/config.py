@@ -17,6 +17,7 @@ from engine.config.option_types import (
     FILE,
     FLAG,
     FOLDER,
+    LENGTH,
     LORA,
     MODEL,
     PORT,
@@ -96,7 +97,7 @@ class EngineConfig:
         bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
     ] = True
     max_model_len: Annotated[
-        int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+        int | None, Option("model", LENGTH, "most tokens of a prompt and its answer together")
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[

@@ -12,7 +12,7 @@ import torch
 
 from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.errors import InvalidConfig
-from engine.tokenizer import InvalidChat, PromptTooLong, Tokenizer
+from engine.tokenizer import InvalidChat, PromptTooLong, Tokenizer, TokenizerFailed
 from lora.errors import AdapterRefused
 from lora.format.peft import WEIGHTS_FILE, pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
@@ -141,7 +141,7 @@ def tokenizers() -> FolderTarget:
         if tokenizer.has_chat_template:
             tokenizer.encode_chat([{"role": "user", "content": "garden"}], most_tokens=64)
 
-    refusals = (InvalidConfig, InvalidChat, PromptTooLong)
+    refusals = (InvalidConfig, InvalidChat, PromptTooLong, TokenizerFailed)
     keys = {"tokenizer.json": _TOKENIZER_KEYS, "tokenizer_config.json": _TOKENIZER_KEYS}
     return FolderTarget(DEMO_BASE, read, refusals, keys)
 
