@@ -1,0 +1,100 @@
+"""Make many adapters with known answers out of the embedded ones, and change them while a server is under load.
+
+A tenant is an embedded adapter at a larger rank: the new rows of A are random, the new columns of B zero, and the order
+of all is drawn. So every tenant has a content of its own and computes what its original does: answers can be checked.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.demo.embedded import TASKS, adapter_folders
+
+RANKS = (8, 16, 32, 64, 128)
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def task_name(model: str) -> str:
+    """Return the name of the task that a tenant, or an embedded adapter, was trained for."""
+    return model.partition("-")[0]
+
+
+def write_tenants(folder: Path, count: int, rng: Random) -> tuple[str, ...]:
+    """Write `count` tenants' PEFT folders below `folder`; return their names, which are those of the folders."""
+    names = tuple(f"{TASKS[number % len(TASKS)].name}-{number:04d}" for number in range(count))
+    for name in names:
+        write_tenant(folder / name, task_name(name), rng)
+    return names
+
+
+def write_tenant(folder: Path, task: str, rng: Random) -> None:
+    """Write one PEFT folder: the embedded adapter of `task` at a drawn rank, which is never below its own."""
+    original = adapter_folders()[task]
+    config: dict[str, Any] = json.loads((original / _CONFIG).read_text())
+    own_rank: int = config["r"]
+    rank = rng.choice([rank for rank in RANKS if rank >= own_rank])
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    order = torch.randperm(rank, generator=generator)
+    weights = {
+        name: _widened(tensor, order, "lora_A" in name, generator)
+        for name, tensor in load_file(original / _WEIGHTS).items()
+    }
+    # The scale is alpha / rank: it must stay as it was trained.
+    config |= {"r": rank, "lora_alpha": config["lora_alpha"] * rank / own_rank}
+    folder.mkdir(parents=True)
+    save_file(weights, folder / _WEIGHTS)
+    (folder / _CONFIG).write_text(json.dumps(config))
+
+
+def _widened(
+    tensor: torch.Tensor, order: torch.Tensor, is_a: bool, generator: torch.Generator
+) -> torch.Tensor:
+    """Add random rows to A [rank, in], or zero columns to B [out, rank]; then put the ranks in `order`."""
+    if is_a:
+        rows = torch.randn(len(order) - tensor.shape[0], tensor.shape[1], generator=generator)
+        return torch.cat([tensor, rows.to(tensor.dtype)])[order]
+    columns = tensor.new_zeros(tensor.shape[0], len(order) - tensor.shape[1])
+    return torch.cat([tensor, columns], dim=1)[:, order].contiguous()
+
+
+class TenantChurn:
+    """Changes a server's tenants while it answers, in turns: a reload of one that is asked for, then a spare one.
+
+    A reload gives a name another content that answers alike. A spare is loaded and unloaded under a name that nobody
+    asks for. So no request may fail of it.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, folder: Path, rng: Random) -> None:
+        """Write new contents below `folder`, from where the server may load."""
+        self._session, self._url, self._folder, self._rng = session, url, folder, rng
+        self.reloads = 0
+        self.spares = 0
+
+    async def run(self, names: Sequence[str], every_s: float) -> None:
+        """Change something every `every_s` seconds, until cancelled. Raises aiohttp.ClientError if one is refused."""
+        while True:
+            await asyncio.sleep(every_s)
+            await self._load(self._rng.choice(names), load_inplace=True)
+            self.reloads += 1
+            await asyncio.sleep(every_s)
+            spare = f"{self._rng.choice(TASKS).name}-spare"
+            await self._load(spare)
+            await self._post("/v1/unload_lora_adapter", {"lora_name": spare})
+            self.spares += 1
+
+    async def _load(self, name: str, **fields: object) -> None:
+        folder = self._folder / f"{name}.{self.reloads + self.spares}"
+        await asyncio.to_thread(write_tenant, folder, task_name(name), self._rng)
+        body = {"lora_name": name, "lora_path": str(folder), **fields}
+        await self._post("/v1/load_lora_adapter", body)
+
+    async def _post(self, path: str, body: dict[str, object]) -> None:
+        async with self._session.post(self._url + path, json=body) as response:
+            response.raise_for_status()

@@ -1,0 +1,41 @@
+"""Tenants differ in content and rank, and compute what the embedded adapter of their task computes."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import load_file
+
+from engine.demo.embedded import TASKS, adapter_folders
+from scripts.bench.serving.tenants import task_name, write_tenants
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def products(folder: Path) -> dict[str, torch.Tensor]:
+    """What the adapter adds to each module's matrix."""
+    config, weights = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        name: scale * weights[name.replace("lora_A", "lora_B")].float() @ a.float()
+        for name, a in weights.items()
+        if "lora_A" in name
+    }
+
+
+def test_a_tenant_adds_what_its_original_adds(tmp_path: Path) -> None:
+    names = write_tenants(tmp_path, len(TASKS), Random(0))
+    for name in names:
+        expected = products(adapter_folders()[task_name(name)])
+        for module, found in products(tmp_path / name).items():
+            torch.testing.assert_close(found, expected[module])
+
+
+def test_tenants_of_one_task_differ_in_content_and_in_rank(tmp_path: Path) -> None:
+    names = write_tenants(tmp_path, 5 * len(TASKS), Random(1))
+    assert {task_name(name) for name in names} == {task.name for task in TASKS}
+    assert len({(tmp_path / name / WEIGHTS).read_bytes() for name in names}) == len(names)
+    ranks = {json.loads((tmp_path / name / CONFIG).read_text())["r"] for name in names}
+    assert min(ranks) == 8
+    assert max(ranks) <= 128
