@@ -5,23 +5,21 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
 
-from engine.demo.embedded import TASKS, adapter_folders
+from engine.demo.embedded import DEMO_BASE, TASKS, adapter_folders
 from scripts.bench.serving.tenants import task_name, write_tenants
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def products(folder: Path) -> dict[str, torch.Tensor]:
-    """What the adapter adds to each module's matrix."""
-    config, weights = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
-    scale = config["lora_alpha"] / config["r"]
-    return {
-        name: scale * weights[name.replace("lora_A", "lora_B")].float() @ a.float()
-        for name, a in weights.items()
-        if "lora_A" in name
-    }
+    """What the adapter adds to each module's matrix, as PEFT computes it."""
+    base = AutoModelForCausalLM.from_pretrained(DEMO_BASE, dtype=torch.float32)
+    layers = PeftModel.from_pretrained(base, folder).named_modules()
+    return {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, LoraLayer)}
 
 
 def test_a_tenant_adds_what_its_original_adds(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ of all is drawn. So every tenant has a content of its own and computes what its 
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,30 +38,39 @@ def write_tenant(folder: Path, task: str, rng: Random) -> None:
     """Write one PEFT folder: the embedded adapter of `task` at a drawn rank, which is never below its own."""
     original = adapter_folders()[task]
     config: dict[str, Any] = json.loads((original / _CONFIG).read_text())
-    own_rank: int = config["r"]
+    weights = load_file(original / _WEIGHTS)
+    own_rank = max(tensor.shape[0] for name, tensor in weights.items() if "lora_A" in name)
     rank = rng.choice([rank for rank in RANKS if rank >= own_rank])
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
     order = torch.randperm(rank, generator=generator)
-    weights = {
-        name: _widened(tensor, order, "lora_A" in name, generator)
-        for name, tensor in load_file(original / _WEIGHTS).items()
+    widened = {
+        name: _widened(tensor, order, None if "lora_A" in name else _scale(config, name), generator)
+        for name, tensor in weights.items()
     }
-    # The scale is alpha / rank: it must stay as it was trained.
-    config |= {"r": rank, "lora_alpha": config["lora_alpha"] * rank / own_rank}
+    # The scale of each module is in its B now: what is left of it is one.
+    config |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
     folder.mkdir(parents=True)
-    save_file(weights, folder / _WEIGHTS)
+    save_file(widened, folder / _WEIGHTS)
     (folder / _CONFIG).write_text(json.dumps(config))
 
 
+def _scale(config: Mapping[str, Any], tensor_name: str) -> float:
+    """Return the factor of the module that a tensor belongs to, by the patterns that end its name."""
+    module = tensor_name.removesuffix(".weight").rpartition(".")[0].rpartition(".")[2]
+    rank: int = config["rank_pattern"].get(module, config["r"])
+    alpha: float = config["alpha_pattern"].get(module, config["lora_alpha"])
+    return alpha / (rank**0.5 if config["use_rslora"] else rank)
+
+
 def _widened(
-    tensor: torch.Tensor, order: torch.Tensor, is_a: bool, generator: torch.Generator
+    tensor: torch.Tensor, order: torch.Tensor, scale: float | None, generator: torch.Generator
 ) -> torch.Tensor:
-    """Add random rows to A [rank, in], or zero columns to B [out, rank]; then put the ranks in `order`."""
-    if is_a:
+    """Add random rows to A [rank, in], or zero columns to B [out, rank] times `scale`; put the ranks in `order`."""
+    if scale is None:
         rows = torch.randn(len(order) - tensor.shape[0], tensor.shape[1], generator=generator)
         return torch.cat([tensor, rows.to(tensor.dtype)])[order]
     columns = tensor.new_zeros(tensor.shape[0], len(order) - tensor.shape[1])
-    return torch.cat([tensor, columns], dim=1)[:, order].contiguous()
+    return torch.cat([tensor * scale, columns], dim=1)[:, order].contiguous()
 
 
 class TenantChurn:
