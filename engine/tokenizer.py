@@ -13,12 +13,25 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
+from engine.text.prompt_bound import most_chars_per_token
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class InvalidChat(EngineError):
     """The messages cannot be put through the model's chat template, or it has none."""
+
+
+class PromptTooLong(EngineError):
+    """A prompt that cannot fit the model's context; `field` is the request's field that holds it."""
+
+    def __init__(self, field: str, found: int, unit: str, most_tokens: int, most: int) -> None:
+        held = f", which hold at most {most} {unit}" if unit != "tokens" else ""
+        super().__init__(
+            f"{field} has {found} {unit}, and this model's maximum context length is {most_tokens} tokens{held}:"
+            " shorten the prompt"
+        )
+        self.field = field
 
 
 class Tokenizer:
@@ -40,6 +53,7 @@ class Tokenizer:
         steps: set[str] = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
         self._byte_level, self._byte_fallback = "ByteLevel" in steps, "ByteFallback" in steps
         self._bytes: dict[int, bytes] = {}  # what token_bytes has found so far
+        self._most_chars_per_token = most_chars_per_token(self._backend)
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
@@ -73,14 +87,34 @@ class Tokenizer:
         eos: object = self._tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - as in `load`
         return (eos,) if isinstance(eos, int) else ()
 
-    def encode(self, text: str, add_special: bool = True) -> tuple[int, ...]:
-        """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS)."""
-        return tuple(self._backend.encode(text, add_special_tokens=add_special).ids)
+    def most_chars(self, most_tokens: int) -> int:
+        """Return how many characters a text of `most_tokens` tokens may have. See `engine.text.prompt_bound`."""
+        return most_tokens * self._most_chars_per_token
+
+    def encode(
+        self, text: str, add_special: bool = True, most_tokens: int | None = None, field: str = "prompt"
+    ) -> tuple[int, ...]:
+        """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS).
+
+        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold.
+        """
+        if most_tokens is not None and len(text) > (most := self.most_chars(most_tokens)):
+            raise PromptTooLong(field, len(text), "characters", most_tokens, most)
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        return tuple(encoding.ids)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        most_tokens: int | None = None,
+        field: str = "messages",
     ) -> tuple[int, ...]:
-        """Turn a conversation into token ids by the chat template. Raises InvalidChat."""
+        """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`.
+
+        The text ends with what begins an answer, or within the last message if that is to be continued.
+        """
         if not self.has_chat_template:
             raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
         try:
@@ -88,14 +122,19 @@ class Tokenizer:
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(str(text), add_special=False)
+        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field=field)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
-        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special)
+        """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+
+        Other threads go on meanwhile.
+        """
+        (text,) = self._backend.decode_batch([list(token_ids)], skip_special_tokens=skip_special)
+        return text
 
     def is_special(self, token_id: int) -> bool:
         """Return True for tokens that stand for no text (BOS, EOS, roles)."""

@@ -1,17 +1,12 @@
 """Serve an EngineClient over HTTP: routes, headers, statuses, server-sent events, and the socket.
 
-The only module that knows aiohttp. It may not know how text is made: `engine.api.generation` takes bodies, and
-what it returns is written out.
+It may not know how text is made: `engine.api.generation` takes bodies, and what it returns is written out.
 """
 
 import asyncio
 import logging
-import re
-import time
-import uuid
-from collections.abc import Awaitable, Callable
-from hmac import compare_digest
-from http import HTTPStatus
+import ssl
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -21,26 +16,25 @@ from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
-from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
+from engine.api.cors import Cors
+from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
-from engine.api.parsing import chat_messages, check_model
+from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
+from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from scheduler.request import check_token_ids
 
-MAX_BODY_BYTES = 16 << 20
 _INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
 _SHUTDOWN_S = 5.0  # for clients to take the rest of their responses when the server stops
-_OPEN_PATHS = frozenset({"/health", "/version"})
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_REQUEST_ID_KEY = web.RequestKey("request_id", str)
 _log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-def http_app(client: EngineClient, adapters: AdapterAdmin, api_key: str | None) -> web.Application:
-    """Make the application: every route of the server. `api_key` None opens all of them."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_RequestGuard(api_key)])
-    app.on_response_prepare.append(_set_request_id)
+def http_app(
+    client: EngineClient, adapters: AdapterAdmin, guard: RequestGuard, cors_origins: Sequence[str] = ()
+) -> web.Application:
+    """Make the application: every route of the server, behind `guard`."""
+    cors = Cors(cors_origins)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[cors, guard])
+    app.on_response_prepare.extend((set_request_id, cors.mark))
     routes = _Routes(client, adapters)
     for path, endpoint in ENDPOINTS.items():
         app.router.add_post(path, _generate_handler(client, endpoint))
@@ -63,8 +57,9 @@ def http_app(client: EngineClient, adapters: AdapterAdmin, api_key: str | None) 
 class HttpServer:
     """An application on a socket. A handler is cancelled when its client leaves."""
 
-    def __init__(self, app: web.Application) -> None:
-        """Listen nowhere yet."""
+    def __init__(self, app: web.Application, tls: ssl.SSLContext | None = None) -> None:
+        """Listen nowhere yet; with `tls` serve HTTPS, else HTTP."""
+        self._tls = tls
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
         )
@@ -73,10 +68,11 @@ class HttpServer:
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the URL. Raises OSError."""
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, host, port)
+        self._site = web.TCPSite(self._runner, host, port, ssl_context=self._tls)
         await self._site.start()
         bound, number = self._runner.addresses[0][:2]
-        return f"http://[{bound}]:{number}" if ":" in bound else f"http://{bound}:{number}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{bound}]:{number}" if ":" in bound else f"{scheme}://{bound}:{number}"
 
     async def stop_listening(self) -> None:
         """Accept no more connections; those that there are go on."""
@@ -88,79 +84,6 @@ class HttpServer:
         await self._runner.cleanup()
 
 
-def _json_response(value: object, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(value)
-    return web.Response(body=body, status=status, content_type="application/json")
-
-
-def _error_response(error: ApiError) -> web.Response:
-    response = _json_response(error.body(), error.status)
-    response.headers.update(error.headers)
-    return response
-
-
-async def _set_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    if (request_id := request.get(_REQUEST_ID_KEY)) is not None:
-        response.headers["X-Request-Id"] = request_id
-
-
-@web.middleware
-class _RequestGuard:
-    """What surrounds every handler: request id, API key, and OpenAI's error body for whatever goes wrong."""
-
-    def __init__(self, api_key: str | None) -> None:
-        self._expected = None if api_key is None else f"Bearer {api_key}".encode()
-
-    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        began_s = time.monotonic()
-        try:
-            request[_REQUEST_ID_KEY] = _request_id(request)
-            self._check_key(request)
-            response = await handler(request)
-        except web.HTTPException as error:
-            response = _error_response(_routing_error(error, request))
-            response.headers.update({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
-        except FORESEEN as error:
-            response = _error_response(as_api_error(error))
-        except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
-            _log.exception("%s %s failed in a way that nobody foresaw", request.method, request.path)
-            response = _error_response(as_api_error(error))
-        took_s = time.monotonic() - began_s
-        _log.debug("%s %s %d %.3f s", request.method, request.path, response.status, took_s)
-        return response
-
-    def _check_key(self, request: web.Request) -> None:
-        if self._expected is None or request.path in _OPEN_PATHS:
-            return
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if not compare_digest(given, self._expected):
-            message = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
-            raise ApiError(HTTPStatus.UNAUTHORIZED, message, None, "invalid_api_key")
-
-
-def _request_id(request: web.Request) -> str:
-    given = request.headers.get("X-Request-Id")
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise refused("X-Request-Id", "give 1 to 128 letters, digits or any of ._:/+=@-", "invalid_value")
-    return given
-
-
-def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
-    """Express aiohttp's own refusals in OpenAI's words."""
-    match error.status:
-        case HTTPStatus.NOT_FOUND:
-            return ApiError(404, f"there is nothing at {request.path}", None, "unknown_url")
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = error.headers.get("Allow", "another method")
-            return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
-        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes", None, "body_too_large")
-        case _:
-            return ApiError(error.status, error.reason, None, None)
-
-
 def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -169,9 +92,9 @@ def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
         else:
             parsed = endpoint.read(body, client)
         async with Generation(endpoint, client, parsed) as generation:
-            if parsed.stream:
+            if parsed.form.stream:
                 return await _stream(request, generation)
-            return _json_response(await generation.whole())
+            return json_response(await generation.whole())
 
     return generate
 
@@ -191,7 +114,7 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
         return response  # the client has left
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
-    except Exception as error:  # noqa: BLE001 - as in _RequestGuard
+    except Exception as error:  # noqa: BLE001 - as in RequestGuard
         _log.exception("a stream of %s failed in a way that nobody foresaw", request.path)
         await response.write(_event(as_api_error(error).body()))
     await response.write_eof()
@@ -211,22 +134,22 @@ class _Routes:
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
-        return _json_response({"object": "list", "data": self._adapters.models()})
+        return json_response({"object": "list", "data": self._adapters.models()})
 
     async def model(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models/{name}."""
-        return _json_response(self._adapters.model(request.match_info["name"]))
+        return json_response(self._adapters.model(request.match_info["name"]))
 
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.LoadAdapter)
-        return _json_response(await self._adapters.load(wire.lora_name, wire.lora_path))
+        return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.UnloadAdapter)
         await self._client.unload_adapter(wire.lora_name)
-        return _json_response({"id": wire.lora_name, "object": "model", "deleted": True})
+        return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Answer POST /tokenize."""
@@ -236,32 +159,37 @@ class _Routes:
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
-            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens)
+            check_tokenized("prompt", len(wire.prompt), "characters", self._client)
+            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens is not False)
         else:
-            tokens = tokenizer.encode_chat(chat_messages(wire.messages or ()), wire.add_generation_prompt)
+            messages = chat_messages(wire.messages or ())
+            chars = sum(len(message["content"]) for message in messages)
+            check_tokenized("messages", chars, "characters", self._client)
+            tokens = chat_ids(wire, messages, tokenizer)
         found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
         texts = (
             {"token_strs": [tokenizer.token_text(token) for token in tokens]}
             if wire.return_token_strs
             else {}
         )
-        return _json_response(found | texts)
+        return json_response(found | texts)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Answer POST /detokenize."""
         wire = schema.decoded(await request.read(), schema.Detokenize)
         check_model(wire.model or self._client.model_name, self._client)
+        check_tokenized("tokens", len(wire.tokens), "tokens", self._client)
         check_token_ids("tokens", wire.tokens, self._client.vocab_size)
-        return _json_response({"prompt": self._client.tokenizer.decode(wire.tokens, skip_special=False)})
+        return json_response({"prompt": self._client.tokenizer.decode(wire.tokens, skip_special=False)})
 
     async def health(self, request: web.Request) -> web.Response:
         """Answer GET /health: 200 while the engine runs, else 503."""
         healthy = self._client.stats().healthy
-        return _json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
+        return json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
 
     async def version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""
-        return _json_response({"version": _version()})
+        return json_response({"version": _version()})
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.config.access_config import AccessConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
-from engine.config.option_types import FLAG, LORA, lora_table
+from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.errors import InvalidConfig
 
-SERVE_OPTIONS = (*options_of(EngineConfig), *options_of(ServeConfig), *options_of(PeerConfig))
+SERVE_OPTIONS = tuple(
+    option for owner in (EngineConfig, ServeConfig, AccessConfig, PeerConfig) for option in options_of(owner)
+)
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
+_BATCH_PURPOSE = (
+    "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
+    "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,13 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
     peers = PeerConfig(**_fields(PeerConfig, given))
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
-    return ServeConfig(**_fields(ServeConfig, given), engine=engine)
+    access = AccessConfig(**_fields(AccessConfig, given))
+    return ServeConfig(**_fields(ServeConfig, given), engine=engine, access=access)
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:
     """Return what `python -m engine.batch` was asked for; see `serve_config`."""
-    given = _given("engine.batch", "Answer a file of OpenAI batch requests.", BATCH_OPTIONS, arguments, {})
+    given = _given("engine.batch", _BATCH_PURPOSE, BATCH_OPTIONS, arguments, {})
     for name in ("input", "output"):
         if name not in given:
             raise InvalidConfig(name, None, f"name a file with -{name[0]}")
@@ -81,10 +89,23 @@ def _value(option: Option, raw: _Raw) -> object:
     if not option.many:
         return option.read(raw.value, raw.base)
     written = lora_table(raw.value) if option.type is LORA else raw.value
+    if option.type.separated:
+        written = separate(written)
+    if option.type is TEXT and isinstance(written, str):
+        return (option.read(written, raw.base),)
     if not isinstance(written, list):
         raise InvalidConfig(option.key, raw.value, "give a list")
     items: list[object] = written  # pyright: ignore[reportUnknownVariableType]
-    return option.type.container(option.read(item, raw.base) for item in items)
+    return option.type.container(_distinct(option, [option.read(item, raw.base) for item in items]))
+
+
+def _distinct(option: Option, items: Sequence[object]) -> Sequence[object]:
+    """Return the items. Raises InvalidConfig for an adapter's name that is given twice."""
+    names = [str(item[0]) for item in items if option.type is LORA and isinstance(item, tuple)]  # pyright: ignore[reportUnknownArgumentType]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidConfig(option.key, name, "the name is given twice: drop one")
+    return items
 
 
 class _OptionParser(argparse.ArgumentParser):
@@ -121,7 +142,8 @@ def _parser(program: str, purpose: str, options: Sequence[Option]) -> argparse.A
 def _shape(option: Option) -> dict[str, Any]:
     if option.type is FLAG:
         return {"action": argparse.BooleanOptionalAction}
-    return {"metavar": option.type.metavar, "action": "append" if option.many else "store"}
+    several = {"nargs": "+", "action": "extend"} if option.many else {}
+    return {"metavar": option.type.metavar} | several
 
 
 def _from_file(file: Path, options: Sequence[Option], formers: Mapping[str, str]) -> dict[str, _Raw]:

@@ -8,7 +8,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.peer_config import PeerConfig
-from engine.tokenizer import InvalidChat
+from engine.tokenizer import InvalidChat, PromptTooLong
 from scheduler.request import InvalidParameter
 from transport.base import Address
 
@@ -39,6 +39,14 @@ def test_one_conversation_alone_is_refused_with_the_remedy(llm: LLM) -> None:
 def test_messages_that_the_template_refuses_leave_nothing_behind(llm: LLM) -> None:
     with pytest.raises(InvalidChat, match="refuses these messages"):
         llm.chat([user("garden"), [5]], GREEDY)  # pyright: ignore[reportArgumentType]
+    assert llm.engine.core.num_live_requests == 0
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(llm: LLM) -> None:
+    long = "x" * (llm.tokenizer.most_chars(128) + 1)
+    for ask in (lambda: llm.generate(["hi", long], GREEDY), lambda: llm.chat([user(long)], GREEDY)):
+        with pytest.raises(PromptTooLong, match="maximum context length is 128 tokens"):
+            ask()
     assert llm.engine.core.num_live_requests == 0
 
 
@@ -126,6 +134,19 @@ def test_a_stop_string_is_one_and_why_an_answer_ended_is_a_text(llm: LLM) -> Non
         ("stop_token_ids", [1.5]),
         ("stop_token_ids", "12"),
         ("logit_bias", {"5": 1.0}),
+        ("logit_bias", {5.5: 1.0}),
+        ("logit_bias", {5: "1"}),
+        ("logit_bias", {5: float("nan")}),
+        ("logit_bias", 5),
+        ("logit_bias", [5]),
+        ("temperature", None),
+        ("temperature", [1]),
+        ("temperature", 10**400),
+        ("top_p", float("nan")),
+        ("n", None),
+        ("stop", 5),
+        ("stop", ["x"] * 17),
+        ("stop", ["x" * 257]),
     ],
 )
 def test_a_parameter_of_another_kind_is_refused_by_its_field(field: str, value: Any) -> None:
@@ -135,6 +156,8 @@ def test_a_parameter_of_another_kind_is_refused_by_its_field(field: str, value: 
 
 def test_lists_and_mappings_are_taken_as_parameters() -> None:
     params: Any = {"stop": ["a", "b"], "stop_token_ids": [3], "logit_bias": {5: 1.0, 4: 2}}
+    none: Any = {"stop": None, "stop_token_ids": None, "logit_bias": None}
+    assert SamplingParams(**none) == SamplingParams()
     assert SamplingParams(**params) == SamplingParams(
         stop=("a", "b"), stop_token_ids=(3,), logit_bias=((4, 2), (5, 1.0))
     )

@@ -1,6 +1,8 @@
 """Text and conversations as token ids, and what each token is in text."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidConfig
-from engine.tokenizer import InvalidChat, Tokenizer
+from engine.tokenizer import InvalidChat, PromptTooLong, Tokenizer
 from tests.fakes.tokenizers import BOS, EOS, byte_tokenizer, merging_tokenizer
 
 BYTES, MERGING = Tokenizer(byte_tokenizer()), merging_tokenizer()
@@ -72,3 +74,45 @@ def test_a_spoilt_tokenizer_file_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="its tokenizer cannot be read") as error:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_text_is_tokenised_and_written_by_several_threads_at_once() -> None:
+    texts = [f"{number} ünïcödé 你好 🙂 " * 50 for number in range(8)]
+
+    def there_and_back(text: str) -> str:
+        BYTES.encode_chat([{"role": "user", "content": text}])
+        return BYTES.decode(BYTES.encode(text))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(there_and_back, texts * 8)) == texts * 8
+
+
+def test_other_threads_go_on_while_a_text_is_tokenised_and_written() -> None:
+    """Holding the interpreter's lock, a call would let another thread wake up once: after it."""
+    wakes, done = [0], threading.Event()
+
+    def keep_waking() -> None:
+        while not done.wait(0.0005):
+            wakes[0] += 1
+
+    waking = threading.Thread(target=keep_waking)
+    waking.start()
+    token_ids = BYTES.encode("The quick brown fox. " * 40_000)
+    encoded = wakes[0]
+    BYTES.decode(token_ids)
+    decoded = wakes[0]
+    done.set()
+    waking.join()
+    assert encoded >= 10
+    assert decoded - encoded >= 10
+
+
+def test_a_prompt_that_cannot_fit_is_refused_with_its_characters() -> None:
+    most = BYTES.most_chars(16)
+    assert len(BYTES.encode("x" * most, most_tokens=16)) == most + 1
+    with pytest.raises(
+        PromptTooLong, match=f"{most + 1} characters.*is 16 tokens.*at most {most} characters"
+    ):
+        BYTES.encode("x" * (most + 1), most_tokens=16)
+    with pytest.raises(PromptTooLong, match="messages has"):
+        BYTES.encode_chat([{"role": "user", "content": "x" * most}], most_tokens=16)

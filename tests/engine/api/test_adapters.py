@@ -33,6 +33,18 @@ async def test_an_adapter_comes_and_goes(root: Path) -> None:
         assert (await api.post(UNLOAD, {"lora_name": "new"})).error["code"] == "model_not_found"
 
 
+async def test_a_name_that_is_there_is_loaded_anew_unless_the_client_says_not_to(root: Path) -> None:
+    async with session(roots=[root]) as api:
+        body = {"lora_name": "new", "lora_path": "new"}
+        for in_place in (False, None, True):
+            assert (await api.post(LOAD, body | {"load_inplace": in_place})).status == 200
+        assert (await api.post(LOAD, body)).status == 200
+        error = (await api.post(LOAD, body | {"load_inplace": False})).error
+        assert (error["param"], error["code"]) == ("lora_name", "adapter_exists")
+        assert (await api.post(LOAD, body | {"base_model_name": "base"})).status == 200
+        assert (await api.post(LOAD, body | {"base_model_name": "b"})).error["param"] == "base_model_name"
+
+
 async def test_no_path_leads_outside(root: Path) -> None:
     async with session(roots=[root]) as api:
         outside = [
@@ -116,3 +128,17 @@ async def test_a_load_that_worked_is_told_so_though_the_name_is_gone_again(root:
         loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
         assert (loaded.status, loaded.json["id"], loaded.json["root"]) == (200, "new", str(root / "new"))
         assert (await api.post(UNLOAD, {"lora_name": "new"})).status == 404
+
+
+async def test_every_name_of_the_base_is_listed_and_answers() -> None:
+    client = FakeClient(TOKENIZER)
+    client.model_names = ("base", "org/base")
+    async with session(client) as api:
+        listed = (await api.send("GET", "/v1/models")).json["data"]
+        assert [(model["id"], model["parent"]) for model in listed[:2]] == [
+            ("base", None),
+            ("org/base", None),
+        ]
+        assert (await api.send("GET", "/v1/models/org/base")).json["id"] == "org/base"
+        answer = await api.post("/v1/completions", {"model": "org/base", "prompt": "hi"})
+        assert (answer.status, answer.json["model"]) == (200, "org/base")

@@ -1,0 +1,1 @@
+"""What turns prompts and conversations into text that fits, beside the tokenizer itself."""
