@@ -117,7 +117,7 @@ async def server(options: argparse.Namespace, folder: Path) -> AsyncGenerator[st
 async def churn(
     options: argparse.Namespace, session: aiohttp.ClientSession, url: str, folder: Path
 ) -> AsyncGenerator[TenantChurn, None]:
-    """Change the tenants as long as the block lasts, if that is asked for. Raises aiohttp.ClientError."""
+    """Change the tenants as long as the block lasts, if that is asked for. Raises ServerFailed."""
     tenants = TenantChurn(session, url, folder / "changed", Random(options.seed))
     if not options.churn:
         yield tenants

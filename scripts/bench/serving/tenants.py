@@ -7,6 +7,7 @@ of all is drawn. So every tenant has a content of its own and computes what its 
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo.embedded import TASKS, adapter_folders
+from scripts.bench.serving.server import ServerFailed
 
 RANKS = (8, 16, 32, 64, 128)
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,7 +89,7 @@ class TenantChurn:
         self.spares = 0
 
     async def run(self, names: Sequence[str], every_s: float) -> None:
-        """Change something every `every_s` seconds, until cancelled. Raises aiohttp.ClientError if one is refused."""
+        """Change something every `every_s` seconds, until cancelled. Raises ServerFailed if one is refused."""
         while True:
             await asyncio.sleep(every_s)
             await self._load(self._rng.choice(names), load_inplace=True)
@@ -106,4 +108,5 @@ class TenantChurn:
 
     async def _post(self, path: str, body: dict[str, object]) -> None:
         async with self._session.post(self._url + path, json=body) as response:
-            response.raise_for_status()
+            if response.status != HTTPStatus.OK:
+                raise ServerFailed(f"{path} of {body['lora_name']}: {(await response.text())[:300]}")
