@@ -6,7 +6,7 @@ from random import Random
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM
 
 from engine.demo.embedded import DEMO_BASE, TASKS, adapter_folders
@@ -19,7 +19,7 @@ def products(folder: Path) -> dict[str, torch.Tensor]:
     """What the adapter adds to each module's matrix, as PEFT computes it."""
     base = AutoModelForCausalLM.from_pretrained(DEMO_BASE, dtype=torch.float32)
     layers = PeftModel.from_pretrained(base, folder).named_modules()
-    return {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, LoraLayer)}
+    return {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, Linear)}
 
 
 def test_a_tenant_adds_what_its_original_adds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from engine.demo.embedded import TASKS, adapter_folders
 from scripts.bench.serving.server import ServerFailed
@@ -40,7 +40,7 @@ def write_tenant(folder: Path, task: str, rng: Random) -> None:
     """Write one PEFT folder: the embedded adapter of `task` at a drawn rank, which is never below its own."""
     original = adapter_folders()[task]
     config: dict[str, Any] = json.loads((original / _CONFIG).read_text())
-    weights = load_file(original / _WEIGHTS)
+    weights = load((original / _WEIGHTS).read_bytes())
     own_rank = max(tensor.shape[0] for name, tensor in weights.items() if "lora_A" in name)
     rank = rng.choice([rank for rank in RANKS if rank >= own_rank])
     generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -52,7 +52,7 @@ def write_tenant(folder: Path, task: str, rng: Random) -> None:
     # The scale of each module is in its B now: what is left of it is one.
     config |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
     folder.mkdir(parents=True)
-    save_file(widened, folder / _WEIGHTS)
+    (folder / _WEIGHTS).write_bytes(save(widened))
     (folder / _CONFIG).write_text(json.dumps(config))
 
 
