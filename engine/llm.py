@@ -15,7 +15,8 @@ from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult
 from engine.output import Delta, RequestOutput, join_deltas
-from engine.tokenizer import InvalidChat, Tokenizer
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import InvalidParameter, Request, SamplingParams, as_integers

@@ -7,19 +7,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
+from engine.text.chat_template import read_template, template_of
 from engine.text.prompt_bound import most_chars_per_token
+from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
+from scheduler.request import InvalidParameter
 
+_SHOWN_CHARS = 40
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class InvalidChat(EngineError):
-    """The messages cannot be put through the model's chat template, or it has none."""
 
 
 class PromptTooLong(EngineError):
@@ -40,9 +39,13 @@ class Tokenizer:
     `vocab_size` counts the ids that the tokenizer knows; a model may draw ids beyond it, which have no text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Take over `tokenizer`; how it decodes bytes is read from its own description."""
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> None:
+        """Take over `tokenizer`; how it decodes bytes is read from its own description.
+
+        `chat_template` replaces its own one. Raises BrokenTemplate if it has none that it may be used by itself.
+        """
         self._tokenizer = tokenizer
+        self._template = template_of(tokenizer, chat_template, TemplateRenderer())
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -57,29 +60,36 @@ class Tokenizer:
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
-    def load(cls, model: str | Path) -> "Tokenizer":
-        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig."""
+    def load(cls, model: str | Path, chat_template: str | Path | None = None) -> "Tokenizer":
+        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig.
+
+        `chat_template` is a file, or the template itself, to be used in place of the model's.
+        """
+        source = None if chat_template is None else read_template(chat_template)
         folder = Path(model).is_dir()
         try:
             # transformers leaves what follows untyped.
             tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                 str(model), local_files_only=folder
             )
-            made = cls(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
-            fault = made and made._find_template_fault()
+            made = cls(tokenizer, source) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+            if made is not None and made._template is not None:
+                made._template.check()
+        except BrokenTemplate as error:
+            if chat_template is None:
+                raise InvalidConfig("model", str(model), f"{error}, with --chat-template") from error
+            raise InvalidConfig("chat_template", str(chat_template), str(error)) from error
         except Exception as error:  # whatever its libraries raise for a file that is spoilt
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
         if made is None:
             raise InvalidConfig("model", str(model), "give a folder with a tokenizer.json")
-        if fault is not None:
-            raise InvalidConfig("model", str(model), f"its chat template is no Jinja template: {fault}")
         return made
 
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
-        return self._tokenizer.chat_template is not None  # pyright: ignore[reportUnknownMemberType] - as in `load`
+        return self._template is not None
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -96,11 +106,16 @@ class Tokenizer:
     ) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS).
 
-        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold.
+        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold, and
+        InvalidParameter for what is no text.
         """
         if most_tokens is not None and len(text) > (most := self.most_chars(most_tokens)):
             raise PromptTooLong(field, len(text), "characters", most_tokens, most)
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        except TypeError:  # what its library raises for a text that is none
+            remedy = "it has surrogates, which no text in UTF-8 has: leave them out"
+            raise InvalidParameter(field, text[:_SHOWN_CHARS], remedy) from None
         return tuple(encoding.ids)
 
     def encode_chat(
@@ -110,17 +125,17 @@ class Tokenizer:
         most_tokens: int | None = None,
     ) -> tuple[int, ...]:
         """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`."""
-        if not self.has_chat_template:
-            raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
-        try:
-            text = self._tokenizer.apply_chat_template(  # pyright: ignore[reportUnknownMemberType] - as in `load`
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+        if self._template is None:
+            raise InvalidChat(
+                "the model has no chat template: start the server with --chat-template, or use /v1/completions"
+                " with a prompt of your own"
             )
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field="messages")
+        most_chars = None if most_tokens is None else self.most_chars(most_tokens)
+        rendered = self._template.render(messages, add_generation_prompt, most_chars)
+        if rendered.text is None:
+            most = rendered.most_chars
+            raise PromptTooLong("messages", rendered.length, "characters", most_tokens or most, most)
+        return self.encode(rendered.text, add_special=False)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
@@ -158,17 +173,6 @@ class Tokenizer:
             return content.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
-
-    def _find_template_fault(self) -> str | None:
-        """Return why the chat template can render nothing; None if it can, or if there is none."""
-        template = cast(object, self._tokenizer.chat_template)  # as in `load`
-        if template is not None and not isinstance(template, (str, dict)):
-            return f"it is a {type(template).__name__}"
-        try:
-            self.encode_chat([{"role": "user", "content": ""}])
-        except InvalidChat as error:
-            return str(error.__cause__) if isinstance(error.__cause__, TemplateSyntaxError) else None
-        return None
 
     def _find_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None

@@ -12,7 +12,8 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.tokenizer import InvalidChat, PromptTooLong
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong
 from scheduler.request import InvalidParameter
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -104,6 +104,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
 ) -> Engine:
+    tokenizer = Tokenizer.load(base.folder, config.chat_template)
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
@@ -125,7 +126,6 @@ def _assemble(
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     _add_adapters(config, store)
-    tokenizer = Tokenizer.load(base.folder)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
     return Engine(core, store, tokenizer, card, changed, peers, workers)
 
