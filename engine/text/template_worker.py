@@ -85,9 +85,8 @@ def make_environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     made.filters["tojson"] = _tojson
-    made.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=PlainNamespace
-    )
+    own = {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": PlainNamespace}
+    made.globals |= own  # pyright: ignore[reportAttributeAccessIssue] - it is declared with what jinja2 puts there
     return made
 
 
@@ -111,25 +110,25 @@ def render(job: Mapping[str, Any], compiled: Callable[[str], Any]) -> dict[str, 
     return {"text": "".join(parts)} if length <= job["most_chars"] else {"length": length}
 
 
-def serve(stream: BinaryIO, most_cpu_s: float) -> None:
+def serve(jobs: BinaryIO, answers: BinaryIO, most_cpu_s: float) -> None:
     """Answer jobs until the other end closes."""
     compiled = lru_cache(_MOST_COMPILED)(make_environment().from_string)
-    while len(header := stream.read(LENGTH.size)) == LENGTH.size:
-        job = json.loads(stream.read(LENGTH.unpack(header)[0]))
+    while len(header := jobs.read(LENGTH.size)) == LENGTH.size:
+        job = json.loads(jobs.read(LENGTH.unpack(header)[0]))
         signal.setitimer(
             signal.ITIMER_PROF, most_cpu_s
         )  # its signal ends a process that has no handler for it
         answer = json.dumps(render(job, compiled)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        stream.write(LENGTH.pack(len(answer)) + answer)
-        stream.flush()
+        answers.write(LENGTH.pack(len(answer)) + answer)
+        answers.flush()
 
 
 def main(descriptor: int, most_cpu_s: float, most_bytes: int) -> None:
     """Bound this process, and serve the socket that has this descriptor."""
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
-    with socket.socket(fileno=descriptor) as end, end.makefile("rwb") as stream:
-        serve(stream, most_cpu_s)
+    with socket.socket(fileno=descriptor) as end, end.makefile("rb") as jobs, end.makefile("wb") as answers:
+        serve(jobs, answers, most_cpu_s)
 
 
 if __name__ == "__main__":
