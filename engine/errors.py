@@ -1,5 +1,7 @@
 """Name what can go wrong between a client and its answer; HTTP and batches map each to their own status codes."""
 
+from pathlib import Path
+
 
 class EngineError(Exception):
     """Base of the errors that a client is told about; the message names what, which value, and the remedy."""
@@ -63,6 +65,16 @@ class InvalidConfig(EngineError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field}={value!r} is not accepted: {remedy}")
         self.field = field
+
+
+class OutputFailed(EngineError):
+    """A file of results cannot be written any more; what it holds is whole."""
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"output={str(path)!r} cannot be written ({cause.strerror}): mend that, and run the same command again "
+            "to go on"
+        )
 
 
 class WorkersFailed(EngineError):

@@ -18,6 +18,10 @@ from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = (*options_of(EngineConfig), *options_of(ServeConfig), *options_of(PeerConfig))
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
+_BATCH_PURPOSE = (
+    "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
+    "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:
     """Return what `python -m engine.batch` was asked for; see `serve_config`."""
-    given = _given("engine.batch", "Answer a file of OpenAI batch requests.", BATCH_OPTIONS, arguments, {})
+    given = _given("engine.batch", _BATCH_PURPOSE, BATCH_OPTIONS, arguments, {})
     for name in ("input", "output"):
         if name not in given:
             raise InvalidConfig(name, None, f"name a file with -{name[0]}")

@@ -189,6 +189,9 @@ class BatchConfig:
     ]
     engine: EngineConfig = EngineConfig()
     in_flight: Annotated[int, Option("batch", COUNT, "lines that run at once")] = 128
+    retry_errors: Annotated[
+        bool, Option("batch", FLAG, "do lines again whose result is an error, and drop those results")
+    ] = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -31,7 +31,7 @@ _MOST_COMPILED = 64  # templates that are kept compiled
 class Generation(Extension):
     """The tag around what an assistant said, which marks it for training and changes no text."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares a set, and reads it only
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return what stands between the tags."""

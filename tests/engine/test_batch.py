@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import batch
+from engine import batch, batch_lines
 from engine.batch import Summary, run_batch
 from engine.config.config import BatchConfig, EngineConfig
 from engine.errors import EngineStopped, InvalidConfig, StepFailed
@@ -81,7 +81,7 @@ def test_bad_lines_become_error_lines_and_the_rest_is_answered(tmp_path: Path) -
     assert by_id["e4"]["response"]["body"]["error"]["param"] == "temperature"
     assert by_id["e1"]["response"] is None
     before = config.output.read_bytes()
-    assert run(config) == Summary(skipped=2 + len(BAD))
+    assert run(config) == Summary(skipped=2 + len(BAD), skipped_errors=len(BAD))
     assert config.output.read_bytes() == before
 
 
@@ -147,7 +147,7 @@ def test_a_stopped_run_leaves_whole_lines_and_nothing_running(tmp_path: Path) ->
 def test_a_line_that_is_too_long_is_an_error_and_the_next_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 200)
     config = files(tmp_path, [line("a"), line("b", user="x" * 500), line("c")])
     assert run(config) == Summary(answered=2, errors=1)
     assert [r["error"]["code"] for r in results(config) if r["error"]] == ["line_too_long"]
