@@ -1,6 +1,6 @@
 """Render chat templates with limits on processor time, memory and output.
 
-The work is done by one process of `engine.text.template_worker`, started when it is first needed and again after a
+One process of `engine.text.template_worker` does the work. It is started when first needed, and again after a
 template has used up its limits. It ends with its owner: its socket closes then.
 """
 
