@@ -28,7 +28,7 @@ LENGTH = struct.Struct("<I")
 _MOST_COMPILED = 64  # templates that are kept compiled
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """The tag around what an assistant said, which marks it for training and changes no text."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares a set, and reads it only
@@ -82,7 +82,7 @@ def _tojson(
 def make_environment() -> ImmutableSandboxedEnvironment:
     """Make the environment that templates are rendered in."""
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     made.filters["tojson"] = _tojson
     own = {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": PlainNamespace}
