@@ -16,20 +16,16 @@ from pathlib import Path
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
-    AdapterFailed,
     Draining,
     EngineError,
     EngineStopped,
-    InvalidAdapterName,
     Overloaded,
-    PeersSilent,
     StepFailed,
-    UnknownModel,
+    adapter_errors,
 )
 from engine.output import RequestOutput
 from engine.telemetry import EngineStats, Telemetry
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
-from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
@@ -64,8 +60,13 @@ class AsyncEngine:
 
     @property
     def model_name(self) -> str:
-        """The name that requests to the base model give."""
-        return self._card.name
+        """The name that responses call the base model by."""
+        return self._card.names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names of the base model, `model_name` first."""
+        return self._card.names
 
     @property
     def model_root(self) -> str:
@@ -128,8 +129,8 @@ class AsyncEngine:
     ) -> RequestOutput:
         """Queue a request for `model` (the base or an adapter).
 
-        Raises UnknownModel, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining or
-        EngineStopped; then nothing is queued.
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining
+        or EngineStopped; then nothing is queued.
         """
         self._check_open()
         waiting = self._core.live().waiting + self._resolving
@@ -146,10 +147,8 @@ class AsyncEngine:
         request = Request(
             request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
         )
-        try:
+        with adapter_errors(model):
             self._core.submit(request)
-        except UnknownAdapter:
-            raise UnknownModel(model) from None
         # Both are set before the event loop runs again, hence before any event.
         output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
         self._models[request_id] = model
@@ -158,17 +157,17 @@ class AsyncEngine:
         return output
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter, off the step loop. Raises what lora.format.peft refuses with."""
-        if name == self._card.name:
-            raise InvalidAdapterName(name, "the base model has that name")
-        return await asyncio.to_thread(self._store.registry.load, name, folder)
+        """Read, check and register an adapter, off the step loop.
+
+        Raises InvalidAdapterName, InvalidAdapter or AdapterFailed.
+        """
+        with adapter_errors(name):
+            return await asyncio.to_thread(self._store.registry.load, name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        try:
+        with adapter_errors(name):
             await asyncio.to_thread(self._store.registry.unload, name)
-        except UnknownAdapter:
-            raise UnknownModel(name) from None
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
@@ -176,7 +175,7 @@ class AsyncEngine:
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model == self._card.name or model in self._store.registry.names()
+        known = model in self._card.names or model in self._store.registry.names()
         return known or (self._peers is not None and is_name(model))
 
     def stats(self) -> EngineStats:
@@ -200,18 +199,12 @@ class AsyncEngine:
             raise Draining
 
     async def _resolve(self, model: str) -> AdapterRef:
-        if model == self._card.name:
+        if model in self._card.names:
             return BASE
         if (known := self._store.registry.known(model)) is not None:
             return known
-        try:
+        with adapter_errors(model):
             return await asyncio.to_thread(self._store.registry.resolve, model)
-        except UnknownAdapter:
-            raise UnknownModel(model) from None
-        except AdapterUnreachable as error:
-            raise PeersSilent(str(error)) from error
-        except AdapterRefused as error:
-            raise AdapterFailed(str(error)) from error
 
     def _abort(self, request_id: str) -> None:
         """End a request whose client has left."""

@@ -1,6 +1,10 @@
 """Name what can go wrong between a client and its answer; HTTP and batches map each to their own status codes."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
 
 
 class EngineError(Exception):
@@ -34,12 +38,16 @@ class InvalidAdapterName(EngineError):
     """An adapter cannot be registered under this name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"adapter name {name!r} is not accepted ({reason}): choose another name")
+        super().__init__(f"lora_name={name!r} is not accepted: {reason}")
         self.name = name
 
 
+class InvalidAdapter(EngineError):
+    """The adapter's files cannot be served as they are; the request fails until they are changed."""
+
+
 class AdapterFailed(EngineError):
-    """An accepted request's adapter could not be made resident."""
+    """The adapter could not be read, or not made resident, for a reason that may pass."""
 
 
 class PeersSilent(EngineError):
@@ -85,3 +93,18 @@ class WorkersFailed(EngineError):
             f"process {rank} of the {size} that compute together failed ({reason}): mend the cause and start again"
         )
         self.rank, self.reason = rank, reason
+
+
+@contextmanager
+def adapter_errors(name: str) -> Generator[None]:
+    """Raise what the adapters' store refuses `name` with as the error that a client is told."""
+    try:
+        yield
+    except UnknownAdapter:
+        raise UnknownModel(name) from None
+    except AdapterUnreachable as error:
+        raise PeersSilent(str(error)) from error
+    except InvalidName as error:
+        raise InvalidAdapterName(name, error.reason) from error
+    except AdapterRefused as error:
+        raise (AdapterFailed if error.may_pass else InvalidAdapter)(str(error)) from error

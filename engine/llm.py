@@ -144,7 +144,9 @@ class LLM:
         self.engine.close()
 
     def _resolve(self, name: str | None) -> AdapterRef:
-        return BASE if name is None else self.engine.store.registry.resolve(name)
+        if name is None or name in self.engine.card.names:
+            return BASE
+        return self.engine.store.registry.resolve(name)
 
     def _token_ids(self, field: str, prompt: Any) -> tuple[int, ...]:
         """Return a prompt's token ids. Raises InvalidParameter that names `field` for what is no prompt."""

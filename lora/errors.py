@@ -4,12 +4,20 @@ from concurrent.futures import Future
 
 
 class AdapterRefused(ValueError):
-    """The adapter is not served, because serving it would be wrong or impossible; nothing was changed."""
+    """The adapter is not served, because serving it would be wrong or impossible; nothing was changed.
 
-    def __init__(self, name: str, reason: str) -> None:
+    `may_pass` says that its files may be sound, and that reading them again may find them so.
+    """
+
+    def __init__(self, name: str, reason: str, may_pass: bool = False) -> None:
         super().__init__(f"adapter {name!r} is refused: {reason}")
         self.name = name
         self.reason = reason
+        self.may_pass = may_pass
+
+
+class InvalidName(AdapterRefused):
+    """No adapter may have this name."""
 
 
 class UnknownAdapter(LookupError):

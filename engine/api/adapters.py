@@ -6,8 +6,8 @@ from pathlib import Path
 
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
-from engine.errors import UnknownModel
-from lora.adapter import NAME_RULE, AdapterEntry, is_name
+from engine.errors import InvalidAdapter, UnknownModel
+from lora.adapter import AdapterEntry
 from lora.format.adapter_files import short
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
@@ -24,8 +24,8 @@ class AdapterAdmin:
         self._roots = tuple(root.resolve() for root in roots)
 
     def models(self) -> list[dict[str, object]]:
-        """Return OpenAI's model objects: the base, then its adapters."""
-        return [self._base(), *map(self._adapter, self._client.adapters())]
+        """Return OpenAI's model objects: the base by each of its names, then its adapters."""
+        return [*map(self._base, self._client.model_names), *map(self._adapter, self._client.adapters())]
 
     def model(self, name: str) -> dict[str, object]:
         """Return one model object. Raises UnknownModel."""
@@ -35,17 +35,19 @@ class AdapterAdmin:
         raise UnknownModel(name)
 
     async def load(self, name: str, path: str) -> dict[str, object]:
-        """Load the adapter in the folder `path` under `name`; return its model object. Raises ApiError."""
-        _check_name(name, self._client.model_name)
+        """Load the adapter in the folder `path` under `name`; return its model object.
+
+        Raises ApiError, InvalidAdapterName or AdapterFailed.
+        """
         folder = self._allowed(path)
         try:
             ref = await self._client.load_adapter(name, folder)
-        except (ValueError, OSError) as error:
+        except InvalidAdapter as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
         return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
 
-    def _base(self) -> dict[str, object]:
-        return self._object(self._client.model_name, self._client.model_root, None)
+    def _base(self, name: str) -> dict[str, object]:
+        return self._object(name, self._client.model_root, None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
         return self._object(adapter.name, str(adapter.folder or adapter.name), self._client.model_name)
@@ -92,10 +94,3 @@ class AdapterAdmin:
     def _is_inside(self, file: Path) -> bool:
         """Tell whether a file, or what it links to, lies below a root."""
         return any(file.resolve().is_relative_to(root) for root in self._roots)
-
-
-def _check_name(name: str, base: str) -> None:
-    if not is_name(name):
-        raise refused("lora_name", f"{name!r}: give {NAME_RULE}", "invalid_value")
-    if name == base:
-        raise refused("lora_name", f"{name!r} is the base model's name: choose another", "invalid_value")

@@ -47,7 +47,12 @@ class EngineClient(Protocol):
 
     @property
     def model_name(self) -> str:
-        """The name that requests to the base model give."""
+        """The name that responses call the base model by."""
+        ...
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names by which requests may call the base model, `model_name` first."""
         ...
 
     @property
@@ -89,7 +94,7 @@ class EngineClient(Protocol):
         ...
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter. Raises what the adapter's reader refuses with."""
+        """Read, check and register an adapter. Raises InvalidAdapterName, InvalidAdapter or AdapterFailed."""
         ...
 
     async def unload_adapter(self, name: str) -> None:

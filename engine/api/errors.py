@@ -7,6 +7,7 @@ from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
+    InvalidAdapter,
     InvalidAdapterName,
     Overloaded,
     PeersSilent,
@@ -67,6 +68,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "context_length_exceeded")
         case InvalidAdapterName():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
+        case InvalidAdapter():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "model", "invalid_adapter")
         case UnknownModel():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
         case Overloaded():

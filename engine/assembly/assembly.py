@@ -4,9 +4,10 @@ It knows every part but what serves requests. Below it stand the runner and tens
 none of them may know who assembles them.
 """
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from engine.assembly.executor_choice import make_executor
+from engine.assembly.first_adapters import add_adapters
 from engine.assembly.memory import DeviceMemory, allocate_memory
 from engine.assembly.peers import Peers
 from engine.base.base_model import BaseModel, choose_base
@@ -45,9 +47,9 @@ _MOST_LOADER_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is told of the base model."""
+    """What is told of the base model; requests may call it by any of its names, the first of which responses use."""
 
-    name: str
+    names: tuple[str, ...]
     root: str
     max_model_len: int
     vocab_size: int
@@ -125,8 +127,8 @@ def _assemble(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
-    _add_adapters(config, store)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
+    _add_adapters(config, store, card)
     return Engine(core, store, tokenizer, card, changed, peers, workers)
 
 
@@ -171,24 +173,24 @@ def _core(
     return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 
-def _add_adapters(config: EngineConfig, store: AdapterStore) -> None:
-    """Declare all adapters, then load those that were named.
-
-    The embedded model brings its own; a name given explicitly wins over one that was found. All names are known
-    before the first weights are read: peers ask from the start on.
-    """
-    embedded = adapter_folders().items() if config.model is None else ()
-    named = [(name, Path(folder)) for name, folder in (config.loras or {}).items()]
-    for name, folder in (*embedded, *_found(config.lora_dir), *named):
-        store.registry.declare(name, folder)
-    for name, folder in named:
-        store.registry.load(name, folder)
+def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> None:
+    """Let the store know the configuration's adapters; the embedded model brings its own."""
+    store.registry.reserve(card.names)
+    named = {name: Path(folder) for name, folder in (config.loras or {}).items()}
+    embedded = adapter_folders() if config.model is None else {}
+    add_adapters(store.registry, named, config.lora_dir, embedded)
 
 
-def _found(lora_dir: Path | None) -> Iterator[tuple[str, Path]]:
-    """Find every PEFT folder directly below `lora_dir`, by its name."""
-    for path in sorted(lora_dir.glob("*/adapter_config.json")) if lora_dir else ():
-        yield path.parent.name, path.parent
+def _names(config: EngineConfig) -> tuple[str, ...]:
+    """Return the base's names as they were written: a folder's last part, links not followed, or the hub id."""
+    if config.served_model_name:
+        given = config.served_model_name
+        return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+    if config.model is None:
+        return ("demo",)
+    if not Path(config.model).is_dir():
+        return (str(config.model),)
+    return (Path(os.path.abspath(config.model)).name or str(config.model),)  # noqa: PTH100 - keeps links
 
 
 def _card(
@@ -196,7 +198,7 @@ def _card(
 ) -> ModelCard:
     """Describe the base model; sequences end with what its files or its tokenizer name."""
     return ModelCard(
-        name=config.served_model_name or ("demo" if config.model is None else base.folder.resolve().name),
+        names=_names(config),
         root=str(config.model or base.folder),
         max_model_len=limits.max_model_len,
         vocab_size=base.config.vocab_size,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
-from engine.config.option_types import FLAG, LORA, lora_table
+from engine.config.option_types import FLAG, LORA, TEXT, lora_table
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.errors import InvalidConfig
 
@@ -85,10 +85,21 @@ def _value(option: Option, raw: _Raw) -> object:
     if not option.many:
         return option.read(raw.value, raw.base)
     written = lora_table(raw.value) if option.type is LORA else raw.value
+    if option.type is TEXT and isinstance(written, str):
+        return (option.read(written, raw.base),)
     if not isinstance(written, list):
         raise InvalidConfig(option.key, raw.value, "give a list")
     items: list[object] = written  # pyright: ignore[reportUnknownVariableType]
-    return option.type.container(option.read(item, raw.base) for item in items)
+    return option.type.container(_distinct(option, [option.read(item, raw.base) for item in items]))
+
+
+def _distinct(option: Option, items: Sequence[object]) -> Sequence[object]:
+    """Return the items. Raises InvalidConfig for an adapter's name that is given twice."""
+    names = [str(item[0]) for item in items if option.type is LORA and isinstance(item, tuple)]  # pyright: ignore[reportUnknownArgumentType]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidConfig(option.key, name, "the name is given twice: drop one")
+    return items
 
 
 class _OptionParser(argparse.ArgumentParser):
@@ -125,7 +136,8 @@ def _parser(program: str, purpose: str, options: Sequence[Option]) -> argparse.A
 def _shape(option: Option) -> dict[str, Any]:
     if option.type is FLAG:
         return {"action": argparse.BooleanOptionalAction}
-    return {"metavar": option.type.metavar, "action": "append" if option.many else "store"}
+    several = {"nargs": "+", "action": "extend"} if option.many else {}
+    return {"metavar": option.type.metavar} | several
 
 
 def _from_file(file: Path, options: Sequence[Option], formers: Mapping[str, str]) -> dict[str, _Raw]:

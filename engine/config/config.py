@@ -68,7 +68,9 @@ class EngineConfig:
     ] = "auto"
     _: KW_ONLY
     served_model_name: Annotated[
-        str | None, Option("model", TEXT, "what requests call the base model")
+        str | tuple[str, ...] | None,
+        Option("model", TEXT, "what requests call the base model", many=True,
+               note="by default the last part of its folder, or its hub id"),
     ] = None  # fmt: skip
     device: Annotated[Device, Option("model", one_of(Device, "DEVICE"), "where the model computes")] = "auto"
     tensor_parallel_size: Annotated[

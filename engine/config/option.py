@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from engine.config.option_types import OptionType
+from engine.config.option_types import TEXT, OptionType
 from engine.errors import InvalidConfig
 from transport.base import Address
 
@@ -109,6 +109,8 @@ class Option:
             return tuple(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         if self.type.container is tuple and isinstance(value, tuple):
             return value  # pyright: ignore[reportUnknownVariableType]
+        if self.type is TEXT and isinstance(value, str):
+            return (value,)
         raise InvalidConfig(self.key, self.shown(value), f"give a {self.type.container.__name__}")
 
 

@@ -5,11 +5,12 @@ Folders are read here, and peers asked, before a name means something; afterward
 
 import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora.adapter import AdapterEntry, AdapterRef, RemoteName
-from lora.errors import AdapterRefused, UnknownAdapter
+from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
+from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
@@ -61,9 +62,25 @@ class AdapterRegistry:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._names: dict[str, _Name] = {}
+        self._reserved: frozenset[str] = frozenset()
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keep these names, which are the base model's, from adapters. To be called before any is declared."""
+        self._reserved = frozenset(names)
+
+    def check_name(self, name: str) -> None:
+        """Raise InvalidName unless an adapter of this node may have the name."""
+        if not is_name(name):
+            raise InvalidName(name, f"choose another name: give {NAME_RULE}")
+        if name in self._reserved:
+            raise InvalidName(name, "the base model has that name: choose another")
 
     def declare(self, name: str, folder: Path) -> None:
-        """Remember a name and its PEFT folder; the weights are read when first asked for. Raises AdapterRefused."""
+        """Remember a name and its PEFT folder; the weights are read when first asked for.
+
+        Raises InvalidName or another AdapterRefused.
+        """
+        self.check_name(name)
         try:
             is_adapter = (folder / CONFIG_FILE).is_file()
         except OSError as error:
@@ -78,8 +95,10 @@ class AdapterRegistry:
     def load(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
 
-        Resident on return if there are free pages. Raises AdapterRefused, and then nothing has changed.
+        Resident on return if there are free pages. Raises InvalidName or another AdapterRefused, and then nothing
+        has changed.
         """
+        self.check_name(name)
         packed = self._tiers.pack(name, folder, self._most_bytes)
         self._bind_packed(_Name(name, folder), packed, replaces=None)
         return packed.ref

@@ -52,6 +52,7 @@ def build(
     residency = Residency(RankPages(adapter_pages, PAGE_BYTES), CheapestWindow())
     store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
+    store.registry.reserve(("base",))
     for name, path in folders.items():
         store.registry.declare(name, path)
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
@@ -61,7 +62,7 @@ def build(
     core = EngineCore(scheduler, store, runner, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
-    card = ModelCard("base", str(folder), 128, vocab_size, (2,))
+    card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))
     return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
 
 

@@ -13,9 +13,9 @@ from engine.api.errors import as_api_error
 from engine.api.generation import ENDPOINTS, Generation
 from engine.async_engine import AsyncEngine
 from engine.errors import (
-    AdapterFailed,
     Draining,
     EngineStopped,
+    InvalidAdapter,
     InvalidAdapterName,
     Overloaded,
     StepFailed,
@@ -326,9 +326,10 @@ def test_closing_ends_what_still_runs_with_an_error(tmp_path: Path) -> None:
 def test_an_adapter_that_cannot_be_read_is_said_to_be_so_and_named(tmp_path: Path) -> None:
     async def visit(engine: AsyncEngine, rig: Rig) -> None:
         (rig.folders["low"] / "adapter_model.safetensors").write_bytes(b"torn")
-        with pytest.raises(AdapterFailed, match=r"'low'.*truncated"):
+        with pytest.raises(InvalidAdapter, match=r"'low'.*truncated") as refusal:
             await engine.submit("low", PROMPT, _params(), "a")
-        assert as_api_error(AdapterFailed("low")).status == 503
+        told = as_api_error(refusal.value)
+        assert (told.status, told.code) == (400, "invalid_adapter")
         assert len(await _tokens(await engine.submit("high", PROMPT, _params(), "b"))) == 6
 
     _serve(tmp_path, visit)

@@ -42,7 +42,7 @@ def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> No
         ),
     ]
     engine = EngineConfig(
-        model="org/base", served_model_name="b", loras={"poet": adapter}, lora_dir=adapter.parent,
+        model="org/base", served_model_name=("b",), loras={"poet": adapter}, lora_dir=adapter.parent,
         dtype="bfloat16", device="cpu", attention_backend="triton", max_model_len=128, max_num_seqs=3,
         max_num_batched_tokens=99,
         block_size=8, kv_cache_bytes=2 << 30, adapter_bytes=64_000_000, adapter_cache_dir=tmp_path / "cache",

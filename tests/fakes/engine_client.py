@@ -7,11 +7,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from engine.errors import Draining, EngineError, UnknownModel
+from engine.errors import Draining, EngineError, InvalidAdapter, InvalidAdapterName, UnknownModel
 from engine.output import Delta, Detokenizer
 from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
-from lora.adapter import AdapterEntry, AdapterRef
+from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.peers.peer_tier import PeerStats
 from lora.peers.published_weights import PublishStats
 from lora.store.stats import StoreStats
@@ -87,6 +87,7 @@ class FakeClient:
         self.tokenizer = tokenizer
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
+        self.model_names: tuple[str, ...] = ("base",)
         self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
         self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
         self.refusal: Exception | None = None
@@ -126,7 +127,7 @@ class FakeClient:
             raise Draining
         if self.refusal is not None:
             raise self.refusal
-        if model != self.model_name and model not in self._known:
+        if model not in self.model_names and model not in self._known:
             raise UnknownModel(model)
         if len(prompt_token_ids) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"a prompt of {len(prompt_token_ids)} tokens exceeds {self.max_model_len}")
@@ -137,8 +138,10 @@ class FakeClient:
         return stream
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+        if not is_name(name) or name in self.model_names:
+            raise InvalidAdapterName(name, "choose another")
         if not (folder / "adapter_config.json").exists():
-            raise ValueError(f"adapter {name!r}: {folder.name} has no adapter_config.json")
+            raise InvalidAdapter(f"adapter {name!r}: {folder.name} has no adapter_config.json")
         ref = AdapterRef(digest=name, name=name, rank=8, sites=("q_proj",), nbytes=1024)
         self._known[name] = AdapterEntry(name, folder, ref)
         return ref
@@ -151,7 +154,7 @@ class FakeClient:
         return tuple(self._known.values())
 
     def may_serve(self, model: str) -> bool:
-        return model == self.model_name or model in self._known
+        return model in self.model_names or model in self._known
 
     def stats(self) -> Stats:
         return Stats(running=len(self.live), healthy=not self._draining)

@@ -116,3 +116,17 @@ async def test_a_load_that_worked_is_told_so_though_the_name_is_gone_again(root:
         loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
         assert (loaded.status, loaded.json["id"], loaded.json["root"]) == (200, "new", str(root / "new"))
         assert (await api.post(UNLOAD, {"lora_name": "new"})).status == 404
+
+
+async def test_every_name_of_the_base_is_listed_and_answers() -> None:
+    client = FakeClient(TOKENIZER)
+    client.model_names = ("base", "org/base")
+    async with session(client) as api:
+        listed = (await api.send("GET", "/v1/models")).json["data"]
+        assert [(model["id"], model["parent"]) for model in listed[:2]] == [
+            ("base", None),
+            ("org/base", None),
+        ]
+        assert (await api.send("GET", "/v1/models/org/base")).json["id"] == "org/base"
+        answer = await api.post("/v1/completions", {"model": "org/base", "prompt": "hi"})
+        assert (answer.status, answer.json["model"]) == (200, "org/base")

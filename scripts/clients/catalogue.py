@@ -1,0 +1,49 @@
+"""List the clients: which release of each is tried, and how it is installed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+PROGRAMS = Path(__file__).parent / "programs"
+Installer = Literal["pip", "npm", "system"]
+"""Where a client comes from; one of the system is used if it is on PATH, and else skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client: `packages` are pinned requirements, the first of which is the client itself.
+
+    `program` is a file of the folder `programs`. `commands` must be on PATH for a client of the system.
+    """
+
+    name: str
+    title: str
+    program: str
+    packages: tuple[str, ...] = ()
+    installer: Installer = "pip"
+    needs_torch: bool = False
+    commands: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """The release that is tried; empty where the system decides."""
+        if not self.packages:
+            return ""
+        separator = "==" if self.installer == "pip" else "@"
+        return self.packages[0].rpartition(separator)[2]
+
+
+CLIENTS = (
+    Client("openai-python", "openai (Python)", "openai_python.py", ("openai==3.57.0",)),
+    Client("openai-node", "openai (Node)", "openai_node.mjs", ("openai@7.59.0",), "npm"),
+    Client("langchain", "LangChain", "langchain_chat.py", ("langchain-openai==1.7.4",)),
+)
+"""In the order in which they are tried: small ones first."""
+
+
+def clients_named(names: list[str]) -> tuple[Client, ...]:
+    """Choose clients by name, all for none. Raises ValueError for a name that is not there."""
+    known = {client.name: client for client in CLIENTS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no client is called {unknown[0]!r}: give some of {', '.join(known)}")
+    return tuple(known[name] for name in names) if names else CLIENTS
