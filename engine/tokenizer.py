@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
 from engine.text.chat_template import read_template, template_of
 from engine.text.prompt_bound import most_chars_per_token
 from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
+from engine.text.tokenizer_files import read_tokenizer, readable
 from scheduler.request import InvalidParameter
 
 _SHOWN_CHARS = 40
+_SAMPLE = "Hello, world 1"  # what every tokenizer can take and give back
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -66,24 +68,17 @@ class Tokenizer:
         `chat_template` is a file, or the template itself, to be used in place of the model's.
         """
         source = None if chat_template is None else read_template(chat_template)
-        folder = Path(model).is_dir()
+        tokenizer = read_tokenizer(model)
         try:
-            # transformers leaves what follows untyped.
-            tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                str(model), local_files_only=folder
-            )
-            made = cls(tokenizer, source) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
-            if made is not None and made._template is not None:
-                made._template.check()
+            with readable(model):
+                made = cls(tokenizer, source)
+                made.decode(made.encode(_SAMPLE))
+                if made._template is not None:
+                    made._template.check()
         except BrokenTemplate as error:
             if chat_template is None:
                 raise InvalidConfig("model", str(model), f"{error}, with --chat-template") from error
             raise InvalidConfig("chat_template", str(chat_template), str(error)) from error
-        except Exception as error:  # whatever its libraries raise for a file that is spoilt
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
-        if made is None:
-            raise InvalidConfig("model", str(model), "give a folder with a tokenizer.json")
         return made
 
     @property
