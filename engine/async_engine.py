@@ -25,6 +25,7 @@ from engine.errors import (
 )
 from engine.output import RequestOutput
 from engine.telemetry import EngineStats, Telemetry
+from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
@@ -45,6 +46,7 @@ class AsyncEngine:
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers = engine.peers
         self._close_engine = engine.close
+        self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self._max_waiting = max_waiting
         self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
@@ -87,6 +89,11 @@ class AsyncEngine:
     def vocab_size(self) -> int:
         """Token ids are below this."""
         return self._card.vocab_size
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of `model`, with its own chat template. As EngineClient.tokenizer_of."""
+        with adapter_errors(model):
+            return self._tokenizer_of(model)
 
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when an error has ended the step loop."""
@@ -144,10 +151,9 @@ class AsyncEngine:
         self._check_open()
         if params.seed is None:
             params = replace(params, seed=random.getrandbits(63))
-        request = Request(
-            request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
-        )
         with adapter_errors(model):
+            eos = self._end_tokens_of(model)
+            request = Request(request_id, prompt_token_ids, adapter, params, eos, time.monotonic())
             self._core.submit(request)
         # Both are set before the event loop runs again, hence before any event.
         output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)

@@ -109,7 +109,7 @@ class LLM:
         try:
             each_prompt = [self._token_ids(f"prompts[{i}]", prompt) for i, prompt in enumerate(prompts)]
             for token_ids, param, name in zip(each_prompt, each_params, each_adapter, strict=True):
-                request = self._request(token_ids, param, refs[name])
+                request = self._request(token_ids, param, refs[name], self.engine.end_tokens_of(name))
                 self.engine.core.submit(request)
                 output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
                 outputs[request.request_id] = output
@@ -132,9 +132,15 @@ class LLM:
         if any(isinstance(message, str) for conversation in conversations for message in conversation):
             raise ValueError("conversations is one conversation: give a list of lists of messages")
         each = [_messages(f"conversations[{i}]", one) for i, one in enumerate(conversations)]
+        names = [adapters] * len(each) if adapters is None or isinstance(adapters, str) else list(adapters)
+        _check_count("adapters", names, len(each))
+        tokenizers = {name: self.engine.tokenizer_of(name) for name in dict.fromkeys(names)}
         longest = self.engine.card.max_model_len
-        prompts = [self.tokenizer.encode_chat(messages, most_tokens=longest) for messages in each]
-        return self.generate(prompts, params, adapters)
+        prompts = [
+            tokenizers[name].encode_chat(messages, most_tokens=longest)
+            for name, messages in zip(names, each, strict=True)
+        ]
+        return self.generate(prompts, params, names)
 
     def close(self) -> None:
         """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
@@ -163,12 +169,13 @@ class LLM:
             return self.tokenizer.encode(prompt, most_tokens=self.engine.card.max_model_len, field=field)
         return as_integers(field, prompt)
 
-    def _request(self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef) -> Request:
+    def _request(
+        self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef, eos: tuple[int, ...]
+    ) -> Request:
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1
-        eos, now_s = self.engine.card.eos_token_ids, time.monotonic()
-        return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, now_s)
+        return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, time.monotonic())
 
     def _run(self, outputs: dict[str, RequestOutput]) -> None:
         """Step until every request has ended."""

@@ -6,19 +6,24 @@ Tokens become text through their bytes, so that a token's cost does not depend o
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
-from engine.text.chat_template import read_template, template_of
+from engine.text.chat_template import ChatTemplate, read_template, template_of
 from engine.text.prompt_bound import most_chars_per_token
 from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
 from engine.text.tokenizer_files import read_tokenizer, readable
+from engine.text.vocabulary_check import check_vocabulary, end_tokens
+from lora.format.companions import NO_COMPANIONS, Companions, Vocabulary
 from scheduler.request import InvalidParameter
 
 _SHOWN_CHARS = 40
+_MOST_ADAPTERS = 1024  # whose own templates are kept at once
 _SAMPLE = "Hello, world 1"  # what every tokenizer can take and give back
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -46,8 +51,12 @@ class Tokenizer:
 
         `chat_template` replaces its own one. Raises BrokenTemplate if it has none that it may be used by itself.
         """
-        self._tokenizer = tokenizer
-        self._template = template_of(tokenizer, chat_template, TemplateRenderer())
+        self._renderer, self._adapter_renderer = TemplateRenderer(), TemplateRenderer()
+        self._template = template_of(tokenizer, chat_template, self._renderer)
+        self._special_tokens = dict(tokenizer.special_tokens_map)
+        eos: object = tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
+        self.eos_token_ids = (eos,) if isinstance(eos, int) else ()
+        self._of_adapters: dict[Companions, Tokenizer] = {}
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -86,11 +95,29 @@ class Tokenizer:
         """True if `encode_chat` can succeed."""
         return self._template is not None
 
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The token with which the tokenizer says that a text ends, if it has one."""
-        eos: object = self._tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - as in `load`
-        return (eos,) if isinstance(eos, int) else ()
+    def of_adapter(self, companions: Companions) -> "Tokenizer":
+        """Return the tokenizer of an adapter with its own chat template and end tokens; this one if it has none.
+
+        Raises Flaw for what cannot be served.
+        """
+        if companions == NO_COMPANIONS:
+            return self
+        known = self._of_adapters.get(companions)
+        if known is None:
+            if len(self._of_adapters) >= _MOST_ADAPTERS:
+                self._of_adapters.clear()
+            known = self._of_adapters[companions] = self._make_of_adapter(companions)
+        return known
+
+    def check_adapter(self, companions: Companions, vocabulary: Vocabulary) -> None:
+        """Raise Flaw for an adapter that was trained with other tokens, or whose companions cannot be served."""
+        check_vocabulary(self._backend, vocabulary)
+        self.of_adapter(companions)
+
+    def close(self) -> None:
+        """End the processes that render chat templates."""
+        self._renderer.close()
+        self._adapter_renderer.close()
 
     def most_chars(self, most_tokens: int) -> int:
         """Return how many characters a text of `most_tokens` tokens may have. See `engine.text.prompt_bound`."""
@@ -168,6 +195,19 @@ class Tokenizer:
             return content.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def _make_of_adapter(self, companions: Companions) -> "Tokenizer":
+        made = copy(self)
+        made.eos_token_ids = (*self.eos_token_ids, *end_tokens(self._backend, companions))
+        special = self._special_tokens
+        if companions.eos_token is not None:
+            special = special | {"eos_token": companions.eos_token}
+        if companions.chat_template is not None:
+            made._template = ChatTemplate(companions.chat_template, special, self._adapter_renderer)
+            made._template.check_of_adapter()
+        elif self._template is not None:
+            made._template = replace(self._template, special_tokens=special)
+        return made
 
     def _find_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None

@@ -9,11 +9,12 @@ from engine.api.errors import ApiError, refused
 from engine.errors import InvalidAdapter, UnknownModel
 from lora.adapter import AdapterEntry
 from lora.format.adapter_files import short
+from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096
-_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES)
 
 
 class AdapterAdmin:

@@ -95,7 +95,8 @@ def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
         params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
-    prompt = client.tokenizer.encode_chat(chat_messages(wire.messages), most_tokens=client.max_model_len)
+    tokenizer = client.tokenizer_of(wire.model)
+    prompt = tokenizer.encode_chat(chat_messages(wire.messages), most_tokens=client.max_model_len)
     return GenerateRequest(
         model=wire.model,
         prompts=(prompt,),

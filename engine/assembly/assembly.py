@@ -68,6 +68,19 @@ class Engine:
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
 
+    def tokenizer_of(self, name: str | None) -> Tokenizer:
+        """Return the tokenizer of the base model or an adapter, with the chat template and end tokens that it has.
+
+        It may read files and ask peers. Raises what AdapterRegistry.resolve raises.
+        """
+        if name is None or name in self.card.names:
+            return self.tokenizer
+        return self.tokenizer.of_adapter(self.store.registry.companions(name))
+
+    def end_tokens_of(self, name: str | None) -> tuple[int, ...]:
+        """Return the tokens that end an answer of the base model or an adapter. Raises as `tokenizer_of`."""
+        return tuple(dict.fromkeys((*self.card.eos_token_ids, *self.tokenizer_of(name).eos_token_ids)))
+
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
         self.changed.wait(_IDLE_S)
@@ -76,6 +89,7 @@ class Engine:
     def close(self) -> None:
         """Copy no more adapters, and end the other devices' processes. Peers are closed before."""
         self.store.close()
+        self.tokenizer.close()
         if self.workers is not None:
             self.workers.close()
 
@@ -128,7 +142,7 @@ def _assemble(
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
-    _add_adapters(config, store, card)
+    _add_adapters(config, store, card, tokenizer)
     return Engine(core, store, tokenizer, card, changed, peers, workers)
 
 
@@ -173,9 +187,10 @@ def _core(
     return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 
-def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> None:
+def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard, tokenizer: Tokenizer) -> None:
     """Let the store know the configuration's adapters; the embedded model brings its own."""
     store.registry.reserve(card.names)
+    store.registry.check_companions(tokenizer.check_adapter)
     named = {name: Path(folder) for name, folder in (config.loras or {}).items()}
     embedded = adapter_folders() if config.model is None else {}
     add_adapters(store.registry, named, config.lora_dir, embedded)

@@ -52,6 +52,13 @@ class ChatTemplate:
             told = f"the chat template makes {rendered.length} characters of an empty message"
             raise BrokenTemplate(f"{told}: mend it, or give another one")
 
+    def check_of_adapter(self) -> None:
+        """Check the template that comes with an adapter. Raises Flaw."""
+        try:
+            self.check()
+        except BrokenTemplate as error:
+            raise Flaw(str(error)) from error
+
 
 def template_of(
     tokenizer: PreTrainedTokenizerFast, replacement: str | None, renderer: TemplateRenderer

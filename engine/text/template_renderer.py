@@ -74,6 +74,13 @@ class TemplateRenderer:
         text, length = _read(answer)
         return Rendered(length, text, most_chars)
 
+    def close(self) -> None:
+        """End the process; a later render starts another."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
+
 
 class _Worker:
     """The process and the socket to it."""
@@ -110,6 +117,7 @@ class _Worker:
 
     def end(self) -> str:
         """End the process; return what was wrong with the template."""
+        self._end.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)  # one that has been ended needs a moment until that shows
         code = self._process.poll()

@@ -11,6 +11,15 @@ from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
+from lora.format.adapter_files import Flaw
+from lora.format.companions import (
+    NO_COMPANIONS,
+    Companions,
+    CompanionsCheck,
+    Vocabulary,
+    read_companions,
+    read_vocabulary,
+)
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
@@ -35,6 +44,7 @@ class _Name:
     name: str
     folder: Path | None
     ref: AdapterRef | None = None
+    companions: Companions = NO_COMPANIONS
     hops: int = 0
     misses: int = 0
     packing: threading.Lock = field(default_factory=threading.Lock)
@@ -63,6 +73,11 @@ class AdapterRegistry:
         self._lock = threading.Lock()
         self._names: dict[str, _Name] = {}
         self._reserved: frozenset[str] = frozenset()
+        self._check_companions: CompanionsCheck = lambda companions, vocabulary: None
+
+    def check_companions(self, check: CompanionsCheck) -> None:
+        """Have `check` see what lies beside an adapter's weights. To be called before any is declared."""
+        self._check_companions = check
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keep these names, which are the base model's, from adapters. To be called before any is declared."""
@@ -99,8 +114,9 @@ class AdapterRegistry:
         has changed.
         """
         self.check_name(name)
+        companions = self._read_companions(name, folder)
         packed = self._tiers.pack(name, folder, self._most_bytes)
-        self._bind_packed(_Name(name, folder), packed, replaces=None)
+        self._bind_packed(_Name(name, folder, companions=companions), packed, replaces=None)
         return packed.ref
 
     def known(self, name: str) -> AdapterRef | None:
@@ -123,6 +139,19 @@ class AdapterRegistry:
                 self._discover(name)
             else:
                 self._read(entry)
+
+    def companions(self, name: str) -> Companions:
+        """Return what changes how the adapter is asked. Of a declared one no weights are read. Raises as `resolve`."""
+        with self._lock:
+            entry = self._names.get(name)
+            if entry is not None and entry.ref is not None:
+                return entry.companions
+        if entry is not None and entry.folder is not None:
+            return self._read_companions(name, entry.folder)
+        self._discover(name)
+        with self._lock:
+            entry = self._names.get(name)
+            return entry.companions if entry is not None else NO_COMPANIONS
 
     def unload(self, name: str) -> None:
         """Forget a name at once; its content goes when no live request uses it. Raises UnknownAdapter."""
@@ -197,9 +226,9 @@ class AdapterRegistry:
                 if entry.misses >= _MISSES:
                     _log.info("adapter %s is forgotten: no peer has it under that name", name)
                     self._unbind(self._names.pop(name))
-            elif (told.ref, told.hops) != (entry.ref, entry.hops):
+            elif (told.ref, told.hops, told.companions) != (entry.ref, entry.hops, entry.companions):
                 _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(_remote(told), told.ref, told.layout)
             else:
                 entry.misses = 0
         self._contents.advance()
@@ -208,17 +237,31 @@ class AdapterRegistry:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
+                entry.companions = self._read_companions(entry.name, entry.folder)
                 packed = self._tiers.pack(entry.name, entry.folder, self._most_bytes)
                 self._bind_packed(entry, packed, replaces=entry)
+
+    def _read_companions(self, name: str, folder: Path) -> Companions:
+        """Read and check what lies beside the weights. Raises AdapterRefused."""
+        try:
+            companions = read_companions(folder)
+            self._check_companions(companions, read_vocabulary(folder))
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
+        return companions
 
     def _discover(self, name: str) -> None:
         """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
         told = self._tiers.look_up(name, self._most_bytes)
         if told is None:
             raise UnknownAdapter(name)
+        try:
+            self._check_companions(told.companions, Vocabulary())
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
         with self._lock:
             if name not in self._names:
-                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(_remote(told), told.ref, told.layout)
 
     def _bind_packed(self, entry: _Name, packed: PackedAdapter, replaces: _Name | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
@@ -240,7 +283,7 @@ class AdapterRegistry:
         entry.ref = ref
         self._names[entry.name] = entry
         if self._published is not None:
-            self._published.bind(Manifest(ref, layout, entry.hops))
+            self._published.bind(Manifest(ref, layout, entry.hops, entry.companions))
 
     def _unbind(self, entry: _Name | None) -> None:
         """Let the entry's name mean nothing, and count one name fewer for the content it meant."""
@@ -250,3 +293,8 @@ class AdapterRegistry:
         if self._published is not None:
             self._published.unbind(entry.name)
         self._contents.unbind(digest)
+
+
+def _remote(told: Manifest) -> _Name:
+    """Make the entry of a name that a peer told."""
+    return _Name(told.ref.name, None, companions=told.companions, hops=told.hops)
