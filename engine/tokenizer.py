@@ -145,6 +145,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, str]],
         add_generation_prompt: bool = True,
         most_tokens: int | None = None,
+        field: str = "messages",
     ) -> tuple[int, ...]:
         """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`."""
         if self._template is None:
@@ -156,8 +157,8 @@ class Tokenizer:
         rendered = self._template.render(messages, add_generation_prompt, most_chars)
         if rendered.text is None:
             most = rendered.most_chars
-            raise PromptTooLong("messages", rendered.length, "characters", most_tokens or most, most)
-        return self.encode(rendered.text, add_special=False)
+            raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)
+        return self.encode(rendered.text, add_special=False, field=field)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.

@@ -20,8 +20,6 @@ COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 MOST_TRANSLATED = (
     1 << 20
 )  # characters or token ids that /tokenize and /detokenize take, if no prompt may have more
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
 
 # Fields that are the same on the wire and in SamplingParams; null leaves SamplingParams' default.
 _SAME = (
@@ -171,8 +169,6 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
     given = structs.asdict(wire)
     same = {name: given[name] for name in _SAME if given[name] is not None}
     stop = (wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ())
-    if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stop):
-        raise refused("stop", f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters")
     bias = wire.logit_bias or {}
     check_token_ids("logit_bias", tuple(bias), vocab_size)
     check_token_ids("stop_token_ids", wire.stop_token_ids or (), vocab_size)
