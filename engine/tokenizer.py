@@ -144,17 +144,22 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, str]],
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         most_tokens: int | None = None,
         field: str = "messages",
     ) -> tuple[int, ...]:
-        """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`."""
+        """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`.
+
+        The text ends with what begins an answer, or within the last message if that is to be continued.
+        """
         if self._template is None:
             raise InvalidChat(
                 "the model has no chat template: start the server with --chat-template, or use /v1/completions"
                 " with a prompt of your own"
             )
         most_chars = None if most_tokens is None else self.most_chars(most_tokens)
-        rendered = self._template.render(messages, add_generation_prompt, most_chars)
+        write = self._template.render_continued if continue_final_message else self._template.render
+        rendered = write(messages, add_generation_prompt, most_chars)
         if rendered.text is None:
             most = rendered.most_chars
             raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)

@@ -13,6 +13,8 @@ from engine.text.template_renderer import MOST_CHARS, BrokenTemplate, InvalidCha
 from lora.format.adapter_files import Flaw, read_regular_file
 
 MOST_TEMPLATE_BYTES = 1 << 20
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+_MOST_CLOSING_CHARS = 4096  # what a template may write behind the last message
 _MOST_EMPTY_CHARS = 1 << 20  # what a template may add around an empty message
 
 
@@ -39,6 +41,28 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         return self.renderer.render(self.source, variables, MOST_CHARS if most_chars is None else most_chars)
+
+    def render_continued(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = False,
+        most_chars: int | None = None,
+    ) -> Rendered:
+        """Write `messages` up to the end of the last one's content, as transformers finds it: by a mark behind it."""
+        last = messages[-1]["content"]
+        marked = [*messages[:-1], {**messages[-1], "content": last + _MARK}]
+        most = MOST_CHARS if most_chars is None else most_chars
+        rendered = self.render(marked, add_generation_prompt, most + _MOST_CLOSING_CHARS)
+        if rendered.text is None:
+            return Rendered(rendered.length, None, most)
+        text, mark, rest = rendered.text.rpartition(_MARK.strip())
+        if not mark or last.strip() not in rendered.text:
+            raise InvalidChat(
+                "the chat template leaves out the last message's content: it cannot be continued"
+            )
+        if not rest.startswith(" "):  # the template strips what it is given
+            text = text.rstrip()
+        return Rendered(len(text), text if len(text) <= most else None, most)
 
     def check(self) -> None:
         """Raise BrokenTemplate for one that is no template, or has no end; it need not accept an empty message."""

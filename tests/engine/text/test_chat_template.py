@@ -41,6 +41,23 @@ def test_a_template_renders_as_transformers_renders_it(
         assert template.render(messages, generates).text == expected
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_a_last_message_is_continued_where_transformers_continues_it(
+    renderer: TemplateRenderer, name: str
+) -> None:
+    tokenizer = byte_tokenizer(REAL[name])
+    template = ChatTemplate(REAL[name], dict(tokenizer.special_tokens_map), renderer)
+    for content in ("Well, ", "<think>\nwell\n</think>\n\nHello", "  x \n", ""):
+        messages = [*HI, {"role": "assistant", "content": content}]
+        try:
+            expected = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        except ValueError:
+            with pytest.raises(InvalidChat, match="cannot be continued"):
+                template.render_continued(messages)
+        else:
+            assert template.render_continued(messages).text == expected
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_without_an_end_is_refused_and_the_next_one_renders(
     renderer: TemplateRenderer, name: str
