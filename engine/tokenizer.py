@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
@@ -57,6 +58,7 @@ class Tokenizer:
         eos: object = tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
         self.eos_token_ids = (eos,) if isinstance(eos, int) else ()
         self._of_adapters: dict[Companions, Tokenizer] = {}
+        self._vocabularies = set[object]()  # of adapters, found to be the base's
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -111,7 +113,12 @@ class Tokenizer:
 
     def check_adapter(self, companions: Companions, vocabulary: Vocabulary) -> None:
         """Raise Flaw for an adapter that was trained with other tokens, or whose companions cannot be served."""
-        check_vocabulary(self._backend, vocabulary)
+        digest = blake3(vocabulary.tokenizer or b"").digest()
+        if (checked := (vocabulary.added, vocabulary.padding, digest)) not in self._vocabularies:
+            check_vocabulary(
+                self._backend, vocabulary
+            )  # a second or so, and many adapters have the same files
+            self._vocabularies.add(checked)
         self.of_adapter(companions)
 
     def close(self) -> None:

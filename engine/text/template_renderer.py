@@ -61,7 +61,7 @@ class TemplateRenderer:
         """Render `template`. Raises InvalidChat if it refuses its variables, BrokenTemplate if it is unfit for any."""
         job = json.dumps({"template": template, "variables": variables, "most_chars": most_chars})
         with self._lock:
-            if self._worker is None:
+            if self._worker is None or not self._worker.is_alive():
                 self._worker = _Worker(self, self._most_cpu_s, self._most_bytes)
             try:
                 answer = self._worker.ask(job.encode())
@@ -75,11 +75,9 @@ class TemplateRenderer:
         return Rendered(length, text, most_chars)
 
     def close(self) -> None:
-        """End the process; a later render starts another."""
-        with self._lock:
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.end()
+        """End the process, whatever it renders; a later render starts another."""
+        if (worker := self._worker) is not None:
+            worker.kill()
 
 
 class _Worker:
@@ -114,6 +112,15 @@ class _Worker:
         length = template_worker.LENGTH
         self._end.sendall(length.pack(len(job)) + job)
         return json.loads(self._receive(length.unpack(self._receive(length.size))[0]))
+
+    def is_alive(self) -> bool:
+        """Tell whether the process can answer; something else than a template may have ended it."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process and wait until it has ended. From any thread, while another waits for an answer too."""
+        self._process.kill()
+        self._process.wait()
 
     def end(self) -> str:
         """End the process; return what was wrong with the template."""

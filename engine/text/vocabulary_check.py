@@ -72,6 +72,12 @@ def _check_added(backend: Tokenizer, added: tuple[tuple[str, int], ...], padding
 
 
 def _check_same(backend: Tokenizer, own: Tokenizer) -> None:
+    """Raise Flaw unless both make the same tokens.
+
+    A regular expression that the base has not is never matched: a stranger's may take for ever.
+    """
+    if not _patterns(own) <= _patterns(backend):
+        raise Flaw(f"its {TOKENIZER_FILE} splits a text by other patterns than the base model's: {_REMEDY}")
     vocabularies = [each.get_vocab(with_added_tokens=False) for each in (backend, own)]
     encoded = [
         [encoding.ids for encoding in each.encode_batch_fast(list(_SAMPLES), add_special_tokens=False)]
@@ -84,3 +90,19 @@ def _check_same(backend: Tokenizer, own: Tokenizer) -> None:
 def _merges(tokenizer: Tokenizer) -> object:
     model = cast(dict[str, Any], json.loads(tokenizer.to_str())["model"])
     return model.get("merges")
+
+
+def _patterns(tokenizer: Tokenizer) -> set[str]:
+    """Return the regular expressions by which a tokenizer changes or splits a text."""
+    found = set[str]()
+    components = (cast(Any, each) for each in (tokenizer.normalizer, tokenizer.pre_tokenizer))
+    pending: list[object] = [json.loads(each.__getstate__()) for each in components if each is not None]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            fields = cast(dict[str, object], value)
+            found |= {str(pattern) for name, pattern in fields.items() if name == "Regex"}
+            pending.extend(fields.values())
+        elif isinstance(value, list):
+            pending.extend(cast(list[object], value))
+    return found

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import normalizers
 
 from engine import LLM, SamplingParams
 from engine.demo.embedded import DEMO_BASE, adapter_folders
@@ -43,6 +43,13 @@ def added(text: str, token_id: int) -> Callable[[dict[str, Any]], object]:
     return lambda written: written["added_tokens"].append({"id": token_id, "content": text, **flags})
 
 
+def endless() -> bytes:
+    changed = RawTokenizer.from_str(BACKEND.to_str())
+    splits = pre_tokenizers.Split(Regex("(([a-z ])*)*$Q"), "isolated")
+    changed.pre_tokenizer = pre_tokenizers.Sequence([splits, pre_tokenizers.ByteLevel()])
+    return changed.to_str().encode()
+
+
 NEXT = BACKEND.get_vocab_size()
 
 
@@ -73,6 +80,7 @@ def test_the_same_tokens_are_taken_and_padding_that_no_text_has(vocabulary: Voca
             "tokenizer.json",
         ),
         (Vocabulary(tokenizer=lowercase()), "other tokens"),
+        (Vocabulary(tokenizer=endless()), "other patterns"),
         (Vocabulary(tokenizer=b"{}"), "cannot be read"),
         (Vocabulary(tokenizer=b"\xff"), "cannot be read"),
     ],

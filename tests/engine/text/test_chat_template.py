@@ -93,6 +93,14 @@ def test_a_renderer_that_is_dropped_ends_its_process() -> None:
     assert process.poll() is not None
 
 
+def test_a_renderer_whose_process_was_ended_starts_another() -> None:
+    renderer = TemplateRenderer()
+    template = ChatTemplate("{{ messages[0].content }}", {}, renderer)
+    for _ in range(2):
+        assert template.render(HI).text == HI[0]["content"]
+        renderer.close()
+
+
 @pytest.mark.parametrize("given", ["{{ messages[0].content }}!", "a.jinja", Path("a.jinja")])
 def test_an_operators_template_replaces_the_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | Path

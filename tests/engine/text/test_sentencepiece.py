@@ -8,7 +8,9 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
+from engine.text.prompt_bound import DROPPING
 from engine.tokenizer import Tokenizer
 from tests.chance import examples
 
@@ -68,6 +70,15 @@ def test_its_tokens_are_those_of_sentencepiece(
     assert tokenizer.encode(text, add_special=False) == tuple(expected)
     assert tokenizer.encode(text) == (oracle.bos_id(), *expected)
     assert tokenizer.decode(expected) == oracle.decode(expected)
+
+
+def test_its_longest_token_bounds_a_prompt(
+    pair: tuple[Tokenizer, sentencepiece.SentencePieceProcessor],
+) -> None:
+    tokenizer, oracle = pair
+    pieces = [oracle.id_to_piece(token_id) for token_id in range(oracle.get_piece_size())]
+    factor = 1 if isinstance(tokenizer._backend.model, models.BPE) else DROPPING
+    assert tokenizer.most_chars(1) == max(map(len, pieces)) * factor
 
 
 def test_its_end_token_is_known_and_bos_can_be_turned_off(tmp_path: Path) -> None:
