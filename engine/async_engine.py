@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.adapter_names import AdapterNames
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
@@ -24,13 +25,15 @@ from engine.errors import (
     adapter_errors,
 )
 from engine.output import RequestOutput
+from engine.task_pool import TaskPool
 from engine.telemetry import EngineStats, Telemetry
 from engine.tokenizer import Tokenizer
-from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
 _RETRY_AFTER_S = 1
+_CLOSE_S = 10.0  # for each part of the engine to end when it closes
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class AsyncEngine:
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
     @property
     def model_name(self) -> str:
@@ -120,16 +124,19 @@ class AsyncEngine:
         self._draining = True
         self._stopping.set()
         self._wake.set()
+        closing = TaskPool("closing", 4, _CLOSE_S)
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await closing.run_or_leave("the step under way", self._thread.join)
         if self.failure is None:
-            await asyncio.to_thread(self._core.wait_for_step)
+            await closing.run_or_leave("the step under way", self._core.wait_for_step)
             self._end_all(Draining(), FinishReason.ABORT.value)
         else:
             self._end_all(self.failure, "error")
         if self._peers is not None:
-            await asyncio.to_thread(self._peers.close)
-        await asyncio.to_thread(self._close_engine)
+            await closing.run_or_leave("the connections to peers", self._peers.close)
+        await closing.run_or_leave("the engine", self._close_engine)
+        self._names.close()
+        closing.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
@@ -145,7 +152,7 @@ class AsyncEngine:
             raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
         self._resolving += params.n
         try:
-            adapter = await self._resolve(model)
+            adapter = await self._names.resolve(model)
         finally:
             self._resolving -= params.n
         self._check_open()
@@ -165,24 +172,21 @@ class AsyncEngine:
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and register an adapter, off the step loop.
 
-        Raises InvalidAdapterName, InvalidAdapter or AdapterFailed.
+        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
         """
-        with adapter_errors(name):
-            return await asyncio.to_thread(self._store.registry.load, name, folder)
+        return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        with adapter_errors(name):
-            await asyncio.to_thread(self._store.registry.unload, name)
+        self._names.unload(name)
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        return self._store.registry.entries()
+        return self._names.entries()
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model in self._card.names or model in self._store.registry.names()
-        return known or (self._peers is not None and is_name(model))
+        return self._names.may_serve(model)
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""
@@ -203,14 +207,6 @@ class AsyncEngine:
             raise self.failure
         if self._draining:
             raise Draining
-
-    async def _resolve(self, model: str) -> AdapterRef:
-        if model in self._card.names:
-            return BASE
-        if (known := self._store.registry.known(model)) is not None:
-            return known
-        with adapter_errors(model):
-            return await asyncio.to_thread(self._store.registry.resolve, model)
 
     def _abort(self, request_id: str) -> None:
         """End a request whose client has left."""

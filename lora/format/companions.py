@@ -105,19 +105,18 @@ def _template(folder: Path, configured: object) -> str | None:
     try:
         return read_regular_file(folder / _TEMPLATE_FILE, MOST_TEMPLATE_BYTES).decode()
     except FileNotFoundError:
-        pass
+        found = _default(cast(list[object], configured)) if isinstance(configured, list) else configured
     except UnicodeDecodeError as error:
         raise Flaw(f"{_TEMPLATE_FILE} is no text ({error}): save it in UTF-8") from error
-    if isinstance(configured, list):
-        named = [
-            cast(dict[str, object], each) for each in cast(list[object], configured) if isinstance(each, dict)
-        ]
-        configured = next(
-            (each.get("template") for each in named if each.get("name") == "default"), configured
-        )
-    if configured is None or isinstance(configured, str):
-        return configured
+    if found is None or isinstance(found, str):
+        return found
     raise Flaw(f"{_CONFIG_FILE} has chat_template={short(configured)}, which names no default: give one text")
+
+
+def _default(templates: list[object]) -> object:
+    """Return what is called default of several templates; False if nothing is."""
+    named = [cast(dict[str, object], each) for each in templates if isinstance(each, dict)]
+    return next((each.get("template") for each in named if each.get("name") == "default"), False)
 
 
 def _object(path: Path) -> Mapping[str, object]:
@@ -131,7 +130,8 @@ def _token(file: str, field: str, value: object) -> str:
     """Return a token's text, which is written by itself or in a description of the token."""
     content = cast(dict[str, object], value).get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
-        raise Flaw(f"{file} has {short(value)} in {field}, which is no token: save the tokenizer again")
+        told = short(cast(object, value))
+        raise Flaw(f"{file} has {told} in {field}, which is no token: save the tokenizer again")
     return content
 
 

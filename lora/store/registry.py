@@ -6,56 +6,32 @@ Folders are read here, and peers asked, before a name means something; afterward
 import logging
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
-from lora.format.adapter_files import Flaw
-from lora.format.companions import (
-    NO_COMPANIONS,
-    Companions,
-    CompanionsCheck,
-    Vocabulary,
-    read_companions,
-    read_vocabulary,
-)
-from lora.format.packed import PackedLayout
+from lora.format.companions import NO_COMPANIONS, Companions
+from lora.format.folder_stamp import FolderStamp, folder_stamp
+from lora.format.packed import PackedLayout, inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
 from lora.memory.residency import Content
 from lora.peers.manifest import Manifest
 from lora.peers.published_manifests import PublishedManifests
 from lora.store.loader import AdapterLoader
+from lora.store.named_adapter import NamedAdapter
 from lora.store.tier_chain import TierChain
 
 _MISSES = 2  # a node that starts again needs a moment until it knows its names
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Name:
-    """What a name means now; `folder` is None where a peer told it.
-
-    `hops` is how far this node is from one that owns the name (0: it does). `misses` counts how often in a row no
-    peer has confirmed it. `packing` is held by whoever reads the folder, so that it is read once.
-    """
-
-    name: str
-    folder: Path | None
-    ref: AdapterRef | None = None
-    companions: Companions = NO_COMPANIONS
-    hops: int = 0
-    misses: int = 0
-    packing: threading.Lock = field(default_factory=threading.Lock)
-
-
 class AdapterRegistry:
     """Names and what they mean. Every method may be called from any thread.
 
-    `_lock` guards the names and all fields of each but `packing`. Only this class takes it, for as long as a
-    dictionary takes: folders are read and peers asked without it. So what a name means is checked again before it is
-    changed.
+    `_lock` guards the names and what each means; what was found in a folder is its reader's. Only this class takes
+    it, for as long as a dictionary takes: folders are read and peers asked without it. So what a name means is
+    checked again before it is changed.
 
     Lock order: a name's `packing`, then `_lock`, then that of Contents, of which `bind`, `unbind` and `fail` are
     called under it, and that of PublishedManifests. Contents' `advance` follows once `_lock` is free.
@@ -71,13 +47,8 @@ class AdapterRegistry:
         self._published = published
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._names: dict[str, _Name] = {}
+        self._names: dict[str, NamedAdapter] = {}
         self._reserved: frozenset[str] = frozenset()
-        self._check_companions: CompanionsCheck = lambda companions, vocabulary: None
-
-    def check_companions(self, check: CompanionsCheck) -> None:
-        """Have `check` see what lies beside an adapter's weights. To be called before any is declared."""
-        self._check_companions = check
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keep these names, which are the base model's, from adapters. To be called before any is declared."""
@@ -90,22 +61,29 @@ class AdapterRegistry:
         if name in self._reserved:
             raise InvalidName(name, "the base model has that name: choose another")
 
-    def declare(self, name: str, folder: Path) -> None:
+    def declare(self, name: str, folder: Path, replaces: bool = True) -> bool:
         """Remember a name and its PEFT folder; the weights are read when first asked for.
 
-        Raises InvalidName or another AdapterRefused.
+        Return False if it does not replace what this node knows by that name. Raises InvalidName or another
+        AdapterRefused.
         """
         self.check_name(name)
         try:
             is_adapter = (folder / CONFIG_FILE).is_file()
         except OSError as error:
-            raise AdapterRefused(name, f"{folder} cannot be read ({error.strerror})") from error
+            raise AdapterRefused(
+                name, f"its folder cannot be read ({error.strerror})", may_pass=True
+            ) from error
         if not is_adapter:
-            raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
+            raise AdapterRefused(name, f"it has no {CONFIG_FILE}: give a folder saved by PEFT")
         with self._lock:
-            self._unbind(self._names.get(name))
-            self._names[name] = _Name(name, folder)
+            current = self._names.get(name)
+            if current is not None and current.folder is not None and not replaces:
+                return False
+            self._unbind(current)
+            self._names[name] = NamedAdapter(name, folder)
         self._contents.advance()
+        return True
 
     def load(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
@@ -114,10 +92,40 @@ class AdapterRegistry:
         has changed.
         """
         self.check_name(name)
-        companions = self._read_companions(name, folder)
-        packed = self._tiers.pack(name, folder, self._most_bytes)
-        self._bind_packed(_Name(name, folder, companions=companions), packed, replaces=None)
+        entry = NamedAdapter(name, folder)
+        packed = self._pack(entry, folder)
+        self._bind_packed(entry, packed, replaces=None)
         return packed.ref
+
+    def folder(self, name: str) -> Path | None:
+        """Tell the folder of a name that this node owns."""
+        with self._lock:
+            entry = self._names.get(name)
+            return entry.folder if entry else None
+
+    def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
+        """Read the folder of a name again if it was read before and has changed since.
+
+        What the name meant stays until the new content is there, and if there is none. Raises AdapterRefused for
+        what may pass.
+        """
+        with self._lock:
+            entry = self._names.get(name)
+            if entry is None or entry.folder != folder or entry.ref is None:
+                return
+            if stamp in (entry.stamp, entry.refused):
+                return
+        fresh = NamedAdapter(name, folder)
+        try:
+            packed = self._pack(fresh, folder)
+        except AdapterRefused as refusal:
+            if refusal.may_pass:
+                raise
+            entry.refuse(stamp, refusal)
+            _log.warning("adapter %s keeps its content, since what its folder holds now is refused", name)
+            return
+        _log.info("adapter %s is now %s, since its folder has changed", name, packed.ref.digest[:12])
+        self._bind_packed(fresh, packed, replaces=entry)
 
     def known(self, name: str) -> AdapterRef | None:
         """Return what `name` means, if that can be told without waiting."""
@@ -141,22 +149,19 @@ class AdapterRegistry:
                 self._read(entry)
 
     def companions(self, name: str) -> Companions:
-        """Return what changes how the adapter is asked. Of a declared one no weights are read. Raises as `resolve`."""
+        """Return what changes how the adapter is asked. Raises as `resolve`."""
+        self.resolve(name)
         with self._lock:
-            entry = self._names.get(name)
-            if entry is not None and entry.ref is not None:
-                return entry.companions
-        if entry is not None and entry.folder is not None:
-            return self._read_companions(name, entry.folder)
-        self._discover(name)
-        with self._lock:
-            entry = self._names.get(name)
-            return entry.companions if entry is not None else NO_COMPANIONS
+            return self._names[name].companions if name in self._names else NO_COMPANIONS
 
-    def unload(self, name: str) -> None:
-        """Forget a name at once; its content goes when no live request uses it. Raises UnknownAdapter."""
+    def unload(self, name: str, folder: Path | None = None) -> None:
+        """Forget a name at once; its content goes when no live request uses it.
+
+        Raises UnknownAdapter, also for a name that does not mean `folder` if one is given.
+        """
         with self._lock:
-            if name not in self._names:
+            entry = self._names.get(name)
+            if entry is None or folder not in (None, entry.folder):
                 raise UnknownAdapter(name)
             self._unbind(self._names.pop(name))
         self._contents.advance()
@@ -169,7 +174,7 @@ class AdapterRegistry:
     def entries(self) -> tuple[AdapterEntry, ...]:
         """List all names with what they mean."""
         with self._lock:
-            return tuple(AdapterEntry(name, entry.folder, entry.ref) for name, entry in self._names.items())
+            return tuple(named.entry() for named in self._names.values())
 
     def lose(self, content: Content, error: Exception) -> None:
         """Give up a content that cannot be had: its names are read, or peers asked for them, afresh.
@@ -228,42 +233,42 @@ class AdapterRegistry:
                     self._unbind(self._names.pop(name))
             elif (told.ref, told.hops, told.companions) != (entry.ref, entry.hops, entry.companions):
                 _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._bind(_remote(told), told.ref, told.layout)
+                self._bind(NamedAdapter.told(told), told.ref, told.layout)
             else:
                 entry.misses = 0
         self._contents.advance()
 
-    def _read(self, entry: _Name) -> None:
+    def _read(self, entry: NamedAdapter) -> None:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
-                entry.companions = self._read_companions(entry.name, entry.folder)
-                packed = self._tiers.pack(entry.name, entry.folder, self._most_bytes)
+                packed = self._pack(entry, entry.folder)
                 self._bind_packed(entry, packed, replaces=entry)
 
-    def _read_companions(self, name: str, folder: Path) -> Companions:
-        """Read and check what lies beside the weights. Raises AdapterRefused."""
+    def _pack(self, entry: NamedAdapter, folder: Path) -> PackedAdapter:
+        """Read the folder, unless it is known to be refused as it is. Raises AdapterRefused."""
+        stamp = folder_stamp(folder)
+        entry.check(stamp)
         try:
-            companions = read_companions(folder)
-            self._check_companions(companions, read_vocabulary(folder))
-        except Flaw as flaw:
-            raise AdapterRefused(name, str(flaw)) from flaw
-        return companions
+            entry.companions = self._tiers.companions(entry.name, folder)
+            packed = self._tiers.pack(entry.name, folder, self._most_bytes)
+        except AdapterRefused as refusal:
+            entry.refuse(stamp, refusal)
+            _log.warning("%s (in %s)", refusal, folder)
+            raise
+        entry.accept(stamp, inertia(packed.layout, packed.rows))
+        return packed
 
     def _discover(self, name: str) -> None:
         """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
         told = self._tiers.look_up(name, self._most_bytes)
         if told is None:
             raise UnknownAdapter(name)
-        try:
-            self._check_companions(told.companions, Vocabulary())
-        except Flaw as flaw:
-            raise AdapterRefused(name, str(flaw)) from flaw
         with self._lock:
             if name not in self._names:
-                self._bind(_remote(told), told.ref, told.layout)
+                self._bind(NamedAdapter.told(told), told.ref, told.layout)
 
-    def _bind_packed(self, entry: _Name, packed: PackedAdapter, replaces: _Name | None) -> None:
+    def _bind_packed(self, entry: NamedAdapter, packed: PackedAdapter, replaces: NamedAdapter | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
         with self._lock:
             current = self._names.get(entry.name)
@@ -276,7 +281,7 @@ class AdapterRegistry:
 
     # Called under the lock
 
-    def _bind(self, entry: _Name, ref: AdapterRef, layout: PackedLayout) -> None:
+    def _bind(self, entry: NamedAdapter, ref: AdapterRef, layout: PackedLayout) -> None:
         """Let the entry's name mean this content."""
         self._contents.bind(ref, layout, entry.name, entry.folder)
         self._unbind(self._names.get(entry.name))
@@ -285,7 +290,7 @@ class AdapterRegistry:
         if self._published is not None:
             self._published.bind(Manifest(ref, layout, entry.hops, entry.companions))
 
-    def _unbind(self, entry: _Name | None) -> None:
+    def _unbind(self, entry: NamedAdapter | None) -> None:
         """Let the entry's name mean nothing, and count one name fewer for the content it meant."""
         if entry is None or entry.ref is None:
             return
@@ -293,8 +298,3 @@ class AdapterRegistry:
         if self._published is not None:
             self._published.unbind(entry.name)
         self._contents.unbind(digest)
-
-
-def _remote(told: Manifest) -> _Name:
-    """Make the entry of a name that a peer told."""
-    return _Name(told.ref.name, None, companions=told.companions, hops=told.hops)

@@ -123,7 +123,7 @@ def test_an_adapter_whose_companions_are_refused_is_refused_wherever_it_comes_fr
     owner = cluster.node()
     other = cluster.node(owner.transport.address)
     folder = write_adapter(cluster.root / "mine", BASE, 4, 1)
-    other.store.registry.check_companions(refuse)
+    other.store.check_companions(refuse)
     other.store.registry.declare("declared", folder)
     owner.store.registry.load("remote", write(folder, generation_config={"eos_token_id": 3}))
     for ask in (
