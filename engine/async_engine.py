@@ -23,8 +23,8 @@ from engine.errors import (
     StepFailed,
     adapter_errors,
 )
+from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
-from engine.telemetry import EngineStats, Telemetry
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
