@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
+from engine.api.schema import LoadAdapter
 from engine.errors import InvalidAdapter, UnknownModel
 from lora.adapter import AdapterEntry
 from lora.format.adapter_files import short
@@ -34,12 +35,19 @@ class AdapterAdmin:
                 return model
         raise UnknownModel(name)
 
-    async def load(self, name: str, path: str) -> dict[str, object]:
-        """Load the adapter in the folder `path` under `name`; return its model object.
+    async def load(self, wire: LoadAdapter) -> dict[str, object]:
+        """Load an adapter from a folder; return its model object.
 
-        Raises ApiError, InvalidAdapterName or AdapterFailed.
+        A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
+        ApiError, InvalidAdapterName or AdapterFailed.
         """
-        folder = self._allowed(path)
+        name, base = wire.lora_name, self._client.model_name
+        if wire.base_model_name not in (None, base):
+            raise refused("base_model_name", f"give {base!r}, or leave the field out", "invalid_value")
+        if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
+            message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
+            raise refused("lora_name", message, "adapter_exists")
+        folder = self._allowed(wire.lora_path)
         try:
             ref = await self._client.load_adapter(name, folder)
         except InvalidAdapter as error:
