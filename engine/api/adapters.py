@@ -58,7 +58,11 @@ class AdapterAdmin:
         return self._object(name, self._client.model_root, None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
-        return self._object(adapter.name, str(adapter.folder or adapter.name), self._client.model_name)
+        root = str(adapter.folder or adapter.name)
+        return self._object(adapter.name, root, self._client.model_name) | {
+            "changes_output": None if adapter.inertia is None else not adapter.inertia,
+            "error": adapter.refusal,
+        }
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
