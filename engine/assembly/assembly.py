@@ -29,10 +29,11 @@ from engine.tensor_parallel.parallel_model import ParallelModel, join, start_wor
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
 from engine.unified_pool import UnifiedPool
+from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
 from lora.store.folder_watch import FolderWatch
-from lora.store.store import AdapterStore
+from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
@@ -161,12 +162,13 @@ def _store(
     config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
-    disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    files = DeadlineCalls(config.adapter_read_timeout_s)
+    disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, residency, disk)
+        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
-    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
 
 
 def _core(
