@@ -8,8 +8,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from engine.errors import Draining, EngineError, InvalidAdapter, InvalidAdapterName, UnknownModel
+from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
-from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.peers.peer_tier import PeerStats
