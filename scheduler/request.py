@@ -164,12 +164,17 @@ class Request:
     arrival_s: float
 
     def within(self, vocab_size: int) -> "Request":
-        """Return the request for a model of `vocab_size` tokens. Raises InvalidParameter for ids that it does not have.
+        """Return the request for a model of `vocab_size` tokens.
 
-        End tokens beyond them, which can never be drawn, are left out.
+        End tokens beyond them, which can never be drawn, are left out. Raises InvalidParameter for ids that the
+        model does not have, and where every token would end the sequence before `min_tokens`.
         """
         check_token_ids("prompt", self.prompt_token_ids, vocab_size)
         check_token_ids("stop_token_ids", self.params.stop_token_ids, vocab_size)
         check_token_ids("logit_bias", [token_id for token_id, _ in self.params.logit_bias], vocab_size)
         eos = tuple(token_id for token_id in self.eos_token_ids if 0 <= token_id < vocab_size)
+        ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else eos)}
+        if self.params.min_tokens and len(ends) == vocab_size:
+            remedy = "no token is left that does not end the sequence: give 0, or fewer stop_token_ids"
+            raise InvalidParameter("min_tokens", self.params.min_tokens, remedy)
         return self if eos == self.eos_token_ids else replace(self, eos_token_ids=eos)

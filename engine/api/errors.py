@@ -13,6 +13,7 @@ from engine.errors import (
     InvalidAdapterName,
     Overloaded,
     PeersSilent,
+    TooManySequences,
     UnknownModel,
 )
 from engine.tokenizer import InvalidChat, PromptTooLong
@@ -90,6 +91,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "model", "invalid_adapter")
         case UnknownModel():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
+        case TooManySequences():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():
