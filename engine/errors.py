@@ -85,6 +85,10 @@ class InvalidConfig(EngineError):
         self.field = field
 
 
+class UnknownOption(InvalidConfig, TypeError):
+    """A keyword that names no option; a TypeError as well, as of any call with an argument that is not there."""
+
+
 class OutputFailed(EngineError):
     """A file of results cannot be written any more; what it holds is whole."""
 

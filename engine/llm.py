@@ -1,28 +1,41 @@
 """Generate offline, in the caller's own thread: the server's core and its rule for messages, without HTTP."""
 
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec, Self
 
-import msgspec
+from tqdm import tqdm
 
-from engine.api.parsing import chat_messages
-from engine.api.schema import Message
 from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult
+from engine.interruption import interruptible_between_steps
+from engine.offline_inputs import (
+    AdapterChoice,
+    Adapters,
+    Conversation,
+    LoRARequests,
+    Params,
+    Prompt,
+    chat_token_ids,
+    check_one_folder_a_name,
+    each_adapter,
+    each_params,
+    prompt_list,
+    prompt_token_ids,
+)
 from engine.output import Delta, RequestOutput, join_deltas
-from engine.tokenizer import InvalidChat, Tokenizer
+from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
+from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, TokenLogprob
-from scheduler.request import InvalidParameter, Request, SamplingParams, as_integers
+from scheduler.request import InvalidParameter, Request, SamplingParams
 
 P = ParamSpec("P")
-Prompt = str | Sequence[int] | Mapping[str, object]
-_PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 
 def _like(
@@ -65,16 +78,24 @@ class LLM:
     >>> llm.chat([[{"role": "user", "content": "garden"}]], SamplingParams(temperature=0), adapters="reverse")
 
     It takes EngineConfig's fields, of which docs/options.md tells: `model` is a folder or hub id, `loras` maps names to
-    PEFT folders. Not thread-safe. Raises what assembling raises (UnsupportedModel, AdapterRefused, InvalidConfig, ...).
+    PEFT folders, sizes may be texts as `"512MiB"`. `with LLM() as llm` closes it at the end. Not thread-safe. Raises
+    what assembling raises (UnsupportedModel, AdapterRefused, InvalidConfig, ...).
     """
 
     @_like(EngineConfig)
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Load the model and its adapters; progress is shown only if asked for."""
+        """Load the model and its adapters; progress of that is shown only if asked for."""
         config = from_python(EngineConfig, arguments, {"progress": False, **options})
         self.engine = assemble(config)
         self._seeds = random.Random()
         self._submitted = 0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -84,45 +105,40 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: str | Sequence[str | None] | None = None,
+        params: Params | None = None,
+        adapters: Adapters | None = None,
+        *,
+        sampling_params: Params | None = None,
+        lora_request: LoRARequests | None = None,
+        use_tqdm: bool | None = None,
     ) -> list[Result]:
         """Answer every prompt: text, token ids, or a dict of one of them as `prompt` or `prompt_token_ids`.
 
-        Results come in the prompts' order. A text or a dict alone is a list of one.
+        Results come in the prompts' order. One prompt alone is a list of one.
 
-        `params` and `adapters` are one for all or one per prompt; adapter None is the base. Raises
-        UnknownAdapter or a ValueError that names the field before anything runs, EngineError if the engine
-        gives up; either way nothing of the call is left behind.
+        `params` and `adapters` are one for all or one per prompt; adapter None is the base. `lora_request` stands
+        in for `adapters` and reads an adapter's folder when it is first used; `sampling_params` is another name of
+        `params`. A progress bar is shown if stderr is a terminal, unless `use_tqdm` says otherwise. Raises
+        UnknownAdapter, AdapterRefused or a ValueError that names the field before anything runs, EngineError if the
+        engine gives up; either way, as after KeyboardInterrupt, nothing of the call is left behind.
         """
-        if isinstance(prompts, str | Mapping):
-            prompts = [prompts]
-        count = len(prompts)
-        params = params or SamplingParams()
-        each_params = [params] * count if isinstance(params, SamplingParams) else list(params)
-        each_adapter = [adapters] * count if adapters is None or isinstance(adapters, str) else list(adapters)
-        _check_count("params", each_params, count)
-        _check_count("adapters", each_adapter, count)
-        refs = {name: self._resolve(name) for name in dict.fromkeys(each_adapter)}
-        outputs: dict[str, RequestOutput] = {}
-        try:
-            each_prompt = [self._token_ids(f"prompts[{i}]", prompt) for i, prompt in enumerate(prompts)]
-            for token_ids, param, name in zip(each_prompt, each_params, each_adapter, strict=True):
-                request = self._request(token_ids, param, refs[name])
-                self.engine.core.submit(request)
-                output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
-                outputs[request.request_id] = output
-            self._run(outputs)
-        finally:
-            for request_id in outputs:
-                self.engine.core.abort(request_id)
-        return [_result(output) for output in outputs.values()]
+        each = prompt_list(prompts)
+        choices = each_adapter(adapters, lora_request, len(each))
+        most = self.engine.card.max_model_len
+        token_ids = [
+            prompt_token_ids(f"prompts[{i}]", prompt, self.tokenizer, most) for i, prompt in enumerate(each)
+        ]
+        return self._answer(token_ids, each_params(params, sampling_params, len(each)), choices, use_tqdm)
 
     def chat(
         self,
-        conversations: Sequence[Sequence[Mapping[str, object]]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: str | Sequence[str | None] | None = None,
+        conversations: Sequence[Conversation],
+        params: Params | None = None,
+        adapters: Adapters | None = None,
+        *,
+        sampling_params: Params | None = None,
+        lora_request: LoRARequests | None = None,
+        use_tqdm: bool | None = None,
     ) -> list[Result]:
         """Answer every conversation, a list of messages as /v1/chat/completions takes them; the rest as `generate`.
 
@@ -130,37 +146,72 @@ class LLM:
         """
         if any(isinstance(message, str) for conversation in conversations for message in conversation):
             raise ValueError("conversations is one conversation: give a list of lists of messages")
-        each = [_messages(f"conversations[{i}]", one) for i, one in enumerate(conversations)]
-        longest = self.engine.card.max_model_len
-        prompts = [self.tokenizer.encode_chat(messages, most_tokens=longest) for messages in each]
-        return self.generate(prompts, params, adapters)
+        choices = each_adapter(adapters, lora_request, len(conversations))
+        each = each_params(params, sampling_params, len(conversations))
+        most = self.engine.card.max_model_len
+        token_ids = [
+            chat_token_ids(f"conversations[{i}]", one, self.tokenizer, most)
+            for i, one in enumerate(conversations)
+        ]
+        return self._answer(token_ids, each, choices, use_tqdm)
 
     def close(self) -> None:
-        """Stop what is shared with peers, the adapter loader's threads and the other devices' processes."""
+        """Stop what is shared with peers, the adapter loader's threads and the other devices' processes, once."""
+        if self._closed:
+            return
+        self._closed = True
         self.engine.core.wait_for_step()
         if self.engine.peers is not None:
             self.engine.peers.close()
         self.engine.close()
 
-    def _resolve(self, name: str | None) -> AdapterRef:
-        if name is None or name in self.engine.card.names:
-            return BASE
-        return self.engine.store.registry.resolve(name)
+    def _answer(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        each_params: Sequence[SamplingParams],
+        choices: Sequence[AdapterChoice],
+        use_tqdm: bool | None,
+    ) -> list[Result]:
+        """Run all prompts to their end and return their results."""
+        if self._closed:
+            raise RuntimeError("this LLM is closed: make another one")
+        check_one_folder_a_name(choices)
+        refs = {choice: self._resolve(choice) for choice in dict.fromkeys(choices)}
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            for number, token_ids in enumerate(prompts):
+                request = self._request(token_ids, each_params[number], refs[choices[number]])
+                self._submit(number, request)
+                output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
+                outputs[request.request_id] = output
+            hidden = None if use_tqdm is None else not use_tqdm  # None: unless stderr is a terminal
+            with tqdm(total=len(outputs), unit="prompt", disable=hidden, file=sys.stderr) as bar:
+                self._run(outputs, bar.update)
+        finally:
+            for request_id in outputs:
+                self.engine.core.abort(request_id)
+        return [_result(output) for output in outputs.values()]
 
-    def _token_ids(self, field: str, prompt: Any) -> tuple[int, ...]:
-        """Return a prompt's token ids. Raises InvalidParameter that names `field` for what is no prompt."""
-        if isinstance(prompt, Mapping):
-            given = {
-                key: value for key, value in cast(Mapping[Any, Any], prompt).items() if value is not None
-            }
-            if unknown := given.keys() - _PROMPT_KEYS:
-                raise InvalidParameter(
-                    field, sorted(map(str, unknown)), f"give one of {', '.join(_PROMPT_KEYS)}"
-                )
-            prompt = given.get("prompt_token_ids", given.get("prompt"))
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, most_tokens=self.engine.card.max_model_len, field=field)
-        return as_integers(field, prompt)
+    def _resolve(self, choice: AdapterChoice) -> AdapterRef:
+        """Return the adapter that a prompt is to have; one given with a folder is read unless its name means that."""
+        if choice.name is None or (choice.folder is None and choice.name in self.engine.card.names):
+            return BASE
+        registry = self.engine.store.registry
+        if choice.folder is not None:
+            bound = {entry.name: entry.folder for entry in registry.entries()}.get(choice.name)
+            if bound is None or bound.absolute() != choice.folder:
+                return registry.load(choice.name, choice.folder)
+        return registry.resolve(choice.name)
+
+    def _submit(self, number: int, request: Request) -> None:
+        """Queue the request of prompt `number`. Raises InvalidParameter or RequestRefused that names the prompt."""
+        try:
+            self.engine.core.submit(request)
+        except InvalidParameter as error:
+            field = "" if error.field == "prompt" else f": {error.field}"
+            raise InvalidParameter(f"prompts[{number}]{field}", error.value, error.remedy) from None
+        except RequestRefused as error:
+            raise RequestRefused(f"prompts[{number}]: {error}") from None
 
     def _request(self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef) -> Request:
         if params.seed is None:
@@ -169,14 +220,18 @@ class LLM:
         eos, now_s = self.engine.card.eos_token_ids, time.monotonic()
         return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, now_s)
 
-    def _run(self, outputs: dict[str, RequestOutput]) -> None:
-        """Step until every request has ended."""
+    def _run(self, outputs: dict[str, RequestOutput], ended: Callable[[int], object]) -> None:
+        """Step until every request has ended, and tell `ended` how many did."""
         pending = len(outputs)
-        while pending:
-            result = self.engine.core.step()
-            pending -= self._deliver(outputs, result)
-            if result.idle:
-                self.engine.wait_ready()
+        with interruptible_between_steps() as check:
+            while pending:
+                check()
+                result = self.engine.core.step()
+                done = self._deliver(outputs, result)
+                pending -= done
+                ended(done)
+                if result.idle:
+                    self.engine.wait_ready()
 
     def _deliver(self, outputs: dict[str, RequestOutput], result: StepResult) -> int:
         """Give a step's events to their requests' outputs; return how many requests ended."""
@@ -212,16 +267,3 @@ def _result(output: RequestOutput) -> Result:
 def _output(joined: Delta) -> Output:
     assert joined.finish_reason is not None, "a sequence's last Delta says why it ended"
     return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)
-
-
-def _messages(field: str, conversation: object) -> list[dict[str, str]]:
-    """Return a conversation's messages as a chat template reads them. Raises InvalidChat that names `field`."""
-    try:
-        return chat_messages(msgspec.convert(conversation, list[Message], from_attributes=False))
-    except msgspec.ValidationError as error:
-        raise InvalidChat(f"chat refuses these messages, {field}: {error}") from None
-
-
-def _check_count(field: str, values: Sequence[object], count: int) -> None:
-    if len(values) != count:
-        raise ValueError(f"{field} has {len(values)} entries for {count} prompts: give one, or one for each")

@@ -9,14 +9,18 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
+from engine.api.guard import RequestGuard
 from engine.api.http import HttpServer, http_app
+from engine.api.keys import AccessRules
 from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
+from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
@@ -25,8 +29,10 @@ from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel
+from transport.control.security import is_loopback
 
 USAGE_ERROR, FAILURE = 2, 1
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -38,7 +44,9 @@ async def serve(
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
-    server = HttpServer(http_app(client, AdapterAdmin(client, roots), config.api_key))
+    guard = RequestGuard(access_rules(config))
+    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins)
+    server = HttpServer(app, _tls(config.access))
     await client.start()
     try:
         ready(await _listen(server, config))
@@ -48,6 +56,36 @@ async def serve(
     finally:
         await client.close()
         await server.close()
+
+
+def access_rules(config: ServeConfig) -> AccessRules:
+    """Return who may do what; warn of a server that answers everybody who reaches it."""
+    access, is_local = config.access, is_loopback(config.host)
+    api_keys = access.read_api_keys()
+    if not (api_keys or is_local):
+        _log.warning(
+            "listening at %s without an API key: whoever reaches this server may use it; give --api-key-file "
+            "or LORASERVE_API_KEY", config.host,
+        )  # fmt: skip
+    keyless = "everybody" if access.allow_admin_without_key else "local" if is_local else "nobody"
+    return AccessRules(api_keys, access.read_admin_keys(), keyless, access.allow_metrics_without_key)
+
+
+def _tls(access: AccessConfig) -> ssl.SSLContext | None:
+    """Return what HTTPS is served with, if there is a certificate. Raises InvalidConfig."""
+    if access.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password is never asked for: a server has nobody at its terminal.
+        context.load_cert_chain(access.tls_cert, access.tls_key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
+        remedy = (
+            f"with {str(access.tls_key)!r} it cannot be used ({reason}): give a PEM certificate and its key"
+        )
+        raise InvalidConfig("tls_cert", str(access.tls_cert), remedy) from error
+    return context
 
 
 async def _listen(server: HttpServer, config: ServeConfig) -> str:
@@ -78,7 +116,12 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
         if node.peer_address is not None:
-            sys.stdout.write(f"peers may pull adapters at {node.peer_address}\n")
+            chosen = (
+                ""
+                if config.engine.peers.listen
+                else " (a free port of this machine: --peer-listen names one)"
+            )
+            sys.stdout.write(f"peers may pull adapters at {node.peer_address}{chosen}\n")
         sys.stdout.flush()
 
     stop, loop = stopped_by_signals(), asyncio.get_running_loop()

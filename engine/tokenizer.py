@@ -109,6 +109,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         most_tokens: int | None = None,
+        field: str = "messages",
     ) -> tuple[int, ...]:
         """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`.
 
@@ -125,7 +126,7 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field="messages")
+        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field=field)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.

@@ -45,7 +45,7 @@ def _download(model: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - an optional dependency  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
-        remedy = "give a folder, or install the hub extra: pip install 'loraserve[hub]'"
+        remedy = "give a folder, or run scripts/setup hub, which installs what reads the hub"
         raise CheckpointError(
             f"model={model!r} is not a folder, and hub names need huggingface_hub: {remedy}"
         ) from error

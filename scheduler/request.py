@@ -1,10 +1,10 @@
 """Request: what a client asked for, validated once and frozen."""
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from numbers import Real
+from typing import Any, TypeGuard, cast
 
 from lora.adapter import AdapterRef
 
@@ -84,31 +84,14 @@ class SamplingParams:
         for field in _INTEGERS:
             if (value := getattr(self, field)) is not None:
                 object.__setattr__(self, field, as_integer(field, value))
-        stop: Any = self.stop  # what callers without a type checker give is taken or refused, never misread
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if any(not isinstance(text, str) or not text for text in stops):
-            raise InvalidParameter("stop", stop, "give non-empty strings")
-        if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stops):
-            remedy = f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters"
-            raise InvalidParameter("stop", stop, remedy)
-        object.__setattr__(self, "stop", stops)
-        object.__setattr__(self, "stop_token_ids", as_integers("stop_token_ids", self.stop_token_ids))
-        bias: Any = self.logit_bias
-        pairs = (
-            sorted(cast(Mapping[Any, Any], bias).items())
-            if isinstance(bias, Mapping)
-            else cast(Iterable[Any], bias)
-        )
-        biases = tuple((as_integer("logit_bias", token_id), value) for token_id, value in pairs)
-        object.__setattr__(self, "logit_bias", biases)
-        for field, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
-            if (count := len(getattr(self, field))) > most:
-                raise InvalidParameter(field, f"{count} entries", f"give at most {most}")
+        self._take_lists()
         for field, low, high in _RANGES:
             value = getattr(self, field)
-            if isinstance(value, bool | str):
+            if value is None and field in _OPTIONAL:
+                continue
+            if not _is_number(value):
                 raise InvalidParameter(field, value, "give a number")
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
+            if not low <= value <= high:
                 raise InvalidParameter(field, value, f"give a number from {low} to {high}")
         if self.top_p == 0:
             raise InvalidParameter("top_p", self.top_p, "give a number above 0, at most 1")
@@ -118,9 +101,28 @@ class SamplingParams:
             raise InvalidParameter(
                 "min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}"
             )
-        for token_id, bias in self.logit_bias:
-            if not (math.isfinite(bias) and -100 <= bias <= 100):
-                raise InvalidParameter("logit_bias", {token_id: bias}, "give biases from -100 to 100")
+
+    def _take_lists(self) -> None:
+        """Make tuples of lists and mappings: what callers without a type checker give is taken or refused."""
+        stop: Any = () if cast(Any, self.stop) is None else self.stop
+        stops: tuple[Any, ...] = (stop,) if isinstance(stop, str) else _items("stop", stop)
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise InvalidParameter("stop", stop, "give non-empty strings")
+        if len(stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in stops):
+            remedy = f"give at most {MAX_STOPS} strings of at most {MAX_STOP_CHARS} characters"
+            raise InvalidParameter("stop", f"{len(stops)} strings", remedy)
+        object.__setattr__(self, "stop", stops)
+        ids: Any = () if cast(Any, self.stop_token_ids) is None else self.stop_token_ids
+        object.__setattr__(self, "stop_token_ids", as_integers("stop_token_ids", ids))
+        bias: Any = () if cast(Any, self.logit_bias) is None else self.logit_bias
+        pairs = (
+            cast(Mapping[Any, Any], bias).items() if isinstance(bias, Mapping) else _items("logit_bias", bias)
+        )
+        biases = tuple(map(_bias, pairs))
+        object.__setattr__(self, "logit_bias", tuple(sorted(biases)) if isinstance(bias, Mapping) else biases)
+        for field, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
+            if (count := len(getattr(self, field))) > most:
+                raise InvalidParameter(field, f"{count} entries", f"give at most {most}")
 
     @property
     def penalised(self) -> bool:
@@ -128,7 +130,30 @@ class SamplingParams:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, Real) and value is not True and value is not False
+
+
+def _items(field: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidParameter(field, cast(object, values), "give a list")
+    return tuple(cast(Iterable[Any], values))
+
+
+def _bias(pair: Any) -> tuple[int, float]:
+    """Return a token id and its bias. Raises InvalidParameter for what is no such pair."""
+    given = _items("logit_bias", pair)
+    if len(given) != 2:
+        raise InvalidParameter("logit_bias", given, "give a mapping from token ids to biases")
+    token_id, bias = as_integer("logit_bias", given[0]), given[1]
+    if not _is_number(bias) or not -100 <= bias <= 100:
+        raise InvalidParameter("logit_bias", {token_id: bias}, "give biases from -100 to 100")
+    return token_id, bias
+
+
 _INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
+
+_OPTIONAL = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_N),

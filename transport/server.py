@@ -7,6 +7,7 @@ the lease's time: every call it makes is bounded by the lease's deadline, and th
 import logging
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
@@ -14,7 +15,15 @@ from dataclasses import dataclass, field
 
 from transport.base import Address, Region, RemoteRegion
 from transport.control.connection import Connection, Deadline
-from transport.control.messages import Grant, LeaseReleased, LeaseRequest, Read, ReleaseLease, refusal_of
+from transport.control.messages import (
+    Grant,
+    LeaseReleased,
+    LeaseRequest,
+    Read,
+    ReleaseLease,
+    printable,
+    refusal_of,
+)
 from transport.control.security import Authenticator
 from transport.errors import (
     LeaseExpired,
@@ -34,7 +43,32 @@ IDLE_S = 300.0
 RETRY_S = 0.1
 MOST_CONNECTIONS = 256
 
+REFUSALS_LOGGED = 10
+REFUSALS_WINDOW_S = 60.0
+
 log = logging.getLogger(__name__)
+
+
+class _RefusalLog:
+    """Logs a few failures in a time, and counts the others: strangers may connect as often as they like."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._window_ends_s, self._seen = 0.0, 0
+
+    def log(self, level: int, message: str, *values: object) -> None:
+        """Log a message, unless as many as are allowed have been logged in this time."""
+        with self._lock:
+            now_s, unsaid = time.monotonic(), 0
+            if now_s >= self._window_ends_s:
+                unsaid = max(0, self._seen - REFUSALS_LOGGED)
+                self._window_ends_s, self._seen = now_s + REFUSALS_WINDOW_S, 0
+            self._seen += 1
+            if self._seen > REFUSALS_LOGGED:
+                return
+        if unsaid:
+            log.log(level, "%d more connections failed in the time before", unsaid)
+        log.log(level, message, *values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +102,7 @@ class TransportServer:
         self._memory = memory
         self._paths: Mapping[str, DataPath] = {path.name: path for path in paths}
         self._most_hold_s = most_hold_s
+        self._refusals = _RefusalLog()
         self._lock = threading.Lock()
         self._serving: dict[threading.Thread, Connection | None] = {}
         self._slots = threading.Semaphore(MOST_CONNECTIONS)
@@ -108,7 +143,8 @@ class TransportServer:
             except OSError as error:
                 self._slots.release()
                 if not self._closed.wait(RETRY_S):  # out of file descriptors, most likely
-                    log.warning("cannot accept on %s: %s; pullers will try again", self.address, error)
+                    told = "cannot accept on %s: %s; pullers will try again"
+                    self._refusals.log(logging.WARNING, told, self.address, error)
                 continue
             thread = threading.Thread(
                 target=self._serve, args=(sock, f"{where[0]}:{where[1]}"), name="transport-serve", daemon=True
@@ -121,7 +157,7 @@ class TransportServer:
         try:
             self._serve_connection(self._authenticator.accept(sock, where, Deadline.after(GREETING_S)))
         except TransportError as error:
-            log.info("refused %s", error)
+            self._refusals.log(logging.INFO, "refused %s", printable(str(error)))
         finally:
             with self._lock:
                 del self._serving[threading.current_thread()]
@@ -141,7 +177,8 @@ class TransportServer:
         except (PeerGone, PullTimeout) as error:
             log.debug("%s", error)
         except TransportError as error:
-            log.info("hanging up on %s: %s", connection.peer, error)
+            told = printable(str(error))
+            self._refusals.log(logging.INFO, "hanging up on %s: %s", connection.peer, told)
             self._refuse(connection, error)
         finally:
             connection.close()

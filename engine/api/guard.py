@@ -1,4 +1,4 @@
-"""Surround every HTTP handler: a request id, the API key, and OpenAI's error body for whatever goes wrong.
+"""Surround every HTTP handler: a request id, the keys, and OpenAI's error body for whatever goes wrong.
 
 It may not know what the handlers do.
 """
@@ -8,16 +8,24 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from hmac import compare_digest
 from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
 
-from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
+from engine.api.errors import FORESEEN, ApiError, as_api_error
+from engine.api.keys import AccessRules, Permission
+from transport.control.security import is_loopback
 
 MAX_BODY_BYTES = 16 << 20
-_OPEN_PATHS = frozenset({"/health", "/version"})
+_PERMISSIONS = {
+    "/health": Permission.NOTHING,
+    "/version": Permission.NOTHING,
+    "/metrics": Permission.METRICS,
+    "/v1/load_lora_adapter": Permission.ADMINISTER,
+    "/v1/unload_lora_adapter": Permission.ADMINISTER,
+}
+_NOT_DIRECT = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "Origin")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _REQUEST_ID_KEY = web.RequestKey("request_id", str)
 _log = logging.getLogger(__name__)
@@ -34,6 +42,8 @@ def json_response(value: object, status: int = 200) -> web.Response:
 def _error_response(error: ApiError) -> web.Response:
     response = json_response(error.body(), error.status)
     response.headers.update(error.headers)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
@@ -45,18 +55,18 @@ async def set_request_id(request: web.Request, response: web.StreamResponse) -> 
 
 @web.middleware
 class RequestGuard:
-    """What surrounds every handler: request id, API key, and OpenAI's error body for whatever goes wrong."""
+    """What surrounds every handler: request id, keys, and OpenAI's error body for whatever goes wrong."""
 
-    def __init__(self, api_key: str | None) -> None:
-        """Ask for `api_key`, or for none if it is None."""
-        self._expected = None if api_key is None else f"Bearer {api_key}".encode()
+    def __init__(self, rules: AccessRules) -> None:
+        """Let in whom `rules` let in."""
+        self._rules = rules
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer `request` by `handler`, or by the error that it raises."""
         began_s = time.monotonic()
+        request[_REQUEST_ID_KEY] = _request_id(request)
         try:
-            request[_REQUEST_ID_KEY] = _request_id(request)
-            self._check_key(request)
+            self._rules.admit(_needed(request), request.headers.get("Authorization"), _is_local(request))
             response = await handler(request)
         except web.HTTPException as error:
             response = _error_response(_routing_error(error, request))
@@ -64,28 +74,32 @@ class RequestGuard:
         except FORESEEN as error:
             response = _error_response(as_api_error(error))
         except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
-            _log.exception("%s %s failed in a way that nobody foresaw", request.method, request.path)
+            _log.exception("%s %.300a failed in a way that nobody foresaw", request.method, request.path)
             response = _error_response(as_api_error(error))
         took_s = time.monotonic() - began_s
-        _log.debug("%s %s %d %.3f s", request.method, request.path, response.status, took_s)
+        _log.debug("%s %.300a %d %.3f s", request.method, request.path, response.status, took_s)
         return response
 
-    def _check_key(self, request: web.Request) -> None:
-        if self._expected is None or request.path in _OPEN_PATHS:
-            return
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if not compare_digest(given, self._expected):
-            message = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
-            raise ApiError(HTTPStatus.UNAUTHORIZED, message, None, "invalid_api_key")
+
+def _needed(request: web.Request) -> Permission:
+    """Return what the route that was found needs, however its path was spelled."""
+    resource = request.match_info.route.resource
+    return Permission.ASK if resource is None else _PERMISSIONS.get(resource.canonical, Permission.ASK)
+
+
+def _is_local(request: web.Request) -> bool:
+    """Tell whether the client is a program on this machine: no proxy, and no web page in a browser here.
+
+    What these headers say is not believed, only that they are there.
+    """
+    direct = not any(name in request.headers for name in _NOT_DIRECT)
+    return direct and request.remote is not None and is_loopback(request.remote)
 
 
 def _request_id(request: web.Request) -> str:
-    given = request.headers.get("X-Request-Id")
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise refused("X-Request-Id", "give 1 to 128 letters, digits or any of ._:/+=@-", "invalid_value")
-    return given
+    """Return the client's id for the request, or a new one where it gave none that a log may hold."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:

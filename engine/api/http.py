@@ -5,6 +5,8 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 
 import asyncio
 import logging
+import ssl
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -14,6 +16,7 @@ from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
+from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
@@ -25,10 +28,13 @@ _SHUTDOWN_S = 5.0  # for clients to take the rest of their responses when the se
 _log = logging.getLogger(__name__)
 
 
-def http_app(client: EngineClient, adapters: AdapterAdmin, api_key: str | None) -> web.Application:
-    """Make the application: every route of the server. `api_key` None opens all of them."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[RequestGuard(api_key)])
-    app.on_response_prepare.append(set_request_id)
+def http_app(
+    client: EngineClient, adapters: AdapterAdmin, guard: RequestGuard, cors_origins: Sequence[str] = ()
+) -> web.Application:
+    """Make the application: every route of the server, behind `guard`."""
+    cors = Cors(cors_origins)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[cors, guard])
+    app.on_response_prepare.extend((set_request_id, cors.mark))
     routes = _Routes(client, adapters)
     for path, endpoint in ENDPOINTS.items():
         app.router.add_post(path, _generate_handler(client, endpoint))
@@ -51,8 +57,9 @@ def http_app(client: EngineClient, adapters: AdapterAdmin, api_key: str | None) 
 class HttpServer:
     """An application on a socket. A handler is cancelled when its client leaves."""
 
-    def __init__(self, app: web.Application) -> None:
-        """Listen nowhere yet."""
+    def __init__(self, app: web.Application, tls: ssl.SSLContext | None = None) -> None:
+        """Listen nowhere yet; with `tls` serve HTTPS, else HTTP."""
+        self._tls = tls
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
         )
@@ -61,10 +68,11 @@ class HttpServer:
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the URL. Raises OSError."""
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, host, port)
+        self._site = web.TCPSite(self._runner, host, port, ssl_context=self._tls)
         await self._site.start()
         bound, number = self._runner.addresses[0][:2]
-        return f"http://[{bound}]:{number}" if ":" in bound else f"http://{bound}:{number}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{bound}]:{number}" if ":" in bound else f"{scheme}://{bound}:{number}"
 
     async def stop_listening(self) -> None:
         """Accept no more connections; those that there are go on."""

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.config.access_config import AccessConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
-from engine.config.option_types import FLAG, LORA, TEXT, lora_table
+from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.errors import InvalidConfig
 
-SERVE_OPTIONS = (*options_of(EngineConfig), *options_of(ServeConfig), *options_of(PeerConfig))
+SERVE_OPTIONS = tuple(
+    option for owner in (EngineConfig, ServeConfig, AccessConfig, PeerConfig) for option in options_of(owner)
+)
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
 _BATCH_PURPOSE = (
     "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
@@ -45,7 +48,8 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
     peers = PeerConfig(**_fields(PeerConfig, given))
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
-    return ServeConfig(**_fields(ServeConfig, given), engine=engine)
+    access = AccessConfig(**_fields(AccessConfig, given))
+    return ServeConfig(**_fields(ServeConfig, given), engine=engine, access=access)
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:
@@ -85,6 +89,8 @@ def _value(option: Option, raw: _Raw) -> object:
     if not option.many:
         return option.read(raw.value, raw.base)
     written = lora_table(raw.value) if option.type is LORA else raw.value
+    if option.type.separated:
+        written = separate(written)
     if option.type is TEXT and isinstance(written, str):
         return (option.read(written, raw.base),)
     if not isinstance(written, list):

@@ -5,10 +5,11 @@ What only the model, the device or the network can tell is checked where these a
 """
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from engine.config.access_config import AccessConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
     COUNT,
@@ -20,7 +21,6 @@ from engine.config.option_types import (
     MODEL,
     PORT,
     SECONDS,
-    SECRET,
     SIZE,
     TEXT,
     one_of,
@@ -30,14 +30,13 @@ from model.attention.base import AttentionChoice
 from model.checkpoint import DtypeChoice
 from model.linear import Quantization
 
-API_KEY_VARIABLE = "LORASERVE_API_KEY"
-
 Device = Literal["auto", "cpu", "cuda"]
 LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
 UnifiedMemory = Literal["auto", "on", "off"]
 LogLevel = Literal["debug", "info", "warning"]
 
 _NO_PEERS = PeerConfig()
+_OPEN = AccessConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +149,6 @@ class ServeConfig:
     engine: EngineConfig = EngineConfig()
     host: Annotated[str, Option("server", TEXT, "address to listen at")] = "127.0.0.1"
     port: Annotated[int, Option("server", PORT, "TCP port to listen at; 0 picks a free one")] = 8000
-    api_key: Annotated[
-        str | None,
-        Option(
-            "server",
-            SECRET,
-            "what clients must send",
-            note="safer in its environment variable",
-            variable=API_KEY_VARIABLE,
-        ),
-    ] = field(default=None, repr=False)
     log_level: Annotated[
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
@@ -169,6 +158,7 @@ class ServeConfig:
         tuple[Path, ...],
         Option("server", FOLDER, "adapters may be loaded by path from below here", "lora-root", many=True),
     ] = ()
+    access: AccessConfig = _OPEN
 
     def __post_init__(self) -> None:
         check_fields(self)

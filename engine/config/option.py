@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from engine.config.option_types import TEXT, OptionType
-from engine.errors import InvalidConfig
+from engine.config.option_types import TEXT, WRITTEN, OptionType
+from engine.errors import InvalidConfig, UnknownOption
 from transport.base import Address
 
 T = TypeVar("T")
@@ -167,13 +167,18 @@ def renamed(given: Mapping[str, T], names: Mapping[str, str], prefix: str = "") 
 def from_python(owner: type[C], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> C:
     """Return a configuration from the arguments of a constructor, with former names accepted.
 
-    Raises InvalidConfig for a keyword that names no field.
+    A size, a path or an address may be a text. Raises UnknownOption for a keyword that names no field.
     """
-    formers = {option.former_key: option.field for option in options_of(owner) if option.former}
+    options = options_of(owner)
+    formers = {option.former_key: option.field for option in options if option.former}
     known = [field.name for field in fields(owner)]
     given = renamed(keywords, formers)
     for name, value in given.items():
         if name not in known:
             remedy = f"there is no such option: {suggestion(name, known, 'docs/options.md lists them')}"
-            raise InvalidConfig(name, value, remedy)
+            raise UnknownOption(name, value, remedy)
+    for option in options:
+        written = given.get(option.field)
+        if isinstance(written, str) and option.type in WRITTEN and not option.many:
+            given[option.field] = option.read(written, Path())
     return owner(*arguments, **given)

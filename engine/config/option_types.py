@@ -15,6 +15,7 @@ from transport.base import Address
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 _SECONDS_REMEDY = "give a number of seconds, 0 or more"
 _SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
@@ -29,7 +30,8 @@ class OptionType:
     """One type of value. `parse` reads a text, with relative paths relative to its second argument.
 
     What `parse` makes of a text is still to be checked; it raises ValueError only for what has no value at all.
-    An option that may be given several times has a `container` of such values. A `secret` is never shown.
+    An option that may be given several times has a `container` of such values. A `secret` is never shown. Several
+    values that are `separated` by commas may be written as one text.
     """
 
     metavar: str
@@ -38,6 +40,7 @@ class OptionType:
     container: type = tuple
     secret: bool = False
     words: tuple[str, ...] = ()
+    separated: bool = False
 
 
 def _text(raw: str, base: Path) -> str:
@@ -163,6 +166,15 @@ def lora_table(value: object) -> object:
     return [f"{name}={folder}" for name, folder in value.items()]  # pyright: ignore[reportUnknownVariableType]
 
 
+def separate(value: object) -> object:
+    """Return a text, or a list of texts, as the list of what commas separate; and anything else as it is."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):  # pyright: ignore[reportUnknownVariableType]
+        return [part.strip() for part in ",".join(value).split(",")] if value else value  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
 _check_path = _accept("give a path (in Python a pathlib.Path)", lambda value: isinstance(value, Path))
 
 COUNT = whole_number("N", 1, 2**31)
@@ -185,6 +197,22 @@ SECRET = OptionType(
     ),
     secret=True,
 )  # fmt: skip
+KEYS = OptionType(
+    "KEY", _text,
+    _accept(
+        "give printable ASCII without spaces or commas",
+        lambda value: isinstance(value, str) and re.fullmatch(r"[!-+\--~]+", value) is not None,
+    ),
+    secret=True, separated=True,
+)  # fmt: skip
+ORIGINS = OptionType(
+    "ORIGIN", _text,
+    _accept(
+        "give an origin like https://app.example:8443, without a path, or *",
+        lambda value: isinstance(value, str) and _ORIGIN.fullmatch(value) is not None,
+    ),
+    separated=True,
+)  # fmt: skip
 MODEL = OptionType(
     "DIR|ID", _parse_model,
     _accept("give a folder or a hub id", lambda value: isinstance(value, str | Path) and bool(str(value).strip())),
@@ -195,3 +223,6 @@ DIRECTORY = OptionType("DIR", _path, _check_path)
 FOLDER = OptionType("DIR", _path, _check_folder)
 ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
 LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)
+
+WRITTEN = (SIZE, FILE, READABLE_FILE, DIRECTORY, FOLDER, ADDRESS)
+"""Types whose values may be texts in Python too, as they are on the command line."""

@@ -41,8 +41,12 @@ class PeerConfig:
         Option("peers", ADDRESS, "pull adapters that this node lacks from here", "peer", many=True),
     ] = ()
     listen: Annotated[
-        Address | None, Option("peers", ADDRESS, "let peers pull this node's adapters here", "peer-listen")
-    ] = None
+        Address | None,
+        Option(
+            "peers", ADDRESS, "let peers pull this node's adapters here", "peer-listen",
+            note="with --peer alone it is a free port of this machine",
+        ),
+    ] = None  # fmt: skip
     token: Annotated[
         str | None,
         Option(

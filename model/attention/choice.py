@@ -57,7 +57,7 @@ def _refused(
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}: use torch or auto"
     if importlib.util.find_spec(name) is None:
-        remedy = "pip install 'loraserve[cuda]'" if name == "flashinfer" else "install torch's CUDA build"
+        remedy = "scripts/setup cuda" if name == "flashinfer" else "install torch's CUDA build"
         return f"it is not installed: {remedy}, or use auto"
     return _refused_by_flashinfer(config, dtype) if name == "flashinfer" else None
 

@@ -70,7 +70,7 @@ def load_flashinfer() -> Library:
         library: Any = importlib.import_module("flashinfer")
     except ImportError as error:
         raise UnsupportedAttention(
-            "flashinfer", f"it cannot be imported ({error}): pip install 'loraserve[cuda]', or choose triton"
+            "flashinfer", f"it cannot be imported ({error}): scripts/setup cuda, or choose triton"
         ) from error
     return library
 

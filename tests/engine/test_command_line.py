@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.access_config import API_KEY_VARIABLE, AccessConfig
 from engine.config.command_line import batch_config, serve_config
-from engine.config.config import API_KEY_VARIABLE, EngineConfig, ServeConfig
+from engine.config.config import EngineConfig, ServeConfig
 from engine.errors import InvalidConfig
 
 
@@ -52,7 +53,7 @@ def test_the_command_line_fills_every_field(adapter: Path, tmp_path: Path) -> No
         engine=engine,
         host="::1",
         port=0,
-        api_key="sesame",
+        access=AccessConfig(api_keys=("sesame",)),
         log_level="debug",
         max_waiting=5,
         drain_s=0.0,
@@ -89,10 +90,10 @@ def test_the_key_comes_from_the_environment_unless_the_command_line_has_one(tmp_
     file = tmp_path / "serve.toml"
     file.write_text('api_key = "from-file"')
     environ = {API_KEY_VARIABLE: "from-environment"}
-    assert serve_config([], {API_KEY_VARIABLE: ""}).api_key is None
-    assert serve_config(["--config", str(file)], {}).api_key == "from-file"
-    assert serve_config(["--config", str(file)], environ).api_key == "from-environment"
-    assert serve_config(["--api-key=from-line"], environ).api_key == "from-line"
+    assert serve_config([], {API_KEY_VARIABLE: ""}).access.api_keys == ()
+    assert serve_config(["--config", str(file)], {}).access.api_keys == ("from-file",)
+    assert serve_config(["--config", str(file)], environ).access.api_keys == ("from-environment",)
+    assert serve_config(["--api-key=from-line"], environ).access.api_keys == ("from-line",)
 
 
 def test_no_secret_is_shown_by_a_configuration_or_an_error() -> None:

@@ -14,6 +14,7 @@ import pytest
 from engine import LLM
 from engine.base.backends import choose_backends
 from engine.config.__main__ import reference
+from engine.config.access_config import AccessConfig
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
 from engine.config.option import Configuration, options_of
@@ -44,7 +45,13 @@ class Value:
 
 def owner_of(key: str) -> tuple[type[Configuration], str]:
     """The configuration that has the option, and its field."""
-    owners: tuple[type[Configuration], ...] = (EngineConfig, ServeConfig, PeerConfig, BatchConfig)
+    owners: tuple[type[Configuration], ...] = (
+        EngineConfig,
+        ServeConfig,
+        AccessConfig,
+        PeerConfig,
+        BatchConfig,
+    )
     return next((owner, o.field) for owner in owners for o in options_of(owner) if o.key == key)
 
 
@@ -105,7 +112,23 @@ BAD = (
     Value("log_level", "loud", "loud", "give one of debug, info, warning"),
     Value("max_waiting", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("drain_s", "-1", -1.0, "give a number of seconds, 0 or more"),
-    Value("api_key", "open sesame", "open sesame", "give printable ASCII without spaces"),
+    Value("api_key", "open sesame", ("open sesame",), "give printable ASCII without spaces or commas"),
+    Value("admin_key", "open sesame", ("open sesame",), "give printable ASCII without spaces or commas"),
+    Value(
+        "api_key_file", str(NOWHERE), NOWHERE, "it cannot be read (No such file or directory): give a file"
+    ),
+    Value(
+        "cors_origins",
+        "a.example",
+        ("a.example",),
+        "give an origin like https://app.example:8443, without a path, or *",
+    ),
+    Value(
+        "cors_origins",
+        "https://a.example/",
+        ("https://a.example/",),
+        "give an origin like https://app.example:8443, without a path, or *",
+    ),
     Value("lora_root", str(NOWHERE), (NOWHERE,), "there is no such folder: give one that exists"),
     Value("peer_listen", "node:99999", Address("node", 99999), "give a whole number from 0 to 65535"),
     Value("peer_path", "rpc", "rpc", "give one of auto, ucx, stream"),
@@ -125,7 +148,7 @@ def test_a_bad_value_is_refused_in_the_same_words_by_every_read(bad: Value, tmp_
     (words,) = told
     assert words.startswith(f"{bad.key}=")
     assert words.endswith(f" is not accepted: {bad.remedy}")
-    assert bad.key == "api_key" or str(bad.written).partition("=")[0].rstrip("B") in words
+    assert bad.key in ("api_key", "admin_key") or str(bad.written).partition("=")[0].rstrip("B") in words
     assert "sesame" not in words
 
 
@@ -143,6 +166,8 @@ GOOD = (
     Value("port", "0", 0),
     Value("log_level", "debug", "debug"),
     Value("lora_root", "/", (Path("/"),)),
+    Value("cors_origins", "https://a.example,*", ("https://a.example", "*")),
+    Value("admin_key", "a, b", ("a", "b")),
     Value("peer_listen", "[::1]:7", Address("::1", 7)),
     Value("peer_path", "stream", "stream"),
     Value("peer_refresh_s", "0.5", 0.5),
@@ -156,7 +181,8 @@ def test_a_good_value_is_the_same_by_every_read(good: Value, tmp_path: Path) -> 
     for read in SOURCES:
         config = read(good, tmp_path)
         if isinstance(config, ServeConfig) and owner is not ServeConfig:
-            config = config.engine if owner is EngineConfig else config.engine.peers
+            parts = (config.engine, config.access, config.engine.peers)
+            config = next(part for part in parts if isinstance(part, owner))
         found.append(getattr(config, field))
     assert found == [good.value] * len(SOURCES)
 
@@ -165,9 +191,9 @@ def test_a_good_value_is_the_same_by_every_read(good: Value, tmp_path: Path) -> 
     "given",
     [
         {"max_num_seqs": True}, {"max_num_seqs": 2.0}, {"max_num_seqs": "3"}, {"max_num_seqs": None},
-        {"adapter_patience_s": "1"}, {"adapter_patience_s": False}, {"kv_cache_bytes": "2GiB"},
-        {"progress": 1}, {"cuda_graphs": "yes"}, {"dtype": None}, {"dtype": 32}, {"lora_dir": "/"},
-        {"adapter_cache_dir": "/tmp"}, {"model": 5}, {"loras": {"poet": 5}}, {"loras": {5: "/"}}, {"loras": "poet"},
+        {"adapter_patience_s": "1"}, {"adapter_patience_s": False}, {"kv_cache_bytes": "much"},
+        {"progress": 1}, {"cuda_graphs": "yes"}, {"dtype": None}, {"dtype": 32}, {"lora_dir": 5},
+        {"adapter_cache_dir": 5}, {"model": 5}, {"loras": {"poet": 5}}, {"loras": {5: "/"}}, {"loras": "poet"},
         {"loras": (("poet", Path("/")),)},
     ],
     ids=str,
@@ -240,7 +266,12 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
-    for owner, inner in ((EngineConfig, {"peers"}), (ServeConfig, {"engine"}), (PeerConfig, set[str]())):
+    for owner, inner in (
+        (EngineConfig, {"peers"}),
+        (ServeConfig, {"engine", "access"}),
+        (PeerConfig, set[str]()),
+        (AccessConfig, set[str]()),
+    ):
         assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
     for options in (SERVE_OPTIONS, BATCH_OPTIONS):
         keys = [option.key for option in options]
@@ -270,7 +301,8 @@ def test_the_reference_of_all_options_is_current() -> None:
 def test_the_reference_says_how_each_option_is_given() -> None:
     made = reference(options_of(ServeConfig))
     assert "\n## Server\n" in made
-    assert "\n- `--api-key KEY`, `api_key`, `LORASERVE_API_KEY`; no default.\n" in made
+    keys = "\n- `--api-key KEY`, `api_key`, `LORASERVE_API_KEY`; no default.\n"
+    assert keys in reference(options_of(AccessConfig))
     assert (
         "\n- `--max-waiting N`, `max_waiting`; default `256`.\n  Requests that may queue before 429.\n"
         in made

@@ -134,6 +134,19 @@ def test_a_stop_string_is_one_and_why_an_answer_ended_is_a_text(llm: LLM) -> Non
         ("stop_token_ids", [1.5]),
         ("stop_token_ids", "12"),
         ("logit_bias", {"5": 1.0}),
+        ("logit_bias", {5.5: 1.0}),
+        ("logit_bias", {5: "1"}),
+        ("logit_bias", {5: float("nan")}),
+        ("logit_bias", 5),
+        ("logit_bias", [5]),
+        ("temperature", None),
+        ("temperature", [1]),
+        ("temperature", 10**400),
+        ("top_p", float("nan")),
+        ("n", None),
+        ("stop", 5),
+        ("stop", ["x"] * 17),
+        ("stop", ["x" * 257]),
     ],
 )
 def test_a_parameter_of_another_kind_is_refused_by_its_field(field: str, value: Any) -> None:
@@ -143,6 +156,8 @@ def test_a_parameter_of_another_kind_is_refused_by_its_field(field: str, value: 
 
 def test_lists_and_mappings_are_taken_as_parameters() -> None:
     params: Any = {"stop": ["a", "b"], "stop_token_ids": [3], "logit_bias": {5: 1.0, 4: 2}}
+    none: Any = {"stop": None, "stop_token_ids": None, "logit_bias": None}
+    assert SamplingParams(**none) == SamplingParams()
     assert SamplingParams(**params) == SamplingParams(
         stop=("a", "b"), stop_token_ids=(3,), logit_bias=((4, 2), (5, 1.0))
     )

@@ -4,18 +4,25 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import aiohttp
 import pytest
 
+from engine.api.errors import ApiError
 from engine.api.http import HttpServer
+from engine.api.keys import Permission
+from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
-from engine.serve import FAILURE, main, serve, stopped_by_signals
+from engine.serve import FAILURE, access_rules, main, serve, stopped_by_signals
 from engine.tokenizer import Tokenizer
 from scheduler.step import StepScheduler
+from scripts.certificates import make_certificates
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
 
@@ -107,3 +114,76 @@ def test_the_first_signal_stops_and_the_second_finds_the_system_s_default(number
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("127.0.0.1", (), False), ("localhost", (), False), ("0.0.0.0", (), True), ("0.0.0.0", ("key",), False)],
+)
+def test_a_server_that_everybody_may_use_says_so_once(
+    host: str, keys: tuple[str, ...], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    access_rules(ServeConfig(host=host, access=AccessConfig(api_keys=keys)))
+    told = [record.getMessage() for record in caplog.records]
+    assert [("without an API key" in line and "LORASERVE_API_KEY" in line) for line in told] == [
+        True
+    ] * warned
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "is_local", "opens"),
+    [
+        ("127.0.0.1", False, True, True),
+        ("127.0.0.1", False, False, False),
+        ("::1", False, True, True),
+        ("0.0.0.0", False, True, False),
+        ("0.0.0.0", True, False, True),
+    ],
+)
+def test_without_an_admin_key_only_a_server_of_this_machine_is_administered(
+    host: str, allowed: bool, is_local: bool, opens: bool
+) -> None:
+    rules = access_rules(ServeConfig(host=host, access=AccessConfig(allow_admin_without_key=allowed)))
+    if opens:
+        rules.admit(Permission.ADMINISTER, None, is_local)
+    else:
+        with pytest.raises(ApiError, match="administration is off"):
+            rules.admit(Permission.ADMINISTER, None, is_local)
+
+
+def test_https_is_served_with_the_certificate_and_its_key(tmp_path: Path) -> None:
+    authority, certificate, key = make_certificates(tmp_path, ["127.0.0.1"])
+    access = AccessConfig(tls_cert=Path(certificate), tls_key=Path(key))
+    trusting = ssl.create_default_context(cafile=authority)
+
+    async def scenario() -> None:
+        node, stop = FakeClient(CODEC), asyncio.Event()
+        told: asyncio.Queue[str] = asyncio.Queue()
+        config = ServeConfig(port=0, access=access)
+        server = asyncio.create_task(serve(node, config, told.put_nowait, stop))
+        address = await told.get()
+        assert address.startswith("https://127.0.0.1:")
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"{address}/health", ssl=trusting) as answer,
+        ):
+            assert answer.status == 200
+        stop.set()
+        await server
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fault", ["empty", "no PEM", "another's key", "a key that asks for a password"])
+def test_a_certificate_that_cannot_be_used_is_refused_at_start(fault: str, tmp_path: Path) -> None:
+    _, certificate, key = map(Path, make_certificates(tmp_path / "one", ["127.0.0.1"]))
+    if fault == "another's key":
+        key = Path(make_certificates(tmp_path / "two", ["127.0.0.1"])[2])
+    elif fault == "a key that asks for a password":
+        encrypt = ["openssl", "ec", "-aes256", "-passout", "pass:x", "-in", str(key), "-out", str(key)]
+        subprocess.run(encrypt, check=True, capture_output=True)
+    else:
+        certificate.write_text("" if fault == "empty" else fault)
+    config = ServeConfig(port=0, access=AccessConfig(tls_cert=certificate, tls_key=key))
+    with pytest.raises(InvalidConfig, match=r"tls_cert=.*give a PEM certificate and its key"):
+        asyncio.run(serve(FakeClient(CODEC), config, lambda address: None, asyncio.Event()))

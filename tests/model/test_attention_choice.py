@@ -38,7 +38,7 @@ def test_auto_takes_the_best_that_is_there(flashinfer: bool) -> None:
 @pytest.mark.parametrize("name", ["torch", "triton", "flashinfer"])
 def test_what_is_asked_for_is_taken(name: AttentionName, flashinfer: bool) -> None:
     if name == "flashinfer" and not flashinfer:
-        with pytest.raises(UnsupportedAttention, match=r"not installed: pip install 'loraserve\[cuda\]'"):
+        with pytest.raises(UnsupportedAttention, match=r"not installed: scripts/setup cuda"):
             choose_attention(name, LLAMA, torch.bfloat16, CUDA)
     else:
         assert choose_attention(name, LLAMA, torch.bfloat16, CUDA) == name

@@ -71,5 +71,5 @@ def test_a_reserved_step_has_a_wrapper_of_its_own() -> None:
 
 def test_a_missing_library_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
-    with pytest.raises(UnsupportedAttention, match=r"pip install 'loraserve\[cuda\]', or choose triton"):
+    with pytest.raises(UnsupportedAttention, match=r"scripts/setup cuda, or choose triton"):
         load_flashinfer()

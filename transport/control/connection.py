@@ -14,7 +14,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from transport.control.messages import LENGTH, Message, Refusal, body_bytes, decode, encode, error_of
+from transport.control.messages import (
+    LENGTH,
+    MOST_FRAME_BYTES,
+    Message,
+    Refusal,
+    body_bytes,
+    decode,
+    encode,
+    error_of,
+)
 from transport.errors import PeerGone, PullTimeout, WireError
 
 SEND_BYTES = 1 << 20
@@ -89,23 +98,23 @@ class Connection:
                 self._socket.sendall(view[start : start + SEND_BYTES])
         self.garbled = False
 
-    def receive(self, deadline: Deadline) -> Message:
-        """Return the next message; a refusal is raised as the error that it names.
+    def receive(self, deadline: Deadline, most_bytes: int = MOST_FRAME_BYTES) -> Message:
+        """Return the next message, of at most so many bytes; a refusal is raised as the error that it names.
 
         Raises PeerGone, PullTimeout, WireError.
         """
         head = bytearray(LENGTH.size)
         self.receive_into(memoryview(head), deadline)
-        body = bytearray(body_bytes(head))
+        body = bytearray(body_bytes(head, most_bytes))
         self.receive_into(memoryview(body), deadline)
         message = decode(body)
         if isinstance(message, Refusal):
             raise error_of(message)
         return message
 
-    def expect(self, kind: type[M], deadline: Deadline) -> M:
+    def expect(self, kind: type[M], deadline: Deadline, most_bytes: int = MOST_FRAME_BYTES) -> M:
         """Return the next message, which must be of `kind`. Raises WireError if it is another."""
-        message = self.receive(deadline)
+        message = self.receive(deadline, most_bytes)
         if not isinstance(message, kind):
             raise WireError(
                 f"{self.peer} said {type(message).__name__}, not {kind.__name__}: compare the versions"

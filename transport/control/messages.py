@@ -18,6 +18,8 @@ from transport.errors import TransportError, WireError
 VERSION = 3
 LENGTH = struct.Struct(">I")
 MOST_FRAME_BYTES = 1 << 20
+MOST_STRANGER_BYTES = 4096  # of a frame from whom nobody knows yet
+_MOST_TEXT = 300
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=float(MOST_INT))]
 
@@ -135,10 +137,10 @@ def encode(message: Message) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def body_bytes(length: bytes | bytearray) -> int:
-    """Return how many bytes of JSON follow. Raises WireError for more than a message can have."""
+def body_bytes(length: bytes | bytearray, most: int = MOST_FRAME_BYTES) -> int:
+    """Return how many bytes of JSON follow. Raises WireError for more than a message may have."""
     (nbytes,) = LENGTH.unpack(length)
-    if not 2 <= nbytes <= MOST_FRAME_BYTES:
+    if not 2 <= nbytes <= most:
         raise WireError(f"a frame of {nbytes} bytes: not this protocol; check what listens at that address")
     return nbytes
 
@@ -148,17 +150,27 @@ def decode(body: bytes | bytearray) -> Message:
     try:
         if not (body.startswith(b"{") and body.endswith(b"}")):  # msgspec would allow spaces around it
             raise msgspec.DecodeError("one JSON object expected")
-        return _DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise WireError(f"{bytes(body[:80])!r} is no message: {error}; compare the versions") from error
+        message = _DECODER.decode(body)
+        if b"\\u" in body:  # half a surrogate pair can be escaped, and is no text that can be sent or hashed
+            _ENCODER.encode(message)
+        return message
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        told = printable(str(error))
+        raise WireError(f"{bytes(body[:80])!r} is no message: {told}; compare the versions") from error
 
 
 def refusal_of(error: TransportError) -> Refusal:
     """Tell the other end about `error`."""
     name = type(error).__name__
-    return Refusal(name if name in _REFUSALS else "WireError", str(error))
+    return Refusal(name if name in _REFUSALS else "WireError", printable(str(error)))
 
 
 def error_of(refusal: Refusal) -> TransportError:
     """Return the error that the other end names."""
-    return _REFUSALS.get(refusal.error, WireError)(refusal.detail)
+    return _REFUSALS.get(refusal.error, WireError)(printable(refusal.detail))
+
+
+def printable(text: str) -> str:
+    """Return a text that another node wrote, or may have a part in, as a log may hold it: short, and of one line."""
+    start = text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 3]}..."
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in start)

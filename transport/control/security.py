@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transport.control.connection import Connection, Deadline, reason
-from transport.control.messages import VERSION, Challenge, Hello, Proof, Welcome, refusal_of
+from transport.control.messages import (
+    MOST_STRANGER_BYTES,
+    VERSION,
+    Challenge,
+    Hello,
+    Proof,
+    Welcome,
+    refusal_of,
+)
 from transport.errors import HelloRefused, PeerGone, PullTimeout, TransportError
 
 
@@ -90,7 +98,7 @@ class Authenticator:
 
     def welcome(self, connection: Connection, capabilities: dict[str, str], deadline: Deadline) -> str:
         """Let a puller in, or refuse it, and return its node. Raises HelloRefused, WireError, PeerGone, PullTimeout."""
-        hello = connection.expect(Hello, deadline)
+        hello = connection.expect(Hello, deadline, MOST_STRANGER_BYTES)
         if hello.version != VERSION:
             raise HelloRefused(
                 f"version {hello.version} meets {VERSION} at {self._node}: update the older node"
@@ -99,7 +107,7 @@ class Authenticator:
         connection.send(
             Challenge(VERSION, self._node, nonce, self._prove("source", hello, nonce, self._node)), deadline
         )
-        proof = connection.expect(Proof, deadline).proof
+        proof = connection.expect(Proof, deadline, MOST_STRANGER_BYTES).proof
         if not _same(proof, self._prove("puller", hello, nonce, self._node)):
             raise HelloRefused(f"{connection.peer}: wrong token; give every node of the cluster the same")
         connection.send(Welcome(capabilities), deadline)
@@ -109,7 +117,7 @@ class Authenticator:
         hello = Hello(VERSION, self._node, secrets.token_hex(16))
         try:
             connection.send(hello, deadline)
-            answer = connection.expect(Challenge, deadline)
+            answer = connection.expect(Challenge, deadline, MOST_STRANGER_BYTES)
         except PeerGone as gone:
             # TLS 1.3 tells a client only now that its certificate was not accepted.
             if isinstance(gone.__cause__, ssl.SSLError):

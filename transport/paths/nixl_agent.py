@@ -214,4 +214,4 @@ def _load_bindings() -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError:
             continue
-    raise PathUnavailable("NIXL is not installed: pip install 'loraserve[ucx]', or use the stream")
+    raise PathUnavailable("NIXL is not installed: scripts/setup ucx, or use the stream")

@@ -11,7 +11,9 @@ import aiohttp
 import openai
 
 from engine.api.adapters import AdapterAdmin
+from engine.api.guard import RequestGuard
 from engine.api.http import HttpServer, http_app
+from engine.api.keys import AccessRules
 from engine.tokenizer import Tokenizer
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
@@ -57,11 +59,16 @@ class ApiSession:
 
 @asynccontextmanager
 async def session(
-    engine: FakeClient | None = None, roots: Sequence[Path] = (), api_key: str | None = None
+    engine: FakeClient | None = None,
+    roots: Sequence[Path] = (),
+    api_key: str | None = None,
+    rules: AccessRules | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
-    server = HttpServer(http_app(engine, AdapterAdmin(engine, roots), api_key))
+    guard = RequestGuard(rules or AccessRules([api_key] if api_key else []))
+    server = HttpServer(http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins))
     url = await server.listen("127.0.0.1", 0)
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0)
     try:
