@@ -7,7 +7,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from engine.errors import Draining, EngineError, TooManySequences, InvalidAdapter, InvalidAdapterName, UnknownModel
+from engine.errors import (
+    Draining,
+    EngineError,
+    InvalidAdapter,
+    InvalidAdapterName,
+    TooManySequences,
+    UnknownModel,
+)
 from engine.output import Delta, Detokenizer
 from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
