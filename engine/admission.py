@@ -1,6 +1,6 @@
 """Bound how many sequences wait to run. Knows neither adapters nor steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from engine.errors import Overloaded, TooManySequences
@@ -22,7 +22,7 @@ class Admission:
         self._held = 0
 
     @contextmanager
-    def places(self, count: int) -> Iterator[None]:
+    def places(self, count: int) -> Generator[None]:
         """Hold `count` places while a request is made ready to be queued.
 
         Raises TooManySequences for more than there are even when nothing waits, Overloaded for more than are free.

@@ -85,7 +85,7 @@ class SamplingParams:
             if (value := getattr(self, field)) is not None:
                 object.__setattr__(self, field, as_integer(field, value))
         self._take_lists()
-        for field, low, high in _RANGES:
+        for field, low, high in RANGES:
             value = getattr(self, field)
             if value is None and field in _OPTIONAL:
                 continue
@@ -155,7 +155,7 @@ _INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prom
 
 _OPTIONAL = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_N),
     ("max_tokens", 1, 2**31),
     ("min_tokens", 0, 2**31),
