@@ -9,10 +9,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from engine.adapter_names import AdapterNames
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
@@ -20,15 +21,18 @@ from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
+    NotInTime,
     StepFailed,
     adapter_errors,
 )
 from engine.output import RequestOutput
+from engine.task_pool import TaskPool
 from engine.telemetry import EngineStats, Telemetry
-from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
+_CLOSE_S = 10.0  # for each part of the engine to end when it closes
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -42,8 +46,7 @@ class AsyncEngine:
         self.telemetry = telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
-        self._peers = engine.peers
-        self._close_engine = engine.close
+        self._peers, self._close_engine = engine.peers, engine.close
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
@@ -55,6 +58,7 @@ class AsyncEngine:
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
     @property
     def model_name(self) -> str:
@@ -111,16 +115,19 @@ class AsyncEngine:
         self._draining = True
         self._stopping.set()
         self._wake.set()
+        closing = TaskPool("closing", 4, _CLOSE_S)
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await _in_time("the step under way", closing, self._thread.join)
         if self.failure is None:
-            await asyncio.to_thread(self._core.wait_for_step)
+            await _in_time("the step under way", closing, self._core.wait_for_step)
             self._end_all(Draining(), FinishReason.ABORT.value)
         else:
             self._end_all(self.failure, "error")
         if self._peers is not None:
-            await asyncio.to_thread(self._peers.close)
-        await asyncio.to_thread(self._close_engine)
+            await _in_time("the connections to peers", closing, self._peers.close)
+        await _in_time("the engine", closing, self._close_engine)
+        self._names.close()
+        closing.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
@@ -139,15 +146,14 @@ class AsyncEngine:
         """
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
-            adapter = await self._resolve(model)
+            adapter = await self._names.resolve(model)
         self._check_open()
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
-        outputs: list[RequestOutput] = []
+        outputs, eos, now_s = list[RequestOutput](), self._card.eos_token_ids, time.monotonic()
         try:
             for request_id, prompt in prompts.items():
                 seed = random.getrandbits(63) if params.seed is None else params.seed
-                seeded, now_s = replace(params, seed=seed), time.monotonic()
-                request = Request(request_id, prompt, adapter, seeded, self._card.eos_token_ids, now_s)
+                request = Request(request_id, prompt, adapter, replace(params, seed=seed), eos, now_s)
                 outputs.append(self._queue(model, request))
         except BaseException:
             for output in outputs:
@@ -168,24 +174,21 @@ class AsyncEngine:
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and register an adapter, off the step loop.
 
-        Raises InvalidAdapterName, InvalidAdapter or AdapterFailed.
+        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
         """
-        with adapter_errors(name):
-            return await asyncio.to_thread(self._store.registry.load, name, folder)
+        return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        with adapter_errors(name):
-            await asyncio.to_thread(self._store.registry.unload, name)
+        self._names.unload(name)
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        return self._store.registry.entries()
+        return self._names.entries()
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model in self._card.names or model in self._store.registry.names()
-        return known or (self._peers is not None and is_name(model))
+        return self._names.may_serve(model)
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""
@@ -206,14 +209,6 @@ class AsyncEngine:
             raise self.failure
         if self._draining:
             raise Draining
-
-    async def _resolve(self, model: str) -> AdapterRef:
-        if model in self._card.names:
-            return BASE
-        if (known := self._store.registry.known(model)) is not None:
-            return known
-        with adapter_errors(model):
-            return await asyncio.to_thread(self._store.registry.resolve, model)
 
     def _abort(self, request_id: str) -> None:
         """End a request whose client has left."""
@@ -284,7 +279,11 @@ class AsyncEngine:
         if delta is None:
             return
         if delta.token_ids:
-            self._observe(self._models[event.key.request_id], output.token_times_s[delta.index])
+            model, times_s = self._models[event.key.request_id], output.token_times_s[delta.index]
+            if len(times_s) > 1:
+                self.telemetry.next_token(model, times_s[-1] - times_s[-2])
+            else:
+                self.telemetry.first_token(model, times_s[0])
         if delta.finish_reason is None:
             return
         if event.finish_reason is None:
@@ -292,9 +291,10 @@ class AsyncEngine:
         if not output.is_open:
             self._forget(event.key.request_id, delta.finish_reason.value)
 
-    def _observe(self, model: str, times_s: Sequence[float]) -> None:
-        """Record the time that the latest token of a sequence took, whose tokens came at `times_s`."""
-        if len(times_s) > 1:
-            self.telemetry.next_token(model, times_s[-1] - times_s[-2])
-        else:
-            self.telemetry.first_token(model, times_s[0])
+
+async def _in_time(part: str, pool: TaskPool, close: Callable[[], object]) -> None:
+    """Wait for a part to end; one that hangs is left to itself."""
+    try:
+        await pool.run(close)
+    except NotInTime:
+        _log.warning("%s had not ended %g s after being told to: it is left to itself", part, _CLOSE_S)

@@ -29,9 +29,11 @@ from engine.tensor_parallel.parallel_model import ParallelModel, join, start_wor
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
 from engine.unified_pool import UnifiedPool
+from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
-from lora.store.store import AdapterStore
+from lora.store.folder_watch import FolderWatch
+from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
@@ -67,6 +69,7 @@ class Engine:
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
+    watch: FolderWatch | None = None  # over the folder of adapters
 
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
@@ -75,6 +78,8 @@ class Engine:
 
     def close(self) -> None:
         """Copy no more adapters, and end the other devices' processes. Peers are closed before."""
+        if self.watch is not None:
+            self.watch.close()
         self.store.close()
         if self.workers is not None:
             self.workers.close()
@@ -128,8 +133,8 @@ def _assemble(
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     tokenizer = Tokenizer.load(base.folder)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
-    _add_adapters(config, store, card)
-    return Engine(core, store, tokenizer, card, changed, peers, workers)
+    watch = _add_adapters(config, store, card)
+    return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
@@ -157,12 +162,13 @@ def _store(
     config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
-    disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    files = DeadlineCalls(config.adapter_read_timeout_s)
+    disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, residency, disk)
+        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
-    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
 
 
 def _core(
@@ -173,12 +179,15 @@ def _core(
     return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 
-def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> None:
+def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> FolderWatch | None:
     """Let the store know the configuration's adapters; the embedded model brings its own."""
     store.registry.reserve(card.names)
     named = {name: Path(folder) for name, folder in (config.loras or {}).items()}
     embedded = adapter_folders() if config.model is None else {}
-    add_adapters(store.registry, named, config.lora_dir, embedded)
+    watch = add_adapters(store.registry, named, config.lora_dir, embedded)
+    if watch is not None and config.lora_dir_poll_s:
+        watch.start(config.lora_dir_poll_s)
+    return watch
 
 
 def _names(config: EngineConfig) -> tuple[str, ...]:

@@ -100,8 +100,15 @@ class EngineConfig:
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[
-        Path | None, Option("adapters", FOLDER, "every PEFT folder below is known by its name")
+        Path | None,
+        Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
     ] = None
+    lora_dir_poll_s: Annotated[
+        float,
+        Option(
+            "adapters", SECONDS, "how often that folder is looked at for changes", note="0: at start only"
+        ),
+    ] = 2.0
     lora_dtype: Annotated[
         LoraDtype,
         Option(
@@ -130,6 +137,9 @@ class EngineConfig:
     adapter_patience_s: Annotated[
         float, Option("adapters", SECONDS, "how long a request may be passed over for others")
     ] = 2.0
+    adapter_read_timeout_s: Annotated[
+        float, Option("adapters", SECONDS, "how long an adapter's files are waited for")
+    ] = 60.0
     max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = 64
     max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = 2048
     kv_cache_bytes: Annotated[
