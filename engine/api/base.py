@@ -40,6 +40,13 @@ class EngineClient(Protocol):
         """The base model's tokenizer and chat template."""
         ...
 
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
+
+        Raises UnknownModel, or what an adapter's reader refuses with.
+        """
+        ...
+
     @property
     def telemetry(self) -> Telemetry:
         """What the engine counts and times."""

@@ -195,8 +195,9 @@ class _Routes:
 
     def _tokenized(self, body: bytes) -> web.Response:
         wire = schema.decoded(body, schema.Tokenize)
-        check_model(wire.model or self._client.model_name, self._client)
-        tokenizer = self._client.tokenizer
+        model = wire.model or self._client.model_name
+        check_model(model, self._client)
+        tokenizer = self._client.tokenizer_of(model)
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from engine.config.access_config import AccessConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
+    CHAT_TEMPLATE,
     COUNT,
     DIRECTORY,
     FILE,
@@ -97,6 +98,12 @@ class EngineConfig:
     ] = True
     max_model_len: Annotated[
         int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+    ] = None
+    chat_template: Annotated[
+        str | Path | None,
+        Option(
+            "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
+        ),
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[

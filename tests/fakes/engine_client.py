@@ -92,6 +92,7 @@ class FakeClient:
 
     def __init__(self, tokenizer: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
         self.tokenizer = tokenizer
+        self.tokenizers: dict[str, Tokenizer] = {}  # of models that have their own
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
         self.model_names: tuple[str, ...] = ("base",)
@@ -114,6 +115,9 @@ class FakeClient:
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        return self.tokenizers.get(model, self.tokenizer)
 
     async def start(self) -> None:
         self.calls.append("start")
