@@ -24,9 +24,9 @@ from engine.errors import (
     StepFailed,
     adapter_errors,
 )
+from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.task_pool import TaskPool
-from engine.telemetry import EngineStats, Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent

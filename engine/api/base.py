@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
-from engine.telemetry import Snapshot, Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams

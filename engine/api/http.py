@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from aiohttp import web
 
-from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -22,6 +21,7 @@ from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
 from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
+from engine.metrics import telemetry
 from engine.task_pool import TaskPool
 from scheduler.request import check_token_ids
 

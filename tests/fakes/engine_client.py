@@ -15,8 +15,8 @@ from engine.errors import (
     TooManySequences,
     UnknownModel,
 )
+from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
-from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.peers.peer_tier import PeerStats
