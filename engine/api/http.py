@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from aiohttp import web
 
-from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -20,7 +19,9 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
+from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
+from engine.metrics import telemetry
 from engine.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
@@ -72,6 +73,7 @@ def http_app(
             web.get("/health", routes.health),
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
+            web.get("/openapi.json", routes.openapi, allow_head=False),
         ]
     )
 
@@ -229,6 +231,10 @@ class _Routes:
     async def version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""
         return json_response({"version": _version()})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Answer GET /openapi.json."""
+        return json_response(document(_version()))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""

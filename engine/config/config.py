@@ -170,6 +170,9 @@ class ServeConfig:
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    metrics_adapters: Annotated[
+        int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
+    ] = 200
     drain_s: Annotated[float, Option("server", SECONDS, "time to finish what runs when told to stop")] = 30.0
     lora_roots: Annotated[
         tuple[Path, ...],
