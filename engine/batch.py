@@ -157,7 +157,7 @@ class BatchRun:
 
     async def _answer(self, line: BatchLine, endpoint: Endpoint) -> dict[str, object]:
         request = endpoint.read(bytes(line.body), self._client)
-        if request.stream:
+        if request.form.stream:
             raise refused("stream", "a batch has no streams: leave it out", "unsupported_value")
         async with Generation(endpoint, self._client, request) as generation:
             return await generation.whole()

@@ -135,20 +135,21 @@ class RequestOutput:
 class Detokenizer:
     """Turns one sequence's tokens into text, and finds stop strings.
 
-    The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, never
-    a stop string or what may become one. A stop string counts once it is complete, wherever the tokens
-    end; of several the one that is complete first. Until `min_tokens` tokens are drawn none counts. One that
-    is a special token's text is met by that token, though it stands for no text.
+    The pieces of text, joined, are what the sequence adds to its prompt: never a part of a character, nor
+    what may become a stop string, nor a stop string that is not to be shown. A stop string counts once it is
+    complete, wherever the tokens end; of several the one that is complete first. Until `min_tokens` tokens
+    are drawn none counts. One that is a special token's text is met by that token, though it stands for no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, skip_special: bool = True) -> None:
-        """Begin with the sequence's first token; `skip_special` leaves out tokens that stand for no text."""
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        """Begin with the sequence's first token."""
         self._tokenizer = tokenizer
         self._stops = params.stop
         self._stop_token_ids = params.stop_token_ids
         self._stop_tokens = tokenizer.special_among(params.stop) if params.stop else {}
         self._min_tokens = params.min_tokens
-        self._skip_special = skip_special
+        self._skip_special = params.skip_special_tokens
+        self._include_stop = params.include_stop_str_in_output
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # the end of the text that may be a stop string's beginning
         self._num_tokens = 0
@@ -163,8 +164,9 @@ class Detokenizer:
         special = self._stop_tokens.get(token_id) if token_id is not None and counts else None
         if special is not None:
             reason = FinishReason.STOP
-        # The token that stops a sequence is no text.
-        content = b"" if token_id is None or reason is FinishReason.STOP else self._bytes_of(token_id)
+        # The token that stops a sequence is no text, unless that is asked for.
+        hidden = reason is FinishReason.STOP and not self._include_stop
+        content = b"" if token_id is None or hidden else self._bytes_of(token_id, shown=special is not None)
         text, stop = self._release(
             self._utf8.decode(content, final=reason is not None), flush=reason is not None
         )
@@ -185,8 +187,8 @@ class Detokenizer:
             prompt_logprobs=event.prompt_logprobs,
         )
 
-    def _bytes_of(self, token_id: int) -> bytes:
-        if self._skip_special and self._tokenizer.is_special(token_id):
+    def _bytes_of(self, token_id: int, shown: bool) -> bytes:
+        if self._skip_special and not shown and self._tokenizer.is_special(token_id):
             return b""
         return self._tokenizer.token_bytes(token_id)
 
@@ -198,7 +200,7 @@ class Detokenizer:
         if self._num_tokens >= self._min_tokens and (found := _first_complete(text, self._stops)):
             end, stop = found
             self._held = ""
-            return text[: end - len(stop)], stop
+            return text[: end if self._include_stop else end - len(stop)], stop
         keep = 0 if flush else _open_stop(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None

@@ -107,10 +107,14 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, str]],
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         most_tokens: int | None = None,
         field: str = "messages",
     ) -> tuple[int, ...]:
-        """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`."""
+        """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`.
+
+        The text ends with what begins an answer, or within the last message if that is to be continued.
+        """
         if not self.has_chat_template:
             raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
         try:
@@ -118,6 +122,7 @@ class Tokenizer:
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error

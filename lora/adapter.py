@@ -42,11 +42,17 @@ class RemoteName:
 
 @dataclass(frozen=True, slots=True)
 class AdapterEntry:
-    """A name that requests may use. `folder` is None where a peer told the name, `ref` until the folder was read."""
+    """A name that requests may use. `folder` is None where a peer told the name, `ref` until the folder was read.
+
+    `inertia` says why the adapter changes no output, "" if it may, None where that is not known. `refusal` says why
+    the folder is not served, if it was read and is not.
+    """
 
     name: str
     folder: Path | None
     ref: AdapterRef | None
+    inertia: str | None = None
+    refusal: str | None = None
 
 
 def is_name(text: str) -> bool:

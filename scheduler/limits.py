@@ -51,16 +51,16 @@ def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> No
         raise RequestRefused(
             f"request_id={request.request_id!r} has an empty prompt: give at least one token"
         )
-    asked = f"a prompt of {prompt} tokens with max_tokens={max_tokens}"
+    # The first sentence is OpenAI's own: clients know by it that the context has overflowed.
+    told = f"This model's maximum context length is {length} tokens. However, the request has {prompt} in its prompt"
+    told += f" and max_tokens={max_tokens}" if max_tokens else " and no max_tokens"
     if prompt + (max_tokens or 1) > length:
-        raise RequestRefused(
-            f"{asked} exceeds max_model_len={length}: shorten the prompt or lower max_tokens"
-        )
+        raise RequestRefused(f"{told}: shorten the prompt or lower max_tokens")
     longest = prompt + max_tokens if max_tokens else length
     needed = blocks.blocks_for(longest - 1)  # the last token is drawn but never computed
     if needed > blocks.num_blocks:
         raise RequestRefused(
-            f"{asked} (max_model_len={length}) needs {needed} K/V blocks of {blocks.block_size} tokens and "
+            f"{told}, which needs {needed} K/V blocks of {blocks.block_size} tokens and "
             f"there are {blocks.num_blocks}: keep prompt and max_tokens within "
             f"{blocks.capacity_tokens + 1} tokens together, or give the engine more K/V memory"
         )

@@ -12,6 +12,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_N = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 1024
+MAX_BIASES = 1024
 
 
 class InvalidParameter(ValueError):
@@ -54,7 +56,8 @@ class SamplingParams:
     `max_tokens=None` means up to the model's context length. `temperature=0` is greedy. `top_k=0` and
     `top_p=1` and `min_p=0` switch their filters off. `logprobs=k` returns the sampled token's log-probability
     and the k most likely ones, `prompt_logprobs` the same for the prompt; both are taken from the unmodified
-    distribution. `seed=None` lets the engine choose one.
+    distribution. `seed=None` lets the engine choose one. Text leaves out special tokens unless
+    `skip_special_tokens` is false, and what ended it unless `include_stop_str_in_output` is true.
     """
 
     n: int = 1
@@ -74,6 +77,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         for field in _INTEGERS:
@@ -115,6 +120,9 @@ class SamplingParams:
         )
         biases = tuple(map(_bias, pairs))
         object.__setattr__(self, "logit_bias", tuple(sorted(biases)) if isinstance(bias, Mapping) else biases)
+        for field, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
+            if (count := len(getattr(self, field))) > most:
+                raise InvalidParameter(field, f"{count} entries", f"give at most {most}")
 
     @property
     def penalised(self) -> bool:
@@ -139,7 +147,7 @@ def _bias(pair: Any) -> tuple[int, float]:
         raise InvalidParameter("logit_bias", given, "give a mapping from token ids to biases")
     token_id, bias = as_integer("logit_bias", given[0]), given[1]
     if not _is_number(bias) or not -100 <= bias <= 100:
-        raise InvalidParameter("logit_bias", bias, "give biases from -100 to 100")
+        raise InvalidParameter("logit_bias", {token_id: bias}, "give biases from -100 to 100")
     return token_id, bias
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
+from engine.api.schema import LoadAdapter
 from engine.errors import InvalidAdapter, NotInTime, UnknownModel
 from engine.task_pool import TaskPool
 from lora.adapter import AdapterEntry
@@ -41,12 +42,19 @@ class AdapterAdmin:
                 return model
         raise UnknownModel(name)
 
-    async def load(self, name: str, path: str) -> dict[str, object]:
-        """Load the adapter in the folder `path` under `name`; return its model object.
+    async def load(self, wire: LoadAdapter) -> dict[str, object]:
+        """Load an adapter from a folder; return its model object.
 
-        Raises ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
+        A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
+        ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
         """
-        folder = await self._paths.run(lambda: self._followed(path))
+        name, base = wire.lora_name, self._client.model_name
+        if wire.base_model_name not in (None, base):
+            raise refused("base_model_name", f"give {base!r}, or leave the field out", "invalid_value")
+        if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
+            message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
+            raise refused("lora_name", message, "adapter_exists")
+        folder = await self._paths.run(lambda: self._followed(wire.lora_path))
         try:
             ref = await self._client.load_adapter(name, folder)
         except InvalidAdapter as error:
@@ -57,7 +65,11 @@ class AdapterAdmin:
         return self._object(name, self._client.model_root, None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
-        return self._object(adapter.name, str(adapter.folder or adapter.name), self._client.model_name)
+        root = str(adapter.folder or adapter.name)
+        return self._object(adapter.name, root, self._client.model_name) | {
+            "changes_output": None if adapter.inertia is None else not adapter.inertia,
+            "error": adapter.refusal,
+        }
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {

@@ -131,6 +131,10 @@ class ChoiceWriter(Protocol):
         """Write the entries that a stream begins with, before anything is generated."""
         ...
 
+    def beside(self, first: Delta) -> dict[str, object]:
+        """Write what stands beside `choices`; `first` begins choice 0. Streams leave out what is null."""
+        ...
+
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
         """Write the entry of one Delta; None if there is nothing to show yet."""
         ...

@@ -2,6 +2,8 @@
 
 from http import HTTPStatus
 
+import msgspec
+
 from engine.errors import (
     AdapterFailed,
     Draining,
@@ -17,6 +19,7 @@ from engine.errors import (
 from engine.tokenizer import InvalidChat, PromptTooLong
 from scheduler.request import InvalidParameter
 
+_MAX_SHOWN_CHARS = 100  # of a value at fault
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -36,9 +39,10 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, object]:
-        """Return OpenAI's error object."""
+        """Return OpenAI's error object; halves of surrogate pairs, which no encoding has, are spelt out."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message, param = _encodable(self.message), self.param and _encodable(self.param)
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -55,13 +59,28 @@ def refused(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {message}", param, code)
 
 
+def _shown(value: object) -> str:
+    """Write a value as JSON, as the client did; a long one is cut short."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError):
+        text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Express `error` for a client; of what nobody foresaw, say only that it happened."""
     match error:
         case ApiError():
             return error
         case InvalidParameter():
-            return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "invalid_value")
+            return refused(
+                error.field, f"{_shown(error.value)} is not accepted: {error.remedy}", "invalid_value"
+            )
         case InvalidChat():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "messages", "invalid_value")
         case PromptTooLong():

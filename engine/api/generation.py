@@ -49,7 +49,10 @@ class Generation:
         self._client, self._request = client, request
         self._prompt_field = endpoint.prompt_field
         self._writer = endpoint.writer(request, client.tokenizer)
-        self._id = f"{endpoint.prefix}-{uuid.uuid4().hex}"
+        self._engine_id = f"{endpoint.prefix}-{uuid.uuid4().hex}"  # unique, as a client's own may not be
+        self._id = (
+            self._engine_id if request.request_id is None else f"{endpoint.prefix}-{request.request_id}"
+        )
         self._head: dict[str, object] = {"id": self._id, "created": int(time.time()), "model": request.model}
         self._streams: list[OutputStream] = []
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
@@ -61,7 +64,7 @@ class Generation:
         request = self._request
         try:
             for number, prompt in enumerate(request.prompts):
-                request_id = f"{self._id}-{number}"
+                request_id = f"{self._engine_id}-{number}"
                 stream = await self._client.submit(request.model, prompt, request.params, request_id)
                 self._streams.append(stream)
         except BaseException as error:
@@ -102,8 +105,10 @@ class Generation:
     def response(self) -> dict[str, object]:
         """Write the response object, after `finish`. Any thread may."""
         found = self._by_choice
-        choices = [self._writer.whole(choice, join_deltas(found[choice])) for choice in sorted(found)]
-        return self._object(self._writer.whole_object, choices) | {"usage": self._usage()}
+        deltas = {choice: join_deltas(found[choice]) for choice in sorted(found)}
+        choices = [self._writer.whole(choice, delta) for choice, delta in deltas.items()]
+        beside = self._writer.beside(deltas[0])
+        return self._object(self._writer.whole_object, choices) | beside | {"usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[dict[str, object]]:
         """Yield the chunk objects of a stream, as they come.
@@ -114,11 +119,15 @@ class Generation:
         async for choice, delta in self._deltas():
             if not opened:
                 opened = True
+                beside = {
+                    name: value for name, value in self._writer.beside(delta).items() if value is not None
+                }
                 for entry in self._writer.opening():
-                    yield self._chunk(entry)
+                    yield self._chunk(entry) | beside
+                    beside.clear()
             if (entry := self._writer.part(choice, delta)) is not None:
                 yield self._chunk(entry)
-        if self._request.include_usage:
+        if self._request.form.include_usage:
             yield self._object(self._writer.chunk_object, []) | {"usage": self._usage()}
 
     async def _deltas(self) -> AsyncIterator[tuple[int, Delta]]:
@@ -129,7 +138,9 @@ class Generation:
             yield number * self._request.params.n + delta.index, delta
 
     def _chunk(self, entry: dict[str, object]) -> dict[str, object]:
-        usage = {"usage": None} if self._request.include_usage else {}
+        form, usage = self._request.form, dict[str, object]()
+        if form.include_usage or form.continuous_usage:
+            usage = {"usage": self._usage() if form.continuous_usage else None}
         return self._object(self._writer.chunk_object, [entry]) | usage
 
     def _object(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:

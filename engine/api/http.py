@@ -22,7 +22,7 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import Handler, RequestGuard, json_response, set_request_id
-from engine.api.parsing import chat_messages, check_model, check_tokenized
+from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
 from engine.config.http_config import HttpConfig
@@ -100,7 +100,7 @@ def _generate_handler(
             parsed = await pools.text.run(partial(endpoint.read, body, client))
             del body
         async with Generation(endpoint, client, parsed) as generation:
-            if parsed.stream:
+            if parsed.form.stream:
                 return await _stream(request, generation)
             if await generation.finish() <= _INLINE_TOKENS:
                 return json_response(generation.response())
@@ -168,7 +168,7 @@ class _Routes:
         """Answer POST /v1/load_lora_adapter."""
         async with self._bodies.read(request) as body:
             wire = schema.decoded(body, schema.LoadAdapter)
-        return json_response(await self._adapters.load(wire.lora_name, wire.lora_path))
+        return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
@@ -195,12 +195,12 @@ class _Routes:
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
             check_tokenized("prompt", len(wire.prompt), "characters", self._client)
-            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens)
+            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens is not False)
         else:
             messages = chat_messages(wire.messages or ())
             chars = sum(len(message["content"]) for message in messages)
             check_tokenized("messages", chars, "characters", self._client)
-            tokens = tokenizer.encode_chat(messages, wire.add_generation_prompt)
+            tokens = chat_ids(wire, messages, tokenizer)
         found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
         texts = (
             {"token_strs": [tokenizer.token_text(token) for token in tokens]}

@@ -3,7 +3,8 @@
 It may not know HTTP: the server and the batch runner both come through here.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,32 @@ from engine.tokenizer import PromptTooLong, Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
-MOST_TRANSLATED = (
-    1 << 20
-)  # characters or token ids that /tokenize and /detokenize take, if no prompt may have more
+MAX_PROMPTS = 2048
+MOST_TRANSLATED = 1 << 20
+"""Characters or token ids that /tokenize and /detokenize take, if no prompt may have more."""
+_TOKEN_ID = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 # Fields that are the same on the wire and in SamplingParams; null leaves SamplingParams' default.
 _SAME = (
     *("n", "temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "min_tokens", "ignore_eos", "prompt_logprobs"),
+    *("skip_special_tokens", "include_stop_str_in_output"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseForm:
+    """How a client wants the response to be written.
+
+    With `continuous_usage` every chunk of a stream tells the usage so far. `token_ids` adds the ids of prompts
+    and choices; with `tokens_as_ids` tokens are named by their id, as `token_id:5`.
+    """
+
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    token_ids: bool = False
+    tokens_as_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,43 +53,22 @@ class GenerateRequest:
     `echo` is the text of each prompt if the response is to begin with it, else empty. `echo_only` asks for
     the echo alone (max_tokens=0): the one token that the engine draws to get there is not shown.
     `wants_prompt_logprobs` is true if the client asked for them, and not only its echo needs them.
+    `request_id` is the client's own name of the response, if it gave one.
     """
 
     model: str
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
-    stream: bool = False
-    include_usage: bool = False
+    form: ResponseForm = ResponseForm()
     echo: tuple[str, ...] = ()
     echo_only: bool = False
     wants_prompt_logprobs: bool = False
+    request_id: str | None = None
 
 
 def completion_request(body: bytes, client: EngineClient) -> GenerateRequest:
     """Parse a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
-    wire = schema.decoded(body, schema.Completion)
-    check_model(wire.model, client)
-    if wire.best_of is not None and wire.best_of != (wire.n or 1):
-        raise refused("best_of", "only best_of=n is supported: leave it out", "unsupported_value")
-    echo, echo_only = bool(wire.echo), wire.max_tokens == 0
-    if echo_only and not echo:
-        raise refused("max_tokens", "0 is of use with echo=true only: give at least 1", "invalid_value")
-    prompts = _prompt_ids(wire.prompt, client)
-    check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
-    max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else max(wire.max_tokens, int(echo_only))
-    fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": wire.logprobs}
-    if echo and wire.logprobs is not None:
-        fields["prompt_logprobs"] = max(wire.logprobs, wire.prompt_logprobs or 0)
-    return GenerateRequest(
-        model=wire.model,
-        prompts=prompts,
-        params=_params(wire, fields, client.vocab_size),
-        stream=bool(wire.stream),
-        include_usage=_include_usage(wire),
-        echo=_echo_texts(wire.prompt, prompts, client.tokenizer) if echo else (),
-        echo_only=echo_only,
-        wants_prompt_logprobs=wire.prompt_logprobs is not None,
-    )
+    return from_completion(schema.decoded(body, schema.Completion), client)
 
 
 def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
@@ -79,8 +76,43 @@ def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
 
     Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
     """
-    wire = schema.decoded(body, schema.Chat)
-    check_model(wire.model, client)
+    return from_chat(schema.decoded(body, schema.Chat), client)
+
+
+def from_completion(wire: schema.Completion, client: EngineClient) -> GenerateRequest:
+    """Check a completion against the model that will answer. Raises ApiError, UnknownModel or InvalidParameter."""
+    _check_names(wire, client)
+    if wire.best_of is not None and wire.best_of != (wire.n or 1):
+        raise refused("best_of", "only best_of=n is supported: leave it out", "unsupported_value")
+    echo, echo_only = bool(wire.echo), wire.max_tokens == 0
+    if echo_only and not echo:
+        raise refused("max_tokens", "0 is of use with echo=true only: give at least 1", "invalid_value")
+    max_tokens = COMPLETION_TOKENS if wire.max_tokens is None else wire.max_tokens or 1
+    logprobs = None if wire.logprobs is False or wire.logprobs is None else int(wire.logprobs)
+    fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
+    if echo and logprobs is not None:
+        fields["prompt_logprobs"] = max(logprobs, wire.prompt_logprobs or 0)
+    params = _params(wire, fields, client.vocab_size)
+    prompts = _prompt_ids(wire.prompt, client, wire.add_special_tokens is not False)
+    check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
+    return GenerateRequest(
+        model=wire.model,
+        prompts=prompts,
+        params=params,
+        form=_form(wire),
+        echo=_echo_texts(wire.prompt, prompts, client.tokenizer) if echo else (),
+        echo_only=echo_only,
+        wants_prompt_logprobs=wire.prompt_logprobs is not None,
+        request_id=wire.request_id,
+    )
+
+
+def from_chat(wire: schema.Chat, client: EngineClient) -> GenerateRequest:
+    """Check a chat completion against the model that will answer.
+
+    Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
+    """
+    _check_names(wire, client)
     if wire.top_logprobs is not None and not wire.logprobs:
         raise refused("top_logprobs", "it needs logprobs=true: set that, or leave it out", "invalid_value")
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
@@ -93,15 +125,29 @@ def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
         params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
-    prompt = client.tokenizer.encode_chat(chat_messages(wire.messages), most_tokens=client.max_model_len)
     return GenerateRequest(
         model=wire.model,
-        prompts=(prompt,),
+        prompts=(chat_ids(wire, chat_messages(wire.messages), client.tokenizer, client.max_model_len),),
         params=params,
-        stream=bool(wire.stream),
-        include_usage=_include_usage(wire),
+        form=_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
+        request_id=wire.request_id,
     )
+
+
+def chat_ids(
+    wire: schema.Chat | schema.Tokenize,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    most_tokens: int | None = None,
+) -> tuple[int, ...]:
+    """Put a body's conversation through the chat template. Raises InvalidChat, PromptTooLong or ApiError."""
+    continues = bool(wire.continue_final_message)
+    if continues and wire.add_generation_prompt:
+        message = "it excludes add_generation_prompt=true: give one of them"
+        raise refused("continue_final_message", message, "invalid_value")
+    begins_answer = wire.add_generation_prompt is not False and not continues
+    return tokenizer.encode_chat(messages, begins_answer, continues, most_tokens)
 
 
 def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
@@ -120,10 +166,19 @@ def check_model(name: str, client: EngineClient) -> None:
 
 def _template_message(message: schema.Message) -> dict[str, str]:
     role = "system" if message.role == "developer" else message.role
-    content = message.content
+    content = message.content or ""
     text = content if isinstance(content, str) else "\n".join(part.text for part in content)
     named = {"name": message.name} if message.name is not None else {}
     return {"role": role, "content": text} | named
+
+
+def _check_names(wire: schema.Generate, client: EngineClient) -> None:
+    """Refuse unknown models and, in SGLang's field for adapters, another than `model`."""
+    check_model(wire.model, client)
+    paths = wire.lora_path if isinstance(wire.lora_path, list) else [wire.lora_path]
+    if any(path is not None and path != wire.model for path in paths):
+        message = "it differs from model: name the adapter in model, and leave this field out"
+        raise refused("lora_path", message, "unsupported_value")
 
 
 def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) -> None:
@@ -133,7 +188,9 @@ def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) ->
         raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
 
 
-def _prompt_ids(prompt: schema.Prompt, client: EngineClient) -> tuple[tuple[int, ...], ...]:
+def _prompt_ids(
+    prompt: schema.Prompt, client: EngineClient, add_special: bool
+) -> tuple[tuple[int, ...], ...]:
     """Return every prompt's token ids; the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt
     texts = [item for item in items if isinstance(item, str)]
@@ -143,11 +200,14 @@ def _prompt_ids(prompt: schema.Prompt, client: EngineClient) -> tuple[tuple[int,
         raise refused("prompt", "the list is empty: give at least one prompt", "invalid_value")
     if len(items) not in (len(texts), len(flat), len(lists)):
         raise refused("prompt", "give a text, token ids, or a list of either", "invalid_type")
+    if len(texts) + len(lists) > MAX_PROMPTS:
+        message = f"it has {len(items)} prompts: give at most {MAX_PROMPTS}"
+        raise refused("prompt", message, "too_many_prompts")
     longest = client.max_model_len
     for ids in (*lists, flat):
         if len(ids) > longest:
             raise PromptTooLong("prompt", len(ids), "tokens", longest, longest)
-    encoded = (client.tokenizer.encode(text, most_tokens=longest) for text in texts)
+    encoded = (client.tokenizer.encode(text, add_special, most_tokens=longest) for text in texts)
     prompts = (*encoded, *map(tuple, lists), *([tuple(flat)] if flat else []))
     if not all(prompts):
         raise refused("prompt", "a prompt has no tokens: give at least one", "invalid_value")
@@ -167,25 +227,40 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
     """Make SamplingParams of the shared fields and `fields`, whose entries win. Raises InvalidParameter."""
     given = structs.asdict(wire)
     same = {name: given[name] for name in _SAME if given[name] is not None}
-    stop = (wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ())
-    bias = wire.logit_bias or {}
-    check_token_ids("logit_bias", tuple(bias), vocab_size)
-    check_token_ids("stop_token_ids", wire.stop_token_ids or (), vocab_size)
-    return SamplingParams(
+    params = SamplingParams(
         **(same | fields),
         top_k=0 if wire.top_k in (None, -1) else wire.top_k,  # -1 is off, too, in some clients
-        stop=stop,
-        logit_bias=tuple(sorted(bias.items())),
+        stop=(wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ()),
+        logit_bias=tuple(sorted(_biases(wire.logit_bias or {}).items())),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
     )
+    check_token_ids("logit_bias", [token_id for token_id, _ in params.logit_bias], vocab_size)
+    check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+    return params
 
 
-def _include_usage(wire: schema.Generate) -> bool:
-    if wire.stream_options is None:
-        return False
-    if not wire.stream:
+def _biases(given: Mapping[str, Any]) -> dict[int, float]:
+    """Read the keys of `logit_bias` as token ids. Raises InvalidParameter that shows the entry at fault."""
+    for key, value in given.items():
+        if not _TOKEN_ID.fullmatch(key) or isinstance(value, bool) or not isinstance(value, int | float):
+            remedy = "give an object with token ids as keys, and numbers from -100 to 100"
+            raise InvalidParameter("logit_bias", {key: value}, remedy)
+    return {int(key): value for key, value in given.items()}
+
+
+def _form(wire: schema.Generate) -> ResponseForm:
+    """Read how the response is to be written."""
+    options, stream = wire.stream_options or schema.StreamOptions(), bool(wire.stream)
+    include_usage, continuous = bool(options.include_usage), bool(options.continuous_usage_stats)
+    if (include_usage or continuous) and not stream:
         raise refused("stream_options", "it needs stream=true: set that, or leave it out", "invalid_value")
-    return bool(wire.stream_options.include_usage)
+    return ResponseForm(
+        stream=stream,
+        include_usage=include_usage,
+        continuous_usage=continuous,
+        token_ids=bool(wire.return_token_ids),
+        tokens_as_ids=bool(wire.return_tokens_as_token_ids),
+    )
 
 
 def _renamed(error: InvalidParameter, wire: schema.Chat) -> ApiError | InvalidParameter:

@@ -1,50 +1,52 @@
 """Declare OpenAI's request bodies as msgspec structs, and decode them strictly. Null means "not given" everywhere.
 
-Every field that a body may have stands here. Those of OpenAI that this server does not implement have the
-values that change nothing (`NEUTRAL`). With any other value, and for fields that are not here, the request is
-refused. Nothing is accepted and then ignored.
+Every field that is implemented stands here; `engine.api.neutral` has those that are not. A field that is in
+neither is refused. Nothing is accepted and then ignored.
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from engine.api.errors import ApiError, refused
+from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Prompt = str | list[str | TokenId | list[TokenId]]
 Label = Annotated[str, msgspec.Meta(max_length=512)]
+RequestId = Annotated[str, msgspec.Meta(max_length=128, pattern="^[A-Za-z0-9._:/+=@-]+$")]
+Biases = Annotated[
+    dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": {"type": "number"}})
+]
+Nothing = (
+    Annotated[list[Any], msgspec.Meta(max_length=0)]
+    | Annotated[str, msgspec.Meta(max_length=0)]
+    | Annotated[dict[str, Any], msgspec.Meta(max_length=0)]
+    | None
+)
+"""Null, or an empty list, text or object: what a field that is not implemented may hold within a message."""
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": (),
-    "web_search_options": (),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
+_NOT_EMPTY = re.compile(r"Expected `\w+` of length <= 0")
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_REMEDIES: Mapping[str, str] = {
+    "role": "give system, developer, user or assistant; tools are not supported",
+    "type": "give text; other kinds of parts are not supported",
 }
-"""For each field that is not implemented, the values that ask for nothing."""
+"""What to say of a value that none of a field's words is."""
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How a stream is to be written; obfuscation is not implemented."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -60,7 +62,7 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     stop: str | list[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[Int, float] | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -70,7 +72,13 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     min_tokens: Int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     prompt_logprobs: Int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    lora_path: str | list[str | None] | None = None
+    request_id: RequestId | None = None
 
     # Labels for the client's own use.
     user: Label | None = None
@@ -78,34 +86,58 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
 
-    store: object = None
-    service_tier: object = None
-
 
 class Completion(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """POST /v1/completions."""
 
     prompt: Prompt
     echo: bool | None = None
-    logprobs: Int | None = None
+    logprobs: Int | bool | None = None
     best_of: Int | None = None
-    suffix: object = None
+    add_special_tokens: bool | None = None
 
 
 class TextPart(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A part of a message; only text is implemented."""
+    """A part of a message; only text is implemented. Beginnings are cached without a word."""
 
     type: Literal["text"]
     text: str
+    annotations: Nothing = None
+    cache_control: Any = None
 
 
 class Message(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation."""
+    """One message of a conversation; the last group is what clients send back of answers.
+
+    An assistant's message may have no content.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: Label | None = None
-    refusal: Literal[""] | None = None
+    id: Label | None = None
+    cache_control: Any = None
+
+    refusal: Nothing = None
+    annotations: Nothing = None
+    audio: Nothing = None
+    images: Nothing = None
+    tools: Nothing = None
+    tool_calls: Nothing = None
+    tool_call_id: Nothing = None
+    function_call: Nothing = None
+    parsed: Nothing = None
+    reasoning: Nothing = None
+    reasoning_content: Nothing = None
+    reasoning_details: Nothing = None
+    thinking_blocks: Nothing = None
+    provider_specific_fields: Nothing = None
+    prefix: Literal[False] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a message without content in the words of a field that is missing."""
+        if self.content is None and self.role != "assistant":
+            raise ValueError("Object missing required field `content`")
 
 
 class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -115,18 +147,8 @@ class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
     max_completion_tokens: Int | None = None
     logprobs: bool | None = None
     top_logprobs: Int | None = None
-    tools: object = None
-    tool_choice: object = None
-    parallel_tool_calls: object = None
-    functions: object = None
-    function_call: object = None
-    response_format: object = None
-    modalities: object = None
-    audio: object = None
-    prediction: object = None
-    reasoning_effort: object = None
-    verbosity: object = None
-    web_search_options: object = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class Tokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -135,9 +157,10 @@ class Tokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    return_token_strs: bool = False
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    return_token_strs: bool | None = None
 
 
 class Detokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -148,34 +171,68 @@ class Detokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
 
 class LoadAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/load_lora_adapter."""
+    """POST /v1/load_lora_adapter. `lora_int_id` is a label."""
 
     lora_name: str
     lora_path: str
+    load_inplace: bool | None = None
+    base_model_name: str | None = None
+    lora_int_id: Int | None = None
 
 
 class UnloadAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/unload_lora_adapter."""
+    """POST /v1/unload_lora_adapter. `lora_int_id` is a label."""
 
     lora_name: str
+    lora_int_id: Int | None = None
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
+def _neutral_fields(kind: type[msgspec.Struct], table: Mapping[str, tuple[object, ...]]) -> tuple[str, ...]:
+    return tuple(name for name in table if name not in kind.__struct_fields__)
+
+
+def _with_neutral(kind: type[Body], table: Mapping[str, tuple[object, ...]]) -> type[Body]:
+    """Make the type of bodies that may hold the fields of `table` beside those of `kind`."""
+    fields = [(name, Any, None) for name in _neutral_fields(kind, table)]
+    return msgspec.defstruct(  # pyright: ignore[reportReturnType] - made of `kind`, which its type does not say
+        kind.__name__, fields, bases=(kind,), kw_only=True, frozen=True, forbid_unknown_fields=True
+    )
+
+
+TABLES: Mapping[type[msgspec.Struct], Mapping[str, tuple[object, ...]]] = {
+    Completion: NEUTRAL,
+    Chat: NEUTRAL,
+    Tokenize: NEUTRAL,
+    Detokenize: NEUTRAL,
+    LoadAdapter: ADAPTER_NEUTRAL,
+}
+"""For each kind of body, the fields that it may have though they are not implemented."""
+
+WIRE: Mapping[type[msgspec.Struct], type[msgspec.Struct]] = {
+    kind: _with_neutral(kind, table) for kind, table in TABLES.items()
+}
+"""For each kind of body, the type that is decoded."""
+
+
 def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Body:
     """Decode a body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
+    wire: Any = WIRE.get(kind, kind)
     try:
-        value = msgspec.json.decode(body, type=kind)
+        value: Any = msgspec.json.decode(body.removeprefix(_BYTE_ORDER_MARK), type=wire)
     except msgspec.ValidationError as error:
         raise _field_error(str(error), what) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"{what} is not JSON: {error}", None, "invalid_json") from None
+        surrogate = "; it may have half of a surrogate pair" if _LONE_SURROGATE.search(body) else ""
+        raise ApiError(400, f"{what} is not JSON: {error}{surrogate}", None, "invalid_json") from None
     except RecursionError:
         raise ApiError(400, f"{what} is nested too deeply", None, "invalid_json") from None
-    for field, given in msgspec.structs.asdict(value).items():
-        if given is not None and field in NEUTRAL and given not in NEUTRAL[field]:
-            raise refused(field, "this server does not support it: leave the field out", "unsupported_value")
+    table = TABLES.get(kind, {})
+    for field in _neutral_fields(kind, table):
+        if not asks_for_nothing(getattr(value, field), table[field]):
+            raise refused(field, remedy(field), "unsupported_value")
     return value
 
 
@@ -187,6 +244,10 @@ def _field_error(text: str, what: str) -> ApiError:
         return refused(_joined(path, unknown[1]), "no such field: leave it out", "unknown_field")
     if missing := _MISSING.fullmatch(reason):
         return refused(_joined(path, missing[1]), "the field is required", "missing_field")
+    if _NOT_EMPTY.fullmatch(reason):
+        return refused(path, remedy(path), "unsupported_value")
+    if reason.startswith("Invalid enum value"):
+        reason += ": " + _REMEDIES.get(path.rpartition(".")[2], "leave the field out")
     reason = reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")
     if not path:
         return ApiError(400, f"{what}: {reason}", None, "invalid_type")

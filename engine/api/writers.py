@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from engine.api.parsing import GenerateRequest
+from engine.api.parsing import GenerateRequest, ResponseForm
 from engine.output import Delta
 from engine.tokenizer import Tokenizer
 from scheduler.plan import TokenLogprob
@@ -14,6 +14,11 @@ LOWEST = -9999.0
 def finite(logprob: float) -> float:
     """Raise `logprob` to what JSON can carry."""
     return max(logprob, LOWEST)
+
+
+def token_name(token_id: int, tokenizer: Tokenizer, form: ResponseForm) -> str:
+    """Name a token by its text or, if that is asked for, by its id."""
+    return f"token_id:{token_id}" if form.tokens_as_ids else tokenizer.token_text(token_id)
 
 
 def prompt_logprobs_entries(
@@ -51,6 +56,10 @@ class CompletionWriter:
         """Write nothing: a text completion begins with its text."""
         return ()
 
+    def beside(self, first: Delta) -> dict[str, object]:
+        """Write nothing: every choice has its own prompt."""
+        return {}
+
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
         """Write the entry of one Delta; None if there is nothing to show yet."""
         first = choice not in self._offsets
@@ -59,7 +68,8 @@ class CompletionWriter:
         logprobs = self._logprobs(choice, delta, echo) if self._request.params.logprobs is not None else None
         self._offsets.setdefault(choice, 0)
         ends = delta.finish_reason is not None
-        if not (text or ends or delta.logprobs or delta.prompt_logprobs):
+        token_ids = delta.token_ids if self._request.form.token_ids else ()
+        if not (text or ends or delta.logprobs or delta.prompt_logprobs or token_ids):
             return None
         entry: dict[str, object] = {
             "index": choice,
@@ -70,16 +80,19 @@ class CompletionWriter:
         }
         if self._request.echo_only and ends:
             entry |= {"finish_reason": "length", "stop_reason": None}
+        prompt = self._request.prompts[choice // self._request.params.n]
         if first and self._request.wants_prompt_logprobs:
-            prompt = self._request.prompts[choice // self._request.params.n]
             entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._tokenizer)
+        if self._request.form.token_ids:
+            entry |= {"prompt_token_ids": prompt} if first else {}
+            entry["token_ids"] = () if self._request.echo_only else token_ids
         return entry
 
     def whole(self, choice: int, delta: Delta) -> dict[str, object]:
         """Write the entry of a choice whose Deltas are joined in `delta`."""
         entry = self.part(choice, delta)
         assert entry is not None, "a finished choice always has an entry"
-        return entry
+        return {"prompt_logprobs": None} | entry
 
     def _logprobs(self, choice: int, delta: Delta, echo: str) -> dict[str, object]:
         """Write OpenAI's object of four aligned lists. The prompt's first token has no log-probability."""
@@ -89,9 +102,8 @@ class CompletionWriter:
         if echo:
             known.insert(0, None)
             token_ids.insert(0, self._request.prompts[choice // self._request.params.n][0])
-        texts = [self._tokenizer.token_text(token_id) for token_id in token_ids]
         return {
-            "tokens": texts,
+            "tokens": [self._name(token_id) for token_id in token_ids],
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in known],
             "top_logprobs": [None if entry is None else self._top(entry) for entry in known],
             "text_offset": self._advance(choice, token_ids, echo),
@@ -106,8 +118,11 @@ class CompletionWriter:
         drawn = (entry.token_id, entry.logprob)
         top: dict[str, float] = {}
         for token_id, value in (*pairs, drawn):
-            top.setdefault(self._tokenizer.token_text(token_id), finite(value))
+            top.setdefault(self._name(token_id), finite(value))
         return top
+
+    def _name(self, token_id: int) -> str:
+        return token_name(token_id, self._tokenizer, self._request.form)
 
     def _advance(self, choice: int, token_ids: Iterable[int], echo: str) -> list[int]:
         """Return where each token begins in the choice's text, in characters, and go on behind them.
@@ -142,9 +157,19 @@ class ChatWriter:
             for choice in range(self._request.params.n)
         )
 
+    def beside(self, first: Delta) -> dict[str, object]:
+        """Write the prompt's log-probabilities, null if not asked for, and its token ids if they are."""
+        prompt, request = self._request.prompts[0], self._request
+        beside: dict[str, object] = {"prompt_logprobs": None}
+        if request.wants_prompt_logprobs:
+            entries = prompt_logprobs_entries(first.prompt_logprobs, prompt, self._tokenizer)
+            beside["prompt_logprobs"] = entries
+        return beside | ({"prompt_token_ids": prompt} if request.form.token_ids else {})
+
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
         """Write the entry of one Delta; None if there is nothing to show yet."""
-        if not (delta.text or delta.finish_reason or delta.logprobs or delta.prompt_logprobs):
+        token_ids = delta.token_ids if self._request.form.token_ids else ()
+        if not (delta.text or delta.finish_reason or delta.logprobs or token_ids):
             return None
         content = {"content": delta.text} if delta.text else {}
         return {"index": choice, "delta": content} | self._common(delta)
@@ -163,15 +188,13 @@ class ChatWriter:
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
             "stop_reason": delta.stop_reason,
         }
-        if delta.prompt_logprobs:
-            prompt = self._request.prompts[0]
-            entry["prompt_logprobs"] = prompt_logprobs_entries(delta.prompt_logprobs, prompt, self._tokenizer)
-        return entry
+        return entry | ({"token_ids": delta.token_ids} if self._request.form.token_ids else {})
 
     def _token(self, entry: TokenLogprob) -> dict[str, object]:
         top = [self._entry(token_id, value) for token_id, value in entry.top[: self._request.params.logprobs]]
         return self._entry(entry.token_id, entry.logprob) | {"top_logprobs": top}
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, object]:
-        text, content = self._tokenizer.token_text(token_id), self._tokenizer.token_bytes(token_id)
+        content = self._tokenizer.token_bytes(token_id)
+        text = token_name(token_id, self._tokenizer, self._request.form)
         return {"token": text, "logprob": finite(logprob), "bytes": list(content)}

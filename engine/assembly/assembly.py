@@ -32,6 +32,7 @@ from engine.unified_pool import UnifiedPool
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
+from lora.store.folder_watch import FolderWatch
 from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
@@ -68,6 +69,7 @@ class Engine:
     changed: threading.Event  # set when an adapter became resident or failed to
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
+    watch: FolderWatch | None = None  # over the folder of adapters
 
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
@@ -76,6 +78,8 @@ class Engine:
 
     def close(self) -> None:
         """Copy no more adapters, and end the other devices' processes. Peers are closed before."""
+        if self.watch is not None:
+            self.watch.close()
         self.store.close()
         if self.workers is not None:
             self.workers.close()
@@ -129,8 +133,8 @@ def _assemble(
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     tokenizer = Tokenizer.load(base.folder)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
-    _add_adapters(config, store, card)
-    return Engine(core, store, tokenizer, card, changed, peers, workers)
+    watch = _add_adapters(config, store, card)
+    return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
@@ -175,12 +179,15 @@ def _core(
     return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 
-def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> None:
+def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> FolderWatch | None:
     """Let the store know the configuration's adapters; the embedded model brings its own."""
     store.registry.reserve(card.names)
     named = {name: Path(folder) for name, folder in (config.loras or {}).items()}
     embedded = adapter_folders() if config.model is None else {}
-    add_adapters(store.registry, named, config.lora_dir, embedded)
+    watch = add_adapters(store.registry, named, config.lora_dir, embedded)
+    if watch is not None and config.lora_dir_poll_s:
+        watch.start(config.lora_dir_poll_s)
+    return watch
 
 
 def _names(config: EngineConfig) -> tuple[str, ...]:

@@ -102,8 +102,15 @@ class EngineConfig:
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[
-        Path | None, Option("adapters", FOLDER, "every PEFT folder below is known by its name")
+        Path | None,
+        Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
     ] = None
+    lora_dir_poll_s: Annotated[
+        float,
+        Option(
+            "adapters", SECONDS, "how often that folder is looked at for changes", note="0: at start only"
+        ),
+    ] = 2.0
     lora_dtype: Annotated[
         LoraDtype,
         Option(

@@ -7,16 +7,36 @@ end. JSON is decoded with bounds on its size and its nesting.
 import json
 import os
 import stat
+from errno import EAGAIN, EHOSTDOWN, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ESTALE, ETIMEDOUT
 from pathlib import Path
 from typing import cast
 
 MOST_CONFIG_BYTES = 1 << 20
 _MOST_NESTING = 32
 _SHORT_CHARS = 60
+_PASSING = frozenset({EIO, ESTALE, ETIMEDOUT, EHOSTDOWN, ENOMEM, EMFILE, ENFILE, EAGAIN, EINTR})
 
 
 class Flaw(ValueError):
-    """Why a folder cannot be served, before anyone asks under which name."""
+    """Why a folder cannot be served, before anyone asks under which name.
+
+    It names files and no folder: clients are told it, whom the host's folders do not concern.
+    """
+
+    may_pass = False
+
+
+class PassingFlaw(Flaw):
+    """A folder that could not be read now, though it may be sound."""
+
+    may_pass = True
+
+
+def unreadable(what: str, error: OSError) -> Flaw:
+    """Say that `what` cannot be read, and whether that may pass by itself."""
+    if error.errno in _PASSING:
+        return PassingFlaw(f"{what} cannot be read now ({error.strerror}): try again, or look at its disk")
+    return Flaw(f"{what} cannot be read ({error.strerror}): check its permissions")
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytearray:
@@ -33,7 +53,7 @@ def read_regular_file(path: Path, most_bytes: int) -> bytearray:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Flaw(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        raise unreadable(path.name, error) from error
 
 
 def read_json_object(path: Path) -> dict[str, object]:
@@ -45,13 +65,15 @@ def read_json_object(path: Path) -> dict[str, object]:
         # A lone surrogate can be escaped in JSON, and in no text that is sent on.
         json.dumps(value, ensure_ascii=False).encode()
     except Flaw as flaw:
-        raise Flaw(f"{path} {flaw}: save the adapter again") from flaw
+        raise Flaw(f"{path.name} {flaw}: save the adapter again") from flaw
     except RecursionError as error:
-        raise Flaw(f"{path} is nested deeper than {_MOST_NESTING}: save the adapter again") from error
+        raise Flaw(f"{path.name} is nested deeper than {_MOST_NESTING}: save the adapter again") from error
     except ValueError as error:  # not JSON, or not even text
-        raise Flaw(f"{path} is not valid JSON ({error}): save the adapter again") from error
+        raise Flaw(f"{path.name} is not valid JSON ({error}): save the adapter again") from error
     if not isinstance(value, dict):
-        raise Flaw(f"{path} holds {type(value).__name__}, not an object of fields: save the adapter again")
+        raise Flaw(
+            f"{path.name} holds {type(value).__name__}, not an object of fields: save the adapter again"
+        )
     return cast(dict[str, object], value)
 
 
@@ -74,9 +96,11 @@ def short(value: object) -> str:
 def _read_all(path: Path, descriptor: int, most_bytes: int) -> bytearray:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise Flaw(f"{path} is no regular file and cannot be read: put the adapter's own file there")
+        raise Flaw(f"{path.name} is no regular file and cannot be read: put the adapter's own file there")
     if status.st_size > most_bytes:
-        raise Flaw(f"{path} has {status.st_size} bytes, at most {most_bytes} are read: is it the right file?")
+        raise Flaw(
+            f"{path.name} has {status.st_size} bytes, at most {most_bytes} are read: is it the right file?"
+        )
     content = bytearray(status.st_size)
     filled = 0
     while filled < len(content) and (count := os.readv(descriptor, [memoryview(content)[filled:]])):

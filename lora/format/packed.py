@@ -165,6 +165,30 @@ def view(rows: Tensor, layout: PackedLayout, digest: str) -> AdapterWeights:
     return AdapterWeights(digest, groups)
 
 
+def inertia(layout: PackedLayout, rows: Tensor) -> str:
+    """Say why an adapter changes no output at all: rows is its packed form; "" if it may change some."""
+    causes: set[str] = set()
+    values = (
+        rows & 0x7F if layout.dtype.itemsize == 1 else rows.view(layout.dtype)
+    )  # bytes without their sign
+    for place in layout.places:
+        a_start = place.a_start
+        for module, bt_start in zip(place.modules, place.bt_starts, strict=True):
+            shape = layout.base.of(module.site)
+            A = matrix(values, a_start, (module.rank, shape.in_features))
+            Bt = matrix(values, bt_start, (module.rank, shape.out_features))
+            a_start += A.numel()
+            if module.scale == 0:
+                causes.add("lora_alpha is 0")
+            elif not Bt.any():
+                causes.add("all lora_B are zero, as before any training")
+            elif not A.any():
+                causes.add("all lora_A are zero")
+            else:
+                return ""
+    return " and ".join(sorted(causes))
+
+
 def matrix(elements: Tensor, start: int, shape: tuple[int, int]) -> Tensor:
     """View the contiguous matrix of `shape` that begins at element `start` of `elements`."""
     return elements[start : start + shape[0] * shape[1]].view(shape)

@@ -95,7 +95,7 @@ def pack(
         for module, pair in zip(modules, pairs.values(), strict=True):
             _check_update(pair, module.scale, dtype)
     except Flaw as flaw:
-        raise AdapterRefused(name, str(flaw)) from flaw
+        raise AdapterRefused(name, str(flaw), flaw.may_pass) from flaw
     ref = AdapterRef(digest_of(layout, rows), name, layout.rank, layout.sites, layout.nbytes)
     return PackedAdapter(ref, layout, rows)
 
@@ -133,14 +133,16 @@ def _read_tensors(folder: Path, most_numbers: int) -> Mapping[str, Tensor]:
     except FileNotFoundError:
         if (folder / PICKLE_FILE).exists():
             raise Flaw(
-                f"{folder} has {PICKLE_FILE}, a pickle, which could run any code: save it as {WEIGHTS_FILE}"
+                f"it has {PICKLE_FILE}, a pickle, which could run any code: save it as {WEIGHTS_FILE}"
                 " (save_pretrained(safe_serialization=True))"
             ) from None
-        raise Flaw(f"{folder} has no {WEIGHTS_FILE}: save the adapter there as one file") from None
+        raise Flaw(f"it has no {WEIGHTS_FILE}: save the adapter there as one file") from None
     except Flaw:
         raise
     except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise Flaw(f"{path} is truncated or no safetensors file ({error}): copy or save it again") from error
+        raise Flaw(
+            f"{WEIGHTS_FILE} is truncated or no safetensors file ({error}): copy or save it again"
+        ) from error
 
 
 def _match(tensor_name: str) -> re.Match[str]:

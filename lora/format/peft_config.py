@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, TypeVar, cast
 
-from lora.format.adapter_files import Flaw, read_json_object, short
+from lora.format.adapter_files import Flaw, read_json_object, short, unreadable
 from lora.format.module_patterns import (
     EndPattern,
     ModulePattern,
@@ -142,12 +142,12 @@ def read_settings(folder: Path) -> LoraSettings:
 def _read_config(folder: Path) -> dict[str, object]:
     try:
         if not folder.is_dir():
-            raise Flaw(f"{folder} is not a folder: give the folder that holds {CONFIG_FILE}")
+            raise Flaw(f"it is not a folder: give the folder that holds {CONFIG_FILE}")
         return read_json_object(folder / CONFIG_FILE)
     except FileNotFoundError:
-        raise Flaw(f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT's save_pretrained") from None
+        raise Flaw(f"it has no {CONFIG_FILE}: give a folder saved by PEFT's save_pretrained") from None
     except OSError as error:
-        raise Flaw(f"{folder} cannot be read ({error.strerror}): give an adapter's folder") from error
+        raise unreadable("its folder", error) from error
 
 
 def _check_kind(config: Mapping[str, object]) -> None:

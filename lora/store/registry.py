@@ -6,46 +6,31 @@ Folders are read here, and peers asked, before a name means something; afterward
 import logging
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
-from lora.format.packed import PackedLayout
+from lora.format.folder_stamp import FolderStamp, folder_stamp
+from lora.format.packed import PackedLayout, inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
 from lora.memory.residency import Content
 from lora.peers.manifest import Manifest
 from lora.peers.published_manifests import PublishedManifests
 from lora.store.loader import AdapterLoader
+from lora.store.named_adapter import NamedAdapter
 from lora.store.tier_chain import TierChain
 
 _MISSES = 2  # a node that starts again needs a moment until it knows its names
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Name:
-    """What a name means now; `folder` is None where a peer told it.
-
-    `hops` is how far this node is from one that owns the name (0: it does). `misses` counts how often in a row no
-    peer has confirmed it. `packing` is held by whoever reads the folder, so that it is read once.
-    """
-
-    name: str
-    folder: Path | None
-    ref: AdapterRef | None = None
-    hops: int = 0
-    misses: int = 0
-    packing: threading.Lock = field(default_factory=threading.Lock)
-
-
 class AdapterRegistry:
     """Names and what they mean. Every method may be called from any thread.
 
-    `_lock` guards the names and all fields of each but `packing`. Only this class takes it, for as long as a
-    dictionary takes: folders are read and peers asked without it. So what a name means is checked again before it is
-    changed.
+    `_lock` guards the names and what each means; what was found in a folder is its reader's. Only this class takes
+    it, for as long as a dictionary takes: folders are read and peers asked without it. So what a name means is
+    checked again before it is changed.
 
     Lock order: a name's `packing`, then `_lock`, then that of Contents, of which `bind`, `unbind` and `fail` are
     called under it, and that of PublishedManifests. Contents' `advance` follows once `_lock` is free.
@@ -61,7 +46,7 @@ class AdapterRegistry:
         self._published = published
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._names: dict[str, _Name] = {}
+        self._names: dict[str, NamedAdapter] = {}
         self._reserved: frozenset[str] = frozenset()
 
     def reserve(self, names: Iterable[str]) -> None:
@@ -75,22 +60,29 @@ class AdapterRegistry:
         if name in self._reserved:
             raise InvalidName(name, "the base model has that name: choose another")
 
-    def declare(self, name: str, folder: Path) -> None:
+    def declare(self, name: str, folder: Path, replaces: bool = True) -> bool:
         """Remember a name and its PEFT folder; the weights are read when first asked for.
 
-        Raises InvalidName or another AdapterRefused.
+        Return False if it does not replace what this node knows by that name. Raises InvalidName or another
+        AdapterRefused.
         """
         self.check_name(name)
         try:
             is_adapter = (folder / CONFIG_FILE).is_file()
         except OSError as error:
-            raise AdapterRefused(name, f"{folder} cannot be read ({error.strerror})") from error
+            raise AdapterRefused(
+                name, f"its folder cannot be read ({error.strerror})", may_pass=True
+            ) from error
         if not is_adapter:
-            raise AdapterRefused(name, f"{folder} has no {CONFIG_FILE}: give a folder saved by PEFT")
+            raise AdapterRefused(name, f"it has no {CONFIG_FILE}: give a folder saved by PEFT")
         with self._lock:
-            self._unbind(self._names.get(name))
-            self._names[name] = _Name(name, folder)
+            current = self._names.get(name)
+            if current is not None and current.folder is not None and not replaces:
+                return False
+            self._unbind(current)
+            self._names[name] = NamedAdapter(name, folder)
         self._contents.advance()
+        return True
 
     def load(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
@@ -99,9 +91,40 @@ class AdapterRegistry:
         has changed.
         """
         self.check_name(name)
-        packed = self._tiers.pack(name, folder, self._most_bytes)
-        self._bind_packed(_Name(name, folder), packed, replaces=None)
+        entry = NamedAdapter(name, folder)
+        packed = self._pack(entry, folder)
+        self._bind_packed(entry, packed, replaces=None)
         return packed.ref
+
+    def folder(self, name: str) -> Path | None:
+        """Tell the folder of a name that this node owns."""
+        with self._lock:
+            entry = self._names.get(name)
+            return entry.folder if entry else None
+
+    def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
+        """Read the folder of a name again if it was read before and has changed since.
+
+        What the name meant stays until the new content is there, and if there is none. Raises AdapterRefused for
+        what may pass.
+        """
+        with self._lock:
+            entry = self._names.get(name)
+            if entry is None or entry.folder != folder or entry.ref is None:
+                return
+            if stamp in (entry.stamp, entry.refused):
+                return
+        fresh = NamedAdapter(name, folder)
+        try:
+            packed = self._pack(fresh, folder)
+        except AdapterRefused as refusal:
+            if refusal.may_pass:
+                raise
+            entry.refuse(stamp, refusal)
+            _log.warning("adapter %s keeps its content, since what its folder holds now is refused", name)
+            return
+        _log.info("adapter %s is now %s, since its folder has changed", name, packed.ref.digest[:12])
+        self._bind_packed(fresh, packed, replaces=entry)
 
     def known(self, name: str) -> AdapterRef | None:
         """Return what `name` means, if that can be told without waiting."""
@@ -124,10 +147,14 @@ class AdapterRegistry:
             else:
                 self._read(entry)
 
-    def unload(self, name: str) -> None:
-        """Forget a name at once; its content goes when no live request uses it. Raises UnknownAdapter."""
+    def unload(self, name: str, folder: Path | None = None) -> None:
+        """Forget a name at once; its content goes when no live request uses it.
+
+        Raises UnknownAdapter, also for a name that does not mean `folder` if one is given.
+        """
         with self._lock:
-            if name not in self._names:
+            entry = self._names.get(name)
+            if entry is None or folder not in (None, entry.folder):
                 raise UnknownAdapter(name)
             self._unbind(self._names.pop(name))
         self._contents.advance()
@@ -140,7 +167,7 @@ class AdapterRegistry:
     def entries(self) -> tuple[AdapterEntry, ...]:
         """List all names with what they mean."""
         with self._lock:
-            return tuple(AdapterEntry(name, entry.folder, entry.ref) for name, entry in self._names.items())
+            return tuple(named.entry() for named in self._names.values())
 
     def lose(self, content: Content, error: Exception) -> None:
         """Give up a content that cannot be had: its names are read, or peers asked for them, afresh.
@@ -199,17 +226,33 @@ class AdapterRegistry:
                     self._unbind(self._names.pop(name))
             elif (told.ref, told.hops) != (entry.ref, entry.hops):
                 _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(NamedAdapter(name, None, hops=told.hops), told.ref, told.layout)
             else:
                 entry.misses = 0
         self._contents.advance()
 
-    def _read(self, entry: _Name) -> None:
+    def _read(self, entry: NamedAdapter) -> None:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
-                packed = self._tiers.pack(entry.name, entry.folder, self._most_bytes)
+                packed = self._pack(entry, entry.folder)
                 self._bind_packed(entry, packed, replaces=entry)
+
+    def _pack(self, entry: NamedAdapter, folder: Path) -> PackedAdapter:
+        """Read the folder, unless it is known to be refused as it is. Raises AdapterRefused."""
+        stamp = folder_stamp(folder)
+        entry.check(stamp)
+        try:
+            packed = self._tiers.pack(entry.name, folder, self._most_bytes)
+        except AdapterRefused as refusal:
+            entry.refuse(stamp, refusal)
+            _log.warning("%s (in %s)", refusal, folder)
+            raise
+        entry.stamp, entry.refused, entry.refusal = stamp, None, None
+        entry.inertia = inertia(packed.layout, packed.rows)
+        if entry.inertia:
+            _log.warning("adapter %s changes nothing: %s", entry.name, entry.inertia)
+        return packed
 
     def _discover(self, name: str) -> None:
         """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
@@ -218,9 +261,9 @@ class AdapterRegistry:
             raise UnknownAdapter(name)
         with self._lock:
             if name not in self._names:
-                self._bind(_Name(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(NamedAdapter(name, None, hops=told.hops), told.ref, told.layout)
 
-    def _bind_packed(self, entry: _Name, packed: PackedAdapter, replaces: _Name | None) -> None:
+    def _bind_packed(self, entry: NamedAdapter, packed: PackedAdapter, replaces: NamedAdapter | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
         with self._lock:
             current = self._names.get(entry.name)
@@ -233,7 +276,7 @@ class AdapterRegistry:
 
     # Called under the lock
 
-    def _bind(self, entry: _Name, ref: AdapterRef, layout: PackedLayout) -> None:
+    def _bind(self, entry: NamedAdapter, ref: AdapterRef, layout: PackedLayout) -> None:
         """Let the entry's name mean this content."""
         self._contents.bind(ref, layout, entry.name, entry.folder)
         self._unbind(self._names.get(entry.name))
@@ -242,7 +285,7 @@ class AdapterRegistry:
         if self._published is not None:
             self._published.bind(Manifest(ref, layout, entry.hops))
 
-    def _unbind(self, entry: _Name | None) -> None:
+    def _unbind(self, entry: NamedAdapter | None) -> None:
         """Let the entry's name mean nothing, and count one name fewer for the content it meant."""
         if entry is None or entry.ref is None:
             return

@@ -214,7 +214,7 @@ class SourceTier:
         if packed.ref.digest != digest:
             raise AdapterLost(
                 source.name,
-                f"{source.folder} was changed after it was loaded: load it again under a name, and keep packed"
+                "its folder was changed after it was loaded: load it again under a name, and keep packed"
                 " adapters on disk so that older requests can finish",
             )
         destination[: packed.rows.numel()].copy_(packed.rows)

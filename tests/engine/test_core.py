@@ -74,7 +74,7 @@ def test_an_abort_between_steps_frees_everything(rig: Rig) -> None:
 
 
 def test_a_refused_request_leaves_no_trace(rig: Rig) -> None:
-    with pytest.raises(RequestRefused, match="max_model_len=128"):
+    with pytest.raises(RequestRefused, match="maximum context length is 128 tokens"):
         rig.engine.core.submit(_request("a", rig.engine.store.registry.resolve("low"), prompt=(5,) * 127))
     assert is_clean(rig.engine)
 

@@ -1,16 +1,19 @@
 """Names at start: what was named is served or the start fails; what was found is served or said."""
 
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from engine import LLM
+from engine import LLM, SamplingParams
 from engine.assembly.first_adapters import add_adapters
 from engine.config.command_line import serve_config
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.serve import USAGE_ERROR, main
-from lora.errors import AdapterRefused, InvalidName
+from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
+from lora.format.folder_stamp import FolderStamp
 from tests.lora.store_rig import StoreRig
 
 REVERSE = adapter_folders()["reverse"]
@@ -122,3 +125,40 @@ def test_a_model_from_the_hub_is_called_by_its_id(monkeypatch: pytest.MonkeyPatc
     llm = LLM("org/model", max_model_len=64, kv_cache_bytes=1 << 20)
     assert llm.engine.card.names == ("org/model",)
     llm.close()
+
+
+def test_an_adapter_that_is_put_into_the_folder_later_is_served(tmp_path: Path) -> None:
+    llm = LLM(lora_dir=tmp_path, lora_dir_poll_s=0.0, max_model_len=64, kv_cache_bytes=1 << 20)
+    ask = [[{"role": "user", "content": "garden"}]]
+    shutil.copytree(REVERSE, tmp_path / "later")
+    assert llm.engine.watch is not None
+    llm.engine.watch.scan()
+    with pytest.raises(UnknownAdapter):
+        llm.chat(ask, SamplingParams(temperature=0), adapters="later")
+    llm.engine.watch.scan()
+    (result,) = llm.chat(ask, SamplingParams(temperature=0), adapters="later")
+    assert result.outputs[0].text == "nedrag"
+    llm.close()
+
+
+def test_a_folder_that_hangs_holds_up_neither_requests_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, looked = threading.Event(), threading.Event()
+
+    def look(folder: Path) -> FolderStamp:
+        looked.set()
+        hung.wait(60)
+        raise OSError
+
+    shutil.copytree(REVERSE, tmp_path / "poet")
+    made = LLM(lora_dir=tmp_path, lora_dir_poll_s=0.0, max_model_len=64, kv_cache_bytes=1 << 20)
+    assert made.engine.watch is not None
+    made.generate(["x"], SamplingParams(max_tokens=1), adapters="poet")
+    monkeypatch.setattr("lora.store.folder_watch.folder_stamp", look)
+    made.engine.watch.start(0.001)
+    assert looked.wait(60)
+    made.generate(["x"], SamplingParams(max_tokens=1), adapters="poet")
+    made.close()
+    assert not hung.is_set()
+    hung.set()

@@ -155,7 +155,7 @@ def test_the_token_that_stops_is_no_text_and_a_stop_token_is_named() -> None:
 def test_special_tokens_are_no_text_unless_asked_for() -> None:
     a = BYTES.encode("a", add_special=False)[0]
     assert text_of(streamed(BYTES, [a, END, a])) == "aa"
-    stream = Detokenizer(BYTES, SamplingParams(), skip_special=False)
+    stream = Detokenizer(BYTES, SamplingParams(skip_special_tokens=False))
     assert stream.push(TokenEvent(SequenceKey("r", 0), END)).text == EOS
 
 

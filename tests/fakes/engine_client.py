@@ -130,7 +130,7 @@ class FakeClient:
         if model not in self.model_names and model not in self._known:
             raise UnknownModel(model)
         if len(prompt_token_ids) + (params.max_tokens or 1) > self.max_model_len:
-            raise RequestRefused(f"a prompt of {len(prompt_token_ids)} tokens exceeds {self.max_model_len}")
+            raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
         assert request_id not in self.live, "request ids are unique among live requests"
         self.submitted.append((model, prompt_token_ids, params))
         stream = FakeStream(self, request_id, self._deltas(model, prompt_token_ids, params, request_id))

@@ -21,13 +21,15 @@ PAGES_OF_RANK_4 = 6  # 3 layers, all sites, float32: 21.75 KiB
 class StoreRig:
     """A store over a small arena with numbered adapters of rank 4, and how to bring them in."""
 
-    def __init__(self, root: Path, adapters_that_fit: int, *, disk: bool = True) -> None:
+    def __init__(
+        self, root: Path, adapters_that_fit: int, *, disk: bool = True, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.root = root
         self.pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
         self.executor = InlineExecutor()
         tier = DiskTier(root / "cache") if disk else None
         residency = Residency(self.pages, CheapestWindow())
-        self.store = AdapterStore(BASE_SHAPE, torch.float32, residency, tier, self.executor)
+        self.store = AdapterStore(BASE_SHAPE, dtype, residency, tier, self.executor)
 
     def folder(self, seed: int, rank: int = 4) -> Path:
         """A PEFT folder with content of its own for each seed."""

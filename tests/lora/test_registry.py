@@ -1,9 +1,14 @@
 """Names change at once, contents stay while they are used, and a broken adapter leaves no trace."""
 
+import errno
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import safetensors.torch
 import torch
 
 from lora.errors import AdapterRefused, UnknownAdapter
@@ -124,3 +129,56 @@ def test_an_adapter_larger_than_the_arena_is_refused_with_the_numbers(
     with pytest.raises(AdapterRefused, match=rf"\d+ bytes.* {s.pages.nbytes} bytes"):
         s.store.registry.load("big", s.folder(1, rank=8))
     assert s.store.registry.names() == ()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_fault_that_may_pass_is_not_remembered(
+    make_rig: Callable[[int], StoreRig], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fault(*arguments: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    s = make_rig(1)
+    s.store.registry.declare("poet", s.folder(1))
+    monkeypatch.setattr("lora.format.adapter_files.os.readv", fault)
+    for _ in range(2):
+        with pytest.raises(AdapterRefused, match=os.strerror(number)) as refusal:
+            s.store.registry.resolve("poet")
+        assert refusal.value.may_pass
+    monkeypatch.undo()
+    assert s.store.registry.resolve("poet").rank == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("side", "alpha", "cause"),
+    [
+        ("B", 8, "all lora_B are zero"),
+        ("A", 8, "all lora_A are zero"),
+        (None, 0, "lora_alpha is 0"),
+        (None, 8, ""),
+    ],
+)
+def test_an_adapter_that_changes_nothing_is_said_to(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    dtype: torch.dtype,
+    side: str | None,
+    alpha: int,
+    cause: str,
+) -> None:
+    s = StoreRig(tmp_path, 4, dtype=dtype)
+    folder = s.folder(1)
+    weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    zeroed = {name: tensor * (0 if f"lora_{side}" in name else -1) for name, tensor in weights.items()}
+    safetensors.torch.save_file(zeroed, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text()) | {
+        "lora_alpha": alpha,
+        "alpha_pattern": {},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    s.store.registry.load("poet", folder)
+    (entry,) = s.store.registry.entries()
+    assert (entry.inertia or "").startswith(cause)
+    assert bool(entry.inertia) is bool(cause)
+    assert ("poet changes nothing" in caplog.text) is bool(cause)

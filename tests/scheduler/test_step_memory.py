@@ -34,17 +34,17 @@ def cached(rig: Rig, request_id: str) -> int:
     ("prompt", "max_tokens", "message"),
     [
         (0, 1, r"request_id='a' has an empty prompt"),
-        (100, None, r"prompt of 100 tokens with max_tokens=None exceeds max_model_len=100"),
-        (99, 2, r"prompt of 99 tokens with max_tokens=2 exceeds max_model_len=100"),
+        (100, None, r"maximum context length is 100 tokens.* has 100 in its prompt and no max_tokens: sh"),
+        (99, 2, r"maximum context length is 100 tokens.* has 99 in its prompt and max_tokens=2: sho"),
         (
             50,
             16,
-            r"prompt of 50 tokens with max_tokens=16 .* needs 17 K/V blocks of 4 tokens and there are 16",
+            r"50 in its prompt and max_tokens=16, .* needs 17 K/V blocks of 4 tokens and there are 16",
         ),
         (
             10,
             None,
-            r"max_tokens=None \(max_model_len=100\) needs 25 K/V blocks .* there are 16: .* 65 tokens",
+            r"maximum context length is 100 .* no max_tokens, which needs 25 K/V blocks .* there are 16: .* 65 tokens",
         ),
     ],
 )

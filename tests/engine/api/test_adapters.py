@@ -33,6 +33,18 @@ async def test_an_adapter_comes_and_goes(root: Path) -> None:
         assert (await api.post(UNLOAD, {"lora_name": "new"})).error["code"] == "model_not_found"
 
 
+async def test_a_name_that_is_there_is_loaded_anew_unless_the_client_says_not_to(root: Path) -> None:
+    async with session(roots=[root]) as api:
+        body = {"lora_name": "new", "lora_path": "new"}
+        for in_place in (False, None, True):
+            assert (await api.post(LOAD, body | {"load_inplace": in_place})).status == 200
+        assert (await api.post(LOAD, body)).status == 200
+        error = (await api.post(LOAD, body | {"load_inplace": False})).error
+        assert (error["param"], error["code"]) == ("lora_name", "adapter_exists")
+        assert (await api.post(LOAD, body | {"base_model_name": "base"})).status == 200
+        assert (await api.post(LOAD, body | {"base_model_name": "b"})).error["param"] == "base_model_name"
+
+
 async def test_no_path_leads_outside(root: Path) -> None:
     async with session(roots=[root]) as api:
         outside = [

@@ -83,10 +83,14 @@ async def test_streamed_logprobs_are_not_lost_while_text_is_held_back() -> None:
 async def test_prompt_logprobs_come_with_the_first_chunk() -> None:
     async with session() as api:
         body = {"model": "base", "messages": HI, "prompt_logprobs": 0, "stream": True}
-        chunks = events((await api.post("/v1/chat/completions", body)).body)[1:-1]
-        shown = [chunk["choices"][0].get("prompt_logprobs") for chunk in chunks]
+        chunks = events((await api.post("/v1/chat/completions", body)).body)[:-1]
+        shown = [chunk.get("prompt_logprobs") for chunk in chunks]
         assert len(shown[0]) == len(TOKENIZER.encode_chat(HI))
         assert shown[1:] == [None] * (len(shown) - 1)
+        whole = (await api.post("/v1/chat/completions", body | {"stream": False})).json
+        assert whole["prompt_logprobs"] == shown[0]
+        unasked = (await api.post("/v1/chat/completions", {"model": "base", "messages": HI})).json
+        assert unasked["prompt_logprobs"] is None
 
 
 async def test_a_template_that_refuses_and_a_model_without_one_are_bad_requests() -> None:

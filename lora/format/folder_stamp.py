@@ -1,0 +1,53 @@
+"""Tell an adapter's folder from what it was before, without reading its files.
+
+Two stamps are equal as long as both files are the same, unchanged. Links are followed, so that one which comes to lead
+elsewhere changes the stamp.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora.format.peft import WEIGHTS_FILE
+from lora.format.peft_config import CONFIG_FILE
+
+_ABSENT = ("absent",)
+_UNREADABLE = "unreadable"
+FileState = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStamp:
+    """What two files of a folder were like at one moment: which file it is, its size, and when it was changed."""
+
+    config: FileState
+    weights: FileState
+
+    @property
+    def is_adapter(self) -> bool:
+        """Tell whether the folder was an adapter's, if perhaps a broken one."""
+        return self.config != _ABSENT
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether both files were there and could be looked at."""
+        return isinstance(self.config[0], int) and isinstance(self.weights[0], int)
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Tell whether a file could not be looked at, so that nothing is known of it."""
+        return _UNREADABLE in (self.config[0], self.weights[0])
+
+
+def folder_stamp(folder: Path) -> FolderStamp:
+    """Look at the files of a folder; it may wait for a network's folder."""
+    return FolderStamp(_state(folder / CONFIG_FILE), _state(folder / WEIGHTS_FILE))
+
+
+def _state(path: Path) -> FileState:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except OSError as error:
+        return (_UNREADABLE, error.errno or 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

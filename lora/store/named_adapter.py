@@ -1,0 +1,46 @@
+"""Hold what one adapter name means at this node, and what was found in its folder."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora.adapter import AdapterEntry, AdapterRef
+from lora.errors import AdapterRefused
+from lora.format.folder_stamp import FolderStamp
+
+
+@dataclass(slots=True)
+class NamedAdapter:
+    """What a name means now; `folder` is None where a peer told it. AdapterRegistry locks it.
+
+    `hops` is how far this node is from one that owns the name (0: it does). `misses` counts how often in a row no
+    peer has confirmed it. `packing` is held by whoever reads the folder, so that it is read once. `stamp` is the
+    folder's when the content was read, `inertia` why that changes no output. `refused` is the folder's stamp when it
+    was read and could not be served, and `refusal` the reason: it is not read again until it has changed.
+    """
+
+    name: str
+    folder: Path | None
+    ref: AdapterRef | None = None
+    hops: int = 0
+    misses: int = 0
+    stamp: FolderStamp | None = None
+    inertia: str | None = None
+    refused: FolderStamp | None = None
+    refusal: str | None = None
+    packing: threading.Lock = field(default_factory=threading.Lock)
+
+    def entry(self) -> AdapterEntry:
+        """Return what is told of the name."""
+        refusal = self.refusal if self.ref is None else None
+        return AdapterEntry(self.name, self.folder, self.ref, self.inertia, refusal)
+
+    def refuse(self, stamp: FolderStamp, refusal: AdapterRefused) -> None:
+        """Remember why the folder is not served as it is; nothing is remembered of what may pass."""
+        if not refusal.may_pass:
+            self.refused, self.refusal = stamp, refusal.reason
+
+    def check(self, stamp: FolderStamp) -> None:
+        """Raise AdapterRefused if the folder was refused as it is."""
+        if self.refusal is not None and self.refused == stamp:
+            raise AdapterRefused(self.name, self.refusal)
