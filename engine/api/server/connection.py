@@ -22,6 +22,7 @@ from engine.config.http_config import HttpConfig
 _LINGER_S = 5.0  # for the rest of a body that nobody wants, so that its sender sees the response
 _AFTER_EOF_S = 0.02  # for a request that came with the end of its connection to be begun
 _LOOK_S = 0.2  # how often it is looked whether a client that has closed its side has left altogether
+_LOOKS_A_WORD = 25  # how many of these looks there are for each word that it is told
 _LEAST_TAKEN_BYTES = 16 << 10  # of a response, within the write timeout
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class HttpConnection(web.RequestHandler):
         self._headers_due: asyncio.TimerHandle | None = None
         self._write_due: asyncio.TimerHandle | None = None
         self._look_due: asyncio.TimerHandle | None = None
+        self._looks = 0
         self._taken_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -197,26 +199,33 @@ class HttpConnection(web.RequestHandler):
         return self._answering.writer.output_size - self.transport.get_write_buffer_size()
 
     def _after_eof(self) -> None:
-        """Close unless a request is whole; if it is, make sure that its client still listens."""
+        """Close unless a request is whole whose response has not begun; if so, see whether its client listens."""
         request, transport = self._answering, self.transport
         if transport is None:
             return
-        if request is None or request.version < HttpVersion11 or not request.content.is_eof():
+        is_whole = request is not None and request.version >= HttpVersion11 and request.content.is_eof()
+        if request is None or not is_whole or request.writer.output_size > 0:
             transport.close()
-            return
-        if request.writer.output_size == 0:
-            # Every client passes over this; the system of one that has left answers it with a reset.
-            transport.write(_CONTINUE)
-        self._look()
-
-    def _look(self) -> None:
-        if self.transport is None:
-            return
-        sock: socket.socket = self.transport.get_extra_info("socket")
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.transport.abort()
         else:
-            self._look_due = self._loop.call_later(_LOOK_S, self._look)
+            self._look(request)
+
+    def _look(self, request: web.BaseRequest) -> None:
+        """Hang up if the client has left; its system answers what is written to it with a reset."""
+        transport = self.transport
+        if transport is None:
+            return
+        sock: socket.socket = transport.get_extra_info("socket")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            transport.abort()
+            return
+        if (
+            self._answering is request
+            and request.writer.output_size == 0
+            and self._looks % _LOOKS_A_WORD == 0
+        ):
+            transport.write(_CONTINUE)  # which every client passes over
+        self._looks += 1
+        self._look_due = self._loop.call_later(_LOOK_S, self._look, request)
 
 
 @web.middleware
