@@ -26,7 +26,7 @@ from engine.api.parsing import chat_ids, chat_messages, check_model, check_token
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
 from engine.config.http_config import HttpConfig
-from engine.task_pool import TaskPool
+from engine.waiting.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
 _INLINE_TOKENS = 256  # a response that tells of more of them is written in a thread

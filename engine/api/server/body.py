@@ -13,7 +13,7 @@ from aiohttp.http import HttpVersion11
 
 from engine.api.errors import ApiError
 from engine.config.http_config import HttpConfig
-from engine.task_pool import TaskPool
+from engine.waiting.task_pool import TaskPool
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the formats
