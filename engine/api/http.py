@@ -20,7 +20,7 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
-from engine.api.generation import ENDPOINTS, Endpoint, Generation
+from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import Handler, RequestGuard, json_response, set_request_id
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
@@ -29,7 +29,6 @@ from engine.config.http_config import HttpConfig
 from engine.waiting.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
-_INLINE_TOKENS = 256  # a response that tells of more of them is written in a thread
 _MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _log = logging.getLogger(__name__)
 
@@ -99,10 +98,10 @@ def _generate_handler(
         async with bodies.read(request) as body:
             parsed = await pools.text.run(partial(endpoint.read, body, client))
             del body
-        async with Generation(endpoint, client, parsed) as generation:
+        async with Generation(endpoint, client, parsed, pools.responses) as generation:
             if parsed.form.stream:
                 return await _stream(request, generation)
-            if await generation.finish() <= _INLINE_TOKENS:
+            if await generation.finish() <= INLINE_TOKENS:
                 return json_response(generation.response())
             return await pools.responses.run(lambda: json_response(generation.response()))
 
