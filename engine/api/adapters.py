@@ -12,6 +12,7 @@ from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
+from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
@@ -19,7 +20,7 @@ _MAX_PATH_CHARS = 4096
 _PATH_THREADS = 4
 _PATH_S = 30.0  # for the file system to follow a path
 _RETRY_AFTER_S = 10
-_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES)
 
 
 class AdapterAdmin:

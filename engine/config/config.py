@@ -13,6 +13,7 @@ from engine.config.access_config import AccessConfig
 from engine.config.http_config import HttpConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
+    CHAT_TEMPLATE,
     COUNT,
     DIRECTORY,
     FILE,
@@ -100,6 +101,12 @@ class EngineConfig:
     max_model_len: Annotated[
         int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
     ] = None
+    chat_template: Annotated[
+        str | Path | None,
+        Option(
+            "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
+        ),
+    ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[
         Path | None,
@@ -165,6 +172,9 @@ class ServeConfig:
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    metrics_adapters: Annotated[
+        int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
+    ] = 200
     drain_s: Annotated[float, Option("server", SECONDS, "time to finish what runs when told to stop")] = 30.0
     lora_roots: Annotated[
         tuple[Path, ...],

@@ -19,6 +19,7 @@ from torch import Tensor
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, CompanionsCheck, read_companions, read_vocabulary
 from lora.format.packed import InvalidHeader
 from lora.format.peft import PackedAdapter, pack
 from lora.store.packed_file import read_rows, remove_file, status_of, write_packed
@@ -188,6 +189,21 @@ class SourceTier:
         base, dtype = self._base, self._dtype
         try:
             return self._files.run(str(folder), lambda: pack(name, folder, base, dtype, most_bytes))
+        except CallHangs as error:
+            raise AdapterRefused(name, str(error), may_pass=True) from error
+
+    def companions(self, name: str, folder: Path, check: CompanionsCheck) -> Companions:
+        """Read and check what lies beside the weights. Raises as `pack`."""
+
+        def read() -> Companions:
+            companions = read_companions(folder)
+            check(companions, read_vocabulary(folder))
+            return companions
+
+        try:
+            return self._files.run(str(folder), read)
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
         except CallHangs as error:
             raise AdapterRefused(name, str(error), may_pass=True) from error
 

@@ -59,7 +59,7 @@ async def test_no_path_leads_outside(root: Path) -> None:
         assert [adapter.name for adapter in api.engine.adapters()] == ["poet", "team/coder"]
 
 
-@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"])
 async def test_no_file_of_a_folder_leads_outside(file: str, root: Path) -> None:
     (root / "empty" / file).symlink_to(root.parent / "secret" / "stolen" / "adapter_config.json")
     async with session(roots=[root]) as api:
