@@ -49,9 +49,10 @@ class AdapterAdmin:
         A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
         ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
         """
-        name, base = wire.lora_name, self._client.model_name
-        if wire.base_model_name not in (None, base):
-            raise refused("base_model_name", f"give {base!r}, or leave the field out", "invalid_value")
+        name = wire.lora_name
+        if wire.base_model_name is not None and wire.base_model_name not in self._client.model_names:
+            message = f"give {self._client.model_name!r}, or leave the field out"
+            raise refused("base_model_name", message, "invalid_value")
         if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
             message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
             raise refused("lora_name", message, "adapter_exists")
@@ -63,14 +64,20 @@ class AdapterAdmin:
         return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
 
     def _base(self, name: str) -> dict[str, object]:
-        return self._object(name, self._client.model_root, None)
+        root = Path(self._client.model_root)
+        return self._object(name, root.name if root.is_absolute() else str(root), None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
-        root = str(adapter.folder or adapter.name)
-        return self._object(adapter.name, root, self._client.model_name) | {
+        return self._object(adapter.name, self._root_of(adapter), self._client.model_name) | {
             "changes_output": None if adapter.inertia is None else not adapter.inertia,
             "error": adapter.refusal,
         }
+
+    def _root_of(self, adapter: AdapterEntry) -> str:
+        """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
+        folder = adapter.folder
+        below = [root for root in self._roots if folder is not None and folder.is_relative_to(root)]
+        return str(folder.relative_to(below[0])) if folder is not None and below else adapter.name
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {

@@ -62,7 +62,7 @@ class Generation:
             self._engine_id if request.request_id is None else f"{endpoint.prefix}-{request.request_id}"
         )
         self._head: dict[str, object] = {"id": self._id, "created": int(time.time()), "model": request.model}
-        self._streams: list[OutputStream] = []
+        self._streams: Sequence[OutputStream] = ()
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._by_choice: dict[int, list[Delta]] = {}
         self._output_tokens = 0
@@ -70,18 +70,13 @@ class Generation:
     async def __aenter__(self) -> "Generation":
         """Submit every prompt. Raises what EngineClient.submit raises, or ApiError for its RequestRefused."""
         request = self._request
+        prompts = {f"{self._engine_id}-{number}": prompt for number, prompt in enumerate(request.prompts)}
         try:
-            for number, prompt in enumerate(request.prompts):
-                request_id = f"{self._engine_id}-{number}"
-                stream = await self._client.submit(request.model, prompt, request.params, request_id)
-                self._streams.append(stream)
-        except BaseException as error:
-            await self.__aexit__()
-            if isinstance(error, RequestRefused):
-                raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
-            if isinstance(error, InvalidParameter) and error.field == "prompt":
-                raise self._unknown_token(error) from None
-            raise
+            self._streams = await self._client.submit_all(request.model, prompts, request.params)
+        except RequestRefused as error:
+            raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
+        except InvalidParameter as error:
+            raise (self._unknown_token(error) if error.field == "prompt" else error) from None
         return self
 
     def _unknown_token(self, error: InvalidParameter) -> InvalidParameter:

@@ -21,6 +21,7 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import Handler, RequestGuard, json_response, set_request_id
+from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
@@ -81,6 +82,7 @@ def http_app(
             web.get("/health", routes.health),
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
+            web.get("/openapi.json", routes.openapi, allow_head=False),
         ]
     )
 
@@ -224,6 +226,10 @@ class _Routes:
     async def version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""
         return json_response({"version": _version()})
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Answer GET /openapi.json."""
+        return json_response(document(_version()))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
