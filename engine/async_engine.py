@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from engine.adapter_names import AdapterNames
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
@@ -26,8 +25,9 @@ from engine.errors import (
 )
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
-from engine.task_pool import TaskPool
 from engine.tokenizer import Tokenizer
+from engine.waiting.adapter_names import AdapterNames
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams

@@ -8,7 +8,7 @@ from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
 from engine.errors import InvalidAdapter, NotInTime, UnknownModel
-from engine.task_pool import TaskPool
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short

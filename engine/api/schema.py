@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from engine.api.errors import ApiError, refused
+from engine.api.json_size import check_json_size
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -219,6 +220,7 @@ WIRE: Mapping[type[msgspec.Struct], type[msgspec.Struct]] = {kind: _with_neutral
 
 def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Body:
     """Decode a body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
+    check_json_size(body, what)
     wire: Any = WIRE.get(kind, kind)
     try:
         value: Any = msgspec.json.decode(body.removeprefix(_BYTE_ORDER_MARK), type=wire)
