@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.base.base_model import BaseModel
-from engine.base.machine_memory import available_bytes
+from engine.base.machine_memory import available_bytes, total_bytes
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.tensor_parallel.worker_pool import WorkerPool
@@ -39,6 +39,23 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
     page = _page_bytes(base.part.base_shape(), base.backends.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
+    _check_total(base, kv_bytes, adapter_bytes)
+    try:
+        return _allocate(config, base, workers, kv_bytes, adapter_bytes, page)
+    except (RuntimeError, MemoryError) as error:  # what torch raises where the system gives it no memory
+        field, granted = _larger(kv_bytes, adapter_bytes)
+        remedy = f"this device has {available_bytes(base.device)} bytes left: give less"
+        raise InvalidConfig(field, granted, remedy) from error
+
+
+def _allocate(
+    config: EngineConfig,
+    base: BaseModel,
+    workers: WorkerPool | None,
+    kv_bytes: int,
+    adapter_bytes: int,
+    page: int,
+) -> DeviceMemory:
     writer = _page_writer(config, base, workers)
     if _is_unified(config, base, workers):
         split = _split(config, base, kv_bytes, adapter_bytes, page)
@@ -47,6 +64,20 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
     return DeviceMemory(cache, blocks, RankPages(adapter_bytes // page, page, base.device, writer), None)
+
+
+def _check_total(base: BaseModel, kv_bytes: int, adapter_bytes: int) -> None:
+    """Refuse what this device never has. Raises InvalidConfig."""
+    total = total_bytes(base.device)
+    if kv_bytes + adapter_bytes > total:
+        field, granted = _larger(kv_bytes, adapter_bytes)
+        shared = f"{kv_bytes} bytes for K/V and {adapter_bytes} for adapters"
+        raise InvalidConfig(field, granted, f"this device has {total} bytes in all, not {shared}: give less")
+
+
+def _larger(kv_bytes: int, adapter_bytes: int) -> tuple[str, int]:
+    """Return the option that takes the most, with its value."""
+    return max(("kv_cache_bytes", kv_bytes), ("adapter_bytes", adapter_bytes), key=lambda each: each[1])
 
 
 def _is_unified(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
