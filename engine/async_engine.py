@@ -13,23 +13,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.adapter_names import AdapterNames
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
+    NotInTime,
     Overloaded,
     StepFailed,
     adapter_errors,
 )
 from engine.output import RequestOutput
+from engine.task_pool import TaskPool
 from engine.telemetry import EngineStats, Telemetry
-from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
 _RETRY_AFTER_S = 1
+_CLOSE_S = 10.0  # for each part of the engine to end when it closes
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class AsyncEngine:
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
     @property
     def model_name(self) -> str:
@@ -113,16 +118,19 @@ class AsyncEngine:
         self._draining = True
         self._stopping.set()
         self._wake.set()
+        closing = TaskPool("closing", 4, _CLOSE_S)
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await _in_time("the step under way", closing, self._thread.join)
         if self.failure is None:
-            await asyncio.to_thread(self._core.wait_for_step)
+            await _in_time("the step under way", closing, self._core.wait_for_step)
             self._end_all(Draining(), FinishReason.ABORT.value)
         else:
             self._end_all(self.failure, "error")
         if self._peers is not None:
-            await asyncio.to_thread(self._peers.close)
-        await asyncio.to_thread(self._close_engine)
+            await _in_time("the connections to peers", closing, self._peers.close)
+        await _in_time("the engine", closing, self._close_engine)
+        self._names.close()
+        closing.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
@@ -138,7 +146,7 @@ class AsyncEngine:
             raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
         self._resolving += params.n
         try:
-            adapter = await self._resolve(model)
+            adapter = await self._names.resolve(model)
         finally:
             self._resolving -= params.n
         self._check_open()
@@ -159,24 +167,21 @@ class AsyncEngine:
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and register an adapter, off the step loop.
 
-        Raises InvalidAdapterName, InvalidAdapter or AdapterFailed.
+        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
         """
-        with adapter_errors(name):
-            return await asyncio.to_thread(self._store.registry.load, name, folder)
+        return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        with adapter_errors(name):
-            await asyncio.to_thread(self._store.registry.unload, name)
+        self._names.unload(name)
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        return self._store.registry.entries()
+        return self._names.entries()
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model in self._card.names or model in self._store.registry.names()
-        return known or (self._peers is not None and is_name(model))
+        return self._names.may_serve(model)
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""
@@ -197,14 +202,6 @@ class AsyncEngine:
             raise self.failure
         if self._draining:
             raise Draining
-
-    async def _resolve(self, model: str) -> AdapterRef:
-        if model in self._card.names:
-            return BASE
-        if (known := self._store.registry.known(model)) is not None:
-            return known
-        with adapter_errors(model):
-            return await asyncio.to_thread(self._store.registry.resolve, model)
 
     def _abort(self, request_id: str) -> None:
         """End a request whose client has left."""
@@ -291,3 +288,11 @@ class AsyncEngine:
             self.telemetry.first_token(model, times_s[0])
         else:
             self.telemetry.next_token(model, times_s[-1] - times_s[-2])
+
+
+async def _in_time(part: str, pool: TaskPool, close: Callable[[], object]) -> None:
+    """Wait for a part to end; one that hangs is left to itself."""
+    try:
+        await pool.run(close)
+    except NotInTime:
+        _log.warning("%s had not ended %g s after being told to: it is left to itself", part, _CLOSE_S)

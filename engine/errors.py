@@ -54,6 +54,14 @@ class PeersSilent(EngineError):
     """The adapter may be a peer's, but not every peer could be asked: trying again later is sensible."""
 
 
+class NotInTime(EngineError):
+    """Something that passes kept the server from answering in time: a busy pool, or files that do not answer."""
+
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        super().__init__(f"{reason}: retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class StepFailed(EngineError):
     """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on."""
 

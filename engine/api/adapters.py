@@ -7,13 +7,18 @@ from pathlib import Path
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
-from engine.errors import InvalidAdapter, UnknownModel
+from engine.errors import InvalidAdapter, NotInTime, UnknownModel
+from engine.task_pool import TaskPool
 from lora.adapter import AdapterEntry
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096
+_PATH_THREADS = 4
+_PATH_S = 30.0  # for the file system to follow a path
+_RETRY_AFTER_S = 10
 _FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
@@ -23,6 +28,8 @@ class AdapterAdmin:
     def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
         self._client = client
         self._roots = tuple(root.resolve() for root in roots)
+        self._paths = TaskPool("path", _PATH_THREADS)
+        self._calls = DeadlineCalls(_PATH_S)
 
     def models(self) -> list[dict[str, object]]:
         """Return OpenAI's model objects: the base by each of its names, then its adapters."""
@@ -39,7 +46,7 @@ class AdapterAdmin:
         """Load an adapter from a folder; return its model object.
 
         A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
-        ApiError, InvalidAdapterName or AdapterFailed.
+        ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
         """
         name, base = wire.lora_name, self._client.model_name
         if wire.base_model_name not in (None, base):
@@ -47,7 +54,7 @@ class AdapterAdmin:
         if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
             message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
             raise refused("lora_name", message, "adapter_exists")
-        folder = self._allowed(wire.lora_path)
+        folder = await self._paths.run(lambda: self._followed(wire.lora_path))
         try:
             ref = await self._client.load_adapter(name, folder)
         except InvalidAdapter as error:
@@ -74,6 +81,13 @@ class AdapterAdmin:
             "parent": parent,
             "max_model_len": self._client.max_model_len,
         }
+
+    def _followed(self, path: str) -> Path:
+        """Return the folder that `path` names, unless it is not allowed or its file system does not answer."""
+        try:
+            return self._calls.run(short(path), lambda: self._allowed(path))
+        except CallHangs as error:
+            raise NotInTime(str(error), _RETRY_AFTER_S) from error
 
     def _allowed(self, path: str) -> Path:
         """Resolve the folder that `path` names, links followed, if it lies below a root.

@@ -11,6 +11,7 @@ from engine.errors import (
     EngineStopped,
     InvalidAdapter,
     InvalidAdapterName,
+    NotInTime,
     Overloaded,
     PeersSilent,
     UnknownModel,
@@ -96,10 +97,12 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
         case EngineStopped():
             return ApiError(503, str(error), None, "engine_stopped", retry_after_s=5)
+        case NotInTime():
+            return ApiError(503, str(error), None, "busy", max(1, error.retry_after_s))
         case PeersSilent():
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case AdapterFailed():
-            return ApiError(503, str(error), "model", "adapter_unavailable")
+            return ApiError(503, str(error), "model", "adapter_unavailable", retry_after_s=5)
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
         case _:

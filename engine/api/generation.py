@@ -56,6 +56,7 @@ class Generation:
         self._head: dict[str, object] = {"id": self._id, "created": int(time.time()), "model": request.model}
         self._streams: list[OutputStream] = []
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
+        self._by_choice: dict[int, list[Delta]] = {}
         self._output_tokens = 0
 
     async def __aenter__(self) -> "Generation":
@@ -90,10 +91,21 @@ class Generation:
 
     async def whole(self) -> dict[str, object]:
         """Return the response object, when everything is generated."""
-        by_choice: dict[int, list[Delta]] = {}
+        await self.finish()
+        return self.response()
+
+    async def finish(self) -> int:
+        """Wait until everything is generated; return how many tokens the response tells something of."""
+        tokens = 0
         async for choice, delta in self._deltas():
-            by_choice.setdefault(choice, []).append(delta)
-        deltas = {choice: join_deltas(by_choice[choice]) for choice in sorted(by_choice)}
+            self._by_choice.setdefault(choice, []).append(delta)
+            tokens += len(delta.token_ids) + len(delta.prompt_logprobs)
+        return tokens
+
+    def response(self) -> dict[str, object]:
+        """Write the response object, after `finish`. Any thread may."""
+        found = self._by_choice
+        deltas = {choice: join_deltas(found[choice]) for choice in sorted(found)}
         choices = [self._writer.whole(choice, delta) for choice, delta in deltas.items()]
         beside = self._writer.beside(deltas[0])
         return self._object(self._writer.whole_object, choices) | beside | {"usage": self._usage()}

@@ -3,10 +3,10 @@
 It may not know how text is made: `engine.api.generation` takes bodies, and what it returns is written out.
 """
 
-import asyncio
 import logging
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -21,11 +21,33 @@ from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
+from engine.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
-_INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
+_INLINE_TOKENS = 256  # a response that tells of more of them is written in a thread
+_MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _SHUTDOWN_S = 5.0  # for clients to take the rest of their responses when the server stops
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPools:
+    """Threads for what would hold up the event loop: reading bodies, writing large responses, telling metrics."""
+
+    text: TaskPool
+    responses: TaskPool
+    views: TaskPool
+
+    @classmethod
+    def make(cls) -> "HttpPools":
+        """Make pools that have begun no thread yet."""
+        responses = TaskPool("response", 1, most_queued=_MOST_RESPONSES)
+        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1, 10.0, most_queued=16))
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for pool in (self.text, self.responses, self.views):
+            pool.close()
 
 
 def http_app(
@@ -35,9 +57,10 @@ def http_app(
     cors = Cors(cors_origins)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[cors, guard])
     app.on_response_prepare.extend((set_request_id, cors.mark))
-    routes = _Routes(client, adapters)
+    pools = HttpPools.make()
+    routes = _Routes(client, adapters, pools)
     for path, endpoint in ENDPOINTS.items():
-        app.router.add_post(path, _generate_handler(client, endpoint))
+        app.router.add_post(path, _generate_handler(client, endpoint, pools))
     app.add_routes(
         [
             web.get("/v1/models", routes.models, allow_head=False),
@@ -51,6 +74,11 @@ def http_app(
             web.get("/metrics", routes.metrics),
         ]
     )
+
+    async def close_pools(_: web.Application) -> None:
+        pools.close()
+
+    app.on_cleanup.append(close_pools)
     return app
 
 
@@ -84,17 +112,16 @@ class HttpServer:
         await self._runner.cleanup()
 
 
-def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
+def _generate_handler(client: EngineClient, endpoint: Endpoint, pools: HttpPools) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        if len(body) > _INLINE_BODY_BYTES:
-            parsed = await asyncio.to_thread(endpoint.read, body, client)
-        else:
-            parsed = endpoint.read(body, client)
+        parsed = await pools.text.run(lambda: endpoint.read(body, client))
         async with Generation(endpoint, client, parsed) as generation:
             if parsed.form.stream:
                 return await _stream(request, generation)
-            return json_response(await generation.whole())
+            if await generation.finish() <= _INLINE_TOKENS:
+                return json_response(generation.response())
+            return await pools.responses.run(lambda: json_response(generation.response()))
 
     return generate
 
@@ -128,17 +155,20 @@ def _event(value: object) -> bytes:
 class _Routes:
     """The handlers of every route but the endpoints that generate."""
 
-    def __init__(self, client: EngineClient, adapters: AdapterAdmin) -> None:
+    def __init__(self, client: EngineClient, adapters: AdapterAdmin, pools: HttpPools) -> None:
         self._client = client
         self._adapters = adapters
+        self._pools = pools
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
-        return json_response({"object": "list", "data": self._adapters.models()})
+        listed = self._adapters.models
+        return await self._pools.views.run(lambda: json_response({"object": "list", "data": listed()}))
 
     async def model(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models/{name}."""
-        return json_response(self._adapters.model(request.match_info["name"]))
+        name = request.match_info["name"]
+        return await self._pools.views.run(lambda: json_response(self._adapters.model(name)))
 
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
@@ -153,7 +183,16 @@ class _Routes:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Answer POST /tokenize."""
-        wire = schema.decoded(await request.read(), schema.Tokenize)
+        body = await request.read()
+        return await self._pools.text.run(lambda: self._tokenized(body))
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """Answer POST /detokenize."""
+        body = await request.read()
+        return await self._pools.text.run(lambda: self._detokenized(body))
+
+    def _tokenized(self, body: bytes) -> web.Response:
+        wire = schema.decoded(body, schema.Tokenize)
         check_model(wire.model or self._client.model_name, self._client)
         tokenizer = self._client.tokenizer
         if (wire.prompt is None) == (wire.messages is None):
@@ -174,9 +213,8 @@ class _Routes:
         )
         return json_response(found | texts)
 
-    async def detokenize(self, request: web.Request) -> web.Response:
-        """Answer POST /detokenize."""
-        wire = schema.decoded(await request.read(), schema.Detokenize)
+    def _detokenized(self, body: bytes) -> web.Response:
+        wire = schema.decoded(body, schema.Detokenize)
         check_model(wire.model or self._client.model_name, self._client)
         check_tokenized("tokens", len(wire.tokens), "tokens", self._client)
         check_token_ids("tokens", wire.tokens, self._client.vocab_size)
@@ -193,7 +231,8 @@ class _Routes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
-        text = await asyncio.to_thread(self._client.telemetry.render, self._client.stats())
+        stats = self._client.stats()
+        text = await self._pools.views.run(lambda: self._client.telemetry.render(stats))
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
 
 

@@ -31,10 +31,11 @@ from engine.tensor_parallel.parallel_model import ParallelModel, join, start_wor
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
 from engine.unified_pool import UnifiedPool
+from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
 from lora.store.folder_watch import FolderWatch
-from lora.store.store import AdapterStore
+from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
@@ -178,17 +179,18 @@ def _store(
     config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
-    disk = _disk_tier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    files = DeadlineCalls(config.adapter_read_timeout_s)
+    disk = _disk_tier(config.adapter_cache_dir, files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, residency, disk)
+        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
-    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
 
 
-def _disk_tier(folder: Path) -> DiskTier:
+def _disk_tier(folder: Path, files: DeadlineCalls) -> DiskTier:
     try:
-        return DiskTier(folder)
+        return DiskTier(folder, files=files)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         remedy = f"it cannot be made ({error}): give a folder that may be written"
         raise InvalidConfig("adapter_cache_dir", str(folder), remedy) from error

@@ -142,6 +142,9 @@ class EngineConfig:
     adapter_patience_s: Annotated[
         float, Option("adapters", SECONDS, "how long a request may be passed over for others")
     ] = 2.0
+    adapter_read_timeout_s: Annotated[
+        float, Option("adapters", SECONDS, "how long an adapter's files are waited for")
+    ] = 60.0
     max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = 64
     max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = 2048
     kv_cache_bytes: Annotated[

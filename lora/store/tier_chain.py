@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lora.adapter import RemoteName
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
+from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
-from lora.format.peft import PackedAdapter, pack
+from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
 from lora.peers.peer_tier import PeerStats, PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
@@ -33,13 +35,18 @@ class TierChain:
     """
 
     def __init__(
-        self, base: BaseShape, dtype: torch.dtype, packed: PackedTier, peers: PeerTier | None
+        self,
+        base: BaseShape,
+        dtype: torch.dtype,
+        packed: PackedTier,
+        peers: PeerTier | None,
+        files: DeadlineCalls | None = None,
     ) -> None:
         self._base = base
         self._dtype = dtype
         self._packed = packed
         self._peers = peers
-        self._source = SourceTier(base, dtype)
+        self._source = SourceTier(base, dtype, files)
         self._tiers: tuple[Tier, ...] = (packed, *((peers,) if peers else ()), self._source)
         self._lock = threading.Lock()
         self._hits = Counter[str]()
@@ -73,13 +80,17 @@ class TierChain:
         """Estimate how long it takes to load `nbytes` again."""
         return self._packed.cost_s(nbytes)
 
+    def stamp(self, name: str, folder: Path) -> FolderStamp:
+        """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
+        return self._source.stamp(name, folder)
+
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
         """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""
-        packed = pack(name, folder, self._base, self._dtype, most_bytes)
+        packed = self._source.pack(name, folder, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
         try:
             self.keep(packed)
-        except OSError as error:
+        except (OSError, CallHangs) as error:
             _log.warning(
                 "adapter %s is packed again whenever it is loaded, since its packed form cannot be kept (%s):"
                 " free space or choose another cache folder",

@@ -36,7 +36,12 @@ class Client:
 CLIENTS = (
     Client("openai-python", "openai (Python)", "openai_python.py", ("openai==3.57.0",)),
     Client("openai-node", "openai (Node)", "openai_node.mjs", ("openai@7.59.0",), "npm"),
+    Client("litellm-sdk", "litellm SDK", "litellm_sdk.py", ("litellm==1.110.2",)),
     Client("langchain", "LangChain", "langchain_chat.py", ("langchain-openai==1.7.4",)),
+    Client("llama-index", "LlamaIndex", "llama_index_like.py", ("llama-index-llms-openai-like==0.8.1",)),
+    Client("pydantic-ai", "Pydantic AI", "pydantic_ai_agent.py", ("pydantic-ai-slim[openai]==2.68.0",)),
+    Client("dspy", "DSPy", "dspy_lm.py", ("dspy==3.4.1",)),
+    Client("llm", "llm", "llm_command.py", ("llm==0.36",)),
 )
 """In the order in which they are tried: small ones first."""
 

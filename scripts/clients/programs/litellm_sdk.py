@@ -1,0 +1,111 @@
+"""The litellm library, with the server as an OpenAI-compatible provider and as a hosted vLLM."""
+# pyright: basic, reportMissingImports=false
+# The client is installed where this runs.
+
+import asyncio
+from typing import Any
+
+import litellm
+
+from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+
+ASK = [{"role": "user", "content": WORD}]
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def program(probe: Probe) -> None:
+    """Try what the client offers."""
+    server = {"api_base": probe.base_url, "api_key": probe.key, "num_retries": 0}
+    answers(probe, server)
+    streams(probe, server)
+    errors(probe, server)
+    with probe.meets_limit("tools", "tools are not implemented", litellm.BadRequestError):
+        litellm.completion(model="openai/demo", messages=ASK, tools=[WEATHER], **server)
+    with probe.meets_limit("JSON", "response_format is not implemented", litellm.BadRequestError):
+        format_: Any = {"type": "json_object"}
+        litellm.completion(model="openai/demo", messages=ASK, response_format=format_, **server)
+
+
+def answers(probe: Probe, server: dict[str, Any]) -> None:
+    """Ask for whole answers."""
+    with probe.tries("plain"):
+        answer = litellm.completion(model="openai/demo", messages=ASK, temperature=0, **server)
+        expect(answer.choices[0].message.content, WORD)
+    with probe.tries("adapter"):
+        answer = litellm.completion(model="openai/reverse", messages=ASK, temperature=0, **server)
+        expect(answer.choices[0].message.content, REVERSED)
+        expect_usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    with probe.tries("provider hosted_vllm"):
+        answer = litellm.completion(model="hosted_vllm/upper", messages=ASK, temperature=0, **server)
+        expect(answer.choices[0].message.content, UPPER)
+    with probe.tries("a conversation sent back"):
+        first = litellm.completion(model="openai/demo", messages=ASK, temperature=0, **server)
+        so_far = [*ASK, first.choices[0].message.model_dump(), *ASK]
+        litellm.completion(model="openai/demo", messages=so_far, max_tokens=8, **server)
+    with probe.tries("batch"):
+        found = litellm.batch_completion(
+            model="openai/upper", messages=[ASK] * 4, temperature=0, max_tokens=16, **server
+        )
+        expect([answer.choices[0].message.content for answer in found], [UPPER] * 4)
+    with probe.tries("text_completion of two prompts"):
+        answer = litellm.text_completion(
+            model="text-completion-openai/demo", prompt=[WORD, "planet"], max_tokens=4, **server
+        )
+        expect(len(answer.choices), 2)
+    with probe.tries("logprobs"):
+        answer = litellm.completion(
+            model="openai/reverse", messages=ASK, temperature=0, logprobs=True, top_logprobs=2, **server
+        )
+        content = answer.choices[0].logprobs.content
+        expect("".join(each.token for each in content[: len(WORD)]), REVERSED)
+    with probe.tries("stop"):
+        answer = litellm.completion(model="openai/demo", messages=ASK, temperature=0, stop=["d"], **server)
+        expect(answer.choices[0].message.content, "gar")
+
+
+def streams(probe: Probe, server: dict[str, Any]) -> None:
+    """Ask for streams."""
+    with probe.tries("stream"):
+        stream = litellm.completion(
+            model="openai/reverse",
+            messages=ASK,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            **server,
+        )
+        chunks = list(stream)
+        expect("".join(c.choices[0].delta.content or "" for c in chunks if c.choices), REVERSED)
+        usage = [chunk.usage for chunk in chunks if getattr(chunk, "usage", None)][-1]
+        expect_usage(usage.prompt_tokens, usage.completion_tokens)
+    with probe.tries("cancel"), probe.sees_abort():
+        asyncio.run(left(server))
+
+
+async def left(server: dict[str, Any]) -> None:
+    """Read one chunk of a long stream, and close it."""
+    stream: Any = await litellm.acompletion(
+        model="openai/upper",
+        messages=ASK,
+        max_tokens=LONG_TOKENS,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        **server,
+    )
+    await anext(stream)
+    await stream.aclose()
+
+
+def errors(probe: Probe, server: dict[str, Any]) -> None:
+    """Ask for what must fail: each has an exception of the client's own."""
+    with probe.tries("error"):
+        try:
+            litellm.completion(model="openai/missing", messages=ASK, **server)
+        except litellm.NotFoundError as error:
+            expect(error.status_code, 404)
+        else:
+            raise AssertionError("an unknown model was answered")
+
+
+if __name__ == "__main__":
+    main(program)

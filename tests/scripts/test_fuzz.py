@@ -1,0 +1,138 @@
+"""The fuzzer: every target holds on a few cases, and what fails is kept, told and can be tried again."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from scripts.fuzz import __main__ as command
+from scripts.fuzz import campaign
+from scripts.fuzz.campaign import Outcome, Plan, run_workers, try_cases
+from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors
+from scripts.fuzz.targets import TARGETS, open_target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_few_cases_of_every_target_are_served_or_refused(name: str, tmp_path: Path) -> None:
+    target = open_target(name)
+    try:
+        outcome = try_cases(target, Plan(name, 7, tmp_path, 600.0, cases=20), lambda so_far: None)
+    finally:
+        target.close()
+    why = [path.with_suffix(".txt").read_text() for path in outcome.findings]
+    assert (outcome.cases, why) == (20, [])
+
+
+class Fragile:
+    """A target that fails in several ways, by the case's first byte, and is told of all that it tried."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def draw(self, chance: random.Random) -> Case:
+        return Case("x", b"abc"[chance.randrange(3) :][:1])
+
+    def run(self, case: Case) -> str:
+        self.seen.append(case.content)
+        if case.content == b"a":
+            raise Finding("it said a")
+        if case.content == b"b":
+            raise KeyError("b")
+        return "taken"
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_fails_is_kept_with_the_reason_and_counted(tmp_path: Path) -> None:
+    told: list[Outcome] = []
+    outcome = try_cases(Fragile(), Plan("fragile", 1, tmp_path, 60.0, cases=15), told.append)
+    assert outcome.cases == 15
+    assert set(outcome.counts) == {"taken", "finding", "finding (KeyError)"}
+    kept = {Case.decoded(path.read_bytes()).content: path for path in outcome.findings}
+    assert set(kept) == {b"a", b"b"}
+    assert "it said a" in kept[b"a"].with_suffix(".txt").read_text()
+    assert told[-1] is outcome
+    assert not list(tmp_path.glob("current-*"))
+
+
+def test_a_seed_tells_all_cases(tmp_path: Path) -> None:
+    tried: list[list[bytes]] = []
+    for _ in range(2):
+        target = Fragile()
+        try_cases(target, Plan("fragile", 3, tmp_path, 60.0, cases=10), lambda so_far: None)
+        tried.append(target.seen)
+    assert tried[0] == tried[1]
+
+
+def test_a_case_is_the_same_after_its_file(tmp_path: Path) -> None:
+    case = Case("adapter_config.json", b"\x00\n\xff")
+    assert Case.decoded(case.encoded()) == case
+
+
+def test_spoilt_values_differ_from_the_whole_one() -> None:
+    chance, whole = random.Random(1), {"a": [1, {"b": "c"}], "d": None}
+    spoilt = {spoilt_json(chance, whole, ("e",)) for _ in range(50)}
+    assert len(spoilt) > 40
+
+
+def test_spoilt_tensors_begin_with_some_length() -> None:
+    header = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    spoilt = {spoilt_safetensors(random.Random(seed), content) for seed in range(50)}
+    assert len(spoilt) > 40
+
+
+@pytest.mark.slow
+def test_the_command_counts_in_a_row_and_tries_a_kept_case_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, folder = tmp_path / "rows.jsonl", tmp_path / "findings"
+    given = ["adapters", "--cases", "5", "--workers", "2", "--seed", "4"]
+    assert command.main([*given, "--results", str(rows), "--findings", str(folder)]) == 0
+    assert '"target": "adapters", "seed": 4, "workers": 2' in rows.read_text()
+    assert '"cases": 10' in rows.read_text()
+    case = tmp_path / "one.case"
+    case.write_bytes(Case("adapter_config.json", b"{").encoded())
+    assert command.main(["adapters", "--replay", str(case)]) == 0
+    assert "refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--hours", "0"],
+        ["--hours", "nan"],
+        ["--workers", "0"],
+        ["--cases", "0"],
+        ["--replay", "/none"],
+        ["--seed", "x"],
+    ],
+)
+def test_wrong_options_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["adapters", *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_leaves_its_case_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "_work", _die)
+    monkeypatch.setattr(campaign, "_MOST_FINDINGS", 2)
+    outcome = run_workers(Plan("adapters", 1, tmp_path, 60.0), 1, lambda so_far: None)
+    assert outcome.counts["finding (crash or hang)"] >= 1
+    assert Case.decoded(outcome.findings[0].read_bytes()) == Case("x", b"last")
+
+
+def _die(plan: Plan, pipe: object) -> None:
+    (plan.folder / f"current-{os.getpid()}").write_bytes(Case("x", b"last").encoded())
+    os.abort()
