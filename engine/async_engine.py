@@ -20,14 +20,14 @@ from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
-    NotInTime,
     Overloaded,
     StepFailed,
     adapter_errors,
 )
+from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.task_pool import TaskPool
-from engine.telemetry import EngineStats, Telemetry
+from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
@@ -49,6 +49,7 @@ class AsyncEngine:
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers = engine.peers
         self._close_engine = engine.close
+        self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self._max_waiting = max_waiting
         self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
@@ -93,6 +94,11 @@ class AsyncEngine:
         """Token ids are below this."""
         return self._card.vocab_size
 
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of `model`, with its own chat template. As EngineClient.tokenizer_of."""
+        with adapter_errors(model):
+            return self._tokenizer_of(model)
+
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when an error has ended the step loop."""
         self._on_failure = callback
@@ -120,15 +126,15 @@ class AsyncEngine:
         self._wake.set()
         closing = TaskPool("closing", 4, _CLOSE_S)
         if self._thread.is_alive():
-            await _in_time("the step under way", closing, self._thread.join)
+            await closing.run_or_leave("the step under way", self._thread.join)
         if self.failure is None:
-            await _in_time("the step under way", closing, self._core.wait_for_step)
+            await closing.run_or_leave("the step under way", self._core.wait_for_step)
             self._end_all(Draining(), FinishReason.ABORT.value)
         else:
             self._end_all(self.failure, "error")
         if self._peers is not None:
-            await _in_time("the connections to peers", closing, self._peers.close)
-        await _in_time("the engine", closing, self._close_engine)
+            await closing.run_or_leave("the connections to peers", self._peers.close)
+        await closing.run_or_leave("the engine", self._close_engine)
         self._names.close()
         closing.close()
 
@@ -152,10 +158,9 @@ class AsyncEngine:
         self._check_open()
         if params.seed is None:
             params = replace(params, seed=random.getrandbits(63))
-        request = Request(
-            request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
-        )
         with adapter_errors(model):
+            eos = self._end_tokens_of(model)
+            request = Request(request_id, prompt_token_ids, adapter, params, eos, time.monotonic())
             self._core.submit(request)
         # Both are set before the event loop runs again, hence before any event.
         output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
@@ -288,11 +293,3 @@ class AsyncEngine:
             self.telemetry.first_token(model, times_s[0])
         else:
             self.telemetry.next_token(model, times_s[-1] - times_s[-2])
-
-
-async def _in_time(part: str, pool: TaskPool, close: Callable[[], object]) -> None:
-    """Wait for a part to end; one that hangs is left to itself."""
-    try:
-        await pool.run(close)
-    except NotInTime:
-        _log.warning("%s had not ended %g s after being told to: it is left to itself", part, _CLOSE_S)

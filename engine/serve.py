@@ -24,7 +24,7 @@ from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
-from engine.telemetry import Telemetry
+from engine.metrics.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         engine = assemble(config.engine)
-        node = AsyncEngine(engine, Telemetry(), config.max_waiting)
+        node = AsyncEngine(engine, Telemetry(config.metrics_adapters), config.max_waiting)
         asyncio.run(_run(node, engine.workers, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")

@@ -4,6 +4,7 @@ The event loop's default pool is used nowhere: one kind of work that hangs would
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from engine.errors import NotInTime
 from lora.daemon_threads import DaemonExecutor, QueueFull
 
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
 
 _MOST_QUEUED = 256
 _RETRY_AFTER_S = 1
@@ -41,6 +43,15 @@ class TaskPool:
             reason = f"{self._purpose} work was not done within {self._timeout_s:g} s"
             raise NotInTime(reason, _RETRY_AFTER_S)
         return future.result()
+
+    async def run_or_leave(self, part: str, end: Callable[[], object]) -> None:
+        """Wait while `end` ends a part of the process; one that hangs is left to itself."""
+        try:
+            await self.run(end)
+        except NotInTime:
+            _log.warning(
+                "%s had not ended %g s after being told to: it is left to itself", part, self._timeout_s
+            )
 
     def close(self) -> None:
         """Take no more work; nobody waits for what runs."""

@@ -12,6 +12,7 @@ from engine.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
+from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
@@ -19,7 +20,7 @@ _MAX_PATH_CHARS = 4096
 _PATH_THREADS = 4
 _PATH_S = 30.0  # for the file system to follow a path
 _RETRY_AFTER_S = 10
-_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES)
 
 
 class AdapterAdmin:
@@ -62,14 +63,20 @@ class AdapterAdmin:
         return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
 
     def _base(self, name: str) -> dict[str, object]:
-        return self._object(name, self._client.model_root, None)
+        root = Path(self._client.model_root)
+        return self._object(name, root.name if root.is_absolute() else str(root), None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
-        root = str(adapter.folder or adapter.name)
-        return self._object(adapter.name, root, self._client.model_name) | {
+        return self._object(adapter.name, self._root_of(adapter), self._client.model_name) | {
             "changes_output": None if adapter.inertia is None else not adapter.inertia,
             "error": adapter.refusal,
         }
+
+    def _root_of(self, adapter: AdapterEntry) -> str:
+        """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
+        folder = adapter.folder
+        below = [root for root in self._roots if folder is not None and folder.is_relative_to(root)]
+        return str(folder.relative_to(below[0])) if folder is not None and below else adapter.name
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
-from engine.telemetry import Snapshot, Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams
@@ -38,6 +38,13 @@ class EngineClient(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The base model's tokenizer and chat template."""
+        ...
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
+
+        Raises UnknownModel, or what an adapter's reader refuses with.
+        """
         ...
 
     @property

@@ -16,7 +16,8 @@ from engine.errors import (
     PeersSilent,
     UnknownModel,
 )
-from engine.tokenizer import InvalidChat, PromptTooLong
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong
 from scheduler.request import InvalidParameter
 
 _MAX_SHOWN_CHARS = 100  # of a value at fault

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from aiohttp import web
 
-from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -21,6 +20,7 @@ from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
+from engine.metrics import telemetry
 from engine.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
@@ -193,8 +193,9 @@ class _Routes:
 
     def _tokenized(self, body: bytes) -> web.Response:
         wire = schema.decoded(body, schema.Tokenize)
-        check_model(wire.model or self._client.model_name, self._client)
-        tokenizer = self._client.tokenizer
+        model = wire.model or self._client.model_name
+        check_model(model, self._client)
+        tokenizer = self._client.tokenizer_of(model)
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:

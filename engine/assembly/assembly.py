@@ -74,6 +74,19 @@ class Engine:
     workers: WorkerPool | None = None  # the processes of the other devices
     watch: FolderWatch | None = None  # over the folder of adapters
 
+    def tokenizer_of(self, name: str | None) -> Tokenizer:
+        """Return the tokenizer of the base model or an adapter, with the chat template and end tokens that it has.
+
+        It may read files and ask peers. Raises what AdapterRegistry.resolve raises.
+        """
+        if name is None or name in self.card.names:
+            return self.tokenizer
+        return self.tokenizer.of_adapter(self.store.registry.companions(name))
+
+    def end_tokens_of(self, name: str | None) -> tuple[int, ...]:
+        """Return the tokens that end an answer of the base model or an adapter. Raises as `tokenizer_of`."""
+        return tuple(dict.fromkeys((*self.card.eos_token_ids, *self.tokenizer_of(name).eos_token_ids)))
+
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
         self.changed.wait(_IDLE_S)
@@ -84,6 +97,7 @@ class Engine:
         if self.watch is not None:
             self.watch.close()
         self.store.close()
+        self.tokenizer.close()
         if self.workers is not None:
             self.workers.close()
 
@@ -124,6 +138,7 @@ def _test(config: EngineConfig, engine: Engine) -> None:
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
 ) -> Engine:
+    tokenizer = Tokenizer.load(base.folder, config.chat_template)
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
@@ -144,8 +159,8 @@ def _assemble(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
-    tokenizer = Tokenizer.load(base.folder)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
+    store.check_companions(tokenizer.check_adapter)
     watch = _add_adapters(config, store, card)
     return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from engine.config.access_config import AccessConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
+    CHAT_TEMPLATE,
     COUNT,
     DIRECTORY,
     FILE,
@@ -99,6 +100,12 @@ class EngineConfig:
     max_model_len: Annotated[
         int | None, Option("model", LENGTH, "most tokens of a prompt and its answer together")
     ] = None
+    chat_template: Annotated[
+        str | Path | None,
+        Option(
+            "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
+        ),
+    ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,
@@ -168,6 +175,9 @@ class ServeConfig:
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    metrics_adapters: Annotated[
+        int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
+    ] = 200
     drain_s: Annotated[float, Option("server", SECONDS, "time to finish what runs when told to stop")] = 30.0
     lora_roots: Annotated[
         tuple[Path, ...],

@@ -13,6 +13,7 @@ import torch
 from lora.adapter import AdapterRef
 from lora.daemon_threads import DaemonExecutor, DeadlineCalls
 from lora.errors import UnknownAdapter
+from lora.format.companions import CompanionsCheck
 from lora.memory.residency import Residency
 from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters, PublishStats
@@ -82,6 +83,10 @@ class AdapterStore:
                     self.registry.declares, self.registry.read, self.contents.layout, tiers.fetch_here
                 )
             )
+
+    def check_companions(self, check: CompanionsCheck) -> None:
+        """Have `check` refuse adapters by what lies beside their weights. To be called before any name is declared."""
+        self._tiers.check_companions(check)
 
     def retain(self, ref: AdapterRef) -> None:
         """Keep a content for a live request until it is released. Raises UnknownAdapter if it is gone."""

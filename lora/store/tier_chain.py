@@ -16,6 +16,8 @@ from torch import Tensor
 from lora.adapter import RemoteName
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
+from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, CompanionsCheck, Vocabulary
 from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
@@ -48,6 +50,7 @@ class TierChain:
         self._peers = peers
         self._source = SourceTier(base, dtype, files)
         self._tiers: tuple[Tier, ...] = (packed, *((peers,) if peers else ()), self._source)
+        self._check: CompanionsCheck = lambda companions, vocabulary: None
         self._lock = threading.Lock()
         self._hits = Counter[str]()
         self._fallbacks = Counter[str]()
@@ -98,6 +101,14 @@ class TierChain:
                 error,
             )
         return packed
+
+    def check_companions(self, check: CompanionsCheck) -> None:
+        """Have `check` see what lies beside an adapter's weights, here or at a peer."""
+        self._check = check
+
+    def companions(self, name: str, folder: Path) -> Companions:
+        """Read what lies beside the weights in a folder. Raises AdapterRefused."""
+        return self._source.companions(name, folder, self._check)
 
     def look_up(self, name: str, most_bytes: int) -> Manifest | None:
         """Ask peers what `name` means; None without peers.
@@ -162,6 +173,10 @@ class TierChain:
                 name, "the peer that has it serves another base model or dtype: give both nodes the same"
             )
         _check_size(name, told.layout.nbytes, most_bytes)
+        try:
+            self._check(told.companions, Vocabulary())
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
         return told
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, CompanionsCheck, read_companions, read_vocabulary
 from lora.format.folder_stamp import FolderStamp, folder_stamp
 from lora.format.packed import InvalidHeader
 from lora.format.peft import PackedAdapter, pack
@@ -200,6 +201,19 @@ class SourceTier:
         except CallHangs as error:
             told = str(error).replace(error.what, "its folder")  # clients need not know which one
             raise AdapterRefused(name, told, may_pass=True) from error
+
+    def companions(self, name: str, folder: Path, check: CompanionsCheck) -> Companions:
+        """Read and check what lies beside the weights. Raises as `pack`."""
+
+        def read() -> Companions:
+            companions = read_companions(folder)
+            check(companions, read_vocabulary(folder))
+            return companions
+
+        try:
+            return self._in_time(name, folder, read)
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw), flaw.may_pass) from flaw
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
         """Note that `folder` holds this content."""

@@ -21,8 +21,8 @@ from engine.errors import (
     StepFailed,
     UnknownModel,
 )
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
-from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan

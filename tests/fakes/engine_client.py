@@ -8,8 +8,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from engine.errors import Draining, EngineError, InvalidAdapter, InvalidAdapterName, UnknownModel
+from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
-from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.peers.peer_tier import PeerStats
@@ -85,6 +85,7 @@ class FakeClient:
 
     def __init__(self, tokenizer: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
         self.tokenizer = tokenizer
+        self.tokenizers: dict[str, Tokenizer] = {}  # of models that have their own
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
         self.model_names: tuple[str, ...] = ("base",)
@@ -106,6 +107,9 @@ class FakeClient:
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        return self.tokenizers.get(model, self.tokenizer)
 
     async def start(self) -> None:
         self.calls.append("start")

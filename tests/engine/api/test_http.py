@@ -114,9 +114,9 @@ async def test_models_are_the_base_and_its_adapters() -> None:
         listed = (await api.openai.models.list()).data
         assert [model.id for model in listed] == ["base", "poet", "team/coder"]
         coder = (await api.send("GET", "/v1/models/team/coder")).json
-        assert (coder["parent"], coder["root"], coder["object"]) == ("base", "/adapters/team/coder", "model")
+        assert (coder["parent"], coder["root"], coder["object"]) == ("base", "team/coder", "model")
         base = (await api.send("GET", "/v1/models/base")).json
-        assert (base["parent"], base["root"], base["max_model_len"]) == (None, "/models/base", 512)
+        assert (base["parent"], base["root"], base["max_model_len"]) == (None, "base", 512)
         assert (await api.send("GET", "/v1/models/nope")).error["code"] == "model_not_found"
 
 

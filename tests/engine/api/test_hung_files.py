@@ -12,7 +12,7 @@ import pytest
 
 from engine.api.adapters import AdapterAdmin
 from engine.async_engine import AsyncEngine
-from engine.telemetry import Telemetry
+from engine.metrics.telemetry import Telemetry
 from tests.engine.api.session import ApiSession, Response, session
 from tests.engine.rig import build
 from tests.oracles.adapters import base_shape, write_adapter
