@@ -207,7 +207,8 @@ def _disk_tier(folder: Path, files: DeadlineCalls) -> DiskTier:
     try:
         return DiskTier(folder, files=files)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-        remedy = f"it cannot be made ({error}): give a folder that may be written"
+        told = error.strerror if isinstance(error, OSError) else error
+        remedy = f"the folder cannot be used ({told}): give another one"
         raise InvalidConfig("adapter_cache_dir", str(folder), remedy) from error
 
 

@@ -3,6 +3,8 @@
 It may not know what computes: it asks the base model for sizes, and the other devices' processes for their writer.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,44 +42,38 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     page = _page_bytes(base.part.base_shape(), base.backends.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
     _check_total(base, kv_bytes, adapter_bytes)
-    try:
-        return _allocate(config, base, workers, kv_bytes, adapter_bytes, page)
-    except (RuntimeError, MemoryError) as error:  # what torch raises where the system gives it no memory
-        field, granted = _larger(kv_bytes, adapter_bytes)
-        remedy = f"this device has {available_bytes(base.device)} bytes left: give less"
-        raise InvalidConfig(field, granted, remedy) from error
-
-
-def _allocate(
-    config: EngineConfig,
-    base: BaseModel,
-    workers: WorkerPool | None,
-    kv_bytes: int,
-    adapter_bytes: int,
-    page: int,
-) -> DeviceMemory:
     writer = _page_writer(config, base, workers)
     if _is_unified(config, base, workers):
         split = _split(config, base, kv_bytes, adapter_bytes, page)
-        return _allocate_unified(config, base, split, page, writer)
+        with _granted("kv_cache_bytes", kv_bytes):
+            return _allocate_unified(config, base, split, page, writer)
     layout = base.kv_layout(config.block_size)
-    cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", kv_bytes):
+        cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
-    return DeviceMemory(cache, blocks, RankPages(adapter_bytes // page, page, base.device, writer), None)
+    with _granted("adapter_bytes", adapter_bytes):
+        pages = RankPages(adapter_bytes // page, page, base.device, writer)
+    return DeviceMemory(cache, blocks, pages, None)
 
 
 def _check_total(base: BaseModel, kv_bytes: int, adapter_bytes: int) -> None:
-    """Refuse what this device never has. Raises InvalidConfig."""
+    """Refuse what this device never has, before any of it is taken. Raises InvalidConfig."""
     total = total_bytes(base.device)
     if kv_bytes + adapter_bytes > total:
-        field, granted = _larger(kv_bytes, adapter_bytes)
-        shared = f"{kv_bytes} bytes for K/V and {adapter_bytes} for adapters"
-        raise InvalidConfig(field, granted, f"this device has {total} bytes in all, not {shared}: give less")
+        field, granted = max(
+            ("kv_cache_bytes", kv_bytes), ("adapter_bytes", adapter_bytes), key=lambda each: each[1]
+        )
+        remedy = f"the device cannot give {kv_bytes} bytes for K/V and {adapter_bytes} for adapters"
+        raise InvalidConfig(field, granted, f"{remedy}: it has {total} bytes in all, give less")
 
 
-def _larger(kv_bytes: int, adapter_bytes: int) -> tuple[str, int]:
-    """Return the option that takes the most, with its value."""
-    return max(("kv_cache_bytes", kv_bytes), ("adapter_bytes", adapter_bytes), key=lambda each: each[1])
+@contextmanager
+def _granted(field: str, num_bytes: int) -> Generator[None]:
+    """Raise InvalidConfig where the device does not give the memory that was asked for."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:  # what torch raises for it
+        raise InvalidConfig(field, num_bytes, "the device cannot give so many bytes: give fewer") from error
 
 
 def _is_unified(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
@@ -104,7 +100,8 @@ def _allocate_unified(
     config: EngineConfig, base: BaseModel, split: PoolSplit, page_bytes: int, writer: PageWriter | None
 ) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
-    arena, divided = unified_arena(split, layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", split.quanta * split.blocks * layout.block_bytes):
+        arena, divided = unified_arena(split, layout.block_bytes, base.device)
     cache = KVCache(layout, split.quanta * split.blocks, base.device, arena)
     blocks = BlockPool(split.least_kv * split.blocks, config.block_size, split.most_kv * split.blocks)
     blocks.extend(split.kv * split.blocks)

@@ -67,7 +67,11 @@ def _copies(config: PeerConfig, pages: RankPages) -> RankPages:
     granted = _copy_bytes(config, pages)
     try:
         return RankPages(max(1, granted // pages.page_bytes), pages.page_bytes)
-    except (RuntimeError, MemoryError) as error:  # what torch raises where the system gives it no memory
+    except (
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+    ) as error:  # what torch raises where the system gives it no memory
         left = available_bytes(torch.device("cpu"))
         remedy = f"this machine has {left} bytes left: give less"
         raise InvalidConfig("peer_publish_bytes", granted, remedy) from error

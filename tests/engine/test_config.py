@@ -17,6 +17,7 @@ from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
+from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
@@ -97,6 +98,7 @@ BAD = (
     Value("max_num_seqs", "many", "many", "give a whole number from 1 to 2147483648"),
     Value("max_num_batched_tokens", "-1", -1, "give a whole number from 1 to 2147483648"),
     Value("max_model_len", "0", 0, "give a whole number from 2 to 2147483648"),
+    Value("max_model_len", "1", 1, "give a whole number from 2 to 2147483648"),
     Value("tensor_parallel_size", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("block_size", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("kv_cache_bytes", "0", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
@@ -268,7 +270,8 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers"}),
-        (ServeConfig, {"engine", "access"}),
+        (ServeConfig, {"engine", "access", "http"}),
+        (HttpConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
     ):
