@@ -75,7 +75,6 @@ async def test_a_prompt_of_as_many_characters_as_can_fit_is_tokenised() -> None:
     [
         ("/tokenize", {"prompt": "x" * (MOST_TRANSLATED + 1)}, "prompt"),
         ("/tokenize", {"messages": [{"role": "user", "content": "x" * (MOST_TRANSLATED + 1)}]}, "messages"),
-        ("/detokenize", {"tokens": [1] * (MOST_TRANSLATED + 1)}, "tokens"),
     ],
 )
 async def test_translating_has_a_limit_of_its_own(path: str, body: Any, param: str) -> None:
