@@ -178,7 +178,11 @@ def _store(
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
     files = DeadlineCalls(config.adapter_read_timeout_s)
-    disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
+    try:
+        disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
+    except OSError as error:
+        remedy = f"the folder cannot be used ({error.strerror}): give another one"
+        raise InvalidConfig("adapter_cache_dir", str(config.adapter_cache_dir), remedy) from error
     residency = Residency(pages, CheapestWindow())
     if peers is None:
         return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))

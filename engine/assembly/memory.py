@@ -3,6 +3,8 @@
 It may not know what computes: it asks the base model for sizes, and the other devices' processes for their writer.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +46,21 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
         split = _split(config, base, kv_bytes, adapter_bytes, page)
         return _allocate_unified(config, base, split, page, writer)
     layout = base.kv_layout(config.block_size)
-    cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", kv_bytes):
+        cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
-    return DeviceMemory(cache, blocks, RankPages(adapter_bytes // page, page, base.device, writer), None)
+    with _granted("adapter_bytes", adapter_bytes):
+        pages = RankPages(adapter_bytes // page, page, base.device, writer)
+    return DeviceMemory(cache, blocks, pages, None)
+
+
+@contextmanager
+def _granted(field: str, num_bytes: int) -> Generator[None]:
+    """Raise InvalidConfig where the device does not give the memory that was asked for."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:  # what torch raises for it
+        raise InvalidConfig(field, num_bytes, "the device cannot give so many bytes: give fewer") from error
 
 
 def _is_unified(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
@@ -73,7 +87,8 @@ def _allocate_unified(
     config: EngineConfig, base: BaseModel, split: PoolSplit, page_bytes: int, writer: PageWriter | None
 ) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
-    arena, divided = unified_arena(split, layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", split.quanta * split.blocks * layout.block_bytes):
+        arena, divided = unified_arena(split, layout.block_bytes, base.device)
     cache = KVCache(layout, split.quanta * split.blocks, base.device, arena)
     blocks = BlockPool(split.least_kv * split.blocks, config.block_size, split.most_kv * split.blocks)
     blocks.extend(split.kv * split.blocks)

@@ -19,6 +19,7 @@ from engine.config.option_types import (
     FILE,
     FLAG,
     FOLDER,
+    LENGTH,
     LORA,
     MODEL,
     PORT,
@@ -99,7 +100,7 @@ class EngineConfig:
         bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
     ] = True
     max_model_len: Annotated[
-        int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+        int | None, Option("model", LENGTH, "most tokens of a prompt and its answer together")
     ] = None
     chat_template: Annotated[
         str | Path | None,

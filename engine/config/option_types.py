@@ -190,6 +190,7 @@ def separate(value: object) -> object:
 _check_path = _accept("give a path (in Python a pathlib.Path)", lambda value: isinstance(value, Path))
 
 COUNT = whole_number("N", 1, 2**31)
+LENGTH = whole_number("N", 2, 2**31)
 PORT = whole_number("PORT", 0, 65535)
 FLAG = OptionType("", _parse_flag, _accept("give true or false", lambda value: isinstance(value, bool)))
 SECONDS = OptionType("S", _parse_seconds, _accept(_SECONDS_REMEDY, _is_seconds))
