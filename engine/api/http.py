@@ -18,7 +18,7 @@ from engine.api.base import EngineClient
 from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
-from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
+from engine.api.guard import MAX_BODY_BYTES, RECORD, Handler, RequestGuard, json_response, set_request_id
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.metrics import telemetry
 from engine.task_pool import TaskPool
@@ -116,7 +116,10 @@ def _generate_handler(client: EngineClient, endpoint: Endpoint, pools: HttpPools
     async def generate(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         parsed = await pools.text.run(lambda: endpoint.read(body, client))
+        record = request[RECORD]
+        record.model = parsed.model
         async with Generation(endpoint, client, parsed) as generation:
+            record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)
             if await generation.finish() <= _INLINE_TOKENS:
@@ -138,7 +141,8 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
             await response.write(_event(chunk))
         await response.write(b"data: [DONE]\n\n")
     except ConnectionError:
-        return response  # the client has left
+        request[RECORD].client_gone = True
+        return response
     except FORESEEN as error:
         await response.write(_event(as_api_error(error).body()))
     except Exception as error:  # noqa: BLE001 - as in RequestGuard
@@ -173,11 +177,13 @@ class _Routes:
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.LoadAdapter)
+        request[RECORD].model = wire.lora_name
         return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
         wire = schema.decoded(await request.read(), schema.UnloadAdapter)
+        request[RECORD].model = wire.lora_name
         await self._client.unload_adapter(wire.lora_name)
         return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 
