@@ -9,30 +9,29 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from engine.adapter_names import AdapterNames
+from engine.admission import Admission
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
-    Overloaded,
     StepFailed,
     adapter_errors,
 )
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
-from engine.task_pool import TaskPool
 from engine.tokenizer import Tokenizer
+from engine.waiting.adapter_names import AdapterNames
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
-_RETRY_AFTER_S = 1
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
@@ -47,17 +46,15 @@ class AsyncEngine:
         self.telemetry = telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
-        self._peers = engine.peers
-        self._close_engine = engine.close
+        self._peers, self._close_engine = engine.peers, engine.close
+        self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
-        self._max_waiting = max_waiting
         self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._ended = asyncio.Event()  # set when the last request has ended
         self._draining = False
-        self._resolving = 0  # sequences whose adapter is still looked for; they have their place in the queue
         self.failure: EngineStopped | None = None  # what ended the step loop, if not `close`
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
@@ -141,32 +138,45 @@ class AsyncEngine:
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
     ) -> RequestOutput:
-        """Queue a request for `model` (the base or an adapter).
+        """Queue one request; see `submit_all`."""
+        (output,) = await self.submit_all(model, {request_id: prompt_token_ids}, params)
+        return output
 
-        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining
-        or EngineStopped; then nothing is queued.
+    async def submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[RequestOutput, ...]:
+        """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
+
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
+        Overloaded, Draining or EngineStopped; then none is queued.
         """
         self._check_open()
-        waiting = self._core.live().waiting + self._resolving
-        if waiting + params.n > self._max_waiting:
-            raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
-        self._resolving += params.n
-        try:
+        with self._admission.places(len(prompts) * params.n):
             adapter = await self._names.resolve(model)
-        finally:
-            self._resolving -= params.n
         self._check_open()
-        if params.seed is None:
-            params = replace(params, seed=random.getrandbits(63))
+        # Nothing else runs on the event loop until all are queued, so that all are, or none.
+        outputs, now_s = list[RequestOutput](), time.monotonic()
+        try:
+            with adapter_errors(model):
+                eos = self._end_tokens_of(model)
+            for request_id, prompt in prompts.items():
+                seed = random.getrandbits(63) if params.seed is None else params.seed
+                request = Request(request_id, prompt, adapter, replace(params, seed=seed), eos, now_s)
+                outputs.append(self._queue(model, request))
+        except BaseException:
+            for output in outputs:
+                await output.aclose()
+            raise
+        self._wake.set()
+        return tuple(outputs)
+
+    def _queue(self, model: str, request: Request) -> RequestOutput:
         with adapter_errors(model):
-            eos = self._end_tokens_of(model)
-            request = Request(request_id, prompt_token_ids, adapter, params, eos, time.monotonic())
             self._core.submit(request)
         # Both are set before the event loop runs again, hence before any event.
-        output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
-        self._models[request_id] = model
+        output = self._outputs[request.request_id] = RequestOutput(request, self.tokenizer, self._abort)
+        self._models[request.request_id] = model
         self.telemetry.started(model)
-        self._wake.set()
         return output
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
@@ -270,26 +280,21 @@ class AsyncEngine:
             _log.exception("the tokens of %s could not be turned into text", request_id)
             self._core.abort(request_id)
             self._forget(request_id, "error")
-            output.fail(
-                StepFailed("the output could not be turned into text; the server's log has the cause")
-            )
+            output.fail(StepFailed("the output could not become text; the server's log has the cause"))
 
     def _push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
         delta = output.push(event, now_s)
         if delta is None:
             return
         if delta.token_ids:
-            self._observe(self._models[event.key.request_id], output.token_times_s[delta.index])
+            model, times_s = self._models[event.key.request_id], output.token_times_s[delta.index]
+            if len(times_s) > 1:
+                self.telemetry.next_token(model, times_s[-1] - times_s[-2])
+            else:
+                self.telemetry.first_token(model, times_s[0])
         if delta.finish_reason is None:
             return
         if event.finish_reason is None:
             self._core.finish(event.key)
         if not output.is_open:
             self._forget(event.key.request_id, delta.finish_reason.value)
-
-    def _observe(self, model: str, times_s: Sequence[float]) -> None:
-        """Record the time that the latest token of a sequence took, whose tokens came at `times_s`."""
-        if len(times_s) == 1:
-            self.telemetry.first_token(model, times_s[0])
-        else:
-            self.telemetry.next_token(model, times_s[-1] - times_s[-2])

@@ -27,6 +27,16 @@ class Overloaded(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class TooManySequences(EngineError):
+    """A request for more sequences than may ever wait; sending it again would not help."""
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(
+            f"the request asks for {count} sequences, prompts times n, and at most {limit} may wait (--max-waiting):"
+            " send fewer prompts at once, or lower n"
+        )
+
+
 class Draining(EngineError):
     """The node is shutting down: it finishes what it has and takes nothing new."""
 

@@ -16,15 +16,16 @@ from collections.abc import Callable, Sequence
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.guard import RequestGuard
-from engine.api.http import HttpServer, http_app
+from engine.api.http import http_app
 from engine.api.keys import AccessRules
-from engine.api.request_log import RequestLog
+from engine.api.server.listener import HttpServer
 from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
+from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
@@ -47,8 +48,8 @@ async def serve(
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
     log = _request_log(config)
     guard = RequestGuard(access_rules(config), log)
-    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins)
-    server = HttpServer(app, _tls(config.access))
+    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins, config.http)
+    server = HttpServer(app, _tls(config.access), config.http)
     await client.start()
     try:
         ready(await _listen(server, config))

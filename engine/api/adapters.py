@@ -8,7 +8,7 @@ from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
 from engine.errors import InvalidAdapter, NotInTime, UnknownModel
-from engine.task_pool import TaskPool
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
@@ -49,9 +49,10 @@ class AdapterAdmin:
         A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
         ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
         """
-        name, base = wire.lora_name, self._client.model_name
-        if wire.base_model_name not in (None, base):
-            raise refused("base_model_name", f"give {base!r}, or leave the field out", "invalid_value")
+        name = wire.lora_name
+        if wire.base_model_name is not None and wire.base_model_name not in self._client.model_names:
+            message = f"give {self._client.model_name!r}, or leave the field out"
+            raise refused("base_model_name", message, "invalid_value")
         if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
             message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
             raise refused("lora_name", message, "adapter_exists")

@@ -14,6 +14,7 @@ from engine.errors import (
     NotInTime,
     Overloaded,
     PeersSilent,
+    TooManySequences,
     UnknownModel,
 )
 from engine.text.template_renderer import InvalidChat
@@ -92,6 +93,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "model", "invalid_adapter")
         case UnknownModel():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
+        case TooManySequences():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():

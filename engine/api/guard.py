@@ -15,10 +15,9 @@ from aiohttp import web
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
-from engine.api.request_log import RequestLog, RequestRecord
+from engine.metrics.request_log import RequestLog, RequestRecord
 from transport.control.security import is_loopback
 
-MAX_BODY_BYTES = 16 << 20
 _PERMISSIONS = {
     "/health": Permission.NOTHING,
     "/version": Permission.NOTHING,
@@ -130,7 +129,5 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = error.headers.get("Allow", "another method")
             return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
-        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes", None, "body_too_large")
         case _:
             return ApiError(error.status, error.reason, None, None)

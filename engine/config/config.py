@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.access_config import AccessConfig
+from engine.config.http_config import HttpConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
     CHAT_TEMPLATE,
@@ -40,6 +41,7 @@ LogLevel = Literal["debug", "info", "warning"]
 
 _NO_PEERS = PeerConfig()
 _OPEN = AccessConfig()
+_BOUNDED = HttpConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ class ServeConfig:
         Option("server", FOLDER, "adapters may be loaded by path from below here", "lora-root", many=True),
     ] = ()
     access: AccessConfig = _OPEN
+    http: HttpConfig = _BOUNDED
 
     def __post_init__(self) -> None:
         check_fields(self)

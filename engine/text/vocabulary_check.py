@@ -95,7 +95,7 @@ def _merges(tokenizer: Tokenizer) -> object:
 def _patterns(tokenizer: Tokenizer) -> set[str]:
     """Return the regular expressions by which a tokenizer changes or splits a text."""
     found = set[str]()
-    components = (cast(Any, each) for each in (tokenizer.normalizer, tokenizer.pre_tokenizer))
+    components: list[Any] = [tokenizer.normalizer, tokenizer.pre_tokenizer]
     pending: list[object] = [json.loads(each.__getstate__()) for each in components if each is not None]
     while pending:
         value = pending.pop()

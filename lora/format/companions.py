@@ -110,7 +110,8 @@ def _template(folder: Path, configured: object) -> str | None:
         raise Flaw(f"{_TEMPLATE_FILE} is no text ({error}): save it in UTF-8") from error
     if found is None or isinstance(found, str):
         return found
-    raise Flaw(f"{_CONFIG_FILE} has chat_template={short(configured)}, which names no default: give one text")
+    told = short(cast(object, configured))
+    raise Flaw(f"{_CONFIG_FILE} has chat_template={told}, which names no default: give one text")
 
 
 def _default(templates: list[object]) -> object:

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from engine.api.guard import MAX_BODY_BYTES
+from engine.config.http_config import HttpConfig
 from tests.engine.api.session import HI, TOKENIZER, session
 
 COMPLETION = {"model": "base", "prompt": "hi"}
@@ -78,9 +78,11 @@ async def test_wrong_paths_and_methods_have_openai_s_error_body() -> None:
 
 async def test_a_body_beyond_the_limit_is_413() -> None:
     async with session() as api:
-        response = await api.send("POST", "/v1/completions", data=io.BytesIO(b" " * (MAX_BODY_BYTES + 1)))
+        response = await api.send(
+            "POST", "/v1/completions", data=io.BytesIO(b" " * (HttpConfig().max_body_bytes + 1))
+        )
         assert response.status == 413
-        assert str(MAX_BODY_BYTES) in response.error["message"]
+        assert str(HttpConfig().max_body_bytes) in response.error["message"]
 
 
 async def test_a_large_body_is_read_all_the_same() -> None:

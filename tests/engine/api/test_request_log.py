@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.api.keys import AccessRules
-from engine.api.request_log import RequestLog
+from engine.metrics.request_log import RequestLog
 from tests.engine.api.session import HI, session
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"

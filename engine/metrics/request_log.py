@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-AccessFormat = Literal["off", "text", "json"]
+from engine.config.config import AccessLog
+
 _MOST_CHARS = 200
 
 
@@ -85,7 +86,7 @@ class RequestLog:
     """Writes lines to files, or to this process's log. Without a file the audit goes there at level INFO."""
 
     def __init__(
-        self, audit_file: Path | None = None, access: AccessFormat = "off", access_file: Path | None = None
+        self, audit_file: Path | None = None, access: AccessLog = "off", access_file: Path | None = None
     ) -> None:
         """Open the files. Raises OSError."""
         self._access_format = access

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import adapter_errors
-from engine.task_pool import TaskPool
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from lora.store.registry import AdapterRegistry
 
