@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.base.base_model import BaseModel
-from engine.base.machine_memory import available_bytes
+from engine.base.machine_memory import available_bytes, total_bytes
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.tensor_parallel.worker_pool import WorkerPool
@@ -41,10 +41,12 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
     page = _page_bytes(base.part.base_shape(), base.backends.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
+    _check_total(base, kv_bytes, adapter_bytes)
     writer = _page_writer(config, base, workers)
     if _is_unified(config, base, workers):
         split = _split(config, base, kv_bytes, adapter_bytes, page)
-        return _allocate_unified(config, base, split, page, writer)
+        with _granted("kv_cache_bytes", kv_bytes):
+            return _allocate_unified(config, base, split, page, writer)
     layout = base.kv_layout(config.block_size)
     with _granted("kv_cache_bytes", kv_bytes):
         cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
@@ -52,6 +54,17 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     with _granted("adapter_bytes", adapter_bytes):
         pages = RankPages(adapter_bytes // page, page, base.device, writer)
     return DeviceMemory(cache, blocks, pages, None)
+
+
+def _check_total(base: BaseModel, kv_bytes: int, adapter_bytes: int) -> None:
+    """Refuse what this device never has, before any of it is taken. Raises InvalidConfig."""
+    total = total_bytes(base.device)
+    if kv_bytes + adapter_bytes > total:
+        field, granted = max(
+            ("kv_cache_bytes", kv_bytes), ("adapter_bytes", adapter_bytes), key=lambda each: each[1]
+        )
+        remedy = f"the device cannot give {kv_bytes} bytes for K/V and {adapter_bytes} for adapters"
+        raise InvalidConfig(field, granted, f"{remedy}: it has {total} bytes in all, give less")
 
 
 @contextmanager

@@ -109,6 +109,10 @@ class EngineConfig:
         ),
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
+    self_test: Annotated[
+        bool,
+        Option("model", FLAG, "compute a short prompt with the base and each named adapter before serving"),
+    ] = True
     lora_dir: Annotated[
         Path | None,
         Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
