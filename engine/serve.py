@@ -105,8 +105,9 @@ def _tls(access: AccessConfig) -> ssl.SSLContext | None:
 async def _listen(server: HttpServer, config: ServeConfig) -> str:
     try:
         return await server.listen(config.host, config.port)
-    except OSError as error:
-        reason = f"{config.host} cannot be bound to it ({error.strerror}): choose another port or --host"
+    except (OSError, ValueError) as error:  # a host that no name can be is a ValueError
+        told = error.strerror if isinstance(error, OSError) else error
+        reason = f"{config.host} cannot be bound to it ({told}): choose another port or --host"
         raise InvalidConfig("port", config.port, reason) from error
 
 

@@ -24,6 +24,7 @@ from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
+from engine.api.server.loop_lag import LoopLag
 from engine.config.http_config import HttpConfig
 from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
@@ -85,10 +86,17 @@ def http_app(
         ]
     )
 
-    async def close_pools(_: web.Application) -> None:
+    lag = LoopLag(client.telemetry.loop_was_late)
+
+    async def start(_: web.Application) -> None:
+        lag.start()
+
+    async def stop(_: web.Application) -> None:
+        lag.stop()
         pools.close()
 
-    app.on_cleanup.append(close_pools)
+    app.on_startup.append(start)
+    app.on_cleanup.append(stop)
     return app
 
 

@@ -19,6 +19,7 @@ from engine.config.option_types import (
     FILE,
     FLAG,
     FOLDER,
+    LENGTH,
     LORA,
     MODEL,
     PORT,
@@ -101,7 +102,7 @@ class EngineConfig:
         bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
     ] = True
     max_model_len: Annotated[
-        int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+        int | None, Option("model", LENGTH, "most tokens of a prompt and its answer together")
     ] = None
     chat_template: Annotated[
         str | Path | None,
@@ -110,6 +111,10 @@ class EngineConfig:
         ),
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
+    self_test: Annotated[
+        bool,
+        Option("model", FLAG, "compute a short prompt with the base and each named adapter before serving"),
+    ] = True
     lora_dir: Annotated[
         Path | None,
         Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
