@@ -20,6 +20,7 @@ from lora.format.peft import WEIGHTS_FILE, pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
 from model.checkpoint import CheckpointError, load_weights, read_config
 from model.config import UnsupportedModel
+from scheduler.request import InvalidParameter
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.mutators import file_spoiler
 
@@ -143,7 +144,7 @@ def tokenizers() -> FolderTarget:
             if tokenizer.has_chat_template:
                 tokenizer.encode_chat([{"role": "user", "content": "garden"}], most_tokens=64)
 
-    refusals = (InvalidConfig, InvalidChat, PromptTooLong, TokenizerFailed)
+    refusals = (InvalidConfig, InvalidChat, InvalidParameter, PromptTooLong, TokenizerFailed)
     keys = {"tokenizer.json": _TOKENIZER_KEYS, "tokenizer_config.json": _TOKENIZER_KEYS}
     return FolderTarget(DEMO_BASE, read, refusals, keys)
 
