@@ -9,27 +9,30 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from engine.admission import Admission
 from engine.assembly.assembly import Engine
 from engine.core import StepResult
 from engine.errors import (
     Draining,
     EngineError,
     EngineStopped,
-    Overloaded,
     StepFailed,
     adapter_errors,
 )
+from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
-from engine.telemetry import EngineStats, Telemetry
-from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from engine.tokenizer import Tokenizer
+from engine.waiting.adapter_names import AdapterNames
+from engine.waiting.task_pool import TaskPool
+from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
-_RETRY_AFTER_S = 1
+_CLOSE_S = 10.0  # for each part of the engine to end when it closes
 _IDLE_POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
@@ -43,20 +46,20 @@ class AsyncEngine:
         self.telemetry = telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
-        self._peers = engine.peers
-        self._close_engine = engine.close
-        self._max_waiting = max_waiting
+        self._peers, self._close_engine = engine.peers, engine.close
+        self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
+        self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self._outputs: dict[str, RequestOutput] = {}  # by request id, of requests that have not ended
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._ended = asyncio.Event()  # set when the last request has ended
         self._draining = False
-        self._resolving = 0  # sequences whose adapter is still looked for; they have their place in the queue
         self.failure: EngineStopped | None = None  # what ended the step loop, if not `close`
         self._on_failure: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
     @property
     def model_name(self) -> str:
@@ -88,6 +91,11 @@ class AsyncEngine:
         """Token ids are below this."""
         return self._card.vocab_size
 
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of `model`, with its own chat template. As EngineClient.tokenizer_of."""
+        with adapter_errors(model):
+            return self._tokenizer_of(model)
+
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when an error has ended the step loop."""
         self._on_failure = callback
@@ -113,70 +121,82 @@ class AsyncEngine:
         self._draining = True
         self._stopping.set()
         self._wake.set()
+        closing = TaskPool("closing", 4, _CLOSE_S)
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await closing.run_or_leave("the step under way", self._thread.join)
         if self.failure is None:
-            await asyncio.to_thread(self._core.wait_for_step)
+            await closing.run_or_leave("the step under way", self._core.wait_for_step)
             self._end_all(Draining(), FinishReason.ABORT.value)
         else:
             self._end_all(self.failure, "error")
         if self._peers is not None:
-            await asyncio.to_thread(self._peers.close)
-        await asyncio.to_thread(self._close_engine)
+            await closing.run_or_leave("the connections to peers", self._peers.close)
+        await closing.run_or_leave("the engine", self._close_engine)
+        self._names.close()
+        closing.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
     ) -> RequestOutput:
-        """Queue a request for `model` (the base or an adapter).
+        """Queue one request; see `submit_all`."""
+        (output,) = await self.submit_all(model, {request_id: prompt_token_ids}, params)
+        return output
 
-        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (it can never run), Overloaded, Draining
-        or EngineStopped; then nothing is queued.
+    async def submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[RequestOutput, ...]:
+        """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
+
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
+        Overloaded, Draining or EngineStopped; then none is queued.
         """
         self._check_open()
-        waiting = self._core.live().waiting + self._resolving
-        if waiting + params.n > self._max_waiting:
-            raise Overloaded(waiting, self._max_waiting, _RETRY_AFTER_S)
-        self._resolving += params.n
-        try:
-            adapter = await self._resolve(model)
-        finally:
-            self._resolving -= params.n
+        with self._admission.places(len(prompts) * params.n):
+            adapter = await self._names.resolve(model)
         self._check_open()
-        if params.seed is None:
-            params = replace(params, seed=random.getrandbits(63))
-        request = Request(
-            request_id, prompt_token_ids, adapter, params, self._card.eos_token_ids, time.monotonic()
-        )
+        # Nothing else runs on the event loop until all are queued, so that all are, or none.
+        outputs, now_s = list[RequestOutput](), time.monotonic()
+        try:
+            with adapter_errors(model):
+                eos = self._end_tokens_of(model)
+            for request_id, prompt in prompts.items():
+                seed = random.getrandbits(63) if params.seed is None else params.seed
+                request = Request(request_id, prompt, adapter, replace(params, seed=seed), eos, now_s)
+                outputs.append(self._queue(model, request))
+        except BaseException:
+            for output in outputs:
+                await output.aclose()
+            raise
+        self._wake.set()
+        return tuple(outputs)
+
+    def _queue(self, model: str, request: Request) -> RequestOutput:
         with adapter_errors(model):
             self._core.submit(request)
         # Both are set before the event loop runs again, hence before any event.
-        output = self._outputs[request_id] = RequestOutput(request, self.tokenizer, self._abort)
-        self._models[request_id] = model
+        output = self._outputs[request.request_id] = RequestOutput(request, self.tokenizer, self._abort)
+        self._models[request.request_id] = model
         self.telemetry.started(model)
-        self._wake.set()
         return output
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
         """Read, check and register an adapter, off the step loop.
 
-        Raises InvalidAdapterName, InvalidAdapter or AdapterFailed.
+        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
         """
-        with adapter_errors(name):
-            return await asyncio.to_thread(self._store.registry.load, name, folder)
+        return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        with adapter_errors(name):
-            await asyncio.to_thread(self._store.registry.unload, name)
+        self._names.unload(name)
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        return self._store.registry.entries()
+        return self._names.entries()
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
-        known = model in self._card.names or model in self._store.registry.names()
-        return known or (self._peers is not None and is_name(model))
+        return self._names.may_serve(model)
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""
@@ -197,14 +217,6 @@ class AsyncEngine:
             raise self.failure
         if self._draining:
             raise Draining
-
-    async def _resolve(self, model: str) -> AdapterRef:
-        if model in self._card.names:
-            return BASE
-        if (known := self._store.registry.known(model)) is not None:
-            return known
-        with adapter_errors(model):
-            return await asyncio.to_thread(self._store.registry.resolve, model)
 
     def _abort(self, request_id: str) -> None:
         """End a request whose client has left."""
@@ -268,26 +280,21 @@ class AsyncEngine:
             _log.exception("the tokens of %s could not be turned into text", request_id)
             self._core.abort(request_id)
             self._forget(request_id, "error")
-            output.fail(
-                StepFailed("the output could not be turned into text; the server's log has the cause")
-            )
+            output.fail(StepFailed("the output could not become text; the server's log has the cause"))
 
     def _push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
         delta = output.push(event, now_s)
         if delta is None:
             return
         if delta.token_ids:
-            self._observe(self._models[event.key.request_id], output.token_times_s[delta.index])
+            model, times_s = self._models[event.key.request_id], output.token_times_s[delta.index]
+            if len(times_s) > 1:
+                self.telemetry.next_token(model, times_s[-1] - times_s[-2])
+            else:
+                self.telemetry.first_token(model, times_s[0])
         if delta.finish_reason is None:
             return
         if event.finish_reason is None:
             self._core.finish(event.key)
         if not output.is_open:
             self._forget(event.key.request_id, delta.finish_reason.value)
-
-    def _observe(self, model: str, times_s: Sequence[float]) -> None:
-        """Record the time that the latest token of a sequence took, whose tokens came at `times_s`."""
-        if len(times_s) == 1:
-            self.telemetry.first_token(model, times_s[0])
-        else:
-            self.telemetry.next_token(model, times_s[-1] - times_s[-2])

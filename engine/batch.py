@@ -27,8 +27,8 @@ from engine.batch_lines import BatchLine, BrokenLine, count_lines, numbered_line
 from engine.config.command_line import batch_config
 from engine.config.config import BatchConfig
 from engine.errors import EngineStopped, InvalidConfig, OutputFailed, WorkersFailed
+from engine.metrics.telemetry import Telemetry
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
-from engine.telemetry import Telemetry
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel

@@ -27,6 +27,16 @@ class Overloaded(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class TooManySequences(EngineError):
+    """A request for more sequences than may ever wait; sending it again would not help."""
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(
+            f"the request asks for {count} sequences, prompts times n, and at most {limit} may wait (--max-waiting):"
+            " send fewer prompts at once, or lower n"
+        )
+
+
 class Draining(EngineError):
     """The node is shutting down: it finishes what it has and takes nothing new."""
 
@@ -52,6 +62,14 @@ class AdapterFailed(EngineError):
 
 class PeersSilent(EngineError):
     """The adapter may be a peer's, but not every peer could be asked: trying again later is sensible."""
+
+
+class NotInTime(EngineError):
+    """Something that passes kept the server from answering in time: a busy pool, or files that do not answer."""
+
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        super().__init__(f"{reason}: retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class StepFailed(EngineError):

@@ -148,9 +148,9 @@ class LLM:
             raise ValueError("conversations is one conversation: give a list of lists of messages")
         choices = each_adapter(adapters, lora_request, len(conversations))
         each = each_params(params, sampling_params, len(conversations))
-        most = self.engine.card.max_model_len
+        tokenizers, most = self._tokenizers(choices), self.engine.card.max_model_len
         token_ids = [
-            chat_token_ids(f"conversations[{i}]", one, self.tokenizer, most)
+            chat_token_ids(f"conversations[{i}]", one, tokenizers[choices[i]], most)
             for i, one in enumerate(conversations)
         ]
         return self._answer(token_ids, each, choices, use_tqdm)
@@ -173,14 +173,12 @@ class LLM:
         use_tqdm: bool | None,
     ) -> list[Result]:
         """Run all prompts to their end and return their results."""
-        if self._closed:
-            raise RuntimeError("this LLM is closed: make another one")
-        check_one_folder_a_name(choices)
-        refs = {choice: self._resolve(choice) for choice in dict.fromkeys(choices)}
+        refs = self._resolve_all(choices)
         outputs: dict[str, RequestOutput] = {}
         try:
             for number, token_ids in enumerate(prompts):
-                request = self._request(token_ids, each_params[number], refs[choices[number]])
+                choice = choices[number]
+                request = self._request(token_ids, each_params[number], refs[choice], choice.name)
                 self._submit(number, request)
                 output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
                 outputs[request.request_id] = output
@@ -191,6 +189,17 @@ class LLM:
             for request_id in outputs:
                 self.engine.core.abort(request_id)
         return [_result(output) for output in outputs.values()]
+
+    def _tokenizers(self, choices: Sequence[AdapterChoice]) -> dict[AdapterChoice, Tokenizer]:
+        """Return the tokenizers of the chosen adapters, whose chat templates may be their own."""
+        return {choice: self.engine.tokenizer_of(choice.name) for choice in self._resolve_all(choices)}
+
+    def _resolve_all(self, choices: Sequence[AdapterChoice]) -> dict[AdapterChoice, AdapterRef]:
+        """Return the adapters that the prompts are to have."""
+        if self._closed:
+            raise RuntimeError("this LLM is closed: make another one")
+        check_one_folder_a_name(choices)
+        return {choice: self._resolve(choice) for choice in dict.fromkeys(choices)}
 
     def _resolve(self, choice: AdapterChoice) -> AdapterRef:
         """Return the adapter that a prompt is to have; one given with a folder is read unless its name means that."""
@@ -213,12 +222,14 @@ class LLM:
         except RequestRefused as error:
             raise RequestRefused(f"prompts[{number}]: {error}") from None
 
-    def _request(self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef) -> Request:
+    def _request(
+        self, token_ids: tuple[int, ...], params: SamplingParams, adapter: AdapterRef, name: str | None
+    ) -> Request:
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1
-        eos, now_s = self.engine.card.eos_token_ids, time.monotonic()
-        return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, now_s)
+        eos = self.engine.end_tokens_of(name)
+        return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, time.monotonic())
 
     def _run(self, outputs: dict[str, RequestOutput], ended: Callable[[int], object]) -> None:
         """Step until every request has ended, and tell `ended` how many did."""

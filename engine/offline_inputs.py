@@ -12,7 +12,8 @@ import msgspec
 
 from engine.api.parsing import chat_messages
 from engine.api.schema import Message
-from engine.tokenizer import InvalidChat, Tokenizer
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, as_integers
 
 Prompt = str | Sequence[int] | Mapping[str, object]

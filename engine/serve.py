@@ -16,15 +16,16 @@ from collections.abc import Callable, Sequence
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.guard import RequestGuard
-from engine.api.http import HttpServer, http_app
+from engine.api.http import http_app
 from engine.api.keys import AccessRules
+from engine.api.server.listener import HttpServer
 from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
-from engine.telemetry import Telemetry
+from engine.metrics.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
@@ -45,8 +46,8 @@ async def serve(
     """
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
     guard = RequestGuard(access_rules(config))
-    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins)
-    server = HttpServer(app, _tls(config.access))
+    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins, config.http)
+    server = HttpServer(app, _tls(config.access), config.http)
     await client.start()
     try:
         ready(await _listen(server, config))
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
             level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         engine = assemble(config.engine)
-        node = AsyncEngine(engine, Telemetry(), config.max_waiting)
+        node = AsyncEngine(engine, Telemetry(config.metrics_adapters), config.max_waiting)
         asyncio.run(_run(node, engine.workers, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         sys.stderr.write(f"python -m engine.serve: {error}\n")

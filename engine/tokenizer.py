@@ -6,20 +6,27 @@ Tokens become text through their bytes, so that a token's cost does not depend o
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from blake3 import blake3
+from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
+from engine.text.chat_template import ChatTemplate, read_template, template_of
 from engine.text.prompt_bound import most_chars_per_token
+from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
+from engine.text.tokenizer_files import read_tokenizer, readable
+from engine.text.vocabulary_check import check_vocabulary, end_tokens
+from lora.format.companions import NO_COMPANIONS, Companions, Vocabulary
+from scheduler.request import InvalidParameter
 
+_SHOWN_CHARS = 40
+_MOST_ADAPTERS = 1024  # whose own templates are kept at once
+_SAMPLE = "Hello, world 1"  # what every tokenizer can take and give back
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-class InvalidChat(EngineError):
-    """The messages cannot be put through the model's chat template, or it has none."""
 
 
 class PromptTooLong(EngineError):
@@ -40,9 +47,18 @@ class Tokenizer:
     `vocab_size` counts the ids that the tokenizer knows; a model may draw ids beyond it, which have no text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Take over `tokenizer`; how it decodes bytes is read from its own description."""
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> None:
+        """Take over `tokenizer`; how it decodes bytes is read from its own description.
+
+        `chat_template` replaces its own one. Raises BrokenTemplate if it has none that it may be used by itself.
+        """
+        self._renderer, self._adapter_renderer = TemplateRenderer(), TemplateRenderer()
+        self._template = template_of(tokenizer, chat_template, self._renderer)
+        self._special_tokens = dict(tokenizer.special_tokens_map)
+        eos: object = tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
+        self.eos_token_ids = (eos,) if isinstance(eos, int) else ()
+        self._of_adapters: dict[Companions, Tokenizer] = {}
+        self._vocabularies = set[object]()  # of adapters, found to be the base's
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -57,35 +73,58 @@ class Tokenizer:
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
-    def load(cls, model: str | Path) -> "Tokenizer":
-        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig."""
-        folder = Path(model).is_dir()
+    def load(cls, model: str | Path, chat_template: str | Path | None = None) -> "Tokenizer":
+        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig.
+
+        `chat_template` is a file, or the template itself, to be used in place of the model's.
+        """
+        source = None if chat_template is None else read_template(chat_template)
+        tokenizer = read_tokenizer(model)
         try:
-            # transformers leaves what follows untyped.
-            tokenizer = AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                str(model), local_files_only=folder
-            )
-            made = cls(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerFast) else None
-            fault = made and made._find_template_fault()
-        except Exception as error:  # whatever its libraries raise for a file that is spoilt
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {reason}") from error
-        if made is None:
-            raise InvalidConfig("model", str(model), "give a folder with a tokenizer.json")
-        if fault is not None:
-            raise InvalidConfig("model", str(model), f"its chat template is no Jinja template: {fault}")
+            with readable(model):
+                made = cls(tokenizer, source)
+                made.decode(made.encode(_SAMPLE))
+                if made._template is not None:
+                    made._template.check()
+        except BrokenTemplate as error:
+            if chat_template is None:
+                raise InvalidConfig("model", str(model), f"{error}, with --chat-template") from error
+            raise InvalidConfig("chat_template", str(chat_template), str(error)) from error
         return made
 
     @property
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
-        return self._tokenizer.chat_template is not None  # pyright: ignore[reportUnknownMemberType] - as in `load`
+        return self._template is not None
 
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The token with which the tokenizer says that a text ends, if it has one."""
-        eos: object = self._tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - as in `load`
-        return (eos,) if isinstance(eos, int) else ()
+    def of_adapter(self, companions: Companions) -> "Tokenizer":
+        """Return the tokenizer of an adapter with its own chat template and end tokens; this one if it has none.
+
+        Raises Flaw for what cannot be served.
+        """
+        if companions == NO_COMPANIONS:
+            return self
+        known = self._of_adapters.get(companions)
+        if known is None:
+            if len(self._of_adapters) >= _MOST_ADAPTERS:
+                self._of_adapters.clear()
+            known = self._of_adapters[companions] = self._make_of_adapter(companions)
+        return known
+
+    def check_adapter(self, companions: Companions, vocabulary: Vocabulary) -> None:
+        """Raise Flaw for an adapter that was trained with other tokens, or whose companions cannot be served."""
+        digest = blake3(vocabulary.tokenizer or b"").digest()
+        if (checked := (vocabulary.added, vocabulary.padding, digest)) not in self._vocabularies:
+            check_vocabulary(
+                self._backend, vocabulary
+            )  # a second or so, and many adapters have the same files
+            self._vocabularies.add(checked)
+        self.of_adapter(companions)
+
+    def close(self) -> None:
+        """End the processes that render chat templates."""
+        self._renderer.close()
+        self._adapter_renderer.close()
 
     def most_chars(self, most_tokens: int) -> int:
         """Return how many characters a text of `most_tokens` tokens may have. See `engine.text.prompt_bound`."""
@@ -96,11 +135,16 @@ class Tokenizer:
     ) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS).
 
-        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold.
+        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold, and
+        InvalidParameter for what is no text.
         """
         if most_tokens is not None and len(text) > (most := self.most_chars(most_tokens)):
             raise PromptTooLong(field, len(text), "characters", most_tokens, most)
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special)
+        except TypeError:  # what its library raises for a text that is none
+            remedy = "it has surrogates, which no text in UTF-8 has: leave them out"
+            raise InvalidParameter(field, text[:_SHOWN_CHARS], remedy) from None
         return tuple(encoding.ids)
 
     def encode_chat(
@@ -115,18 +159,18 @@ class Tokenizer:
 
         The text ends with what begins an answer, or within the last message if that is to be continued.
         """
-        if not self.has_chat_template:
-            raise InvalidChat("the model has no chat template: use /v1/completions with a prompt of your own")
-        try:
-            text = self._tokenizer.apply_chat_template(  # pyright: ignore[reportUnknownMemberType] - as in `load`
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
+        if self._template is None:
+            raise InvalidChat(
+                "the model has no chat template: start the server with --chat-template, or use /v1/completions"
+                " with a prompt of your own"
             )
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise InvalidChat(f"the model's chat template refuses these messages: {error}") from error
-        return self.encode(str(text), add_special=False, most_tokens=most_tokens, field=field)
+        most_chars = None if most_tokens is None else self.most_chars(most_tokens)
+        write = self._template.render_continued if continue_final_message else self._template.render
+        rendered = write(messages, add_generation_prompt, most_chars)
+        if rendered.text is None:
+            most = rendered.most_chars
+            raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)
+        return self.encode(rendered.text, add_special=False, field=field)
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
@@ -165,16 +209,18 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
-    def _find_template_fault(self) -> str | None:
-        """Return why the chat template can render nothing; None if it can, or if there is none."""
-        template = cast(object, self._tokenizer.chat_template)  # as in `load`
-        if template is not None and not isinstance(template, (str, dict)):
-            return f"it is a {type(template).__name__}"
-        try:
-            self.encode_chat([{"role": "user", "content": ""}])
-        except InvalidChat as error:
-            return str(error.__cause__) if isinstance(error.__cause__, TemplateSyntaxError) else None
-        return None
+    def _make_of_adapter(self, companions: Companions) -> "Tokenizer":
+        made = copy(self)
+        made.eos_token_ids = (*self.eos_token_ids, *end_tokens(self._backend, companions))
+        special = self._special_tokens
+        if companions.eos_token is not None:
+            special = special | {"eos_token": companions.eos_token}
+        if companions.chat_template is not None:
+            made._template = ChatTemplate(companions.chat_template, special, self._adapter_renderer)
+            made._template.check_of_adapter()
+        elif self._template is not None:
+            made._template = replace(self._template, special_tokens=special)
+        return made
 
     def _find_bytes(self, token_id: int) -> bytes:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None

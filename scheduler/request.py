@@ -85,7 +85,7 @@ class SamplingParams:
             if (value := getattr(self, field)) is not None:
                 object.__setattr__(self, field, as_integer(field, value))
         self._take_lists()
-        for field, low, high in _RANGES:
+        for field, low, high in RANGES:
             value = getattr(self, field)
             if value is None and field in _OPTIONAL:
                 continue
@@ -155,7 +155,7 @@ _INTEGERS = ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prom
 
 _OPTIONAL = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_N),
     ("max_tokens", 1, 2**31),
     ("min_tokens", 0, 2**31),
@@ -189,12 +189,17 @@ class Request:
     arrival_s: float
 
     def within(self, vocab_size: int) -> "Request":
-        """Return the request for a model of `vocab_size` tokens. Raises InvalidParameter for ids that it does not have.
+        """Return the request for a model of `vocab_size` tokens.
 
-        End tokens beyond them, which can never be drawn, are left out.
+        End tokens beyond them, which can never be drawn, are left out. Raises InvalidParameter for ids that the
+        model does not have, and where every token would end the sequence before `min_tokens`.
         """
         check_token_ids("prompt", self.prompt_token_ids, vocab_size)
         check_token_ids("stop_token_ids", self.params.stop_token_ids, vocab_size)
         check_token_ids("logit_bias", [token_id for token_id, _ in self.params.logit_bias], vocab_size)
         eos = tuple(token_id for token_id in self.eos_token_ids if 0 <= token_id < vocab_size)
+        ends = {*self.params.stop_token_ids, *(() if self.params.ignore_eos else eos)}
+        if self.params.min_tokens and len(ends) == vocab_size:
+            remedy = "no token is left that does not end the sequence: give 0, or fewer stop_token_ids"
+            raise InvalidParameter("min_tokens", self.params.min_tokens, remedy)
         return self if eos == self.eos_token_ids else replace(self, eos_token_ids=eos)

@@ -26,8 +26,8 @@ from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.config import EngineConfig, ServeConfig
 from engine.llm import LLM
+from engine.metrics.telemetry import Telemetry
 from engine.serve import serve
-from engine.telemetry import Telemetry
 from scheduler.request import Request, SamplingParams
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""How long a property is looked at: as its test asks, and ten times as long in a search for new counterexamples
+"""How long a property is looked at: as its test asks, and thirty times as long in a search for new counterexamples
 (`HYPOTHESIS_PROFILE=search`)."""
 
 import os
@@ -8,4 +8,4 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeat")
 
 def examples(count: int) -> int:
     """The examples to try where `count` are enough for every day."""
-    return count * 10 if PROFILE == "search" else count
+    return count * 30 if PROFILE == "search" else count

@@ -1,7 +1,7 @@
 """What all tests share: one thread of arithmetic, and chance that repeats.
 
-`HYPOTHESIS_PROFILE=search` looks for new counterexamples, with ten times the examples and chance of its own. A property
-that sets its number of examples asks `tests.chance` for it.
+`HYPOTHESIS_PROFILE=search` looks for new counterexamples, with thirty times the examples and chance of its own. A
+property that sets its number of examples asks `tests.chance` for it.
 """
 
 import os

@@ -18,7 +18,7 @@ from transport.connection_pool import ConnectionPool, PooledConnection
 from transport.control.connection import Deadline
 from transport.control.messages import Message
 from transport.control.security import Authenticator
-from transport.control.threads import WorkerThreads
+from transport.control.threads import WorkerThreads, run_apart
 from transport.errors import LeaseExpired, NotOffered, PullTimeout, TransportClosed, TransportError
 from transport.lease_protocol import LAST_EXCHANGE_S, OpenLease, PendingLease
 from transport.memory.local_memory import LocalMemory
@@ -95,7 +95,7 @@ class TransportClient:
         for ticket in list(self._leases):
             self._expire(ticket)
         self._pool.close()
-        await asyncio.to_thread(self._threads.shutdown)
+        await run_apart(self._threads.shutdown)
 
     async def _take(self, peer: Address, within_s: float) -> tuple[PooledConnection, Deadline]:
         """Take a connection that works, as far as can be seen, to be kept or dropped; and when `within_s` are over."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transport.base import Address, Arena, Lease, Memory, Region
 from transport.client import TransportClient
 from transport.control.security import Authenticator, Security
+from transport.control.threads import run_apart
 from transport.errors import RegionRefused
 from transport.memory.local_memory import LocalMemory
 from transport.paths.base import AUTO, DataPath
@@ -87,7 +88,7 @@ class NetworkTransport:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(self._client.close(), asyncio.to_thread(self._server.close))
+        await asyncio.gather(self._client.close(), run_apart(self._server.close))
         settled = self.memory.destinations.all_settled()
         await asyncio.wait((asyncio.wrap_future(settled),), timeout=SETTLE_S)
         if not settled.done():

@@ -7,14 +7,20 @@ from pathlib import Path
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
-from engine.errors import InvalidAdapter, UnknownModel
+from engine.errors import InvalidAdapter, NotInTime, UnknownModel
+from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
+from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096
-_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_PATH_THREADS = 4
+_PATH_S = 30.0  # for the file system to follow a path
+_RETRY_AFTER_S = 10
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES)
 
 
 class AdapterAdmin:
@@ -23,6 +29,8 @@ class AdapterAdmin:
     def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
         self._client = client
         self._roots = tuple(root.resolve() for root in roots)
+        self._paths = TaskPool("path", _PATH_THREADS)
+        self._calls = DeadlineCalls(_PATH_S)
 
     def models(self) -> list[dict[str, object]]:
         """Return OpenAI's model objects: the base by each of its names, then its adapters."""
@@ -39,15 +47,16 @@ class AdapterAdmin:
         """Load an adapter from a folder; return its model object.
 
         A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
-        ApiError, InvalidAdapterName or AdapterFailed.
+        ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
         """
-        name, base = wire.lora_name, self._client.model_name
-        if wire.base_model_name not in (None, base):
-            raise refused("base_model_name", f"give {base!r}, or leave the field out", "invalid_value")
+        name = wire.lora_name
+        if wire.base_model_name is not None and wire.base_model_name not in self._client.model_names:
+            message = f"give {self._client.model_name!r}, or leave the field out"
+            raise refused("base_model_name", message, "invalid_value")
         if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
             message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
             raise refused("lora_name", message, "adapter_exists")
-        folder = self._allowed(wire.lora_path)
+        folder = await self._paths.run(lambda: self._followed(wire.lora_path))
         try:
             ref = await self._client.load_adapter(name, folder)
         except InvalidAdapter as error:
@@ -55,14 +64,20 @@ class AdapterAdmin:
         return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
 
     def _base(self, name: str) -> dict[str, object]:
-        return self._object(name, self._client.model_root, None)
+        root = Path(self._client.model_root)
+        return self._object(name, root.name if root.is_absolute() else str(root), None)
 
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
-        root = str(adapter.folder or adapter.name)
-        return self._object(adapter.name, root, self._client.model_name) | {
+        return self._object(adapter.name, self._root_of(adapter), self._client.model_name) | {
             "changes_output": None if adapter.inertia is None else not adapter.inertia,
             "error": adapter.refusal,
         }
+
+    def _root_of(self, adapter: AdapterEntry) -> str:
+        """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
+        folder = adapter.folder
+        below = [root for root in self._roots if folder is not None and folder.is_relative_to(root)]
+        return str(folder.relative_to(below[0])) if folder is not None and below else adapter.name
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
@@ -74,6 +89,13 @@ class AdapterAdmin:
             "parent": parent,
             "max_model_len": self._client.max_model_len,
         }
+
+    def _followed(self, path: str) -> Path:
+        """Return the folder that `path` names, unless it is not allowed or its file system does not answer."""
+        try:
+            return self._calls.run(short(path), lambda: self._allowed(path))
+        except CallHangs as error:
+            raise NotInTime(str(error), _RETRY_AFTER_S) from error
 
     def _allowed(self, path: str) -> Path:
         """Resolve the folder that `path` names, links followed, if it lies below a root.

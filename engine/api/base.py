@@ -3,12 +3,12 @@
 `engine.async_engine` implements EngineClient, and so does a fake in the tests.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
-from engine.telemetry import Snapshot, Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams
@@ -38,6 +38,13 @@ class EngineClient(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The base model's tokenizer and chat template."""
+        ...
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
+
+        Raises UnknownModel, or what an adapter's reader refuses with.
+        """
         ...
 
     @property
@@ -87,10 +94,14 @@ class EngineClient(Protocol):
         """Stop; what still runs ends with an error."""
         ...
 
-    async def submit(
-        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
-    ) -> OutputStream:
-        """Queue a request. Raises UnknownModel, InvalidParameter, RequestRefused, Overloaded or Draining."""
+    async def submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> Sequence[OutputStream]:
+        """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
+
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
+        Draining.
+        """
         ...
 
     async def load_adapter(self, name: str, folder: Path) -> AdapterRef:

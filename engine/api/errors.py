@@ -11,11 +11,14 @@ from engine.errors import (
     EngineStopped,
     InvalidAdapter,
     InvalidAdapterName,
+    NotInTime,
     Overloaded,
     PeersSilent,
+    TooManySequences,
     UnknownModel,
 )
-from engine.tokenizer import InvalidChat, PromptTooLong
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong
 from scheduler.request import InvalidParameter
 
 _MAX_SHOWN_CHARS = 100  # of a value at fault
@@ -90,16 +93,20 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "model", "invalid_adapter")
         case UnknownModel():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), "model", "model_not_found")
+        case TooManySequences():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)
         case EngineStopped():
             return ApiError(503, str(error), None, "engine_stopped", retry_after_s=5)
+        case NotInTime():
+            return ApiError(503, str(error), None, "busy", max(1, error.retry_after_s))
         case PeersSilent():
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case AdapterFailed():
-            return ApiError(503, str(error), "model", "adapter_unavailable")
+            return ApiError(503, str(error), "model", "adapter_unavailable", retry_after_s=5)
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
         case _:

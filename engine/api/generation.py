@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
 from engine.api.errors import ApiError
@@ -15,8 +16,11 @@ from engine.api.parsing import GenerateRequest, chat_request, completion_request
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
+from engine.waiting.task_pool import TaskPool
 from scheduler.limits import RequestRefused
 from scheduler.request import InvalidParameter
+
+INLINE_TOKENS = 256  # what tells of more of them is written in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,11 @@ class Generation:
     Choices count over the prompts and then over `n`.
     """
 
-    def __init__(self, endpoint: Endpoint, client: EngineClient, request: GenerateRequest) -> None:
+    def __init__(
+        self, endpoint: Endpoint, client: EngineClient, request: GenerateRequest, pool: TaskPool | None = None
+    ) -> None:
+        """Write what is large in `pool`, if one is given."""
+        self._pool = pool
         self._client, self._request = client, request
         self._prompt_field = endpoint.prompt_field
         self._writer = endpoint.writer(request, client.tokenizer)
@@ -54,25 +62,21 @@ class Generation:
             self._engine_id if request.request_id is None else f"{endpoint.prefix}-{request.request_id}"
         )
         self._head: dict[str, object] = {"id": self._id, "created": int(time.time()), "model": request.model}
-        self._streams: list[OutputStream] = []
+        self._streams: Sequence[OutputStream] = ()
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
+        self._by_choice: dict[int, list[Delta]] = {}
         self._output_tokens = 0
 
     async def __aenter__(self) -> "Generation":
         """Submit every prompt. Raises what EngineClient.submit raises, or ApiError for its RequestRefused."""
         request = self._request
+        prompts = {f"{self._engine_id}-{number}": prompt for number, prompt in enumerate(request.prompts)}
         try:
-            for number, prompt in enumerate(request.prompts):
-                request_id = f"{self._engine_id}-{number}"
-                stream = await self._client.submit(request.model, prompt, request.params, request_id)
-                self._streams.append(stream)
-        except BaseException as error:
-            await self.__aexit__()
-            if isinstance(error, RequestRefused):
-                raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
-            if isinstance(error, InvalidParameter) and error.field == "prompt":
-                raise self._unknown_token(error) from None
-            raise
+            self._streams = await self._client.submit_all(request.model, prompts, request.params)
+        except RequestRefused as error:
+            raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
+        except InvalidParameter as error:
+            raise (self._unknown_token(error) if error.field == "prompt" else error) from None
         return self
 
     def _unknown_token(self, error: InvalidParameter) -> InvalidParameter:
@@ -90,10 +94,21 @@ class Generation:
 
     async def whole(self) -> dict[str, object]:
         """Return the response object, when everything is generated."""
-        by_choice: dict[int, list[Delta]] = {}
+        await self.finish()
+        return self.response()
+
+    async def finish(self) -> int:
+        """Wait until everything is generated; return how many tokens the response tells something of."""
+        tokens = 0
         async for choice, delta in self._deltas():
-            by_choice.setdefault(choice, []).append(delta)
-        deltas = {choice: join_deltas(by_choice[choice]) for choice in sorted(by_choice)}
+            self._by_choice.setdefault(choice, []).append(delta)
+            tokens += len(delta.token_ids) + len(delta.prompt_logprobs)
+        return tokens
+
+    def response(self) -> dict[str, object]:
+        """Write the response object, after `finish`. Any thread may."""
+        found = self._by_choice
+        deltas = {choice: join_deltas(found[choice]) for choice in sorted(found)}
         choices = [self._writer.whole(choice, delta) for choice, delta in deltas.items()]
         beside = self._writer.beside(deltas[0])
         return self._object(self._writer.whole_object, choices) | beside | {"usage": self._usage()}
@@ -103,20 +118,27 @@ class Generation:
 
         The first ones come with the first Delta, so that what fails until then is still answered with a status.
         """
-        opened = False
+        opens = True
         async for choice, delta in self._deltas():
-            if not opened:
-                opened = True
-                beside = {
-                    name: value for name, value in self._writer.beside(delta).items() if value is not None
-                }
-                for entry in self._writer.opening():
-                    yield self._chunk(entry) | beside
-                    beside.clear()
-            if (entry := self._writer.part(choice, delta)) is not None:
-                yield self._chunk(entry)
+            write = partial(self._written, choice, delta, opens)
+            opens = False
+            large = len(delta.prompt_logprobs) > INLINE_TOKENS
+            for chunk in await self._pool.run(write) if large and self._pool else write():
+                yield chunk
         if self._request.form.include_usage:
             yield self._object(self._writer.chunk_object, []) | {"usage": self._usage()}
+
+    def _written(self, choice: int, delta: Delta, opens: bool) -> list[dict[str, object]]:
+        """Write the chunks of one Delta, which may be the first. Any thread may."""
+        chunks: list[dict[str, object]] = []
+        if opens:
+            found = self._writer.beside(delta).items()
+            beside = {name: value for name, value in found if value is not None}
+            chunks += [self._chunk(entry) for entry in self._writer.opening()]
+            chunks[:1] = [chunk | beside for chunk in chunks[:1]]
+        if (entry := self._writer.part(choice, delta)) is not None:
+            chunks.append(self._chunk(entry))
+        return chunks
 
     async def _deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Yield (choice, Delta) of all prompts as they come."""

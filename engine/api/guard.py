@@ -17,7 +17,6 @@ from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
 from transport.control.security import is_loopback
 
-MAX_BODY_BYTES = 16 << 20
 _PERMISSIONS = {
     "/health": Permission.NOTHING,
     "/version": Permission.NOTHING,
@@ -110,7 +109,5 @@ def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = error.headers.get("Allow", "another method")
             return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
-        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return ApiError(413, f"the request body is over {MAX_BODY_BYTES} bytes", None, "body_too_large")
         case _:
             return ApiError(error.status, error.reason, None, None)

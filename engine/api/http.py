@@ -1,100 +1,111 @@
-"""Serve an EngineClient over HTTP: routes, headers, statuses, server-sent events, and the socket.
+"""Serve an EngineClient over HTTP: routes, headers, statuses and server-sent events.
 
-It may not know how text is made: `engine.api.generation` takes bodies, and what it returns is written out.
+It may not know how text is made: `engine.api.generation` takes bodies, and what it returns is written out. Sockets are
+`engine.api.server`'s.
 """
 
-import asyncio
 import logging
-import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from aiohttp import web
 
-from engine import telemetry
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
-from engine.api.generation import ENDPOINTS, Endpoint, Generation
-from engine.api.guard import MAX_BODY_BYTES, Handler, RequestGuard, json_response, set_request_id
+from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
+from engine.api.guard import Handler, RequestGuard, json_response, set_request_id
+from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
+from engine.api.server.body import BodyReader, wait_with_continue
+from engine.api.server.connection import note_beginning
+from engine.config.http_config import HttpConfig
+from engine.metrics import telemetry
+from engine.waiting.task_pool import TaskPool
 from scheduler.request import check_token_ids
 
-_INLINE_BODY_BYTES = 64 << 10  # larger ones are read in a thread, so that no other stream waits for them
-_SHUTDOWN_S = 5.0  # for clients to take the rest of their responses when the server stops
+_MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class HttpPools:
+    """Threads for what would hold up the event loop: reading bodies, writing large responses, telling metrics."""
+
+    text: TaskPool
+    responses: TaskPool
+    views: TaskPool
+
+    @classmethod
+    def make(cls) -> "HttpPools":
+        """Make pools that have begun no thread yet."""
+        responses = TaskPool("response", 1, most_queued=_MOST_RESPONSES)
+        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1, 10.0, most_queued=16))
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for pool in (self.text, self.responses, self.views):
+            pool.close()
+
+
 def http_app(
-    client: EngineClient, adapters: AdapterAdmin, guard: RequestGuard, cors_origins: Sequence[str] = ()
+    client: EngineClient,
+    adapters: AdapterAdmin,
+    guard: RequestGuard,
+    cors_origins: Sequence[str] = (),
+    config: HttpConfig | None = None,
 ) -> web.Application:
     """Make the application: every route of the server, behind `guard`."""
-    cors = Cors(cors_origins)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[cors, guard])
+    config, cors = config or HttpConfig(), Cors(cors_origins)
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[note_beginning, cors, guard])
     app.on_response_prepare.extend((set_request_id, cors.mark))
-    routes = _Routes(client, adapters)
+    pools = HttpPools.make()
+    bodies = BodyReader(config, pools.text)
+    routes = _Routes(client, adapters, pools, bodies)
     for path, endpoint in ENDPOINTS.items():
-        app.router.add_post(path, _generate_handler(client, endpoint))
+        handler = _generate_handler(client, endpoint, pools, bodies)
+        app.router.add_post(path, handler, expect_handler=wait_with_continue)
     app.add_routes(
         [
             web.get("/v1/models", routes.models, allow_head=False),
             web.get("/v1/models/{name:.+}", routes.model, allow_head=False),
-            web.post("/v1/load_lora_adapter", routes.load),
-            web.post("/v1/unload_lora_adapter", routes.unload),
-            web.post("/tokenize", routes.tokenize),
-            web.post("/detokenize", routes.detokenize),
+            web.post("/v1/load_lora_adapter", routes.load, expect_handler=wait_with_continue),
+            web.post("/v1/unload_lora_adapter", routes.unload, expect_handler=wait_with_continue),
+            web.post("/tokenize", routes.tokenize, expect_handler=wait_with_continue),
+            web.post("/detokenize", routes.detokenize, expect_handler=wait_with_continue),
             web.get("/health", routes.health),
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
+            web.get("/openapi.json", routes.openapi, allow_head=False),
         ]
     )
+
+    async def close_pools(_: web.Application) -> None:
+        pools.close()
+
+    app.on_cleanup.append(close_pools)
     return app
 
 
-class HttpServer:
-    """An application on a socket. A handler is cancelled when its client leaves."""
-
-    def __init__(self, app: web.Application, tls: ssl.SSLContext | None = None) -> None:
-        """Listen nowhere yet; with `tls` serve HTTPS, else HTTP."""
-        self._tls = tls
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
-        )
-        self._site: web.TCPSite | None = None
-
-    async def listen(self, host: str, port: int) -> str:
-        """Listen at a host and port (0 for any that is free) and return the URL. Raises OSError."""
-        await self._runner.setup()
-        self._site = web.TCPSite(self._runner, host, port, ssl_context=self._tls)
-        await self._site.start()
-        bound, number = self._runner.addresses[0][:2]
-        scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://[{bound}]:{number}" if ":" in bound else f"{scheme}://{bound}:{number}"
-
-    async def stop_listening(self) -> None:
-        """Accept no more connections; those that there are go on."""
-        if self._site is not None:
-            await self._site.stop()
-
-    async def close(self) -> None:
-        """Close every connection, after a while for clients to take the rest of their responses."""
-        await self._runner.cleanup()
-
-
-def _generate_handler(client: EngineClient, endpoint: Endpoint) -> Handler:
+def _generate_handler(
+    client: EngineClient, endpoint: Endpoint, pools: HttpPools, bodies: BodyReader
+) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        if len(body) > _INLINE_BODY_BYTES:
-            parsed = await asyncio.to_thread(endpoint.read, body, client)
-        else:
-            parsed = endpoint.read(body, client)
-        async with Generation(endpoint, client, parsed) as generation:
+        async with bodies.read(request) as body:
+            parsed = await pools.text.run(partial(endpoint.read, body, client))
+            del body
+        async with Generation(endpoint, client, parsed, pools.responses) as generation:
             if parsed.form.stream:
                 return await _stream(request, generation)
-            return json_response(await generation.whole())
+            if await generation.finish() <= INLINE_TOKENS:
+                return json_response(generation.response())
+            return await pools.responses.run(lambda: json_response(generation.response()))
 
     return generate
 
@@ -104,21 +115,29 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
     chunks = generation.chunks()
     first = await anext(chunks)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    try:
+    with suppress(ConnectionError):  # the client has left
+        await response.prepare(request)
         await response.write(_event(first))
+        await response.write(await _write_rest(request, response, chunks))
+        await response.write_eof()
+    return response
+
+
+async def _write_rest(
+    request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[dict[str, object]]
+) -> bytes:
+    """Write the chunks after the first one; return the event that ends the stream."""
+    try:
         async for chunk in chunks:
             await response.write(_event(chunk))
-        await response.write(b"data: [DONE]\n\n")
     except ConnectionError:
-        return response  # the client has left
+        raise
     except FORESEEN as error:
-        await response.write(_event(as_api_error(error).body()))
+        return _event(as_api_error(error).body())
     except Exception as error:  # noqa: BLE001 - as in RequestGuard
         _log.exception("a stream of %s failed in a way that nobody foresaw", request.path)
-        await response.write(_event(as_api_error(error).body()))
-    await response.write_eof()
-    return response
+        return _event(as_api_error(error).body())
+    return b"data: [DONE]\n\n"
 
 
 def _event(value: object) -> bytes:
@@ -128,34 +147,52 @@ def _event(value: object) -> bytes:
 class _Routes:
     """The handlers of every route but the endpoints that generate."""
 
-    def __init__(self, client: EngineClient, adapters: AdapterAdmin) -> None:
+    def __init__(
+        self, client: EngineClient, adapters: AdapterAdmin, pools: HttpPools, bodies: BodyReader
+    ) -> None:
         self._client = client
         self._adapters = adapters
+        self._pools = pools
+        self._bodies = bodies
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
-        return json_response({"object": "list", "data": self._adapters.models()})
+        listed = self._adapters.models
+        return await self._pools.views.run(lambda: json_response({"object": "list", "data": listed()}))
 
     async def model(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models/{name}."""
-        return json_response(self._adapters.model(request.match_info["name"]))
+        name = request.match_info["name"]
+        return await self._pools.views.run(lambda: json_response(self._adapters.model(name)))
 
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
-        wire = schema.decoded(await request.read(), schema.LoadAdapter)
+        async with self._bodies.read(request) as body:
+            wire = schema.decoded(body, schema.LoadAdapter)
         return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
-        wire = schema.decoded(await request.read(), schema.UnloadAdapter)
+        async with self._bodies.read(request) as body:
+            wire = schema.decoded(body, schema.UnloadAdapter)
         await self._client.unload_adapter(wire.lora_name)
         return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Answer POST /tokenize."""
-        wire = schema.decoded(await request.read(), schema.Tokenize)
-        check_model(wire.model or self._client.model_name, self._client)
-        tokenizer = self._client.tokenizer
+        async with self._bodies.read(request) as body:
+            return await self._pools.text.run(lambda: self._tokenized(body))
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """Answer POST /detokenize."""
+        async with self._bodies.read(request) as body:
+            return await self._pools.text.run(lambda: self._detokenized(body))
+
+    def _tokenized(self, body: bytes) -> web.Response:
+        wire = schema.decoded(body, schema.Tokenize)
+        model = wire.model or self._client.model_name
+        check_model(model, self._client)
+        tokenizer = self._client.tokenizer_of(model)
         if (wire.prompt is None) == (wire.messages is None):
             raise refused("prompt", "give either prompt or messages", "invalid_value")
         if wire.prompt is not None:
@@ -174,9 +211,8 @@ class _Routes:
         )
         return json_response(found | texts)
 
-    async def detokenize(self, request: web.Request) -> web.Response:
-        """Answer POST /detokenize."""
-        wire = schema.decoded(await request.read(), schema.Detokenize)
+    def _detokenized(self, body: bytes) -> web.Response:
+        wire = schema.decoded(body, schema.Detokenize)
         check_model(wire.model or self._client.model_name, self._client)
         check_tokenized("tokens", len(wire.tokens), "tokens", self._client)
         check_token_ids("tokens", wire.tokens, self._client.vocab_size)
@@ -191,9 +227,14 @@ class _Routes:
         """Answer GET /version."""
         return json_response({"version": _version()})
 
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Answer GET /openapi.json."""
+        return json_response(document(_version()))
+
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
-        text = await asyncio.to_thread(self._client.telemetry.render, self._client.stats())
+        stats = self._client.stats()
+        text = await self._pools.views.run(lambda: self._client.telemetry.render(stats))
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
 
 

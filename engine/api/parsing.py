@@ -125,9 +125,11 @@ def from_chat(wire: schema.Chat, client: EngineClient) -> GenerateRequest:
         params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
+    tokenizer = client.tokenizer_of(wire.model)
+    prompt = chat_ids(wire, chat_messages(wire.messages), tokenizer, client.max_model_len)
     return GenerateRequest(
         model=wire.model,
-        prompts=(chat_ids(wire, chat_messages(wire.messages), client.tokenizer, client.max_model_len),),
+        prompts=(prompt,),
         params=params,
         form=_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from engine.api.errors import ApiError, refused
+from engine.api.json_size import check_json_size
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -190,35 +191,36 @@ class UnloadAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def _neutral_fields(kind: type[msgspec.Struct], table: Mapping[str, tuple[object, ...]]) -> tuple[str, ...]:
-    return tuple(name for name in table if name not in kind.__struct_fields__)
-
-
-def _with_neutral(kind: type[Body], table: Mapping[str, tuple[object, ...]]) -> type[Body]:
-    """Make the type of bodies that may hold the fields of `table` beside those of `kind`."""
-    fields = [(name, Any, None) for name in _neutral_fields(kind, table)]
-    return msgspec.defstruct(  # pyright: ignore[reportReturnType] - made of `kind`, which its type does not say
-        kind.__name__, fields, bases=(kind,), kw_only=True, frozen=True, forbid_unknown_fields=True
-    )
-
-
-TABLES: Mapping[type[msgspec.Struct], Mapping[str, tuple[object, ...]]] = {
+_TABLES: Mapping[type[msgspec.Struct], Mapping[str, tuple[object, ...]]] = {
     Completion: NEUTRAL,
     Chat: NEUTRAL,
     Tokenize: NEUTRAL,
     Detokenize: NEUTRAL,
     LoadAdapter: ADAPTER_NEUTRAL,
 }
-"""For each kind of body, the fields that it may have though they are not implemented."""
 
-WIRE: Mapping[type[msgspec.Struct], type[msgspec.Struct]] = {
-    kind: _with_neutral(kind, table) for kind, table in TABLES.items()
-}
+
+def neutral_of(kind: type[msgspec.Struct]) -> dict[str, tuple[object, ...]]:
+    """Return the fields that a body may have though they are not implemented, with what they may hold."""
+    table = _TABLES.get(kind, {})
+    return {name: values for name, values in table.items() if name not in kind.__struct_fields__}
+
+
+def _with_neutral(kind: type[Body]) -> type[Body]:
+    """Make the type of bodies that may hold `neutral_of(kind)` beside the fields of `kind`."""
+    fields = [(name, Any, None) for name in neutral_of(kind)]
+    return msgspec.defstruct(  # pyright: ignore[reportReturnType] - made of `kind`, which its type does not say
+        kind.__name__, fields, bases=(kind,), kw_only=True, frozen=True, forbid_unknown_fields=True
+    )
+
+
+WIRE: Mapping[type[msgspec.Struct], type[msgspec.Struct]] = {kind: _with_neutral(kind) for kind in _TABLES}
 """For each kind of body, the type that is decoded."""
 
 
 def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Body:
     """Decode a body as `kind`; messages call it `what`. Raises ApiError (400) that names the field at fault."""
+    check_json_size(body, what)
     wire: Any = WIRE.get(kind, kind)
     try:
         value: Any = msgspec.json.decode(body.removeprefix(_BYTE_ORDER_MARK), type=wire)
@@ -229,9 +231,8 @@ def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Bo
         raise ApiError(400, f"{what} is not JSON: {error}{surrogate}", None, "invalid_json") from None
     except RecursionError:
         raise ApiError(400, f"{what} is nested too deeply", None, "invalid_json") from None
-    table = TABLES.get(kind, {})
-    for field in _neutral_fields(kind, table):
-        if not asks_for_nothing(getattr(value, field), table[field]):
+    for field, neutral in neutral_of(kind).items():
+        if not asks_for_nothing(getattr(value, field), neutral):
             raise refused(field, remedy(field), "unsupported_value")
     return value
 

@@ -29,10 +29,11 @@ from engine.tensor_parallel.parallel_model import ParallelModel, join, start_wor
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
 from engine.unified_pool import UnifiedPool
+from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
 from lora.store.folder_watch import FolderWatch
-from lora.store.store import AdapterStore
+from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
 from model.checkpoint import weights_digest
@@ -70,6 +71,19 @@ class Engine:
     workers: WorkerPool | None = None  # the processes of the other devices
     watch: FolderWatch | None = None  # over the folder of adapters
 
+    def tokenizer_of(self, name: str | None) -> Tokenizer:
+        """Return the tokenizer of the base model or an adapter, with the chat template and end tokens that it has.
+
+        It may read files and ask peers. Raises what AdapterRegistry.resolve raises.
+        """
+        if name is None or name in self.card.names:
+            return self.tokenizer
+        return self.tokenizer.of_adapter(self.store.registry.companions(name))
+
+    def end_tokens_of(self, name: str | None) -> tuple[int, ...]:
+        """Return the tokens that end an answer of the base model or an adapter. Raises as `tokenizer_of`."""
+        return tuple(dict.fromkeys((*self.card.eos_token_ids, *self.tokenizer_of(name).eos_token_ids)))
+
     def wait_ready(self) -> None:
         """Wait, for a bounded time, until an adapter has arrived."""
         self.changed.wait(_IDLE_S)
@@ -80,6 +94,7 @@ class Engine:
         if self.watch is not None:
             self.watch.close()
         self.store.close()
+        self.tokenizer.close()
         if self.workers is not None:
             self.workers.close()
 
@@ -110,6 +125,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
 ) -> Engine:
+    tokenizer = Tokenizer.load(base.folder, config.chat_template)
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
@@ -130,8 +146,8 @@ def _assemble(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
-    tokenizer = Tokenizer.load(base.folder)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
+    store.check_companions(tokenizer.check_adapter)
     watch = _add_adapters(config, store, card)
     return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
 
@@ -161,12 +177,13 @@ def _store(
     config: EngineConfig, base: BaseShape, dtype: torch.dtype, pages: RankPages, peers: Peers | None
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
-    disk = DiskTier(config.adapter_cache_dir) if config.adapter_cache_dir else None
+    files = DeadlineCalls(config.adapter_read_timeout_s)
+    disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
     if peers is None:
-        return AdapterStore(base, dtype, residency, disk)
+        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
-    return AdapterStore(base, dtype, residency, disk, threads, peers.peering)
+    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
 
 
 def _core(

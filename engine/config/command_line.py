@@ -12,13 +12,16 @@ from typing import Any, NoReturn
 
 from engine.config.access_config import AccessConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
+from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
-    option for owner in (EngineConfig, ServeConfig, AccessConfig, PeerConfig) for option in options_of(owner)
+    option
+    for owner in (EngineConfig, ServeConfig, HttpConfig, AccessConfig, PeerConfig)
+    for option in options_of(owner)
 )
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
 _BATCH_PURPOSE = (
@@ -49,7 +52,8 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     peers = PeerConfig(**_fields(PeerConfig, given))
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
     access = AccessConfig(**_fields(AccessConfig, given))
-    return ServeConfig(**_fields(ServeConfig, given), engine=engine, access=access)
+    http = HttpConfig(**_fields(HttpConfig, given))
+    return ServeConfig(**_fields(ServeConfig, given), engine=engine, access=access, http=http)
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.access_config import AccessConfig
+from engine.config.http_config import HttpConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
+    CHAT_TEMPLATE,
     COUNT,
     DIRECTORY,
     FILE,
@@ -37,6 +39,7 @@ LogLevel = Literal["debug", "info", "warning"]
 
 _NO_PEERS = PeerConfig()
 _OPEN = AccessConfig()
+_BOUNDED = HttpConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,12 @@ class EngineConfig:
     max_model_len: Annotated[
         int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
     ] = None
+    chat_template: Annotated[
+        str | Path | None,
+        Option(
+            "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
+        ),
+    ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     lora_dir: Annotated[
         Path | None,
@@ -137,6 +146,9 @@ class EngineConfig:
     adapter_patience_s: Annotated[
         float, Option("adapters", SECONDS, "how long a request may be passed over for others")
     ] = 2.0
+    adapter_read_timeout_s: Annotated[
+        float, Option("adapters", SECONDS, "how long an adapter's files are waited for")
+    ] = 60.0
     max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = 64
     max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = 2048
     kv_cache_bytes: Annotated[
@@ -160,12 +172,16 @@ class ServeConfig:
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    metrics_adapters: Annotated[
+        int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
+    ] = 200
     drain_s: Annotated[float, Option("server", SECONDS, "time to finish what runs when told to stop")] = 30.0
     lora_roots: Annotated[
         tuple[Path, ...],
         Option("server", FOLDER, "adapters may be loaded by path from below here", "lora-root", many=True),
     ] = ()
     access: AccessConfig = _OPEN
+    http: HttpConfig = _BOUNDED
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -16,6 +16,9 @@ from transport.base import Address
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
+TEMPLATE_SYMBOLS = "{}\n"
+"""A chat template has one of these, a file's name none."""
+
 _SECONDS_REMEDY = "give a number of seconds, 0 or more"
 _SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
@@ -53,6 +56,11 @@ def _path(raw: str, base: Path) -> Path:
     return base / Path(raw).expanduser()
 
 
+def _parse_template(raw: str, base: Path) -> object:
+    """Return a template as it is, which a path's characters tell from a file."""
+    return raw if any(symbol in raw for symbol in TEMPLATE_SYMBOLS) else _path(raw, base)
+
+
 def _accept(remedy: str, accepts: Callable[[Any], bool]) -> Callable[[object], None]:
     """Make a check that raises ValueError with `remedy`."""
 
@@ -65,6 +73,10 @@ def _accept(remedy: str, accepts: Callable[[Any], bool]) -> Callable[[object], N
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_path_or_text(value: object) -> bool:
+    return isinstance(value, str | Path) and bool(str(value).strip())
 
 
 def whole_number(metavar: str, low: int, high: int) -> OptionType:
@@ -215,7 +227,11 @@ ORIGINS = OptionType(
 )  # fmt: skip
 MODEL = OptionType(
     "DIR|ID", _parse_model,
-    _accept("give a folder or a hub id", lambda value: isinstance(value, str | Path) and bool(str(value).strip())),
+    _accept("give a folder or a hub id", _is_path_or_text),
+)  # fmt: skip
+CHAT_TEMPLATE = OptionType(
+    "FILE|TEXT", _parse_template,
+    _accept("give a file, or the template itself", _is_path_or_text),
 )  # fmt: skip
 FILE = OptionType("FILE", _path, _check_path)
 READABLE_FILE = OptionType("FILE", _path, _check_readable)

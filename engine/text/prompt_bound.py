@@ -21,6 +21,7 @@ _KEEPING_NORMALIZERS = {
     **dict.fromkeys(("ByteLevel", "Lowercase", "NFD", "NFKD", "Prepend"), 1),
     **dict.fromkeys(("NFC", "NFKC"), _MOST_COMPOSED),
 }
+_SPACE_IN_FRONT = (r"\A▁", "▁▁")  # what transformers makes of SentencePiece's space in front of every text
 _KEEPING_SPLITTERS = ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts")
 
 
@@ -62,6 +63,8 @@ def _shrinking(steps: list[dict[str, Any]]) -> int:
 
 def _replacing(step: Mapping[str, Any]) -> int:
     """Return how many characters a step that replaces one text by another may turn into one."""
+    if (step["pattern"].get("Regex"), step["content"]) == _SPACE_IN_FRONT:
+        return 1
     pattern, content = step["pattern"].get("String", ""), step["content"]
     return -(-len(pattern) // len(content)) if pattern and content else 0
 

@@ -1,12 +1,13 @@
 """Tell an adapter's folder from what it was before, without reading its files.
 
-Two stamps are equal as long as both files are the same, unchanged. Links are followed, so that one which comes to lead
+Two stamps are equal as long as its files are the same, unchanged. Links are followed, so that one which comes to lead
 elsewhere changes the stamp.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
@@ -17,10 +18,14 @@ FileState = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class FolderStamp:
-    """What two files of a folder were like at one moment: which file it is, its size, and when it was changed."""
+    """What a folder's files were like at one moment: which file each is, its size, and when it was changed.
+
+    `companions` are the files beside configuration and weights.
+    """
 
     config: FileState
     weights: FileState
+    companions: tuple[FileState, ...] = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -40,7 +45,8 @@ class FolderStamp:
 
 def folder_stamp(folder: Path) -> FolderStamp:
     """Look at the files of a folder; it may wait for a network's folder."""
-    return FolderStamp(_state(folder / CONFIG_FILE), _state(folder / WEIGHTS_FILE))
+    companions = tuple(_state(folder / file) for file in COMPANION_FILES)
+    return FolderStamp(_state(folder / CONFIG_FILE), _state(folder / WEIGHTS_FILE), companions)
 
 
 def _state(path: Path) -> FileState:

@@ -2,20 +2,24 @@
 
 Two things are published. `name/BASE/NAME` is the manifest, by which a peer learns what a name means; `rows/DIGEST` is
 the packed form itself. A manifest is text: the digest (64 hex digits), the hops from the teller to a node that owns
-the name, and the packed form's header. BASE is the digest of the base model. An adapter fits the shapes of many
-models and makes sense over one, so that nodes of different ones have nothing to tell each other.
+the name, and the packed form's header. A second line has the adapter's companions, if there are any. BASE is the digest
+of the base model. An adapter fits the shapes of many models and makes sense over one, so that nodes of different ones
+have nothing to tell each other.
 """
 
 import re
 from dataclasses import dataclass, replace
 
 from lora.adapter import AdapterRef
+from lora.format.companions import NO_COMPANIONS, Companions, parse_companions, write_companions
 from lora.format.packed import InvalidHeader, PackedLayout, read_header, write_header
 
 MOST_MANIFEST_BYTES = 1 << 20
 MOST_HOPS = 4
 """A name learnt this far from its owner is told to nobody: it does not outlive its owner by going in circles."""
-_TEXT = re.compile(rf"(?P<digest>[0-9a-f]{{64}}) (?P<hops>[0-{MOST_HOPS}]) (?P<header>.*)", re.DOTALL)
+_TEXT = re.compile(
+    rf"(?P<digest>[0-9a-f]{{64}}) (?P<hops>[0-{MOST_HOPS}]) (?P<header>[^\n]*)(?:\n(?P<companions>.+))?"
+)
 _NAME_PREFIX, _ROWS_PREFIX = "name/", "rows/"
 
 
@@ -29,6 +33,7 @@ class Manifest:
     ref: AdapterRef
     layout: PackedLayout
     hops: int = 0
+    companions: Companions = NO_COMPANIONS
 
     def one_hop_farther(self) -> "Manifest":
         """Return the manifest as it is at the node that was told."""
@@ -58,7 +63,10 @@ def published_digest(published: str) -> str | None:
 
 def write_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as text."""
-    return f"{manifest.ref.digest} {manifest.hops} {write_header(manifest.layout)}".encode()
+    lines = [f"{manifest.ref.digest} {manifest.hops} {write_header(manifest.layout)}"]
+    if companions := write_companions(manifest.companions):
+        lines.append(companions)
+    return "\n".join(lines).encode()
 
 
 def read_manifest(name: str, content: bytes) -> Manifest:
@@ -68,13 +76,14 @@ def read_manifest(name: str, content: bytes) -> Manifest:
         if parts is None:
             raise InvalidHeader("no digest, hops and header")
         layout = read_header(parts["header"])
+        companions = parse_companions(parts["companions"] or "")
         sound = _fits_its_base(layout) and write_header(layout) == parts["header"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise InvalidHeader(f"the manifest of {name!r} is damaged ({error!r}): ask another peer") from error
     if not sound:
         raise InvalidHeader(f"the manifest of {name!r} describes no packed form: ask another peer")
     ref = AdapterRef(parts["digest"], name, layout.rank, layout.sites, layout.nbytes)
-    return Manifest(ref, layout, int(parts["hops"]))
+    return Manifest(ref, layout, int(parts["hops"]), companions)
 
 
 def _fits_its_base(layout: PackedLayout) -> bool:

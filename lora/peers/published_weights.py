@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lora.daemon_threads import CallHangs
 from lora.errors import AdapterLost
 from lora.format.packed import PackedLayout
 from lora.memory.base import PageRun
@@ -124,7 +125,7 @@ class PublishedWeights:
         """Copy, and end `copying` however that ends. Runs on the executor."""
         try:
             self._copy(digest, local, copying)
-        except (AdapterLost, OSError) as error:
+        except (AdapterLost, CallHangs, OSError) as error:
             _log.warning("adapter %s is not published: %s", digest[:12], error)
         finally:
             with self._lock:

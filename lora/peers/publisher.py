@@ -5,9 +5,10 @@ when first asked for. No peer is ever asked on another's behalf, so that no ques
 """
 
 import logging
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 
 from lora.adapter import is_name
+from lora.daemon_threads import CallHangs, DaemonExecutor
 from lora.errors import AdapterLost, AdapterRefused
 from lora.memory.pages import RankPages
 from lora.peers.manifest import name_in_manifest, published_digest
@@ -41,7 +42,7 @@ class Publisher:
         """
         self._base = base
         self._transport = transport
-        self._executor = executor or ThreadPoolExecutor(_WORKERS, "adapter-publish")
+        self._executor = executor or DaemonExecutor(_WORKERS, "adapter-publish")
         self.manifests = PublishedManifests(base, transport, buffers)
         self.weights = PublishedWeights(transport, pages, copies, self._executor)
 
@@ -50,7 +51,7 @@ class Publisher:
         self._transport.memory.publish_on_demand(lambda published: self._publish(published, local))
 
     def close(self) -> None:
-        """Finish the copies under way, and make no more."""
+        """Make no more copies, and wait for those under way, as long as the executor waits."""
         self._transport.memory.publish_on_demand(lambda published: None)
         self._executor.shutdown(wait=True)
 
@@ -72,6 +73,6 @@ class Publisher:
         """Read a declared folder and publish its manifest. Runs on the executor."""
         try:
             local.read(name)
-        except (AdapterRefused, AdapterLost) as error:
+        except (AdapterRefused, AdapterLost, CallHangs) as error:
             _log.warning("%s", error)
         self.manifests.publish(name)

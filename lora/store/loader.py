@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 from lora.adapter import AdapterRef
+from lora.daemon_threads import CallHangs
 from lora.errors import BytesMayLand
 from lora.format.peft import PackedAdapter
 from lora.memory.residency import Content, Residency
@@ -77,7 +78,7 @@ class AdapterLoader:
         self.contents.advance()
 
     def close(self) -> None:
-        """Finish the loads under way and start no more."""
+        """Start no more loads, and wait for those under way, as long as the executor waits."""
         self.contents.close()
         self._executor.shutdown(wait=True)
 
@@ -111,7 +112,7 @@ class AdapterLoader:
             rows = self._pages.rows(run)[: content.layout.nbytes].to("cpu", copy=True)
             self._tiers.keep(PackedAdapter(content.ref, content.layout, rows))
             self._tiers.trim(self.contents.retained() | {content.ref.digest})
-        except OSError as error:
+        except (OSError, CallHangs) as error:
             _log.warning("adapter %s is not kept on disk: %s", content.ref.name, error)
         finally:
             self.end_lease((content,))

@@ -1,12 +1,17 @@
 """Hold what one adapter name means at this node, and what was found in its folder."""
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.errors import AdapterRefused
+from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
+from lora.peers.manifest import Manifest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -22,6 +27,7 @@ class NamedAdapter:
     name: str
     folder: Path | None
     ref: AdapterRef | None = None
+    companions: Companions = NO_COMPANIONS
     hops: int = 0
     misses: int = 0
     stamp: FolderStamp | None = None
@@ -30,10 +36,21 @@ class NamedAdapter:
     refusal: str | None = None
     packing: threading.Lock = field(default_factory=threading.Lock)
 
+    @classmethod
+    def told(cls, told: Manifest) -> "NamedAdapter":
+        """Make what a peer's name means before it is bound."""
+        return cls(told.ref.name, None, companions=told.companions, hops=told.hops)
+
     def entry(self) -> AdapterEntry:
         """Return what is told of the name."""
         refusal = self.refusal if self.ref is None else None
         return AdapterEntry(self.name, self.folder, self.ref, self.inertia, refusal)
+
+    def accept(self, stamp: FolderStamp, inertia: str | None) -> None:
+        """Remember that the folder is served as it is, and why that changes no output, if so."""
+        self.stamp, self.refused, self.refusal, self.inertia = stamp, None, None, inertia
+        if inertia:
+            _log.warning("adapter %s changes nothing: %s", self.name, inertia)
 
     def refuse(self, stamp: FolderStamp, refusal: AdapterRefused) -> None:
         """Remember why the folder is not served as it is; nothing is remembered of what may pass."""

@@ -14,6 +14,7 @@ from lora.store.registry import AdapterRegistry
 from lora.store.tier_chain import TierChain
 from transport.errors import TransportError
 
+_CLOSE_S = 5.0  # for the question under way when it closes
 _PAUSE_S = 0.02  # between two names, so that a thousand of them cost peers little; they take longer then
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class NameRefresher:
         """Ask no more."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     def _run(self, every_s: float) -> None:
         while not self._closed.wait(every_s):

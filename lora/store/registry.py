@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
+from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp, folder_stamp
 from lora.format.packed import PackedLayout, inertia
 from lora.format.peft import PackedAdapter
@@ -147,6 +148,12 @@ class AdapterRegistry:
             else:
                 self._read(entry)
 
+    def companions(self, name: str) -> Companions:
+        """Return what changes how the adapter is asked. Raises as `resolve`."""
+        self.resolve(name)
+        with self._lock:
+            return self._names[name].companions if name in self._names else NO_COMPANIONS
+
     def unload(self, name: str, folder: Path | None = None) -> None:
         """Forget a name at once; its content goes when no live request uses it.
 
@@ -224,9 +231,9 @@ class AdapterRegistry:
                 if entry.misses >= _MISSES:
                     _log.info("adapter %s is forgotten: no peer has it under that name", name)
                     self._unbind(self._names.pop(name))
-            elif (told.ref, told.hops) != (entry.ref, entry.hops):
+            elif (told.ref, told.hops, told.companions) != (entry.ref, entry.hops, entry.companions):
                 _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._bind(NamedAdapter(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(NamedAdapter.told(told), told.ref, told.layout)
             else:
                 entry.misses = 0
         self._contents.advance()
@@ -243,15 +250,13 @@ class AdapterRegistry:
         stamp = folder_stamp(folder)
         entry.check(stamp)
         try:
+            entry.companions = self._tiers.companions(entry.name, folder)
             packed = self._tiers.pack(entry.name, folder, self._most_bytes)
         except AdapterRefused as refusal:
             entry.refuse(stamp, refusal)
             _log.warning("%s (in %s)", refusal, folder)
             raise
-        entry.stamp, entry.refused, entry.refusal = stamp, None, None
-        entry.inertia = inertia(packed.layout, packed.rows)
-        if entry.inertia:
-            _log.warning("adapter %s changes nothing: %s", entry.name, entry.inertia)
+        entry.accept(stamp, inertia(packed.layout, packed.rows))
         return packed
 
     def _discover(self, name: str) -> None:
@@ -261,7 +266,7 @@ class AdapterRegistry:
             raise UnknownAdapter(name)
         with self._lock:
             if name not in self._names:
-                self._bind(NamedAdapter(name, None, hops=told.hops), told.ref, told.layout)
+                self._bind(NamedAdapter.told(told), told.ref, told.layout)
 
     def _bind_packed(self, entry: NamedAdapter, packed: PackedAdapter, replaces: NamedAdapter | None) -> None:
         """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
@@ -283,7 +288,7 @@ class AdapterRegistry:
         entry.ref = ref
         self._names[entry.name] = entry
         if self._published is not None:
-            self._published.bind(Manifest(ref, layout, entry.hops))
+            self._published.bind(Manifest(ref, layout, entry.hops, entry.companions))
 
     def _unbind(self, entry: NamedAdapter | None) -> None:
         """Let the entry's name mean nothing, and count one name fewer for the content it meant."""

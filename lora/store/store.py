@@ -5,12 +5,15 @@ has named stays resident until the next `acquire` or `ready()`, so that a plan m
 """
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
 import torch
 
 from lora.adapter import AdapterRef
+from lora.daemon_threads import DaemonExecutor, DeadlineCalls
 from lora.errors import UnknownAdapter
+from lora.format.companions import CompanionsCheck
 from lora.memory.residency import Residency
 from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters, PublishStats
@@ -24,6 +27,14 @@ from lora.store.tiers import DiskTier, HostTier
 from lora.target_modules import BaseShape
 
 _HOST_BYTES = 256 << 20  # packed forms kept in host memory where there is no disk tier
+
+
+@dataclass(frozen=True, slots=True)
+class StoreThreads:
+    """What loads run with: how many threads, or an executor; and `files`, which bounds the wait for a file."""
+
+    loads: int | Executor = 1
+    files: DeadlineCalls = field(default_factory=DeadlineCalls)
 
 
 class AdapterStore:
@@ -40,17 +51,20 @@ class AdapterStore:
         dtype: torch.dtype,
         residency: Residency,
         disk: DiskTier | None,
-        workers: int | Executor = 1,
+        workers: int | Executor | StoreThreads = 1,
         peering: Peering | None = None,
     ) -> None:
         """Own `residency`, which knows nothing yet; `peering` shares its arena.
 
         `workers` is how many threads load, or the executor to load with.
         """
+        threads = workers if isinstance(workers, StoreThreads) else StoreThreads(workers)
         most_bytes = residency.pages.nbytes
         publisher = peering.publisher if peering else None
-        tiers = TierChain(base, dtype, disk or HostTier(_HOST_BYTES), peering.tier if peering else None)
-        executor = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, "adapter-load")
+        peer_tier = peering.tier if peering else None
+        tiers = TierChain(base, dtype, disk or HostTier(_HOST_BYTES), peer_tier, threads.files)
+        loads = threads.loads
+        executor = loads if isinstance(loads, Executor) else DaemonExecutor(loads, "adapter-load")
         weights = publisher.weights if publisher else None
         self.loader = AdapterLoader(
             residency, tiers, weights, executor, lambda content, error: self.registry.lose(content, error)
@@ -69,6 +83,10 @@ class AdapterStore:
                     self.registry.declares, self.registry.read, self.contents.layout, tiers.fetch_here
                 )
             )
+
+    def check_companions(self, check: CompanionsCheck) -> None:
+        """Have `check` refuse adapters by what lies beside their weights. To be called before any name is declared."""
+        self._tiers.check_companions(check)
 
     def retain(self, ref: AdapterRef) -> None:
         """Keep a content for a live request until it is released. Raises UnknownAdapter if it is gone."""
@@ -112,6 +130,6 @@ class AdapterStore:
         )
 
     def close(self) -> None:
-        """Finish the loads under way and start no more."""
+        """Start no more loads, and wait for those under way, as long as the executor waits."""
         self.refresher.close()
         self.loader.close()

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from lora.adapter import RemoteName
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
+from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, CompanionsCheck, Vocabulary
 from lora.format.packed import PackedLayout
-from lora.format.peft import PackedAdapter, pack
+from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
 from lora.peers.peer_tier import PeerStats, PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
@@ -33,14 +36,20 @@ class TierChain:
     """
 
     def __init__(
-        self, base: BaseShape, dtype: torch.dtype, packed: PackedTier, peers: PeerTier | None
+        self,
+        base: BaseShape,
+        dtype: torch.dtype,
+        packed: PackedTier,
+        peers: PeerTier | None,
+        files: DeadlineCalls | None = None,
     ) -> None:
         self._base = base
         self._dtype = dtype
         self._packed = packed
         self._peers = peers
-        self._source = SourceTier(base, dtype)
+        self._source = SourceTier(base, dtype, files)
         self._tiers: tuple[Tier, ...] = (packed, *((peers,) if peers else ()), self._source)
+        self._check: CompanionsCheck = lambda companions, vocabulary: None
         self._lock = threading.Lock()
         self._hits = Counter[str]()
         self._fallbacks = Counter[str]()
@@ -75,11 +84,11 @@ class TierChain:
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
         """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""
-        packed = pack(name, folder, self._base, self._dtype, most_bytes)
+        packed = self._source.pack(name, folder, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
         try:
             self.keep(packed)
-        except OSError as error:
+        except (OSError, CallHangs) as error:
             _log.warning(
                 "adapter %s is packed again whenever it is loaded, since its packed form cannot be kept (%s):"
                 " free space or choose another cache folder",
@@ -87,6 +96,14 @@ class TierChain:
                 error,
             )
         return packed
+
+    def check_companions(self, check: CompanionsCheck) -> None:
+        """Have `check` see what lies beside an adapter's weights, here or at a peer."""
+        self._check = check
+
+    def companions(self, name: str, folder: Path) -> Companions:
+        """Read what lies beside the weights in a folder. Raises AdapterRefused."""
+        return self._source.companions(name, folder, self._check)
 
     def look_up(self, name: str, most_bytes: int) -> Manifest | None:
         """Ask peers what `name` means; None without peers.
@@ -151,6 +168,10 @@ class TierChain:
                 name, "the peer that has it serves another base model or dtype: give both nodes the same"
             )
         _check_size(name, told.layout.nbytes, most_bytes)
+        try:
+            self._check(told.companions, Vocabulary())
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
         return told
 
 

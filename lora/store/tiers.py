@@ -4,11 +4,8 @@ A tier is asked for a digest and copies that content into a destination, or says
 room decides nothing: what is kept and what is asked first is the store's business.
 """
 
-import json
 import logging
-import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Container
 from contextlib import suppress
@@ -19,16 +16,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
-from lora.format.adapter_files import Flaw, read_regular_file
-from lora.format.packed import InvalidHeader, digest_of, read_header, write_header
-from lora.format.peft import MOST_HEADER_BYTES, PackedAdapter, pack
+from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, CompanionsCheck, read_companions, read_vocabulary
+from lora.format.packed import InvalidHeader
+from lora.format.peft import PackedAdapter, pack
+from lora.store.packed_file import read_rows, remove_file, status_of, write_packed
 from lora.target_modules import BaseShape
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
-_ROWS = "rows"
-_HEADER = "header"
 
 
 class Tier(Protocol):
@@ -106,58 +104,59 @@ class DiskTier:
 
     A file appears whole (by rename) and is not changed. The folder may be shared, so a file's digest is checked at
     every read, of the bytes that are given on; a file that fails is removed. `capacity_bytes` None is no bound.
+    `files` bounds how long a file is waited for.
     """
 
     name = "disk"
 
-    def __init__(self, folder: Path, capacity_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, capacity_bytes: int | None = None, files: DeadlineCalls | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._capacity_bytes = capacity_bytes
+        self._files = files or DeadlineCalls()
 
     def cost_s(self, nbytes: int) -> float:
         """At a disk's speed."""
         return 1e-3 + nbytes / 1e9
 
     def put(self, packed: PackedAdapter) -> None:
-        """Write the content's file unless it is there."""
+        """Write the content's file unless it is there. Raises CallHangs too."""
         path = self._path(packed.ref.digest)
-        if path.exists():
-            _mark_used(path)
-            return
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-        try:
-            with partial.open("xb") as file:
-                file.write(_file_header(packed))
-                file.write(packed.rows.numpy().data)
-            partial.replace(path)
-        finally:
-            _remove(partial)
+        self._files.run(str(path), lambda: write_packed(path, packed))
 
     def fetch(self, digest: str, destination: Tensor) -> bool:
         """As Tier.fetch."""
         path = self._path(digest)
         try:
-            rows = _read_rows(path, digest, destination.numel())
+            rows = self._files.run(str(path), lambda: read_rows(path, digest, destination.numel()))
         except FileNotFoundError:
+            return False
+        except CallHangs as error:
+            _log.warning("%s", error)
             return False
         except (Flaw, InvalidHeader) as error:
             _log.warning("%s does not hold the content it is named for: removing it (%s)", path, error)
-            _remove(path)
+            remove_file(path)
             return False
         destination[: rows.numel()].copy_(rows)
-        _mark_used(path)
         return True
 
     def trim(self, keep: Container[str]) -> None:
         """As PackedTier.trim, over all files of the folder."""
-        if self._capacity_bytes is None:
+        capacity_bytes = self._capacity_bytes
+        if capacity_bytes is None:
             return
-        files = [(found, path) for path in self._folder.glob(f"*{_SUFFIX}") if (found := _stat(path))]
+        with suppress(CallHangs):  # it is trimmed when the next content comes
+            self._files.run(str(self._folder), lambda: self._trim(keep, capacity_bytes))
+
+    def _trim(self, keep: Container[str], capacity_bytes: int) -> None:
+        files = [(found, path) for path in self._folder.glob(f"*{_SUFFIX}") if (found := status_of(path))]
         files.sort(key=lambda found: found[0].st_mtime_ns)
         sizes = {path.stem: stat.st_size for stat, path in files}
-        for digest in _surplus(sizes, self._capacity_bytes, keep):
-            _remove(self._path(digest))
+        for digest in _surplus(sizes, capacity_bytes, keep):
+            remove_file(self._path(digest))
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}{_SUFFIX}"
@@ -174,15 +173,39 @@ class SourceTier:
 
     name = "source"
 
-    def __init__(self, base: BaseShape, dtype: torch.dtype) -> None:
+    def __init__(self, base: BaseShape, dtype: torch.dtype, files: DeadlineCalls | None = None) -> None:
         self._base = base
         self._dtype = dtype
+        self._files = files or DeadlineCalls()
         self._lock = threading.Lock()
         self._sources: dict[str, _Source] = {}
 
     def cost_s(self, nbytes: int) -> float:
         """A disk's, and the packing."""
         return 1e-2 + nbytes / 0.3e9
+
+    def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
+        """Read a folder and pack what it holds. Raises AdapterRefused, which may pass if it does not answer."""
+        base, dtype = self._base, self._dtype
+        try:
+            return self._files.run(str(folder), lambda: pack(name, folder, base, dtype, most_bytes))
+        except CallHangs as error:
+            raise AdapterRefused(name, str(error), may_pass=True) from error
+
+    def companions(self, name: str, folder: Path, check: CompanionsCheck) -> Companions:
+        """Read and check what lies beside the weights. Raises as `pack`."""
+
+        def read() -> Companions:
+            companions = read_companions(folder)
+            check(companions, read_vocabulary(folder))
+            return companions
+
+        try:
+            return self._files.run(str(folder), read)
+        except Flaw as flaw:
+            raise AdapterRefused(name, str(flaw)) from flaw
+        except CallHangs as error:
+            raise AdapterRefused(name, str(error), may_pass=True) from error
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
         """Note that `folder` holds this content."""
@@ -201,8 +224,7 @@ class SourceTier:
         if source is None:
             return False
         try:
-            most_bytes = destination.numel()
-            packed = pack(source.name, source.folder, self._base, self._dtype, most_bytes)
+            packed = self.pack(source.name, source.folder, destination.numel())
         except AdapterRefused as refused:
             raise AdapterLost(source.name, refused.reason) from refused
         if packed.ref.digest != digest:
@@ -213,61 +235,6 @@ class SourceTier:
             )
         destination[: packed.rows.numel()].copy_(packed.rows)
         return True
-
-
-def _mark_used(path: Path) -> None:
-    """Date the file now; by itself a file system's clock may tick too seldom to tell two uses apart."""
-    now_ns = time.time_ns()
-    # A folder may be read-only, or the file gone: it was read, which is what counts.
-    with suppress(OSError):
-        os.utime(path, ns=(now_ns, now_ns))
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, if it is there and its folder lets it go."""
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    """Look at a file, which another process may have removed."""
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _file_header(packed: PackedAdapter) -> bytes:
-    """Write what stands before the rows in a safetensors file."""
-    nbytes = packed.rows.numel()
-    header = json.dumps(
-        {
-            "__metadata__": {_HEADER: write_header(packed.layout)},
-            _ROWS: {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]},
-        }
-    ).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
-
-
-def _read_rows(path: Path, digest: str, most_bytes: int) -> Tensor:
-    """Read a content: [nbytes] uint8. Raises FileNotFoundError, or Flaw or InvalidHeader if it is not sound.
-
-    It is digested after it was read: whatever becomes of the file, these are the content's bytes.
-    """
-    content = read_regular_file(path, most_bytes + MOST_HEADER_BYTES)
-    header_end = 8 + int.from_bytes(content[:8], "little")
-    try:
-        text = json.loads(content[8:header_end])["__metadata__"][_HEADER]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InvalidHeader(f"no file of a packed form ({error!r})") from error
-    layout = read_header(str(text))
-    if not 0 < layout.nbytes == len(content) - header_end:
-        raise InvalidHeader(f"{len(content)} bytes, of which {layout.nbytes} should be rows")
-    rows = torch.frombuffer(content, dtype=torch.uint8, count=layout.nbytes, offset=header_end)
-    if digest_of(layout, rows) != digest:
-        raise Flaw("its digest is another")
-    return rows
 
 
 def _surplus(sizes: dict[str, int], capacity_bytes: int, keep: Container[str]) -> list[str]:

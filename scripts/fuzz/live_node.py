@@ -13,8 +13,8 @@ from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.config.config import EngineConfig, ServeConfig
 from engine.demo.embedded import adapter_folders
+from engine.metrics.telemetry import Telemetry
 from engine.serve import serve
-from engine.telemetry import Telemetry
 from scripts.fuzz.case import Finding
 
 T = TypeVar("T")

@@ -381,7 +381,7 @@ def test_reserved_and_planned_steps_agree(
 
 @settings(
     deadline=None,
-    max_examples=examples(6 if INTERPRETED else 40),
+    max_examples=examples(6 if INTERPRETED else 16),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

@@ -11,9 +11,10 @@ from engine.assembly.assembly import Engine, ModelCard
 from engine.core import EngineCore
 from engine.runner.fault_isolation import IsolatingExecutor
 from engine.tokenizer import Tokenizer
+from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
-from lora.store.store import AdapterStore
+from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
 from scheduler.limits import StepLimits
@@ -45,12 +46,14 @@ def build(
     *,
     lags: bool = False,
     vocab_size: int = VOCAB_SIZE,
+    read_timeout_s: float = 60.0,
 ) -> Rig:
     """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
     write_tokenizer(folder)
     base = base_shape()
     residency = Residency(RankPages(adapter_pages, PAGE_BYTES), CheapestWindow())
-    store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None)
+    threads = StoreThreads(files=DeadlineCalls(read_timeout_s))
+    store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None, threads)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
     store.registry.reserve(("base",))
     for name, path in folders.items():

@@ -19,10 +19,11 @@ from engine.errors import (
     InvalidAdapterName,
     Overloaded,
     StepFailed,
+    TooManySequences,
     UnknownModel,
 )
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
-from engine.telemetry import Telemetry
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
@@ -86,7 +87,7 @@ def test_an_unknown_name_is_never_answered_by_the_base(tmp_path: Path) -> None:
 
 def test_what_can_never_run_is_refused_with_the_numbers(tmp_path: Path) -> None:
     async def visit(engine: AsyncEngine, rig: Rig) -> None:
-        with pytest.raises(RequestRefused, match="127 tokens with max_tokens=6"):
+        with pytest.raises(RequestRefused, match="has 127 in its prompt and max_tokens=6"):
             await engine.submit("low", PROMPT[:1] * 127, _params(), "a")
 
     _serve(tmp_path, visit)
@@ -161,6 +162,46 @@ def test_too_many_waiting_are_turned_away_and_room_is_taken_again(tmp_path: Path
         assert len(await _tokens(await engine.submit("base", PROMPT, _params(), "later"))) == 6
 
     _serve(tmp_path, visit, max_waiting=2)
+
+
+def test_prompts_that_come_together_are_all_queued_or_none_is(tmp_path: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        rig.executor.gate.clear()
+        first = await engine.submit("base", PROMPT, _params(), "running")
+        await asyncio.to_thread(rig.executor.entered.wait, TIMEOUT_S)
+        three = {f"{number}": PROMPT for number in range(3)}
+        with pytest.raises(RequestRefused):
+            await engine.submit_all("base", {"fits": PROMPT, "does not": PROMPT * 100}, _params())
+        assert engine.stats().waiting == 0
+        queued = await engine.submit_all("base", three, _params())
+        with pytest.raises(Overloaded):
+            await engine.submit_all("low", {"a": PROMPT, "b": PROMPT}, _params())
+        assert engine.stats().waiting == 3
+        rig.executor.gate.set()
+        await asyncio.gather(*map(_tokens, (first, *queued)))
+
+    _serve(tmp_path, visit, max_waiting=4)
+
+
+def test_more_sequences_than_may_ever_wait_are_refused_for_good(tmp_path: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        with pytest.raises(TooManySequences, match=r"6 sequences.* at most 4 may wait"):
+            await engine.submit_all("base", {f"{number}": PROMPT for number in range(3)}, _params(n=2))
+        exactly = {f"{number}": PROMPT for number in range(2)}
+        assert len(await engine.submit_all("base", exactly, _params(n=2))) == 2
+
+    _serve(tmp_path, visit, max_waiting=4)
+
+
+def test_min_tokens_that_no_token_could_reach_are_refused(tmp_path: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        every = tuple(range(VOCAB_SIZE))
+        with pytest.raises(InvalidParameter, match="min_tokens=1"):
+            await engine.submit("base", PROMPT, _params(stop_token_ids=every, min_tokens=1), "a")
+        stream = await engine.submit("base", PROMPT, _params(stop_token_ids=every), "b")
+        assert len(await _tokens(stream)) == 1
+
+    _serve(tmp_path, visit)
 
 
 def test_requests_that_wait_for_their_adapter_to_be_read_have_their_place_in_the_queue(
@@ -253,7 +294,7 @@ def test_a_token_that_cannot_be_turned_into_text_ends_its_own_request(
         monkeypatch.setattr(engine.tokenizer, "token_bytes", fault)
         bad = await engine.submit("low", PROMPT, _params(), "bad")
         good = await engine.submit("base", PROMPT, _params(), "good")
-        with pytest.raises(StepFailed, match="into text"):
+        with pytest.raises(StepFailed, match="become text"):
             await _tokens(bad)
         assert len(await _tokens(good)) == 6
 

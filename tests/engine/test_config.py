@@ -17,6 +17,7 @@ from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
+from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
@@ -268,7 +269,8 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers"}),
-        (ServeConfig, {"engine", "access"}),
+        (ServeConfig, {"engine", "access", "http"}),
+        (HttpConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
     ):

@@ -8,7 +8,8 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.peer_config import PeerConfig
-from engine.tokenizer import InvalidChat, PromptTooLong
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong
 from scheduler.request import InvalidParameter
 from transport.base import Address
 
@@ -48,6 +49,13 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(llm: LLM) ->
         with pytest.raises(PromptTooLong, match="maximum context length is 128 tokens"):
             ask()
     assert llm.engine.core.num_live_requests == 0
+
+
+def test_a_chat_template_of_ones_own_writes_the_prompts() -> None:
+    llm = LLM(max_model_len=64, kv_cache_bytes=1 << 20, loras={}, chat_template="{{ messages[0].content }}?")
+    (result,) = llm.chat([user("garden")], SamplingParams(max_tokens=1))
+    assert result.prompt_token_ids == llm.tokenizer.encode("garden?", add_special=False)
+    llm.close()
 
 
 def test_closing_ends_what_is_shared_with_peers() -> None:

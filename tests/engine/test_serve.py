@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 
 from engine.api.errors import ApiError
-from engine.api.http import HttpServer
 from engine.api.keys import Permission
+from engine.api.server.listener import HttpServer
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig

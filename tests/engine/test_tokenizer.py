@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidConfig
-from engine.tokenizer import InvalidChat, PromptTooLong, Tokenizer
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong, Tokenizer
 from tests.fakes.tokenizers import BOS, EOS, byte_tokenizer, merging_tokenizer
 
 BYTES, MERGING = Tokenizer(byte_tokenizer()), merging_tokenizer()

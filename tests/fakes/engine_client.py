@@ -1,15 +1,22 @@
 """An EngineClient whose model says what the test wants, one token at a time, as slowly as the test likes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from engine.errors import Draining, EngineError, InvalidAdapter, InvalidAdapterName, UnknownModel
+from engine.errors import (
+    Draining,
+    EngineError,
+    InvalidAdapter,
+    InvalidAdapterName,
+    TooManySequences,
+    UnknownModel,
+)
+from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
-from engine.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.peers.peer_tier import PeerStats
@@ -85,6 +92,7 @@ class FakeClient:
 
     def __init__(self, tokenizer: Tokenizer, adapters: tuple[str, ...] = ("poet", "team/coder")) -> None:
         self.tokenizer = tokenizer
+        self.tokenizers: dict[str, Tokenizer] = {}  # of models that have their own
         self.telemetry = Telemetry()
         self.model_name, self.model_root = "base", "/models/base"
         self.model_names: tuple[str, ...] = ("base",)
@@ -94,6 +102,7 @@ class FakeClient:
         self.failure: Exception | None = None
         self.fails_after = 1
         self.cached_tokens = 0
+        self.max_waiting = 4096
         self.gate = asyncio.Event()
         self.gate.set()
         self.gate_after = 1
@@ -106,6 +115,9 @@ class FakeClient:
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        return self.tokenizers.get(model, self.tokenizer)
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -120,20 +132,27 @@ class FakeClient:
     async def close(self) -> None:
         self.calls.append("close")
 
-    async def submit(
-        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
-    ) -> FakeStream:
+    async def submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[FakeStream, ...]:
         if self._draining:
             raise Draining
         if self.refusal is not None:
             raise self.refusal
         if model not in self.model_names and model not in self._known:
             raise UnknownModel(model)
-        if len(prompt_token_ids) + (params.max_tokens or 1) > self.max_model_len:
+        if (count := len(prompts) * params.n) > self.max_waiting:
+            raise TooManySequences(count, self.max_waiting)
+        if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
+        return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
+
+    def _stream(
+        self, model: str, prompt: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> FakeStream:
         assert request_id not in self.live, "request ids are unique among live requests"
-        self.submitted.append((model, prompt_token_ids, params))
-        stream = FakeStream(self, request_id, self._deltas(model, prompt_token_ids, params, request_id))
+        self.submitted.append((model, prompt, params))
+        stream = FakeStream(self, request_id, self._deltas(model, prompt, params, request_id))
         self.live[request_id] = stream
         return stream
 

@@ -47,7 +47,7 @@ PATTERNS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=examples(200))
+@settings(deadline=None, max_examples=examples(80))
 @given(PATTERNS, st.sampled_from(PATHS))
 def test_a_pattern_matches_what_its_regex_matches(text: str, path: str) -> None:
     assert compile_pattern("f", text).matches(path) == (re.fullmatch(text, path) is not None)

@@ -50,7 +50,7 @@ def drifted(rates: list[tuple[int, float]], seed: int) -> list[float]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(15))
 @given(busy, st.integers(1, 8), st.integers(0, 2**31))
 @example([(8, 1.0), (16, 27.0)], 8, 0)
 def test_no_policy_makes_the_slowest_step_faster_at_first_or_after_drift(
@@ -75,7 +75,7 @@ def test_no_policy_makes_the_slowest_step_faster_at_first_or_after_drift(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(15))
 @given(any_demand, st.integers(1, 6), st.integers(1, 6))
 def test_everything_is_placed_once_also_after_drift_and_lost_nodes(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int, nodes_after: int
@@ -94,7 +94,7 @@ def test_everything_is_placed_once_also_after_drift_and_lost_nodes(
     assert ours(kernel).place(what) == again, "the same problem, the same placement"
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(20))
 @given(any_demand, st.integers(1, 6), st.integers(64, 400), st.sampled_from(KERNELS))
 def test_memory_holds_and_only_what_has_no_room_is_left_out(
     rates: list[tuple[int, float]], nodes: int, mib: int, kernel: Kernel
@@ -110,7 +110,7 @@ def test_memory_holds_and_only_what_has_no_room_is_left_out(
     assert all(max(free.values()) < ref.nbytes for ref in missing)
 
 
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(15))
 @given(busy, st.integers(1, 6), st.sampled_from(KERNELS), st.floats(0.99, 1.01))
 def test_what_is_good_is_left_alone(
     rates: list[tuple[int, float]], nodes: int, kernel: Kernel, change: float

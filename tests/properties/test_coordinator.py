@@ -78,7 +78,7 @@ def _begin(memory_bytes: int) -> LossyCluster:
     return cluster
 
 
-@settings(deadline=None, max_examples=examples(150))
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(step, max_size=80), st.sampled_from([ROOMY, TIGHT]))
 def test_disorder_never_breaks_a_promise_and_quiet_brings_agreement(
     steps: list[tuple[str, object, object]], memory_bytes: int
@@ -106,7 +106,7 @@ def test_disorder_never_breaks_a_promise_and_quiet_brings_agreement(
             assert not any(agent.has(ref) for agent in cluster.agents.values())
 
 
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(step, max_size=40))
 def test_same_events_give_the_same_commands(steps: list[tuple[str, object, object]]) -> None:
     sent_by = []

@@ -99,7 +99,7 @@ def policy(name: str) -> PlacementPolicy:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(15))
 @given(adapters, st.integers(1, 6), st.integers(1, 6))
 def test_every_policy_places_everything_once_and_survives_drift_and_lost_nodes(
     name: str, rates: list[tuple[int, float]], nodes: int, nodes_after: int
@@ -161,7 +161,7 @@ def test_rank_ceilings_are_optimal_on_alike_nodes(
 
 
 @pytest.mark.parametrize("kernel", [Kernel.PADDED, Kernel.EXACT])
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(20))
 @given(busy_adapters, st.integers(1, 8), st.integers(0, 2**31))
 def test_rank_ceilings_never_load_the_busiest_node_more_than_the_paper_does(
     kernel: Kernel, rates: list[tuple[int, float]], nodes: int, seed: int
@@ -202,7 +202,7 @@ def test_rank_ceilings_move_fewer_bytes_than_the_paper_after_drift_and_copy_no_m
     assert copied < 1.05 * paper_copied
 
 
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(15))
 @given(busy_adapters, st.integers(1, 6), st.sampled_from(list(Kernel)))
 def test_rank_ceilings_leave_alone_what_is_good(
     rates: list[tuple[int, float]], nodes: int, kernel: Kernel
@@ -213,7 +213,7 @@ def test_rank_ceilings_leave_alone_what_is_good(
     assert fetched_bytes(what, deciding.place(what)) == 0
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(20))
 @given(adapters, st.integers(1, 6), st.integers(64, 400), st.sampled_from(list(Kernel)))
 def test_rank_ceilings_hold_memory_limits_and_leave_out_only_what_has_no_room(
     rates: list[tuple[int, float]], nodes: int, mib: int, kernel: Kernel

@@ -19,7 +19,7 @@ MAX_MODEL_LEN = 26  # a prompt of 14 tokens and 12 more
 SETTINGS = settings(
     deadline=None,
     derandomize=True,
-    max_examples=examples(120),
+    max_examples=examples(60),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -41,10 +41,14 @@ class WorkerThreads:
         self._queue.put(run)
         return future
 
-    def shutdown(self) -> None:
-        """Wait until all is done, and end the threads. It blocks, so any thread may call it; nothing may follow it."""
+    def end(self) -> None:
+        """End the threads once all is done; nothing may follow it."""
         for _ in self._threads:
             self._queue.put(None)
+
+    def shutdown(self) -> None:
+        """Wait until all is done, and end the threads. It blocks, so any thread may call it; nothing may follow it."""
+        self.end()
         for thread in self._threads:
             thread.join()
 
@@ -56,3 +60,11 @@ class WorkerThreads:
         self._busy -= 1
         if not future.done():  # it may have been cancelled
             deliver()
+
+
+def run_apart(work: Callable[[], R]) -> asyncio.Future[R]:
+    """Run `work` in a thread of its own, which nobody waits for when the interpreter ends."""
+    threads = WorkerThreads(1)
+    future = threads.submit(work)
+    threads.end()
+    return future

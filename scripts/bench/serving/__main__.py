@@ -3,6 +3,7 @@
     python -m scripts.bench.serving                                   # starts a server of the embedded model
     python -m scripts.bench.serving --url http://127.0.0.1:8000 --rate 20 --requests 500
     python -m scripts.bench.serving --trace trace.csv --time-scale 0.2
+    python -m scripts.bench.serving --tenants 300 --churn 2 --rate 20 -- --adapter-bytes 15MB
 
 It prints a line per adapter (times to first token and between tokens, tokens/s) and what became of every
 request. Then it prints what the server still holds when all clients are gone. It exits with 1 if a sound
@@ -15,10 +16,11 @@ import math
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import numpy as np
@@ -35,13 +37,21 @@ from scripts.bench.serving.http_request import (
     task_request,
     token_request,
 )
-from scripts.bench.serving.server import ListedModels, ServerFailed, ServerProbe, started
+from scripts.bench.serving.server import (
+    ListedModels,
+    ServerFailed,
+    ServerProbe,
+    event_loop_stalls,
+    started,
+)
+from scripts.bench.serving.tenants import TenantChurn, task_name, write_tenants
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest
 from scripts.results import Row, append_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 READY_S = 300.0
 REST_S = 30.0
+TENANTS = "tenants"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class LoadMix:
 def choose_maker(options: argparse.Namespace, models: ListedModels) -> RequestMaker:
     """Choose tasks with known answers where every adapter is an embedded one, unless lengths are given."""
     tasks = {task.name for task in TASKS}
-    knows_tasks = bool(models.adapters) and tasks.issuperset(models.adapters)
+    knows_tasks = bool(models.adapters) and tasks.issuperset(map(task_name, models.adapters))
     if options.questions == "tasks" and not knows_tasks:
         raise ServerFailed("--questions tasks: the server's adapters are not the embedded ones; use tokens")
     plain = options.questions == "tokens" or options.trace is not None
@@ -87,34 +97,68 @@ def draw_requests(options: argparse.Namespace, models: ListedModels) -> Iterator
 
 
 @asynccontextmanager
-async def server(options: argparse.Namespace) -> AsyncGenerator[str, None]:
-    """Give the URL to load: the given one, or that of a server that lives as long as the load."""
+async def server(options: argparse.Namespace, folder: Path) -> AsyncGenerator[str, None]:
+    """Give the URL to load: the given one, or that of a server that lives as long as the load.
+
+    The server that is started knows the tenants that are written below `folder`.
+    """
     if options.url:
         yield options.url.rstrip("/")
         return
-    async with started(options.serve, ROOT, READY_S) as url:
+    tenants: list[str] = []
+    if options.tenants:
+        await asyncio.to_thread(write_tenants, folder / TENANTS, options.tenants, Random(options.seed))
+        tenants = ["--lora-dir", str(folder / TENANTS), "--lora-root", str(folder)]
+    async with started([*tenants, *options.serve], ROOT, READY_S) as url:
         yield url
+
+
+@asynccontextmanager
+async def churn(
+    options: argparse.Namespace, session: aiohttp.ClientSession, url: str, folder: Path
+) -> AsyncGenerator[TenantChurn, None]:
+    """Change the tenants as long as the block lasts, if that is asked for. Raises ServerFailed."""
+    tenants = TenantChurn(session, url, folder / "changed", Random(options.seed))
+    if not options.churn:
+        yield tenants
+        return
+    names = [path.name for path in sorted((folder / TENANTS).iterdir())]
+    changes = asyncio.create_task(tenants.run(names, options.churn))
+    try:
+        yield tenants
+    finally:
+        changes.cancel()
+        with suppress(asyncio.CancelledError):
+            await changes
 
 
 async def run_load(options: argparse.Namespace, rest_s: float = REST_S) -> bool:
     """Run the load; whether all was well. The server may take `rest_s` to release what it holds."""
     headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=options.timeout)
-    async with (
-        server(options) as url,
-        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
-    ):
-        probe = ServerProbe(session, url)
-        models = await probe.models()
-        mix = LoadMix(models, choose_maker(options, models), Random(options.seed))
-        load = LoadGenerator(session, url, mix.request, mix.rng)
-        start_s = time.perf_counter()
-        outcomes = await load.run(draw_requests(options, models), options.clients, options.duration)
-        wall_s = time.perf_counter() - start_s
-        held = await probe.rest(rest_s)
+    with TemporaryDirectory(prefix="loraserve-load-") as folder:
+        async with (
+            server(options, Path(folder)) as url,
+            aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
+        ):
+            probe = ServerProbe(session, url)
+            models = await probe.models()
+            mix = LoadMix(models, choose_maker(options, models), Random(options.seed))
+            load = LoadGenerator(session, url, mix.request, mix.rng)
+            start_s = time.perf_counter()
+            async with churn(options, session, url, Path(folder)) as changes:
+                outcomes = await load.run(draw_requests(options, models), options.clients, options.duration)
+            wall_s = time.perf_counter() - start_s
+            held = await probe.rest(rest_s)
+            stalls = event_loop_stalls(await probe.metrics())
     write(options, report.rows(outcomes, models.ranks, wall_s), wall_s)
     if not math.isinf(options.rate) or options.trace:
         print(f"\nthe longest wait for a free client: {max_late_s(outcomes):.2f} s")
+    if options.tenants:
+        print(
+            f"\ntenants {options.tenants}; reloaded {changes.reloads}, spares loaded and unloaded {changes.spares}"
+        )
+    print(f"\nevent loop stalls: {'not told' if stalls is None else f'{stalls:.0f}'}")
     return conclude(outcomes, held, wall_s)
 
 
@@ -194,6 +238,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--time-scale", type=float, default=1.0, help="stretch of the trace's gaps: 0.1 is ten times as fast")
     add("--seed", type=int, default=0)
+    add("--tenants", type=int, default=0, help="adapters with known answers that the started server gets")
+    add("--churn", type=float, default=0.0, help="seconds between changes of the tenants; 0: none")
     add("--out", type=Path, help="JSONL file to append rows to")
     add("serve", nargs="*", help="options of the server that is started, after --")
     return parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, Protocol
 
 from engine.demo.embedded import TASKS, Task
+from scripts.bench.serving.tenants import task_name
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -56,9 +57,10 @@ def completion(planned: PlannedRequest, rng: Random) -> dict[str, Any]:
 def task_request(planned: PlannedRequest, rng: Random) -> HttpRequest:
     """Ask the embedded model for a task: an adapter for its own as bare input, the base for any by its name."""
     by_name = {task.name: task for task in TASKS}
-    task: Task = by_name.get(planned.model) or rng.choice(TASKS)
+    own: Task | None = by_name.get(task_name(planned.model))
+    task = own or rng.choice(TASKS)
     text = task.make_input(rng)
-    content = text if task.name == planned.model else task.instruction(text)
+    content = text if own else task.instruction(text)
     body = {
         "model": planned.model,
         "messages": [{"role": "user", "content": content}],

@@ -73,6 +73,7 @@ HELD = (
     'loraserve_kv_blocks{state="used"}',
 )
 """What is zero in a server at rest."""
+STALLS = "loraserve_event_loop_stalls_total"
 STARTED, FINISHED = "loraserve_requests_started_total{", "loraserve_requests_finished_total{"
 
 
@@ -90,6 +91,12 @@ def leftovers(metrics: Mapping[str, float]) -> dict[str, float]:
     )
     held = {name: metrics[name] for name in HELD} | {"requests without an end": begun - ended}
     return {name: value for name, value in held.items() if value}
+
+
+def event_loop_stalls(metrics: Mapping[str, float]) -> float | None:
+    """Count how often the server's event loop came late; None if the server does not say."""
+    counts = [value for name, value in metrics.items() if name.startswith(STALLS)]
+    return sum(counts) if counts else None
 
 
 class ServerProbe:

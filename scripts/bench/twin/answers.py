@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.assembly.assembly import Engine
 from engine.async_engine import AsyncEngine
-from engine.telemetry import Telemetry
+from engine.metrics.telemetry import Telemetry
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import CostModel
 from scheduler.cluster.protocol.agent import NodeAgent

@@ -12,8 +12,10 @@ import openai
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.guard import RequestGuard
-from engine.api.http import HttpServer, http_app
+from engine.api.http import http_app
 from engine.api.keys import AccessRules
+from engine.api.server.listener import HttpServer
+from engine.config.http_config import HttpConfig
 from engine.tokenizer import Tokenizer
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
@@ -64,11 +66,14 @@ async def session(
     api_key: str | None = None,
     rules: AccessRules | None = None,
     cors_origins: Sequence[str] = (),
+    config: HttpConfig | None = None,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []))
-    server = HttpServer(http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins))
+    server = HttpServer(
+        http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins, config), config=config
+    )
     url = await server.listen("127.0.0.1", 0)
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0)
     try:

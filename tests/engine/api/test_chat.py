@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from lora.format.companions import Companions
 from scheduler.request import SamplingParams
 from tests.engine.api.session import HI, TOKENIZER, events, session
 from tests.fakes.engine_client import FakeClient
@@ -103,3 +104,14 @@ async def test_a_template_that_refuses_and_a_model_without_one_are_bad_requests(
     async with session(FakeClient(plain)) as api:
         with pytest.raises(openai.BadRequestError, match="no chat template"):
             await api.openai.chat.completions.create(model="base", messages=HI)
+
+
+async def test_a_conversation_with_an_adapter_is_written_by_its_own_template() -> None:
+    async with session() as api:
+        own = Companions("{{ messages[0].content }}?")
+        api.engine.tokenizers["poet"] = TOKENIZER.of_adapter(own)
+        for model, text in (("poet", "hi?"), ("base", "user: hi\nassistant: ")):
+            await api.post("/v1/chat/completions", {"model": model, "messages": HI, "max_tokens": 1})
+            assert TOKENIZER.decode(api.engine.submitted[-1][1]) == text
+            counted = await api.post("/tokenize", {"model": model, "messages": HI})
+            assert TOKENIZER.decode(counted.json["tokens"]) == text

@@ -205,4 +205,4 @@ async def test_one_refused_prompt_leaves_none_of_the_others_behind() -> None:
         response = await api.post("/v1/completions", {"model": "base", "prompt": ["ok", "x" * 600]})
         assert response.status == 400
         assert api.engine.live == {}
-        assert len(api.engine.aborted) == 1
+        assert api.engine.submitted == []

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from engine.api.guard import MAX_BODY_BYTES
+from engine.config.http_config import HttpConfig
 from tests.engine.api.session import HI, TOKENIZER, session
 
 COMPLETION = {"model": "base", "prompt": "hi"}
@@ -78,9 +78,11 @@ async def test_wrong_paths_and_methods_have_openai_s_error_body() -> None:
 
 async def test_a_body_beyond_the_limit_is_413() -> None:
     async with session() as api:
-        response = await api.send("POST", "/v1/completions", data=io.BytesIO(b" " * (MAX_BODY_BYTES + 1)))
+        response = await api.send(
+            "POST", "/v1/completions", data=io.BytesIO(b" " * (HttpConfig().max_body_bytes + 1))
+        )
         assert response.status == 413
-        assert str(MAX_BODY_BYTES) in response.error["message"]
+        assert str(HttpConfig().max_body_bytes) in response.error["message"]
 
 
 async def test_a_large_body_is_read_all_the_same() -> None:
@@ -114,9 +116,9 @@ async def test_models_are_the_base_and_its_adapters() -> None:
         listed = (await api.openai.models.list()).data
         assert [model.id for model in listed] == ["base", "poet", "team/coder"]
         coder = (await api.send("GET", "/v1/models/team/coder")).json
-        assert (coder["parent"], coder["root"], coder["object"]) == ("base", "/adapters/team/coder", "model")
+        assert (coder["parent"], coder["root"], coder["object"]) == ("base", "team/coder", "model")
         base = (await api.send("GET", "/v1/models/base")).json
-        assert (base["parent"], base["root"], base["max_model_len"]) == (None, "/models/base", 512)
+        assert (base["parent"], base["root"], base["max_model_len"]) == (None, "base", 512)
         assert (await api.send("GET", "/v1/models/nope")).error["code"] == "model_not_found"
 
 

@@ -142,6 +142,54 @@ async def test_a_body_that_is_no_json_object_is_a_bad_request(body: bytes) -> No
             assert response.error["message"]
 
 
+async def test_more_sequences_than_the_queue_has_places_are_a_bad_request_and_not_too_many_requests() -> None:
+    async with session() as api:
+        api.engine.max_waiting = 5
+        for body, status in (
+            ({"prompt": ["a"] * 3, "n": 2}, 400),
+            ({"prompt": ["a"] * 5}, 200),
+            ({"n": 6}, 400),
+        ):
+            response = await api.post("/v1/completions", COMPLETION | body)
+            assert response.status == status
+            assert status == 200 or "at most 5 may wait (--max-waiting)" in response.error["message"]
+        assert len(api.engine.submitted) == 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "base", "prompt": "hi", "\\ud800": 1}',
+        b'{"model": "base", "prompt": "\\ud800"}',
+        b'{"model": "base", "prompt": "hi", "max_tokens": ' + b"9" * 5000 + b"}",
+        b'{"model": "base", "prompt": "hi", "temperature": 1e999}',
+        b'{"model": "base", "prompt": "hi", "priority": Infinity}',
+        b'{"model": "base", "prompt": "hi", "documents": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
+        b'{"model": "base", "prompt": "hi"}'.decode().encode("utf-16"),
+        b'{"model": "base", "prompt": "\xe9"}',
+        b'{"model": "base", "prompt": "hi", "a\\u0000b": 1}',
+        b'{"model": "base", "prompt": "hi"} {}',
+    ],
+)
+async def test_what_json_can_be_made_to_hold_is_a_bad_request(body: bytes) -> None:
+    async with session() as api:
+        for kind in ("application/json", "application/json; charset=utf-16", "text/plain; charset=nonsense"):
+            response = await api.send("POST", "/v1/completions", data=body, headers={"Content-Type": kind})
+            assert (response.status, response.error["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_byte_order_mark_is_passed_over_and_of_two_fields_of_one_name_the_last_counts() -> None:
+    async with session() as api:
+        raw = b'\xef\xbb\xbf{"model": "base", "prompt": "hi", "max_tokens": 9, "max_tokens": 2}'
+        assert (await api.send("POST", "/v1/completions", data=raw)).status == 200
+        assert api.engine.submitted[0][2].max_tokens == 2
+
+
+def test_an_error_can_be_written_whatever_it_quotes() -> None:
+    msgspec.json.encode(as_api_error(InvalidParameter("\ud800", "\udfff", "give a text\ud800")).body())
+    msgspec.json.encode(as_api_error(InvalidParameter("n", 10**400, "give less")).body())
+
+
 async def test_the_content_type_does_not_matter() -> None:
     async with session() as api:
         body = b'{"model": "base", "prompt": "hi"}'

@@ -4,15 +4,22 @@ It may not know requests: the engine tells it what happened, under the names of 
 no client's string ever becomes a label. Its registry is its own: two engines in one process do not meet.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from engine.metrics.adapter_totals import AdapterTotals, Times
 from lora.peers.peer_tier import PeerStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
@@ -20,12 +27,7 @@ from scheduler.blocks import BlockStats
 _NAMESPACE = "loraserve"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-OTHER = "(other)"
-"""The label of adapters beyond the first `MAX_LABELS` ones: a scrape stays finite, whatever is loaded."""
-MAX_LABELS = 1024
-
-_TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_TBT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5)
+MOST_ADAPTERS = 200
 
 
 class Snapshot(Protocol):
@@ -68,17 +70,6 @@ class Snapshot(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Series:
-    """One adapter's own time series, looked up once."""
-
-    started: Counter
-    prompt_tokens: Counter
-    output_tokens: Counter
-    ttft_s: Histogram
-    tbt_s: Histogram
-
-
-@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
 
@@ -92,72 +83,70 @@ class EngineStats:
 
 
 class Telemetry:
-    """Counters and histograms by adapter; `render` adds the gauges of a Snapshot."""
+    """Counters and histograms of the `most_adapters` most recent adapters; `render` adds the gauges of a Snapshot."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_adapters: int = MOST_ADAPTERS) -> None:
         self._registry = CollectorRegistry()
-        self._started = self._counter("requests_started", "Requests accepted.")
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
-        self._output_tokens = self._counter("output_tokens", "Tokens sampled for finished requests.")
-        self._ttft_s = self._histogram(
-            "time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT_BUCKETS_S
-        )
-        self._tbt_s = self._histogram(
-            "time_between_tokens_seconds", "From one token of a sequence to its next.", _TBT_BUCKETS_S
-        )
-        self._finished = self._counter("requests_finished", "Requests ended, by what ended them.", "reason")
+        self._totals = AdapterTotals(most_adapters)
         self._gauges = _Gauges()
+        self._registry.register(_AdapterSeries(self._totals))
         self._registry.register(self._gauges)
-        self._series: dict[str, _Series] = {}
 
     def started(self, adapter: str) -> None:
         """Count a request that was accepted for `adapter` (the base model's name if for none)."""
-        self._of(adapter).started.inc()
+        self._totals.started(adapter)
 
     def first_token(self, adapter: str, seconds: float) -> None:
         """Time a request's first token, which came `seconds` after its arrival."""
-        self._of(adapter).ttft_s.observe(seconds)
+        self._totals.first_token(adapter, seconds)
 
     def next_token(self, adapter: str, seconds: float) -> None:
         """Time a sequence's token, which came `seconds` after the one before it."""
-        self._of(adapter).tbt_s.observe(seconds)
+        self._totals.next_token(adapter, seconds)
 
     def finished(self, adapter: str, reason: str, prompt_tokens: int, output_tokens: int) -> None:
         """Count a request that ended: `stop`, `length`, `abort` (its client left) or `error`."""
-        series = self._of(adapter)
-        series.prompt_tokens.inc(prompt_tokens)
-        series.output_tokens.inc(output_tokens)
-        self._finished.labels(self._label(adapter), reason).inc()
+        self._totals.finished(adapter, reason, prompt_tokens, output_tokens)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
         self._gauges.snapshot = snapshot
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, told: str, *labels: str) -> Counter:
-        names = ("adapter", *labels)
-        return Counter(name, told, names, namespace=_NAMESPACE, registry=self._registry)
 
-    def _histogram(self, name: str, told: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(
-            name, told, ("adapter",), namespace=_NAMESPACE, registry=self._registry, buckets=buckets
+class _AdapterSeries(Collector):
+    """The totals by adapter as metrics."""
+
+    def __init__(self, totals: AdapterTotals) -> None:
+        self._totals = totals
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield nothing: the names are known to be distinct."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of one moment, once per scrape."""
+        now = self._totals.snapshot()
+        started = {name: totals.started for name, totals in now.items()}
+        yield _counter("requests_started", "Requests accepted.", started, "adapter")
+        prompt = {name: totals.prompt_tokens for name, totals in now.items()}
+        yield _counter("prompt_tokens", "Prompt tokens of finished requests.", prompt, "adapter")
+        output = {name: totals.output_tokens for name, totals in now.items()}
+        yield _counter("output_tokens", "Tokens sampled for finished requests.", output, "adapter")
+        ttft = {name: totals.ttft for name, totals in now.items()}
+        told = "From a request's arrival to its first token."
+        yield _histogram("time_to_first_token_seconds", told, ttft)
+        tbt = {name: totals.tbt for name, totals in now.items()}
+        yield _histogram("time_between_tokens_seconds", "From one token of a sequence to its next.", tbt)
+        finished = CounterMetricFamily(
+            f"{_NAMESPACE}_requests_finished",
+            "Requests ended, by what ended them.",
+            labels=("adapter", "reason"),
         )
-
-    def _label(self, adapter: str) -> str:
-        return adapter if adapter in self._series or len(self._series) < MAX_LABELS else OTHER
-
-    def _of(self, adapter: str) -> _Series:
-        label = self._label(adapter)
-        known = self._series.get(label)
-        if known is None:
-            known = self._series[label] = _Series(
-                self._started.labels(label),
-                self._prompt_tokens.labels(label),
-                self._output_tokens.labels(label),
-                self._ttft_s.labels(label),
-                self._tbt_s.labels(label),
-            )
-        return known
+        for name, totals in now.items():
+            for reason, count in totals.finished.items():
+                finished.add_metric((name, reason), count)
+        yield finished
 
 
 class _Gauges(Collector):
@@ -225,6 +214,14 @@ def _gauge(name: str, told: str, value: float | Mapping[str, float], label: str 
 def _counter(name: str, told: str, value: float | Mapping[str, float], label: str = "") -> Metric:
     family = CounterMetricFamily(f"{_NAMESPACE}_{name}", told, labels=(label,) if label else ())
     return _filled(family, value)
+
+
+def _histogram(name: str, told: str, times: Mapping[str, Times]) -> Metric:
+    family = HistogramMetricFamily(f"{_NAMESPACE}_{name}", told, labels=("adapter",))
+    for label, counted in times.items():
+        bounds = [*map(str, counted.bounds_s), "+Inf"]
+        family.add_metric((label,), list(zip(bounds, accumulate(counted.counts), strict=True)), counted.sum_s)
+    return family
 
 
 def _filled(

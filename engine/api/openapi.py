@@ -1,0 +1,184 @@
+"""Describe the API as an OpenAPI 3.1 document: bodies from the structs that they are decoded by.
+
+It may not know HTTP; a test holds its operations to the routes of the application.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from engine.api import schema
+from scheduler.request import RANGES
+
+Schema = dict[str, Any]
+_REF = "#/components/schemas/"
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "integer"}
+_MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+_ANY: Schema = {}
+_LOWER = {"max_tokens": 0, "top_k": -1}  # what HTTP takes below SamplingParams' ranges
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": _REF + name}
+
+
+def _response(kind: str, choice: Schema, **more: Schema) -> Schema:
+    head = {"id": _TEXT, "object": {"const": kind}, "created": _NUMBER, "model": _TEXT}
+    return _object(**head, choices=_array(choice), usage=_ref("Usage"), **more)
+
+
+def _choice(**more: Schema) -> Schema:
+    return _object(index=_NUMBER, logprobs=_ANY, finish_reason=_TEXT, stop_reason=_ANY, **more)
+
+
+_RESPONSES: Mapping[str, Schema] = {
+    "Error": _object(error=_object(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT)),
+    "Usage": _object(
+        prompt_tokens=_NUMBER,
+        completion_tokens=_NUMBER,
+        total_tokens=_NUMBER,
+        prompt_tokens_details=_object(cached_tokens=_NUMBER),
+    ),
+    "CompletionResponse": _response("text_completion", _choice(text=_TEXT)),
+    "ChatResponse": _response(
+        "chat.completion",
+        _choice(message=_object(role={"const": "assistant"}, content=_TEXT, refusal=_MAYBE_TEXT)),
+        prompt_logprobs=_ANY,
+    ),
+    "Model": _object(
+        id=_TEXT,
+        object={"const": "model"},
+        created=_NUMBER,
+        owned_by=_TEXT,
+        parent=_MAYBE_TEXT,
+        max_model_len=_NUMBER,
+    ),
+    "Models": _object(object={"const": "list"}, data=_array(_ref("Model"))),
+    "Deleted": _object(id=_TEXT, object={"const": "model"}, deleted={"const": True}),
+    "Tokens": _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_array(_NUMBER)),
+    "Prompt": _object(prompt=_TEXT),
+    "Health": _object(status={"enum": ["ok", "unhealthy"]}),
+    "Version": _object(version=_TEXT),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that a client may ask for. `errors` are the statuses of OpenAI's error object."""
+
+    method: str
+    path: str
+    summary: str
+    response: str | None  # the name of its schema; None for text
+    errors: tuple[int, ...]
+    body: type[msgspec.Struct] | None = None
+    streams: bool = False
+
+
+_ALWAYS = (401, 403)
+_WITH_BODY = (*_ALWAYS, 400, 408, 413)
+_ASKING = (*_WITH_BODY, 404, 429, 500, 503)
+
+OPERATIONS: Sequence[Operation] = (
+    Operation(
+        "post", "/v1/completions", "Continue prompts", "CompletionResponse", _ASKING, schema.Completion, True
+    ),
+    Operation(
+        "post", "/v1/chat/completions", "Answer a conversation", "ChatResponse", _ASKING, schema.Chat, True
+    ),
+    Operation("post", "/tokenize", "Turn text into token ids", "Tokens", (*_WITH_BODY, 404), schema.Tokenize),
+    Operation(
+        "post", "/detokenize", "Turn token ids into text", "Prompt", (*_WITH_BODY, 404), schema.Detokenize
+    ),
+    Operation("get", "/v1/models", "List the base model and its adapters", "Models", _ALWAYS),
+    Operation("get", "/v1/models/{name}", "Describe one model", "Model", (*_ALWAYS, 404)),
+    Operation(
+        "post", "/v1/load_lora_adapter", "Load an adapter", "Model", (*_WITH_BODY, 503), schema.LoadAdapter
+    ),
+    Operation(
+        "post",
+        "/v1/unload_lora_adapter",
+        "Forget an adapter",
+        "Deleted",
+        (*_WITH_BODY, 404),
+        schema.UnloadAdapter,
+    ),
+    Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
+    Operation("get", "/version", "Tell the version", "Version", ()),
+    Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, _ALWAYS),
+    Operation("get", "/openapi.json", "Describe the API", "Document", _ALWAYS),
+)
+
+
+def document(version: str) -> Schema:
+    """Make the OpenAPI document of a server of this version."""
+    paths: dict[str, Schema] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "loraserve", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": _bodies() | dict(_RESPONSES) | {"Document": {"type": "object"}},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(operation: Operation) -> Schema:
+    """Describe one operation."""
+    content: Schema = {"application/json": {"schema": _ref(operation.response)}} if operation.response else {}
+    if operation.streams:
+        content["text/event-stream"] = {"schema": _TEXT}
+    if operation.response is None:
+        content["text/plain"] = {"schema": _TEXT}
+    responses: Schema = {"200": {"description": "Done", "content": content}}
+    for status in sorted(operation.errors):
+        error = {"application/json": {"schema": _ref("Error")}}
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
+    if operation.path == "/health":
+        responses["503"] = {"description": "The engine does not run", "content": content}
+    described: Schema = {"summary": operation.summary, "responses": responses}
+    if operation.body is not None:
+        body = {"application/json": {"schema": _ref(operation.body.__name__)}}
+        described["requestBody"] = {"required": True, "content": body}
+    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    if names:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
+        ]
+    return described
+
+
+def _bodies() -> dict[str, Schema]:
+    """Describe what the bodies are decoded by. Fields that are not implemented show what asks for nothing."""
+    kinds = [operation.body for operation in OPERATIONS if operation.body is not None]
+    wire = [schema.WIRE.get(kind, kind) for kind in kinds]
+    _, components = msgspec.json.schema_components(wire, ref_template=_REF + "{name}")
+    for kind in kinds:
+        properties: dict[str, Schema] = components[kind.__name__]["properties"]
+        for field, values in schema.neutral_of(kind).items():
+            properties[field] = {
+                "enum": [None, *values],
+                "description": "Not implemented: accepted, and ignored",
+            }
+        for field, low, high in RANGES:
+            for option in properties.get(field, {}).get("anyOf", ()):
+                if option.get("type") in ("integer", "number"):
+                    option |= {"minimum": _LOWER.get(field, low), "maximum": high}
+    return components

@@ -1,0 +1,1 @@
+"""metrics counts and times what the engine does, and writes it for Prometheus."""

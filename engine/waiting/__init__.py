@@ -1,0 +1,1 @@
+"""waiting holds what requests wait for beside their tokens: work in threads, files and peers, never without an end."""

@@ -1,0 +1,74 @@
+"""Find out, for requests on an event loop, what adapter names mean, and change what they mean.
+
+Files and peers are waited for in threads of their own, and never without an end. It may not know requests.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import adapter_errors
+from engine.waiting.task_pool import TaskPool
+from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.store.registry import AdapterRegistry
+
+_THREADS = 8
+_MOST_WAIT_S = 300.0  # what reads files and asks peers has deadlines of its own, which are sooner
+
+
+class AdapterNames:
+    """The names that requests may give: the base model's and the registry's. Used on one event loop."""
+
+    def __init__(self, base_names: Sequence[str], registry: AdapterRegistry, asks_peers: bool) -> None:
+        """Let `base_names` mean the base model; `asks_peers` tells that unknown names may be a peer's."""
+        self._base_names = base_names
+        self._registry = registry
+        self._asks_peers = asks_peers
+        self._pool = TaskPool("adapter", _THREADS, _MOST_WAIT_S)
+        self._resolving: dict[str, asyncio.Task[AdapterRef]] = {}
+
+    def entries(self) -> tuple[AdapterEntry, ...]:
+        """List the adapters that requests may name."""
+        return self._registry.entries()
+
+    def may_serve(self, model: str) -> bool:
+        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
+        known = model in self._base_names or model in self._registry.names()
+        return known or (self._asks_peers and is_name(model))
+
+    async def load(self, name: str, folder: Path) -> AdapterRef:
+        """Read, check and register an adapter. InvalidAdapterName, InvalidAdapter, AdapterFailed, NotInTime."""
+        with adapter_errors(name):
+            return await self._pool.run(lambda: self._registry.load(name, folder))
+
+    def unload(self, name: str) -> None:
+        """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
+        with adapter_errors(name):
+            self._registry.unload(name)
+
+    async def resolve(self, model: str) -> AdapterRef:
+        """Return what a name means. Raises UnknownModel, PeersSilent, InvalidAdapter, AdapterFailed, NotInTime."""
+        if model in self._base_names:
+            return BASE
+        if (known := self._registry.known(model)) is not None:
+            return known
+        with adapter_errors(model):
+            return await asyncio.shield(self._task(model))
+
+    def close(self) -> None:
+        """Begin nothing more; nobody waits for what has begun."""
+        self._pool.close()
+
+    def _task(self, model: str) -> asyncio.Task[AdapterRef]:
+        """Return the one task that finds out what a name means, for all who ask meanwhile: it takes one thread."""
+        task = self._resolving.get(model)
+        if task is None:
+            work = self._pool.run(lambda: self._registry.resolve(model))
+            task = self._resolving[model] = asyncio.create_task(work)
+            task.add_done_callback(lambda done: self._forget(model, done))
+        return task
+
+    def _forget(self, model: str, done: asyncio.Task[AdapterRef]) -> None:
+        del self._resolving[model]
+        if not done.cancelled():
+            done.exception()  # whoever asked may have left, and then nobody else takes it
