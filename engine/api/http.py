@@ -46,7 +46,7 @@ class HttpPools:
     def make(cls) -> "HttpPools":
         """Make pools that have begun no thread yet."""
         responses = TaskPool("response", 1, most_queued=_MOST_RESPONSES)
-        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1, 10.0, most_queued=16))
+        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1))
 
     def close(self) -> None:
         """Begin nothing more."""
