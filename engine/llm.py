@@ -13,8 +13,7 @@ from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
 from engine.core import StepResult
-from engine.interruption import interruptible_between_steps
-from engine.offline_inputs import (
+from engine.offline.inputs import (
     AdapterChoice,
     Adapters,
     Conversation,
@@ -28,6 +27,7 @@ from engine.offline_inputs import (
     prompt_list,
     prompt_token_ids,
 )
+from engine.offline.interruption import interruptible_between_steps
 from engine.output import Delta, RequestOutput, join_deltas
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef

@@ -25,6 +25,7 @@ from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
+from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.errors import AdapterRefused
@@ -45,7 +46,8 @@ async def serve(
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
-    guard = RequestGuard(access_rules(config))
+    log = _request_log(config)
+    guard = RequestGuard(access_rules(config), log)
     app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins, config.http)
     server = HttpServer(app, _tls(config.access), config.http)
     await client.start()
@@ -57,6 +59,7 @@ async def serve(
     finally:
         await client.close()
         await server.close()
+        log.close()
 
 
 def access_rules(config: ServeConfig) -> AccessRules:
@@ -70,6 +73,16 @@ def access_rules(config: ServeConfig) -> AccessRules:
         )  # fmt: skip
     keyless = "everybody" if access.allow_admin_without_key else "local" if is_local else "nobody"
     return AccessRules(api_keys, access.read_admin_keys(), keyless, access.allow_metrics_without_key)
+
+
+def _request_log(config: ServeConfig) -> RequestLog:
+    """Open the files of audit and access lines. Raises InvalidConfig."""
+    try:
+        return RequestLog(config.audit_log, config.access_log, config.access_log_file)
+    except OSError as error:
+        option = "audit_log" if error.filename == str(config.audit_log) else "access_log_file"
+        remedy = f"it cannot be written ({error.strerror}): give a file in a folder that is there"
+        raise InvalidConfig(option, error.filename, remedy) from error
 
 
 def _tls(access: AccessConfig) -> ssl.SSLContext | None:
@@ -92,8 +105,9 @@ def _tls(access: AccessConfig) -> ssl.SSLContext | None:
 async def _listen(server: HttpServer, config: ServeConfig) -> str:
     try:
         return await server.listen(config.host, config.port)
-    except OSError as error:
-        reason = f"{config.host} cannot be bound to it ({error.strerror}): choose another port or --host"
+    except (OSError, ValueError) as error:  # a host that no name can be is a ValueError
+        told = error.strerror if isinstance(error, OSError) else error
+        reason = f"{config.host} cannot be bound to it ({told}): choose another port or --host"
         raise InvalidConfig("port", config.port, reason) from error
 
 

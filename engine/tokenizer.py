@@ -25,8 +25,15 @@ from scheduler.request import InvalidParameter
 
 _SHOWN_CHARS = 40
 _MOST_ADAPTERS = 1024  # whose own templates are kept at once
-_SAMPLE = "Hello, world 1"  # what every tokenizer can take and give back
+_SAMPLE = "Hello, world 1 \u00e9 \U0001f600"  # what every tokenizer can take and give back
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenizerFailed(EngineError):
+    """The tokenizer's library failed on a text, which no sound tokenizer.json makes it do."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"the tokenizer failed ({cause}): check the model's tokenizer.json")
 
 
 class PromptTooLong(EngineError):
@@ -86,6 +93,8 @@ class Tokenizer:
                 made.decode(made.encode(_SAMPLE))
                 if made._template is not None:
                     made._template.check()
+        except TokenizerFailed as error:
+            raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {error}") from error
         except BrokenTemplate as error:
             if chat_template is None:
                 raise InvalidConfig("model", str(model), f"{error}, with --chat-template") from error
@@ -145,6 +154,12 @@ class Tokenizer:
         except TypeError:  # what its library raises for a text that is none
             remedy = "it has surrogates, which no text in UTF-8 has: leave them out"
             raise InvalidParameter(field, text[:_SHOWN_CHARS], remedy) from None
+        except BaseException as error:
+            if (
+                type(error).__name__ != "PanicException"
+            ):  # of a library in Rust: no Exception, and not importable
+                raise
+            raise TokenizerFailed(error) from error
         return tuple(encoding.ids)
 
     def encode_chat(

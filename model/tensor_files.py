@@ -106,8 +106,8 @@ def open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     for path in find_weight_files(folder):
         try:
             file = cast(Any, stack.enter_context(safe_open(path, framework="pt")))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read, fetch it again: {error}") from error
+        except (SafetensorError, OSError, UnicodeEncodeError) as error:
+            raise CheckpointError(f"{str(path)!r} cannot be read, fetch it again: {error}") from error
         files |= dict.fromkeys(file.keys(), file)
     return files
 

@@ -10,6 +10,7 @@ from lora.adapter import AdapterRef
 
 MAX_TOP_LOGPROBS = 20
 MAX_N = 128
+LEAST_PENALTY = 0.01
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 1024
@@ -95,8 +96,9 @@ class SamplingParams:
                 raise InvalidParameter(field, value, f"give a number from {low} to {high}")
         if self.top_p == 0:
             raise InvalidParameter("top_p", self.top_p, "give a number above 0, at most 1")
-        if self.repetition_penalty == 0:
-            raise InvalidParameter("repetition_penalty", self.repetition_penalty, "give a number above 0")
+        if self.repetition_penalty < LEAST_PENALTY:  # dividing by less leaves the logits' range
+            remedy = f"give a number above 0, at least {LEAST_PENALTY}"
+            raise InvalidParameter("repetition_penalty", self.repetition_penalty, remedy)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidParameter(
                 "min_tokens", self.min_tokens, f"give at most max_tokens={self.max_tokens}"

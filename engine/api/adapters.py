@@ -61,7 +61,9 @@ class AdapterAdmin:
             ref = await self._client.load_adapter(name, folder)
         except InvalidAdapter as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
-        return self._adapter(AdapterEntry(name, folder, ref))  # whatever has become of the name since
+        loaded = AdapterEntry(name, folder, ref)  # whatever has become of the name since
+        known = (entry for entry in self._client.adapters() if (entry.name, entry.ref) == (name, ref))
+        return self._adapter(next(known, loaded))
 
     def _base(self, name: str) -> dict[str, object]:
         root = Path(self._client.model_root)

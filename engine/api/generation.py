@@ -66,6 +66,17 @@ class Generation:
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._by_choice: dict[int, list[Delta]] = {}
         self._output_tokens = 0
+        self.first_token_at_s: float | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens of all prompts."""
+        return sum(map(len, self._request.prompts))
+
+    @property
+    def output_tokens(self) -> int:
+        """Count the tokens of what was generated so far."""
+        return 0 if self._request.echo_only else self._output_tokens
 
     async def __aenter__(self) -> "Generation":
         """Submit every prompt. Raises what EngineClient.submit raises, or ApiError for its RequestRefused."""
@@ -144,6 +155,8 @@ class Generation:
         """Yield (choice, Delta) of all prompts as they come."""
         self._merged = _merge(self._streams)
         async for number, delta in self._merged:
+            if self.first_token_at_s is None:
+                self.first_token_at_s = time.monotonic()
             self._output_tokens += len(delta.token_ids)
             yield number * self._request.params.n + delta.index, delta
 
@@ -158,12 +171,10 @@ class Generation:
 
     def _usage(self) -> dict[str, object]:
         """Write OpenAI's usage object for what was generated so far."""
-        prompt_tokens = sum(map(len, self._request.prompts))
-        output_tokens = 0 if self._request.echo_only else self._output_tokens
         return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": output_tokens,
-            "total_tokens": prompt_tokens + output_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in self._streams)},
         }
 

@@ -3,9 +3,9 @@
 It may not know what the handlers do.
 """
 
+import asyncio
 import logging
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
+from engine.metrics.request_log import RequestLog, RequestRecord
 from transport.control.security import is_loopback
 
 _PERMISSIONS = {
@@ -26,7 +27,8 @@ _PERMISSIONS = {
 }
 _NOT_DIRECT = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "Origin")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_REQUEST_ID_KEY = web.RequestKey("request_id", str)
+RECORD = web.RequestKey("record", RequestRecord)
+"""Where a request's handler finds what the log will say of it."""
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,35 +50,53 @@ def _error_response(error: ApiError) -> web.Response:
 
 async def set_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """Tell the client its request id: a signal of every response that is about to be sent."""
-    if (request_id := request.get(_REQUEST_ID_KEY)) is not None:
-        response.headers["X-Request-Id"] = request_id
+    if (record := request.get(RECORD)) is not None:
+        record.status = response.status
+        response.headers["X-Request-Id"] = record.request_id
 
 
 @web.middleware
 class RequestGuard:
     """What surrounds every handler: request id, keys, and OpenAI's error body for whatever goes wrong."""
 
-    def __init__(self, rules: AccessRules) -> None:
-        """Let in whom `rules` let in."""
-        self._rules = rules
+    def __init__(self, rules: AccessRules, log: RequestLog) -> None:
+        """Let in whom `rules` let in, and tell `log` of every request when it has ended."""
+        self._rules, self._log = rules, log
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer `request` by `handler`, or by the error that it raises."""
-        began_s = time.monotonic()
-        request[_REQUEST_ID_KEY] = _request_id(request)
+        path = request.rel_url.raw_path
+        record = RequestRecord(_request_id(request), request.remote or "", request.method, path)
+        request[RECORD] = record
         try:
-            self._rules.admit(_needed(request), request.headers.get("Authorization"), _is_local(request))
+            return await self._answer(request, handler, record)
+        except asyncio.CancelledError:
+            record.client_gone = request.transport is None  # else the server stops
+            raise
+        finally:
+            self._log.write(record)
+
+    async def _answer(
+        self, request: web.Request, handler: Handler, record: RequestRecord
+    ) -> web.StreamResponse:
+        needed = _needed(request)
+        record.administers = needed is Permission.ADMINISTER
+        try:
+            authorization = request.headers.get("Authorization")
+            record.key = self._rules.admit(needed, authorization, _is_local(request))
             response = await handler(request)
         except web.HTTPException as error:
-            response = _error_response(_routing_error(error, request))
+            routing = _routing_error(error, request)
+            record.code, response = routing.code, _error_response(routing)
             response.headers.update({"Allow": error.headers["Allow"]} if "Allow" in error.headers else {})
         except FORESEEN as error:
-            response = _error_response(as_api_error(error))
+            foreseen = as_api_error(error)
+            record.code, response = foreseen.code, _error_response(foreseen)
         except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
             _log.exception("%s %.300a failed in a way that nobody foresaw", request.method, request.path)
-            response = _error_response(as_api_error(error))
-        took_s = time.monotonic() - began_s
-        _log.debug("%s %.300a %d %.3f s", request.method, request.path, response.status, took_s)
+            unforeseen = as_api_error(error)
+            record.code, response = unforeseen.code, _error_response(unforeseen)
+        record.status = response.status
         return response
 
 

@@ -6,7 +6,6 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,11 +19,12 @@ from engine.api.base import EngineClient
 from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error, refused
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
-from engine.api.guard import Handler, RequestGuard, json_response, set_request_id
+from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
 from engine.api.openapi import document
 from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
+from engine.api.server.loop_lag import LoopLag
 from engine.config.http_config import HttpConfig
 from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
@@ -46,7 +46,7 @@ class HttpPools:
     def make(cls) -> "HttpPools":
         """Make pools that have begun no thread yet."""
         responses = TaskPool("response", 1, most_queued=_MOST_RESPONSES)
-        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1, 10.0, most_queued=16))
+        return cls(TaskPool("text", 2), responses, TaskPool("metrics", 1))
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -86,10 +86,17 @@ def http_app(
         ]
     )
 
-    async def close_pools(_: web.Application) -> None:
+    lag = LoopLag(client.telemetry.loop_was_late)
+
+    async def start(_: web.Application) -> None:
+        lag.start()
+
+    async def stop(_: web.Application) -> None:
+        lag.stop()
         pools.close()
 
-    app.on_cleanup.append(close_pools)
+    app.on_startup.append(start)
+    app.on_cleanup.append(stop)
     return app
 
 
@@ -100,7 +107,10 @@ def _generate_handler(
         async with bodies.read(request) as body:
             parsed = await pools.text.run(partial(endpoint.read, body, client))
             del body
+        record = request[RECORD]
+        record.model = parsed.model
         async with Generation(endpoint, client, parsed, pools.responses) as generation:
+            record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)
             if await generation.finish() <= INLINE_TOKENS:
@@ -115,11 +125,13 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
     chunks = generation.chunks()
     first = await anext(chunks)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    with suppress(ConnectionError):  # the client has left
+    try:
         await response.prepare(request)
         await response.write(_event(first))
         await response.write(await _write_rest(request, response, chunks))
         await response.write_eof()
+    except ConnectionError:
+        request[RECORD].client_gone = True
     return response
 
 
@@ -169,12 +181,14 @@ class _Routes:
         """Answer POST /v1/load_lora_adapter."""
         async with self._bodies.read(request) as body:
             wire = schema.decoded(body, schema.LoadAdapter)
+        request[RECORD].model = wire.lora_name
         return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
         async with self._bodies.read(request) as body:
             wire = schema.decoded(body, schema.UnloadAdapter)
+        request[RECORD].model = wire.lora_name
         await self._client.unload_adapter(wire.lora_name)
         return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 

@@ -48,17 +48,25 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     # Prompts and text
     "prompt_embeds": (),
     "input_embeds": (),
+    "input_ids": (),
     "truncate_prompt_tokens": (),
+    "truncation_side": (),
     "documents": ([],),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
+    "use_audio_in_video": _OFF,
+    "min_dynamic_patch": (),
+    "max_dynamic_patch": (),
+    "image_max_dynamic_patch": (),
+    "video_max_dynamic_patch": (),
     "add_special_tokens": _OFF,
     "add_generation_prompt": (True,),
     "continue_final_message": _OFF,
     "spaces_between_special_tokens": _EITHER,  # text never has spaces that its tokens do not spell
     "detokenize": (True,),
+    "thinking": ({"type": "disabled"},),
     "include_reasoning": (True,),
     "separate_reasoning": _EITHER,  # nothing is taken for reasoning, so there is nothing to separate
     "stream_reasoning": _EITHER,
@@ -94,6 +102,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "return_routed_experts": _OFF,
     "return_cached_tokens_details": _OFF,
     "return_meta_info": _OFF,
+    "return_prompt_token_ids": _OFF,
     "custom_labels": ({},),
 }
 """Of requests for text, tokens included: a field that an endpoint implements is looked for there first."""
@@ -111,6 +120,7 @@ _INSTEAD: Mapping[str, str] = {
     "best_of": "ask for n answers and choose among them",
     "echo": "use /v1/completions",
     "suffix": "put all of the text into the prompt",
+    "return_prompt_token_ids": "use return_token_ids",
     "truncate_prompt_tokens": "cut the prompt before it is sent",
     "chat_template": "put the text together yourself and use /v1/completions",
     "allowed_token_ids": "use logit_bias",

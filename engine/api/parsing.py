@@ -19,7 +19,10 @@ from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 MAX_PROMPTS = 2048
-MOST_TRANSLATED = 1 << 20
+MOST_TRANSLATED = {
+    "characters": 1 << 20,
+    "tokens": 1 << 18,
+}  # at /tokenize and /detokenize, or as many as a prompt has
 """Characters or token ids that /tokenize and /detokenize take, if no prompt may have more."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -186,7 +189,7 @@ def _check_names(wire: schema.Generate, client: EngineClient) -> None:
 def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) -> None:
     """Raise ApiError for what is too long to be translated: beyond MOST_TRANSLATED, and beyond any prompt."""
     longest = client.max_model_len if unit == "tokens" else client.tokenizer.most_chars(client.max_model_len)
-    if amount > (most := max(MOST_TRANSLATED, longest)):
+    if amount > (most := max(MOST_TRANSLATED[unit], longest)):
         raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
 
 

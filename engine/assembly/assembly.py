@@ -18,9 +18,11 @@ from engine.assembly.executor_choice import make_executor
 from engine.assembly.first_adapters import add_adapters
 from engine.assembly.memory import DeviceMemory, allocate_memory
 from engine.assembly.peers import Peers
+from engine.assembly.self_test import SelfTest
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
 from engine.config.config import EngineConfig
+from engine.config.option_types import is_folder
 from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
@@ -45,6 +47,7 @@ from scheduler.step import StepScheduler
 
 _IDLE_S = 0.5
 _MOST_LOADER_THREADS = 8
+_LEAST_LEN = 2  # tokens: one of a prompt and one of its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,18 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
         if workers is not None:
             undo.callback(workers.close)
         engine = _assemble(config, wrap, base, workers)
+        if config.self_test:
+            undo.callback(engine.close)
+            _test(config, engine)
         undo.pop_all()
     return engine
+
+
+def _test(config: EngineConfig, engine: Engine) -> None:
+    """Compute a short prompt with the base and the adapters that were named. Raises CheckpointError, AdapterRefused."""
+    test = SelfTest(engine.core, engine.wait_ready, engine.card.vocab_size, engine.card.max_model_len)
+    refs = (engine.store.registry.known(name) for name in config.loras or ())
+    test.run([ref for ref in refs if ref is not None])
 
 
 def _assemble(
@@ -161,6 +174,10 @@ def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> S
         raise InvalidConfig(
             "max_model_len", length, f"the K/V cache holds {capacity_tokens} tokens: enlarge it"
         )
+    if length < _LEAST_LEN:
+        raise InvalidConfig(
+            "kv_cache_bytes", config.kv_cache_bytes, f"it holds {capacity_tokens} tokens: enlarge it"
+        )
     dynamic = model.rope.original_max_tokens if model.rope.kind == "dynamic" else None
     return StepLimits(
         config.max_num_seqs, config.max_num_batched_tokens, length, config.adapter_patience_s, dynamic
@@ -178,12 +195,21 @@ def _store(
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
     files = DeadlineCalls(config.adapter_read_timeout_s)
-    disk = DiskTier(config.adapter_cache_dir, files=files) if config.adapter_cache_dir else None
+    disk = _disk_tier(config.adapter_cache_dir, files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
     if peers is None:
         return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
     return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
+
+
+def _disk_tier(folder: Path, files: DeadlineCalls) -> DiskTier:
+    try:
+        return DiskTier(folder, files=files)
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        told = error.strerror if isinstance(error, OSError) else error
+        remedy = f"the folder cannot be used ({told}): give another one"
+        raise InvalidConfig("adapter_cache_dir", str(folder), remedy) from error
 
 
 def _core(
@@ -212,7 +238,7 @@ def _names(config: EngineConfig) -> tuple[str, ...]:
         return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
     if config.model is None:
         return ("demo",)
-    if not Path(config.model).is_dir():
+    if not is_folder(config.model):
         return (str(config.model),)
     return (Path(os.path.abspath(config.model)).name or str(config.model),)  # noqa: PTH100 - keeps links
 

@@ -3,12 +3,14 @@
 It may not know what computes: it asks the base model for sizes, and the other devices' processes for their writer.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from engine.base.base_model import BaseModel
-from engine.base.machine_memory import available_bytes
+from engine.base.machine_memory import available_bytes, total_bytes
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.tensor_parallel.worker_pool import WorkerPool
@@ -39,14 +41,39 @@ def allocate_memory(config: EngineConfig, base: BaseModel, workers: WorkerPool |
     """Take the memory that `config` grants, by default shares of what is available. Raises InvalidConfig."""
     page = _page_bytes(base.part.base_shape(), base.backends.lora_dtype)
     kv_bytes, adapter_bytes = _kv_bytes(config, base), _adapter_bytes(config, base, page)
+    _check_total(base, kv_bytes, adapter_bytes)
     writer = _page_writer(config, base, workers)
     if _is_unified(config, base, workers):
         split = _split(config, base, kv_bytes, adapter_bytes, page)
-        return _allocate_unified(config, base, split, page, writer)
+        with _granted("kv_cache_bytes", kv_bytes):
+            return _allocate_unified(config, base, split, page, writer)
     layout = base.kv_layout(config.block_size)
-    cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", kv_bytes):
+        cache = KVCache(layout, kv_bytes // layout.block_bytes, base.device)
     blocks = BlockPool(cache.num_blocks, cache.block_size)
-    return DeviceMemory(cache, blocks, RankPages(adapter_bytes // page, page, base.device, writer), None)
+    with _granted("adapter_bytes", adapter_bytes):
+        pages = RankPages(adapter_bytes // page, page, base.device, writer)
+    return DeviceMemory(cache, blocks, pages, None)
+
+
+def _check_total(base: BaseModel, kv_bytes: int, adapter_bytes: int) -> None:
+    """Refuse what this device never has, before any of it is taken. Raises InvalidConfig."""
+    total = total_bytes(base.device)
+    if kv_bytes + adapter_bytes > total:
+        field, granted = max(
+            ("kv_cache_bytes", kv_bytes), ("adapter_bytes", adapter_bytes), key=lambda each: each[1]
+        )
+        remedy = f"the device cannot give {kv_bytes} bytes for K/V and {adapter_bytes} for adapters"
+        raise InvalidConfig(field, granted, f"{remedy}: it has {total} bytes in all, give less")
+
+
+@contextmanager
+def _granted(field: str, num_bytes: int) -> Generator[None]:
+    """Raise InvalidConfig where the device does not give the memory that was asked for."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:  # what torch raises for it
+        raise InvalidConfig(field, num_bytes, "the device cannot give so many bytes: give fewer") from error
 
 
 def _is_unified(config: EngineConfig, base: BaseModel, workers: WorkerPool | None) -> bool:
@@ -73,7 +100,8 @@ def _allocate_unified(
     config: EngineConfig, base: BaseModel, split: PoolSplit, page_bytes: int, writer: PageWriter | None
 ) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
-    arena, divided = unified_arena(split, layout.block_bytes, base.device)
+    with _granted("kv_cache_bytes", split.quanta * split.blocks * layout.block_bytes):
+        arena, divided = unified_arena(split, layout.block_bytes, base.device)
     cache = KVCache(layout, split.quanta * split.blocks, base.device, arena)
     blocks = BlockPool(split.least_kv * split.blocks, config.block_size, split.most_kv * split.blocks)
     blocks.extend(split.kv * split.blocks)

@@ -6,6 +6,9 @@ business, nor how, which is transport's.
 
 import ssl
 
+import torch
+
+from engine.base.machine_memory import available_bytes
 from engine.config.peer_config import PeerConfig, trust
 from engine.errors import InvalidConfig
 from lora.memory.pages import RankPages
@@ -41,7 +44,7 @@ class Peers:
         puller = Puller(self._transport, manifests, limits)
         directory = StaticDirectory(config.addresses)
         tier = PeerTier(base_digest, self._transport, self._loop, regions, directory, puller)
-        copies = RankPages(max(1, _copy_bytes(config, pages) // pages.page_bytes), pages.page_bytes)
+        copies = _copies(config, pages)
         self._publisher = Publisher(base_digest, self._transport, regions, manifests, copies)
         self.peering = Peering(tier, self._publisher, config.refresh_s)
 
@@ -57,6 +60,21 @@ class Peers:
             self._publisher.close()
         finally:
             self._loop.close()
+
+
+def _copies(config: PeerConfig, pages: RankPages) -> RankPages:
+    """Allocate the memory for published copies. Raises InvalidConfig."""
+    granted = _copy_bytes(config, pages)
+    try:
+        return RankPages(max(1, granted // pages.page_bytes), pages.page_bytes)
+    except (
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+    ) as error:  # what torch raises where the system gives it no memory
+        left = available_bytes(torch.device("cpu"))
+        remedy = f"this machine has {left} bytes left: give less"
+        raise InvalidConfig("peer_publish_bytes", granted, remedy) from error
 
 
 def _copy_bytes(config: PeerConfig, pages: RankPages) -> int:

@@ -6,6 +6,7 @@ as half of the processor time and 2,000 page faults a step.
 """
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -27,6 +28,14 @@ def available_bytes(device: torch.device) -> int:
     available = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = (_read_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
     return available if limit is None or used is None else max(0, min(available, limit - used))
+
+
+def total_bytes(device: torch.device) -> int:
+    """Return how many bytes `device` has in all; of a CPU's, what its control group allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(total, _read_number(_CGROUP / "memory.max") or total)
 
 
 def _read_number(path: Path) -> int | None:

@@ -19,6 +19,7 @@ from engine.config.option_types import (
     FILE,
     FLAG,
     FOLDER,
+    LENGTH,
     LORA,
     MODEL,
     PORT,
@@ -28,6 +29,7 @@ from engine.config.option_types import (
     one_of,
 )
 from engine.config.peer_config import PeerConfig
+from engine.errors import InvalidConfig
 from model.attention.base import AttentionChoice
 from model.checkpoint import DtypeChoice
 from model.linear import Quantization
@@ -35,6 +37,7 @@ from model.linear import Quantization
 Device = Literal["auto", "cpu", "cuda"]
 LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
 UnifiedMemory = Literal["auto", "on", "off"]
+AccessLog = Literal["off", "text", "json"]
 LogLevel = Literal["debug", "info", "warning"]
 
 _NO_PEERS = PeerConfig()
@@ -99,7 +102,7 @@ class EngineConfig:
         bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
     ] = True
     max_model_len: Annotated[
-        int | None, Option("model", COUNT, "most tokens of a prompt and its answer together")
+        int | None, Option("model", LENGTH, "most tokens of a prompt and its answer together")
     ] = None
     chat_template: Annotated[
         str | Path | None,
@@ -108,6 +111,10 @@ class EngineConfig:
         ),
     ] = None
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
+    self_test: Annotated[
+        bool,
+        Option("model", FLAG, "compute a short prompt with the base and each named adapter before serving"),
+    ] = True
     lora_dir: Annotated[
         Path | None,
         Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
@@ -171,6 +178,15 @@ class ServeConfig:
     log_level: Annotated[
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"
+    audit_log: Annotated[
+        Path | None, Option("server", FILE, "file of JSON lines, one for each load or unload; none: the log")
+    ] = None
+    access_log: Annotated[
+        AccessLog, Option("server", one_of(AccessLog, "FORMAT"), "one line for each HTTP request")
+    ] = "off"
+    access_log_file: Annotated[
+        Path | None, Option("server", FILE, "where access lines go; none: the log")
+    ] = None
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
     metrics_adapters: Annotated[
         int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
@@ -185,6 +201,9 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.access_log_file is not None and self.access_log == "off":
+            remedy = "it does nothing without --access-log: give text or json there, or leave it out"
+            raise InvalidConfig("access_log_file", str(self.access_log_file), remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from engine.config.option import Option, check_fields
 from engine.config.option_types import COUNT, SECONDS, SIZE
+from engine.errors import InvalidConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,9 @@ class HttpConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("header_timeout_s", "body_timeout_s", "idle_timeout_s", "write_timeout_s"):
+            if getattr(self, name) == 0:
+                raise InvalidConfig(name, 0, "nothing comes in no time: give more than 0")
+        if self.max_bodies_bytes < self.max_body_bytes:
+            remedy = f"one body may have {self.max_body_bytes} bytes (max_body_bytes): give at least as many"
+            raise InvalidConfig("max_bodies_bytes", self.max_bodies_bytes, remedy)

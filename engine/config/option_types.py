@@ -4,7 +4,7 @@ A value is judged in one place, `OptionType.check`, whoever gave it: the command
 Python. Whatever is not accepted raises ValueError with the remedy. It may not know which option has which type.
 """
 
-import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from typing import Any, get_args
 
 from transport.base import Address
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
+_MOST_SECONDS = 10**9  # what every clock and lock can wait
+_SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
 """A chat template has one of these, a file's name none."""
 
-_SECONDS_REMEDY = "give a number of seconds, 0 or more"
 _SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
     prefix + binary: (1024 if binary else 1000) ** power
@@ -113,7 +114,7 @@ def _parse_seconds(raw: str, base: Path) -> float:
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
 
 
 def _parse_size(raw: str, base: Path) -> int:
@@ -166,9 +167,14 @@ def _check_lora(value: object) -> None:
             raise ValueError("give NAME=DIR (in Python a mapping from names to folders)")
 
 
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a path is a folder's; what no path can be is none."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for names that are too long
+
+
 def _parse_model(raw: str, base: Path) -> str:
     beside = base / Path(raw).expanduser()
-    return str(beside) if raw.strip() and beside.is_dir() else raw
+    return str(beside) if raw.strip() and is_folder(beside) else raw
 
 
 def lora_table(value: object) -> object:
@@ -190,6 +196,7 @@ def separate(value: object) -> object:
 _check_path = _accept("give a path (in Python a pathlib.Path)", lambda value: isinstance(value, Path))
 
 COUNT = whole_number("N", 1, 2**31)
+LENGTH = whole_number("N", 2, 2**31)  # a prompt's token and an answer's
 PORT = whole_number("PORT", 0, 65535)
 FLAG = OptionType("", _parse_flag, _accept("give true or false", lambda value: isinstance(value, bool)))
 SECONDS = OptionType("S", _parse_seconds, _accept(_SECONDS_REMEDY, _is_seconds))

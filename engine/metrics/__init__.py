@@ -1,1 +1,1 @@
-"""metrics counts and times what the engine does, and writes it for Prometheus."""
+"""metrics counts and times what the engine does, and writes it for Prometheus and for logs."""

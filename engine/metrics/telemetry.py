@@ -28,6 +28,7 @@ _NAMESPACE = "loraserve"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MOST_ADAPTERS = 200
+_STALLS_S = (0.02, 0.1, 1.0)
 
 
 class Snapshot(Protocol):
@@ -89,7 +90,9 @@ class Telemetry:
         self._registry = CollectorRegistry()
         self._totals = AdapterTotals(most_adapters)
         self._gauges = _Gauges()
+        self._stalls = _Stalls()
         self._registry.register(_AdapterSeries(self._totals))
+        self._registry.register(self._stalls)
         self._registry.register(self._gauges)
 
     def started(self, adapter: str) -> None:
@@ -107,6 +110,10 @@ class Telemetry:
     def finished(self, adapter: str, reason: str, prompt_tokens: int, output_tokens: int) -> None:
         """Count a request that ended: `stop`, `length`, `abort` (its client left) or `error`."""
         self._totals.finished(adapter, reason, prompt_tokens, output_tokens)
+
+    def loop_was_late(self, seconds: float) -> None:
+        """Note that the event loop came to something `seconds` after it was due. Its own thread calls this."""
+        self._stalls.late(seconds)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
@@ -147,6 +154,25 @@ class _AdapterSeries(Collector):
             for reason, count in totals.finished.items():
                 finished.add_metric((name, reason), count)
         yield finished
+
+
+class _Stalls(Collector):
+    """How often the event loop was late by how much, and by how much at most."""
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._counts = dict.fromkeys(_STALLS_S, 0)
+
+    def late(self, seconds: float) -> None:
+        self._longest_s = max(self._longest_s, seconds)
+        for bound_s in _STALLS_S:
+            self._counts[bound_s] += seconds > bound_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counts since the start, once per scrape."""
+        counts = {f"{bound_s * 1000:g}ms": count for bound_s, count in self._counts.items()}
+        yield _counter("event_loop_stalls", "Times the event loop was late by more.", counts, "over")
+        yield _gauge("event_loop_longest_stall_seconds", "The latest that it was.", self._longest_s)
 
 
 class _Gauges(Collector):

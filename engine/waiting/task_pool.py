@@ -14,7 +14,7 @@ from lora.daemon_threads import DaemonExecutor, QueueFull
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
-_MOST_QUEUED = 256
+_MOST_QUEUED = 1 << 14  # more than connections: what else is bounded says how many may come
 _RETRY_AFTER_S = 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
 from lora.format.companions import NO_COMPANIONS, Companions
-from lora.format.folder_stamp import FolderStamp, folder_stamp
+from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout, inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
@@ -247,7 +247,7 @@ class AdapterRegistry:
 
     def _pack(self, entry: NamedAdapter, folder: Path) -> PackedAdapter:
         """Read the folder, unless it is known to be refused as it is. Raises AdapterRefused."""
-        stamp = folder_stamp(folder)
+        stamp = self._tiers.stamp(entry.name, folder)
         entry.check(stamp)
         try:
             entry.companions = self._tiers.companions(entry.name, folder)

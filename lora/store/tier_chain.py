@@ -18,6 +18,7 @@ from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
 from lora.format.companions import Companions, CompanionsCheck, Vocabulary
+from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
@@ -81,6 +82,10 @@ class TierChain:
     def reload_s(self, nbytes: int) -> float:
         """Estimate how long it takes to load `nbytes` again."""
         return self._packed.cost_s(nbytes)
+
+    def stamp(self, name: str, folder: Path) -> FolderStamp:
+        """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
+        return self._source.stamp(name, folder)
 
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
         """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""

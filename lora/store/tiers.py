@@ -7,11 +7,11 @@ room decides nothing: what is kept and what is asked first is the store's busine
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
 from lora.format.companions import Companions, CompanionsCheck, read_companions, read_vocabulary
+from lora.format.folder_stamp import FolderStamp, folder_stamp
 from lora.format.packed import InvalidHeader
 from lora.format.peft import PackedAdapter, pack
 from lora.store.packed_file import read_rows, remove_file, status_of, write_packed
 from lora.target_modules import BaseShape
 
+R = TypeVar("R")
 _log = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
 
@@ -187,10 +189,18 @@ class SourceTier:
     def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
         """Read a folder and pack what it holds. Raises AdapterRefused, which may pass if it does not answer."""
         base, dtype = self._base, self._dtype
+        return self._in_time(name, folder, lambda: pack(name, folder, base, dtype, most_bytes))
+
+    def stamp(self, name: str, folder: Path) -> FolderStamp:
+        """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
+        return self._in_time(name, folder, lambda: folder_stamp(folder))
+
+    def _in_time(self, name: str, folder: Path, call: Callable[[], R]) -> R:
         try:
-            return self._files.run(str(folder), lambda: pack(name, folder, base, dtype, most_bytes))
+            return self._files.run(str(folder), call)
         except CallHangs as error:
-            raise AdapterRefused(name, str(error), may_pass=True) from error
+            told = str(error).replace(error.what, "its folder")  # clients need not know which one
+            raise AdapterRefused(name, told, may_pass=True) from error
 
     def companions(self, name: str, folder: Path, check: CompanionsCheck) -> Companions:
         """Read and check what lies beside the weights. Raises as `pack`."""
@@ -201,11 +211,9 @@ class SourceTier:
             return companions
 
         try:
-            return self._files.run(str(folder), read)
+            return self._in_time(name, folder, read)
         except Flaw as flaw:
-            raise AdapterRefused(name, str(flaw)) from flaw
-        except CallHangs as error:
-            raise AdapterRefused(name, str(error), may_pass=True) from error
+            raise AdapterRefused(name, str(flaw), flaw.may_pass) from flaw
 
     def remember(self, digest: str, name: str, folder: Path) -> None:
         """Note that `folder` holds this content."""

@@ -69,7 +69,8 @@ class BatchTarget:
         url = chance.choice(_URLS)
         body = {key: value for key, value in chance.choice(BODIES[url][1]).items() if "stream" not in key}
         line = {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": body}
-        return spoilt_json(chance, line, _FIELDS).replace(b"\n", b" ")
+        spoilt = spoilt_json(chance, line, _FIELDS).replace(b"\n", b" ")
+        return spoilt if chance.random() < 0.4 else json.dumps(line).encode()
 
 
 def _judge(summary: Summary, results: list[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import safetensors.torch
@@ -12,12 +13,14 @@ import torch
 
 from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.errors import InvalidConfig
-from engine.tokenizer import InvalidChat, PromptTooLong, Tokenizer
+from engine.text.template_renderer import InvalidChat
+from engine.tokenizer import PromptTooLong, Tokenizer, TokenizerFailed
 from lora.errors import AdapterRefused
 from lora.format.peft import WEIGHTS_FILE, pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
 from model.checkpoint import CheckpointError, load_weights, read_config
 from model.config import UnsupportedModel
+from scheduler.request import InvalidParameter
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.mutators import file_spoiler
 
@@ -136,12 +139,12 @@ def tokenizers() -> FolderTarget:
     """Return the target of a tokenizer's files, which also writes, reads and chats."""
 
     def read(folder: Path) -> None:
-        tokenizer = Tokenizer.load(folder)
-        tokenizer.decode(tokenizer.encode("garden \U0001f600", most_tokens=64))
-        if tokenizer.has_chat_template:
-            tokenizer.encode_chat([{"role": "user", "content": "garden"}], most_tokens=64)
+        with closing(Tokenizer.load(folder)) as tokenizer:
+            tokenizer.decode(tokenizer.encode("garden \U0001f600", most_tokens=64))
+            if tokenizer.has_chat_template:
+                tokenizer.encode_chat([{"role": "user", "content": "garden"}], most_tokens=64)
 
-    refusals = (InvalidConfig, InvalidChat, PromptTooLong)
+    refusals = (InvalidConfig, InvalidChat, InvalidParameter, PromptTooLong, TokenizerFailed)
     keys = {"tokenizer.json": _TOKENIZER_KEYS, "tokenizer_config.json": _TOKENIZER_KEYS}
     return FolderTarget(DEMO_BASE, read, refusals, keys)
 

@@ -94,7 +94,16 @@ def _spoil(chance: random.Random, value: Any, keys: Sequence[str]) -> Any:
         if place == len(items) or chance.random() < 0.2:
             return items[:place] + [any_value(chance)] * chance.choice((1, 1, 2, 300)) + items[place:]
         return [_spoil(chance, item, keys) if i == place else item for i, item in enumerate(items)]
-    return any_value(chance)
+    return _near(chance, value) if chance.random() < 0.5 else any_value(chance)
+
+
+def _near(chance: random.Random, value: Any) -> Any:
+    """Draw a value of the same kind, which a reader may well take."""
+    if isinstance(value, bool) or value is None:
+        return chance.choice((True, False, None))
+    if isinstance(value, int | float):
+        return chance.choice((0, 1, 2, 3, 5, 0.5, value + 1, -value))
+    return chance.choice(("", " ", "x", "a\n", "é😀", f"{value} ", f"{value}{value}", str(value)[1:]))
 
 
 def _spoil_object(chance: random.Random, fields: dict[str, Any], keys: Sequence[str]) -> Any:

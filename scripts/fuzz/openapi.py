@@ -59,10 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 2
     with served() as url, tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "openapi.json"
+        file = Path(folder) / "openapi.json"  # the folder takes what schemathesis caches, too
         file.write_text(json.dumps(description(url)))
         command = [program, "run", str(file), "--url", url, "--exclude-checks", _NOT_CHECKED, *_OPTIONS]
-        return subprocess.run([*command, *arguments], check=False).returncode
+        return subprocess.run([*command, *arguments], cwd=folder, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ fit to the other four fifths.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,9 @@ from random import Random
 
 from tqdm import tqdm
 
+from engine.errors import EngineError
+from model.checkpoint import CheckpointError
+from model.config import UnsupportedModel
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
 from scripts.bench.llama import RANKS
@@ -95,7 +99,9 @@ def report(found: FittedModel, profile: Profile) -> None:
 def fit(options: argparse.Namespace) -> None:
     """Fit the rows, say how well, write the profile."""
     rows = read_rows(options.rows)
-    node = next(row for row in reversed(rows) if row["what"] == "node")
+    node = next((row for row in reversed(rows) if row["what"] == "node"), None)
+    if node is None:
+        raise ValueError(f"--rows {options.rows} has no row of a node: give what `measure` wrote")
     found = fitted([from_row(row) for row in rows if row["what"] == "step"])
     profile = to_profile(found, node, options)
     report(found, profile)
@@ -134,7 +140,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure or fit."""
     options = parse()
-    options.run(options)
+    try:
+        options.run(options)
+    except (EngineError, CheckpointError, UnsupportedModel, OSError, ValueError) as error:
+        sys.exit(f"python -m scripts.profile_node: {error}")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def _on_cuda(spec: EngineSpec) -> bool:
 def _config(spec: EngineSpec, folders: list[tuple[str, Path]]) -> EngineConfig:
     packed = sum(file.stat().st_size for _, folder in folders for file in folder.glob("*.safetensors"))
     return EngineConfig(
+        self_test=False,
         model=spec.model,
         loras=dict(folders),
         device=spec.device,

@@ -46,6 +46,13 @@ def test_every_line_of_the_batch_is_answered_by_its_adapter(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_trace_is_planned_for() -> None:
+    asked = ["--adapters", "20", "--slo-ttft", "2", "--slo-tbt", "0.1", "--policies", "ours"]
+    printed = run(sys.executable, "-m", "scheduler.sim", "plan", "--trace", EXAMPLES / "trace.csv", *asked)
+    assert printed.splitlines()[-1] == "nodes needed: 1"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="two_nodes.sh asks with curl")
 def test_the_second_of_two_nodes_answers_for_the_adapter_that_it_pulled() -> None:
     printed = run(EXAMPLES / "two_nodes.sh")

@@ -108,7 +108,7 @@ def test_no_secret_is_shown_by_a_configuration_or_an_error() -> None:
     [
         ("max-num-seqs", "2.5", "whole number"),
         ("kv-cache-bytes", "lots", "2GiB"),
-        ("drain-s", "nan", "0 or more"),
+        ("drain-s", "nan", "from 0 to"),
         ("lora", "poet", "NAME=DIR"),
         ("peer-listen", "node", "HOST:PORT"),
         ("peer-listen", "::1:8", "HOST:PORT"),

@@ -97,13 +97,14 @@ BAD = (
     Value("max_num_seqs", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("max_num_seqs", "many", "many", "give a whole number from 1 to 2147483648"),
     Value("max_num_batched_tokens", "-1", -1, "give a whole number from 1 to 2147483648"),
-    Value("max_model_len", "0", 0, "give a whole number from 1 to 2147483648"),
+    Value("max_model_len", "0", 0, "give a whole number from 2 to 2147483648"),
+    Value("max_model_len", "1", 1, "give a whole number from 2 to 2147483648"),
     Value("tensor_parallel_size", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("block_size", "0", 0, "give a whole number from 1 to 2147483648"),
     Value("kv_cache_bytes", "0", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
     Value("adapter_bytes", "0B", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
-    Value("adapter_patience_s", "-0.5", -0.5, "give a number of seconds, 0 or more"),
-    Value("adapter_patience_s", "nan", math.nan, "give a number of seconds, 0 or more"),
+    Value("adapter_patience_s", "-0.5", -0.5, "give a number of seconds from 0 to 1000000000"),
+    Value("adapter_patience_s", "nan", math.nan, "give a number of seconds from 0 to 1000000000"),
     Value("model", " ", " ", "give a folder or a hub id"),
     Value("served_model_name", "", "", "give a text that is not empty"),
     Value("lora_dir", str(NOWHERE), NOWHERE, "there is no such folder: give one that exists"),
@@ -112,7 +113,7 @@ BAD = (
     Value("port", "65536", 65536, "give a whole number from 0 to 65535"),
     Value("log_level", "loud", "loud", "give one of debug, info, warning"),
     Value("max_waiting", "0", 0, "give a whole number from 1 to 2147483648"),
-    Value("drain_s", "-1", -1.0, "give a number of seconds, 0 or more"),
+    Value("drain_s", "-1", -1.0, "give a number of seconds from 0 to 1000000000"),
     Value("api_key", "open sesame", ("open sesame",), "give printable ASCII without spaces or commas"),
     Value("admin_key", "open sesame", ("open sesame",), "give printable ASCII without spaces or commas"),
     Value(
@@ -135,7 +136,7 @@ BAD = (
     Value("peer_path", "rpc", "rpc", "give one of auto, ucx, stream"),
     Value("peer_pulls", "5", 5, "give a whole number from 1 to 4"),
     Value("peer_publish_bytes", "0", 0, "give a size like 2GiB, 512MiB or a number of bytes"),
-    Value("peer_refresh_s", "-1", -1.0, "give a number of seconds, 0 or more"),
+    Value("peer_refresh_s", "-1", -1.0, "give a number of seconds from 0 to 1000000000"),
 )
 
 

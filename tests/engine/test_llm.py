@@ -152,6 +152,7 @@ def test_a_stop_string_is_one_and_why_an_answer_ended_is_a_text(llm: LLM) -> Non
         ("temperature", 10**400),
         ("top_p", float("nan")),
         ("n", None),
+        ("repetition_penalty", 1e-308),
         ("stop", 5),
         ("stop", ["x"] * 17),
         ("stop", ["x" * 257]),

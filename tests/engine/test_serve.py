@@ -187,3 +187,10 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_start(fault: str, tmp_p
     config = ServeConfig(port=0, access=AccessConfig(tls_cert=certificate, tls_key=key))
     with pytest.raises(InvalidConfig, match=r"tls_cert=.*give a PEM certificate and its key"):
         asyncio.run(serve(FakeClient(CODEC), config, lambda address: None, asyncio.Event()))
+
+
+@pytest.mark.parametrize("option", ["audit_log", "access_log_file"])
+def test_a_log_that_cannot_be_opened_is_refused_at_start(option: str, tmp_path: Path) -> None:
+    config = ServeConfig(port=0, access_log="json", **{option: tmp_path / "no" / "log"})
+    with pytest.raises(InvalidConfig, match=f"^{option}=.*folder that is there"):
+        asyncio.run(serve(FakeClient(CODEC), config, lambda address: None, asyncio.Event()))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost
 from lora.format.peft import PackedAdapter, pack
 from lora.store.tier_chain import TierChain
@@ -166,3 +168,18 @@ def test_a_folder_gives_its_content_until_it_changes(tmp_path: Path) -> None:
         fetched(tier, one)
     tier.forget(one.ref.digest)
     assert fetched(tier, one) is None
+
+
+def test_a_cache_that_hangs_gives_nothing_and_keeps_nothing_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, mended = packed(tmp_path, 1), threading.Event()
+    tier = DiskTier(tmp_path / "cache", files=DeadlineCalls(timeout_s=0.05))
+    tier.put(content)
+    monkeypatch.setattr("lora.store.tiers.read_rows", lambda *arguments: mended.wait(30))
+    destination = torch.zeros(content.rows.numel(), dtype=torch.uint8)
+    assert not tier.fetch(content.ref.digest, destination)
+    with pytest.raises(CallHangs, match="still does not answer an earlier call"):
+        tier.put(content)
+    mended.set()
+    assert destination.sum() == 0, "what comes too late lands nowhere"

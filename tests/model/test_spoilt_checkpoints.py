@@ -71,6 +71,14 @@ def test_a_spoilt_field_is_taken_or_refused(folder: Path, name: str) -> None:
     read()
 
 
+def test_an_index_that_names_a_file_that_no_system_can_open_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "\ud800"}}))
+    with pytest.raises(CheckpointError, match="cannot be read") as refused:
+        load_weights(tmp_path, read_config(folder), torch.float32, CPU, progress=False)
+    str(refused.value).encode()  # it is sent on
+
+
 def test_a_spoilt_header_of_weights_is_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     whole, config = path.read_bytes(), read_config(folder)

@@ -44,6 +44,20 @@ def node() -> Iterator[tuple[Engine, StepEnds]]:
     engine.close()
 
 
+def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.jsonl").write_text("no row\n")
+    for rows, says in (
+        ("none", "No such file"),
+        ("empty.jsonl", "no row of a node"),
+        ("other.jsonl", "Expecting"),
+    ):
+        given = ["fit", "--rows", str(tmp_path / rows), "--profile", str(tmp_path / "made.json")]
+        monkeypatch.setattr("sys.argv", ["profile_node", *given])
+        with pytest.raises(SystemExit, match=f"^python -m scripts.profile_node: .*{says}"):
+            profile_node.main()
+
+
 def test_the_timer_times_the_steps_that_were_asked_for(node: tuple[Engine, StepEnds]) -> None:
     engine, ends = node
     reverse, upper = (

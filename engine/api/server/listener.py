@@ -45,7 +45,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_fault)
         self._listening = await loop.create_server(
-            lambda: HttpConnection(server, self._config, limit), host, port, ssl=self._tls
+            lambda: HttpConnection(server, self._config, limit),
+            host,
+            port,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._config.header_timeout_s if self._tls else None,
         )
         bound, number = self._listening.sockets[0].getsockname()[:2]
         scheme = "http" if self._tls is None else "https"

@@ -29,6 +29,7 @@ _PROFILES = Path(__file__).parents[2] / "cluster" / "profiles"
 _TRACE = "CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
 _LIST = "a CSV, JSON or text file of name,rank[,bytes][,share]"
 _TIMES = 4
+_MOST_ADAPTERS, _MOST_DIGITS, _MOST_GIB = 100_000, 12, 1 << 20
 _WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
 
@@ -100,9 +101,11 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _positive(name: str, value: float) -> float:
+def _positive(name: str, value: float, most: float = float("inf")) -> float:
     if not 0 < value < float("inf"):
         raise InvalidOption(f"--{name} {value:g}: give a number above 0")
+    if value > most:
+        raise InvalidOption(f"--{name} {value:g}: give at most {most}")
     return value
 
 
@@ -125,7 +128,11 @@ def _profile(name: str) -> Profile:
 def _catalogue(options: Namespace) -> Catalogue:
     """Draw the adapters up or read them; a list that says it all leaves nothing to --ranks and --popularity."""
     if options.adapters.lstrip("-").isdigit():
-        count = int(_positive("adapters", int(options.adapters)))
+        if len(options.adapters) > _MOST_DIGITS:
+            raise InvalidOption(
+                f"--adapters {options.adapters[:_MOST_DIGITS]}...: give at most {_MOST_ADAPTERS}"
+            )
+        count = int(_positive("adapters", int(options.adapters), _MOST_ADAPTERS))
         return Catalogue(catalogue(count, rank_mix(options.ranks or "equal")))
     remedy = f"give how many adapters there are, or {_LIST}"
     known = read("--adapters", Path(options.adapters), remedy, read_catalogue)
@@ -185,11 +192,13 @@ def _question(options: Namespace) -> PlanQuestion:
     trace = tuple(call.at(call.arrival_s / speedup) for call in trace)
     whole_s = floor(trace[-1].arrival_s) + 1.0
     seconds = min(_seconds(options.seconds) or whole_s, whole_s)
+    if options.seed < 0:
+        raise InvalidOption(f"--seed {options.seed}: give 0 or more")
     rng = np.random.default_rng(options.seed)
     order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
     traffic = Workload(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
-    memory_bytes = int(_positive("adapter-gib", options.adapter_gib) * 2**30)
+    memory_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
     _check_room(known, options.adapter_gib)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
     _check_slo(hardware)

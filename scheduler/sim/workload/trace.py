@@ -7,13 +7,14 @@ adapter; an arrival does.
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import numpy as np
 
 from lora.adapter import AdapterRef
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_MOST_TOKENS = 2**31
 
 
 class InvalidTrace(ValueError):
@@ -112,7 +113,7 @@ def _call(row: dict[str, str | None], line: int) -> Call:
 def _time_s(row: dict[str, str | None], line: int) -> float:
     given = row["TIMESTAMP"]
     try:
-        return datetime.fromisoformat((given or "")[:26]).timestamp()
+        return datetime.fromisoformat((given or "")[:26]).replace(tzinfo=UTC).timestamp()
     except ValueError as error:
         raise _wrong(line, "TIMESTAMP", given, "a time such as 2023-11-16 18:17:03.9799600") from error
 
@@ -123,8 +124,8 @@ def _tokens(row: dict[str, str | None], column: str, line: int, least: int) -> i
         count = int(given or "")
     except ValueError as error:
         raise _wrong(line, column, given, f"a whole number of {least} or more") from error
-    if count < least:
-        raise _wrong(line, column, given, f"a whole number of {least} or more")
+    if not least <= count <= _MOST_TOKENS:
+        raise _wrong(line, column, given, f"a whole number from {least} to {_MOST_TOKENS}")
     return count
 
 

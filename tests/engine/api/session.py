@@ -16,6 +16,7 @@ from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
+from engine.metrics.request_log import RequestLog
 from engine.tokenizer import Tokenizer
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
@@ -66,11 +67,12 @@ async def session(
     api_key: str | None = None,
     rules: AccessRules | None = None,
     cors_origins: Sequence[str] = (),
+    log: RequestLog | None = None,
     config: HttpConfig | None = None,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
-    guard = RequestGuard(rules or AccessRules([api_key] if api_key else []))
+    guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log or RequestLog())
     server = HttpServer(
         http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins, config), config=config
     )

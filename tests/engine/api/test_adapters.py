@@ -1,10 +1,11 @@
 """Adapters by path: only from the folders that the operator allowed, whatever the path looks like."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lora.adapter import AdapterRef
+from lora.adapter import AdapterEntry, AdapterRef
 from tests.engine.api.session import TOKENIZER, session
 from tests.fakes.engine_client import FakeClient
 
@@ -152,3 +153,14 @@ async def test_no_path_of_the_machine_is_told(root: Path) -> None:
         ]
         told.append((await api.send("GET", "/v1/models")).body.decode())
         assert [text for text in told if str(root) in text or str(root.parent) in text or '"/' in text] == []
+
+
+async def test_a_load_tells_at_once_whether_the_adapter_changes_anything(root: Path) -> None:
+    class Knowing(FakeClient):
+        def adapters(self) -> tuple[AdapterEntry, ...]:
+            return tuple(replace(entry, inertia="all zero") for entry in super().adapters())
+
+    async with session(Knowing(TOKENIZER), roots=[root]) as api:
+        loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
+        assert loaded.json["changes_output"] is False
+        assert (await api.send("GET", "/v1/models/new")).json["changes_output"] is False

@@ -1,5 +1,6 @@
 """JSON of too many parts is refused before it is decoded, and long texts are not."""
 
+import io
 import json
 from contextlib import suppress
 
@@ -49,7 +50,15 @@ def test_what_is_no_json_is_nothing_to_stumble_over(body: bytes) -> None:
         check_json_size(body, "it")
 
 
-async def test_a_body_of_too_many_parts_is_a_400() -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "base", "prompt": [[1]] * 20_000}),
+        ("/detokenize", {"tokens": [1] * 600_000}),
+        ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": [{}] * 20_000}),
+    ],
+)
+async def test_a_body_of_too_many_parts_is_a_400(path: str, body: object) -> None:
     async with session() as api:
-        response = await api.post("/v1/completions", {"model": "base", "prompt": [[1]] * 20_000})
+        response = await api.send("POST", path, data=io.BytesIO(json.dumps(body).encode()))
         assert (response.status, response.error["code"]) == (400, "too_many_parts")

@@ -73,9 +73,13 @@ async def test_a_prompt_of_as_many_characters_as_can_fit_is_tokenised() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/tokenize", {"prompt": "x" * (MOST_TRANSLATED + 1)}, "prompt"),
-        ("/tokenize", {"messages": [{"role": "user", "content": "x" * (MOST_TRANSLATED + 1)}]}, "messages"),
-        ("/detokenize", {"tokens": [1] * (MOST_TRANSLATED + 1)}, "tokens"),
+        ("/tokenize", {"prompt": "x" * (MOST_TRANSLATED["characters"] + 1)}, "prompt"),
+        (
+            "/tokenize",
+            {"messages": [{"role": "user", "content": "x" * (MOST_TRANSLATED["characters"] + 1)}]},
+            "messages",
+        ),
+        ("/detokenize", {"tokens": [1] * (MOST_TRANSLATED["tokens"] + 1)}, "tokens"),
     ],
 )
 async def test_translating_has_a_limit_of_its_own(path: str, body: Any, param: str) -> None:
@@ -83,7 +87,8 @@ async def test_translating_has_a_limit_of_its_own(path: str, body: Any, param: s
         content = io.BytesIO(json.dumps(body).encode())
         response = await api.send("POST", path, data=content)
         assert (response.status, response.error["param"]) == (400, param)
-        assert str(MOST_TRANSLATED) in response.error["message"]
+        unit = "tokens" if param == "tokens" else "characters"
+        assert f"at most {MOST_TRANSLATED[unit]}" in response.error["message"]
 
 
 async def test_a_text_longer_than_any_prompt_may_still_be_counted() -> None:

@@ -8,6 +8,7 @@ from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.openapi import document
 from engine.api.schema import Chat, Completion, neutral_of
+from engine.metrics.request_log import RequestLog
 from scheduler.request import MAX_N
 from tests.engine.api.session import HI, TOKENIZER, session
 from tests.fakes.engine_client import FakeClient
@@ -26,7 +27,7 @@ def references(value: object) -> set[str]:
 
 async def test_every_route_is_described_and_nothing_else() -> None:
     engine = FakeClient(TOKENIZER)
-    app = http_app(engine, AdapterAdmin(engine, ()), RequestGuard(AccessRules([])))
+    app = http_app(engine, AdapterAdmin(engine, ()), RequestGuard(AccessRules([]), RequestLog()))
     served = {
         (route.method.lower(), route.resource.canonical)
         for route in app.router.routes()

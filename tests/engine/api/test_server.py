@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import resource
 from typing import Any
 
@@ -11,7 +12,11 @@ from aiohttp import web
 from engine.api.server.listener import HttpServer, most_connections
 from engine.api.server.loop_lag import LoopLag
 from engine.api.server.rate_limited_log import RateLimitedLog
+from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
+from tests.engine.api.session import session
+
+OVER = ("20ms", "100ms", "1000ms")
 
 
 class Clock:
@@ -108,3 +113,28 @@ async def test_a_process_without_free_files_does_not_fill_the_log(caplog: pytest
     lines = [record.message for record in caplog.records]
     assert 1 <= sum("no connection can be accepted" in line for line in lines) <= 10
     assert sum("something else" in line for line in lines) == 1
+
+
+async def test_what_holds_up_the_event_loop_is_counted_among_the_metrics() -> None:
+    async with session() as api:
+        for seconds in (0.01, 0.05, 0.5, 100.0):
+            api.engine.telemetry.loop_was_late(seconds)
+        told = (await api.send("GET", "/metrics")).body.decode()
+    counts = {over: re.search(rf'event_loop_stalls_total{{over="{over}"}} ([0-9.]+)', told) for over in OVER}
+    assert [float(found[1]) for found in counts.values() if found] >= [3.0, 2.0, 1.0]
+    assert "loraserve_event_loop_longest_stall_seconds 100.0" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"idle_timeout_s": 0.0}, "idle_timeout_s"),
+        ({"header_timeout_s": 0}, "header_timeout_s"),
+        ({"max_body_bytes": 2000, "max_bodies_bytes": 1999}, "max_bodies_bytes"),
+        ({"max_connections": 0}, "max_connections"),
+    ],
+)
+def test_bounds_that_let_nothing_through_are_refused(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidConfig) as refusal:
+        HttpConfig(**values)
+    assert refusal.value.field == field

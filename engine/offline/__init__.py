@@ -1,0 +1,1 @@
+"""What offline use takes from its caller, and how it is interrupted."""
