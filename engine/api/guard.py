@@ -16,6 +16,7 @@ from aiohttp import web
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
 from engine.metrics.request_log import RequestLog, RequestRecord
+from lora.format.adapter_files import short
 from transport.control.security import is_loopback
 
 _PERMISSIONS = {
@@ -123,11 +124,12 @@ def _request_id(request: web.Request) -> str:
 
 def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
     """Express aiohttp's own refusals in OpenAI's words."""
+    path = short(request.path)
     match error.status:
         case HTTPStatus.NOT_FOUND:
-            return ApiError(404, f"there is nothing at {request.path}", None, "unknown_url")
+            return ApiError(404, f"there is nothing at {path}", None, "unknown_url")
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = error.headers.get("Allow", "another method")
-            return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
+            return ApiError(405, f"{path} takes {allowed}, not {request.method}", None, "method")
         case _:
             return ApiError(error.status, error.reason, None, None)

