@@ -70,12 +70,15 @@ class RequestGuard:
         record = RequestRecord(_request_id(request), request.remote or "", request.method, path)
         request[RECORD] = record
         try:
-            return await self._answer(request, handler, record)
+            try:
+                return await self._answer(request, handler, record)
+            finally:
+                await self._log.write_audit(record)
         except asyncio.CancelledError:
             record.client_gone = request.transport is None  # else the server stops
             raise
         finally:
-            self._log.write(record)
+            self._log.write_access(record)
 
     async def _answer(
         self, request: web.Request, handler: Handler, record: RequestRecord
@@ -85,6 +88,8 @@ class RequestGuard:
         try:
             authorization = request.headers.get("Authorization")
             record.key = self._rules.admit(needed, authorization, _is_local(request))
+            if record.administers:
+                await self._log.wait_for_audit()
             response = await handler(request)
         except web.HTTPException as error:
             routing = _routing_error(error, request)
