@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
+from lora.format.adapter_files import short
 
 
 class EngineError(Exception):
@@ -15,7 +16,7 @@ class UnknownModel(EngineError):
     """The request names neither the base model nor an adapter."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"model {name!r} is neither the base model nor a known adapter: see /v1/models")
+        super().__init__(f"model {short(name)} is neither the base model nor a known adapter: see /v1/models")
         self.name = name
 
 

@@ -12,6 +12,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -25,9 +26,11 @@ from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
+from engine.metrics.log_queue import CLOSE_S, server_log
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
 from engine.tensor_parallel.worker_pool import WorkerPool
+from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel
@@ -47,6 +50,7 @@ async def serve(
     """
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
     log = _request_log(config)
+    client.telemetry.watch_lost_lines(log.lost)
     guard = RequestGuard(access_rules(config), log)
     app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins, config.http)
     server = HttpServer(app, _tls(config.access), config.http)
@@ -149,21 +153,27 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
         raise failure
 
 
+def _tell(error: Exception) -> None:
+    """Say on standard error what ends the server; nothing waits long for one that nobody reads."""
+    with suppress(CallHangs):
+        line = f"python -m engine.serve: {error}\n"
+        DeadlineCalls(CLOSE_S).run("standard error", lambda: sys.stderr.write(line))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        engine = assemble(config.engine)
-        node = AsyncEngine(engine, Telemetry(config.metrics_adapters), config.max_waiting)
-        asyncio.run(_run(node, engine.workers, config))
+        with server_log(config.log_level) as lines:
+            engine, telemetry = assemble(config.engine), Telemetry(config.metrics_adapters)
+            telemetry.watch_lost_lines(lambda: {"server": lines.lost})
+            node = AsyncEngine(engine, telemetry, config.max_waiting)
+            asyncio.run(_run(node, engine.workers, config))
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
-        sys.stderr.write(f"python -m engine.serve: {error}\n")
+        _tell(error)
         return USAGE_ERROR
     except (EngineStopped, WorkersFailed) as error:
-        sys.stderr.write(f"python -m engine.serve: {error}\n")
+        _tell(error)
         return FAILURE
     return 0
 

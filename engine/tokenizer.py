@@ -92,7 +92,7 @@ class Tokenizer:
                 made = cls(tokenizer, source)
                 made.decode(made.encode(_SAMPLE))
                 if made._template is not None:
-                    made._template.check()
+                    made._template.check(made.encode)
         except TokenizerFailed as error:
             raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {error}") from error
         except BrokenTemplate as error:
@@ -185,7 +185,14 @@ class Tokenizer:
         if rendered.text is None:
             most = rendered.most_chars
             raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)
-        return self.encode(rendered.text, add_special=False, field=field)
+        try:
+            return self.encode(rendered.text, add_special=False, field=field)
+        except InvalidParameter as error:
+            if any(_has_surrogates(message["content"]) for message in messages):
+                raise
+            raise InvalidChat(
+                f"the chat template makes no text of these messages ({error}): mend it, or give another one"
+            ) from error
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Decode a whole sequence; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
@@ -232,7 +239,7 @@ class Tokenizer:
             special = special | {"eos_token": companions.eos_token}
         if companions.chat_template is not None:
             made._template = ChatTemplate(companions.chat_template, special, self._adapter_renderer)
-            made._template.check_of_adapter()
+            made._template.check_of_adapter(self.encode)
         elif self._template is not None:
             made._template = replace(self._template, special_tokens=special)
         return made
@@ -249,6 +256,10 @@ class Tokenizer:
         once = self._backend.decode([token_id], skip_special_tokens=False)
         twice = self._backend.decode([token_id, token_id], skip_special_tokens=False)
         return twice.removeprefix(once).encode()
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _byte_symbols() -> dict[str, int]:

@@ -16,6 +16,7 @@ from aiohttp import web
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
 from engine.metrics.request_log import RequestLog, RequestRecord
+from lora.format.adapter_files import short
 from transport.control.security import is_loopback
 
 _PERMISSIONS = {
@@ -69,12 +70,15 @@ class RequestGuard:
         record = RequestRecord(_request_id(request), request.remote or "", request.method, path)
         request[RECORD] = record
         try:
-            return await self._answer(request, handler, record)
+            try:
+                return await self._answer(request, handler, record)
+            finally:
+                await self._log.write_audit(record)
         except asyncio.CancelledError:
             record.client_gone = request.transport is None  # else the server stops
             raise
         finally:
-            self._log.write(record)
+            self._log.write_access(record)
 
     async def _answer(
         self, request: web.Request, handler: Handler, record: RequestRecord
@@ -84,6 +88,8 @@ class RequestGuard:
         try:
             authorization = request.headers.get("Authorization")
             record.key = self._rules.admit(needed, authorization, _is_local(request))
+            if record.administers:
+                await self._log.wait_for_audit()
             response = await handler(request)
         except web.HTTPException as error:
             routing = _routing_error(error, request)
@@ -123,11 +129,12 @@ def _request_id(request: web.Request) -> str:
 
 def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:
     """Express aiohttp's own refusals in OpenAI's words."""
+    path = short(request.path)
     match error.status:
         case HTTPStatus.NOT_FOUND:
-            return ApiError(404, f"there is nothing at {request.path}", None, "unknown_url")
+            return ApiError(404, f"there is nothing at {path}", None, "unknown_url")
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = error.headers.get("Allow", "another method")
-            return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", None, "method")
+            return ApiError(405, f"{path} takes {allowed}, not {request.method}", None, "method")
         case _:
             return ApiError(error.status, error.reason, None, None)

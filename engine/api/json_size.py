@@ -6,7 +6,7 @@ waiting for half a second. Long texts cost little, and are not what is bounded h
 
 from engine.api.errors import ApiError
 
-_MOST_VALUES = 1 << 19
+_MOST_VALUES = 300_000
 _MOST_TEXTS = 1 << 15
 _MOST_CONTAINERS = 1 << 14
 _SMALL_BYTES = _MOST_CONTAINERS  # too few bytes for more parts than that

@@ -1,14 +1,18 @@
 """Write what clients did: an audit line for each act of administration and, if wanted, an access line a request.
 
 Lines are ASCII: JSON escapes whatever a client wrote, so that no text of its own ends a line. Files are only appended
-to, and opened anew when another program has moved them. It may not know HTTP's requests.
+to, and opened anew when another program has moved them. They are written in threads of their own; who administers
+waits until the audit has been written. It may not know HTTP's requests.
 """
 
+import asyncio
+import io
 import json
 import logging
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -16,8 +20,13 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.config.config import AccessLog
+from engine.errors import NotInTime
+from engine.metrics.log_queue import AUDIT, CLOSE_S, WRITTEN, LogQueue
 
 _MOST_CHARS = 200
+_AUDIT_S = 5.0  # for audit lines to be written
+_RETRY_AFTER_S = 5
+_log = logging.getLogger(__name__)
 
 
 class GenerationCounts(Protocol):
@@ -86,34 +95,87 @@ class RequestLog:
     """Writes lines to files, or to this process's log. Without a file the audit goes there at level INFO."""
 
     def __init__(
-        self, audit_file: Path | None = None, access: AccessLog = "off", access_file: Path | None = None
+        self,
+        audit_file: Path | None = None,
+        access: AccessLog = "off",
+        access_file: Path | None = None,
+        audit_s: float = _AUDIT_S,
     ) -> None:
-        """Open the files. Raises OSError."""
-        self._access_format = access
-        self._audit = _logger("engine.audit", audit_file)
-        self._access = _logger("engine.access", access_file)
+        """Open the files; audit lines have `audit_s` to be written. Raises OSError."""
+        self._access_format, self._audit_s = access, audit_s
+        audit = _ToLog() if audit_file is None else _LineFile(audit_file, keeps_lines=True)
+        self._audit_lines = LogQueue(audit, "audit")
+        self._audit = _logger(AUDIT, self._audit_lines)
+        self._last = Future[None]()  # of the newest audit line
+        self._last.set_result(None)
+        self._access_lines: LogQueue | None = None
+        self._access = logging.getLogger("engine.access")
+        if access_file is not None:
+            self._access_lines = LogQueue(_LineFile(access_file), "access")
+            self._access = _logger("engine.access", self._access_lines)
 
-    def write(self, record: RequestRecord) -> None:
-        """Write what is to be said of a request that has ended."""
-        if record.administers:
-            self._audit.info("%s", _json(record.audit()))
+    async def wait_for_audit(self) -> None:
+        """Wait until all audit lines so far are written. Raises NotInTime."""
+        if not await self._is_written():
+            reason = f"the audit log was not written within {self._audit_s:g} s, so nothing was changed"
+            raise NotInTime(reason, _RETRY_AFTER_S)
+
+    async def write_audit(self, record: RequestRecord) -> None:
+        """Write what is to be said of an act of administration, and wait a while until it is written."""
+        if not record.administers:
+            return
+        self._last = Future[None]()
+        self._audit.info("%s", _json(record.audit()), extra={WRITTEN: self._last})
+        if not await self._is_written():
+            _log.error("the audit line of request %s is not written yet", record.request_id)
+
+    def write_access(self, record: RequestRecord) -> None:
+        """Write the access line of a request that has ended, if that is wanted."""
         if self._access_format == "json":
             self._access.info("%s", _json(record.access()))
         elif self._access_format == "text":
             self._access.info("%s", _text(record.access()))
 
-    def close(self) -> None:
-        """Close the files."""
-        for handler in (*self._audit.handlers, *self._access.handlers):
-            handler.close()
+    def lost(self) -> Mapping[str, int]:
+        """Count the lines that were left out of each file since nothing wrote them fast enough."""
+        access = self._access_lines.lost if self._access_lines else 0
+        return {"access": access, "audit": self._audit_lines.lost}
+
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait until everything is written; False if it is not within `timeout_s`."""
+        access = self._access_lines is None or self._access_lines.flush(timeout_s)
+        return self._audit_lines.flush(timeout_s) and access
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what waits, for `timeout_s` at most, and close the files; say what was not written."""
+        for name, lines in (("audit", self._audit_lines), ("access", self._access_lines)):
+            if lines is not None and not lines.close(timeout_s):
+                _log.error("the last lines of the %s log were not written: it hangs", name)
+
+    async def _is_written(self) -> bool:
+        """Wait for the newest audit line; False if it is not written in time."""
+        done, _ = await asyncio.wait((asyncio.wrap_future(self._last),), timeout=self._audit_s)
+        return bool(done)
 
 
 class _LineFile(WatchedFileHandler):
-    """A file of lines. One that cannot be written disturbs no request: standard error says so, once."""
+    """A file of lines. One that cannot be written disturbs no request: the process's log says so.
 
-    def __init__(self, path: Path) -> None:
+    It says so once; but if the file `keeps_lines`, each line that it does not take goes to the log.
+    """
+
+    def __init__(self, path: Path, keeps_lines: bool = False) -> None:
         super().__init__(path, encoding="utf-8")
-        self._told = False
+        self._keeps_lines, self._told = keeps_lines, False
+
+    def createLock(self) -> None:  # noqa: N802 - the library calls it so
+        """Make no lock: one thread writes, and nobody may wait for one that hangs."""
+        self.lock = None
+
+    def _open(self) -> io.TextIOWrapper:
+        """Open the file without a buffer, whose lock a hung write would hold."""
+        raw = io.FileIO(self.baseFilename, "a")
+        return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)  # pyright: ignore[reportArgumentType] - a raw file will do
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append a line, after opening the file anew if it was moved."""
@@ -124,17 +186,32 @@ class _LineFile(WatchedFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library calls it so
         """Say that the file cannot be written."""
-        if not self._told:
+        reason = sys.exc_info()[1]
+        if self._keeps_lines:
+            _log.error(
+                "%s cannot be written (%s), so its line is here: %s", self.baseFilename, reason, record.msg
+            )
+        elif not self._told:
             self._told = True
-            sys.stderr.write(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]}): lines are lost\n")
+            _log.error("%s cannot be written (%s): lines are lost", self.baseFilename, reason)
 
 
-def _logger(name: str, file: Path | None) -> logging.Logger:
-    """Return this process's logger of a name, or one of its own that writes to a file alone."""
-    if file is None:
-        return logging.getLogger(name)
+class _ToLog(logging.Handler):
+    """Hands lines on to this process's log."""
+
+    def createLock(self) -> None:  # noqa: N802 - the library calls it so
+        """Make no lock: one thread writes, and nobody may wait for one that hangs."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log what a record says, and wait for a place if need be."""
+        logging.getLogger(record.name).info("%s", record.msg)
+
+
+def _logger(name: str, lines: LogQueue) -> logging.Logger:
+    """Return a logger of its own that writes to a queue alone."""
     logger = logging.Logger(name, logging.INFO)
-    logger.addHandler(_LineFile(file))
+    logger.addHandler(lines.entry)
     return logger
 
 

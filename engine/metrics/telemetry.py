@@ -4,7 +4,7 @@ It may not know requests: the engine tells it what happened, under the names of 
 no client's string ever becomes a label. Its registry is its own: two engines in one process do not meet.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -91,7 +91,9 @@ class Telemetry:
         self._totals = AdapterTotals(most_adapters)
         self._gauges = _Gauges()
         self._stalls = _Stalls()
+        self._lost_lines = _LostLines()
         self._registry.register(_AdapterSeries(self._totals))
+        self._registry.register(self._lost_lines)
         self._registry.register(self._stalls)
         self._registry.register(self._gauges)
 
@@ -114,6 +116,10 @@ class Telemetry:
     def loop_was_late(self, seconds: float) -> None:
         """Note that the event loop came to something `seconds` after it was due. Its own thread calls this."""
         self._stalls.late(seconds)
+
+    def watch_lost_lines(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Tell from now on what `counts` returns: for each log, how many lines were left out of it."""
+        self._lost_lines.sources.append(counts)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
@@ -173,6 +179,18 @@ class _Stalls(Collector):
         counts = {f"{bound_s * 1000:g}ms": count for bound_s, count in self._counts.items()}
         yield _counter("event_loop_stalls", "Times the event loop was late by more.", counts, "over")
         yield _gauge("event_loop_longest_stall_seconds", "The latest that it was.", self._longest_s)
+
+
+class _LostLines(Collector):
+    """How many lines were left out of logs that were not written fast enough."""
+
+    def __init__(self) -> None:
+        self.sources: list[Callable[[], Mapping[str, int]]] = []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counts since the start, once per scrape."""
+        counts = {log: count for source in self.sources for log, count in source().items()}
+        yield _counter("log_lines_lost", "Lines left out, since a log was not written.", counts, "log")
 
 
 class _Gauges(Collector):

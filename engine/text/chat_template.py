@@ -1,6 +1,6 @@
 """Write a conversation as a model's prompt: the model's template, or the one that the operator gives in its place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -8,14 +8,21 @@ from typing import cast
 from transformers import PreTrainedTokenizerFast
 
 from engine.config.option_types import TEMPLATE_SYMBOLS
-from engine.errors import InvalidConfig
+from engine.errors import EngineError, InvalidConfig
 from engine.text.template_renderer import MOST_CHARS, BrokenTemplate, InvalidChat, Rendered, TemplateRenderer
 from lora.format.adapter_files import Flaw, read_regular_file
+from scheduler.request import InvalidParameter
 
 MOST_TEMPLATE_BYTES = 1 << 20
 _MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 _MOST_CLOSING_CHARS = 4096  # what a template may write behind the last message
-_MOST_EMPTY_CHARS = 1 << 20  # what a template may add around an empty message
+_MOST_TRIAL_CHARS = 1 << 20  # what a template may add around the messages of a trial
+_USER = {"role": "user", "content": "Hello."}
+_TRIALS: Sequence[Sequence[Mapping[str, str]]] = (
+    [{"role": "user", "content": ""}],
+    [{"role": "system", "content": "Be brief."}, _USER],
+    [_USER, {"role": "assistant", "content": "Hello."}, _USER],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +71,31 @@ class ChatTemplate:
             text = text.rstrip()
         return Rendered(len(text), text if len(text) <= most else None, most)
 
-    def check(self) -> None:
-        """Raise BrokenTemplate for one that is no template, or has no end; it need not accept an empty message."""
-        try:
-            rendered = self.render([{"role": "user", "content": ""}], most_chars=_MOST_EMPTY_CHARS)
-        except BrokenTemplate:
-            raise
-        except InvalidChat:
-            return
-        if rendered.text is None:
-            told = f"the chat template makes {rendered.length} characters of an empty message"
-            raise BrokenTemplate(f"{told}: mend it, or give another one")
+    def check(self, encode: Callable[[str], object]) -> None:
+        """Raise BrokenTemplate for what is no template, has no end, or writes what `encode` cannot take.
 
-    def check_of_adapter(self) -> None:
+        It need not accept an empty message, or several.
+        """
+        for messages in _TRIALS:
+            try:
+                rendered = self.render(messages, most_chars=_MOST_TRIAL_CHARS)
+            except BrokenTemplate:
+                raise
+            except InvalidChat:
+                continue
+            if rendered.text is None:
+                told = f"the chat template makes {rendered.length} characters of a short conversation"
+                raise BrokenTemplate(f"{told}: mend it, or give another one")
+            try:
+                encode(rendered.text)
+            except (EngineError, InvalidParameter) as error:
+                told = f"the chat template writes what the tokenizer cannot take ({error})"
+                raise BrokenTemplate(f"{told}: mend it, or give another one") from error
+
+    def check_of_adapter(self, encode: Callable[[str], object]) -> None:
         """Check the template that comes with an adapter. Raises Flaw."""
         try:
-            self.check()
+            self.check(encode)
         except BrokenTemplate as error:
             raise Flaw(str(error)) from error
 

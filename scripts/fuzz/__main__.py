@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from scripts.fuzz.campaign import Outcome, Plan, row, run_workers
+from scripts.fuzz.campaign import row, run_workers
 from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.guided import AtherisMissing, load_atheris
 from scripts.fuzz.targets import TARGETS, open_target
+from scripts.fuzz.trial import Outcome, Plan
 from scripts.results import append_rows
 
 RESULTS, FINDINGS = Path("results/fuzz.jsonl"), Path("fuzz-findings")
@@ -32,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         "--findings", type=Path, default=FINDINGS, metavar="DIR", help="where failing cases go"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where the counts go")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR", help="let atheris draw, from inputs that it keeps here"
+    )
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="try this failing case again, and no other"
     )
@@ -52,7 +57,12 @@ def main(arguments: Sequence[str]) -> int:
         if not given.replay.is_file():
             parser.error(f"--replay {given.replay}: there is no such file, give one that ends in .case")
         return replay(given.target, given.replay)
-    plan = Plan(given.target, given.seed, given.findings, given.hours * 3600, given.cases)
+    if given.corpus is not None:
+        try:
+            load_atheris()
+        except AtherisMissing as error:
+            parser.error(f"--corpus {given.corpus}: {error}")
+    plan = Plan(given.target, given.seed, given.findings, given.hours * 3600, given.cases, given.corpus)
     started, began_s = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = run_workers(plan, given.workers, lambda so_far: _show(plan, began_s, so_far))
     sys.stderr.write("\n")

@@ -12,13 +12,12 @@ from typing import Any
 from engine.batch import Summary, run_batch
 from engine.config.config import BatchConfig
 from engine.errors import InvalidConfig
-from scripts.fuzz.bodies import BODIES
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.live_node import ENGINE, LiveNode
 from scripts.fuzz.mutators import spoilt_bytes, spoilt_json
+from scripts.fuzz.sound_bodies import SOUND
 
 _MOST_LINES = 5
-_URLS = ("/v1/completions", "/v1/chat/completions")
 _FIELDS = ("custom_id", "method", "url", "body", "metadata")
 
 
@@ -30,9 +29,15 @@ class BatchTarget:
         self._node = LiveNode()
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
+    def whole(self) -> list[Case]:
+        """Return files of one line that is answered."""
+        chance = random.Random(1)
+        return [Case("lines", json.dumps(_line(chance, number)).encode()) for number in range(20)]
+
     def draw(self, chance: random.Random) -> Case:
-        """Draw a file of a few lines, most of them spoilt."""
-        lines = [self._line(chance, number) for number in range(chance.randrange(1, _MOST_LINES + 1))]
+        """Draw a file of a few lines, some of them spoilt."""
+        count = chance.randrange(1, _MOST_LINES + 1)
+        lines = [_written(chance, _line(chance, number)) for number in range(count)]
         content = b"".join(line + chance.choice((b"\n", b"\n", b"\r\n", b"\n\n")) for line in lines)
         return Case("lines", spoilt_bytes(chance, content) if chance.random() < 0.2 else content)
 
@@ -65,12 +70,16 @@ class BatchTarget:
         self._node.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _line(self, chance: random.Random, number: int) -> bytes:
-        url = chance.choice(_URLS)
-        body = {key: value for key, value in chance.choice(BODIES[url][1]).items() if "stream" not in key}
-        line = {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": body}
-        spoilt = spoilt_json(chance, line, _FIELDS).replace(b"\n", b" ")
-        return spoilt if chance.random() < 0.4 else json.dumps(line).encode()
+
+def _line(chance: random.Random, number: int) -> dict[str, Any]:
+    url = chance.choice(list(SOUND))
+    body = SOUND[url](chance, False)
+    return {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": body}
+
+
+def _written(chance: random.Random, line: Mapping[str, Any]) -> bytes:
+    spoilt = spoilt_json(chance, line, _FIELDS).replace(b"\n", b" ")
+    return spoilt if chance.random() < 0.2 else json.dumps(line).encode()
 
 
 def _judge(summary: Summary, results: list[Mapping[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from engine.api import schema
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.live_node import ANSWER_S, LiveNode
 from scripts.fuzz.mutators import spoilt_json
+from scripts.fuzz.sound_bodies import SOUND
 
 _TURN = {"role": "user", "content": "garden"}
 _PARTS = {"role": "user", "content": [{"type": "text", "text": "garden"}]}
@@ -69,26 +70,46 @@ class BodiesTarget:
         """Start the server."""
         self._node = LiveNode()
 
+    def whole(self) -> list[Case]:
+        """Return the bodies that are answered."""
+        return [
+            Case(path, json.dumps(body).encode()) for path, (_, bodies) in BODIES.items() for body in bodies
+        ]
+
     def draw(self, chance: random.Random) -> Case:
-        """Draw a route and a spoilt body for it."""
-        path = chance.choice(list(BODIES))
+        """Draw a route and a body for it: a sound one, a spoilt one, or one whose client leaves early."""
+        path = chance.choice((*BODIES, *SOUND, *SOUND))
         kind, bodies = BODIES[path]
         fields = tuple(field.encode_name for field in msgspec.structs.fields(kind))
-        return Case(path, spoilt_json(chance, chance.choice(bodies), fields))
+        body = chance.choice(bodies)
+        if path in SOUND and chance.random() < 0.8:
+            body = SOUND[path](chance, True)
+            leaves = f" {chance.choice((0, 1, 100, 1000))}" if chance.random() < 0.1 else ""
+            if leaves or chance.random() < 0.8:
+                return Case(path + leaves, json.dumps(body).encode())
+        return Case(path, spoilt_json(chance, body, fields))
 
     def run(self, case: Case) -> str:
-        """Send the body and judge the response; return its status."""
+        """Send the body and judge the response; return its status.
+
+        A number after the case's path is how many bytes its client reads before it leaves.
+        """
+        path, _, most_bytes = case.head.partition(" ")
         connection = http.client.HTTPConnection(urlsplit(self._node.address).netloc, timeout=ANSWER_S)
         try:
-            connection.request("POST", case.head, case.content, {"Content-Type": "application/json"})
+            connection.request("POST", path, case.content, {"Content-Type": "application/json"})
+            if most_bytes == "0":
+                return "left"
             response = connection.getresponse()
-            content = response.read()
+            content = response.read(int(most_bytes) if most_bytes else None)
         except (OSError, http.client.HTTPException) as error:
             raise Finding(f"no whole response: {error!r}") from error
         finally:
             connection.close()
         if response.status >= 500:
             raise Finding(f"status {response.status}: {content[:500]!r}")
+        if most_bytes:
+            return "left"
         for text in _objects(response.headers.get_content_type(), content):
             _judge(response.status, text)
         return str(response.status)

@@ -1,110 +1,19 @@
-"""Try many cases of a target, in this process or in workers that a watchdog watches, and keep those that fail.
+"""Try many cases of a target in workers that a watchdog watches: one that hangs or dies leaves its case."""
 
-A worker writes every case to a file before it tries it. So a crash or a hang of the process has its case as well.
-"""
-
-import hashlib
 import multiprocessing
 import os
-import random
 import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
-from scripts.fuzz.case import Case, Finding, Target
+from scripts.fuzz.case import Case
+from scripts.fuzz.guided import try_guided
 from scripts.fuzz.targets import open_target
+from scripts.fuzz.trial import HANG_S, MOST_FINDINGS, Outcome, Plan, keep, try_cases
 
-HANG_S = 300.0
-"""A case that takes longer is a hang; a target of its own deadlines is far quicker."""
-
-_CHECK_EVERY, _REPORT_EVERY_S = 50, 2.0
-_MOST_FINDINGS = 20
 _SPAWN = multiprocessing.get_context("spawn")
-Counts = Counter[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to try: `target` by its name, from `seed` on, for `seconds` or `cases`; findings go to `folder`."""
-
-    target: str
-    seed: int
-    folder: Path
-    seconds: float
-    cases: int | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a plan: how many cases ended in which way, and the files of those that failed."""
-
-    counts: Counts = field(default_factory=Counts)
-    findings: list[Path] = field(default_factory=list[Path])
-
-    @property
-    def cases(self) -> int:
-        """Cases that were tried."""
-        return self.counts.total()
-
-
-def try_cases(target: Target, plan: Plan, report: Callable[[Outcome], object]) -> Outcome:
-    """Try cases in this process, and tell `report` now and then how it stands. It ends after many findings."""
-    chance, outcome, since = random.Random(plan.seed), Outcome(), list[Case]()
-    ends_s, reported_s = time.monotonic() + plan.seconds, time.monotonic()
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    current = plan.folder / f"current-{os.getpid()}"
-    while time.monotonic() < ends_s and (plan.cases is None or outcome.cases < plan.cases):
-        case = target.draw(chance)
-        current.write_bytes(case.encoded())
-        outcome.counts[_tried(target, case, plan, outcome)] += 1
-        since.append(case)
-        if outcome.cases % _CHECK_EVERY == 0 or outcome.cases == plan.cases:
-            _check(target, since, plan, outcome)
-            since.clear()
-        if len(outcome.findings) >= _MOST_FINDINGS:
-            break
-        if time.monotonic() - reported_s > _REPORT_EVERY_S:
-            report(outcome)
-            reported_s = time.monotonic()
-    current.unlink()
-    report(outcome)
-    return outcome
-
-
-def _tried(target: Target, case: Case, plan: Plan, outcome: Outcome) -> str:
-    try:
-        return target.run(case)
-    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - what a fuzzer is for
-        keep(case, plan, outcome, "".join(traceback.format_exception(error)))
-        return "finding" if isinstance(error, Finding) else f"finding ({type(error).__name__})"
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        keep(case, plan, outcome, "".join(traceback.format_exception(error)))  # a panic of a native library
-        return f"finding ({type(error).__name__})"
-
-
-def _check(target: Target, since: list[Case], plan: Plan, outcome: Outcome) -> None:
-    """Keep every case since the last check if they left something behind: any of them may have."""
-    try:
-        target.check()
-    except Finding as error:
-        for case in since:
-            keep(case, plan, outcome, f"{error}, after one of {len(since)} cases\n")
-
-
-def keep(case: Case, plan: Plan, outcome: Outcome, why: str) -> None:
-    """Write a case and why it was kept to the folder; `--replay` tries it again."""
-    name = f"{plan.target}-{hashlib.blake2b(case.encoded(), digest_size=6).hexdigest()}"
-    path = plan.folder / f"{name}.case"
-    path.write_bytes(case.encoded())
-    path.with_suffix(".txt").write_text(why, errors="backslashreplace")
-    outcome.findings.append(path)
 
 
 @dataclass(slots=True)
@@ -143,7 +52,7 @@ def run_workers(plan: Plan, workers: int, report: Callable[[Outcome], object]) -
 
 def _start(plan: Plan, number: int, seconds: float) -> _Worker:
     ours, theirs = _SPAWN.Pipe(duplex=False)
-    own = Plan(plan.target, plan.seed * 1000 + number, plan.folder, seconds, plan.cases)
+    own = replace(plan, seed=plan.seed * 1000 + number, seconds=seconds)
     process = _SPAWN.Process(target=_work, args=(own, theirs), name=f"fuzz-{number}")
     process.start()
     theirs.close()
@@ -158,7 +67,7 @@ def _work(plan: Plan, pipe: Connection) -> None:
     os.dup2(log, 2)
     target = open_target(plan.target)
     try:
-        try_cases(target, plan, pipe.send)
+        (try_cases if plan.corpus is None else try_guided)(target, plan, pipe.send)
     finally:
         target.close()
 
@@ -185,7 +94,7 @@ def _replaced(worker: _Worker, ends_s: float, number: int) -> list[_Worker]:
         worker.outcome.counts["finding (crash or hang)"] += 1
         current.unlink()
     left_s = ends_s - time.monotonic()
-    too_many = len(worker.outcome.findings) >= _MOST_FINDINGS or number > _MOST_FINDINGS
+    too_many = len(worker.outcome.findings) >= MOST_FINDINGS or number > MOST_FINDINGS
     return [] if left_s <= 0 or too_many else [_start(worker.plan, number, left_s)]
 
 
@@ -203,6 +112,7 @@ def row(plan: Plan, workers: int, started: str, took_s: float, outcome: Outcome)
         "started": started,
         "target": plan.target,
         "seed": plan.seed,
+        "drawn by": "chance" if plan.corpus is None else "atheris",
         "workers": workers,
         "seconds": round(took_s, 1),
         "cases": outcome.cases,

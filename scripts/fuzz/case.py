@@ -30,6 +30,10 @@ class Finding(Exception):
 class Target(Protocol):
     """One reader of strangers' inputs."""
 
+    def whole(self) -> list[Case]:
+        """Return inputs that are taken, at least one of each head."""
+        ...
+
     def draw(self, chance: random.Random) -> Case:
         """Draw a spoilt input."""
         ...

@@ -76,6 +76,10 @@ class FolderTarget:
         self._whole = {name: (self._folder / name).read_bytes() for name in keys}
         self._spoilers = {name: file_spoiler(name, self._whole[name], keys[name]) for name in keys}
 
+    def whole(self) -> list[Case]:
+        """Return the files as they were."""
+        return [Case(name, content) for name, content in self._whole.items()]
+
     def draw(self, chance: random.Random) -> Case:
         """Draw a file and a spoilt content of it."""
         name = chance.choice(list(self._spoilers))

@@ -6,6 +6,7 @@ from scripts.fuzz.batch_input import BatchTarget
 from scripts.fuzz.bodies import BodiesTarget
 from scripts.fuzz.case import Target
 from scripts.fuzz.folders import adapters, checkpoints, tokenizers
+from scripts.fuzz.readers import control_messages, requests
 
 TARGETS: Mapping[str, tuple[Callable[[], Target], str]] = {
     "bodies": (BodiesTarget, "bodies of every JSON route, sent to a real server of the embedded model"),
@@ -13,6 +14,8 @@ TARGETS: Mapping[str, tuple[Callable[[], Target], str]] = {
     "adapters": (adapters, "an adapter's adapter_config.json and safetensors file"),
     "checkpoints": (checkpoints, "a checkpoint's configuration, index and weights"),
     "tokenizers": (tokenizers, "a tokenizer's files and chat template"),
+    "requests": (requests, "bodies and batch lines, decoded and checked without a server"),
+    "messages": (control_messages, "what nodes send each other over the control connection"),
 }
 
 

@@ -1,17 +1,23 @@
 """The fuzzer: every target holds on a few cases, and what fails is kept, told and can be tried again."""
 
+import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 from scripts.fuzz import __main__ as command
 from scripts.fuzz import campaign
-from scripts.fuzz.campaign import Outcome, Plan, run_workers, try_cases
-from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.campaign import run_workers
+from scripts.fuzz.case import Case, Finding, Target
+from scripts.fuzz.guided import Inputs
 from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors
+from scripts.fuzz.readers import requests
+from scripts.fuzz.sound_bodies import SOUND
 from scripts.fuzz.targets import TARGETS, open_target
+from scripts.fuzz.trial import Outcome, Plan, try_cases
 
 
 @pytest.mark.slow
@@ -31,6 +37,9 @@ class Fragile:
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
+
+    def whole(self) -> list[Case]:
+        return [Case("x", b"c"), Case("y", b"whole")]
 
     def draw(self, chance: random.Random) -> Case:
         return Case("x", b"abc"[chance.randrange(3) :][:1])
@@ -89,6 +98,54 @@ def test_spoilt_tensors_begin_with_some_length() -> None:
     assert len(spoilt) > 40
 
 
+def test_bytes_of_atheris_are_cases_of_every_head_and_begin_with_the_whole_ones(tmp_path: Path) -> None:
+    inputs, target = Inputs(Fragile()), Fragile()
+    inputs.write(tmp_path)
+    assert [inputs.case(path.read_bytes()) for path in sorted(tmp_path.iterdir())] == target.whole()
+    assert inputs.case(b"") == Case("x", b"")
+    assert inputs.case(b"\x03a") == Case("y", b"a")
+    spoilt = [inputs.spoilt(b'\x01{"a": 1}', random.Random(seed)) for seed in range(20)]
+    assert all(content is not None and content[0] == 1 for content in spoilt)
+    assert inputs.spoilt(b"\x01{", random.Random(1)) is None
+
+
+@pytest.mark.parametrize("name", ["adapters", "messages", "requests", "tokenizers"])
+def test_no_bytes_of_atheris_raise_what_is_not_foreseen(name: str, tmp_path: Path) -> None:
+    target = open_target(name)
+    try:
+        _try_bytes(target, tmp_path)
+    finally:
+        target.close()
+
+
+def _try_bytes(target: Target, folder: Path) -> None:
+    inputs, chance = Inputs(target), random.Random(1)
+    inputs.write(folder)
+    assert {target.run(case) for case in target.whole()} == {"taken"}
+    for _ in range(20):
+        target.run(inputs.case(chance.randbytes(chance.randrange(20))))
+        whole = chance.choice([each.read_bytes() for each in folder.iterdir()])
+        target.run(inputs.case(inputs.spoilt(whole, chance) or b""))
+
+
+@pytest.mark.parametrize("path", SOUND)
+def test_sound_bodies_are_taken(path: str) -> None:
+    target, chance = requests(), random.Random(1)
+    for _ in range(100):
+        body = SOUND[path](chance, True)
+        assert (target.run(Case(path, json.dumps(body).encode())), body) == ("taken", body)
+
+
+def test_without_atheris_its_cases_are_refused_with_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["messages", "--corpus", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "pip install 'loraserve[fuzz]'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_counts_in_a_row_and_tries_a_kept_case_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -96,7 +153,7 @@ def test_the_command_counts_in_a_row_and_tries_a_kept_case_again(
     rows, folder = tmp_path / "rows.jsonl", tmp_path / "findings"
     given = ["adapters", "--cases", "5", "--workers", "2", "--seed", "4"]
     assert command.main([*given, "--results", str(rows), "--findings", str(folder)]) == 0
-    assert '"target": "adapters", "seed": 4, "workers": 2' in rows.read_text()
+    assert '"target": "adapters", "seed": 4, "drawn by": "chance", "workers": 2' in rows.read_text()
     assert '"cases": 10' in rows.read_text()
     case = tmp_path / "one.case"
     case.write_bytes(Case("adapter_config.json", b"{").encoded())
@@ -127,7 +184,7 @@ def test_a_worker_that_dies_leaves_its_case_and_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign, "_work", _die)
-    monkeypatch.setattr(campaign, "_MOST_FINDINGS", 2)
+    monkeypatch.setattr(campaign, "MOST_FINDINGS", 2)
     outcome = run_workers(Plan("adapters", 1, tmp_path, 60.0), 1, lambda so_far: None)
     assert outcome.counts["finding (crash or hang)"] >= 1
     assert Case.decoded(outcome.findings[0].read_bytes()) == Case("x", b"last")

@@ -136,6 +136,17 @@ class HttpConnection(web.RequestHandler):
             self._headers_due.cancel()
             self._headers_due = None
 
+    async def start(self) -> None:
+        """Answer requests, one after another; end at a target whose host the library cannot read."""
+        try:
+            await super().start()
+        except ValueError as error:  # from making a request of its headers, before anything can answer it
+            refused = _refusal(error, str(error))
+            self._limit.refused.line(f"a request was refused: {refused.message}")
+            if self.transport is not None:
+                self.transport.write(_raw_response(refused))
+            self.force_close()
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -259,7 +270,7 @@ def _closing_response(error: ApiError) -> web.Response:
 def _raw_response(error: ApiError) -> bytes:
     """Write a whole response for a client of whom no request was read."""
     body = msgspec.json.encode(error.body())
-    reason = {408: "Request Timeout", 503: "Service Unavailable"}[error.status]
+    reason = HTTPStatus(error.status).phrase
     retry = f"Retry-After: {error.retry_after_s}\r\n" if error.retry_after_s else ""
     head = (
         f"HTTP/1.1 {error.status} {reason}\r\nContent-Type: application/json\r\n{retry}"

@@ -72,7 +72,8 @@ async def session(
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
-    guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log or RequestLog())
+    log = log or RequestLog()
+    guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
         http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins, config), config=config
     )
@@ -83,6 +84,7 @@ async def session(
             yield ApiSession(engine, http, client)
     finally:
         await server.close()
+        log.close()
 
 
 def events(body: bytes) -> list[Any]:

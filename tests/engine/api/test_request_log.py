@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.api.keys import AccessRules
+from engine.metrics.log_queue import AUDIT, LogQueue
 from engine.metrics.request_log import RequestLog
-from tests.engine.api.session import HI, session
+from tests.engine.api.session import HI, TOKENIZER, session
+from tests.fakes.engine_client import FakeClient
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
 COMPLETION = {"model": "poet", "prompt": "hi", "max_tokens": 3}
@@ -93,19 +97,110 @@ async def test_a_client_s_text_stays_within_its_line(text: str, tmp_path: Path) 
 
 
 async def test_a_file_that_was_moved_is_opened_anew_and_one_that_cannot_be_disturbs_nobody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     file = folder / "access"
     file.write_text("kept\n")
-    async with session(log=RequestLog(access="text", access_file=file)) as api:
+    log = RequestLog(access="text", access_file=file)
+    async with session(log=log) as api:
         await api.send("GET", "/health")
+        assert log.flush()
         file.rename(tmp_path / "access.1")
         await api.send("GET", "/version")
+        assert log.flush()
         folder.rename(tmp_path / "gone")
         assert [(await api.send("GET", "/health")).status for _ in range(3)] == [200] * 3
     assert (tmp_path / "access.1").read_text().startswith("kept\n")
     assert len((tmp_path / "access.1").read_text().splitlines()) == 2
     assert 'path="/version"' in (tmp_path / "gone" / "access").read_text()
-    assert capsys.readouterr().err.count("cannot be written") == 1
+    assert sum("cannot be written" in record.message for record in caplog.records) == 1
+
+
+async def test_an_audit_line_that_its_file_does_not_take_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    async with session(log=RequestLog(folder / "audit")) as api:
+        folder.rename(tmp_path / "gone")
+        (tmp_path / "logs").write_text("no folder")
+        for name in ("poet", "other"):
+            await api.post(UNLOAD, {"lora_name": name})
+    told = [record.message for record in caplog.records if "cannot be written" in record.message]
+    assert ['"adapter": "poet"' in told[0], '"adapter": "other"' in told[1]] == [True, True]
+
+
+class Hung(logging.Handler):
+    """A log that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.moves = threading.Event(), threading.Event()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reached.set()
+        assert self.moves.wait(60)
+        self.lines.append(record.getMessage())
+
+
+def test_a_log_that_hangs_loses_lines_beyond_its_queue_and_says_how_many() -> None:
+    hung = Hung()
+    lines = LogQueue(hung, most_lines=2)
+    log = logging.Logger("a")
+    log.addHandler(lines.entry)
+    log.warning("first")
+    assert hung.reached.wait(60)
+    for number in range(5):
+        log.warning("line %d", number)
+    assert lines.lost == 3
+    assert not lines.close(0.01)
+    hung.moves.set()
+    assert lines.flush(60)
+    log.warning("last")
+    assert lines.close(60)
+    assert [line for line in hung.lines if not line.startswith("3 lines of this log were left out")] == [
+        "first", "line 0", "line 1", "last",
+    ]  # fmt: skip
+    assert len(hung.lines) == 5
+
+
+async def test_with_an_audit_log_that_hangs_nothing_is_changed_and_other_requests_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, log = Hung(), RequestLog(tmp_path / "audit", "text", tmp_path / "access", audit_s=0.1)
+    monkeypatch.setattr(log, "_audit_lines", LogQueue(hung))
+    monkeypatch.setattr(log._audit, "handlers", [log._audit_lines.entry])
+    async with session(log=log) as api:
+        assert (await api.post(UNLOAD, {"lora_name": "poet"})).status == 200  # it was not known to hang
+        refused = await api.post(UNLOAD, {"lora_name": "other"})
+        assert (refused.status, refused.error["code"], refused.headers["Retry-After"]) == (503, "busy", "5")
+        assert "nothing was changed" in refused.error["message"]
+        assert (await api.post(COMPLETIONS, COMPLETION | {"model": "base"})).status == 200
+        hung.moves.set()
+        assert log.flush(60)
+        assert (await api.post(UNLOAD, {"lora_name": "nobody"})).status == 404
+    assert [json.loads(line)["status"] for line in hung.lines] == [200, 503, 404]
+
+
+def test_an_audit_line_waits_for_a_place_in_a_log_that_hangs() -> None:
+    hung = Hung()
+    lines = LogQueue(hung, most_lines=1)
+    log = logging.Logger(AUDIT)
+    log.addHandler(lines.entry)
+    writes = threading.Thread(target=lambda: [log.warning("%d", number) for number in range(4)])
+    writes.start()
+    assert hung.reached.wait(60)
+    hung.moves.set()
+    writes.join(60)
+    assert lines.close(60)
+    assert (hung.lines, lines.lost) == (["0", "1", "2", "3"], 0)
+
+
+def test_lines_that_were_lost_are_counted_for_prometheus() -> None:
+    client = FakeClient(TOKENIZER)
+    client.telemetry.watch_lost_lines(lambda: {"access": 3, "audit": 0})
+    told = client.telemetry.render(client.stats()).decode()
+    assert 'loraserve_log_lines_lost_total{log="access"} 3.0' in told

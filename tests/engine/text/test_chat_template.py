@@ -1,5 +1,6 @@
 """Chat templates render as transformers renders them, within limits whatever they do."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from engine.errors import InvalidConfig
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
 from engine.tokenizer import Tokenizer
+from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions
+from scheduler.request import InvalidParameter
 from tests.engine.text.templates import CHATML, HOSTILE, MISTRAL, REAL
 from tests.fakes.tokenizers import byte_tokenizer
 
@@ -21,6 +25,9 @@ TURNS = [
 ]
 CONVERSATIONS = [TURNS, TURNS[1:], TURNS[1:2], TURNS[:3], [{"role": "user", "content": ""}]]
 HI = TURNS[1:2]
+ENCODE = Tokenizer(byte_tokenizer()).encode
+SURROGATE = "{{ '\\ud800' }}"
+ONLY_ANSWERS = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '\\udfff' }}{% endif %}{% endfor %}"
 SHORT_S, LITTLE_BYTES = 0.3, 1 << 28
 
 
@@ -63,7 +70,7 @@ def test_a_template_without_an_end_is_refused_and_the_next_one_renders(
     renderer: TemplateRenderer, name: str
 ) -> None:
     with pytest.raises(BrokenTemplate, match="chat template"):
-        ChatTemplate(HOSTILE[name], {}, renderer).check()
+        ChatTemplate(HOSTILE[name], {}, renderer).check(ENCODE)
     assert (
         ChatTemplate(CHATML, {}, renderer).render(HI, False).text
         == f"<|im_start|>user\n{HI[0]['content']}<|im_end|>\n"
@@ -74,7 +81,7 @@ def test_what_a_template_says_in_refusing_is_passed_on(renderer: TemplateRendere
     template = ChatTemplate(MISTRAL, {"bos_token": "", "eos_token": ""}, renderer)
     with pytest.raises(InvalidChat, match="roles must alternate"):
         template.render([*HI, *HI])
-    template.check()
+    template.check(ENCODE)
 
 
 def test_a_text_that_is_too_long_is_measured_and_not_returned(renderer: TemplateRenderer) -> None:
@@ -85,7 +92,7 @@ def test_a_text_that_is_too_long_is_measured_and_not_returned(renderer: Template
 
 def test_a_renderer_that_is_dropped_ends_its_process() -> None:
     renderer = TemplateRenderer()
-    ChatTemplate(CHATML, {}, renderer).check()
+    ChatTemplate(CHATML, {}, renderer).check(ENCODE)
     assert renderer._worker is not None
     process: subprocess.Popen[bytes] = renderer._worker._process
     assert process.poll() is None
@@ -120,6 +127,8 @@ def test_an_operators_template_replaces_the_models(
         ("bytes.jinja", "give a file"),
         ("{% for", "no Jinja template"),
         (HOSTILE["a long range"], "no template may"),
+        (SURROGATE, "writes what the tokenizer cannot take"),
+        (ONLY_ANSWERS, "writes what the tokenizer cannot take"),
     ],
 )
 def test_an_operators_template_that_is_none_is_refused_at_start(
@@ -144,3 +153,26 @@ def test_of_several_templates_a_model_has_its_default(tmp_path: Path) -> None:
     several.save_pretrained(tmp_path)
     with pytest.raises(InvalidConfig, match=r"tool_use.*with --chat-template"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("template", [SURROGATE, "\ud800", ONLY_ANSWERS])
+def test_a_template_that_writes_what_is_no_text_is_refused_with_its_model_or_adapter(
+    tmp_path: Path, template: str
+) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    with pytest.raises(InvalidConfig, match=r"cannot take.*with --chat-template") as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(Flaw, match="chat template writes what the tokenizer cannot take"):
+        Tokenizer(byte_tokenizer()).of_adapter(Companions(chat_template=template))
+
+
+def test_what_a_template_writes_is_not_put_down_to_the_messages() -> None:
+    tokenizer = Tokenizer(byte_tokenizer("{{ messages[0].content | replace('x', '\\ud800') }}"))
+    with pytest.raises(InvalidChat, match="the chat template makes no text of these messages"):
+        tokenizer.encode_chat([{"role": "user", "content": "x"}])
+    with pytest.raises(InvalidParameter, match="messages"):
+        tokenizer.encode_chat([{"role": "user", "content": "\ud800"}])
