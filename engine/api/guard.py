@@ -4,6 +4,7 @@ It may not know what the handlers do.
 """
 
 import asyncio
+import ipaddress
 import logging
 import re
 import uuid
@@ -17,7 +18,6 @@ from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission
 from engine.metrics.request_log import RequestLog, RequestRecord
 from lora.format.adapter_files import short
-from transport.control.security import is_loopback
 
 _PERMISSIONS = {
     "/health": Permission.NOTHING,
@@ -118,7 +118,7 @@ def _is_local(request: web.Request) -> bool:
     What these headers say is not believed, only that they are there.
     """
     direct = not any(name in request.headers for name in _NOT_DIRECT)
-    return direct and request.remote is not None and is_loopback(request.remote)
+    return direct and bool(request.remote) and ipaddress.ip_address(request.remote).is_loopback
 
 
 def _request_id(request: web.Request) -> str:

@@ -142,7 +142,7 @@ def test_missing_extra_and_misshaped_tensors_are_all_named(folder: Path) -> None
 def test_a_truncated_file_is_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' cannot be read"):
         load(folder)
 
 
@@ -150,7 +150,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors' cannot be read"):
         load(folder)
 
 

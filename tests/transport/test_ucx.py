@@ -82,7 +82,7 @@ def test_without_nixl_the_stream_is_left_and_insisting_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nixl_agent, "BINDINGS", ("nixl_of_nowhere._bindings",))
-    with pytest.raises(PathUnavailable, match="loraserve\\[ucx\\]"):
+    with pytest.raises(PathUnavailable, match="scripts/setup ucx"):
         open_paths("test", "ucx")
     assert [path.name for path in open_paths("test")] == ["stream"]
 

@@ -34,7 +34,7 @@ def test_too_many_parts_are_refused_with_their_number(prompt: object, parts: str
         '"[,' * 200_000,
         '\\"' * 200_000,
         "\\" * 400_001,
-        [7] * 400_000,
+        [7] * 290_000,
         [[1, 2, 3]] * 10_000,
         ["a, [b]"] * 20_000,
     ],
