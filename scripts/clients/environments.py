@@ -50,11 +50,12 @@ def _python(client: Client, folder: Path) -> Environment:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if client.needs_torch:
             _run([*pip, torch_pin()])  # first, so that nothing that follows brings another
-        packages = client.packages
+        packages = [*client.packages, *([torch_pin()] if client.needs_torch else [])]
+        if client.requirements:
+            packages += ["-r", str(PROGRAMS.parent / client.requirements)]
         if client.bare:
-            _run([*pip, "--no-deps", packages[0]])
-            packages = packages[1:]
-        _run([*pip, *packages, *([torch_pin()] if client.needs_torch else [])])
+            _run([*pip, "--no-deps", packages.pop(0)])
+        _run([*pip, *packages])
         _stamp(client, folder)
     # -P: the folder of the programs is not searched, so a program may be called like the library it tries.
     module = f"scripts.clients.programs.{client.program.removesuffix('.py')}"
@@ -107,7 +108,8 @@ def _stamp(client: Client, folder: Path) -> None:
 
 
 def _content(client: Client) -> str:
-    return "\n".join([client.installer, sys.version, *client.packages])
+    required = (PROGRAMS.parent / client.requirements).read_text() if client.requirements else ""
+    return "\n".join([client.installer, sys.version, *client.packages, required])
 
 
 def _found(command: str) -> str:

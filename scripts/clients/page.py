@@ -24,7 +24,6 @@ package registries.
 - *error* is an unknown model, which must raise the client's own exception.
 - *batch* is several prompts in one call, and *cancel* a stream that the client leaves: the server must abort it.
 - "–" was not tried, mostly because the client has no way to ask for it.
-- Of *vllm bench serve* the file with its requests is run: the command itself imports all of vLLM.
 - *SGLang's payloads* are those of its bench_serving, replayed: that client imports all of SGLang.
 """
 

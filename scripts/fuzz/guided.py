@@ -69,7 +69,7 @@ def try_guided(target: Target, plan: Plan, report: Callable[[Outcome], object]) 
     inputs.write(plan.corpus)
     for case in target.whole():  # libraries import much when it is first needed
         trial.take(case)
-    for function in [each for each in gc.get_objects() if isinstance(each, FunctionType)]:
+    for function in [each for each in gc.get_objects() if type(each) is FunctionType]:
         if str(function.__module__).startswith(_WATCHED):
             atheris.instrument_func(function)
 
@@ -85,8 +85,13 @@ def try_guided(target: Target, plan: Plan, report: Callable[[Outcome], object]) 
         spoilt = inputs.spoilt(content, chance) if chance.random() < 0.5 else None
         return spoilt if spoilt and len(spoilt) <= most_bytes else atheris.Mutate(content, most_bytes)
 
-    # Torch alone has more memory than atheris grants by itself.
-    limits = [f"-timeout={HANG_S:.0f}", "-rss_limit_mb=0"]
+    # Torch alone has more memory than atheris grants by itself. Short inputs are no end: most are refused at once.
+    limits = [
+        f"-timeout={HANG_S:.0f}",
+        f"-report_slow_units={HANG_S:.0f}",
+        "-rss_limit_mb=0",
+        "-reduce_inputs=0",
+    ]
     options = [f"-seed={plan.seed}", *limits, f"-artifact_prefix={plan.folder}/"]
     atheris.Setup(["fuzz", str(plan.corpus), *options], attempt, custom_mutator=mutate)
     atheris.Fuzz()

