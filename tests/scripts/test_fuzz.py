@@ -195,7 +195,7 @@ def test_the_command_counts_in_a_row_and_tries_a_kept_case_again(
     rows, folder = tmp_path / "rows.jsonl", tmp_path / "findings"
     given = ["adapters", "--cases", "5", "--workers", "2", "--seed", "4"]
     assert command.main([*given, "--results", str(rows), "--findings", str(folder)]) == 0
-    assert '"target": "adapters", "seed": 4, "drawn by": "chance", "workers": 2' in rows.read_text()
+    assert '"target": "adapters", "seed": 4, "drawn_by": "chance", "workers": 2' in rows.read_text()
     assert '"cases": 10' in rows.read_text()
     case = tmp_path / "one.case"
     case.write_bytes(Case("adapter_config.json", b"{").encoded())
