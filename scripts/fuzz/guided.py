@@ -82,7 +82,7 @@ def try_guided(target: Target, plan: Plan, report: Callable[[Outcome], object]) 
 
     def mutate(content: bytes, most_bytes: int, seed: int) -> bytes:
         chance = random.Random(seed)
-        spoilt = inputs.spoilt(content, chance) if chance.random() < 0.5 else None
+        spoilt = inputs.spoilt(content, chance) if chance.random() < 0.8 else None
         return spoilt if spoilt and len(spoilt) <= most_bytes else atheris.Mutate(content, most_bytes)
 
     # Torch alone has more memory than atheris grants by itself. Short inputs are no end: most are refused at once.

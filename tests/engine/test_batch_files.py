@@ -16,7 +16,7 @@ import pytest
 
 from engine import batch
 from engine.batch import Summary, run_batch
-from engine.config.config import BatchConfig, EngineConfig
+from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.errors import InvalidConfig, OutputFailed
 from engine.results_file import RESULT_PREFIX, open_results_file
 from tests.engine.test_batch import CODEC, files, line, results, run
@@ -224,6 +224,15 @@ def test_the_exit_code_tells_whether_all_is_answered_even_to_a_closed_pipe(tmp_p
     assert "Traceback" not in ended.stderr
     assert "line 2" in ended.stderr
     assert len(results(config)) == 2
+
+
+def test_a_line_may_ask_for_more_sequences_than_a_server_lets_wait(tmp_path: Path) -> None:
+    asked = json.loads(DEMO)
+    asked["body"] |= {"prompt": ["a"] * 3, "n": 100, "max_tokens": 1}
+    config = files(tmp_path, [json.dumps(asked)])
+    assert batch.main(command(config, config.output)[3:]) == 0
+    (result,) = results(config)
+    assert len(result["response"]["body"]["choices"]) == 300 > ServeConfig().max_waiting
 
 
 @pytest.mark.slow

@@ -57,6 +57,11 @@ def test_an_adapter_is_read_from_its_request_when_it_is_first_used(llm: LLM) -> 
     assert said(llm.chat([ASK], GREEDY, lora_request=LoRARequest("mine", 1, rot13))) == ["tneqra"]
 
 
+def test_a_call_may_ask_for_more_sequences_than_a_server_lets_wait(llm: LLM) -> None:
+    results = llm.generate(["a"] * 3, SamplingParams(n=100, max_tokens=1))
+    assert [len(result.outputs) for result in results] == [100] * 3
+
+
 @pytest.mark.parametrize(
     ("choice", "error", "message"),
     [

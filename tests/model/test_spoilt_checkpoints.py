@@ -12,7 +12,7 @@ from engine.errors import InvalidConfig
 from engine.tokenizer import Tokenizer
 from model.checkpoint import CheckpointError, load_weights, read_config
 from model.config import UnsupportedModel
-from scripts.fuzz.mutators import spoilt_safetensors, spoilt_value
+from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors, spoilt_value
 from tests.chance import chances
 from tests.fakes.tokenizers import byte_tokenizer
 from tests.oracles import hf
@@ -37,23 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def spoilt(chance: random.Random, path: Path) -> str:
+def spoilt(chance: random.Random, path: Path) -> bytes:
     """The file's object, spoilt somewhere, now and then in a scaling of RoPE."""
     content = json.loads(path.read_text())
     if chance.random() < 0.3:
         content["rope_scaling"] = spoilt_value(chance, {"rope_type": chance.choice(ROPES), **ROPE})
-    return json.dumps(spoilt_value(chance, content, FURTHER))
+    return spoilt_json(chance, content, FURTHER)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
 def test_a_spoilt_field_is_taken_or_refused(folder: Path, name: str) -> None:
     path = folder / name
-    whole = path.read_text()
+    whole = path.read_bytes()
 
     @FEW
     @given(chances())
     def read(chance: random.Random) -> None:
-        path.write_text(spoilt(chance, path))
+        path.write_bytes(spoilt(chance, path))
         try:
             if name == "tokenizer_config.json":
                 Tokenizer.load(folder)
@@ -62,7 +62,7 @@ def test_a_spoilt_field_is_taken_or_refused(folder: Path, name: str) -> None:
         except (CheckpointError, UnsupportedModel, InvalidConfig):
             pass
         finally:
-            path.write_text(whole)
+            path.write_bytes(whole)
 
     read()
 
