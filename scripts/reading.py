@@ -29,6 +29,7 @@ from engine.llm import LLM
 from engine.metrics.telemetry import Telemetry
 from engine.serve import serve
 from scheduler.request import Request, SamplingParams
+from scripts.arguments import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("engine", "scheduler", "model", "lora", "transport")
@@ -197,4 +198,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.reading"):
+        main()

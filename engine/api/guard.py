@@ -87,7 +87,8 @@ class RequestGuard:
         record.administers = needed is Permission.ADMINISTER
         try:
             authorization = request.headers.get("Authorization")
-            record.key = self._rules.admit(needed, authorization, _is_local(request))
+            is_local = record.administers and _is_local(request)  # nothing else depends on it
+            record.key = self._rules.admit(needed, authorization, is_local)
             if record.administers:
                 await self._log.wait_for_audit()
             response = await handler(request)

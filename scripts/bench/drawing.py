@@ -10,6 +10,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scripts.arguments import one_line
+from scripts.results import read_rows
+
 RESOLUTION_DPI = 150
 
 
@@ -21,7 +24,10 @@ def draw_file(
     parser.add_argument("results", type=Path, help="JSONL that the benchmark wrote")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     options = parser.parse_args(arguments)
-    draw(options.results).savefig(options.out, dpi=RESOLUTION_DPI)
+    with one_line("scripts.bench, drawing"):
+        if not read_rows(options.results):
+            raise ValueError(f"{options.results} has no rows: run the benchmark first")
+        draw(options.results).savefig(options.out, dpi=RESOLUTION_DPI)
     print(options.out)
 
 

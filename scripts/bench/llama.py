@@ -103,7 +103,7 @@ SHAPES = {
 
 def read_shape(model: Path) -> LlamaShape:
     """Read the sizes that a checkpoint's config.json states."""
-    config = json.loads((model / "config.json").read_text())
+    config = json.loads(_input(model / "config.json"))
     heads = config["num_attention_heads"]
     return LlamaShape(
         hidden=config["hidden_size"],
@@ -130,6 +130,15 @@ def index_of(model: Path) -> Path:
     return model.with_name(f"{model.name}-adapters") / "index.json"
 
 
+def _input(path: Path) -> str:
+    """Read a file of a benchmark's model. Raises ValueError."""
+    try:
+        return path.read_text()
+    except FileNotFoundError as error:
+        remedy = "make it by python -m scripts.bench.make_models, or name another folder"
+        raise ValueError(f"there is no {path}: {remedy}") from error
+
+
 def read_index(path: Path) -> tuple[BenchAdapter, ...]:
     """Read the adapters of an index.json, in its order."""
-    return tuple(BenchAdapter(**entry) for entry in json.loads(path.read_text()))
+    return tuple(BenchAdapter(**entry) for entry in json.loads(_input(path)))

@@ -30,6 +30,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from scripts.arguments import count, one_line, some_of
 from scripts.bench.llama import RANKS, SHAPES, VOCABULARY_SIZE, LlamaShape, index_of
 
 BOS, EOS, PAD, HEADER, END_HEADER = "<|bos|>", "<|eos|>", "<|pad|>", "<|role|>", "<|text|>"
@@ -156,13 +157,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", default="100m,1b", help=f"comma-separated, of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--sizes",
+        type=some_of(SHAPES),
+        default=["100m", "1b"],
+        help=f"comma-separated, of {', '.join(SHAPES)}",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--adapters", type=int, default=32)
+    parser.add_argument("--adapters", type=count, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="make again what exists")
     options = parser.parse_args(arguments)
-    for size in options.sizes.split(","):
+    for size in options.sizes:
         base = options.out / size
         if index_of(base).exists() and not options.force:
             print(f"{base}: exists (--force makes it again)")
@@ -172,4 +178,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.make_models"):
+        main()

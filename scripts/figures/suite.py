@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from scripts.arguments import one_line
 from scripts.bench.drawing import RESOLUTION_DPI
 from scripts.figures.cluster_run import Traces, read_traces
 from scripts.figures.rows import SuiteRows
@@ -53,9 +54,13 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.traces or options.quick or options.draw):
         parser.error("give --traces FOLDER, or --quick or --draw")
-    rows = SuiteRows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
-    if not options.draw:
-        suite.ask(SuiteWork(rows, read_traces(None if options.quick else options.traces), options.quick))
-        rows.tidy()
-    for name, draw in suite.pictures.items():
-        draw(rows.all()).savefig(options.out / f"{name}.png", dpi=RESOLUTION_DPI)
+    with one_line(f"scripts.figures.{suite.name}"):
+        rows = SuiteRows(options.out / f"{suite.name}.jsonl", options.anew.split(","))
+        if not options.draw:
+            traces = read_traces(None if options.quick else options.traces)
+            suite.ask(SuiteWork(rows, traces, options.quick))
+            rows.tidy()
+        if not rows.all():
+            raise ValueError(f"{options.out} has no rows of {suite.name}: give --traces or --quick first")
+        for name, draw in suite.pictures.items():
+            draw(rows.all()).savefig(options.out / f"{name}.png", dpi=RESOLUTION_DPI)

@@ -112,7 +112,7 @@ def row(plan: Plan, workers: int, started: str, took_s: float, outcome: Outcome)
         "started": started,
         "target": plan.target,
         "seed": plan.seed,
-        "drawn by": "chance" if plan.corpus is None else "atheris",
+        "drawn_by": "chance" if plan.corpus is None else "atheris",
         "workers": workers,
         "seconds": round(took_s, 1),
         "cases": outcome.cases,

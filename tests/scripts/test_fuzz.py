@@ -4,7 +4,10 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -12,7 +15,7 @@ from scripts.fuzz import __main__ as command
 from scripts.fuzz import campaign
 from scripts.fuzz.campaign import run_workers
 from scripts.fuzz.case import Case, Finding, Target
-from scripts.fuzz.guided import Inputs
+from scripts.fuzz.guided import Inputs, try_guided
 from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors
 from scripts.fuzz.readers import requests
 from scripts.fuzz.sound_bodies import SOUND
@@ -136,6 +139,45 @@ def test_sound_bodies_are_taken(path: str) -> None:
         assert (target.run(Case(path, json.dumps(body).encode())), body) == ("taken", body)
 
 
+class FakeAtheris:
+    """Draws what the mutator makes of one input, without an end, as atheris does."""
+
+    def __init__(self) -> None:
+        self.instrumented: list[str] = []
+
+    def instrument_func(self, function: FunctionType) -> None:
+        self.instrumented.append(function.__module__)
+
+    def Setup(  # noqa: N802 - atheris' name
+        self, arguments: list[str], attempt: Callable[[bytes], None], custom_mutator: Callable[..., bytes]
+    ) -> None:
+        self._attempt, self._mutate = attempt, custom_mutator
+
+    def Fuzz(self) -> None:  # noqa: N802 - atheris' name
+        for seed in count():
+            self._attempt(self._mutate(b'\x01{"a": 1}', 100, seed))
+
+    def Mutate(self, content: bytes, most_bytes: int) -> bytes:  # noqa: N802 - atheris' name
+        return content[:-1]
+
+
+def test_cases_of_atheris_are_tried_counted_and_kept_until_the_plan_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atheris, target, told = FakeAtheris(), Fragile(), list[Outcome]()
+    monkeypatch.setitem(sys.modules, "atheris", atheris)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    plan = Plan("fragile", 1, tmp_path, 60.0, cases=30, corpus=tmp_path / "corpus")
+    with pytest.raises(SystemExit) as ended:
+        try_guided(target, plan, told.append)
+    assert ended.value.code == 0
+    assert told[-1].counts == {"taken": 30}
+    assert target.seen[:2] == [b"c", b"whole"]
+    assert len(set(target.seen)) > 5
+    watched = {name.partition(".")[0] for name in atheris.instrumented}
+    assert watched == {"engine", "lora", "model", "transport", "scheduler"}
+
+
 def test_without_atheris_its_cases_are_refused_with_how_to_get_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +195,7 @@ def test_the_command_counts_in_a_row_and_tries_a_kept_case_again(
     rows, folder = tmp_path / "rows.jsonl", tmp_path / "findings"
     given = ["adapters", "--cases", "5", "--workers", "2", "--seed", "4"]
     assert command.main([*given, "--results", str(rows), "--findings", str(folder)]) == 0
-    assert '"target": "adapters", "seed": 4, "drawn by": "chance", "workers": 2' in rows.read_text()
+    assert '"target": "adapters", "seed": 4, "drawn_by": "chance", "workers": 2' in rows.read_text()
     assert '"cases": 10' in rows.read_text()
     case = tmp_path / "one.case"
     case.write_bytes(Case("adapter_config.json", b"{").encoded())

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from scripts.arguments import count, counts, one_line, seconds, some_of
 from scripts.bench import machine
 from scripts.bench.engine import limits, measurement, workload
 from scripts.bench.engine.baselines import (
@@ -153,11 +154,6 @@ def names(text: str) -> list[str]:
     return text.split(",")
 
 
-def numbers(text: str) -> list[int]:
-    """Split a comma-separated list of whole numbers."""
-    return [int(part) for part in text.split(",")]
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
@@ -166,23 +162,33 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", type=names, default=["100m", "1b"], help="folders below --models-home")
     add("--models-home", type=Path, default=ROOT / "build/bench")
-    add("--kinds", type=names, default=["base", "one", "mixed"], help=f"of {', '.join(workload.KINDS)}")
-    add("--batches", type=numbers, default=[1, 8, 32])
+    add(
+        "--kinds",
+        type=some_of(workload.KINDS),
+        default=["base", "one", "mixed"],
+        help=f"of {', '.join(workload.KINDS)}",
+    )
+    add("--batches", type=counts, default=[1, 8, 32])
     add("--dtype", choices=limits.DTYPES, default="bf16")
-    add("--prompt-tokens", type=int, default=128)
-    add("--output-tokens", type=int, default=64)
-    add("--baselines", type=names, default=list(BASELINES), help=f"of {', '.join(BASELINES)}; or none")
+    add("--prompt-tokens", type=count, default=128)
+    add("--output-tokens", type=count, default=64)
+    add(
+        "--baselines",
+        type=some_of((*BASELINES, "none")),
+        default=list(BASELINES),
+        help=f"of {', '.join(BASELINES)}; or none",
+    )
     add("--baselines-home", type=Path, default=ROOT / "build/baselines", help="their environments")
     add("--harnesses", type=Path, default=ROOT / "build/baselines/harnesses", help="their harnesses")
-    add("--rounds", type=int, default=1, help="how often every engine runs")
-    add("--repeats", type=int, default=3, help="runs of a workload in each round")
+    add("--rounds", type=count, default=1, help="how often every engine runs")
+    add("--repeats", type=count, default=3, help="runs of a workload in each round")
     add(
         "--quiet-wait",
-        type=float,
+        type=seconds,
         default=10,
         help="seconds to wait before a run for other processes to rest",
     )
-    add("--timeout", type=float, default=900, help="seconds that an engine may take for one kind")
+    add("--timeout", type=seconds, default=900, help="seconds that an engine may take for one kind")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=ROOT / "results/bench_engine.jsonl")
     return parser.parse_args(arguments)
@@ -218,4 +224,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with one_line("scripts.bench.engine"):
+        raise SystemExit(main())

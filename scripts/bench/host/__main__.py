@@ -23,6 +23,7 @@ from scheduler.limits import StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepScheduler
+from scripts.arguments import count, one_line
 from scripts.bench import machine
 from scripts.results import Row, append_rows
 
@@ -101,8 +102,8 @@ def _step(scheduler: StepScheduler, ready: frozenset[str]) -> StepPlan:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and with --out write the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sequences", type=int, nargs="+", default=[32, 128, 256])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--sequences", type=count, nargs="+", default=[32, 128, 256])
+    parser.add_argument("--steps", type=count, default=1000)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     rows = [{"machine": machine.describe(), **measure(count, given.steps)} for count in given.sequences]
@@ -117,4 +118,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.host"):
+        main()

@@ -28,6 +28,7 @@ from lora.segments import AdapterLease
 from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.profile import from_json
 from scheduler.plan import StepPlan
+from scripts.arguments import count, one_line
 from scripts.bench.interference.padded import PaddedExecutor
 from scripts.bench.llama import RANKS
 from scripts.profile_node.live_engine import EngineSpec, add_engine_options, start_engine
@@ -145,7 +146,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add_engine_options(parser)
     add("--profile", type=Path, help="whose cost models are put beside")
-    add("--rounds", type=int, default=7)
+    add("--rounds", type=count, default=7)
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True, help="JSONL to append to")
     return parser.parse_args(arguments)
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.interference"):
+        main()

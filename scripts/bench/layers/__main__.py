@@ -27,6 +27,7 @@ from blake3 import blake3
 from engine.assembly.assembly import Engine, assemble
 from engine.config.config import EngineConfig
 from scheduler.request import Request, SamplingParams
+from scripts.arguments import count, one_line
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.bench.llama import RANKS, SHAPES, index_of, read_index
@@ -118,13 +119,15 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=sorted(SHAPES), default="100m")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where the models are")
     parser.add_argument("--out", type=Path, default=Path("results/bench_layers.jsonl"))
     options = parser.parse_args()
     base: Path = options.folder / options.size
     adapters = {one.rank: one for one in reversed(read_index(index_of(base)))}
     ranks: list[int] = options.ranks
+    if missing := set(ranks) - set(adapters):
+        parser.error(f"--ranks {min(missing)}: give some of {', '.join(map(str, sorted(adapters)))}")
     chosen = {rank: adapters[rank] for rank in ranks}
     rank_row = SHAPES[options.size].lora_weights_of_rank_one
     engine = assemble(
@@ -145,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.layers"):
+        main()

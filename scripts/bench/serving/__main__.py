@@ -27,6 +27,7 @@ import numpy as np
 
 from engine.demo.embedded import TASKS
 from scheduler.sim.workload.trace import InvalidTrace, read_trace
+from scripts.arguments import count, one_line, seconds, span
 from scripts.bench import machine
 from scripts.bench.serving import report, traffic
 from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome
@@ -201,12 +202,6 @@ def conclude(outcomes: Sequence[RequestOutcome], held: dict[str, float], wall_s:
     return bool(outcomes) and not held and not count[RequestEnd.FAILED]
 
 
-def span(text: str) -> tuple[int, int]:
-    """Parse `LOW-HIGH`, or one number for both."""
-    low, _, high = text.partition("-")
-    return int(low), int(high or low)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line. What follows `--` goes to the server that is started."""
     parser = argparse.ArgumentParser(
@@ -215,16 +210,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--url", help="a running server; without it one is started")
     add("--api-key")
-    add("--clients", type=int, default=64, help="requests in flight at most")
+    add("--clients", type=count, default=64, help="requests in flight at most")
     add(
         "--rate",
         type=float,
         default=math.inf,
         help="arrivals per second, Poisson; inf: as fast as clients can",
     )
-    add("--requests", type=int, default=1000, help="requests at most")
-    add("--duration", type=float, default=120.0, help="seconds after which none is sent")
-    add("--timeout", type=float, default=120.0, help="seconds that a request may take")
+    add("--requests", type=count, default=1000, help="requests at most")
+    add("--duration", type=seconds, default=120.0, help="seconds after which none is sent")
+    add("--timeout", type=seconds, default=120.0, help="seconds that a request may take")
     add("--zipf-s", type=float, default=1.0, help="skew of the adapters' popularity; 0: all alike")
     add("--base-share", type=float, default=0.1, help="share of requests for the base")
     add("--fault-share", type=float, default=0.1, help="share of killed clients and malformed requests")
@@ -239,7 +234,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--time-scale", type=float, default=1.0, help="stretch of the trace's gaps: 0.1 is ten times as fast")
     add("--seed", type=int, default=0)
     add("--tenants", type=int, default=0, help="adapters with known answers that the started server gets")
-    add("--churn", type=float, default=0.0, help="seconds between changes of the tenants; 0: none")
+    add("--churn", type=seconds, default=0.0, help="seconds between changes of the tenants; 0: none")
     add("--out", type=Path, help="JSONL file to append rows to")
     add("serve", nargs="*", help="options of the server that is started, after --")
     return parser.parse_args(arguments)
@@ -255,4 +250,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line("scripts.bench.serving"):
+        sys.exit(main())

@@ -31,6 +31,7 @@ from scheduler.sim.replay import Hardware, Workload, fitted, replay
 from scheduler.sim.workload.adapters import EQUAL, catalogue
 from scheduler.sim.workload.popularity import PowerLaw, assigned
 from scheduler.sim.workload.trace import paced
+from scripts.arguments import one_line
 from scripts.bench.machine import OtherProcesses, describe
 from scripts.figures.cluster_run import GIB, Traces, read_traces
 from scripts.figures.roofline import H100, LLAMA_8B, derived
@@ -147,4 +148,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.simulator"):
+        main()

@@ -31,6 +31,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.config.peer_config import PEER_TOKEN_VARIABLE
+from scripts.arguments import one_line
 from scripts.bench import machine
 from scripts.bench.bandwidth import bandwidths
 from scripts.bench.llama import RANKS, SHAPES, BenchAdapter, index_of, read_index
@@ -217,4 +218,5 @@ def open_servers(
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.tiers"):
+        main()

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from scripts.arguments import count, one_line
 from scripts.bench.transport.paths import (
     HOST,
     KIB,
@@ -157,7 +158,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("results/transport.jsonl"))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=count, default=9)
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         files = make_certificates(Path(folder), [HOST])
@@ -173,4 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("scripts.bench.transport"):
+        main()

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from scheduler.cluster.cost.fit import Measurement
 from scheduler.cluster.cost.model import CostModel
 from scheduler.sim.workload.trace import read_trace
+from scripts.arguments import count, one_line
 from scripts.bench import machine
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated
 from scripts.bench.twin.load import CallSource, RequestMix, draw_requests, rate_for
@@ -198,10 +199,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add_engine_options(parser)
-    add("--rounds", type=int, default=8)
+    add("--rounds", type=count, default=8)
     add("--timing-s", type=float, default=40.0, help="seconds in a round in which steps are timed")
-    add("--sequences", type=int, default=16, help="that decode in a timed step, at most")
-    add("--prompt-tokens", type=int, default=512, help="of one timed prompt, at most")
+    add("--sequences", type=count, default=16, help="that decode in a timed step, at most")
+    add("--prompt-tokens", type=count, default=512, help="of one timed prompt, at most")
     add("--draws", type=int, default=60, help="mixed cases beside the grid")
     add("--trace", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens; Poisson without it")
     add("--first", type=int, default=0, help="the trace's call to begin at")
@@ -219,4 +220,5 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(parse())
+    with one_line("scripts.bench.twin"):
+        run(parse())
