@@ -147,6 +147,12 @@ class _ErrorStream(logging.StreamHandler[io.TextIOWrapper]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library calls it so
         """Say nothing: there is nowhere to say it."""
 
+    def close(self) -> None:
+        """Close the descriptor too."""
+        super().close()
+        with suppress(OSError):
+            self.stream.close()
+
 
 @contextmanager
 def server_log(level: str) -> Generator[LogQueue]:
