@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, StepFailed
-from engine.runner.base import Computation, StepExecutor
+from engine.runner.base import Computation, DeviceLost, StepExecutor
 from engine.unified_pool import UnifiedPool
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
@@ -133,7 +133,7 @@ class EngineCore:
         """Plan and launch a step, then collect the one before it: a device computes while the host decides.
 
         A step that is computed already is collected at once. Never waits for an adapter: sequences whose adapter
-        is on its way are left out.
+        is on its way are left out. Raises DeviceLost, and then nothing can be computed any more.
         """
         first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         with self._lock:
@@ -186,7 +186,10 @@ class EngineCore:
         lease = self._store.acquire(plan.adapters)
         try:
             self._launched = _Launch(plan, lease, self._executor.launch(plan, lease))
-        except Exception as error:  # noqa: BLE001 - whatever a step raises ends its own requests, never the server
+        except DeviceLost:  # every later step would fail as this one did
+            lease.release()
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever else a step raises ends its own requests, never the server
             lease.release()
             return self._fail_plan(plan, error)
         return ()
@@ -199,6 +202,8 @@ class EngineCore:
         try:
             with launched.lease:
                 computed = launched.computation.outputs()
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001 - as in _launch
             return StepResult((), self._fail_plan(plan, error), idle=False)
         with self._lock:

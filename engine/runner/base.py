@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import AcceleratorError, Tensor
 
 from engine.runner.input_batch import InputBatch
 from lora.segments import AdapterLease, SegmentTable
 from model.sampling.sample import SampleRow
 from scheduler.plan import SequenceKey, SliceOutput, StepPlan
+
+DeviceLost = AcceleratorError
+"""What a device raises that computes nothing more in this process, such as after an assertion in a kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Computation(Protocol):
         ...
 
     def outputs(self) -> StepOutputs:
-        """Wait for the plan's outputs. What it raises ends the plan's requests."""
+        """Wait for the plan's outputs. What it raises ends the plan's requests; DeviceLost ends the engine."""
         ...
 
 
@@ -45,7 +48,7 @@ class StepExecutor(Protocol):
         """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
 
         `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
-        then. What it raises ends the plan's requests.
+        then. What it raises ends the plan's requests; DeviceLost ends the engine.
         """
         ...
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import pytest
+import torch
 
 from engine.api.errors import as_api_error
 from engine.api.generation import ENDPOINTS, Generation
@@ -275,6 +276,31 @@ def test_an_error_of_the_step_loop_itself_ends_what_runs_and_refuses_what_comes(
         assert as_api_error(refusal.value).status == 503
         assert isinstance(engine.failure, EngineStopped)
         await engine.drain(TIMEOUT_S)
+        await engine.close()
+
+    asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
+
+
+@pytest.mark.parametrize(("when", "lags"), [("fault", False), ("fault", True), ("fault_on_read", True)])
+def test_a_device_that_is_lost_ends_the_engine(tmp_path: Path, when: str, lags: bool) -> None:
+    """Of a device that asserted, every later step would fail: a supervisor must start the process again."""
+
+    def fault(plan: StepPlan) -> NoReturn:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    async def session() -> None:
+        rig = build(tmp_path, lags=lags)
+        engine = AsyncEngine(rig.engine, Telemetry(), 8)
+        setattr(rig.executor, when, fault)
+        told = asyncio.Event()
+        engine.on_failure(told.set)
+        await engine.start()
+        with pytest.raises(EngineStopped, match="AcceleratorError"):
+            await _tokens(await engine.submit("base", PROMPT, _params(), "a"))
+        await told.wait()
+        assert not engine.stats().healthy
+        with pytest.raises(EngineStopped):
+            await engine.submit("base", PROMPT, _params(), "b")
         await engine.close()
 
     asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))

@@ -17,11 +17,12 @@ MAX_MODEL_LEN = 256
 @dataclass(slots=True)
 class StubServer:
     """`leaks` keeps a sequence whose client left; `accepts_all` answers malformed requests; `ends_early` forgets
-    the end mark of every stream."""
+    the end mark of every stream; `stalls` is how often its event loop says that it came late."""
 
     leaks: bool = False
     accepts_all: bool = False
     ends_early: bool = False
+    stalls: int | None = None
     running: int = 0
     seen: int = 0
 
@@ -57,7 +58,12 @@ class StubServer:
             f'loraserve_kv_blocks{{state="used"}} {2 * self.running:.1f}',
             'loraserve_kv_blocks{state="cached"} 7.0',
         )
-        return web.Response(text="\n".join(lines))
+        told = (
+            [f'loraserve_event_loop_stalls_total{{over="20ms"}} {self.stalls}']
+            if self.stalls is not None
+            else []
+        )
+        return web.Response(text="\n".join([*lines, *told]))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         self.seen += 1

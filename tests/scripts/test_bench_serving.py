@@ -52,6 +52,12 @@ def test_a_stream_without_its_end_mark_fails_the_run(capsys: pytest.CaptureFixtu
     assert "without its end mark" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("stalls", "passes"), [(3, True), (4, False), (None, False)])
+def test_an_event_loop_that_is_late_too_often_fails_the_run(stalls: int | None, passes: bool) -> None:
+    stub = StubServer(stalls=stalls)
+    assert run_load(stub, "--requests", "5", "--fault-share", "0", "--most-stalls", "3") == passes
+
+
 def test_no_request_is_sent_after_the_duration() -> None:
     stub = StubServer()
     assert not run_load(stub, "--requests", "50", "--duration", "-1")

@@ -159,8 +159,13 @@ async def run_load(options: argparse.Namespace, rest_s: float = REST_S) -> bool:
         print(
             f"\ntenants {options.tenants}; reloaded {changes.reloads}, spares loaded and unloaded {changes.spares}"
         )
-    print(f"\nevent loop stalls: {'not told' if stalls is None else f'{stalls:.0f}'}")
-    return conclude(outcomes, held, wall_s)
+    return conclude(outcomes, held, wall_s) and few_stalls(stalls, options.most_stalls)
+
+
+def few_stalls(stalls: float | None, most: int | None) -> bool:
+    """Print how often the server's event loop came late; whether that is no more than `most`, if one is given."""
+    print(f"event loop stalls: {'not told' if stalls is None else f'{stalls:.0f}'}")
+    return most is None or (stalls is not None and stalls <= most)
 
 
 def max_late_s(outcomes: Sequence[RequestOutcome]) -> float:
@@ -196,8 +201,9 @@ def conclude(outcomes: Sequence[RequestOutcome], held: dict[str, float], wall_s:
     print(f"killed clients {count[RequestEnd.LEFT]}; malformed requests refused {count[RequestEnd.REFUSED]}")
     answered = count[RequestEnd.OK] + count[RequestEnd.WRONG]
     print(f"answers as they should be: {count[RequestEnd.OK]} of {answered}")
-    for line in report.failures(outcomes):
-        print(f"FAILED {line}")
+    for end in (RequestEnd.WRONG, RequestEnd.FAILED):
+        for line in report.failures(outcomes, end):
+            print(f"{end.name} {line}")
     print("leaked: " + (", ".join(f"{name} = {value:.0f}" for name, value in held.items()) or "nothing"))
     return bool(outcomes) and not held and not count[RequestEnd.FAILED]
 
@@ -235,6 +241,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--tenants", type=int, default=0, help="adapters with known answers that the started server gets")
     add("--churn", type=seconds, default=0.0, help="seconds between changes of the tenants; 0: none")
+    add(
+        "--most-stalls",
+        type=int,
+        help="fail if the server's event loop was over 20 ms late more often than this",
+    )
     add("--out", type=Path, help="JSONL file to append rows to")
     add("serve", nargs="*", help="options of the server that is started, after --")
     return parser.parse_args(arguments)

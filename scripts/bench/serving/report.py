@@ -69,7 +69,9 @@ def cell(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def failures(outcomes: Sequence[RequestOutcome], most: int = 5) -> list[str]:
-    """Describe the first few outcomes that should not have been."""
-    bad = [outcome for outcome in outcomes if outcome.end is RequestEnd.FAILED]
+def failures(
+    outcomes: Sequence[RequestOutcome], end: RequestEnd = RequestEnd.FAILED, most: int = 5
+) -> list[str]:
+    """Describe the first few outcomes of an end that should not have been."""
+    bad = [outcome for outcome in outcomes if outcome.end is end]
     return [f"{outcome.planned.model}: {outcome.detail}" for outcome in bad[:most]]
