@@ -60,7 +60,7 @@ def test_an_event_loop_that_is_late_too_often_fails_the_run(stalls: int | None, 
 
 def test_no_request_is_sent_after_the_duration() -> None:
     stub = StubServer()
-    assert not run_load(stub, "--requests", "50", "--duration", "-1")
+    assert not run_load(stub, "--requests", "50", "--duration", "0")
     assert stub.seen == 0
 
 
