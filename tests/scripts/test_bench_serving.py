@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.serving import __main__ as bench_serving
+from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome
+from scripts.bench.serving.http_request import HttpRequest
 from scripts.bench.serving.server import ServerFailed, leftovers, parse_metrics, parse_models, read_rank
+from scripts.bench.serving.traffic import PlannedRequest
 from tests.scripts.stub_server import ADAPTERS, BASE, StubServer
 
 
@@ -56,6 +59,31 @@ def test_a_stream_without_its_end_mark_fails_the_run(capsys: pytest.CaptureFixtu
 def test_an_event_loop_that_is_late_too_often_fails_the_run(stalls: int | None, passes: bool) -> None:
     stub = StubServer(stalls=stalls)
     assert run_load(stub, "--requests", "5", "--fault-share", "0", "--most-stalls", "3") == passes
+
+
+class Original(LoadGenerator):
+    """Clients of a server whose embedded adapters give `says` alone."""
+
+    def __init__(self, says: str) -> None:
+        self.says = says
+        self.asked: list[str] = []
+
+    async def send(self, planned: PlannedRequest, request: HttpRequest) -> RequestOutcome:
+        self.asked.append(json.loads(request.body)["model"])
+        return RequestOutcome(planned, RequestEnd.WRONG, 0.0, 0.0, request=request, text=self.says)
+
+
+@pytest.mark.parametrize(("alone", "end"), [("abd", RequestEnd.MISTAKEN), ("abc", RequestEnd.WRONG)])
+def test_a_wrong_answer_is_the_models_mistake_if_its_original_gives_it_alone(
+    alone: str, end: RequestEnd
+) -> None:
+    planned = PlannedRequest(0.0, "sort-0017", 4, 4)
+    request = HttpRequest("/v1/chat/completions", b'{"model": "sort-0017"}', "abc")
+    wrong = RequestOutcome(planned, RequestEnd.WRONG, 0.0, 0.0, request=request, text="abd")
+    right = RequestOutcome(planned, RequestEnd.OK, 0.0, 0.0, request=request, text="abc")
+    original = Original(alone)
+    assert [each.end for each in asyncio.run(original.ask_again([wrong, right]))] == [end, RequestEnd.OK]
+    assert original.asked == ["sort"]
 
 
 def test_no_request_is_sent_after_the_duration() -> None:

@@ -7,7 +7,8 @@
 
 It prints a line per adapter (times to first token and between tokens, tokens/s) and what became of every
 request. Then it prints what the server still holds when all clients are gone. It exits with 1 if a sound
-request failed, a malformed one was not refused, or a block or sequence leaked.
+request failed, a malformed one was not refused, an answer was not the one that its model gives alone, or a
+block or sequence leaked.
 """
 
 import argparse
@@ -151,6 +152,7 @@ async def run_load(options: argparse.Namespace, rest_s: float = REST_S) -> bool:
                 outcomes = await load.run(draw_requests(options, models), options.clients, options.duration)
             wall_s = time.perf_counter() - start_s
             held = await probe.rest(rest_s)
+            outcomes = await load.ask_again(outcomes)
             stalls = event_loop_stalls(await probe.metrics())
     write(options, report.rows(outcomes, models.ranks, wall_s), wall_s)
     if not math.isinf(options.rate) or options.trace:
@@ -199,13 +201,14 @@ def conclude(outcomes: Sequence[RequestOutcome], held: dict[str, float], wall_s:
     count = {end: sum(outcome.end is end for outcome in outcomes) for end in RequestEnd}
     print(f"\n{len(outcomes)} requests in {wall_s:.1f} s")
     print(f"killed clients {count[RequestEnd.LEFT]}; malformed requests refused {count[RequestEnd.REFUSED]}")
-    answered = count[RequestEnd.OK] + count[RequestEnd.WRONG]
-    print(f"answers as they should be: {count[RequestEnd.OK]} of {answered}")
+    answered = count[RequestEnd.OK] + count[RequestEnd.MISTAKEN] + count[RequestEnd.WRONG]
+    print(f"answers as they should be: {count[RequestEnd.OK]} of {answered}", end="; ")
+    print(f"not right, but the same alone: {count[RequestEnd.MISTAKEN]}")
     for end in (RequestEnd.WRONG, RequestEnd.FAILED):
         for line in report.failures(outcomes, end):
             print(f"{end.name} {line}")
     print("leaked: " + (", ".join(f"{name} = {value:.0f}" for name, value in held.items()) or "nothing"))
-    return bool(outcomes) and not held and not count[RequestEnd.FAILED]
+    return bool(outcomes) and not (held or count[RequestEnd.FAILED] or count[RequestEnd.WRONG])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -7,8 +7,8 @@ outcomes.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from scripts.bench.serving.http_request import HttpRequest
+from scripts.bench.serving.tenants import task_name
 from scripts.bench.serving.traffic import ClientFault, PlannedRequest
 
 DONE = b"[DONE]"
@@ -27,6 +28,7 @@ class RequestEnd(Enum):
     """How a request ended, seen from its client."""
 
     OK = "ok"  # a whole answer, and the right one if there is one
+    MISTAKEN = "mistaken"  # not the right answer, but the one that the original gives alone
     WRONG = "wrong"  # a whole answer, but not the right one
     LEFT = "left"  # the client left, as it was meant to
     REFUSED = "refused"  # malformed, and told so
@@ -39,7 +41,7 @@ class RequestOutcome:
     """How one request ended. Times are seconds since the load began.
 
     A piece is an event with text. `late_s` is how long the request was due before a client was free to send
-    it.
+    it. `request` is what was sent, and `text` what came.
     """
 
     planned: PlannedRequest
@@ -48,6 +50,8 @@ class RequestOutcome:
     late_s: float
     piece_times_s: tuple[float, ...] = ()
     output_tokens: int = 0
+    request: HttpRequest | None = None
+    text: str = ""
     detail: str = ""
 
     @property
@@ -120,12 +124,30 @@ class LoadGenerator:
                 group.create_task(client())
         return outcomes
 
+    async def ask_again(self, outcomes: Iterable[RequestOutcome]) -> list[RequestOutcome]:
+        """Ask the original alone where an answer was wrong, and call the answer mistaken if it is the same.
+
+        A model is not always right. Company, churn and eviction must never change what it says.
+        """
+        settled: list[RequestOutcome] = []
+        for outcome in outcomes:
+            if outcome.end is RequestEnd.WRONG and outcome.request is not None:
+                planned = replace(outcome.planned, model=task_name(outcome.planned.model), fault=None)
+                alone = await self.send(planned, outcome.request.for_model(planned.model))
+                if alone.text == outcome.text:
+                    outcome = replace(outcome, end=RequestEnd.MISTAKEN)
+            settled.append(outcome)
+        return settled
+
     def _now_s(self) -> float:
         return time.perf_counter() - self._start_s
 
     async def _send(self, planned: PlannedRequest) -> RequestOutcome:
-        """Send one request and judge what comes. Never raises for what a server or a network may do."""
-        request = self._make(planned)
+        """Make one request and send it."""
+        return await self.send(planned, self._make(planned))
+
+    async def send(self, planned: PlannedRequest, request: HttpRequest) -> RequestOutcome:
+        """Send one request now and judge what comes. Never raises for what a server or a network may do."""
         leaves_after = self._leaves_after(planned)
         patience_s = self._rng.uniform(0, SHORTEST_PATIENCE_S) if leaves_after == 0 else None
         reader = StreamReader(request, leaves_after, self._now_s)
@@ -148,6 +170,8 @@ class LoadGenerator:
             late_s=max(0.0, sent_s - planned.at_s),
             piece_times_s=tuple(reader.piece_times_s),
             output_tokens=reader.output_tokens,
+            request=request,
+            text=reader.text,
             detail=detail,
         )
 
@@ -164,10 +188,10 @@ class StreamReader:
     def __init__(self, request: HttpRequest, leaves_after: int | None, now_s: Callable[[], float]) -> None:
         self.piece_times_s: list[float] = []
         self.output_tokens = 0
+        self.text = ""
         self._request = request
         self._leaves_after = leaves_after
         self._now_s = now_s
-        self._text = ""
 
     async def judge(
         self, response: aiohttp.ClientResponse, planned: PlannedRequest
@@ -180,8 +204,8 @@ class StreamReader:
         if await self._read(response):
             response.close()  # drops the connection, as a killed process would
             return RequestEnd.LEFT, ""
-        if self._request.answer is not None and self._text.strip() != self._request.answer:
-            return RequestEnd.WRONG, f"{self._text!r} is not {self._request.answer!r}"
+        if self._request.answer is not None and self.text.strip() != self._request.answer:
+            return RequestEnd.WRONG, f"{self.text!r} is not {self._request.answer!r}"
         return RequestEnd.OK, ""
 
     async def _read(self, response: aiohttp.ClientResponse) -> bool:
@@ -194,7 +218,7 @@ class StreamReader:
                 raise ValueError(f"an error event: {event['error']}")
             if text := text_of(event):
                 self.piece_times_s.append(self._now_s())
-                self._text += text
+                self.text += text
             if usage := event.get("usage"):
                 self.output_tokens = usage["completion_tokens"]
             if self._leaves_after is not None and len(self.piece_times_s) >= self._leaves_after:

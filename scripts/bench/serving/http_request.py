@@ -6,7 +6,7 @@ task whose answer is known. So load also shows whether each adapter still answer
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ class HttpRequest:
     path: str
     body: bytes
     answer: str | None = None
+
+    def for_model(self, model: str) -> "HttpRequest":
+        """Make the same request to another model."""
+        return replace(self, body=encode(json.loads(self.body) | {"model": model}))
 
 
 class RequestMaker(Protocol):

@@ -17,9 +17,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_ANSWERED = (RequestEnd.OK, RequestEnd.MISTAKEN, RequestEnd.WRONG)
+
+
 def row(model: str, rank: int | None, outcomes: Sequence[RequestOutcome], wall_s: float) -> dict[str, Any]:
     """Compute the figures of one model's requests: times of sound ones only, tokens of all."""
-    sound = [outcome for outcome in outcomes if outcome.end in (RequestEnd.OK, RequestEnd.WRONG)]
+    sound = [outcome for outcome in outcomes if outcome.end in _ANSWERED]
     first_ms = [1e3 * outcome.ttft_s for outcome in sound if outcome.piece_times_s]
     gaps_ms = [1e3 * gap_s for outcome in sound for gap_s in outcome.gaps_s]
     output_tokens = sum(outcome.output_tokens for outcome in outcomes)
