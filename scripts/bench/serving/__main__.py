@@ -7,8 +7,8 @@
 
 It prints a line per adapter (times to first token and between tokens, tokens/s) and what became of every
 request. Then it prints what the server still holds when all clients are gone. It exits with 1 if a sound
-request failed, a malformed one was not refused, an answer was not the one that its model gives alone, or a
-block or sequence leaked.
+request failed or a malformed one was not refused. It does so too if an answer was not the one that its model
+gives alone, or if a block or sequence leaked.
 """
 
 import argparse
