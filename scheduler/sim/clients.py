@@ -1,32 +1,32 @@
-"""Clients of the simulated cluster: they send requests to front doors, and what becomes of each is recorded."""
+"""Clients of the simulated cluster: they send requests to routers, and what becomes of each is recorded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from scheduler.cluster.routing.router import Refuse
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Clock
-from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
+from scheduler.sim.router import SimRouter
 from scheduler.sim.workload.trace import Arrival
 
 
 class Clients:
-    """Owner of the requests' records. `front_doors` go by the node's name; `serves` says which take requests."""
+    """Owner of the requests' records; each goes to any of `routers` that is up."""
 
     def __init__(
         self,
         clock: Clock,
         history: History,
-        front_doors: Mapping[str, FrontDoor],
-        serves: Callable[[str], bool],
+        routers: Mapping[str, SimRouter],
         rng: np.random.Generator,
     ) -> None:
         self.records: dict[str, Record] = {}
-        self.front_door_of: dict[str, str] = {}  # of each request that is not answered
+        self.router_of: dict[str, str] = {}  # of each request that is not answered
         self._clock, self._history, self._rng = clock, history, rng
-        self._front_doors, self._serves = front_doors, serves
+        self._routers = routers
 
     def expect(self, arrivals: Iterator[Arrival]) -> None:
         """Schedule the next arrival, which schedules the one after it."""
@@ -36,34 +36,37 @@ class Clients:
             self._clock.at(due_s, lambda: self._arrive(arrival, arrivals))
 
     def answer(self, name: str, progress: Progress) -> None:
-        """Record what a front door tells a client of its request."""
+        """Record what a router tells a client of its request."""
         record = self.records[name]
         assert record.end_s is None, f"{name} is answered twice"
-        if progress is Progress.FIRST_TOKEN:
-            record.first_s = record.first_s or self._clock.now
+        if progress is Progress.TOKEN:
+            record.token(self._clock.now)
         else:
-            del self.front_door_of[name]
-            self._end(name, served=progress is Progress.DONE)
+            self._end(name, served=True)
+
+    def refuse(self, name: str, refusal: Refuse) -> None:
+        """Record that a router refuses a request."""
+        assert self.records[name].end_s is None, f"{name} is answered twice"
+        self._end(name, served=False, retry_after_s=refusal.retry_after_s)
 
     def lose(self, name: str) -> None:
-        """Record that the connection to the request's front door broke."""
-        del self.front_door_of[name]
+        """Record that the connection to the request's router broke."""
         self._end(name, served=False)
 
     def _arrive(self, arrival: Arrival, rest: Iterator[Arrival]) -> None:
         self.expect(rest)
         self.records[arrival.name] = Record(arrival)
-        serving = [name for name in self._front_doors if self._serves(name)]
+        serving = [name for name, router in self._routers.items() if router.up]
         if not serving:
             self._end(arrival.name, served=False)
             return
-        home = serving[int(self._rng.integers(len(serving)))]
-        self.front_door_of[arrival.name] = home
-        self._front_doors[home].take(_request(arrival, at=len(self.records)))
+        router = serving[int(self._rng.integers(len(serving)))]
+        self.router_of[arrival.name] = router
+        self._routers[router].take(_request(arrival, at=len(self.records)))
 
-    def _end(self, name: str, served: bool) -> None:
-        record = self.records[name]
-        record.end_s, record.served = self._clock.now, served
+    def _end(self, name: str, served: bool, retry_after_s: float | None = None) -> None:
+        self.router_of.pop(name, None)
+        self.records[name].end(self._clock.now, served, retry_after_s)
         self._history.note(self._clock.now, f"{name} {'served' if served else 'refused'}")
 
 

@@ -1,8 +1,9 @@
 """One simulated node: the real step scheduler and the real agent, a cost model in place of the executor."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
@@ -35,18 +36,29 @@ class NodeSpec:
 
 
 class Progress(Enum):
-    """What a node tells the front door about a request."""
+    """What a node tells a router about a request."""
 
-    FIRST_TOKEN = "first token"
+    TOKEN = "token"
     DONE = "done"
     REFUSED = "refused"
 
 
-Tell = Callable[[Progress], None]
+News = tuple[str, Progress]
+"""What there is to tell of a request, by the name under which it was sent."""
 
 
-def _unheard() -> None:
-    """Do nothing: nobody asks for every token."""
+class Listener(Protocol):
+    """Who sent a request, and hears of it."""
+
+    name: str
+    up: bool
+
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        """Take in news of requests, in order."""
+        ...
+
+
+TellNews = Callable[["SimNode", Listener, Sequence[News]], None]
 
 
 @dataclass(slots=True)
@@ -54,8 +66,7 @@ class _Job:
     """A request on this node, and whom to tell of it."""
 
     request: Request
-    tell: Tell
-    on_token: Action
+    listener: Listener
     drawn_tokens: int = 0
 
 
@@ -63,11 +74,15 @@ class SimNode:
     """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than the
     model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
-    def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
+    def __init__(
+        self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer, tell: TellNews
+    ) -> None:
         self.agent, self.spec = agent, spec
-        self.up, self.slowdown = True, 1.0
+        self.up, self.draining, self.slowdown = True, False, 1.0
         self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
-        self._clock = clock
+        self._clock, self._tell = clock, tell
+        self._heard: dict[str, int] = {}  # the last request of each router
+        self._loads_told = 0
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
@@ -81,20 +96,20 @@ class SimNode:
         """Return the node's name in the cluster."""
         return self.agent.node
 
-    def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
-        """Run `request` and tell how it goes; refuses what it has no room for. `on_token` is called at each of its
-        tokens, before what is told of that."""
+    def submit(self, request: Request, listener: Listener, number: int = 0) -> None:
+        """Run `request`, the `number`-th of its router, and tell how it goes; refuses what it has no room for."""
         adapter = request.adapter
-        if not self.store.retain(adapter):
-            tell(Progress.REFUSED)
+        self._heard[listener.name] = max(number, self._heard.get(listener.name, 0))
+        if self.draining or not self.store.retain(adapter):
+            self._tell(self, listener, [(request.request_id, Progress.REFUSED)])
             return
         try:
             self._scheduler.add(request)
         except RequestRefused:
             self.store.release(adapter)
-            tell(Progress.REFUSED)
+            self._tell(self, listener, [(request.request_id, Progress.REFUSED)])
             return
-        self._jobs[request.request_id] = _Job(request, tell, on_token)
+        self._jobs[request.request_id] = _Job(request, listener)
         self.agent.took(adapter, len(request.prompt_token_ids))
         self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
         self._step()
@@ -120,7 +135,8 @@ class SimNode:
         return self.agent.report(self.slowdown, self.store.cached())
 
     def load(self) -> NodeLoad:
-        """Return what front doors are told of this node's load."""
+        """Return what routers are told of this node's load, but for what it heard from each (see `load_for`)."""
+        self._loads_told += 1
         prompts: dict[AdapterRef, int] = {}
         decoding: dict[AdapterRef, int] = {}
         context = 0
@@ -134,7 +150,18 @@ class SimNode:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
         digests = frozenset(ref.digest for ref in prompts)
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
+        return NodeLoad(
+            len(self._jobs),
+            StepLoad(tuple(parts), context),
+            digests,
+            self.store.room_bytes,
+            number=(self.agent.session << 32) + self._loads_told,
+            draining=self.draining,
+        )
+
+    def load_for(self, router: str, load: NodeLoad) -> NodeLoad:
+        """Return `load` as that router is told."""
+        return replace(load, heard=self._heard.get(router, 0))
 
     def jobs(self) -> list[str]:
         """Return the requests being worked on."""
@@ -173,7 +200,7 @@ class SimNode:
             lost = [job for job in self._jobs.values() if job.request.adapter == ref]
             for job in lost:
                 self.abort(job.request.request_id)
-                job.tell(Progress.REFUSED)
+                self._tell(self, job.listener, [(job.request.request_id, Progress.REFUSED)])
 
     def _step(self) -> None:
         """Begin the next step, unless one runs or nothing can. Empty steps go by until nothing more comes of them."""
@@ -208,16 +235,19 @@ class SimNode:
         self._stepping = False
         self.store.end_step(plan.adapters)
         outputs = [_DRAWN if part.samples else _READ for part in plan.slices]
+        news: dict[str, tuple[Listener, list[News]]] = {}
         for event in self._scheduler.commit(plan, outputs):
-            job = self._jobs[event.key.request_id]
+            name = event.key.request_id
+            job = self._jobs[name]
             job.drawn_tokens += 1
-            job.on_token()
             self.agent.took(job.request.adapter, 1)
-            if job.drawn_tokens == 1:
-                job.tell(Progress.FIRST_TOKEN)
+            _, told = news.setdefault(job.listener.name, (job.listener, []))
+            told.append((name, Progress.TOKEN))
             if event.finish_reason is not None:
-                del self._jobs[event.key.request_id]
+                del self._jobs[name]
                 self.store.release(job.request.adapter)
-                job.tell(Progress.DONE)
+                told.append((name, Progress.DONE))
+        for listener, told in news.values():
+            self._tell(self, listener, told)
         self._give_up_hopeless()
         self._step()

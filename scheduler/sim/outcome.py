@@ -38,6 +38,15 @@ class Record:
     first_s: float | None = None
     end_s: float | None = None
     served: bool = False
+    retry_after_s: float | None = None
+
+    def token(self, now: float) -> None:
+        """Note a token."""
+        self.first_s = now if self.first_s is None else self.first_s
+
+    def end(self, now: float, served: bool, retry_after_s: float | None) -> None:
+        """Note how it ended."""
+        self.end_s, self.served, self.retry_after_s = now, served, retry_after_s
 
     @property
     def ttft_s(self) -> float:

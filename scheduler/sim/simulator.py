@@ -1,4 +1,4 @@
-"""A cluster in virtual time: real schedulers, agents, front doors' policies and coordinator; simulated steps,
+"""A cluster in virtual time: real schedulers, agents, routers' decisions and coordinator; simulated steps,
 network, links and clients. The same spec, arrivals and seed give the same history, byte for byte.
 """
 
@@ -18,14 +18,15 @@ from scheduler.cluster.protocol.messages import (
     Event,
     Leave,
     Publish,
+    RouterReport,
     Tick,
 )
 from scheduler.sim.clients import Clients
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.front_door import FrontDoor, Outbound
 from scheduler.sim.network import CopyLinks, Network
-from scheduler.sim.node import SimNode
+from scheduler.sim.node import Listener, News, SimNode
 from scheduler.sim.outcome import History, Record
+from scheduler.sim.router import SimRouter
 from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
 from scheduler.sim.workload.trace import Arrival
 
@@ -46,12 +47,12 @@ class Simulator:
         self.links = CopyLinks(self.clock, spec.speeds)
         self.nodes: dict[str, SimNode] = {}
         self._spec, self._audit = spec, audit
-        self._front_doors: dict[str, FrontDoor] = {}
-        self._clients = Clients(self.clock, self.history, self._front_doors, self._serves, streams[1])
+        self.routers: dict[str, SimRouter] = {}
+        self._clients = Clients(self.clock, self.history, self.routers, streams[1])
         self._routing_rng = streams[2]
-        self._outbound = Outbound(self.clock, self.network, self.nodes)
         self._sessions = dict.fromkeys(spec.nodes, 0)
         self._left: dict[str, None] = {}
+        self._restarting: dict[str, None] = {}
         self._drops: dict[tuple[str, int, int], None] = {}  # those sent, to tell them from repeats
         self._epoch = 0
         self.coordinator: Coordinator | None = None
@@ -64,7 +65,7 @@ class Simulator:
 
     def run(self, arrivals: Iterable[Arrival], seconds: float, drain_s: float = 600.0) -> None:
         """Let `arrivals` come and `seconds` pass, then up to `drain_s` until all is answered."""
-        unanswered = self._clients.front_door_of
+        unanswered = self._clients.router_of
         self._clients.expect(iter(arrivals))
         self.clock.run(seconds, self._after_each)
         while unanswered and self.clock.now < seconds + drain_s:
@@ -77,9 +78,9 @@ class Simulator:
         for node in self.nodes.values():
             if node.up:
                 node.check()
-        for name, home in self._clients.front_door_of.items():
-            assert self.nodes[home].up, f"{name} is lost with {home}"
-            assert self._front_doors[home].has(name), f"{name} is lost: {home} does not know it"
+        for name, home in self._clients.router_of.items():
+            assert self.routers[home].up, f"{name} is lost with {home}"
+            assert self.routers[home].has(name), f"{name} is lost: {home} does not know it"
 
     def _serves(self, name: str) -> bool:
         """Say whether the node is up and has not left."""
@@ -90,19 +91,27 @@ class Simulator:
             self.check()
 
     def _begin(self) -> None:
-        for name in self._spec.nodes:
+        spec = self._spec
+        for name in spec.routers:
+            self._start_router(name)
+        for name in spec.nodes:
             self._start(name)
         self._start_coordinator()
-        for at, name in enumerate(self._spec.nodes):
-            self._every_second(at / len(self._spec.nodes), lambda name=name: self._report(name))
-        self._every_second(0.5, lambda: self._tell(Tick()))
-        self._every_second(0.0, self._share_loads)
+        for at, name in enumerate(spec.nodes):
+            part = at / len(spec.nodes)
+            self._every(_SECOND, part, lambda name=name: self._report(name))
+            self._every(spec.load_s, part * spec.load_s, lambda name=name: self._tell_load(name))
+        for at, name in enumerate(spec.routers):
+            self._every(_SECOND, at / len(spec.routers), lambda name=name: self._report_router(name))
+        self._every(_SECOND, 0.5, lambda: self._tell(Tick()))
+        if not self._audit:
+            self._every(_SECOND, 0.0, self.check)
         for fault in self._spec.faults:
             self.clock.at(fault.start_s, lambda fault=fault: self._inject(fault))
 
-    def _every_second(self, first_s: float, action: Action) -> None:
+    def _every(self, seconds: float, first_s: float, action: Action) -> None:
         def again() -> None:
-            self.clock.after(_SECOND, again)
+            self.clock.after(seconds, again)
             action()
 
         self.clock.at(first_s, again)
@@ -115,10 +124,28 @@ class Simulator:
         def transfer(ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
             self._transfer(node, ref, sources, done)
 
-        node = SimNode(agent, self._spec.node, self.clock, transfer)
+        node = SimNode(agent, self._spec.node, self.clock, transfer, self._tell_news)
         self.nodes[name] = node
-        self._front_doors[name] = FrontDoor(
-            node, self._outbound, self._spec.routing, self._routing_rng, self._clients.answer
+        self._left.pop(name, None)
+
+    def _start_router(self, name: str) -> None:
+        """Start a router that knows nothing."""
+        self.routers[name] = SimRouter(
+            name,
+            self._spec.router(self._routing_rng),
+            self.clock,
+            self.network,
+            self.nodes,
+            self._clients.answer,
+            self._clients.refuse,
+        )
+
+    def _tell_news(self, node: SimNode, listener: Listener, news: Sequence[News]) -> None:
+        self.network.call(
+            (node.name, listener.name),
+            lambda: listener.up,
+            lambda: listener.hear(node.name, news),
+            lambda: None,
         )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
@@ -143,10 +170,25 @@ class Simulator:
         node = self.nodes[source]
         return node.up and self.network.reaches(source, target) and ref.digest in node.store.ready
 
-    def _share_loads(self) -> None:
-        self._outbound.loads = {name: node.load() for name, node in self.nodes.items() if self._serves(name)}
-        if not self._audit:
-            self.check()
+    def _tell_load(self, name: str) -> None:
+        """Post the node's load to every router."""
+        node = self.nodes[name]
+        if not node.up or name in self._left:
+            return
+        load = node.load()
+        for router_name in self.routers:
+            told = node.load_for(router_name, load)
+            self.network.post(
+                name,
+                router_name,
+                lambda router_name=router_name, told=told: self.routers[router_name].hear_load(name, told),
+            )
+
+    def _report_router(self, name: str) -> None:
+        router = self.routers[name]
+        if router.up:
+            report = RouterReport(name, router.router.table.version)
+            self.network.post(name, _COORDINATOR, lambda: self._tell(report))
 
     def _report(self, name: str) -> None:
         if self._serves(name):
@@ -160,10 +202,17 @@ class Simulator:
         for command in self.coordinator.on_event(event, self.clock.now):
             self._check_command(command)
             self.history.note(self.clock.now, _described(command))
+            if isinstance(command, Publish):
+                self._publish(command)
             for name in command.nodes if isinstance(command, Publish) else (command.node,):
                 self.network.post(
                     _COORDINATOR, name, lambda name=name, command=command: self._obey(name, command)
                 )
+
+    def _publish(self, command: Publish) -> None:
+        """Post a table to the routers."""
+        for name in command.routers:
+            self.network.post(_COORDINATOR, name, lambda name=name: self.routers[name].adopt(command.table))
 
     def _check_command(self, command: Command) -> None:
         """Check that φ sums to 1 in every table, and that no drop takes a last copy."""
@@ -179,8 +228,26 @@ class Simulator:
     def _obey(self, name: str, command: Command) -> None:
         node = self.nodes[name]
         if node.up and node.obey(command):
-            self._left[name] = None
-            self.history.note(self.clock.now, f"{name} left")
+            self.history.note(self.clock.now, f"{name} may leave")
+            self._drain(node, self.clock.now + self._spec.drain_s)
+
+    def _drain(self, node: SimNode, until_s: float) -> None:
+        """Let the node go when its streams have ended, or at `until_s`, from when on they move."""
+        if node.up and self.nodes[node.name] is node:
+            if node.jobs() and self.clock.now < until_s:
+                self.clock.after(self._spec.load_s, lambda: self._drain(node, until_s))
+            else:
+                self._go(node)
+
+    def _go(self, node: SimNode) -> None:
+        self.history.note(self.clock.now, f"{node.name} left")
+        self._left[node.name] = None
+        node.up = False
+        self._tell(Crash(node.name, node.agent.session))
+        self._connections_broke()
+        if node.name in self._restarting:
+            del self._restarting[node.name]
+            self._start(node.name)
 
     def _start_coordinator(self) -> None:
         self.coordinator = self._spec.coordinator(self._epoch)
@@ -201,8 +268,14 @@ class Simulator:
             case FaultKind.SLOW:
                 for name in fault.nodes:
                     self.nodes[name].slowdown = fault.factor
-            case FaultKind.LEAVE:
+            case FaultKind.ROUTER:
                 for name in fault.nodes:
+                    self._crash_router(name)
+            case FaultKind.LEAVE | FaultKind.RESTART:
+                for name in fault.nodes:
+                    if fault.kind is FaultKind.RESTART:
+                        self._restarting[name] = None
+                    self.nodes[name].draining = True
                     leave = Leave(name, self.nodes[name].agent.session)
                     self.network.post(name, _COORDINATOR, lambda leave=leave: self._tell(leave))
             case FaultKind.COORDINATOR:
@@ -216,6 +289,8 @@ class Simulator:
             for name in fault.nodes:
                 if fault.kind is FaultKind.CRASH and not self.nodes[name].up:
                     self._start(name)
+                if fault.kind is FaultKind.ROUTER and not self.routers[name].up:
+                    self._start_router(name)
                 if fault.kind is FaultKind.SLOW:
                     self.nodes[name].slowdown = 1.0
             if fault.kind is FaultKind.PARTITION and self.network.cut_off == fault.nodes:
@@ -226,32 +301,49 @@ class Simulator:
         return end
 
     def _crash(self, name: str) -> None:
-        """Kill the node with all its memory; clients of its front door see their connection break."""
+        """Kill the node with all its memory; its streams move."""
         node = self.nodes[name]
         if not node.up:
             return
         node.up = False
-        for request in self._front_doors[name].pending():
-            self._clients.lose(request)
+        self._restarting.pop(name, None)
         crash = Crash(name, node.agent.session)
         self.clock.after(self._spec.times.detect_s, lambda: self._tell(crash))
         self._connections_broke()
 
+    def _crash_router(self, name: str) -> None:
+        """Kill the router; its clients see their connections break."""
+        router = self.routers[name]
+        if not router.up:
+            return
+        router.up = False
+        for request in router.pending():
+            self._clients.lose(request)
+        self._connections_broke()
+
     def _connections_broke(self) -> None:
-        """Let front doors try again where they cannot reach, and nodes give up what nobody can hear of any
+        """Let routers know, after a while, whom they cannot reach, and nodes give up what nobody can hear of any
         more."""
-        for home, front_door in self._front_doors.items():
-            for name, node in self.nodes.items():
-                if not (node.up and self.network.reaches(home, name)):
-                    front_door.broke(name)
+        for router in self.routers.values():
+            for node in self.nodes.values():
+                if not (node.up and self.network.reaches(router.name, node.name)):
+                    self.clock.after(
+                        self._spec.times.detect_s, lambda router=router, node=node: self._lose(router, node)
+                    )
         self.clock.after(2 * self._spec.times.detect_s, self._give_up_orphans)
+
+    def _lose(self, router: SimRouter, node: SimNode) -> None:
+        """Let `router` see that its connection to that start of the node broke."""
+        if self.nodes[node.name] is node and node.up and self.network.reaches(router.name, node.name):
+            return  # the cut was shorter than it takes to notice
+        router.lose(node.name)
 
     def _give_up_orphans(self) -> None:
         for node in self.nodes.values():
             for job in node.jobs() if node.up else ():
                 name, attempt = job.rsplit("#", 1)
-                home = self._clients.front_door_of.get(name)
-                if home is None or not self._front_doors[home].is_waiting(name, node.name, int(attempt)):
+                home = self._clients.router_of.get(name)
+                if home is None or not self.routers[home].is_waiting_for(name, node.name, int(attempt)):
                     node.abort(job)
 
 

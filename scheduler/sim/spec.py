@@ -5,22 +5,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator
-from scheduler.cluster.routing.base import RoutingPolicy
+from scheduler.cluster.routing.router import Router
 from scheduler.sim.network import CopySpeeds, NetworkFaults, NetworkTimes
 from scheduler.sim.node import NodeSpec
 
 
 class FaultKind(Enum):
     """CRASH: nodes die at once and start anew, empty, when it is over. PARTITION: nodes reach only each
-    other. SLOW: their steps take `factor` times as long. LEAVE: they ask to go. COORDINATOR: it dies, and a
-    new one that knows only the registry takes its place when it is over."""
+    other. SLOW: their steps take `factor` times as long. LEAVE: they ask to go. RESTART: they ask to go, and
+    start anew as soon as they are let go. ROUTER: routers die, and start anew when it is over. COORDINATOR: it
+    dies, and a new one that knows only the registry takes its place when it is over."""
 
     CRASH = "crash"
     PARTITION = "partition"
     SLOW = "slow"
     LEAVE = "leave"
+    RESTART = "restart"
+    ROUTER = "router"
     COORDINATOR = "coordinator"
 
 
@@ -37,13 +42,18 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class SimulatorSpec:
-    """`coordinator` makes one of the given epoch; all nodes are of one `node` spec."""
+    """`coordinator` makes one of the given epoch, `router` the decisions of one router; all nodes are of one `node`
+    spec. Nodes tell each router their load every `load_s`. One that leaves has `drain_s` to end its streams.
+    """
 
     node: NodeSpec
     nodes: tuple[str, ...]
     adapters: tuple[AdapterRef, ...]
     coordinator: Callable[[int], Coordinator]
-    routing: RoutingPolicy
+    router: Callable[[np.random.Generator], Router]
+    routers: tuple[str, ...] = ("r0", "r1")
+    load_s: float = 0.1
+    drain_s: float = 5.0
     speeds: CopySpeeds = field(default_factory=CopySpeeds)
     times: NetworkTimes = field(default_factory=NetworkTimes)
     network_faults: NetworkFaults = field(default_factory=NetworkFaults)
