@@ -9,7 +9,7 @@ from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Clock
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
-from scheduler.sim.router import SimRouter
+from scheduler.sim.router import Answer, RefuseClient, SimRouter
 from scheduler.sim.workload.trace import Arrival
 
 
@@ -27,6 +27,11 @@ class Clients:
         self.router_of: dict[str, str] = {}  # of each request that is not answered
         self._clock, self._history, self._rng = clock, history, rng
         self._routers = routers
+
+    @property
+    def hears(self) -> tuple[Answer, RefuseClient]:
+        """Return what routers are to call."""
+        return self.answer, self.refuse
 
     def expect(self, arrivals: Iterator[Arrival]) -> None:
         """Schedule the next arrival, which schedules the one after it."""

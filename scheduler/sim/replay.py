@@ -137,7 +137,7 @@ def replay(
     except GiveUp:
         finished = False
     records = tuple(simulator.records.values())
-    steps = sum(node.steps for node in simulator.nodes.values())
+    steps = sum(node.steps for node in simulator.cluster.nodes.values())
     counted = (record for record in records if record.arrival.call.arrival_s >= traffic.warm_s)
     outcome = summary(counted, hardware.profile.slo, traffic.seconds - traffic.warm_s)
     return Replay(finished, outcome, records, tuple(sampler.samples), sampler.table, sampler.busy, steps)
@@ -164,18 +164,18 @@ class _Sampler:
         self._watch(now, self._simulator.records)
 
     def _sample(self, now: float) -> None:
-        simulator, nodes = self._simulator, self._simulator.nodes
+        simulator, nodes = self._simulator, self._simulator.cluster.nodes
         self.samples.append(
             Sample(
                 at_s=now,
                 pulls=sum(node.store.fetches for node in nodes.values()),
-                moved_bytes=simulator.links.moved_bytes,
+                moved_bytes=simulator.cluster.links.moved_bytes,
                 kept_bytes=sum(node.agent.used_bytes for node in nodes.values()),
                 used_bytes=sum(node.store.used_bytes for node in nodes.values()),
             )
         )
-        if simulator.coordinator is not None:
-            self.table = simulator.coordinator.table
+        if simulator.cluster.coordinator is not None:
+            self.table = simulator.cluster.coordinator.table
         self.busy = {name: node.busy_s / now for name, node in nodes.items()}
 
 
@@ -197,7 +197,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
         nodes=tuple(f"n{at}" for at in range(nodes)),
         adapters=traffic.adapters,
         coordinator=policy.coordinator(setting),
-        routing=policy.routing(setting),
+        router=policy.router(setting),
     )
 
 

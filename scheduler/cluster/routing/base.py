@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.model import AdapterLoad, StepLoad
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.state import RoutingTable, Shares, normalised
 
 
@@ -43,6 +44,7 @@ class NodeLoad:
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
     `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
     is in it. A node that is `draining` takes no more.
+    `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
     requests: int
@@ -52,6 +54,8 @@ class NodeLoad:
     number: int = 1
     heard: int = 0
     draining: bool = False
+    kernel: Kernel | None = None
+    pace: Pace = AS_PROFILED
 
     def has_room(self, adapter: AdapterRef) -> bool:
         """Return whether a request for `adapter`, which the plan does not keep here, need not wait for

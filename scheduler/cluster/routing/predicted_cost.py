@@ -64,9 +64,8 @@ class PredictedCostRouting:
     def _fetching(self, ask: RouteRequest, loads: Loads, homes: Sequence[str]) -> Iterable[_Candidate]:
         """Find the nodes beside `homes` with room to fetch the adapter at once."""
         fetch_s = _FETCH_LATENCY_S + ask.adapter.nbytes / _FETCH_BYTES_PER_S
-        front_doors = len(loads)
         for node, load in loads.items():
-            if node not in homes and load.has_room(ask.adapter, front_doors):
+            if node not in homes and load.has_room(ask.adapter):
                 yield self._candidate(ask, node, load, fetch_s)
 
     def _candidate(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> _Candidate:
