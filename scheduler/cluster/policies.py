@@ -27,9 +27,13 @@ from scheduler.cluster.placement.baselines import (
     ReplicatedPlacement,
 )
 from scheduler.cluster.placement.loraserve import LoraservePlacement
+from scheduler.cluster.routing.admission import Admission
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
-from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.load_view import LoadView
+from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
+from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS
+from scheduler.cluster.routing.router import Router, RouterOptions
 from scheduler.residency import CheapestWindow
 
 KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
@@ -41,7 +45,7 @@ class Setting:
     """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO and the
     mean request.
 
-    `seed` is of what is drawn. In replays `known_rates` is the future.
+    `seed` is of what is drawn. In replays `known_rates` is the future. There are so many `routers`.
     """
 
     model: CostModel
@@ -51,6 +55,7 @@ class Setting:
     known_rates: KnownRates | None = None
     mean_prompt_tokens: float = 1024.0
     limits: Limits = ROOMY
+    routers: int = 2
 
     @property
     def forecast(self) -> Forecast:
@@ -58,6 +63,7 @@ class Setting:
         return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
 
 
+MakeRouter = Callable[[np.random.Generator], Router]
 MakePlacement = Callable[[Setting], PlacementPolicy]
 
 
@@ -97,6 +103,16 @@ def _toppings(setting: Setting) -> RoutingPolicy:
     return ToppingsRouting(setting.model, setting.mean_output_tokens, setting.slo.tbt_s)
 
 
+def admitted(setting: Setting) -> Admission | None:
+    """Make the admission that all policies have where the SLO is kept at the door."""
+    return Admission(CostEstimator(setting.forecast), setting.slo)
+
+
+def unbounded(setting: Setting) -> Admission | None:
+    """Make none: every request is sent at once."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One composition; `note` is its line in a table or a legend."""
@@ -109,6 +125,22 @@ class Policy:
     measure: Callable[[Setting], Measure] = utilisation
     planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
     residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
+    admission: Callable[[Setting], Admission | None] = admitted
+
+    def router(self, setting: Setting) -> MakeRouter:
+        """Return what makes the decisions of one router, which draws from the given rng."""
+
+        def of(rng: np.random.Generator) -> Router:
+            node_chunks = max(1, setting.limits.kv_tokens // CHUNK_TOKENS)
+            return Router(
+                self.routing(setting),
+                self.admission(setting),
+                LoadView(setting.routers),
+                rng,
+                RouterOptions(node_chunks=node_chunks),
+            )
+
+        return of
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
         """Return what makes the coordinator of a given epoch."""

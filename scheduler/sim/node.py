@@ -15,7 +15,7 @@ from scheduler.cluster.routing.base import NodeLoad
 from scheduler.limits import RequestRefused, StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
-from scheduler.sim.clock import Action, Clock
+from scheduler.sim.clock import Clock
 from scheduler.sim.store import SimStore, StoreSpec, Transfer
 from scheduler.step import StepScheduler
 

@@ -7,37 +7,12 @@ no node could any more, or at once if more waits before it than can be sent by t
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a node promises: seconds to the first token, of a step while the answer comes, and of waiting for all."""
-
-    first_token_s: float
-    step_s: float
-    cost_s: float
-
-
-class Estimator(Protocol):
-    """Predicts what becomes of a request on a node."""
-
-    def estimate(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> Estimate:
-        """Predict it for a node of that load; the adapter's bytes are there after `fetch_s`."""
-        ...
-
-    def idle_first_token_s(self, ask: RouteRequest) -> float:
-        """Return the seconds to the first token on a node that does nothing else."""
-        ...
-
-    def work_s(self, ask: RouteRequest) -> float:
-        """Return the part of a busy node's time that the request takes."""
-        ...
+from scheduler.cluster.routing.predicted_cost import CostEstimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +31,7 @@ class AdmissionOptions:
 class Admission:
     """Says whether a request would be in time on a node, and whether waiting for one is of any use."""
 
-    def __init__(self, costs: Estimator, slo: Slo, options: AdmissionOptions | None = None) -> None:
+    def __init__(self, costs: CostEstimator, slo: Slo, options: AdmissionOptions | None = None) -> None:
         self.slo = slo
         self._costs, self._options = costs, options or AdmissionOptions()
         self._sent: deque[tuple[float, float]] = deque()  # (when, work) of the last `rate_s`
@@ -76,11 +51,9 @@ class Admission:
     ) -> bool:
         """Say whether the node would give the first token in `left_s`, and the others in the SLO's time."""
         options = self._options
-        found = self._costs.estimate(ask, node, load, fetch_s)
-        return (
-            found.first_token_s <= left_s - (1 - options.first_token_part) * self.slo.ttft_s
-            and found.step_s <= options.step_part * self.slo.tbt_s
-        )
+        first_token_s, step_s, _ = self._costs.estimate(ask, node, load, fetch_s)
+        spare_s = (1 - options.first_token_part) * self.slo.ttft_s
+        return first_token_s <= left_s - spare_s and step_s <= options.step_part * self.slo.tbt_s
 
     def sent(self, work_s: float, now: float) -> None:
         """Note that a request of that work was sent."""

@@ -23,7 +23,7 @@ from scheduler.cluster.routing.base import (
 )
 from scheduler.cluster.routing.fair_queue import FairQueue, QueuedRequest
 from scheduler.cluster.routing.load_view import LoadView
-from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS, PrefixIndex
+from scheduler.cluster.routing.prefix_index import PrefixIndex
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
 
@@ -121,6 +121,7 @@ class Router:
         self._queue = FairQueue(weights)
         self._retry = RetryTimes(rng)
         self._prefixes = PrefixIndex(self._options.node_chunks)
+        self._now = 0.0
         self._pending: dict[str, _Pending] = {}
         self._resend: dict[str, None] = {}  # those that are to be sent again, and are not queued
 
@@ -171,6 +172,7 @@ class Router:
     def advance(self, now: float) -> list[Order]:
         """Send what can be sent now, and refuse what is too late. Call it whenever something was heard, and at
         `wake_s`."""
+        self._now = now
         self._view.expire(now)
         orders: list[Order] = []
         for request_id in list(self._resend):
@@ -191,7 +193,8 @@ class Router:
 
     def wake_s(self) -> float:
         """Return when `advance` is to be called even if nothing is heard; infinity if nothing waits."""
-        due = (self._pending[request_id].due_s for request_id in self._resend)
+        again = (self._pending[request_id] for request_id in self._resend)
+        due = (self._due_s(each) for each in again)
         return min(self._queue.next_expiry_s, min(due, default=float("inf")))
 
     def drew(self, request_id: str, attempt: int, tokens: int = 1) -> bool:
@@ -254,6 +257,12 @@ class Router:
         pending.node, pending.since_s, pending.due_s = None, now, due_s
         self._resend[request_id] = None
 
+    def _due_s(self, pending: _Pending) -> float:
+        """Return when something is to be decided about a request that came back, if nothing is heard before."""
+        if pending.due_s > self._now:
+            return pending.due_s
+        return min(pending.expires_s, pending.since_s + self._options.patience_s)
+
     def _send_in_time(self, request_id: str, now: float) -> Send | None:
         """Send a request to the node of the policy's choice, if it would be in time there."""
         pending, admission = self._pending[request_id], self._admission
@@ -273,7 +282,7 @@ class Router:
             return self._refuse(request_id, Refusal.FAILED, now)
         order = None
         if not self._view.loads:
-            if now - pending.since_s >= options.patience_s:
+            if now >= pending.since_s + options.patience_s:
                 return self._refuse(request_id, Refusal.NO_NODE, now)
         elif pending.expires_s == float("inf"):
             ask = self._ask(pending)
@@ -283,9 +292,7 @@ class Router:
             return self._refuse(request_id, Refusal.OVERLOADED, now)
         else:
             order = self._send_in_time(request_id, now)
-        if order is None:
-            pending.due_s = now + options.pause_s
-        else:
+        if order is not None:
             del self._resend[request_id]
         return order
 
