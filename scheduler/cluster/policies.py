@@ -30,8 +30,9 @@ from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.routing.admission import Admission
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
+from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
-from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS
 from scheduler.cluster.routing.router import Router, RouterOptions
 from scheduler.residency import CheapestWindow
@@ -96,7 +97,7 @@ def weighted(setting: Setting) -> RoutingPolicy:
 
 def predicted_cost(setting: Setting) -> RoutingPolicy:
     """Make our routing."""
-    return PredictedCostRouting(setting.forecast, setting.slo.ttft_s)
+    return PredictedCostRouting(CostEstimator(setting.forecast), setting.slo)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:

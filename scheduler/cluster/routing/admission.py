@@ -12,15 +12,15 @@ import numpy as np
 
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
-from scheduler.cluster.routing.predicted_cost import CostEstimator
+from scheduler.cluster.routing.cost_estimator import CostEstimator
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionOptions:
     """How strictly to admit.
 
-    A node's prediction is to be within `first_token_part` of the time that is left to the first token, and within
-    `step_part` of the time between tokens. What is sent is averaged over `rate_s`.
+    A first token is to be predicted within `first_token_part` of the SLO's time, a step within `step_part` of that
+    between tokens. What is sent is averaged over `rate_s`.
     """
 
     first_token_part: float = 0.9
@@ -46,14 +46,14 @@ class Admission:
         idle_s = self._costs.idle_first_token_s(ask)
         return arrived_s + max(0.0, self._options.first_token_part * self.slo.ttft_s - idle_s)
 
-    def is_in_time(
-        self, ask: RouteRequest, node: str, load: NodeLoad, left_s: float, fetch_s: float = 0.0
-    ) -> bool:
-        """Say whether the node would give the first token in `left_s`, and the others in the SLO's time."""
-        options = self._options
+    def left_s(self, arrived_s: float, now: float) -> float:
+        """Return in which time a request's first token is wanted, with some to spare."""
+        return arrived_s + self._options.first_token_part * self.slo.ttft_s - now
+
+    def is_in_time(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> bool:
+        """Say whether the node would give the first token when it is wanted, and the others in the SLO's time."""
         first_token_s, step_s, _ = self._costs.estimate(ask, node, load, fetch_s)
-        spare_s = (1 - options.first_token_part) * self.slo.ttft_s
-        return first_token_s <= left_s - spare_s and step_s <= options.step_part * self.slo.tbt_s
+        return first_token_s <= ask.first_token_in_s and step_s <= self._options.step_part * self.slo.tbt_s
 
     def sent(self, work_s: float, now: float) -> None:
         """Note that a request of that work was sent."""

@@ -28,11 +28,12 @@ class NoNodeReachable(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
     """A request to be routed. `cached_tokens` is how much of the prompt each node is believed to have in its
-    prefix cache; nodes not named have none."""
+    prefix cache; nodes not named have none. Its first token is wanted in `first_token_in_s`."""
 
     adapter: AdapterRef
     prompt_tokens: int
     cached_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    first_token_in_s: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)

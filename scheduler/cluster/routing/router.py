@@ -247,10 +247,10 @@ class Router:
             return None
         return pending
 
-    def _ask(self, pending: _Pending) -> RouteRequest:
+    def _ask(self, pending: _Pending, left_s: float = float("inf")) -> RouteRequest:
         offer = pending.offer
         cached = self._prefixes.cached_tokens(offer.chunks)
-        return RouteRequest(offer.adapter, offer.prompt_tokens + pending.drawn_tokens, cached)
+        return RouteRequest(offer.adapter, offer.prompt_tokens + pending.drawn_tokens, cached, left_s)
 
     def _send_later(self, request_id: str, now: float, due_s: float) -> None:
         pending = self._pending[request_id]
@@ -267,11 +267,10 @@ class Router:
         """Send a request to the node of the policy's choice, if it would be in time there."""
         pending, admission = self._pending[request_id], self._admission
         assert admission is not None
-        ask = self._ask(pending)
+        ask = self._ask(pending, admission.left_s(pending.arrived_s, now))
         node = self._policy.route(ask, self.table, self._view.loads, self._rng)
-        left_s = pending.arrived_s + admission.slo.ttft_s - now
         load = self._view.loads[node]
-        if not admission.is_in_time(ask, node, load, left_s, self._fetch_s(ask.adapter, node, load)):
+        if not admission.is_in_time(ask, node, load, self._fetch_s(ask.adapter, node, load)):
             return None
         return self._send(request_id, pending, ask, node, now)
 

@@ -12,7 +12,8 @@ from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.routing.admission import Admission, RetryTimes
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.cluster.routing.load_view import LoadView
-from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
+from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS, PrefixIndex, prefix_chunks
 from scheduler.cluster.routing.router import Offer, Order, Refusal, Refuse, Router, RouterOptions, Send
 from scheduler.cluster.state import RoutingTable, Share
@@ -43,7 +44,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.router = Router(
-            PredictedCostRouting(FORECAST),
+            PredictedCostRouting(CostEstimator(FORECAST), SLO),
             Admission(CostEstimator(FORECAST), SLO) if self.admits else None,
             LoadView(),
             np.random.default_rng(0),

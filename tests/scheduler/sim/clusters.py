@@ -1,5 +1,6 @@
 """Small clusters for tests, on the derived H100 profile."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from scheduler.cluster.cost.profile import Lengths, from_json
 from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.protocol.messages import NodeHardware
+from scheduler.cluster.routing.admission import Admission
+from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.router import Router
 from scheduler.limits import StepLimits
 from scheduler.sim.network import NetworkFaults
 from scheduler.sim.node import NodeSpec
@@ -39,6 +44,14 @@ def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> 
     return NodeSpec(NodeHardware(memory_bytes, points), PROFILE.model(kernel), limits)
 
 
+def routers(
+    forecast: Forecast, admission: Admission | None = None
+) -> Callable[[np.random.Generator], Router]:
+    """Make routers of ours; they refuse nothing unless an admission is given."""
+    policy = PredictedCostRouting(CostEstimator(forecast), PROFILE.slo)
+    return lambda rng: Router(policy, admission, LoadView(2), rng)
+
+
 def simulator_spec(
     nodes: int,
     adapters: tuple[AdapterRef, ...],
@@ -46,6 +59,7 @@ def simulator_spec(
     policy: PlacementPolicy | None = None,
     faults: tuple[Fault, ...] = (),
     network_faults: NetworkFaults | None = None,
+    router: Callable[[np.random.Generator], Router] | None = None,
 ) -> SimulatorSpec:
     """Our policies, on a wire without faults unless some are given."""
     node = node or node_spec()
@@ -61,7 +75,7 @@ def simulator_spec(
         nodes=names(nodes),
         adapters=adapters,
         coordinator=coordinator,
-        routing=PredictedCostRouting(forecast),
+        router=router or routers(forecast),
         faults=faults,
         network_faults=network_faults or NetworkFaults(),
     )
@@ -81,9 +95,16 @@ def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int
 def draw_faults(
     count: int, seconds: float, nodes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[Fault, ...]:
-    """Draw `count` faults within `seconds`, in order of time: crashes, partitions, slow nodes and dead
+    """Draw `count` faults within `seconds`, in order of time: crashes, partitions, slow nodes, restarts and dead
     coordinators, each of up to a third of the nodes and a sixth of the time."""
-    kinds = (FaultKind.CRASH, FaultKind.CRASH, FaultKind.PARTITION, FaultKind.SLOW, FaultKind.COORDINATOR)
+    kinds = (
+        FaultKind.CRASH,
+        FaultKind.CRASH,
+        FaultKind.PARTITION,
+        FaultKind.SLOW,
+        FaultKind.RESTART,
+        FaultKind.COORDINATOR,
+    )
     drawn: list[Fault] = []
     for start_s in np.sort(rng.random(count) * seconds).tolist():
         kind = kinds[int(rng.integers(len(kinds)))]

@@ -7,7 +7,7 @@ from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import Drop, Pull
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.node import Progress, SimNode
+from scheduler.sim.node import News, Progress, SimNode
 from tests.scheduler.cluster.lossy import MIB, adapter
 from tests.scheduler.sim.clusters import node_spec
 
@@ -24,17 +24,23 @@ class Rig:
             node_spec(memory_bytes=64 * MIB),
             self.clock,
             self._transfer,
+            lambda node, listener, news: listener.hear(node.name, news),
         )
+        self.name, self.up = "router", True
         self.told: dict[str, list[Progress]] = {}
         self._orders = 0
 
     def _transfer(self, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
         self.clock.after(1.0, done)
 
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        for name, progress in news:
+            self.told[name].append(progress)
+
     def ask(self, name: str, ref: AdapterRef, output_tokens: int = 10) -> None:
         params = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
         self.told[name] = []
-        self.node.submit(Request(name, (1,) * 20, ref, params, (), self.clock.now), self.told[name].append)
+        self.node.submit(Request(name, (1,) * 20, ref, params, (), self.clock.now), self)
         self.node.check()
 
     def order(self, kind: type[Pull] | type[Drop], ref: AdapterRef) -> None:
@@ -54,7 +60,7 @@ def test_an_adapter_that_is_not_here_is_fetched_and_stays_cached() -> None:
     rig.wait(0.9)
     assert rig.told["r"] == []
     rig.wait(1.0)
-    assert rig.told["r"] == [Progress.FIRST_TOKEN, Progress.DONE]
+    assert rig.told["r"] == [*[Progress.TOKEN] * 10, Progress.DONE]
     assert rig.node.report().cached == (SMALL,)
     assert rig.node.report().held == ()
 
