@@ -1,5 +1,6 @@
 """What a simulated run came to: its history, a record for each request, and the figures that papers print."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -32,25 +33,58 @@ class History:
 
 @dataclass(slots=True)
 class Record:
-    """One request's fate: seconds of its first token and of its end, and whether it was served."""
+    """One request's fate: when its tokens came and when it ended, and whether it was served.
+
+    Where it was refused `refused_retry_after_s` is what the client was told, None for nothing. A client that asks
+    again then counts in `retries`, and in `broken_promises` if it is refused once more.
+    """
 
     arrival: Arrival
-    first_s: float | None = None
+    token_times: "array[float]" = field(default_factory=lambda: array("d"))
     end_s: float | None = None
     served: bool = False
+    refused_retry_after_s: float | None = None
+    retries: int = 0
+    broken_promises: int = 0
+
+    def token(self, now: float) -> None:
+        """Note that a token reached the client."""
+        self.token_times.append(now)
+
+    def end(self, now: float, served: bool, retry_after_s: float | None = None) -> None:
+        """Note that the request ended, and after how many seconds a client that was refused may ask again."""
+        self.end_s, self.served = now, served
+        if not served:
+            self.broken_promises += self.refused_retry_after_s is not None and self.retries > 0
+            self.refused_retry_after_s = retry_after_s
+
+    def retry(self) -> None:
+        """Note that the client asks again after a refusal. Times go on counting from its first asking."""
+        assert self.end_s is not None, f"{self.arrival.name} is asked for twice at once"
+        assert not self.served, f"{self.arrival.name} was served"
+        self.end_s = None
+        self.retries += 1
+        del self.token_times[:]
+
+    @property
+    def first_s(self) -> float | None:
+        """Return when the first token came, None before it."""
+        return self.token_times[0] if self.token_times else None
 
     @property
     def ttft_s(self) -> float:
         """Return seconds from arrival to the first token, of a request that was served."""
-        assert self.first_s is not None
-        return self.first_s - self.arrival.call.arrival_s
+        return self.token_times[0] - self.arrival.call.arrival_s
 
     @property
     def tbt_s(self) -> float:
         """Mean seconds between tokens, of a request that was served; 0 for one of a single token."""
-        assert self.first_s is not None
         assert self.end_s is not None
-        return (self.end_s - self.first_s) / max(1, self.arrival.call.output_tokens - 1)
+        return (self.end_s - self.token_times[0]) / max(1, self.arrival.call.output_tokens - 1)
+
+    def in_time(self, slo: Slo) -> bool:
+        """Return whether the request was served within both bounds."""
+        return self.served and self.ttft_s <= slo.ttft_s and self.tbt_s <= slo.tbt_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,9 @@ class Forecast:
         model, kernel = self.model, self.model.kernel
         prompts = batch.sequences * self.lengths.prompt_tokens / self.lengths.output_tokens
         mean = batch.rank_sum / batch.adapters if batch.adapters else 0.0
+        mean = model.charged_rank(mean)
         decode_rank = batch.largest if kernel is Kernel.PADDED else mean
-        prompt_rank = mean if kernel is Kernel.EXACT else batch.largest
+        prompt_rank = batch.largest if kernel.mixes else mean
         return (
             self.decode_s(batch)
             + prompts * (model.prefill_token_s + model.adapter_token_s + model.token_rank_s * prompt_rank)
@@ -144,7 +145,13 @@ class Forecast:
     def decode_s(self, batch: ForecastBatch) -> float:
         """Forecast the part of a step's seconds that is not for reading prompts."""
         model = self.model
-        rows = batch.largest * batch.adapters if model.kernel is Kernel.PADDED else batch.rank_sum
+        match model.kernel:
+            case Kernel.PADDED:
+                rows = batch.largest * batch.adapters
+            case Kernel.FIXED:
+                rows = model.fixed_rank * batch.adapters
+            case Kernel.EXACT | Kernel.MULTI_RANK:
+                rows = batch.rank_sum
         return (
             model.base_s
             + batch.sequences * model.decode_sequence_s
@@ -168,6 +175,9 @@ class Forecast:
                 return own_rows, rank_rates * (prompt + output)
             case Kernel.PADDED:
                 return largest * adapters, rates * largest * (prompt + output)
+            case Kernel.FIXED:
+                fixed = self.model.fixed_rank
+                return fixed * adapters, fixed * (prompt + output) * rates
             case Kernel.MULTI_RANK:
                 rows = reading * largest + own_rows - reading_rows
                 return rows, rates * largest * prompt + rank_rates * output

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from lora.adapter import AdapterRef
+from scheduler.sim.workload.prompt import OWN_TEXT, PromptShape
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOST_TOKENS = 2**31
@@ -36,11 +37,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call that names its adapter."""
+    """A call that names its adapter, and whose it is.
+
+    `prompt` says what its prompt shares with others; `priority` is the band that it is served in, lower first.
+    """
 
     name: str
     call: Call
     adapter: AdapterRef
+    tenant: str = ""
+    prompt: PromptShape = OWN_TEXT
+    priority: int = 0
+
+    def prompt_token_ids(self, own_id: int) -> tuple[int, ...]:
+        """Make the prompt's ids; `own_id` is of the text that no other prompt has."""
+        return self.prompt.token_ids(self.call.prompt_tokens, own_id)
 
 
 def read_trace(text: str) -> tuple[Call, ...]:

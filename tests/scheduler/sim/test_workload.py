@@ -1,10 +1,13 @@
 """Workloads: traces, catalogues, and how popularity changes over a run."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import pytest
 
+from scheduler.blocks import block_digest, chain_seed
 from scheduler.sim.workload.adapters import (
     EQUAL,
     MIXES,
@@ -29,6 +32,7 @@ from scheduler.sim.workload.popularity import (
     over,
     popularity,
 )
+from scheduler.sim.workload.prompt import DRAWN_TOKEN_ID, PromptShape, TextRun
 from scheduler.sim.workload.trace import Call, InvalidTrace, busiest_s, paced, poisson, read_trace
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -255,3 +259,30 @@ def test_a_law_that_cannot_be_read_is_refused(text: str) -> None:
         return
     with pytest.raises(InvalidLaw, match=r"popularity=.*: give .*ALPHA in"):
         popularity(text)
+
+
+def _matching_tokens(one: Sequence[int], other: Sequence[int], size: int = 16) -> int:
+    """Count the tokens of the blocks that a prefix cache of blocks of `size` would share."""
+
+    def digests(ids: Sequence[int]) -> list[bytes]:
+        found = [chain_seed("adapter")]
+        for start in range(0, len(ids) - size + 1, size):
+            found.append(block_digest(found[-1], ids[start : start + size]))
+        return found[1:]
+
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(digests(one), digests(other), strict=False))
+    return size * len(list(same))
+
+
+def test_prompts_share_the_blocks_of_what_they_have_in_common_and_no_others() -> None:
+    system, one, other = TextRun(2, 40), TextRun(3, 30), TextRun(4, 30)
+    first = PromptShape((system, one)).token_ids(70, own_id=8)
+    turn = PromptShape((system, one)).then(TextRun(DRAWN_TOKEN_ID, 20), other).token_ids(120, own_id=9)
+    stranger = PromptShape((system, other)).token_ids(70, own_id=10)
+    own = PromptShape().token_ids(70, own_id=11)
+    assert [len(each) for each in (first, turn, stranger, own)] == [70, 120, 70, 70]
+    assert _matching_tokens(first, turn) == 64
+    assert _matching_tokens(first, stranger) == _matching_tokens(turn, stranger) == 32
+    assert _matching_tokens(first, own) == 0
+    assert set(own) == {11}
+    assert set(turn[70:90]) == {DRAWN_TOKEN_ID}
