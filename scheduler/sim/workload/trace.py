@@ -85,16 +85,14 @@ def poisson(
 
 def paced(calls: Sequence[Call], rate: float, seconds: float, first: int = 0) -> tuple[Call, ...]:
     """Take `rate · seconds` successive calls of a trace from call `first` on (after its last comes its
-    first).
+    first, as often as it takes).
 
     Time is stretched so that they fill `seconds`: the trace's lengths and the shape of its bursts at a rate
     of choice.
     """
     count = round(rate * seconds)
-    if not 0 < count <= len(calls):
-        raise InvalidTrace(
-            f"rate={rate:g} over seconds={seconds:g} takes {count} calls and the trace has {len(calls)}"
-        )
+    if count < 1:
+        raise InvalidTrace(f"rate={rate:g} over seconds={seconds:g} takes no call: give more of either")
     end_s = calls[-1].arrival_s + calls[-1].arrival_s / len(calls)
     laps = [divmod(first + at, len(calls)) for at in range(count + 1)]
     times = np.array([lap * end_s + calls[at].arrival_s for lap, at in laps])

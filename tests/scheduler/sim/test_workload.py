@@ -27,6 +27,7 @@ from scheduler.sim.workload.popularity import (
     Popularity,
     PowerLaw,
     Shifting,
+    ZipfLaw,
     assigned,
     chosen,
     over,
@@ -44,6 +45,8 @@ RANKS = np.array([ref.rank for ref in catalogue(100, EQUAL)])
 LAWS: list[Popularity] = [
     PowerLaw(0.3),
     PowerLaw(1.0),
+    ZipfLaw(0.8),
+    ZipfLaw(1.2),
     Known((0.5,) + (0.5 / 99,) * 99),
     Shifting(PowerLaw(0.3)),
     Diurnal(PowerLaw(0.3)),
@@ -97,10 +100,15 @@ def test_pacing_goes_round_the_end_of_the_trace() -> None:
     assert made[-1].arrival_s < 10.0
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_pacing_refuses_more_calls_than_there_are(rate: float) -> None:
-    with pytest.raises(InvalidTrace, match="the trace has 6"):
-        paced(_calls(0.0, 1.0, 3.0, 6.0, 10.0, 11.0), rate, 20.0)
+def test_pacing_goes_round_the_trace_as_often_as_it_takes() -> None:
+    made = paced(_calls(0.0, 1.0, 3.0, 6.0), 1.0, 10.0, first=1)
+    assert [call.prompt_tokens for call in made] == [20, 30, 40, 10, 20, 30, 40, 10, 20, 30]
+    assert [call.arrival_s for call in made] == sorted(call.arrival_s for call in made)
+
+
+def test_pacing_refuses_a_rate_without_a_call() -> None:
+    with pytest.raises(InvalidTrace, match="rate=0 over seconds=20"):
+        paced(_calls(0.0, 1.0), 0.0, 20.0)
 
 
 def test_the_busiest_part_of_a_trace_is_found() -> None:
@@ -194,6 +202,19 @@ def test_popularity_follows_the_power_law(alpha: float) -> None:
         assert np.mean(drawn < k) == pytest.approx((k / 100) ** alpha, abs=0.015)
 
 
+@pytest.mark.parametrize(
+    ("law", "first"), [(ZipfLaw(0.8), 0.1229), (ZipfLaw(1.2), 0.2775), (PowerLaw(0.3), 0.2512)]
+)
+def test_the_first_of_a_hundred_adapters_has_the_part_that_its_law_says(
+    law: Popularity, first: float
+) -> None:
+    weights = law.weights(RANKS, 0.0)
+    assert weights[0] == pytest.approx(first, rel=0.01)
+    assert list(weights) == sorted(weights, reverse=True)
+    if isinstance(law, ZipfLaw):
+        assert weights[0] / weights[9] == pytest.approx(10**law.exponent)
+
+
 def test_the_hot_rank_moves_from_low_to_high() -> None:
     """At the start 70 % and its part of the rest go to rank 8, at the end to 128; half-way the middle is hot."""
     law = Shifting(PowerLaw(0.3), hot=0.7)
@@ -243,6 +264,8 @@ def test_only_a_mix_that_shifts_moves_the_hot_rank() -> None:
     [
         ("uniform", PowerLaw(1.0)),
         ("power", PowerLaw(0.3)),
+        ("zipf", ZipfLaw(1.0)),
+        ("zipf:1.2", ZipfLaw(1.2)),
         ("power:0.5", PowerLaw(0.5)),
         ("diurnal:0.5", Diurnal(PowerLaw(0.5))),
         ("flash", FlashCrowd(PowerLaw(0.3))),
@@ -252,7 +275,10 @@ def test_laws_go_by_name(text: str, law: Popularity) -> None:
     assert popularity(text) == law
 
 
-@pytest.mark.parametrize("text", ["", "zipf", "power:", "power:x", "power:0", "power:2", "uniform:0.3"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "pareto", "zipf:0", "zipf:x", "zipf:9", "power:", "power:x", "power:0", "power:2", "uniform:0.3"],
+)
 def test_a_law_that_cannot_be_read_is_refused(text: str) -> None:
     if text == "power:":
         assert popularity(text) == PowerLaw(0.3)
