@@ -10,11 +10,13 @@ from scheduler.sim.clock import Clock
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
 from scheduler.sim.router import Answer, RefuseClient, SimRouter
+from scheduler.sim.workload.prompt import FIRST_TEXT_ID
 from scheduler.sim.workload.trace import Arrival
 
 
 class Clients:
-    """Owner of the requests' records; each goes to any of `routers` that is up."""
+    """Owner of the requests' records; each goes to any of `routers` that is up. A client that is
+    refused asks again up to `retries` times."""
 
     def __init__(
         self,
@@ -22,10 +24,11 @@ class Clients:
         history: History,
         routers: Mapping[str, SimRouter],
         rng: np.random.Generator,
+        retries: int = 0,
     ) -> None:
         self.records: dict[str, Record] = {}
         self.router_of: dict[str, str] = {}  # of each request that is not answered
-        self._clock, self._history, self._rng = clock, history, rng
+        self._clock, self._history, self._rng, self._retries = clock, history, rng, retries
         self._routers = routers
 
     @property
@@ -50,9 +53,12 @@ class Clients:
             self._end(name, served=True)
 
     def refuse(self, name: str, refusal: Refuse) -> None:
-        """Record that a router refuses a request."""
-        assert self.records[name].end_s is None, f"{name} is answered twice"
+        """Record that a router refuses a request; its client may ask again when it was told to."""
+        record = self.records[name]
+        assert record.end_s is None, f"{name} is answered twice"
         self._end(name, served=False, retry_after_s=refusal.retry_after_s)
+        if record.retries < self._retries:
+            self._clock.after(refusal.retry_after_s, lambda: self._retry(record))
 
     def lose(self, name: str) -> None:
         """Record that the connection to the request's router broke."""
@@ -61,6 +67,13 @@ class Clients:
     def _arrive(self, arrival: Arrival, rest: Iterator[Arrival]) -> None:
         self.expect(rest)
         self.records[arrival.name] = Record(arrival)
+        self._ask(arrival)
+
+    def _retry(self, record: Record) -> None:
+        record.retry()
+        self._ask(record.arrival)
+
+    def _ask(self, arrival: Arrival) -> None:
         serving = [name for name, router in self._routers.items() if router.up]
         if not serving:
             self._end(arrival.name, served=False)
@@ -76,7 +89,17 @@ class Clients:
 
 
 def _request(arrival: Arrival, at: int) -> Request:
-    """Make a request of that many tokens, whose prompt shares no prefix with another's."""
-    call = arrival.call
+    """Make a request of that many tokens, whose own text is no other's."""
+    call, own_id = arrival.call, FIRST_TEXT_ID + at
     params = SamplingParams(max_tokens=call.output_tokens, ignore_eos=True, seed=0)
-    return Request(arrival.name, (at,) * call.prompt_tokens, arrival.adapter, params, (), call.arrival_s)
+    prompt = arrival.prompt_token_ids(own_id)
+    return Request(
+        request_id=arrival.name,
+        prompt_token_ids=prompt,
+        adapter=arrival.adapter,
+        params=params,
+        eos_token_ids=(),
+        arrival_s=call.arrival_s,
+        priority=arrival.priority,
+        tenant=arrival.tenant,
+    )

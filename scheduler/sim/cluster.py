@@ -194,9 +194,7 @@ class SimCluster:
         for name in command.nodes:
             self._command(name, command)
         for name in command.routers:
-            self.network.post(
-                _COORDINATOR, name, lambda name=name: self.routers[name].adopt(command.table)
-            )
+            self.network.post(_COORDINATOR, name, lambda name=name: self.routers[name].adopt(command.table))
 
     def _command(self, name: str, command: Command) -> None:
         self.network.post(_COORDINATOR, name, lambda: self._obey(name, command))

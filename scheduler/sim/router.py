@@ -6,8 +6,8 @@ It holds a client's request until it has ended. What an earlier attempt still sa
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from scheduler.cluster.routing.prefix_index import prefix_chunks
 from scheduler.cluster.routing.base import NodeLoad
+from scheduler.cluster.routing.prefix_index import prefix_chunks
 from scheduler.cluster.routing.router import Offer, Order, Refuse, Router, Send
 from scheduler.cluster.state import RoutingTable
 from scheduler.request import Request
@@ -137,9 +137,7 @@ class SimRouter:
     def _send(self, order: Send) -> None:
         name, node = order.request_id, self._nodes[order.node]
         drawn = (1,) * self.router.drawn_tokens(name)
-        request = replace(
-            self._requests[name], request_id=f"{name}#{order.attempt}", drawn_token_ids=drawn
-        )
+        request = replace(self._requests[name], request_id=f"{name}#{order.attempt}", drawn_token_ids=drawn)
 
         def submit() -> None:
             if self.is_waiting_for(name, node.name, order.attempt):

@@ -28,7 +28,9 @@ class Simulator:
         self.clock, self.history = Clock(), History(keep_history)
         self.cluster = SimCluster(spec, self.clock, self.history, (network_rng, routing_rng))
         self._audit = audit
-        self._clients = Clients(self.clock, self.history, self.cluster.routers, client_rng)
+        self._clients = Clients(
+            self.clock, self.history, self.cluster.routers, client_rng, spec.client_retries
+        )
         self.cluster.begin(self._clients.hears)
         if not audit:
             self.cluster.every(_SECOND, 0.0, self.check)

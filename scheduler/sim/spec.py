@@ -44,6 +44,7 @@ class Fault:
 class SimulatorSpec:
     """`coordinator` makes one of the given epoch, `router` the decisions of one router; all nodes are of one `node`
     spec. Nodes tell each router their load every `load_s`. One that leaves has `drain_s` to end its streams.
+    Clients that are refused ask again up to `client_retries` times.
     """
 
     node: NodeSpec
@@ -54,6 +55,7 @@ class SimulatorSpec:
     routers: tuple[str, ...] = ("r0", "r1")
     load_s: float = 0.1
     drain_s: float = 5.0
+    client_retries: int = 0
     speeds: CopySpeeds = field(default_factory=CopySpeeds)
     times: NetworkTimes = field(default_factory=NetworkTimes)
     network_faults: NetworkFaults = field(default_factory=NetworkFaults)

@@ -207,7 +207,9 @@ class Coordinator:
         options = self._options
         silent = [each for each in self._members.values() if now - each.seen_s > options.dead_after_s]
         commands = [command for each in silent for command in self._lose(each.node, each.session, now)]
-        for router in [name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s]:
+        for router in [
+            name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s
+        ]:
             del self._routers[router]
         if not self._settled:
             return commands + self._settle(now)

@@ -146,9 +146,7 @@ class FairQueue:
                 if not tries:
                     return
 
-    def _turns(
-        self, band: _Band, send: Callable[[QueuedRequest], bool]
-    ) -> Iterator[QueuedRequest | None]:
+    def _turns(self, band: _Band, send: Callable[[QueuedRequest], bool]) -> Iterator[QueuedRequest | None]:
         """Yield, for each request that was offered, it if it was taken, else None."""
         _forget_idle(band)
         due = [(tenant.turn, name) for name, tenant in band.tenants.items() if tenant.waiting]

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from scheduler.cluster.routing.base import Loads, NodeLoad, RouteRequest
 
 
-
 class _Node:
     """What is known of one node. `sent` are requests, by number, that its last load does not contain."""
 

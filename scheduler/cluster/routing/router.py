@@ -176,7 +176,10 @@ class Router:
         self._view.expire(now)
         orders: list[Order] = []
         for request_id in list(self._resend):
-            if self._pending[request_id].due_s <= now and (order := self._send_again(request_id, now)) is not None:
+            if (
+                self._pending[request_id].due_s <= now
+                and (order := self._send_again(request_id, now)) is not None
+            ):
                 orders.append(order)
         reason = Refusal.OVERLOADED if self._view.loads else Refusal.NO_NODE
         orders += [self._refuse(each.request_id, reason, now) for each in self._queue.expired(now)]

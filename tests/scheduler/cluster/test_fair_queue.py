@@ -9,7 +9,9 @@ from scheduler.cluster.routing.fair_queue import FairQueue, QueuedRequest
 from tests.chance import examples
 
 
-def _request(at: int, tenant: str, adapter: str = "a", work_s: float = 1.0, priority: int = 0) -> QueuedRequest:
+def _request(
+    at: int, tenant: str, adapter: str = "a", work_s: float = 1.0, priority: int = 0
+) -> QueuedRequest:
     return QueuedRequest(f"r{at}", tenant, adapter, work_s, 100.0 + at, priority)
 
 
@@ -164,7 +166,8 @@ def _serve(queue: FairQueue, waiting: dict[str, QueuedRequest], room: int, block
         mine = [
             each
             for each in waiting.values()
-            if (each.tenant, each.adapter, each.priority) == (request.tenant, request.adapter, request.priority)
+            if (each.tenant, each.adapter, each.priority)
+            == (request.tenant, request.adapter, request.priority)
         ]
         assert mine[0] is request, "requests of one adapter go in the order in which they came"
         del waiting[request.request_id]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scheduler.cluster.cost.model import AdapterLoad, StepLoad
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.routing.admission import Admission, RetryTimes
-from scheduler.cluster.routing.base import NodeLoad
-from scheduler.cluster.routing.load_view import LoadView
+from scheduler.cluster.routing.base import NodeLoad, RouteRequest
 from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS, PrefixIndex, prefix_chunks
 from scheduler.cluster.routing.router import Offer, Order, Refusal, Refuse, Router, RouterOptions, Send
@@ -25,7 +25,9 @@ A, B = adapter("a", 8), adapter("b", 64)
 TABLE = RoutingTable(1, MappingProxyType({A: (Share("x", 1.0),), B: (Share("y", 1.0),)}))
 
 
-def load(number: int, prompt_tokens: int = 0, decoding: int = 0, heard: int = 0, draining: bool = False) -> NodeLoad:
+def load(
+    number: int, prompt_tokens: int = 0, decoding: int = 0, heard: int = 0, draining: bool = False
+) -> NodeLoad:
     work = StepLoad((AdapterLoad(8, prompt_tokens, decoding),), decoding * 500)
     return NodeLoad(decoding, work, number=number, heard=heard, draining=draining)
 
@@ -209,8 +211,6 @@ def test_an_older_table_is_not_adopted() -> None:
 
 
 def test_a_view_counts_what_was_sent_until_the_node_has_heard_of_it() -> None:
-    from scheduler.cluster.routing.base import RouteRequest
-
     view = LoadView(routers=2)
     view.hear("x", load(1), 0.0)
     numbers = [view.sent("x", RouteRequest(A, 500)) for _ in range(3)]
@@ -254,7 +254,9 @@ def test_prefixes_are_believed_where_they_were_sent_last() -> None:
 
 
 step = st.tuples(
-    st.sampled_from(["offer", "offer", "hear", "full", "drain", "lose", "token", "end", "refuse", "wait", "cancel"]),
+    st.sampled_from(
+        ["offer", "offer", "hear", "full", "drain", "lose", "token", "end", "refuse", "wait", "cancel"]
+    ),
     st.integers(0, 1000),
 )
 

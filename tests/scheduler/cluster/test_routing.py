@@ -9,9 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost.forecast import Forecast, ForecastBatch
+from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Lengths, Limits, Slo
 from scheduler.cluster.routing.base import NodeLoad, NoNodeReachable, RouteRequest, RoutingPolicy
 from scheduler.cluster.routing.baselines import (
@@ -21,7 +20,7 @@ from scheduler.cluster.routing.baselines import (
 )
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
-from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.state import RoutingTable, Share
 from tests.scheduler.cluster.lossy import adapter
 
@@ -165,9 +164,7 @@ def test_predicted_sees_that_a_node_without_kv_memory_keeps_requests_waiting() -
     full, other = _sequences(40, context_tokens=40_000), _sequences(48, context_tokens=24_000)
     rng = np.random.default_rng(0)
     assert _ours(tight).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "y"
-    assert (
-        _ours(FORECAST).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "x"
-    )
+    assert _ours(FORECAST).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "x"
 
 
 def test_predicted_gathers_requests_of_one_adapter_where_that_saves_reading_it_again() -> None:

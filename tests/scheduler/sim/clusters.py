@@ -45,11 +45,11 @@ def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> 
 
 
 def routers(
-    forecast: Forecast, admission: Admission | None = None
+    forecast: Forecast, admission: Callable[[], Admission | None] = lambda: None
 ) -> Callable[[np.random.Generator], Router]:
-    """Make routers of ours; they refuse nothing unless an admission is given."""
+    """Make routers of ours; they refuse nothing unless they are given an admission."""
     policy = PredictedCostRouting(CostEstimator(forecast), PROFILE.slo)
-    return lambda rng: Router(policy, admission, LoadView(2), rng)
+    return lambda rng: Router(policy, admission(), LoadView(2), rng)
 
 
 def simulator_spec(
