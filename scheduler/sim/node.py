@@ -19,6 +19,7 @@ from scheduler.sim.clock import Clock
 from scheduler.sim.store import SimStore, StoreSpec, Transfer
 from scheduler.sim.true_costs import AS_PROFILED, Deviation, TrueCosts
 from scheduler.step import StepScheduler
+from scheduler.step_budget import StepBudget
 
 _PREFETCH_DEPTH = 8  # as the engine's
 _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
@@ -27,7 +28,7 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """What a simulated node is made of. `model` is what policies are told that its steps cost, `deviation` how far
-    they are from that."""
+    they are from that. Where `step_s` is given steps are to last no longer, as far as prompts can wait."""
 
     machine: NodeHardware
     model: CostModel
@@ -36,6 +37,7 @@ class NodeSpec:
     block_tokens: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
     deviation: Deviation = AS_PROFILED
+    step_s: float | None = None
 
 
 class Progress(Enum):
@@ -88,6 +90,7 @@ class SimNode:
         self._loads_told = 0
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
+        self._budget = StepBudget(spec.step_s, spec.limits.max_num_batched_tokens) if spec.step_s else None
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
         self._planning = False
@@ -217,7 +220,9 @@ class SimNode:
 
     def _plan(self) -> None:
         """Plan a step and start what it holds; without a slice it only lets adapters make room."""
-        plan = self._scheduler.plan(self._clock.now, self.store.begin_step())
+        plan = self._scheduler.plan(
+            self._clock.now, self.store.begin_step(), self._budget and self._budget.rows
+        )
         if plan.slices:
             self.store.acquire(plan.adapters)
             self._start(plan)
@@ -226,7 +231,10 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
+        load = load_of(plan)
+        seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
+        if self._budget is not None:
+            self._budget.ran(sum(part.prefill_tokens for part in load.adapters), seconds)
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds
