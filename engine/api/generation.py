@@ -12,7 +12,7 @@ from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
 from engine.api.errors import ApiError
-from engine.api.parsing import GenerateRequest, chat_request, completion_request
+from engine.api.parsing import READERS, GenerateRequest, ServedModels
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
@@ -32,13 +32,13 @@ class Endpoint:
 
     prefix: str
     prompt_field: str
-    read: Callable[[bytes, EngineClient], GenerateRequest]
+    read: Callable[[bytes, ServedModels], GenerateRequest]
     writer: Callable[[GenerateRequest, Tokenizer], ChoiceWriter]
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint("cmpl", "prompt", completion_request, CompletionWriter),
-    "/v1/chat/completions": Endpoint("chatcmpl", "messages", chat_request, ChatWriter),
+    "/v1/completions": Endpoint("cmpl", "prompt", READERS["/v1/completions"], CompletionWriter),
+    "/v1/chat/completions": Endpoint("chatcmpl", "messages", READERS["/v1/chat/completions"], ChatWriter),
 }
 
 
