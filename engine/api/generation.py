@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
+from engine.api.bodies.body_readers import GENERATING
 from engine.api.errors import ApiError
-from engine.api.parsing import READERS, GenerateRequest, ServedModels
+from engine.api.parsing import GenerateRequest, ServedModels
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
@@ -37,8 +38,8 @@ class Endpoint:
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint("cmpl", "prompt", READERS["/v1/completions"], CompletionWriter),
-    "/v1/chat/completions": Endpoint("chatcmpl", "messages", READERS["/v1/chat/completions"], ChatWriter),
+    "/v1/completions": Endpoint("cmpl", "prompt", GENERATING["/v1/completions"], CompletionWriter),
+    "/v1/chat/completions": Endpoint("chatcmpl", "messages", GENERATING["/v1/chat/completions"], ChatWriter),
 }
 
 

@@ -4,7 +4,7 @@ It may not know HTTP: the server and the batch runner both come through here.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,13 +109,6 @@ def chat_request(body: bytes, client: ServedModels) -> GenerateRequest:
     Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
     """
     return from_chat(schema.decoded(body, schema.Chat), client)
-
-
-READERS: Mapping[str, Callable[[bytes, ServedModels], GenerateRequest]] = {
-    "/v1/completions": completion_request,
-    "/v1/chat/completions": chat_request,
-}
-"""What reads the bodies of each endpoint that generates, by its path."""
 
 
 def from_completion(wire: schema.Completion, client: ServedModels) -> GenerateRequest:

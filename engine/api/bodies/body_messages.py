@@ -1,8 +1,8 @@
 """Define what the process that reads large bodies and its owner say to each other, as MessagePack.
 
-The owner sends a Setup once, pickled, and for each body its path and its bytes. The process asks what only the owner
-knows, any number of times, and then gives an answer. Nothing that comes from the process is unpickled: it has read
-what a stranger wrote.
+The owner sends a BodySetup once, pickled, and for each body its path and its bytes. The process asks what only the
+owner knows, any number of times, and then gives an answer. Nothing that comes from it is unpickled: it has read what a
+stranger wrote.
 """
 
 from array import array
@@ -20,7 +20,7 @@ _PIECE_IDS = 1 << 16  # token ids that are turned into integers at once, while n
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class BodySetup:
     """What does not change while a server runs. See `engine.api.base.ServedModels`."""
 
     tokenizer: Tokenizer
@@ -54,7 +54,7 @@ class ReadResponse(msgspec.Struct, frozen=True, tag=True):
     """The response to a body that asks for nothing of the engine follows, as one message."""
 
 
-class Refusal(msgspec.Struct, frozen=True, tag=True):
+class RefusedBody(msgspec.Struct, frozen=True, tag=True):
     """Why a body is refused: the fields of an ApiError."""
 
     status: int
@@ -64,13 +64,13 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: int
 
 
-class Fault(msgspec.Struct, frozen=True, tag=True):
+class BodyFailure(msgspec.Struct, frozen=True, tag=True):
     """A failure that nobody foresaw, with its traceback."""
 
     traceback: str
 
 
-Message = Question | ReadRequest | ReadResponse | Refusal | Fault
+Message = Question | ReadRequest | ReadResponse | RefusedBody | BodyFailure
 
 
 def packed_ids(token_ids: Sequence[int]) -> bytes:

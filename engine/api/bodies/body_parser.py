@@ -9,16 +9,17 @@ import msgspec
 
 from engine.api.bodies import body_worker
 from engine.api.bodies.body_messages import (
-    Fault,
+    BodyFailure,
+    BodySetup,
     Message,
     Question,
     ReadRequest,
     ReadResponse,
-    Refusal,
-    Setup,
+    RefusedBody,
     Told,
     unpacked_ids,
 )
+from engine.api.bodies.body_readers import READERS
 from engine.api.errors import ApiError
 from engine.api.parsing import GenerateRequest, ServedModels
 from engine.errors import NotInTime
@@ -63,7 +64,7 @@ class BodyParser:
     async def _read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
         if len(body) > LARGE_BODY_BYTES:
             return await self._large.run(lambda: self._process.read(path, body))
-        return await self._pool.run(lambda: body_worker.ALL_READERS[path](bytes(body), self._models))
+        return await self._pool.run(lambda: READERS[path](bytes(body), self._models))
 
 
 class BodyProcess:
@@ -72,7 +73,7 @@ class BodyProcess:
     def __init__(self, models: ServedModels, most_s: float = _MOST_S) -> None:
         """Start nothing yet. What the process needs of `models` is written now, since that takes a moment."""
         self._models, self._most_s = models, most_s
-        setup = Setup(models.tokenizer, models.model_name, models.max_model_len, models.vocab_size)
+        setup = BodySetup(models.tokenizer, models.model_name, models.max_model_len, models.vocab_size)
         self._setup = pickle.dumps(setup)
         self._lock = threading.Lock()
         self._worker: WorkerProcess | None = None
@@ -117,9 +118,9 @@ class BodyProcess:
                     return replace(request, prompts=tuple(prompts))
                 case ReadResponse():
                     return worker.receive()
-                case Refusal(status, message, param, code, retry_after_s):
+                case RefusedBody(status, message, param, code, retry_after_s):
                     raise ApiError(status, message, param, code, retry_after_s)
-                case Fault(traceback):
+                case BodyFailure(traceback):
                     raise RuntimeError(f"a large body could not be read:\n{traceback}")
 
     def _answer(self, worker: WorkerProcess, question: Question) -> None:

@@ -8,34 +8,26 @@ import pickle
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import BinaryIO, Literal
 
 import msgspec
 
 from engine.api.bodies.body_messages import (
-    Fault,
+    BodyFailure,
+    BodySetup,
     Question,
     ReadRequest,
     ReadResponse,
-    Refusal,
-    Setup,
+    RefusedBody,
     Told,
     packed_ids,
 )
-from engine.api.bodies.translation import detokenized, tokenized
+from engine.api.bodies.body_readers import READERS
 from engine.api.errors import FORESEEN, as_api_error
-from engine.api.parsing import READERS, GenerateRequest, ServedModels
+from engine.api.parsing import ServedModels
 from engine.text.template_worker import LENGTH
 from engine.tokenizer import Tokenizer
-
-ALL_READERS: Mapping[str, Callable[[bytes, ServedModels], GenerateRequest | bytes]] = {
-    **READERS,
-    "/tokenize": tokenized,
-    "/detokenize": detokenized,
-}
-"""What reads a body, by its path: into a request for the engine, or at once into the response's body."""
 
 
 class GivenUp(Exception):
@@ -47,7 +39,7 @@ class _Owner:
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._incoming, self._outgoing = incoming, outgoing
-        setup: Setup = pickle.loads(self.receive())
+        setup: BodySetup = pickle.loads(self.receive())
         self.tokenizer = setup.tokenizer
         self.model_name = setup.model_name
         self.max_model_len, self.vocab_size = setup.max_model_len, setup.vocab_size
@@ -85,11 +77,11 @@ class _Owner:
 def answer(path: str, body: bytes, models: ServedModels) -> list[bytes]:
     """Read a body; return the messages that say what came of it."""
     try:
-        found = ALL_READERS[path](body, models)
+        found = READERS[path](body, models)
     except FORESEEN as error:
         told = as_api_error(error)
         fields = (told.status, told.message, told.param, told.code, told.retry_after_s)
-        return [msgspec.msgpack.encode(Refusal(*fields))]
+        return [msgspec.msgpack.encode(RefusedBody(*fields))]
     if isinstance(found, bytes):
         return [msgspec.msgpack.encode(ReadResponse()), found]
     head = ReadRequest(replace(found, prompts=()), len(found.prompts))
@@ -108,7 +100,7 @@ def serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
         except (OSError, EOFError):
             raise
         except Exception:  # noqa: BLE001 - it is told to the owner, whose log has it
-            owner.send(msgspec.msgpack.encode(Fault(traceback.format_exc())))
+            owner.send(msgspec.msgpack.encode(BodyFailure(traceback.format_exc())))
 
 
 def main(descriptor: int) -> None:

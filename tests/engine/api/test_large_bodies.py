@@ -11,7 +11,7 @@ import pytest
 
 from engine.api import schema
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES, BodyProcess
-from engine.api.bodies.body_worker import ALL_READERS
+from engine.api.bodies.body_readers import READERS
 from engine.api.errors import ApiError, as_api_error
 from engine.config.http_config import HttpConfig
 from engine.errors import InvalidAdapter, NotInTime
@@ -78,7 +78,7 @@ def test_a_body_means_the_same_in_its_own_process(
 ) -> None:
     raw = written(body)
     found = outcome(process.read, path, bytearray(raw))
-    assert found == outcome(ALL_READERS[path], raw, client)
+    assert found == outcome(READERS[path], raw, client)
     assert (found[1]["error"]["code"] if isinstance(found, tuple) else "") == code
 
 
@@ -88,7 +88,7 @@ def test_a_body_means_the_same_in_its_own_process(
 def test_what_is_no_json_is_refused_in_the_same_words(
     client: FakeClient, process: BodyProcess, raw: bytes
 ) -> None:
-    for path, reader in ALL_READERS.items():
+    for path, reader in READERS.items():
         found = outcome(process.read, path, bytearray(raw))
         assert found == outcome(reader, raw, client)
         assert found[0] == 400

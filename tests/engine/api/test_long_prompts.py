@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.api.bodies.translation import MOST_TRANSLATED, detokenized, tokenized
+from engine.api.bodies.body_readers import MOST_TRANSLATED, detokenized, tokenized
 from engine.api.errors import ApiError
 from engine.tokenizer import Tokenizer
 from tests.engine.api.session import TOKENIZER, session

@@ -1,10 +1,20 @@
-"""Answer /tokenize and /detokenize: text to token ids and back, without the engine."""
+"""Read bodies by their path. /tokenize and /detokenize are answered at once, without the engine."""
+
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from engine.api import schema
 from engine.api.errors import refused
-from engine.api.parsing import ServedModels, chat_ids, chat_messages, check_model
+from engine.api.parsing import (
+    GenerateRequest,
+    ServedModels,
+    chat_ids,
+    chat_messages,
+    chat_request,
+    check_model,
+    completion_request,
+)
 from scheduler.request import check_token_ids
 
 MOST_TRANSLATED = {"characters": 1 << 20, "tokens": 1 << 18}
@@ -48,3 +58,17 @@ def _check_length(field: str, amount: int, unit: str, models: ServedModels) -> N
     longest = models.max_model_len if unit == "tokens" else models.tokenizer.most_chars(models.max_model_len)
     if amount > (most := max(MOST_TRANSLATED[unit], longest)):
         raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
+
+
+GENERATING: Mapping[str, Callable[[bytes, ServedModels], GenerateRequest]] = {
+    "/v1/completions": completion_request,
+    "/v1/chat/completions": chat_request,
+}
+"""What reads the bodies of each endpoint that generates, by its path."""
+
+READERS: Mapping[str, Callable[[bytes, ServedModels], GenerateRequest | bytes]] = {
+    **GENERATING,
+    "/tokenize": tokenized,
+    "/detokenize": detokenized,
+}
+"""What reads each body, by its path: into a request for the engine, or at once into the response's body."""
