@@ -86,8 +86,7 @@ class StepScheduler:
         self._waiting.extend(siblings)
 
     def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """Return the next step at time `now` (s), with these adapters (by digest) resident; the base always
-        is."""
+        """Return the step at time `now` (s), with these adapters (by digest) resident; the base always is."""
         self._ready = ready
         draft = PlanDraft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
@@ -122,9 +121,15 @@ class StepScheduler:
         return tuple(events)
 
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
-        """Return the slices of a plan, not committed yet, that their sequences still wait for: the rest are
-        void."""
+        """Return the slices of an uncommitted plan that their sequences still wait for: the rest are void."""
         return self._in_flight.awaited(plan)
+
+    def retry(self, plan: StepPlan) -> StepPlan:
+        """Return what is still awaited of a plan whose step failed, to run again, with the tokens known by now.
+
+        All plans before it must be committed. What later ones hold is void, and will be planned anew.
+        """
+        return self._in_flight.retry(plan)
 
     def finish(self, key: SequenceKey) -> None:
         """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
@@ -289,7 +294,5 @@ class StepScheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._siblings[sequence.key.request_id]
-        for sibling in siblings:
-            sibling.waits_for_sibling = (
-                sibling.waits_for_sibling and sequence.key.index > 0
-            )  # none waits for a first that left
+        for sibling in siblings:  # none waits for a first that left
+            sibling.waits_for_sibling = sibling.waits_for_sibling and sequence.key.index > 0
