@@ -179,12 +179,9 @@ class AsyncEngine:
         self.telemetry.started(model)
         return output
 
-    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter, off the step loop.
-
-        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
-        """
-        return await self._names.load(name, folder)
+    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+        """Read, check and register an adapter, off the step loop. Raises what AdapterNames.load raises."""
+        return await self._names.load(name, folder, replaces)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""

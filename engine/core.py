@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
-from engine.errors import AdapterFailed, EngineError, StepFailed
+from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
 from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
 from engine.runner.fault_isolation import FailedComputation, StepRetry
 from engine.unified_pool import UnifiedPool
@@ -26,6 +26,7 @@ _INVALID_LOGITS = StepFailed(
     "the model's logits were NaN or infinite: check the weights of the adapter and the base"
 )
 _FAULT = StepFailed("the request's part of a step failed; the server's log has the cause")
+_LATE = NotInTime("the request's first token could not be drawn in time", 1)
 _log = logging.getLogger(__name__)
 
 
@@ -138,7 +139,7 @@ class EngineCore:
         """
         first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         with self._lock:
-            failures = self._fail_unloadable()
+            failures = self._fail_unloadable() + self._fail_late()
             self._move_boundary()
             plan = self._scheduler.plan(self._clock(), self._store.ready())
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
@@ -256,6 +257,11 @@ class EngineCore:
             ids = [name for name, ref in self._adapters.items() if ref.digest == digest]
             failures += self._end(ids, AdapterFailed(str(cause)))
         return tuple(failures)
+
+    def _fail_late(self) -> tuple[Failure, ...]:
+        """Give up what waits although its first token is overdue: to draw it now would delay the rest."""
+        late = self._scheduler.late(self._clock())
+        return self._end(late, _LATE) if late else ()
 
     def _end_awaited(self, plan: StepPlan, keys: Set[SequenceKey], error: EngineError) -> tuple[Failure, ...]:
         """End the requests of those of the plan's sequences that still wait for it."""

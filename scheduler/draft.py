@@ -52,7 +52,11 @@ class PlansInFlight:
         return self._plans[0][1]
 
     def retry(self, plan: StepPlan) -> StepPlan:
-        """Take back the plan and all after it, and put in flight what is still awaited of the plan itself."""
+        """Take back the plan and all after it, and put in flight again what is awaited of the plan itself.
+
+        All plans before it must be committed: the tokens that were pending in it are then known. What later plans
+        hold is void, and will be planned anew, into the same blocks.
+        """
         sequences = self.begin_commit(plan)
         awaited = [
             (sequence, part)

@@ -54,7 +54,7 @@ def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> No
     # The first sentence is OpenAI's own: clients know by it that the context has overflowed.
     told = f"This model's maximum context length is {length} tokens. However, the request has {prompt} in its prompt"
     told += f" and max_tokens={max_tokens}" if max_tokens else " and no max_tokens"
-    if prompt + (max_tokens or 1) > length:
+    if prompt + (max_tokens or len(request.drawn_token_ids) + 1) > length:
         raise RequestRefused(f"{told}: shorten the prompt or lower max_tokens")
     longest = prompt + max_tokens if max_tokens else length
     needed = blocks.blocks_for(longest - 1)  # the last token is drawn but never computed

@@ -7,6 +7,7 @@ import pytest
 
 from scheduler.cluster.cost.fit import Measurement, TooFewMeasurements, fit, held_out_error
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad, features
+from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import (
     InvalidProfile,
     Lengths,
@@ -181,3 +182,29 @@ def test_the_cpu_profile_says_that_it_was_measured_and_how_far_off_it_is() -> No
 def test_a_broken_profile_is_refused_with_the_reason(text: str, message: str) -> None:
     with pytest.raises(InvalidProfile, match=message):
         from_json(text)
+
+
+def test_a_pace_scales_each_part_of_a_step_by_itself() -> None:
+    model = CostModel(Kernel.EXACT, *WHOLE_TRUTH)
+    whole = model.step_s(MIXED)
+    parts = [
+        Pace(*(2.0 if at == part else 1.0 for at in range(3))).of(model).step_s(MIXED) for part in range(3)
+    ]
+    assert min(parts) > whole
+    assert sum(parts) - 3 * whole == pytest.approx(whole), "every second belongs to one part"
+    assert Pace(3.0, 3.0, 3.0).of(model).step_s(MIXED) == pytest.approx(3 * whole)
+    idle = StepLoad((AdapterLoad(0, 0, 4),), 100)
+    assert Pace(1.0, 9.0, 9.0).of(model).step_s(idle) == pytest.approx(model.step_s(idle))
+
+
+def test_a_rounded_pace_is_one_of_few_and_near() -> None:
+    rounded = {Pace(1.0, factor, 1.0).rounded() for factor in np.linspace(1.0, 4.0, 500)}
+    assert len(rounded) < 35
+    assert Pace(0.3, 1.0, 7.0).rounded().lora == pytest.approx(7.0, rel=0.026)
+    assert Pace().rounded() == Pace()
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_pace_that_is_no_factor_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Pace(lora=factor)
