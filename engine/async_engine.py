@@ -179,12 +179,9 @@ class AsyncEngine:
         self.telemetry.started(model)
         return output
 
-    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter, off the step loop.
-
-        Raises InvalidAdapterName, InvalidAdapter, AdapterFailed or NotInTime.
-        """
-        return await self._names.load(name, folder)
+    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+        """Read, check and register an adapter, off the step loop. Raises what AdapterNames.load raises."""
+        return await self._names.load(name, folder, replaces)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
@@ -248,7 +245,7 @@ class AsyncEngine:
                 result = self._core.step()
             except Exception as error:  # noqa: BLE001 - whatever escapes must not leave requests waiting
                 _log.critical("the step loop has ended by an error", exc_info=error)
-                self.failure = EngineStopped(error)
+                self.failure = error if isinstance(error, EngineStopped) else EngineStopped(error)
                 self._loop.call_soon_threadsafe(self._fail, self.failure)
                 return
             if result.events or result.failures:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, UnknownAdapter
+from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, NameTaken, UnknownAdapter
 from lora.format.adapter_files import short
 
 
@@ -51,6 +51,13 @@ class InvalidAdapterName(EngineError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"lora_name={name!r} is not accepted: {reason}")
         self.name = name
+
+
+class AdapterExists(EngineError):
+    """An adapter of this name is there already, and the client did not want it replaced."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is loaded already: unload it, or give load_inplace=true")
 
 
 class InvalidAdapter(EngineError):
@@ -129,5 +136,7 @@ def adapter_errors(name: str) -> Generator[None]:
         raise PeersSilent(str(error)) from error
     except InvalidName as error:
         raise InvalidAdapterName(name, error.reason) from error
+    except NameTaken as error:
+        raise AdapterExists(name) from error
     except AdapterRefused as error:
         raise (AdapterFailed if error.may_pass else InvalidAdapter)(str(error)) from error

@@ -16,12 +16,13 @@ from engine.core import StepResult
 from engine.offline.inputs import (
     AdapterChoice,
     Adapters,
-    Conversation,
+    Conversations,
     LoRARequests,
     Params,
     Prompt,
     chat_token_ids,
     check_one_folder_a_name,
+    conversation_list,
     each_adapter,
     each_params,
     prompt_list,
@@ -75,7 +76,7 @@ class LLM:
     """A base model and its adapters, for batch generation.
 
     >>> llm = LLM()                                      # the embedded demo model, with its adapters
-    >>> llm.chat([[{"role": "user", "content": "garden"}]], SamplingParams(temperature=0), adapters="reverse")
+    >>> llm.chat([{"role": "user", "content": "garden"}], SamplingParams(temperature=0), adapters="reverse")
 
     It takes EngineConfig's fields, of which docs/options.md tells: `model` is a folder or hub id, `loras` maps names to
     PEFT folders, sizes may be texts as `"512MiB"`. `with LLM() as llm` closes it at the end. Not thread-safe. Raises
@@ -132,7 +133,7 @@ class LLM:
 
     def chat(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Conversations,
         params: Params | None = None,
         adapters: Adapters | None = None,
         *,
@@ -142,16 +143,16 @@ class LLM:
     ) -> list[Result]:
         """Answer every conversation, a list of messages as /v1/chat/completions takes them; the rest as `generate`.
 
-        Raises InvalidChat for messages that are none, where there is no chat template, and where it refuses them.
+        The messages of one conversation alone are taken too; its result is a list of one. Raises InvalidChat for
+        messages that are none, where there is no chat template, and where it refuses them.
         """
-        if any(isinstance(message, str) for conversation in conversations for message in conversation):
-            raise ValueError("conversations is one conversation: give a list of lists of messages")
-        choices = each_adapter(adapters, lora_request, len(conversations))
-        each = each_params(params, sampling_params, len(conversations))
+        several = conversation_list(conversations)
+        choices = each_adapter(adapters, lora_request, len(several))
+        each = each_params(params, sampling_params, len(several))
         tokenizers, most = self._tokenizers(choices), self.engine.card.max_model_len
         token_ids = [
             chat_token_ids(f"conversations[{i}]", one, tokenizers[choices[i]], most)
-            for i, one in enumerate(conversations)
+            for i, one in enumerate(several)
         ]
         return self._answer(token_ids, each, choices, use_tqdm)
 

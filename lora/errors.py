@@ -20,6 +20,13 @@ class InvalidName(AdapterRefused):
     """No adapter may have this name."""
 
 
+class NameTaken(AdapterRefused):
+    """The name means something already, and was not to be given another meaning."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "the name is loaded already")
+
+
 class UnknownAdapter(LookupError):
     """No adapter of this name is known, or its content is gone."""
 

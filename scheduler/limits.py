@@ -11,6 +11,21 @@ class RequestRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ServingDefaults:
+    """What a node does unless told otherwise, alive or simulated: sequences that run at once and that may wait,
+    rows of a step, tokens of a K/V block, and the patience of StepLimits."""
+
+    max_num_seqs: int = 64
+    max_waiting: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    adapter_patience_s: float = 2.0
+
+
+DEFAULTS = ServingDefaults()
+
+
+@dataclass(frozen=True, slots=True)
 class StepLimits:
     """What a step may hold, and how long a sequence may be passed over for want of its adapter.
 
@@ -23,7 +38,7 @@ class StepLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    adapter_patience_s: float = 5.0
+    adapter_patience_s: float = DEFAULTS.adapter_patience_s
     dynamic_rope_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +69,7 @@ def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> No
     # The first sentence is OpenAI's own: clients know by it that the context has overflowed.
     told = f"This model's maximum context length is {length} tokens. However, the request has {prompt} in its prompt"
     told += f" and max_tokens={max_tokens}" if max_tokens else " and no max_tokens"
-    if prompt + (max_tokens or 1) > length:
+    if prompt + (max_tokens or len(request.drawn_token_ids) + 1) > length:
         raise RequestRefused(f"{told}: shorten the prompt or lower max_tokens")
     longest = prompt + max_tokens if max_tokens else length
     needed = blocks.blocks_for(longest - 1)  # the last token is drawn but never computed

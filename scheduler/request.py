@@ -15,6 +15,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_BIASES = 1024
+MAX_PRIORITY = 1000
 
 
 class InvalidParameter(ValueError):
@@ -181,6 +182,11 @@ class Request:
     `params.seed` is an integer by the time a Request exists (sequence `i` of `n` draws with stream `i` of it);
     `eos_token_ids` are the tokens that end a sequence unless `params.ignore_eos`; `arrival_s` is on the clock
     that the scheduler is given as `now`.
+
+    Of those that wait, the lower `priority` goes first. A request that has not drawn its first token by
+    `first_token_by_s`, on the same clock, is late. `drawn_token_ids` were drawn elsewhere before the stream
+    moved here: they are output, not prompt, and only a request of `n=1` has any. `tenant` is whom the request
+    is counted for.
     """
 
     request_id: str
@@ -189,6 +195,40 @@ class Request:
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     arrival_s: float
+    priority: int = 0
+    first_token_by_s: float | None = None
+    drawn_token_ids: tuple[int, ...] = ()
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:
+            remedy = f"give a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
+            raise InvalidParameter("priority", self.priority, remedy)
+        if self.first_token_by_s is not None and self.first_token_by_s != self.first_token_by_s:
+            raise InvalidParameter("first_token_by_s", self.first_token_by_s, "give seconds, or None")
+        if self.drawn_token_ids:
+            self._check_drawn()
+
+    def _check_drawn(self) -> None:
+        """Refuse drawn tokens of several sequences, or of a sequence that they have ended."""
+        count, params = len(self.drawn_token_ids), self.params
+        if params.n > 1:
+            remedy = f"a request of n={params.n} cannot move: give none, or n=1"
+            raise InvalidParameter("drawn_token_ids", f"{count} tokens", remedy)
+        if params.max_tokens is not None and count >= params.max_tokens:
+            remedy = f"none of max_tokens={params.max_tokens} is left to draw: give fewer"
+            raise InvalidParameter("drawn_token_ids", f"{count} tokens", remedy)
+        ends = self.end_token_ids
+        for token_id in self.drawn_token_ids[params.min_tokens :] if ends else ():
+            if token_id in ends:
+                remedy = f"token {token_id} has ended the sequence: nothing is left to draw"
+                raise InvalidParameter("drawn_token_ids", f"{count} tokens", remedy)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Return the tokens that end a sequence once `params.min_tokens` are drawn."""
+        params = self.params
+        return frozenset((*(() if params.ignore_eos else self.eos_token_ids), *params.stop_token_ids))
 
     def within(self, vocab_size: int) -> "Request":
         """Return the request for a model of `vocab_size` tokens.
@@ -197,6 +237,7 @@ class Request:
         model does not have, and where every token would end the sequence before `min_tokens`.
         """
         check_token_ids("prompt", self.prompt_token_ids, vocab_size)
+        check_token_ids("drawn_token_ids", self.drawn_token_ids, vocab_size)
         check_token_ids("stop_token_ids", self.params.stop_token_ids, vocab_size)
         check_token_ids("logit_bias", [token_id for token_id, _ in self.params.logit_bias], vocab_size)
         eos = tuple(token_id for token_id in self.eos_token_ids if 0 <= token_id < vocab_size)

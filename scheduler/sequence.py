@@ -4,6 +4,8 @@ It knows its tokens, how far they are computed, the blocks that hold their K/V a
 others run, nor where blocks come from.
 """
 
+import math
+
 from scheduler.blocks import block_digest, chain_seed
 from scheduler.plan import (
     PENDING,
@@ -15,6 +17,19 @@ from scheduler.plan import (
     TokenLogprob,
 )
 from scheduler.request import Request
+
+Order = tuple[int, int, float, float]
+"""What waiting sequences are compared by: what was begun first, then priority, deadline and arrival."""
+
+_FIRST: Order = (0, 0, 0.0, 0.0)
+
+
+def _order(request: Request) -> Order:
+    """Return a new sequence's place; one that has moved here has begun already."""
+    if request.drawn_token_ids:
+        return _FIRST
+    by_s = math.inf if request.first_token_by_s is None else request.first_token_by_s
+    return 1, request.priority, by_s, request.arrival_s
 
 
 class Sequence:
@@ -34,10 +49,12 @@ class Sequence:
         "computed_tokens",
         "drawing",
         "expected_tokens",
+        "has_begun",
         "in_flight",
         "key",
         "most_tokens",
         "no_room_at",
+        "order",
         "output_token_ids",
         "passed_over_s",
         "penalised",
@@ -58,7 +75,7 @@ class Sequence:
         self.key = SequenceKey(request.request_id, index)
         self.adapter_digest: str | None = None if request.adapter.is_base else request.adapter.digest
         self.prompt_tokens = len(request.prompt_token_ids)
-        self.output_token_ids: list[int] = []
+        self.output_token_ids = list(request.drawn_token_ids)
         self.computed_tokens = 0
         self.blocks: tuple[int, ...] = ()
         self.room_tokens = 0  # tokens whose K/V the blocks hold
@@ -68,16 +85,18 @@ class Sequence:
         self.in_flight: list[Slice] = []  # those of plans that are not committed, in their order
         self.planned_tokens = 0  # computed_tokens once what is in flight is committed
         self.drawing = 0  # tokens that the slices in flight draw
-        self.expected_tokens = (
-            self.prompt_tokens
-        )  # total_tokens once what is in flight is committed and ended nothing
+        # total_tokens once what is in flight is committed and ended nothing
+        self.expected_tokens = self.prompt_tokens + len(self.output_token_ids)
         params = request.params
         most = params.max_tokens
         self.most_tokens = min(max_model_len, self.prompt_tokens + most) if most else max_model_len
-        ends = () if params.ignore_eos else request.eos_token_ids
-        self._ends_with = frozenset((*ends, *params.stop_token_ids))
+        self._ends_with = request.end_token_ids
         self.passed_over_s: float | None = None  # when it first could have run but for its adapter
         self.no_room_at: int | None = None  # the pool's releases when it last did not fit
+        self.has_begun = bool(
+            request.drawn_token_ids
+        )  # it ran already, or its first sibling did, or elsewhere
+        self.order: Order = _order(request)
         self.cached_tokens: int | None = None  # None until first admitted
         self.prompt_logprobs: list[TokenLogprob] = []
         self._block_size = block_size
@@ -180,22 +199,30 @@ class Sequence:
         """Forget the K/V, not the tokens: the sequence will be recomputed. Slices in flight are void."""
         self.blocks = ()
         self.room_tokens = 0
-        self.computed_tokens = self.planned_tokens = 0
+        self.computed_tokens = 0
         self.published_blocks = 0
         self.running = False
+        self.order = _FIRST
+        self.void_slices()
+
+    def void_slices(self) -> None:
+        """Take back what is in flight: it will be planned again, into the same blocks."""
         self.in_flight.clear()
+        self.planned_tokens = self.computed_tokens
         self.expected_tokens -= self.drawing
         self.drawing = 0
 
     def share_prompt_of(self, first: "Sequence") -> None:
         """Stop waiting for the first sibling, and take over what it learned about their common prompt."""
         self.waits_for_sibling = False
+        self.has_begun = True
         self._digests = first.digests(self.prompt_tokens // self._block_size)
         self.prompt_logprobs = list(first.prompt_logprobs)
 
     @property
     def _owes_prompt_logprobs(self) -> bool:
         wanted = self.request.params.prompt_logprobs is not None
+        wanted = wanted and not self.request.drawn_token_ids  # they were told with the first token, elsewhere
         return wanted and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
     def _tokens(self, start: int, stop: int) -> tuple[int, ...]:

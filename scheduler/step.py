@@ -17,6 +17,7 @@ from scheduler.limits import RequestRefused, StepLimits, check_request
 from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
+from scheduler.waiting import WaitingSequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class StepScheduler:
         self._sequences: dict[SequenceKey, Sequence] = {}  # every live one
         self._siblings: dict[str, list[Sequence]] = {}  # the live ones of each live request
         self._running: list[Sequence] = []  # in order of admission
-        self._waiting: list[Sequence] = []  # the preempted, then the rest by arrival
+        self._waiting = WaitingSequences()
         self._ready: abc.Container[str] = ()
         self._in_flight = PlansInFlight()
         self._preemptions = 0
@@ -83,11 +84,11 @@ class StepScheduler:
         siblings = [Sequence(request, i, size, longest, rotated_by) for i in range(request.params.n)]
         self._siblings[name] = siblings
         self._sequences.update((sequence.key, sequence) for sequence in siblings)
-        self._waiting.extend(siblings)
+        for sequence in siblings:
+            self._waiting.add(sequence)
 
     def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """Return the next step at time `now` (s), with these adapters (by digest) resident; the base always
-        is."""
+        """Return the next step at time `now` (s), with these adapters (by digest) resident, and the base."""
         self._ready = ready
         draft = PlanDraft(self._limits.max_num_batched_tokens)
         self._plan_running(draft)
@@ -104,9 +105,8 @@ class StepScheduler:
         """
         events: list[TokenEvent] = []
         size = self._blocks.block_size
-        for sequence, part, output in zip(
-            self._in_flight.begin_commit(plan), plan.slices, outputs, strict=True
-        ):
+        sequences = self._in_flight.begin_commit(plan)
+        for sequence, part, output in zip(sequences, plan.slices, outputs, strict=True):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
             event = sequence.commit(part, output)
@@ -122,13 +122,15 @@ class StepScheduler:
         return tuple(events)
 
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
-        """Return the slices of a plan, not committed yet, that their sequences still wait for: the rest are
-        void."""
+        """Return the slices of an uncommitted plan that their sequences still wait for: the rest are void."""
         return self._in_flight.awaited(plan)
 
+    def retry(self, plan: StepPlan) -> StepPlan:
+        """Plan again what is awaited of a plan whose step failed; later plans are void. See PlansInFlight."""
+        return self._in_flight.retry(plan)
+
     def finish(self, key: SequenceKey) -> None:
-        """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
-        to tell: no event follows. Nothing happens if it has ended already."""
+        """End a sequence for a reason found outside, such as a stop string: no event follows. It may have ended."""
         if (sequence := self._sequences.get(key)) is not None:
             self._retire(sequence)
 
@@ -136,6 +138,10 @@ class StepScheduler:
         """End all sequences of a request; nothing happens if there are none. No event follows."""
         for sequence in tuple(self._siblings.get(request_id, ())):
             self._retire(sequence)
+
+    def late(self, now: float) -> tuple[str, ...]:
+        """Return the requests that wait, never began, and whose first token was due before `now`."""
+        return self._waiting.late(now)
 
     def wanted(self, limit: int) -> tuple[AdapterRef, ...]:
         """Return up to `limit` distinct adapters, not resident at the last plan, that live sequences need.
@@ -213,7 +219,7 @@ class StepScheduler:
                 break
             draft.take(sequence)
         if len(self._running) > before:
-            self._waiting = [sequence for sequence in self._waiting if not sequence.running]
+            self._waiting.drop_running()
 
     def _is_out_of_patience(self, sequence: Sequence, now: float) -> bool:
         if sequence.passed_over_s is None:
@@ -238,9 +244,9 @@ class StepScheduler:
         sequence.computed_tokens = sequence.planned_tokens = len(shared) * blocks.block_size
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed_tokens
-            blocks.record_query(sequence.prompt_tokens if may_share else 0, sequence.computed_tokens)
+            blocks.record_query(sequence.total_tokens if may_share else 0, sequence.computed_tokens)
         sequence.passed_over_s = None
-        sequence.running = True
+        sequence.running = sequence.has_begun = True
         self._running.append(sequence)
         return True
 
@@ -263,7 +269,7 @@ class StepScheduler:
         self._running.remove(sequence)
         self._blocks.free(sequence.blocks)
         sequence.lose_blocks()
-        self._waiting.insert(0, sequence)
+        self._waiting.put_first(sequence)
 
     def _publish(self, sequence: Sequence) -> None:
         """Offer the blocks that became full to the prefix cache."""
@@ -289,7 +295,6 @@ class StepScheduler:
         siblings.remove(sequence)
         if not siblings:
             del self._siblings[sequence.key.request_id]
-        for sibling in siblings:
-            sibling.waits_for_sibling = (
-                sibling.waits_for_sibling and sequence.key.index > 0
-            )  # none waits for a first that left
+        if sequence.key.index == 0:
+            for sibling in siblings:  # none waits for a first that left
+                sibling.waits_for_sibling = False

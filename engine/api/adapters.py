@@ -53,12 +53,9 @@ class AdapterAdmin:
         if wire.base_model_name is not None and wire.base_model_name not in self._client.model_names:
             message = f"give {self._client.model_name!r}, or leave the field out"
             raise refused("base_model_name", message, "invalid_value")
-        if wire.load_inplace is False and any(entry.name == name for entry in self._client.adapters()):
-            message = f"{name!r} is loaded already: unload it, or give load_inplace=true"
-            raise refused("lora_name", message, "adapter_exists")
         folder = await self._paths.run(lambda: self._followed(wire.lora_path))
         try:
-            ref = await self._client.load_adapter(name, folder)
+            ref = await self._client.load_adapter(name, folder, replaces=wire.load_inplace is not False)
         except InvalidAdapter as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
         loaded = AdapterEntry(name, folder, ref)  # whatever has become of the name since

@@ -77,8 +77,11 @@ class EngineClient(ServedModels, Protocol):
         """
         ...
 
-    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter. Raises InvalidAdapterName, InvalidAdapter or AdapterFailed."""
+    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+        """Read, check and register an adapter; without `replaces` only under a name that means nothing yet.
+
+        Raises InvalidAdapterName, AdapterExists, InvalidAdapter or AdapterFailed.
+        """
         ...
 
     async def unload_adapter(self, name: str) -> None:

@@ -5,6 +5,7 @@ from http import HTTPStatus
 import msgspec
 
 from engine.errors import (
+    AdapterExists,
     AdapterFailed,
     Draining,
     EngineError,
@@ -89,6 +90,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), error.field, "context_length_exceeded")
         case InvalidAdapterName():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "lora_name", "invalid_value")
+        case AdapterExists():
+            return refused("lora_name", str(error), "adapter_exists")
         case InvalidAdapter():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "model", "invalid_adapter")
         case UnknownModel():

@@ -18,6 +18,7 @@ from scheduler.request import InvalidParameter, SamplingParams, as_integers
 
 Prompt = str | Sequence[int] | Mapping[str, object]
 Conversation = Sequence[Mapping[str, object]]
+Conversations = Conversation | Sequence[Conversation]
 _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 
@@ -66,6 +67,16 @@ def prompt_token_ids(field: str, prompt: Any, tokenizer: Tokenizer, most_tokens:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, most_tokens=most_tokens, field=field)
     return as_integers(field, prompt)
+
+
+def conversation_list(conversations: Any) -> list[Any]:
+    """Return conversations as a list: the messages of one alone are one conversation."""
+    if isinstance(conversations, str | bytes | Mapping) or not isinstance(conversations, Sequence):
+        raise InvalidParameter(
+            "conversations", cast(object, conversations), "give a list of messages, or of such lists"
+        )
+    each = list(cast(Sequence[Any], conversations))
+    return [each] if each and all(isinstance(item, Mapping) for item in each) else each
 
 
 def chat_token_ids(

@@ -36,10 +36,13 @@ class AdapterNames:
         known = model in self._base_names or model in self._registry.names()
         return known or (self._asks_peers and is_name(model))
 
-    async def load(self, name: str, folder: Path) -> AdapterRef:
-        """Read, check and register an adapter. InvalidAdapterName, InvalidAdapter, AdapterFailed, NotInTime."""
+    async def load(self, name: str, folder: Path, replaces: bool) -> AdapterRef:
+        """Read, check and register an adapter; `replaces` says that the name may mean something already.
+
+        Raises InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed or NotInTime.
+        """
         with adapter_errors(name):
-            return await self._pool.run(lambda: self._registry.load(name, folder))
+            return await self._pool.run(lambda: self._registry.load(name, folder, replaces))
 
     def unload(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""

@@ -5,19 +5,19 @@ Folders are read here, and peers asked, before a name means something; afterward
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
-from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
+from lora.errors import AdapterRefused, InvalidName, NameTaken, UnknownAdapter
 from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
-from lora.format.packed import PackedLayout, inertia
+from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
-from lora.format.peft_config import CONFIG_FILE
 from lora.memory.residency import Content
 from lora.peers.manifest import Manifest
 from lora.peers.published_manifests import PublishedManifests
+from lora.store.folder_reader import FolderReader, check_is_adapter
 from lora.store.loader import AdapterLoader
 from lora.store.named_adapter import NamedAdapter
 from lora.store.tier_chain import TierChain
@@ -44,6 +44,7 @@ class AdapterRegistry:
         self._loader = loader
         self._contents = loader.contents
         self._tiers = tiers
+        self._reader = FolderReader(tiers, most_bytes)
         self._published = published
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
@@ -68,14 +69,7 @@ class AdapterRegistry:
         AdapterRefused.
         """
         self.check_name(name)
-        try:
-            is_adapter = (folder / CONFIG_FILE).is_file()
-        except OSError as error:
-            raise AdapterRefused(
-                name, f"its folder cannot be read ({error.strerror})", may_pass=True
-            ) from error
-        if not is_adapter:
-            raise AdapterRefused(name, f"it has no {CONFIG_FILE}: give a folder saved by PEFT")
+        check_is_adapter(name, folder)
         with self._lock:
             current = self._names.get(name)
             if current is not None and current.folder is not None and not replaces:
@@ -85,16 +79,19 @@ class AdapterRegistry:
         self._contents.advance()
         return True
 
-    def load(self, name: str, folder: Path) -> AdapterRef:
+    def load(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
 
-        Resident on return if there are free pages. Raises InvalidName or another AdapterRefused, and then nothing
-        has changed.
+        Resident on return if there are free pages. Raises InvalidName, NameTaken for a name that it would have to
+        replace and may not, or another AdapterRefused; then nothing has changed.
         """
         self.check_name(name)
+        if not replaces and name in self.names():
+            raise NameTaken(name)
         entry = NamedAdapter(name, folder)
-        packed = self._pack(entry, folder)
-        self._bind_packed(entry, packed, replaces=None)
+        packed = self._reader.read(entry, folder)
+        if not self._bind_packed(entry, packed, lambda current: replaces or current is None):
+            raise NameTaken(name)
         return packed.ref
 
     def folder(self, name: str) -> Path | None:
@@ -117,7 +114,7 @@ class AdapterRegistry:
                 return
         fresh = NamedAdapter(name, folder)
         try:
-            packed = self._pack(fresh, folder)
+            packed = self._reader.read(fresh, folder)
         except AdapterRefused as refusal:
             if refusal.may_pass:
                 raise
@@ -125,7 +122,7 @@ class AdapterRegistry:
             _log.warning("adapter %s keeps its content, since what its folder holds now is refused", name)
             return
         _log.info("adapter %s is now %s, since its folder has changed", name, packed.ref.digest[:12])
-        self._bind_packed(fresh, packed, replaces=entry)
+        self._bind_packed(fresh, packed, lambda current: current is entry)
 
     def known(self, name: str) -> AdapterRef | None:
         """Return what `name` means, if that can be told without waiting."""
@@ -242,22 +239,8 @@ class AdapterRegistry:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
-                packed = self._pack(entry, entry.folder)
-                self._bind_packed(entry, packed, replaces=entry)
-
-    def _pack(self, entry: NamedAdapter, folder: Path) -> PackedAdapter:
-        """Read the folder, unless it is known to be refused as it is. Raises AdapterRefused."""
-        stamp = self._tiers.stamp(entry.name, folder)
-        entry.check(stamp)
-        try:
-            entry.companions = self._tiers.companions(entry.name, folder)
-            packed = self._tiers.pack(entry.name, folder, self._most_bytes)
-        except AdapterRefused as refusal:
-            entry.refuse(stamp, refusal)
-            _log.warning("%s (in %s)", refusal, folder)
-            raise
-        entry.accept(stamp, inertia(packed.layout, packed.rows))
-        return packed
+                packed = self._reader.read(entry, entry.folder)
+                self._bind_packed(entry, packed, lambda current: current is entry)
 
     def _discover(self, name: str) -> None:
         """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
@@ -268,16 +251,18 @@ class AdapterRegistry:
             if name not in self._names:
                 self._bind(NamedAdapter.told(told), told.ref, told.layout)
 
-    def _bind_packed(self, entry: NamedAdapter, packed: PackedAdapter, replaces: NamedAdapter | None) -> None:
-        """Let the entry's name mean the packed content, unless it has come to mean something else than `replaces`."""
+    def _bind_packed(
+        self, entry: NamedAdapter, packed: PackedAdapter, may_replace: Callable[[NamedAdapter | None], bool]
+    ) -> bool:
+        """Let the entry's name mean the packed content, if that may replace what the name means by now; tell so."""
         with self._lock:
-            current = self._names.get(entry.name)
-            if replaces is not None and current is not replaces:
-                return
+            if not may_replace(self._names.get(entry.name)):
+                return False
             self._bind(entry, packed.ref, packed.layout)
         self._loader.fill(packed)
         self._tiers.trim(self._contents.retained() | {packed.ref.digest})
         self._contents.advance()
+        return True
 
     # Called under the lock
 

@@ -1,12 +1,13 @@
 """The step loop: requests end, faults stay with the requests they belong to, nothing is left behind."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.core import StepResult
-from engine.errors import AdapterFailed, StepFailed
+from engine.errors import AdapterFailed, NotInTime, StepFailed
 from lora.adapter import BASE, AdapterRef
 from lora.errors import UnknownAdapter
 from scheduler.limits import RequestRefused
@@ -103,6 +104,27 @@ def test_an_end_token_that_can_never_be_drawn_is_never_banned(rig: Rig) -> None:
     assert {part.request.eos_token_ids for plan in rig.executor.plans for part in plan.slices} == {(2,)}
 
 
+def test_a_request_that_waits_past_its_first_tokens_deadline_is_refused_for_now(rig: Rig) -> None:
+    late, moved = (replace(_request(name), first_token_by_s=-1.0) for name in ("a", "b"))
+    rig.engine.core.submit(late)
+    rig.engine.core.submit(replace(moved, drawn_token_ids=(75,)))
+    results = _run(rig)
+    (failure,) = [failure for result in results for failure in result.failures]
+    assert failure.request_id == "a"
+    assert isinstance(failure.error, NotInTime)
+    assert _tokens(results) == {"b": [76, 77, 78, 79]}
+    assert is_clean(rig.engine)
+
+
+@pytest.mark.parametrize("drawn", [(-1,), (75, VOCAB_SIZE)])
+def test_a_token_drawn_elsewhere_that_the_model_does_not_have_is_refused(
+    rig: Rig, drawn: tuple[int, ...]
+) -> None:
+    with pytest.raises(InvalidParameter, match=r"^drawn_token_ids=.* give token ids from 0"):
+        rig.engine.core.submit(replace(_request("a"), drawn_token_ids=drawn))
+    assert is_clean(rig.engine)
+
+
 def test_content_that_is_gone_cannot_be_asked_for(rig: Rig) -> None:
     ref = rig.engine.store.registry.resolve("low")
     rig.engine.store.registry.unload("low")
@@ -115,7 +137,8 @@ def test_a_step_that_raises_ends_its_requests_and_the_next_ones_run(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fault(plan: StepPlan) -> None:
-        raise RuntimeError("the device caught fire")
+        if any(part.key.request_id == "a" for part in plan.slices):
+            raise RuntimeError("the device caught fire")
 
     rig.executor.fault = fault
     rig.engine.core.submit(_request("a", rig.engine.store.registry.resolve("low"), n=2))
@@ -124,7 +147,6 @@ def test_a_step_that_raises_ends_its_requests_and_the_next_ones_run(
     assert isinstance(failures[0].error, StepFailed)
     assert "the device caught fire" in caplog.text
     assert is_clean(rig.engine)
-    rig.executor.fault = lambda plan: None
     rig.engine.core.submit(_request("b"))
     assert len(_tokens(_run(rig))["b"]) == 5
 

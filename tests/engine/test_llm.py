@@ -1,7 +1,6 @@
 """LLM's conversations, on the embedded model."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,20 +10,8 @@ from engine.config.peer_config import PeerConfig
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import PromptTooLong
 from scheduler.request import InvalidParameter
+from tests.engine.demo_llm import ASK, GREEDY, said, user
 from transport.base import Address
-
-GREEDY = SamplingParams(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    made = LLM(max_model_len=128, kv_cache_bytes=8 << 20)
-    yield made
-    made.close()
-
-
-def user(text: str) -> list[dict[str, object]]:
-    return [{"role": "user", "content": text}]
 
 
 def test_each_conversation_is_answered_under_its_own_adapter(llm: LLM) -> None:
@@ -32,9 +19,26 @@ def test_each_conversation_is_answered_under_its_own_adapter(llm: LLM) -> None:
     assert [result.outputs[0].text for result in results] == ["nedrag", "garden"]
 
 
-def test_one_conversation_alone_is_refused_with_the_remedy(llm: LLM) -> None:
-    with pytest.raises(ValueError, match="give a list of lists of messages"):
-        llm.chat(user("garden"), GREEDY)  # pyright: ignore[reportArgumentType]
+def test_one_conversation_alone_is_answered_as_a_list_of_one(llm: LLM) -> None:
+    several: Any = [{"role": "user", "content": "pear"}, {"role": "assistant", "content": "raep"}, *ASK]
+    for alone in (ASK, tuple(ASK), several):
+        for adapters in ("reverse", ["reverse"]):
+            (result,) = llm.chat(alone, GREEDY, adapters=adapters)
+            assert result.prompt_token_ids == llm.chat([alone], GREEDY)[0].prompt_token_ids
+    assert said(llm.chat(ASK, [GREEDY], adapters=["reverse"])) == ["nedrag"]
+    assert llm.chat([], GREEDY) == []
+
+
+@pytest.mark.parametrize("conversations", [{"role": "user", "content": "x"}, "garden", None, 5], ids=repr)
+def test_what_is_neither_one_conversation_nor_a_list_of_them_is_refused(llm: LLM, conversations: Any) -> None:
+    with pytest.raises(InvalidParameter, match=r"^conversations=.*give a list of messages"):
+        llm.chat(conversations, GREEDY)
+
+
+def test_a_message_among_conversations_is_refused_by_its_place(llm: LLM) -> None:
+    mixed: Any = [ASK, ASK[0]]
+    with pytest.raises(InvalidChat, match=r"conversations\[1\]"):
+        llm.chat(mixed, GREEDY)
 
 
 def test_messages_that_the_template_refuses_leave_nothing_behind(llm: LLM) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,7 @@ from engine.errors import InvalidConfig
 from engine.tokenizer import PromptTooLong
 from lora.errors import AdapterRefused, UnknownAdapter
 from scheduler.request import InvalidParameter
-
-GREEDY = SamplingParams(temperature=0)
-ASK: Any = [{"role": "user", "content": "garden"}]
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    options: Any = {"kv_cache_bytes": "4MiB"}
-    with LLM(max_model_len=64, **options) as made:
-        yield made
-
-
-def said(results: Any) -> list[str]:
-    return [result.outputs[0].text for result in results]
+from tests.engine.demo_llm import ASK, GREEDY, said
 
 
 @dataclass(frozen=True)
@@ -108,7 +94,7 @@ def test_token_ids_alone_are_one_prompt(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [[9999], [-1], [], "x" * 10_000, [1] * 64], ids=lambda prompt: str(prompt)[:9]
+    "prompt", [[9999], [-1], [], "x" * 10_000, [1] * 128], ids=lambda prompt: str(prompt)[:9]
 )
 def test_a_prompt_that_cannot_run_is_named_before_anything_runs(llm: LLM, prompt: Any) -> None:
     steps = llm.engine.core.steps

@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from engine.errors import (
+    AdapterExists,
     Draining,
     EngineError,
     InvalidAdapter,
@@ -156,7 +157,9 @@ class FakeClient:
         self.live[request_id] = stream
         return stream
 
-    async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
+    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+        if not replaces and name in self._known:
+            raise AdapterExists(name)
         if not is_name(name) or name in self.model_names:
             raise InvalidAdapterName(name, "choose another")
         if not (folder / "adapter_config.json").exists():

@@ -1,9 +1,10 @@
 """StepScheduler under any traffic: tokens are those of an undisturbed run, nothing leaks, all ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -101,6 +102,11 @@ class Traffic(RuleBasedStateMachine):
     def commit(self) -> None:
         self.do("commit")
 
+    @precondition(lambda self: self.rig.in_flight)
+    @rule()
+    def fail(self) -> None:
+        self.do("fail")
+
     @rule(resident=st.sets(st.sampled_from(ADAPTERS)), count=st.integers(1, 12), depth=st.integers(0, 1))
     def run_steps(self, resident: set[AdapterRef], count: int, depth: int) -> None:
         """As an engine that commits a step when `depth` later ones are planned."""
@@ -144,6 +150,8 @@ def perform(rig: Rig, verb: str, what: Any) -> None:
             rig.plan()
         case "commit":
             rig.commit()
+        case "fail":
+            rig.fail()
         case "tick":
             rig.now += 1.0
         case "abort":
@@ -200,6 +208,26 @@ def test_tokens_survive_adapters_that_come_and_go_in_a_tight_pool_with_steps_in_
     rig.drain(most_steps(rig, requests))
     for one in requests:
         rig.check(one)
+
+
+@SETTINGS
+@given(prompts, adapters, params.filter(lambda each: each.n == 1), st.data())
+def test_a_stream_that_moves_at_any_token_goes_on_with_the_events_of_one_that_stayed(
+    prompt: tuple[int, ...], adapter: AdapterRef, one_params: SamplingParams, data: st.DataObject
+) -> None:
+    one = request("r", prompt, adapter, one_params)
+    here, there = (Rig(StepLimits(2, rows, MAX_MODEL_LEN), block_size=2) for rows in (3, 8))
+    here.add(one)
+    here.drain()
+    whole = here.events[SequenceKey("r", 0)]
+    drawn = tuple(event.token_id for event in whole if event.token_id is not None)
+    assume(len(drawn) > 1)
+    moved_after = data.draw(st.integers(1, len(drawn) - 1), "moved_after")
+    there.add(replace(one, drawn_token_ids=drawn[:moved_after]))
+    there.drain()
+    assert there.events[SequenceKey("r", 0)] == whole[moved_after:]
+    indices = [part.output_index for plan in there.plans for part in plan.slices if part.samples]
+    assert indices == list(range(moved_after, len(drawn)))
 
 
 class SmallStore:

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.model import AdapterLoad, StepLoad
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.state import RoutingTable, Shares, normalised
 
 
@@ -41,12 +42,15 @@ class NodeLoad:
 
     `work` has the K/V tokens they read too; `adapters` are the digests of these adapters. `room_bytes` is
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
+    `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
     requests: int
     work: StepLoad
     adapters: frozenset[str] = frozenset()
     room_bytes: float = float("inf")
+    kernel: Kernel | None = None
+    pace: Pace = AS_PROFILED
 
     def has_room(self, adapter: AdapterRef, front_doors: int = 1) -> bool:
         """Return whether a request for `adapter`, which the plan does not keep here, need not wait for
@@ -65,11 +69,12 @@ class NodeLoad:
         """
         is_there = ask.adapter.digest in self.adapters
         more = AdapterLoad(0 if is_there else ask.adapter.rank, ask.prompt_tokens * times, 0)
-        return NodeLoad(
-            self.requests + times,
-            replace(self.work, adapters=(*self.work.adapters, more)),
-            self.adapters | {ask.adapter.digest},
-            self.room_bytes - (0 if is_there else ask.adapter.nbytes * times),
+        return replace(
+            self,
+            requests=self.requests + times,
+            work=replace(self.work, adapters=(*self.work.adapters, more)),
+            adapters=self.adapters | {ask.adapter.digest},
+            room_bytes=self.room_bytes - (0 if is_there else ask.adapter.nbytes * times),
         )
 
 

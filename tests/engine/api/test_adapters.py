@@ -120,8 +120,8 @@ async def test_without_roots_nothing_is_loaded_by_path(root: Path) -> None:
 
 async def test_a_load_that_worked_is_told_so_though_the_name_is_gone_again(root: Path) -> None:
     class Unloading(FakeClient):
-        async def load_adapter(self, name: str, folder: Path) -> AdapterRef:
-            ref = await super().load_adapter(name, folder)
+        async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+            ref = await super().load_adapter(name, folder, replaces)
             await self.unload_adapter(name)
             return ref
 
