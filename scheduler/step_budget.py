@@ -16,7 +16,7 @@ class StepBudget:
     """
 
     def __init__(self, step_s: float, most_rows: int, least_rows: int = 128) -> None:
-        if step_s <= 0 or not 1 <= least_rows:
+        if step_s <= 0 or not least_rows >= 1:
             raise ValueError(f"step_s={step_s}, least_rows={least_rows}: give more than 0 seconds and rows")
         self._step_s, self._most, self._least = step_s, most_rows, min(least_rows, most_rows)
         self._count = self._rows = self._rows2 = self._seconds = self._rows_seconds = 0.0
