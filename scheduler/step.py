@@ -87,10 +87,12 @@ class StepScheduler:
         for sequence in siblings:
             self._waiting.add(sequence)
 
-    def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """Return the next step at time `now` (s), with these adapters (by digest) resident, and the base."""
-        self._ready = ready
-        draft = PlanDraft(self._limits.max_num_batched_tokens)
+    def plan(self, now: float, ready: abc.Container[str], rows: int | None = None) -> StepPlan:
+        """Return the next step at time `now` (s), with these adapters (by digest) resident, and the base.
+
+        It has at most `rows` rows, but one for each sequence that decodes."""
+        self._ready, most = ready, self._limits.max_num_batched_tokens
+        draft = PlanDraft(most if rows is None else min(most, max(rows, len(self._running) + 1)))
         self._plan_running(draft)
         self._plan_waiting(draft, now)
         self._waits_for_token = draft.waits_for_token

@@ -164,6 +164,7 @@ class SimNode:
             self.store.room_bytes,
             number=(self.agent.session << 32) + self._loads_told,
             draining=self.draining,
+            step_rows=self._budget and self._budget.rows,
         )
 
     def load_for(self, router: str, load: NodeLoad) -> NodeLoad:

@@ -44,7 +44,8 @@ class NodeLoad:
     `work` has the K/V tokens they read too; `adapters` are the digests of these adapters. `room_bytes` is
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
     `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
-    is in it. A node that is `draining` takes no more.
+    is in it. A node that is `draining` takes no more. Where `step_rows` is given a step reads no more
+    prompt tokens than that.
     `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
@@ -55,6 +56,7 @@ class NodeLoad:
     number: int = 1
     heard: int = 0
     draining: bool = False
+    step_rows: int | None = None
     kernel: Kernel | None = None
     pace: Pace = AS_PROFILED
 

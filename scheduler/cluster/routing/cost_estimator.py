@@ -16,7 +16,6 @@ class CostEstimator:
     def __init__(self, forecast: Forecast) -> None:
         self._forecast = forecast
         self._output_tokens = forecast.lengths.output_tokens
-        self._step_prompt_tokens = forecast.limits.step_prompt_tokens
         self._outlooks: dict[int, _Outlook] = {}
 
     def estimate(
@@ -41,8 +40,8 @@ class CostEstimator:
         if ask.cached_tokens:
             read -= min(prompt - 1, ask.cached_tokens.get(node, 0))
         first_token_s = read * outlook.prefill_token_s
-        if read > self._step_prompt_tokens:
-            first_token_s += decode_s * read / self._step_prompt_tokens
+        if read > outlook.step_rows:
+            first_token_s += decode_s * read / outlook.step_rows
         else:
             first_token_s += decode_s
         if outlook.context_tokens + prompt > outlook.kv_tokens:
@@ -84,6 +83,7 @@ class _Outlook:
         "load",
         "prefill_token_s",
         "queued_tokens",
+        "step_rows",
         "step_s",
         "steps",
     )
@@ -96,6 +96,7 @@ class _Outlook:
             forecast.model.context_token_s,
             forecast.model.prefill_token_s,
         )
+        self.step_rows = min(forecast.limits.step_prompt_tokens, load.step_rows or 1 << 30)
         self.step_s = forecast.step_s(self.batch)
         self.steps: dict[int, tuple[float, float]] = {}
 
