@@ -27,7 +27,6 @@ from scheduler.cluster.placement.baselines import (
     ReplicatedPlacement,
 )
 from scheduler.cluster.placement.loraserve import LoraservePlacement
-from scheduler.cluster.routing.admission import Admission
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
 from scheduler.cluster.routing.cost_estimator import CostEstimator
@@ -35,6 +34,7 @@ from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS
 from scheduler.cluster.routing.router import Router, RouterOptions
+from scheduler.cluster.routing.slo_admission import SloAdmission
 from scheduler.residency import CheapestWindow
 
 KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
@@ -104,12 +104,12 @@ def _toppings(setting: Setting) -> RoutingPolicy:
     return ToppingsRouting(setting.model, setting.mean_output_tokens, setting.slo.tbt_s)
 
 
-def admitted(setting: Setting) -> Admission | None:
+def admitted(setting: Setting) -> SloAdmission | None:
     """Make the admission that all policies have where the SLO is kept at the door."""
-    return Admission(CostEstimator(setting.forecast), setting.slo)
+    return SloAdmission(CostEstimator(setting.forecast), setting.slo)
 
 
-def unbounded(setting: Setting) -> Admission | None:
+def unbounded(setting: Setting) -> SloAdmission | None:
     """Make none: every request is sent at once."""
     return None
 
@@ -126,7 +126,7 @@ class Policy:
     measure: Callable[[Setting], Measure] = utilisation
     planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
     residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
-    admission: Callable[[Setting], Admission | None] = admitted
+    admission: Callable[[Setting], SloAdmission | None] = admitted
 
     def router(self, setting: Setting) -> MakeRouter:
         """Return what makes the decisions of one router, which draws from the given rng."""

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from scheduler.cluster.routing.router import Refuse
+from scheduler.cluster.routing.orders import Refuse
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Clock
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
-from scheduler.sim.router import Answer, RefuseClient, SimRouter
+from scheduler.sim.sim_router import Answer, RefuseClient, SimRouter
 from scheduler.sim.workload.prompt import FIRST_TEXT_ID
 from scheduler.sim.workload.trace import Arrival
 

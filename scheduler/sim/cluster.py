@@ -22,7 +22,7 @@ from scheduler.sim.clock import Action, Clock
 from scheduler.sim.network import CopyLinks, Network
 from scheduler.sim.node import Listener, News, SimNode
 from scheduler.sim.outcome import History
-from scheduler.sim.router import Answer, RefuseClient, SimRouter
+from scheduler.sim.sim_router import Answer, RefuseClient, SimRouter
 from scheduler.sim.spec import SimulatorSpec
 
 _COORDINATOR = ""  # its name on the network
@@ -41,7 +41,7 @@ class SimCluster:
         history: History,
         rngs: tuple[np.random.Generator, np.random.Generator],
     ) -> None:
-        """`rngs` are of the network and of the routers."""
+        """Start nothing yet; `rngs` are of the network and of the routers."""
         self.network = Network(clock, spec.times, spec.network_faults, rngs[0])
         self.links = CopyLinks(clock, spec.speeds)
         self.nodes: dict[str, SimNode] = {}

@@ -13,8 +13,8 @@ from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from scheduler.limits import StepLimits
+from scheduler.sim.ablations.oracle_demand import oracle_rates
 from scheduler.sim.node import NodeSpec, SimNode
-from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import SimulatorSpec

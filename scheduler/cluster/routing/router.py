@@ -9,12 +9,10 @@ as after a preemption. Such a stream goes before all that have not begun, and no
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.routing.admission import Admission, RetryTimes
 from scheduler.cluster.routing.base import (
     NodeLoad,
     RouteRequest,
@@ -23,50 +21,10 @@ from scheduler.cluster.routing.base import (
 )
 from scheduler.cluster.routing.fair_queue import FairQueue, QueuedRequest
 from scheduler.cluster.routing.load_view import LoadView
+from scheduler.cluster.routing.orders import Offer, Order, RefusalReason, Refuse, Send
 from scheduler.cluster.routing.prefix_index import PrefixIndex
+from scheduler.cluster.routing.slo_admission import RetryTimes, SloAdmission
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A request as a router sees it. `chunks` are of its prompt (see `prefix_chunks`); lower `priority` first."""
-
-    request_id: str
-    adapter: AdapterRef
-    prompt_tokens: int
-    tenant: str = ""
-    priority: int = 0
-    chunks: tuple[int, ...] = ()
-
-
-class Refusal(Enum):
-    """Why a request is not served: no node in time; none reachable; or it was sent too often."""
-
-    OVERLOADED = "overloaded"
-    NO_NODE = "no node"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the request to `node` as that `attempt`; it is the `number`-th that this router sends there."""
-
-    request_id: str
-    attempt: int
-    node: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Tell the client that its request ends here; it may come again after `retry_after_s`."""
-
-    request_id: str
-    reason: Refusal
-    retry_after_s: float
-
-
-Order = Send | Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +67,7 @@ class Router:
     def __init__(
         self,
         policy: RoutingPolicy,
-        admission: Admission | None,
+        admission: SloAdmission | None,
         view: LoadView,
         rng: np.random.Generator,
         options: RouterOptions | None = None,
@@ -165,7 +123,7 @@ class Router:
         )
         wait_s = self._admission.wait_s(self._queue.work_before_s(queued), now) if len(self._queue) else 0.0
         if now + wait_s > pending.expires_s:
-            return [self._refuse(offer.request_id, Refusal.OVERLOADED, now)]
+            return [self._refuse(offer.request_id, RefusalReason.OVERLOADED, now)]
         self._queue.add(queued)
         return self.advance(now)
 
@@ -181,7 +139,7 @@ class Router:
                 and (order := self._send_again(request_id, now)) is not None
             ):
                 orders.append(order)
-        reason = Refusal.OVERLOADED if self._view.loads else Refusal.NO_NODE
+        reason = RefusalReason.OVERLOADED if self._view.loads else RefusalReason.NO_NODE
         orders += [self._refuse(each.request_id, reason, now) for each in self._queue.expired(now)]
 
         def send(queued: QueuedRequest) -> bool:
@@ -281,17 +239,17 @@ class Router:
         """Send a request that came back; None while no node can be reached, or is in time for one not begun."""
         pending, options = self._pending[request_id], self._options
         if pending.attempt >= options.attempts:
-            return self._refuse(request_id, Refusal.FAILED, now)
+            return self._refuse(request_id, RefusalReason.FAILED, now)
         order = None
         if not self._view.loads:
             if now >= pending.since_s + options.patience_s:
-                return self._refuse(request_id, Refusal.NO_NODE, now)
+                return self._refuse(request_id, RefusalReason.NO_NODE, now)
         elif pending.expires_s == float("inf"):
             ask = self._ask(pending)
             node = self._policy.route(ask, self.table, self._view.loads, self._rng)
             order = self._send(request_id, pending, ask, node, now)
         elif now >= pending.expires_s:
-            return self._refuse(request_id, Refusal.OVERLOADED, now)
+            return self._refuse(request_id, RefusalReason.OVERLOADED, now)
         else:
             order = self._send_in_time(request_id, now)
         if order is not None:
@@ -307,7 +265,7 @@ class Router:
             self._admission.sent(pending.work_s, now)
         return Send(request_id, pending.attempt, node, number)
 
-    def _refuse(self, request_id: str, reason: Refusal, now: float) -> Refuse:
+    def _refuse(self, request_id: str, reason: RefusalReason, now: float) -> Refuse:
         self.cancel(request_id)
         return Refuse(request_id, reason, self._retry.after_s(now))
 

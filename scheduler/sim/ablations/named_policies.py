@@ -29,13 +29,13 @@ from scheduler.cluster.policies import (
 from scheduler.cluster.routing.base import Loads, RouteRequest, RoutingPolicy
 from scheduler.cluster.state import RoutingTable
 from scheduler.residency import CheapestWindow
+from scheduler.sim.ablations.oracle_demand import OracleDemand
 from scheduler.sim.ablations.placements import (
     ForgetfulPlacement,
     RankCeilingOptions,
     RankCeilingPlacement,
     WholePlacement,
 )
-from scheduler.sim.oracle_demand import OracleDemand
 
 
 class UnknownPolicy(ValueError):

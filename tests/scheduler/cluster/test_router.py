@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from scheduler.cluster.cost.model import AdapterLoad, StepLoad
 from scheduler.cluster.cost.profile import Slo
-from scheduler.cluster.routing.admission import Admission, RetryTimes
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
+from scheduler.cluster.routing.orders import Offer, Order, RefusalReason, Refuse, Send
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS, PrefixIndex, prefix_chunks
-from scheduler.cluster.routing.router import Offer, Order, Refusal, Refuse, Router, RouterOptions, Send
+from scheduler.cluster.routing.router import Router, RouterOptions
+from scheduler.cluster.routing.slo_admission import RetryTimes, SloAdmission
 from scheduler.cluster.state import RoutingTable, Share
 from tests.chance import examples
 from tests.scheduler.cluster.lossy import FORECAST, adapter
@@ -47,7 +48,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.router = Router(
             PredictedCostRouting(CostEstimator(FORECAST), SLO),
-            Admission(CostEstimator(FORECAST), SLO) if self.admits else None,
+            SloAdmission(CostEstimator(FORECAST), SLO) if self.admits else None,
             LoadView(),
             np.random.default_rng(0),
         )
@@ -71,7 +72,7 @@ def _sent(orders: list[Order]) -> list[tuple[str, int, str]]:
     return [(each.request_id, each.attempt, each.node) for each in orders if isinstance(each, Send)]
 
 
-def _refused(orders: list[Order]) -> list[tuple[str, Refusal]]:
+def _refused(orders: list[Order]) -> list[tuple[str, RefusalReason]]:
     return [(each.request_id, each.reason) for each in orders if isinstance(each, Refuse)]
 
 
@@ -130,7 +131,7 @@ def test_what_no_node_can_serve_in_time_any_more_is_refused_with_a_time_to_come_
     rig.hear("x", FULL)
     [refusal] = rig.wait(0.02)
     assert isinstance(refusal, Refuse)
-    assert refusal.reason is Refusal.OVERLOADED
+    assert refusal.reason is RefusalReason.OVERLOADED
     assert refusal.retry_after_s >= 1.0
     assert rig.router.wake_s() == float("inf")
 
@@ -153,11 +154,11 @@ def test_in_overload_a_request_is_refused_at_once_if_too_much_waits_before_it() 
 def test_no_node_at_all() -> None:
     rig = Rig()
     rig.offer("r")
-    assert _refused(rig.wait(SLO.ttft_s)) == [("r", Refusal.NO_NODE)]
+    assert _refused(rig.wait(SLO.ttft_s)) == [("r", RefusalReason.NO_NODE)]
     open_rig = Rig(admits=False)
     open_rig.offer("r")
     assert open_rig.wait(RouterOptions().patience_s - 1) == []
-    assert _refused(open_rig.wait(2.0)) == [("r", Refusal.NO_NODE)]
+    assert _refused(open_rig.wait(2.0)) == [("r", RefusalReason.NO_NODE)]
 
 
 def test_a_node_that_drains_or_is_silent_is_sent_nothing() -> None:
@@ -181,7 +182,7 @@ def test_a_request_that_nodes_give_back_is_sent_again_after_a_pause_and_then_fai
         rig.hear("x")
         assert _sent(rig.wait(0.3)) == [("r", attempt + 1, "x")]
     rig.router.refused("r", attempts, rig.now)
-    assert _refused(rig.wait(1.0)) == [("r", Refusal.FAILED)]
+    assert _refused(rig.wait(1.0)) == [("r", RefusalReason.FAILED)]
 
 
 def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
@@ -192,7 +193,7 @@ def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
     rig.now = 1.0
     assert _sent(rig.hear("x", FULL)) == []
     rig.now = 2.5
-    assert _refused(rig.hear("x")) == [("r", Refusal.OVERLOADED)]
+    assert _refused(rig.hear("x")) == [("r", RefusalReason.OVERLOADED)]
 
 
 def test_a_client_that_goes_is_forgotten() -> None:

@@ -15,11 +15,11 @@ from scheduler.cluster.cost.profile import Lengths, from_json
 from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.protocol.messages import NodeHardware
-from scheduler.cluster.routing.admission import Admission
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
 from scheduler.cluster.routing.router import Router
+from scheduler.cluster.routing.slo_admission import SloAdmission
 from scheduler.limits import StepLimits
 from scheduler.sim.network import NetworkFaults
 from scheduler.sim.node import NodeSpec
@@ -45,7 +45,7 @@ def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> 
 
 
 def routers(
-    forecast: Forecast, admission: Callable[[], Admission | None] = lambda: None
+    forecast: Forecast, admission: Callable[[], SloAdmission | None] = lambda: None
 ) -> Callable[[np.random.Generator], Router]:
     """Make routers of ours; they refuse nothing unless they are given an admission."""
     policy = PredictedCostRouting(CostEstimator(forecast), PROFILE.slo)

@@ -20,7 +20,7 @@ from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
 from scheduler.sim.clients import Clients
 from scheduler.sim.node import Progress, SimNode
-from scheduler.sim.router import SimRouter
+from scheduler.sim.sim_router import SimRouter
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import FaultKind, SimulatorSpec
 from scheduler.step import StepScheduler

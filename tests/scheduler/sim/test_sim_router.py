@@ -9,12 +9,12 @@ from scheduler.cluster.cost.model import StepLoad
 from scheduler.cluster.cost.profile import Lengths
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.cluster.routing.router import Refusal, Refuse
+from scheduler.cluster.routing.orders import RefusalReason, Refuse
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Clock
 from scheduler.sim.network import Network, NetworkFaults, NetworkTimes
 from scheduler.sim.node import Listener, Progress, SimNode
-from scheduler.sim.router import SimRouter
+from scheduler.sim.sim_router import SimRouter
 from tests.scheduler.cluster.lossy import adapter
 from tests.scheduler.sim.clusters import PROFILE, node_spec, routers
 
@@ -108,5 +108,5 @@ def test_a_client_hears_of_a_refusal_once() -> None:
     rig.router.lose("n1")
     rig.router.take(REQUEST)
     rig.wait(40.0)
-    assert [refusal.reason for refusal in rig.refusals] == [Refusal.NO_NODE]
+    assert [refusal.reason for refusal in rig.refusals] == [RefusalReason.NO_NODE]
     assert not rig.router.has("r")

@@ -7,9 +7,9 @@ from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.cost.profile import Lengths, Slo
 from scheduler.cluster.placement.baselines import RandomPlacement
-from scheduler.cluster.routing.admission import Admission
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.router import RouterOptions
+from scheduler.cluster.routing.slo_admission import SloAdmission
 from scheduler.sim.network import NetworkTimes
 from scheduler.sim.outcome import Outcome, summary
 from scheduler.sim.simulator import Simulator
@@ -116,7 +116,7 @@ def test_after_an_overload_all_are_in_time_again_within_ten_seconds() -> None:
     """A third of a minute at several times of what two nodes can do, then a load that they carry."""
     refs, slo = adapters(8), Slo(2.0, 0.1)
     forecast = Forecast(node_spec().model, Lengths(2000, 60))
-    make = routers(forecast, lambda: Admission(CostEstimator(forecast), slo))
+    make = routers(forecast, lambda: SloAdmission(CostEstimator(forecast), slo))
     rng = np.random.default_rng(9)
     calls = [
         each.at(each.arrival_s + start_s)

@@ -16,7 +16,7 @@ from scheduler.cluster.routing.cost_estimator import CostEstimator
 
 
 @dataclass(frozen=True, slots=True)
-class AdmissionOptions:
+class SloAdmissionOptions:
     """How strictly to admit.
 
     A first token is to be predicted within `first_token_part` of the SLO's time, a step within `step_part` of that
@@ -28,12 +28,12 @@ class AdmissionOptions:
     rate_s: float = 4.0
 
 
-class Admission:
+class SloAdmission:
     """Says whether a request would be in time on a node, and whether waiting for one is of any use."""
 
-    def __init__(self, costs: CostEstimator, slo: Slo, options: AdmissionOptions | None = None) -> None:
+    def __init__(self, costs: CostEstimator, slo: Slo, options: SloAdmissionOptions | None = None) -> None:
         self.slo = slo
-        self._costs, self._options = costs, options or AdmissionOptions()
+        self._costs, self._options = costs, options or SloAdmissionOptions()
         self._sent: deque[tuple[float, float]] = deque()  # (when, work) of the last `rate_s`
         self._sent_work_s = 0.0
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from scheduler.cluster.routing.base import NodeLoad
+from scheduler.cluster.routing.orders import Offer, Order, Refuse, Send
 from scheduler.cluster.routing.prefix_index import prefix_chunks
-from scheduler.cluster.routing.router import Offer, Order, Refuse, Router, Send
+from scheduler.cluster.routing.router import Router
 from scheduler.cluster.state import RoutingTable
 from scheduler.request import Request
 from scheduler.sim.clock import Clock
