@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
 from engine.runner.base import Computation, DeviceLost, StepExecutor
-from engine.unified_pool import UnifiedPool
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
@@ -19,6 +18,7 @@ from scheduler.blocks import BlockStats
 from scheduler.plan import SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.step import Live, StepScheduler
+from scheduler.unified_pool import UnifiedPool
 
 _PREFETCH_DEPTH = 8
 _INVALID_LOGITS = StepFailed(
