@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad, by_kernel
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.pace_fit import PaceFits
-from scheduler.cluster.cost.step_tally import Floats, StepParts, Tally, tally
+from scheduler.cluster.cost.step_tally import Floats, StepParts, Tally
 
 _BATCH = 8  # steps that are learnt from together
 _MEMORY = 400.0  # steps after which errors are forgotten but for 1/e
@@ -24,17 +24,19 @@ _BETTER, _EVIDENCE = 1.03, 12.0  # over n steps squared errors must fall by the 
 class LearntCost:
     """What steps turn out to cost on one node, in bounded memory and microseconds a step.
 
-    `models` are the profile's by kernel, first that of the kernel that the node is said to have.
+    `models` are the profile's, first that of the kernel that the node is said to have; of kernels that it lacks
+    see `by_kernel`.
     """
 
     def __init__(self, models: Sequence[CostModel]) -> None:
-        self._kernels = tuple(model.kernel for model in models)
-        self._parts, self._fits = StepParts(models), PaceFits(len(models))
+        known = by_kernel(models)
+        self._kernels = tuple(known)
+        self._parts, self._fits = StepParts(tuple(known.values())), PaceFits(len(known))
         self._waiting: list[tuple[Tally, float]] = []
         self._believed = 0
         self._steps = 0.0  # that the sums below are of, as far as they are not forgotten
-        self._errors: Floats = np.zeros(len(models))
-        self._mix: Floats = np.zeros((len(models), 3))
+        self._errors: Floats = np.zeros(len(known))
+        self._mix: Floats = np.zeros((len(known), 3))
         self._pace = Pace()
 
     @property
@@ -61,7 +63,7 @@ class LearntCost:
         """Learn that a step took `seconds`. Most steps are only counted, and learnt from with later ones."""
         if not (load.adapters and 0 < seconds < math.inf):
             return
-        self._waiting.append((tally(load), seconds))
+        self._waiting.append((self._parts.tally(load), seconds))
         if len(self._waiting) >= _BATCH:
             self._learn()
 

@@ -16,6 +16,7 @@ what was learnt is scaled by as much, and mostly forgotten.
 """
 
 import math
+from typing import cast
 
 import numpy as np
 
@@ -42,11 +43,12 @@ class PaceFits:
         self._products: Floats = np.zeros((count, 3))
         self._late_x: Floats = np.full((count, 3), _TREND_PRIOR / 3)
         self._late_y: Floats = np.full(count, _TREND_PRIOR)
+        self._ridge: Floats = _RIDGE * np.eye(3)
         self._apart: Floats = np.zeros(count)  # log of the last batch's median over its prediction
 
     def pace(self, profile: int) -> Pace:
         """Return what is believed under one of the profiles."""
-        factors = np.clip(self._theta[profile] * self._trend()[profile], 1 / _MOST, _MOST)
+        factors = _within(self._theta[profile] * self._trend()[profile], 1 / _MOST, _MOST)
         return Pace(*factors.tolist())
 
     def learn(self, parts: Floats, seconds: Floats) -> Floats:
@@ -55,11 +57,11 @@ class PaceFits:
         Returns [profiles, steps] squared relative errors of what was believed before.
         """
         told = parts.sum(2)
-        x, y = parts / told[:, :, None], np.clip(seconds / told, 1 / _MOST, _MOST)
+        x, y = parts / told[:, :, None], _within(seconds / told, 1 / _MOST, _MOST)
         predicted = (x @ self._theta[:, :, None])[:, :, 0] * self._trend()[:, None]
         ratios = y / predicted
         middle = np.sort(ratios, axis=1)[:, ratios.shape[1] // 2]
-        ratios = np.clip(ratios, middle[:, None] / _OUTLIER, middle[:, None] * _OUTLIER)
+        ratios = _within(ratios, middle[:, None] / _OUTLIER, middle[:, None] * _OUTLIER)
         self._notice_changes(np.log(middle))
         self._add(x, ratios * predicted)
         return np.minimum(np.log(ratios) ** 2, _WORST)
@@ -88,8 +90,13 @@ class PaceFits:
         self._late_y = self._late_y * late + y.sum(1)
         level = self._late_y / self._late_x.sum(1)
         right = self._products + _RIDGE * level[:, None]
-        found = np.linalg.solve(self._squares + _RIDGE * np.eye(3), right[:, :, None])[:, :, 0]
-        self._theta = np.clip(found, 1 / _MOST, _MOST)
+        found = cast("Floats", np.linalg.solve(self._squares + self._ridge, right[:, :, None]))
+        self._theta = _within(found[:, :, 0], 1 / _MOST, _MOST)
 
     def _trend(self) -> Floats:
         return self._late_y / (self._theta * self._late_x).sum(1)
+
+
+def _within(values: Floats, least: Floats | float, most: Floats | float) -> Floats:
+    """Clip, in half the time that numpy's own takes for few values."""
+    return np.minimum(np.maximum(values, least), most)

@@ -13,83 +13,82 @@ from scheduler.cluster.cost.model import CostModel, Kernel, StepLoad
 
 Floats = NDArray[np.float64]
 
-Tally = tuple[int, ...]
-"""Prompt tokens, decode sequences, context tokens and prompt pairs; then of the adapters: their number, prompt
-tokens, decode sequences, Σ rank, Σ prompt tokens·rank, Σ decode sequences·rank, the largest rank; and of those
-that read prompts: their number and Σ rank."""
+Tally = tuple[float, ...]
+"""One step's counts: those of `_COUNTS`, then its rows beyond each knee that there is."""
 
-_FIXED, _PROMPT, _LORA = 0, 1, 2
-_PART_OF = (_FIXED, _PROMPT, _FIXED, _FIXED, _LORA, _LORA, _LORA, _LORA, _PROMPT, _PROMPT)  # as `Pace` says
-
-
-def tally(load: StepLoad) -> Tally:
-    """Count all that any kind of kernel charges a step for."""
-    prefill = decode = adapters = prompts = drawn = ranks = largest = 0
-    prompt_ranks = drawn_ranks = reading = reading_ranks = 0
-    for part in load.adapters:
-        rank, prompt, sequences = part.rank, part.prefill_tokens, part.decode_sequences
-        prefill += prompt
-        decode += sequences
-        if not rank:
-            continue
-        adapters += 1
-        ranks += rank
-        drawn += sequences
-        drawn_ranks += sequences * rank
-        if rank > largest:
-            largest = rank
-        if prompt:
-            prompts += prompt
-            prompt_ranks += prompt * rank
-            reading += 1
-            reading_ranks += rank
-    return (
-        *(prefill, decode, load.context_tokens, load.prompt_pairs),
-        *(adapters, prompts, drawn, ranks, prompt_ranks, drawn_ranks, largest),
-        *(reading, reading_ranks),
-    )
+_COUNTS = (
+    *("steps", "prefill", "decode", "context", "pairs", "adapters", "adapter_tokens"),
+    *("ranks", "padded_ranks", "multi_ranks", "token_ranks", "padded_token_ranks", "multi_token_ranks"),
+)
+_RANK_WORK = {  # what rank rows and token ranks are for each kind of kernel, FIXED ones for each rank of theirs
+    Kernel.EXACT: ("ranks", "token_ranks"),
+    Kernel.PADDED: ("padded_ranks", "padded_token_ranks"),
+    Kernel.MULTI_RANK: ("multi_ranks", "multi_token_ranks"),
+    Kernel.FIXED: ("adapters", "adapter_tokens"),
+}
+_FIXED, _PROMPT, _LORA = 0, 1, 2  # as in `Pace`
 
 
 class StepParts:
     """Works out the fixed, prompt and LoRA seconds of steps under each of `models`."""
 
     def __init__(self, models: Sequence[CostModel]) -> None:
-        self._models = tuple(models)
-        self._coefficients: Floats = np.array([model.coefficients for model in models])
-        self._into_parts: Floats = np.zeros((len(_PART_OF), 3))
-        self._into_parts[range(len(_PART_OF)), _PART_OF] = 1.0
+        self._knees = tuple(dict.fromkeys(model.knee_rows for model in models))
+        self._models = len(models)
+        weights: Floats = np.zeros((len(_COUNTS) + len(self._knees), len(models), 3))
+        for at, model in enumerate(models):
+            for count, part, seconds in _charges(model):
+                weights[_COUNTS.index(count), at, part] += seconds
+            weights[len(_COUNTS) + self._knees.index(model.knee_rows), at, _PROMPT] = model.crowded_row_s
+        self._weights = weights.reshape(len(weights), -1)
+
+    def tally(self, load: StepLoad) -> Tally:
+        """Count all that any of the models charges a step for."""
+        prefill = decode = adapters = prompts = drawn = ranks = largest = 0
+        prompt_ranks = drawn_ranks = reading = reading_ranks = 0
+        for part in load.adapters:
+            rank, prompt, sequences = part.rank, part.prefill_tokens, part.decode_sequences
+            prefill += prompt
+            decode += sequences
+            if not rank:
+                continue
+            adapters += 1
+            ranks += rank
+            drawn += sequences
+            drawn_ranks += sequences * rank
+            if rank > largest:
+                largest = rank
+            if prompt:
+                prompts += prompt
+                prompt_ranks += prompt * rank
+                reading += 1
+                reading_ranks += rank
+        rows, tokens = prefill + decode, prompts + drawn
+        return (
+            *(1, prefill, decode, load.context_tokens, load.prompt_pairs, adapters, tokens),
+            *(ranks, adapters * largest, reading * largest + ranks - reading_ranks),
+            *(prompt_ranks + drawn_ranks, tokens * largest, prompts * largest + drawn_ranks),
+            *[max(0, rows - knee) for knee in self._knees],
+        )
 
     def of(self, tallies: Sequence[Tally]) -> Floats:
         """Return [models, steps, parts] seconds."""
-        counts: Floats = np.array(tallies, dtype=np.float64).T
-        prefill, decode, context, pairs, adapters, prompts, drawn = counts[:7]
-        charged: Floats = np.empty((len(self._models), counts.shape[1], len(_PART_OF)))
-        for model, rows in zip(self._models, charged, strict=True):
-            rank_rows, token_ranks = _rank_work(counts, model)
-            crowded = np.maximum(prefill + decode - model.knee_rows, 0.0)
-            shared = (
-                prefill,
-                decode,
-                context,
-                rank_rows,
-                token_ranks,
-                adapters,
-                prompts + drawn,
-                pairs,
-                crowded,
-            )
-            rows[:, 0] = 1.0
-            rows[:, 1:] = np.stack(shared, axis=1)
-        return (charged * self._coefficients[:, None, :]) @ self._into_parts
+        parts: Floats = np.array(tallies, dtype=np.float64) @ self._weights
+        return parts.reshape(len(tallies), self._models, 3).transpose(1, 0, 2)
 
 
-def _rank_work(counts: Floats, model: CostModel) -> tuple[Floats, Floats]:
-    """Return [steps] rank rows and token ranks."""
-    adapters, prompts, drawn, ranks, prompt_ranks, drawn_ranks, largest, reading, reading_ranks = counts[4:]
-    match model.kernel:
-        case Kernel.EXACT:
-            return ranks, prompt_ranks + drawn_ranks
-        case Kernel.PADDED:
-            return adapters * largest, (prompts + drawn) * largest
-        case Kernel.MULTI_RANK:
-            return reading * largest + ranks - reading_ranks, prompts * largest + drawn_ranks
+def _charges(model: CostModel) -> tuple[tuple[str, int, float], ...]:
+    """List what is counted, the part of the seconds that it makes, and how many."""
+    rank_rows, token_ranks = _RANK_WORK[model.kernel]
+    each = model.fixed_rank or 1
+    return (
+        ("steps", _FIXED, model.base_s),
+        ("decode", _FIXED, model.decode_sequence_s),
+        ("context", _FIXED, model.context_token_s),
+        ("prefill", _PROMPT, model.prefill_token_s),
+        ("pairs", _PROMPT, model.prompt_pair_s),
+        (rank_rows, _LORA, model.rank_row_s * each),
+        (token_ranks, _LORA, model.token_rank_s * each),
+        ("adapters", _LORA, model.adapter_s),
+        ("adapter_tokens", _LORA, model.adapter_token_s),
+    )

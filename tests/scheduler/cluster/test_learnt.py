@@ -11,7 +11,7 @@ from scheduler.cluster.cost.learnt import LearntCost
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad, features
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.pace_fit import PaceFits
-from scheduler.cluster.cost.step_tally import Floats, StepParts, tally
+from scheduler.cluster.cost.step_tally import Floats, StepParts
 
 PROFILES = {
     "roofline": CostModel(Kernel.EXACT, 20e-3, 9e-5, 5e-6, 15e-8, 6e-6, 3e-8),
@@ -30,12 +30,14 @@ def _models(model: CostModel, told: Kernel) -> list[CostModel]:
     return [_under(model, kernel) for kernel in (told, *(each for each in Kernel if each is not told))]
 
 
-def _steps(rng: np.random.Generator, count: int, ranks: Sequence[int] = RANKS) -> Iterator[StepLoad]:
+def _steps(
+    rng: np.random.Generator, count: int, ranks: Sequence[int] = RANKS, most: int = 40
+) -> Iterator[StepLoad]:
     """A node's steps: batches that grow and shrink, popular and rare adapters, now and then a prompt."""
     of = rng.choice(ranks, 30).tolist()
-    size = int(rng.integers(2, 40))
+    size = int(rng.integers(2, most))
     for _ in range(count):
-        size = min(40, max(1, size + int(rng.integers(-2, 3))))
+        size = min(most, max(1, size + int(rng.integers(-2, 3))))
         drawn = np.minimum((rng.pareto(0.8, size) * 2).astype(int), 29).tolist()
         prompts = {int(rng.integers(30)): int(rng.choice([100, 500]))} if rng.random() < 0.3 else {}
         decoding = {each: drawn.count(each) for each in drawn}
@@ -69,9 +71,12 @@ def _error(learnt: LearntCost, profile: CostModel, truth: CostModel, rng: np.ran
 def test_the_parts_of_a_step_are_those_of_its_features(kernel: Kernel) -> None:
     model = _under(PROFILES["measured"], kernel)
     loads = [*_steps(np.random.default_rng(1), 50, (0, 8, 128)), StepLoad((AdapterLoad(0, 0, 1),), 5)]
-    parts = StepParts([model]).of([tally(load) for load in loads])[0]
+    every = StepParts([PROFILES["roofline"], model])
+    parts = every.of([every.tally(load) for load in loads])[1]
     for load, found in zip(loads, parts, strict=True):
-        charged = np.array(features(load, kernel, model.knee_rows, model.fixed_rank)) * np.array(model.coefficients)
+        charged = np.array(features(load, kernel, model.knee_rows, model.fixed_rank)) * np.array(
+            model.coefficients
+        )
         fixed, lora = charged[[0, 2, 3]].sum(), charged[4:8].sum()
         assert found == pytest.approx([fixed, charged.sum() - fixed - lora, lora], abs=1e-15)
 
@@ -80,11 +85,12 @@ def test_the_parts_of_a_step_are_those_of_its_features(kernel: Kernel) -> None:
 @pytest.mark.parametrize("true", list(Kernel))
 @pytest.mark.parametrize("name", list(PROFILES))
 def test_the_true_kernel_is_found_whatever_was_told(name: str, true: Kernel, told: Kernel) -> None:
+    """Batches are small, since the largest rank is in every large one: PADDED and FIXED then cost the same."""
     profile = PROFILES[name]
     for seed in range(3):
         rng = np.random.default_rng(seed)
         learnt, truth = LearntCost(_models(profile, told)), _under(profile, true)
-        _learn(learnt, truth, _steps(rng, 200), rng)
+        _learn(learnt, truth, _steps(rng, 200, most=8), rng)
         assert learnt.kernel is true
         assert _error(learnt, profile, truth, rng) < 0.01
 
@@ -100,9 +106,8 @@ def test_every_coefficient_that_is_wrong_costs_little_soon(name: str, true: Kern
         truth = _under(CostModel(Kernel.EXACT, *wrong.tolist(), knee_rows=profile.knee_rows), true)
         told = Kernel.PADDED if true is Kernel.EXACT else Kernel.EXACT
         learnt = LearntCost(_models(profile, told))
-        before = _error(learnt, profile, truth, np.random.default_rng(9))
-        _learn(learnt, truth, _steps(rng, 400), rng, noise=0.1)
-        assert _error(learnt, profile, truth, np.random.default_rng(9)) < max(0.07, 0.5 * before)
+        _learn(learnt, truth, _steps(rng, 600), rng, noise=0.1)
+        assert _error(learnt, profile, truth, np.random.default_rng(9)) < 0.06
 
 
 def test_noise_and_rare_outliers_change_neither_kernel_nor_pace() -> None:
@@ -136,8 +141,8 @@ def test_a_node_that_changes_its_pace_at_once_is_followed_within_32_steps_there_
 def test_a_pace_that_drifts_is_followed() -> None:
     profile, rng = PROFILES["roofline"], np.random.default_rng(3)
     learnt, errors = LearntCost(_models(profile, Kernel.EXACT)), []
-    for at in range(60):
-        times = 1 + at / 30
+    for at in range(30):
+        times = 1 + at / 15
         truth = Pace(times, times, times).of(profile)
         _learn(learnt, truth, _steps(rng, 40), rng, noise=0.05)
         errors.append(_error(learnt, profile, truth, np.random.default_rng(9)))
@@ -195,7 +200,7 @@ _SECONDS = st.one_of(st.floats(), st.floats(1e-9, 1e9))
 
 
 @given(st.lists(st.tuples(_LOADS, _SECONDS), max_size=80), st.sampled_from(list(Kernel)))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 def test_whatever_is_observed_the_pace_stays_a_number_above_0(
     steps: list[tuple[StepLoad, float]], told: Kernel
 ) -> None:
