@@ -86,8 +86,8 @@ class LearntCost:
     def _choose(self) -> None:
         """Believe the kind of least error if its errors are less than chance explains.
 
-        Of errors that are drawn from a normal distribution n/2 · log of their ratio is the logarithm of how much
-        likelier they are under the one kind than under the other.
+        Where errors are normal, n/2 · log of the ratio of their squares says how much likelier one kind is: it is
+        the logarithm of the likelihood ratio.
         """
         best = int(np.argmin(self._errors))
         least = float(self._errors[best]) + _NOISE * self._steps
