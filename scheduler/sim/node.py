@@ -6,6 +6,7 @@ from enum import Enum
 
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool
+from scheduler.cluster.cost.learnt import LearntCost
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
@@ -34,6 +35,7 @@ class NodeSpec:
     kv_blocks: int = 4096
     block_tokens: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
+    others: tuple[CostModel, ...] = ()  # the profile's models of other kernels
     deviation: Deviation = AS_PROFILED
 
 
@@ -71,6 +73,7 @@ class SimNode:
         self.up, self.slowdown = True, 1.0
         self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
         self._clock = clock
+        self._learnt = LearntCost((spec.model, *spec.others))
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
         self._jobs: dict[str, _Job] = {}
@@ -121,7 +124,8 @@ class SimNode:
 
     def report(self) -> Report:
         """Return the next report to the coordinator."""
-        return self.agent.report(self.slowdown, self.store.cached())
+        learnt = self._learnt
+        return self.agent.report(learnt.slowdown, self.store.cached(), learnt.kernel, learnt.pace.rounded())
 
     def load(self) -> NodeLoad:
         """Return what front doors are told of this node's load."""
@@ -138,7 +142,14 @@ class SimNode:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
         digests = frozenset(ref.digest for ref in prompts)
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
+        return NodeLoad(
+            len(self._jobs),
+            StepLoad(tuple(parts), context),
+            digests,
+            self.store.room_bytes,
+            kernel=self._learnt.kernel,
+            pace=self._learnt.pace.rounded(),
+        )
 
     def jobs(self) -> list[str]:
         """Return the requests being worked on."""
@@ -199,7 +210,9 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
+        load = load_of(plan)
+        seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
+        self._learnt.observe(load, seconds)
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

@@ -60,6 +60,7 @@ class Hardware:
             kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
             block_tokens=_BLOCK_TOKENS,
             store=StoreSpec(limits.page_bytes, residency),
+            others=self.profile.models,
             deviation=self.deviation,
         )
 
@@ -213,6 +214,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
         known_rates=oracle_rates(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
         limits=hardware.profile.limits,
+        others=hardware.profile.models,
     )
     return SimulatorSpec(
         node=node,

@@ -165,7 +165,7 @@ def by_kernel(models: Sequence[CostModel]) -> dict[Kernel, CostModel]:
     Kernels that none is given of cost what the first says. What rank FIXED ones take is not known then, so they
     are left out.
     """
-    given = {model.kernel: model for model in models}
+    given = {models[0].kernel: models[0]} | {model.kernel: model for model in reversed(models)}
     return given | {
         kernel: models[0].under(kernel)
         for kernel in Kernel
