@@ -25,7 +25,7 @@ def time_routing(profile: Profile, refs: tuple[AdapterRef, ...], nodes: int, rou
     """
     rng = np.random.default_rng(0)
     names = [f"n{at}" for at in range(nodes)]
-    homes = rng.integers(nodes, size=(len(refs), 2)).tolist()
+    homes: list[list[int]] = rng.integers(nodes, size=(len(refs), 2)).tolist()
     shares = {
         ref: tuple(Share(names[at], 1 / len({*pair})) for at in dict.fromkeys(pair))
         for ref, pair in zip(refs, homes, strict=True)
@@ -35,7 +35,7 @@ def time_routing(profile: Profile, refs: tuple[AdapterRef, ...], nodes: int, rou
     seconds: list[float] = []
     for _ in range(rounds):
         loads = {name: _load(refs, 30_000 if busy else 0, rng) for name in names}
-        asks = [RouteRequest(refs[at], 500) for at in rng.integers(len(refs), size=_ROUND).tolist()]
+        asks = [RouteRequest(ref, 500) for ref in _drawn(refs, _ROUND, rng)]
         start_s = time.process_time()
         for ask in asks:
             node = policy.route(ask, table, loads, rng)
@@ -46,7 +46,12 @@ def time_routing(profile: Profile, refs: tuple[AdapterRef, ...], nodes: int, rou
 
 def _load(refs: tuple[AdapterRef, ...], queued_tokens: int, rng: np.random.Generator) -> NodeLoad:
     """Make up a node on which twenty sequences decode."""
-    running = [refs[at] for at in rng.integers(len(refs), size=20).tolist()]
+    running = _drawn(refs, 20, rng)
     parts = (AdapterLoad(ref.rank, queued_tokens // 20, 1) for ref in running)
     digests = frozenset(ref.digest for ref in running)
     return NodeLoad(20, StepLoad(tuple(parts), 24_000), digests, _ROOM_BYTES)
+
+
+def _drawn(refs: tuple[AdapterRef, ...], count: int, rng: np.random.Generator) -> list[AdapterRef]:
+    chosen: list[int] = rng.integers(len(refs), size=count).tolist()
+    return [refs[at] for at in chosen]
