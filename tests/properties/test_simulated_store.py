@@ -22,7 +22,7 @@ from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.residency import CheapestWindow
 from scheduler.sim.network import CopySpeeds
-from scheduler.sim.store import SimStore, StoreSpec
+from scheduler.sim.store import AdapterMemory, SimStore, StoreSpec
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -55,10 +55,9 @@ class StoresMachine(RuleBasedStateMachine):
         self.live = AdapterStore(SHAPE, torch.float32, residency, None, self.executor)
         self.arrivals: list[Callable[[], None]] = []
         machine = NodeHardware(NUM_PAGES * PAGE_BYTES, OperatingPoints((8,), (1.0,)))
+        memory = AdapterMemory(machine.memory_bytes, NUM_PAGES)
         spec = StoreSpec(PAGE_BYTES, CheapestWindow(), HOST_MEMORY)
-        self.simulated = SimStore(
-            NodeAgent("n", machine), machine.memory_bytes, spec, self._transfer, lambda: None
-        )
+        self.simulated = SimStore(NodeAgent("n", machine), memory, spec, self._transfer, lambda: None)
         self.refs: list[AdapterRef] = []
         self.users: list[AdapterRef] = []
         self.planned: list[AdapterRef] | None = None

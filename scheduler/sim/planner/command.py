@@ -183,6 +183,13 @@ def _check_slo(hardware: Hardware) -> None:
         ) from error
 
 
+def _hardware(profile: Profile, kernel: str, adapter_bytes: int) -> Hardware:
+    """Make nodes that have `adapter_bytes` beside the K/V of their profile, and share the two."""
+    limits = profile.limits
+    memory_bytes = limits.kv_tokens * limits.kv_token_bytes + adapter_bytes
+    return Hardware(profile, Kernel(kernel), memory_bytes, adapter_bytes)
+
+
 def _question(options: Namespace) -> PlanQuestion:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
@@ -198,9 +205,9 @@ def _question(options: Namespace) -> PlanQuestion:
     order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
     arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
     traffic = Workload(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
-    memory_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
+    adapter_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
     _check_room(known, options.adapter_gib)
-    hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
+    hardware = fitted(_hardware(replace(profile, slo=slo), options.kernel, adapter_bytes), traffic)
     _check_slo(hardware)
     return PlanQuestion(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
 
