@@ -14,7 +14,8 @@ from scheduler.limits import DEFAULTS, RequestRefused, StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.store import AdapterMemory, SimStore, StoreSpec, Transfer
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec, Transfer
+from scheduler.sim.true_costs import AS_PROFILED, Deviation, TrueCosts
 from scheduler.step import StepScheduler
 from scheduler.unified_pool import PoolSplit, UnifiedPool
 
@@ -25,6 +26,8 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """What a simulated node is made of.
+
+    `model` is what policies are told that its steps cost, `deviation` how far they are from that.
 
     The card has `memory_bytes` for K/V and adapters together, of which adapters take `machine.memory_bytes` at
     most; they share them as the live engine does, or not at all unless `unified`. What leaves the card stays in
@@ -41,6 +44,7 @@ class NodeSpec:
     host_bytes: int = 0
     max_waiting: int = DEFAULTS.max_waiting
     store: StoreSpec = field(default_factory=StoreSpec)
+    deviation: Deviation = AS_PROFILED
 
     def split(self) -> PoolSplit:
         """Return how the card's memory is divided. Raises ValueError if it is too small."""
@@ -79,8 +83,8 @@ class _Job:
 
 
 class SimNode:
-    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than the
-    model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
+    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than is
+    their true cost. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
@@ -91,6 +95,7 @@ class SimNode:
         self.store = SimStore(agent, memory, spec.store, transfer, self._adapter_came)
         self._memory = UnifiedPool(split, self._blocks, self.store)
         self._clock = clock
+        self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
         self._scheduler = StepScheduler(spec.limits, self._blocks)
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
@@ -233,7 +238,7 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self.spec.model.step_s(load_of(plan)) * self.slowdown
+        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

@@ -13,12 +13,12 @@ from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from scheduler.limits import DEFAULTS, StepLimits
+from scheduler.sim.memory.store import StoreSpec
 from scheduler.sim.node import NodeSpec
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import SimulatorSpec
-from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.trace import Arrival, Call
 from scheduler.unified_pool import PoolSplit
 

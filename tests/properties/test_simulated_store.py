@@ -21,8 +21,8 @@ from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.residency import CheapestWindow
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec
 from scheduler.sim.network import CopySpeeds
-from scheduler.sim.store import AdapterMemory, SimStore, StoreSpec
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter

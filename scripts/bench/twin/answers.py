@@ -21,8 +21,8 @@ from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
+from scheduler.sim.memory.store import StoreSpec
 from scheduler.sim.node import NodeSpec, Progress, SimNode
-from scheduler.sim.store import StoreSpec
 from scripts.profile_node.live_engine import NodeCapacity
 
 PLENTY_BYTES = 1 << 50

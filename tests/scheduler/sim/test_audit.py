@@ -19,10 +19,10 @@ from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
 from scheduler.sim.front_door import FrontDoor
+from scheduler.sim.memory.store import SimStore
 from scheduler.sim.node import SimNode
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import FaultKind, SimulatorSpec
-from scheduler.sim.store import SimStore
 from scheduler.step import StepScheduler
 from tests.scheduler.sim.clusters import MIB, adapters, draw_faults, names, node_spec, simulator_spec, traffic
 

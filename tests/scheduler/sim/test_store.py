@@ -8,7 +8,7 @@ from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import Drop, NodeHardware, Publish, Pull
 from scheduler.cluster.state import OperatingPoints, RoutingTable, Share
 from scheduler.sim.clock import Action
-from scheduler.sim.store import AdapterMemory, SimStore, StoreSpec
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec
 from tests.scheduler.cluster.lossy import MIB, adapter
 
 NUM_PAGES = 32  # of 1 MiB
