@@ -228,7 +228,12 @@ class SimNode:
         """Plan a step and start what it holds; without a slice it only lets adapters, or K/V, make room."""
         if self._memory.must_move(short := self._scheduler.short_blocks()):
             self._memory.move(short)
-        plan = self._scheduler.plan(self._clock.now, self.store.begin_step())
+        overdue = self._scheduler.overdue()
+        if overdue is None:
+            leaving = self.store.make_way(None, frozenset())
+        else:
+            leaving = self.store.make_way(overdue.adapter, overdue.running)
+        plan = self._scheduler.plan(self._clock.now, self.store.begin_step(), leaving)
         if plan.slices:
             self.store.acquire(plan.adapters)
             self._start(plan)

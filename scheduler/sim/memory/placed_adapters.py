@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lora.adapter import AdapterRef
 from lora.memory.base import Claim, Force, Occupant, PageRequest, PageRun, ResidencyPolicy, Usage
+from lora.memory.clearance import Clearance
 from lora.memory.page_allocator import PageAllocator
 
 _UNUSED = Usage()
@@ -44,6 +45,7 @@ class PlacedAdapters:
     def __init__(self, num_pages: int, rules: PageRules, displaced: Callable[[SimAdapter], None]) -> None:
         self._pages = PageAllocator(num_pages)
         self._rules, self._displaced = rules, displaced
+        self._clearance = Clearance(rules.policy)
         self._adapters: dict[str, SimAdapter] = {}  # all that were ever asked for, by digest
         self._placed: dict[str, SimAdapter] = {}  # those with pages
         self._ready: dict[str, None] = {}
@@ -93,25 +95,39 @@ class PlacedAdapters:
 
     def reserve(self, each: SimAdapter, force: Force) -> bool:
         """Give an absent adapter its pages, displacing others as far as `force` allows; False if it must wait."""
-        count = self.pages_for(each.ref)
-        run = self._pages.allocate(count)
+        count, kept = self.pages_for(each.ref), self._clearance.kept_from(each.ref.digest)
+        run = self._pages.allocate(count, kept)
         if run is None and force > Force.FREE_PAGES:
             victims = self._victims(each, force, self.step)
-            if victims is None:
-                return False
-            for victim in victims:
-                self._displace(victim)
-            run = self._pages.allocate(count)
+            if victims is not None:
+                self._displace_all(victims)
+                run = self._pages.allocate(count, kept)
+            elif each.ref.digest == self._clearance.digest:
+                run = self._clear_window()
         if run is None:
             return False
+        if each.ref.digest == self._clearance.digest:
+            self._clearance.stop()
         each.run = run
         self._placed[each.ref.digest] = each
         self.used_bytes += each.ref.nbytes
         return True
 
+    def make_way(self, adapter: AdapterRef | None, running: frozenset[str]) -> frozenset[str]:
+        """Empty pages for an absent adapter that has waited too long, or for none; return what is to leave."""
+        if adapter is None or self.known(adapter).run is not None:
+            self._clearance.stop()
+            return frozenset()
+        request = PageRequest(self.pages_for(adapter), self.num_pages, Force.CLEAR, self.step)
+        self._clearance.go_on(adapter.digest, running, request, self._occupants())
+        return frozenset(
+            digest for digest, each in self._placed.items() if self._clearance.is_inside(each.run)
+        )
+
     def could_reserve(self, each: SimAdapter, force: Force) -> bool:
-        """Return whether `reserve` would find pages in the next step."""
-        return self._victims(each, force, self.step + 1) is not None
+        """Return whether `reserve` would find pages in the next step, or empty some of them."""
+        clears = each.ref.digest == self._clearance.digest and bool(self._clearable())
+        return clears or self._victims(each, force, self.step + 1) is not None
 
     def arrive(self, each: SimAdapter) -> None:
         """Take in that the adapter's bytes are on its pages."""
@@ -130,14 +146,13 @@ class PlacedAdapters:
 
     def can_clear_end(self, pages: int) -> bool:
         """Tell whether nothing in use lies in the last `pages` pages."""
-        return pages <= self.num_pages and all(
-            self._claim(each) is Claim.UNUSED for each in self._at_end(pages)
-        )
+        inside = self._clearance.is_inside(PageRun(self.num_pages - pages, self.num_pages))
+        unused = all(self._claim(each) is Claim.UNUSED for each in self._at_end(pages))
+        return pages <= self.num_pages and not inside and unused
 
     def clear_end(self, pages: int) -> None:
         """Give up the last `pages` pages, which `can_clear_end` allows."""
-        for each in self._at_end(pages):
-            self._displace(each)
+        self._displace_all(self._at_end(pages))
         self._pages.cede(pages)
 
     def extend(self, pages: int) -> None:
@@ -157,6 +172,22 @@ class PlacedAdapters:
         end = PageRun(self.num_pages - pages, self.num_pages)
         return [each for each in self._placed.values() if each.run is not None and each.run.overlaps(end)]
 
+    def _displace_all(self, adapters: Iterable[SimAdapter]) -> None:
+        for each in adapters:
+            self._displace(each)
+
+    def _clear_window(self) -> PageRun | None:
+        """Displace what runs no more on the pages that are being emptied; return them once all are free."""
+        window = self._clearance.window
+        if window is None:
+            return None
+        self._displace_all(self._clearable())
+        return self._pages.take(window)
+
+    def _clearable(self) -> list[SimAdapter]:
+        idle = (each for each in self._placed.values() if self._claim(each) is not Claim.PINNED)
+        return [each for each in idle if self._clearance.may_go(each.ref.digest, each.run)]
+
     def _displace(self, each: SimAdapter) -> None:
         assert each.run is not None, f"{each.ref.name} has no pages to give up"
         self._pages.free(each.run)
@@ -170,13 +201,17 @@ class PlacedAdapters:
         """Find whom to displace for `each`'s sake; None if it must wait."""
         request = PageRequest(self.pages_for(each.ref), self.num_pages, force, step)
         placed = {found.run: found for found in self._placed.values() if found.run is not None}
-        reload_s = self._rules.reload_s
-        occupants = [
-            Occupant(run, self._claim(found), found.usage, reload_s(found.ref))
-            for run, found in placed.items()
-        ]
+        occupants = self._clearance.without(each.ref.digest, self._occupants())
         chosen = self._rules.policy.displaced(request, occupants)
         return None if chosen is None else [placed[occupant.run] for occupant in chosen]
+
+    def _occupants(self) -> list[Occupant]:
+        reload_s = self._rules.reload_s
+        return [
+            Occupant(each.run, self._claim(each), each.usage, reload_s(each.ref))
+            for each in self._placed.values()
+            if each.run is not None
+        ]
 
     def _claim(self, each: SimAdapter) -> Claim:
         if each.leases or not each.here:

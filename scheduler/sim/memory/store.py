@@ -42,7 +42,7 @@ class SimStore:
     """Owner of one node's residency; `changed` is called when an adapter has arrived.
 
     What the coordinator keeps counts as what a live request uses. It goes only for the request that is first in
-    line, as the policy allows, and then comes again. To UnifiedPool it is the adapters' side of the boundary.
+    line, as the policy allows, and then comes again.
     """
 
     def __init__(
@@ -102,8 +102,6 @@ class SimStore:
         """Tell whether a peer can copy an adapter from here, out of the card or the host's memory."""
         return digest in self._placed.ready or digest in self._host
 
-    # Requests
-
     def retain(self, adapter: AdapterRef) -> bool:
         """Hold on to `adapter` for one request; False, and nothing done, if it has no room beside what is kept."""
         if adapter.is_base:
@@ -138,8 +136,6 @@ class SimStore:
         asked = [self._placed.by_digest(digest) for digest in self._users]
         return [each.ref for each in asked if each.run is None and not self._can_ever_fit(each.ref)]
 
-    # Steps
-
     def begin_step(self) -> Collection[str]:
         """Return the digests of what is here, which stays until `acquire`, or the next step if none runs."""
         idle, self._planning = self._planning, False
@@ -147,6 +143,10 @@ class SimStore:
         self._advance(Force.IDLE if idle else Force.NOT_RUNNING)
         self._planning = True
         return self.ready
+
+    def make_way(self, adapter: AdapterRef | None, running: frozenset[str]) -> frozenset[str]:
+        """Empty pages for one that has waited too long, or for none; return the digests that are to leave."""
+        return self._placed.make_way(adapter, running)
 
     def acquire(self, adapters: Iterable[AdapterRef]) -> None:
         """Pin what the step runs; what waits may displace the rest from now on."""
