@@ -116,9 +116,9 @@ class Outcome:
     ttft_p95_s: float
     tbt_p50_s: float
     tbt_p95_s: float
-    gap_p99_s: float
     goodput: float
-    in_time: float
+    in_time: float = 0.0
+    gap_p99_s: float = 0.0
     worst_tenant: float | None = None
     jain: float | None = None
     promises_kept: int = 0
