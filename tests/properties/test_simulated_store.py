@@ -101,6 +101,13 @@ class StoresMachine(RuleBasedStateMachine):
         self.live.loader.prefetch(refs)
         self.simulated.prefetch(refs)
 
+    @rule(data=st.data())
+    def make_way(self, data: st.DataObject) -> None:
+        """For what a request waits for, or for none any more, while some sequences run."""
+        ref = data.draw(st.sampled_from([None, *self.users]))
+        running = frozenset(each.digest for each in self.users if data.draw(st.booleans()))
+        assert self.simulated.make_way(ref, running) == self.live.make_way(ref, running)
+
     @precondition(lambda self: self.lease is None)
     @rule()
     def plan(self) -> None:

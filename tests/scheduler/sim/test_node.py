@@ -8,6 +8,7 @@ import pytest
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import Drop, Pull
+from scheduler.limits import DEFAULTS
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.node import NodeSpec, Progress, SimNode
@@ -100,6 +101,28 @@ def test_the_first_in_line_gets_its_adapter_though_those_behind_it_hold_all_memo
     for at in range(40):
         rig.ask(f"{at}", small[at % 4], output_tokens=100)
         rig.wait(0.5)
+    rig.wait(60.0)
+    assert all(told[-1] is Progress.DONE for told in rig.told.values())
+
+
+def test_for_a_cold_adapter_only_the_requests_of_one_hot_one_wait_and_its_own_wait_has_an_end() -> None:
+    """Four hot adapters fill the memory, and each is asked for every half second, for about two seconds."""
+    rig = Rig()
+    hot = [adapter(f"o{at}", 16) for at in range(4)]
+    held_up: set[str] = set()
+    cold_by = 0.0
+    for at in range(40):
+        names = {f"{ref.name}-{at}": ref for ref in hot}
+        for name, ref in names.items():
+            rig.ask(name, ref, output_tokens=300)
+        if at == 10:
+            rig.ask("cold", SMALL, output_tokens=2)
+        rig.wait(0.5)
+        if at >= 10 and Progress.DONE not in rig.told["cold"]:
+            held_up |= {ref.name for name, ref in names.items() if not rig.told[name]}
+            cold_by = rig.clock.now
+    assert cold_by <= 5.0 + DEFAULTS.adapter_patience_s + 3.0 + 1.0 + 1.0, "patience, what runs, the load"
+    assert len(held_up) == 1
     rig.wait(60.0)
     assert all(told[-1] is Progress.DONE for told in rig.told.values())
 
