@@ -16,9 +16,9 @@ from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
-from scheduler.plan import SequenceKey, StepPlan, TokenEvent
+from scheduler.plan import Live, SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
-from scheduler.step import Live, StepScheduler
+from scheduler.step import StepScheduler
 from scheduler.unified_pool import UnifiedPool
 
 _PREFETCH_DEPTH = 8
