@@ -43,8 +43,8 @@ def test_the_window_stays_where_it_is_until_its_adapter_has_pages() -> None:
 
 
 def test_what_runs_stays_until_it_runs_no_more_and_nobody_else_gets_its_place() -> None:
-    made = clearing(4, 8, [occupant(0, 2), occupant(2, 4), occupant(4, 8, uses=9.0)], running="a")
-    assert [made.may_go(digest, PageRun(0, 2)) for digest in ("a", "b")] == [False, True]
+    made = clearing(4, 8, [occupant(0, 4), occupant(4, 8, uses=9.0)], running="a")
+    assert [made.may_go(digest, PageRun(0, 4)) for digest in ("a", "b")] == [False, True]
     assert not made.may_go("b", PageRun(4, 8)), "it is outside"
     assert (made.kept_from("b"), made.kept_from("cold")) == (PageRun(0, 4), None)
 
