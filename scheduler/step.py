@@ -213,7 +213,7 @@ class StepScheduler:
             if not self._is_ready(sequence):
                 self._pass_over(sequence, now)
                 continue
-            if sequence.adapter_digest in leaving:
+            if sequence.adapter_digest is not None and sequence.adapter_digest in leaving:
                 continue
             if not self._admit(sequence):
                 break

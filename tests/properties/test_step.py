@@ -255,7 +255,8 @@ class SmallStore:
 
     def _leaving(self) -> set[str]:
         overdue, ready = self._rig.scheduler.overdue(), self._rig.ready
-        if overdue is None or overdue.adapter.digest in self._arrives or len(ready) < self._slots:
+        here = ready | self._arrives.keys()
+        if overdue is None or overdue.adapter.digest in here or len(ready) < self._slots:
             self._window = None
             return set()
         if self._window not in ready:
