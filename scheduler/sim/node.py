@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from lora.adapter import AdapterRef
+from scheduler.cluster.cost.learnt import LearntCost
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
@@ -44,6 +45,7 @@ class NodeSpec:
     host_bytes: int = 0
     max_waiting: int = DEFAULTS.max_waiting
     store: StoreSpec = field(default_factory=StoreSpec)
+    others: tuple[CostModel, ...] = ()  # the profile's models of other kernels
     deviation: Deviation = AS_PROFILED
 
     def split(self) -> PoolSplit:
@@ -95,6 +97,7 @@ class SimNode:
         self.store = SimStore(agent, memory, spec.store, transfer, self._adapter_came)
         self._memory = UnifiedPool(split, self._blocks, self.store)
         self._clock = clock
+        self._learnt = LearntCost((spec.model, *spec.others))
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
         self._scheduler = StepScheduler(spec.limits, self._blocks)
         self._jobs: dict[str, _Job] = {}
@@ -150,7 +153,8 @@ class SimNode:
 
     def report(self) -> Report:
         """Return the next report to the coordinator."""
-        return self.agent.report(self.slowdown, self.store.cached())
+        learnt = self._learnt
+        return self.agent.report(learnt.slowdown, self.store.cached(), learnt.kernel, learnt.pace.rounded())
 
     def load(self) -> NodeLoad:
         """Return what front doors are told of this node's load."""
@@ -167,7 +171,14 @@ class SimNode:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
         digests = frozenset(ref.digest for ref in prompts)
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
+        return NodeLoad(
+            len(self._jobs),
+            StepLoad(tuple(parts), context),
+            digests,
+            self.store.room_bytes,
+            kernel=self._learnt.kernel,
+            pace=self._learnt.pace.rounded(),
+        )
 
     def jobs(self) -> list[str]:
         """Return the requests being worked on."""
@@ -243,7 +254,9 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
+        load = load_of(plan)
+        seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
+        self._learnt.observe(load, seconds)
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

@@ -73,6 +73,7 @@ class Hardware:
             kv_token_bytes=limits.kv_token_bytes,
             host_bytes=self.host_bytes,
             store=StoreSpec(limits.page_bytes, residency),
+            others=self.profile.models,
             deviation=self.deviation,
         )
 
@@ -226,6 +227,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
         known_rates=oracle_rates(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
         limits=hardware.profile.limits,
+        others=hardware.profile.models,
     )
     return SimulatorSpec(
         node=node,
