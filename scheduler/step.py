@@ -35,8 +35,8 @@ class StepScheduler:
 
     **Adapters.** A sequence whose adapter is not resident is passed over. The bound: `adapter_patience_s` after
     it was first passed over its adapter is `overdue`. The store then names those that are to leave for it, and
-    their sequences are admitted no more; all others are. What runs goes on. Hence it waits at most for its
-    patience, for those overdue before it, for the running sequences of the adapters that leave, and for the load.
+    their sequences are admitted no more; all others are. What runs goes on. So it waits at most for its
+    patience, for those overdue before it, for running sequences of the adapters that leave, and for the load.
 
     **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences:
     the token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in
