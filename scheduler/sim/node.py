@@ -1,24 +1,24 @@
 """One simulated node: the real step scheduler and the real agent, a cost model in place of the executor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from lora.adapter import AdapterRef
-from scheduler.blocks import BlockPool
 from scheduler.cluster.cost.learnt import LearntCost
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.limits import RequestRefused, StepLimits
+from scheduler.limits import DEFAULTS, RequestRefused, StepLimits
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.store import SimStore, StoreSpec, Transfer
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec, Transfer
 from scheduler.sim.true_costs import AS_PROFILED, Deviation, TrueCosts
 from scheduler.step import StepScheduler
+from scheduler.unified_pool import PoolSplit, UnifiedPool
 
 _PREFETCH_DEPTH = 8  # as the engine's
 _LEARNT_FROM = 4  # one step in so many: to learn from each would take as long as to plan it
@@ -27,17 +27,37 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """What a simulated node is made of. `model` is what policies are told that its steps cost, `deviation` how far
-    they are from that."""
+    """What a simulated node is made of.
+
+    `model` is what policies are told that its steps cost, `deviation` how far they are from that.
+
+    The card has `memory_bytes` for K/V and adapters together, of which adapters take `machine.memory_bytes` at
+    most; they share them as the live engine does, or not at all unless `unified`. What leaves the card stays in
+    `host_bytes` of the host's memory. More than `max_waiting` sequences never wait.
+    """
 
     machine: NodeHardware
     model: CostModel
     limits: StepLimits
-    kv_blocks: int = 4096
-    block_tokens: int = 64
+    memory_bytes: int
+    kv_token_bytes: int = 128 << 10
+    block_tokens: int = DEFAULTS.block_size
+    unified: bool = True
+    host_bytes: int = 0
+    max_waiting: int = DEFAULTS.max_waiting
     store: StoreSpec = field(default_factory=StoreSpec)
     others: tuple[CostModel, ...] = ()  # the profile's models of other kernels
     deviation: Deviation = AS_PROFILED
+
+    def split(self) -> PoolSplit:
+        """Return how the card's memory is divided. Raises ValueError if it is too small."""
+        block_bytes = self.block_tokens * self.kv_token_bytes
+        longest = -(-self.limits.max_model_len // self.block_tokens)
+        adapter_bytes, page_bytes = self.machine.memory_bytes, self.store.page_bytes
+        split = PoolSplit.bounded(self.memory_bytes, adapter_bytes, block_bytes, page_bytes, longest)
+        if self.unified:
+            return split
+        return replace(split, kv=split.least_kv, least_adapters=split.quanta - split.least_kv)
 
 
 class Progress(Enum):
@@ -72,11 +92,15 @@ class SimNode:
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
         self.up, self.slowdown = True, 1.0
-        self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
+        split = spec.split()
+        self._blocks = split.block_pool(spec.block_tokens)
+        memory = AdapterMemory(spec.machine.memory_bytes, split.first_pages, spec.host_bytes)
+        self.store = SimStore(agent, memory, spec.store, transfer, self._adapter_came)
+        self._memory = UnifiedPool(split, self._blocks, self.store)
         self._clock = clock
         self._learnt = LearntCost((spec.model, *spec.others))
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
-        self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
+        self._scheduler = StepScheduler(spec.limits, self._blocks)
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
         self._planning = False
@@ -89,11 +113,16 @@ class SimNode:
         """Return the node's name in the cluster."""
         return self.agent.node
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return the tokens whose K/V the card has room for now."""
+        return self._blocks.held_blocks * self.spec.block_tokens
+
     def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
         """Run `request` and tell how it goes; refuses what it has no room for. `on_token` is called at each of its
         tokens, before what is told of that."""
         adapter = request.adapter
-        if not self.store.retain(adapter):
+        if self._is_full(request) or not self.store.retain(adapter):
             tell(Progress.REFUSED)
             return
         try:
@@ -168,12 +197,19 @@ class SimNode:
         standstill."""
         name = self.name
         self.store.check()
+        kv_bytes = self.kv_tokens * self.spec.kv_token_bytes
+        assert kv_bytes + self.store.page_bytes <= self.spec.memory_bytes, (
+            f"{name} holds more than its card has"
+        )
         for request_id, job in self._jobs.items():
             ref = job.request.adapter
             assert self._scheduler.is_live(request_id), f"{request_id} is lost on {name}"
             assert self.store.is_retained(ref), f"{request_id} on {name} does not hold on to {ref.name}"
         goes_on = self._stepping or self.store.is_fetching
         assert goes_on or not self._jobs, f"{name} has work and does nothing"
+
+    def _is_full(self, request: Request) -> bool:
+        return self._scheduler.live().waiting + request.params.n > self.spec.max_waiting
 
     def _do(self, action: AgentAction) -> bool:
         match action:
@@ -208,13 +244,21 @@ class SimNode:
             self._planning = False
 
     def _plan(self) -> None:
-        """Plan a step and start what it holds; without a slice it only lets adapters make room."""
-        plan = self._scheduler.plan(self._clock.now, self.store.begin_step())
+        """Plan a step and start what it holds; without a slice it only lets adapters, or K/V, make room."""
+        if self._memory.must_move(short := self._scheduler.short_blocks()):
+            self._memory.move(short)
+        overdue = self._scheduler.overdue()
+        if overdue is None:
+            leaving = self.store.make_way(None, frozenset())
+        else:
+            leaving = self.store.make_way(overdue.adapter, overdue.running)
+        plan = self._scheduler.plan(self._clock.now, self.store.begin_step(), leaving)
         if plan.slices:
             self.store.acquire(plan.adapters)
             self._start(plan)
         self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
-        if not plan.slices and self.store.would_go_on():
+        short = self._scheduler.short_blocks()
+        if not plan.slices and (self.store.would_go_on() or self._memory.must_move(short)):
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:

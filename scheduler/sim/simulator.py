@@ -122,8 +122,11 @@ class Simulator:
         )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
-        """Copy from the first of `sources` that has it, else from the registry, also if the source is lost on
-        the way."""
+        """Copy from the node's own host memory if only that is named; else from the first of `sources` that has
+        it, else from the registry, also if the source is lost on the way."""
+        if tuple(sources) == (node.name,):
+            self.links.recall(node.name, ref.nbytes, lambda: done() if node.up else None)
+            return
         source = next(
             (name for name in sources if name != node.name and self._can_give(name, node.name, ref)), None
         )
@@ -141,7 +144,7 @@ class Simulator:
 
     def _can_give(self, source: str, target: str, ref: AdapterRef) -> bool:
         node = self.nodes[source]
-        return node.up and self.network.reaches(source, target) and ref.digest in node.store.ready
+        return node.up and self.network.reaches(source, target) and node.store.can_give(ref.digest)
 
     def _share_loads(self) -> None:
         self._outbound.loads = {name: node.load() for name, node in self.nodes.items() if self._serves(name)}

@@ -83,6 +83,17 @@ def test_transfers_share_the_ends_of_links() -> None:
     assert links.moved_bytes == 4000
 
 
+def test_a_recall_from_the_hosts_memory_waits_for_no_transfer_but_for_the_one_before_it() -> None:
+    clock, ended = Clock(), {}
+    links = CopyLinks(clock, CopySpeeds(peer_bytes_per_s=100.0, host_bytes_per_s=50.0, latency_s=1.0))
+    links.transfer("a", "b", 1000, lambda: ended.update({"in": clock.now}))
+    for name in ("one", "two"):
+        links.recall("b", 1000, lambda name=name: ended.update({name: clock.now}))
+    clock.run(1000.0)
+    assert ended == {"in": 11.0, "one": 21.0, "two": 41.0}
+    assert links.moved_bytes == 1000
+
+
 def test_the_figures_of_three_requests() -> None:
     ref = catalogue(1, EQUAL)[0]
 
