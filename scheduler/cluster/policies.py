@@ -46,7 +46,8 @@ class Setting:
     """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO and the
     mean request.
 
-    `seed` is of what is drawn. In replays `known_rates` is the future. There are so many `routers`.
+    `seed` is of what is drawn. In replays `known_rates` is the future. `others` are the profile's models of other
+    kernels, which nodes may turn out to have. There are so many `routers`.
     """
 
     model: CostModel
@@ -57,11 +58,13 @@ class Setting:
     mean_prompt_tokens: float = 1024.0
     limits: Limits = ROOMY
     routers: int = 2
+    others: tuple[CostModel, ...] = ()
 
     @property
     def forecast(self) -> Forecast:
         """Return the forecast of such nodes for such requests."""
-        return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
+        lengths = Lengths(self.mean_prompt_tokens, self.mean_output_tokens)
+        return Forecast(self.model, lengths, self.limits, self.others)
 
 
 MakeRouter = Callable[[np.random.Generator], Router]

@@ -148,8 +148,11 @@ class SimCluster:
         )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
-        """Copy from the first of `sources` that has it, else from the registry, also if the source is lost on
-        the way."""
+        """Copy from the node's own host memory if only that is named; else from the first of `sources` that has
+        it, else from the registry, also if the source is lost on the way."""
+        if tuple(sources) == (node.name,):
+            self.links.recall(node.name, ref.nbytes, lambda: done() if node.up else None)
+            return
         source = next(
             (name for name in sources if name != node.name and self._can_give(name, node.name, ref)), None
         )
@@ -167,7 +170,7 @@ class SimCluster:
 
     def _can_give(self, source: str, target: str, ref: AdapterRef) -> bool:
         node = self.nodes[source]
-        return node.up and self.network.reaches(source, target) and ref.digest in node.store.ready
+        return node.up and self.network.reaches(source, target) and node.store.can_give(ref.digest)
 
     def _tell_load(self, name: str) -> None:
         """Post the node's load to every router."""

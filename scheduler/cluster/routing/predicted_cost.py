@@ -12,8 +12,8 @@ requests together the least waiting:
 So requests of one adapter gather where there is room, and large ranks keep to the nodes that have them. A
 queue, a slow plan or a crash is avoided as soon as it shows. Where all of these nodes are busy a few others are
 drawn, of those that can fetch the adapter at once (Mitzenmacher, The power of two choices, 2001). So a decision
-costs no more where there are more nodes, and routers that do not know of each other choose differently. A node whose memory is taken is not among them: the request would wait there for others to end, and those, sent the
-same way, for it.
+costs no more where there are more nodes, and routers that do not know of each other choose differently. A node
+whose memory is taken is not drawn: the request would wait there for others to end, and those for it.
 
 A request is charged for what it alone adds. The first of a large rank on a node of small ones pays for the
 padding of all that would follow it. So none goes there, and the queue at its home grows without end. Hence a

@@ -21,10 +21,13 @@ from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.node import Listener, News, NodeSpec, Progress, SimNode
+from scheduler.sim.memory.store import StoreSpec
+from scheduler.sim.node import Listener, News, Progress, SimNode
+from scheduler.sim.spec import NodeSpec
 from scripts.profile_node.live_engine import NodeCapacity
 
 PLENTY_BYTES = 1 << 50
+_ANY_NUMBER = 1 << 30
 FOREVER_S = 1e6  # by then a simulated node has answered all, or never will
 LEAD_S = 0.2  # from when a live run is begun to its second 0
 
@@ -95,7 +98,7 @@ def answer_simulated(
     """Ask a simulated node; also compute the part of the time that it is busy, up to the last token."""
     clock = Clock()
     machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
-    spec = NodeSpec(machine, model, capacity.limits, capacity.kv_blocks, capacity.block_tokens)
+    spec = _node(machine, model, capacity)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once, _tell_at_once)
     answers = [_Answer(clock) for _ in requests]
     for at, request in enumerate(requests):
@@ -107,6 +110,22 @@ def answer_simulated(
     return [
         TwinAnswer(request, tuple(each)) for request, each in zip(requests, times_s, strict=True)
     ], node.busy_s / end_s
+
+
+def _node(machine: NodeHardware, model: CostModel, capacity: NodeCapacity) -> NodeSpec:
+    """Describe the live node: so many K/V blocks, which adapters do not share; a token of them is taken for a page."""
+    token_bytes = StoreSpec().page_bytes
+    kv_bytes = capacity.kv_blocks * capacity.block_tokens * token_bytes
+    return NodeSpec(
+        machine,
+        model,
+        capacity.limits,
+        memory_bytes=PLENTY_BYTES + kv_bytes,
+        kv_token_bytes=token_bytes,
+        block_tokens=capacity.block_tokens,
+        unified=False,
+        max_waiting=_ANY_NUMBER,
+    )
 
 
 def _to_engine(name: str, request: TwinRequest) -> Request:

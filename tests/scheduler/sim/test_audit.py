@@ -19,6 +19,7 @@ from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
 from scheduler.sim.clients import Clients
+from scheduler.sim.memory.store import SimStore
 from scheduler.sim.node import Progress, SimNode
 from scheduler.sim.sim_router import SimRouter
 from scheduler.sim.simulator import Simulator
@@ -39,12 +40,18 @@ def _spec() -> SimulatorSpec:
 
 def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        PageAllocator, "allocate", lambda self, count: PageRun(self.num_pages, self.num_pages + count)
+        PageAllocator,
+        "allocate",
+        lambda self, count, kept=None: PageRun(self.num_pages, self.num_pages + count),
     )
 
 
 def _take_the_same_pages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PageAllocator, "allocate", lambda self, count: PageRun(0, count))
+    patch.setattr(PageAllocator, "allocate", lambda self, count, kept=None: PageRun(0, count))
+
+
+def _keep_what_is_ceded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimStore, "extend", lambda self, pages: self._placed.extend(2 * pages))
 
 
 def _forget_requests(patch: pytest.MonkeyPatch) -> None:
@@ -73,8 +80,9 @@ def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (_take_more_than_there_is, "exceeds its memory|in one page"),
+        (_take_more_than_there_is, "beyond their pages|in one page"),
         (_take_the_same_pages, "two adapters in one page"),
+        (_keep_what_is_ceded, "holds more than its card has"),
         (_forget_requests, "is lost on n"),
         (_forget_at_the_router, "does not know it"),
         (_answer_twice, "answered twice"),

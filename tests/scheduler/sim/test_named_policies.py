@@ -14,8 +14,8 @@ from scheduler.sim.ablations.named_policies import (
     named,
 )
 from scheduler.sim.ablations.oracle_demand import oracle_rates
+from scheduler.sim.memory.store import StoreSpec
 from scheduler.sim.simulator import Simulator
-from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.trace import Arrival, Call
 from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, simulator_spec, traffic
 
