@@ -39,12 +39,14 @@ def _spec() -> SimulatorSpec:
 
 def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        PageAllocator, "allocate", lambda self, count: PageRun(self.num_pages, self.num_pages + count)
+        PageAllocator,
+        "allocate",
+        lambda self, count, kept=None: PageRun(self.num_pages, self.num_pages + count),
     )
 
 
 def _take_the_same_pages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PageAllocator, "allocate", lambda self, count: PageRun(0, count))
+    patch.setattr(PageAllocator, "allocate", lambda self, count, kept=None: PageRun(0, count))
 
 
 def _keep_what_is_ceded(patch: pytest.MonkeyPatch) -> None:
