@@ -21,6 +21,7 @@ from scheduler.step import StepScheduler
 from scheduler.unified_pool import PoolSplit, UnifiedPool
 
 _PREFETCH_DEPTH = 8  # as the engine's
+_LEARNT_FROM = 4  # one step in so many: to learn from each would take as long as to plan it
 _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 
 
@@ -104,7 +105,7 @@ class SimNode:
         self._stepping = False
         self._planning = False
         self._due = False  # something changed since the last plan
-        self.steps = 0
+        self.steps = self._steps_told = 0
         self.busy_s = 0.0
 
     @property
@@ -158,6 +159,7 @@ class SimNode:
 
     def load(self) -> NodeLoad:
         """Return what front doors are told of this node's load."""
+        self._rest_if_idle()
         prompts: dict[AdapterRef, int] = {}
         decoding: dict[AdapterRef, int] = {}
         context = 0
@@ -179,6 +181,12 @@ class SimNode:
             kernel=self._learnt.kernel,
             pace=self._learnt.pace.rounded(),
         )
+
+    def _rest_if_idle(self) -> None:
+        """Let what was learnt of the pace fade while no step runs."""
+        if self.steps == self._steps_told:
+            self._learnt.rest()
+        self._steps_told = self.steps
 
     def jobs(self) -> list[str]:
         """Return the requests being worked on."""
@@ -256,7 +264,8 @@ class SimNode:
     def _start(self, plan: StepPlan) -> None:
         load = load_of(plan)
         seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
-        self._learnt.observe(load, seconds)
+        if self.steps % _LEARNT_FROM == 0:
+            self._learnt.observe(load, seconds)
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

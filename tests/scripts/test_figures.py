@@ -139,4 +139,4 @@ def test_the_simulator_is_timed(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     bench_simulator.main(["--quick", "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert {row["asked"]["what"].split()[0] for row in rows} == {"place", "growth", "hour"}
+    assert {row["asked"]["what"].split()[0] for row in rows} == {"place", "route", "growth", "hour"}

@@ -16,6 +16,7 @@ from scheduler.cluster.cost.pace_fit import PaceFits
 from scheduler.cluster.cost.step_tally import Floats, StepParts, Tally
 
 _BATCH = 8  # steps that are learnt from together
+_TRUSTED = 0.9  # of a pace, after each rest
 _MEMORY = 400.0  # steps after which errors are forgotten but for 1/e
 _NOISE = 1e-4  # squared relative error that is no reason to prefer a kernel
 _BETTER, _EVIDENCE = 1.03, 12.0  # over n steps squared errors must fall by the factor 1.03 + 12 / n
@@ -37,7 +38,7 @@ class LearntCost:
         self._steps = 0.0  # that the sums below are of, as far as they are not forgotten
         self._errors: Floats = np.zeros(len(known))
         self._mix: Floats = np.zeros((len(known), 3))
-        self._pace = Pace()
+        self._pace, self._trust = Pace(), 1.0
 
     @property
     def kernel(self) -> Kernel:
@@ -47,7 +48,8 @@ class LearntCost:
     @property
     def pace(self) -> Pace:
         """Return the factors on what the profile says of steps under `kernel`."""
-        return self._pace
+        trust, pace = self._trust, self._pace
+        return Pace(pace.fixed**trust, pace.prompt**trust, pace.lora**trust)
 
     @property
     def slowdown(self) -> float:
@@ -56,7 +58,7 @@ class LearntCost:
         if not told:
             return 1.0
         fixed, prompt, lora = self._mix[self._believed].tolist()
-        pace = self._pace
+        pace = self.pace
         return (fixed * pace.fixed + prompt * pace.prompt + lora * pace.lora) / told
 
     def observe(self, load: StepLoad, seconds: float) -> None:
@@ -66,6 +68,13 @@ class LearntCost:
         self._waiting.append((self._parts.tally(load), seconds))
         if len(self._waiting) >= _BATCH:
             self._learn()
+
+    def rest(self) -> None:
+        """Doubt the pace a little, since no step ran for a while.
+
+        A node that is believed slow gets no work, and would never show that it is not slow any more.
+        """
+        self._trust *= _TRUSTED
 
     def _learn(self) -> None:
         tallies, seconds = zip(*self._waiting, strict=True)
@@ -81,7 +90,7 @@ class LearntCost:
         self._mix = self._mix * kept + parts.sum(1)
         self._errors = self._errors * kept + errors.sum(1)
         self._choose()
-        self._pace = self._fits.pace(self._believed)
+        self._pace, self._trust = self._fits.pace(self._believed), 1.0
 
     def _choose(self) -> None:
         """Believe the kind of least error if its errors are less than chance explains.

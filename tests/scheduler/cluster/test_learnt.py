@@ -138,6 +138,17 @@ def test_a_node_that_changes_its_pace_at_once_is_followed_within_32_steps_there_
         assert learnt.kernel is Kernel.EXACT
 
 
+def test_a_node_without_work_is_believed_slow_for_a_while_only_and_again_when_it_shows() -> None:
+    profile, rng = PROFILES["roofline"], np.random.default_rng(8)
+    learnt, slow = LearntCost(_models(profile, Kernel.EXACT)), Pace(4.0, 4.0, 4.0).of(profile)
+    _learn(learnt, slow, _steps(rng, 64), rng)
+    for _ in range(20):
+        learnt.rest()
+    assert 1 < learnt.slowdown < 1.3
+    _learn(learnt, slow, _steps(rng, 8), rng)
+    assert learnt.slowdown == pytest.approx(4, rel=0.05)
+
+
 def test_a_pace_that_drifts_is_followed() -> None:
     profile, rng = PROFILES["roofline"], np.random.default_rng(3)
     learnt, errors = LearntCost(_models(profile, Kernel.EXACT)), []
