@@ -12,13 +12,11 @@ from itertools import chain
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool, BlockStats
 from scheduler.draft import PlanDraft, PlansInFlight
-from scheduler.limits import RequestRefused, StepLimits, check_request
+from scheduler.limits import MOST_ROWS, RequestRefused, StepLimits, check_request
 from scheduler.plan import Live, Overdue, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
 from scheduler.waiting import WaitingSequences
-
-MOST_ROWS = 1 << 31  # no bound but the limit's
 
 
 class StepScheduler:

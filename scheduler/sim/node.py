@@ -12,14 +12,14 @@ from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, Report
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.limits import RequestRefused
+from scheduler.limits import MOST_ROWS, RequestRefused
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Clock
 from scheduler.sim.memory.store import AdapterMemory, SimStore, Transfer
 from scheduler.sim.spec import NodeSpec
 from scheduler.sim.true_costs import TrueCosts
-from scheduler.step import MOST_ROWS, StepScheduler
+from scheduler.step import StepScheduler
 from scheduler.step_budget import StepBudget
 from scheduler.unified_pool import UnifiedPool
 

@@ -10,8 +10,8 @@ requests together the least waiting:
                       more, of a rank that all are padded to if it is the largest and kernels pad
 
 So requests of one adapter gather where there is room, and large ranks keep to the nodes that have them. A
-queue, a slow plan or a crash is avoided as soon as it shows. Where all of these nodes are busy a few others are
-drawn, of those that can fetch the adapter at once (Mitzenmacher, The power of two choices, 2001). So a decision
+queue, a slow plan or a crash is avoided as soon as it shows. Where all of these nodes are busy a few others that
+can fetch the adapter at once are drawn (Mitzenmacher, The power of two choices, 2001). So a decision
 costs no more where there are more nodes, and routers that do not know of each other choose differently. A node
 whose memory is taken is not drawn: the request would wait there for others to end, and those for it.
 

@@ -18,7 +18,7 @@ def _told(simulator: Simulator, node: str, at_s: float) -> Callable[[], tuple[No
     kept: list[tuple[NodeLoad, float]] = []
 
     def look() -> None:
-        there = simulator.nodes[node]
+        there = simulator.cluster.nodes[node]
         kept.append((there.load(), there.report().slowdown))
 
     simulator.clock.at(at_s, look)
