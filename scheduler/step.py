@@ -2,8 +2,7 @@
 
 There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
 within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. It
-knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
-is a frozen StepPlan.
+knows no tensor and no clock: `now` and the resident adapters are arguments, and its decision is a StepPlan.
 """
 
 from collections import abc

@@ -44,5 +44,5 @@ def test_nodes_that_were_profiled_with_other_kernels_find_out(true: Kernel) -> N
     refs = adapters()
     simulator = Simulator(simulator_spec(2, refs, node), seed=2)
     looks = [_told(simulator, name, 29.9) for name in ("n0", "n1")]
-    simulator.run(traffic(refs, 12.0, 30.0, seed=2), 30.0)
+    simulator.run(traffic(refs, 40.0, 30.0, seed=2), 30.0)
     assert {look()[0].kernel for look in looks} == {true}
