@@ -70,7 +70,8 @@ class PredictedCostRouting:
         after_s = fetch_s(ask.adapter.nbytes)
         names = list(loads)
         if len(names) > _DRAWN:
-            names = [names[at] for at in dict.fromkeys(rng.integers(len(names), size=_DRAWN).tolist())]
+            drawn: list[int] = rng.integers(len(names), size=_DRAWN).tolist()
+            names = [names[at] for at in dict.fromkeys(drawn)]
         for node in names:
             load = loads[node]
             if node not in homes and load.has_room(ask.adapter):
