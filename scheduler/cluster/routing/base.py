@@ -45,7 +45,7 @@ class NodeLoad:
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
     `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
     is in it. A node that is `draining` takes no more. Where `step_rows` is given a step reads no more
-    prompt tokens than that.
+    prompt tokens than that. So many sequences as there are `seats` run at once, with K/V of `kv_tokens` tokens.
     `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
@@ -57,6 +57,8 @@ class NodeLoad:
     heard: int = 0
     draining: bool = False
     step_rows: int | None = None
+    seats: float = float("inf")
+    kv_tokens: float = float("inf")
     kernel: Kernel | None = None
     pace: Pace = AS_PROFILED
 
