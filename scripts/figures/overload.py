@@ -84,7 +84,7 @@ def _windows(parts: Sequence[float | None]) -> list[float]:
     return [fmean(window) if window else float("nan") for window in known]
 
 
-SUITE = Suite("overload", __doc__, ask_all, {"overload": draw})
+SUITE = Suite("overload", __doc__ or "", ask_all, {"overload": draw})
 
 if __name__ == "__main__":
     main(SUITE)

@@ -6,7 +6,7 @@ node takes what it is sent. Chance is an argument.
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
@@ -78,12 +78,20 @@ class NodeLoad:
         """
         is_there = ask.adapter.digest in self.adapters
         more = AdapterLoad(0 if is_there else ask.adapter.rank, ask.prompt_tokens * times, 0)
-        return replace(
-            self,
+        work = self.work
+        return NodeLoad(  # not `replace`, which takes as long as the rest of a decision
             requests=self.requests + times,
-            work=replace(self.work, adapters=(*self.work.adapters, more)),
-            adapters=self.adapters | {ask.adapter.digest},
+            work=StepLoad((*work.adapters, more), work.context_tokens, work.prompt_pairs),
+            adapters=self.adapters if is_there else self.adapters | {ask.adapter.digest},
             room_bytes=self.room_bytes - (0 if is_there else ask.adapter.nbytes * times),
+            number=self.number,
+            heard=self.heard,
+            draining=self.draining,
+            step_rows=self.step_rows,
+            seats=self.seats,
+            kv_tokens=self.kv_tokens,
+            kernel=self.kernel,
+            pace=self.pace,
         )
 
 
