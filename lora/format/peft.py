@@ -122,8 +122,8 @@ def _read_pairs(folder: Path, most_numbers: int, roots: AllowedRoots) -> dict[st
         raise Flaw(
             f"{WEIGHTS_FILE} holds no tensors: save the adapter again, with all ranks' shards gathered"
         )
-    if len(roots := {match["root"] for match in matches.values()}) > 1:
-        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(roots)}: use one of them")
+    if len(prefixes := {match["root"] for match in matches.values()}) > 1:
+        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(prefixes)}: use one of them")
     return {path: _pair(matches[path], sides) for path, sides in halves.items()}
 
 
