@@ -245,7 +245,7 @@ class AsyncEngine:
                 result = self._core.step()
             except Exception as error:  # noqa: BLE001 - whatever escapes must not leave requests waiting
                 _log.critical("the step loop has ended by an error", exc_info=error)
-                self.failure = EngineStopped(error)
+                self.failure = error if isinstance(error, EngineStopped) else EngineStopped(error)
                 self._loop.call_soon_threadsafe(self._fail, self.failure)
                 return
             if result.events or result.failures:

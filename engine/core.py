@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
-from engine.runner.base import Computation, DeviceLost, StepExecutor
+from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
+from engine.runner.fault_isolation import FailedComputation, StepRetry
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
@@ -134,7 +135,7 @@ class EngineCore:
         """Plan and launch a step, then collect the one before it: a device computes while the host decides.
 
         A step that is computed already is collected at once. Never waits for an adapter: sequences whose adapter
-        is on its way are left out. Raises DeviceLost, and then nothing can be computed any more.
+        is on its way are left out. Raises DeviceLost or EngineStopped: then nothing can be computed any more.
         """
         first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         with self._lock:
@@ -146,7 +147,7 @@ class EngineCore:
             self._store.loader.prefetch(wanted)
         before = self._take_launched()
         if plan.slices:
-            failures += self._launch(plan)
+            self._launch(plan)
         then = self._collect(before)
         last = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
         return StepResult(
@@ -183,30 +184,56 @@ class EngineCore:
         launched, self._launched = self._launched, None
         return launched
 
-    def _launch(self, plan: StepPlan) -> tuple[Failure, ...]:
+    def _launch(self, plan: StepPlan) -> None:
+        """Launch a plan. What that raises comes when its outputs are collected, after the step before."""
         lease = self._store.acquire(plan.adapters)
         try:
-            self._launched = _Launch(plan, lease, self._executor.launch(plan, lease))
+            computation = self._executor.launch(plan, lease)
         except DeviceLost:  # every later step would fail as this one did
             lease.release()
             raise
         except Exception as error:  # noqa: BLE001 - whatever else a step raises ends its own requests, never the server
-            lease.release()
-            return self._fail_plan(plan, error)
-        return ()
+            computation = FailedComputation(error)
+        self._launched = _Launch(plan, lease, computation)
 
     def _collect(self, launched: _Launch | None) -> StepResult:
-        """Wait for a launched step's outputs, and commit them."""
+        """Wait for a launched step's outputs, and commit them. One that failed is computed again in parts."""
         if launched is None:
             return _NOTHING
-        plan = launched.plan
-        try:
-            with launched.lease:
-                computed = launched.computation.outputs()
-        except DeviceLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - as in _launch
-            return StepResult((), self._fail_plan(plan, error), idle=False)
+        with launched.lease:
+            try:
+                plan, computed = launched.plan, launched.computation.outputs()
+            except DeviceLost:
+                raise
+            except EngineError as error:  # it concerns the whole engine
+                return StepResult((), self._fail_plan(launched.plan, error), idle=False)
+            except Exception as error:  # noqa: BLE001 - as in _launch
+                plan, computed = self._retry(launched, error)
+        return self._commit(plan, computed)
+
+    def _retry(self, failed: _Launch, error: Exception) -> tuple[StepPlan, StepOutputs]:
+        """Compute a step again that raised. One that was launched after it is void: it read its tokens."""
+        later = self._take_launched()
+        if later is not None:
+            self._discard(later)
+        with self._lock:
+            plan = self._scheduler.retry(failed.plan)
+        if not plan.slices:  # whoever was in it has left
+            return plan, StepOutputs((), ())
+        retry = StepRetry(self._executor, plan, failed.lease)
+        return plan, retry.run(error, len(failed.plan.slices))
+
+    def _discard(self, launched: _Launch) -> None:
+        """Wait for a step whose outputs are void, and let its adapters go."""
+        with launched.lease:
+            try:
+                launched.computation.outputs()
+            except DeviceLost:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is planned anew, and raises again if it must
+                _log.debug("a void step failed", exc_info=error)
+
+    def _commit(self, plan: StepPlan, computed: StepOutputs) -> StepResult:
         with self._lock:
             failures: tuple[Failure, ...] = ()
             for keys, error in ((computed.faults, _FAULT), (computed.invalid, _INVALID_LOGITS)):
@@ -216,10 +243,8 @@ class EngineCore:
         self.steps += 1
         return StepResult(events, failures, idle=False)
 
-    def _fail_plan(self, plan: StepPlan, error: Exception) -> tuple[Failure, ...]:
+    def _fail_plan(self, plan: StepPlan, error: EngineError) -> tuple[Failure, ...]:
         _log.error("a step of %d sequences failed", len(plan.slices), exc_info=error)
-        if not isinstance(error, EngineError):
-            error = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
         with self._lock:
             return self._end_awaited(plan, {part.key for part in plan.slices}, error)
 

@@ -19,6 +19,7 @@ from engine.assembly.first_adapters import add_adapters
 from engine.assembly.memory import DeviceMemory, allocate_memory
 from engine.assembly.peers import Peers
 from engine.assembly.self_test import SelfTest
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
 from engine.config.config import EngineConfig
@@ -138,7 +139,7 @@ def _test(config: EngineConfig, engine: Engine) -> None:
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
 ) -> Engine:
-    tokenizer = Tokenizer.load(base.folder, config.chat_template)
+    tokenizer = load_tokenizer(base.folder, config.chat_template)
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.core import EngineCore, Failure
+from engine.errors import EngineError, EngineStopped
 from lora.adapter import BASE, AdapterRef
 from lora.errors import AdapterRefused
 from model.tensor_files import CheckpointError
@@ -52,6 +53,8 @@ class SelfTest:
                 found |= {event.key.request_id: event.logprob for event in result.events}
                 if result.idle:
                     self.wait_ready()
+        except EngineStopped as error:
+            raise _base_fails(error) from error
         finally:
             for request_id in refs:
                 self.core.abort(request_id)
@@ -60,9 +63,13 @@ class SelfTest:
                 _log.warning("adapter %s gives a short prompt the base's very log-probabilities", ref.name)
 
 
+def _base_fails(error: EngineError) -> CheckpointError:
+    return CheckpointError(f"the base model fails on a prompt of {_PROMPT_TOKENS} tokens: {error}")
+
+
 def _refuse(failure: Failure, refs: dict[str, AdapterRef]) -> None:
     """Raise what a failed request means for the start."""
     ref = refs[failure.request_id]
     if ref.is_base:
-        raise CheckpointError(f"the base model fails on a prompt of {_PROMPT_TOKENS} tokens: {failure.error}")
+        raise _base_fails(failure.error)
     raise AdapterRefused(ref.name, f"it fails on a prompt of {_PROMPT_TOKENS} tokens: {failure.error}")

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from engine.assembly.assembly import Engine, ModelCard
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.core import EngineCore
-from engine.runner.fault_isolation import IsolatingExecutor
-from engine.tokenizer import Tokenizer
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
@@ -61,12 +60,11 @@ def build(
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     executor = FakeExecutor(lags=lags)
-    runner = executor if lags else IsolatingExecutor(executor)
-    core = EngineCore(scheduler, store, runner, time.monotonic, vocab_size)
+    core = EngineCore(scheduler, store, executor, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))
-    return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
+    return Rig(Engine(core, store, load_tokenizer(folder), card, changed), executor, folders)
 
 
 def is_clean(engine: Engine) -> bool:

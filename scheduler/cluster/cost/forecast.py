@@ -18,7 +18,7 @@ no node and no placement: rates in, seconds out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -192,7 +192,7 @@ class Forecast:
         prompts = self.lengths.prompt_tokens / self.lengths.output_tokens  # tokens read for each token drawn
         padded, own = kernel is Kernel.PADDED, kernel in (Kernel.EXACT, Kernel.MULTI_RANK)
         large_prompts = kernel in (Kernel.PADDED, Kernel.MULTI_RANK)
-        fixed_rank = 0
+        fixed_rank = model.fixed_rank
         return _BatchCost(
             fixed_rank=fixed_rank,
             base_s=model.base_s,
@@ -221,6 +221,9 @@ class Forecast:
                 return own_rows, rank_rates * (prompt + output)
             case Kernel.PADDED:
                 return largest * adapters, rates * largest * (prompt + output)
+            case Kernel.FIXED:
+                fixed = self.model.fixed_rank
+                return fixed * adapters, fixed * (prompt + output) * rates
             case Kernel.MULTI_RANK:
                 rows = reading * largest + own_rows - reading_rows
                 return rows, rates * largest * prompt + rank_rates * output
@@ -257,5 +260,5 @@ def profiled(models: Sequence[CostModel]) -> dict[Kernel, CostModel]:
 
     How large a rank FIXED kernels take is known only where a model of them is given.
     """
-    alike = {kernel: replace(models[0], kernel=kernel) for kernel in Kernel}
+    alike = {kernel: models[0].under(kernel) for kernel in Kernel if kernel is not Kernel.FIXED}
     return alike | {model.kernel: model for model in reversed(models)}

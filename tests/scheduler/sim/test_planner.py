@@ -204,6 +204,7 @@ def test_the_help_says_what_node_hours_are(plan: Plan) -> None:
         (["--slo-ttft", "soon"], "--slo-ttft"),
         (["--seconds", "-5"], "--seconds -5: give 0 or more"),
         (["--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--seeds", "0"], "--seeds 0: give a number above 0"),
         (["--adapters", "99999999"], "--adapters 1e+08: give at most 100000"),
         (["--adapters", "9" * 5000], "--adapters 999999999999...: give at most 100000"),
         (["--adapter-gib", "1e300"], "--adapter-gib 1e+300: give at most"),
