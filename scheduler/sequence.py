@@ -142,6 +142,7 @@ class Sequence:
 
     def take(self, limit: int) -> Slice:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
+        self.passed_over_s = None
         start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
         if start >= self.prompt_tokens and start + 1 == total:  # decode, step after step

@@ -116,6 +116,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
     retain_freed_memory()
+    _names(config)  # before the model is loaded, which takes long
     base = choose_base(config)
     with ExitStack() as undo:
         workers = start_workers(base)
@@ -233,6 +234,16 @@ def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) ->
 
 
 def _names(config: EngineConfig) -> tuple[str, ...]:
+    """Return the base's names. Unlike an adapter's they may be any printable text. Raises InvalidConfig."""
+    names = _written_names(config)
+    for name in names:
+        if not name.isprintable():
+            remedy = "the base model's name is no printable text: give another with --served-model-name"
+            raise InvalidConfig("served_model_name", name, remedy)
+    return names
+
+
+def _written_names(config: EngineConfig) -> tuple[str, ...]:
     """Return the base's names as they were written: a folder's last part, links not followed, or the hub id."""
     if config.served_model_name:
         given = config.served_model_name

@@ -81,11 +81,17 @@ class BodyProcess:
     def read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
         """Read a body. Raises ApiError, NotInTime, or what the models raise of the model that it names."""
         with self._lock:
+            worker, is_fresh = self._running()
             try:
-                return self._read(self._running(), path, body)
+                if is_fresh:
+                    worker.send(self._setup)
+                worker.send(path.encode())
+                worker.send(body)
+                return self._read(worker)
             except OSError:
-                assert self._worker is not None
-                code = self._worker.end()
+                code = worker.end()
+                if self._worker is not worker:  # `close` has ended it
+                    raise NotInTime("reading the request body was given up", _RETRY_AFTER_S) from None
                 self._worker = None
                 if code is None:
                     reason = f"the request body was not read within {self._most_s:g} s"
@@ -96,19 +102,19 @@ class BodyProcess:
 
     def close(self) -> None:
         """End the process, whatever it reads; a later body starts another."""
-        if (worker := self._worker) is not None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
             worker.kill()
 
-    def _running(self) -> WorkerProcess:
-        if self._worker is None or not self._worker.is_alive():
-            program = ["-m", body_worker.__name__]
-            self._worker = WorkerProcess(self, "read a large body", program, (), self._most_s)
-            self._worker.send(self._setup)
-        return self._worker
+    def _running(self) -> tuple[WorkerProcess, bool]:
+        """Return the process, and whether it was started now and has to be set up."""
+        if (worker := self._worker) is not None and worker.is_alive():
+            return worker, False
+        program = ["-m", body_worker.__name__]
+        self._worker = WorkerProcess(self, "read a large body", program, (), self._most_s)
+        return self._worker, True
 
-    def _read(self, worker: WorkerProcess, path: str, body: bytearray) -> GenerateRequest | bytes:
-        worker.send(path.encode())
-        worker.send(body)
+    def _read(self, worker: WorkerProcess) -> GenerateRequest | bytes:
         while True:
             match _MESSAGES.decode(worker.receive()):
                 case Question() as question:
