@@ -66,8 +66,9 @@ class WorkerProcess:
 
     def end(self) -> int | None:
         """End the process; return the exit code that it had already, or None if it still ran."""
-        self._end.close()
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # its socket is still open: one that runs is not to end by that
             self._process.wait(0.5)  # one that has been ended needs a moment until that shows
         code = self._process.poll()
         self._finish()
