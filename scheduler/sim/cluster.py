@@ -15,7 +15,6 @@ from scheduler.cluster.protocol.messages import (
     Drop,
     Event,
     Publish,
-    RouterReport,
     Tick,
 )
 from scheduler.sim.clock import Action, Clock
@@ -92,7 +91,10 @@ class SimCluster:
     def start_router(self, name: str, clients: AnswerClient) -> None:
         """Start a router that knows nothing."""
         decisions = self._spec.router(self._routing_rng)
-        self.routers[name] = SimRouter(name, decisions, self._clock, self.network, self.nodes, *clients)
+        session = int(self._clock.now * 1000)
+        self.routers[name] = SimRouter(
+            name, decisions, self._clock, self.network, self.nodes, *clients, session=session
+        )
 
     def start_coordinator(self) -> None:
         """Start a coordinator that knows the registry only."""
@@ -191,7 +193,7 @@ class SimCluster:
     def _report_router(self, name: str) -> None:
         router = self.routers[name]
         if router.up:
-            self.post_event(name, RouterReport(name, router.router.table.version))
+            self.post_event(name, router.report())
 
     def _publish(self, command: Publish) -> None:
         for name in command.nodes:

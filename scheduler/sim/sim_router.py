@@ -6,6 +6,7 @@ It holds a client's request until it has ended. What an earlier attempt still sa
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from scheduler.cluster.protocol.messages import RouterReport
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.cluster.routing.orders import Offer, Order, Refuse, Send
 from scheduler.cluster.routing.prefix_index import prefix_chunks
@@ -35,8 +36,9 @@ class SimRouter:
         nodes: Mapping[str, SimNode],
         answer: Answer,
         refuse: RefuseClient,
+        session: int = 0,
     ) -> None:
-        self.name, self.up, self.router = name, True, router
+        self.name, self.up, self.router, self._session = name, True, router, session
         self._clock, self._network, self._nodes = clock, network, nodes
         self._answer, self._refuse = answer, refuse
         self._requests: dict[str, Request] = {}
@@ -63,6 +65,13 @@ class SimRouter:
     def pending(self) -> list[str]:
         """Return the requests that are not answered."""
         return self.router.pending()
+
+    def report(self) -> RouterReport:
+        """Return what the coordinator is to know."""
+        router = self.router
+        return RouterReport(
+            self.name, router.table.version, self._session, tuple(router.refused_tokens.items())
+        )
 
     def adopt(self, table: RoutingTable) -> None:
         """Route by `table`, if it is newer."""

@@ -21,11 +21,11 @@ from scripts.figures.cluster_run import ClusterRun, ask
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row
 
-POLICIES = ("ours", "ours-routing-only", "paper-our-routing", "paper", "toppings", "ours-no-admission")
-CURVES = ("steady", "steady:2", "steady:4", "step:3:45:15")
-SEEDS = range(10, 15)
+POLICIES = ("ours", "ours-placement-only", "paper", "toppings", "ours-no-admission")
+CURVES = ("steady", "steady:2", "steady:4", "step:3:35:15")
+SEEDS = range(10, 13)
 RATE = 12.0
-SECONDS = 90.0
+SECONDS = 80.0
 WINDOW_S = 5
 
 
@@ -60,14 +60,14 @@ def draw(rows: Sequence[Row]) -> Figure:
                 x = column + (at - len(POLICIES) / 2) * 0.13
                 bars.bar(x, fmean(found), 0.12, color=f"C{at}", label=policy if column == 0 else None)
                 bars.plot([x] * len(found), found, "k.", markersize=3)
-        parts = [_windows(row["in_time_by_s"]) for row in rows if _is(row, policy, "step:3:45:15")]
+        parts = [_windows(row["in_time_by_s"]) for row in rows if _is(row, policy, "step:3:35:15")]
         if parts:
             mean = np.nanmean(np.array(parts), axis=0)
             line.plot(np.arange(len(mean)) * WINDOW_S, mean, color=f"C{at}")
     bars.set_xticks(range(len(steady)), [curve.replace("steady:", "× ") for curve in steady])
     bars.set_ylabel("requests/s in time")
     bars.legend(fontsize="small")
-    line.axvspan(45, 60, color="0.9")
+    line.axvspan(35, 50, color="0.9")
     line.set(xlabel="seconds", ylabel="part in time")
     return figure
 

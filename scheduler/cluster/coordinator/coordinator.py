@@ -91,8 +91,8 @@ class Coordinator:
         match event:
             case Report():
                 commands = self._hear(event, now)
-            case RouterReport(router=router, table_version=version):
-                commands = self._hear_router(router, version, now)
+            case RouterReport():
+                commands = self._hear_router(event, now)
             case Crash(node=node, session=session):
                 commands = self._lose(node, session, now)
             case Leave(node=node, session=session):
@@ -141,9 +141,7 @@ class Coordinator:
 
     def _take_in(self, member: NodeView, report: Report, now: float) -> None:
         """Learn demand, slowdown and the table's version from a report."""
-        for ref, tokens in member.newly_taken(report):
-            if ref in self._rollout.adapters and self._demand.observe(ref, tokens, now):
-                self._planner.hurry()
+        self._demanded(member.newly_taken(report), now)
         if member.update_slowdown(report.slowdown):
             self._planner.hurry()
         self._outnumber(report.table_version)
@@ -153,12 +151,21 @@ class Coordinator:
         if table_version > self._rollout.version:
             self._rollout.version, self._rollout.dirty = table_version, True
 
-    def _hear_router(self, router: str, table_version: int, now: float) -> list[Command]:
-        """Learn of a router, or of the table it routes by."""
-        known = self._routers.setdefault(router, RouterView(now, table_version))
-        known.seen_s, known.table_version = now, table_version
-        self._outnumber(table_version)
+    def _hear_router(self, report: RouterReport, now: float) -> list[Command]:
+        """Learn of a router, of the table it routes by, and of what was asked of it in vain."""
+        known = self._routers.get(report.router)
+        if known is None or report.session > known.session:
+            known = self._routers[report.router] = RouterView(report.session)
+        if report.session == known.session:
+            self._demanded(known.absorb(report, now), now)
+            self._outnumber(report.table_version)
         return []
+
+    def _demanded(self, tokens: Iterable[tuple[AdapterRef, int]], now: float) -> None:
+        """Count tokens that were asked for."""
+        for ref, count in tokens:
+            if ref in self._rollout.adapters and self._demand.observe(ref, count, now):
+                self._planner.hurry()
 
     def _lose(self, node: str, session: int, now: float) -> list[Command]:
         member = self._members.get(node)

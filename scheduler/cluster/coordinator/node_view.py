@@ -1,12 +1,11 @@
 """What the coordinator believes of each node, and of each adapter's copies. Beliefs follow reports, and a
 report is believed about an adapter only if the node had obeyed the last command about it (see `delivery`)."""
 
-from dataclasses import dataclass
 from enum import Enum
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.protocol.delivery import Outbox
-from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Report
+from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Report, RouterReport
 from scheduler.cluster.state import NodeState
 
 _SLOWDOWN_STEP = 1.25  # a node's slowdown is taken to have changed when it did by this factor
@@ -20,13 +19,21 @@ class Copy(Enum):
     DROPPING = "dropping"
 
 
-@dataclass(slots=True)
 class RouterView:
-    """One router: when it last spoke, by which table it routes, and when it was last sent one."""
+    """One session of one router: when it last spoke, by which table it routes, and when it was last sent one."""
 
-    seen_s: float
-    table_version: int
-    table_sent_s: float = float("-inf")
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.seen_s = self.table_sent_s = float("-inf")
+        self.table_version = 0
+        self._refused: dict[AdapterRef, int] = {}
+
+    def absorb(self, report: RouterReport, now: float) -> list[tuple[AdapterRef, int]]:
+        """Take over a report; return the tokens refused beyond the totals already known, by adapter."""
+        self.seen_s, self.table_version = now, report.table_version
+        grown = [(ref, total - self._refused.get(ref, 0)) for ref, total in report.refused]
+        self._refused.update(report.refused)
+        return [(ref, tokens) for ref, tokens in grown if tokens > 0]
 
 
 class NodeView:

@@ -54,10 +54,16 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """A router says that it is there, and by which routing table it routes; wanted about once a second."""
+    """A router says that it is there, and by which routing table it routes; wanted about once a second.
+
+    `refused` are the prompt tokens, since the router's `session` began, of the requests that it refused, by
+    adapter. They are demand too: else an adapter that has no place would never be seen to need one.
+    """
 
     router: str
     table_version: int
+    session: int = 0
+    refused: tuple[tuple[AdapterRef, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

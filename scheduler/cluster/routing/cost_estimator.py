@@ -20,8 +20,10 @@ class CostEstimator:
 
     def estimate(
         self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0
-    ) -> tuple[float, float, float]:
-        """Return the seconds to the first token, of a step from then on, and of waiting for all requests.
+    ) -> tuple[float, float, float, float]:
+        """Return the seconds to the first token, of a step from then on, of waiting for all requests, and how full.
+
+        How full is the node with the request, as a part of its seats or K/V memory: beyond 1 someone waits for room.
 
         The adapter takes `fetch_s` to get there. This runs for every node that is considered: what follows from
         the load and the rank is worked out once, and loads do not change.
@@ -48,14 +50,8 @@ class CostEstimator:
         if full > 1:
             first_token_s = max(first_token_s, (full - 1) * self._output_tokens * step_s)
         waiting_s = _OWN_ANSWER * step_s + outlook.batch.sequences * (step_s - outlook.step_s)
-        return fetch_s + first_token_s, step_s, fetch_s + first_token_s + self._output_tokens * waiting_s
-
-    def has_room(self, ask: RouteRequest, load: NodeLoad) -> bool:
-        """Return whether a node of that load has a seat and K/V memory for one more request, that before it too."""
-        outlook = self._outlooks.get(id(load))
-        if outlook is None or outlook.load is not load:
-            outlook = self._look(load)
-        return outlook.full(ask.prompt_tokens) <= 1
+        first_token_s += fetch_s
+        return first_token_s, step_s, first_token_s + self._output_tokens * waiting_s, full
 
     def idle_first_token_s(self, ask: RouteRequest) -> float:
         """Return the seconds to the first token on a node that does nothing else."""

@@ -17,7 +17,8 @@ whose memory is taken is not drawn: the request would wait there for others to e
 
 A request is charged for what it alone adds. The first of a large rank on a node of small ones pays for the
 padding of all that would follow it. So none goes there, and the queue at its home grows without end. Hence a
-node that would keep the SLO's times comes before any that would not, whatever it costs.
+node that has room and would keep the SLO's times comes before any that would not, whatever it costs. Only homes that
+are full stay in the choice: to wait for a seat at one may cost all less than to slow another node down.
 """
 
 from collections.abc import Iterable
@@ -33,8 +34,8 @@ _BUSY = 0.25  # of the SLO's times: where all are beyond this part of the way to
 _DRAWN = 8  # nodes that are drawn then
 _ALIKE = 1e-3  # costs nearer than this, relatively, are not told apart
 
-_Candidate = tuple[str, float, float, float]
-"""A node, seconds to the first token there, of a step, and of waiting for all."""
+_Candidate = tuple[str, float, float, float, float]
+"""A node, seconds to the first token there, of a step, and of waiting for all, and how full it would be."""
 
 
 class PredictedCostRouting:
@@ -48,20 +49,20 @@ class PredictedCostRouting:
         if not loads:
             raise NoNodeReachable(ask.adapter)
         homes = [share.node for share in table.shares.get(ask.adapter, ()) if share.node in loads]
-        estimate = self._costs.estimate
+        estimate, left_s = self._costs.estimate, min(ask.first_token_in_s, self._slo.ttft_s)
         candidates: list[_Candidate] = [(node, *estimate(ask, node, loads[node])) for node in homes]
-        left_s = min(ask.first_token_in_s, self._slo.ttft_s)
-        if not any(self._is_at_ease(each, left_s) for each in candidates):
+        if not any(self._is_in_time(each, _BUSY * left_s) for each in candidates):
             candidates += self._fetching(ask, loads, homes, rng)
         if not candidates:  # no home, and no room: whoever is drawn may make some
             names = list(loads)
             return names[int(rng.integers(len(names)))]
-        in_time = [each for each in candidates if each[1] <= left_s and each[2] <= self._slo.tbt_s]
-        return _cheapest(in_time or candidates, rng)
+        full_homes = [each for each in candidates if each[4] > 1 and each[0] in homes]
+        in_time = [each for each in candidates if self._is_in_time(each, left_s)]
+        return _cheapest(in_time + full_homes or candidates, rng)
 
-    def _is_at_ease(self, candidate: _Candidate, left_s: float) -> bool:
-        _, first_token_s, step_s, _ = candidate
-        return first_token_s <= _BUSY * left_s and step_s <= self._slo.tbt_s
+    def _is_in_time(self, candidate: _Candidate, left_s: float) -> bool:
+        _, first_token_s, step_s, _, full = candidate
+        return first_token_s <= left_s and step_s <= self._slo.tbt_s and full <= 1
 
     def _fetching(
         self, ask: RouteRequest, loads: Loads, homes: list[str], rng: np.random.Generator

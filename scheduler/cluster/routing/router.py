@@ -74,6 +74,7 @@ class Router:
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.table = EMPTY_TABLE
+        self.refused_tokens: dict[AdapterRef, int] = {}  # prompt tokens by adapter, of all that was refused
         self._policy, self._admission, self._view, self._rng = policy, admission, view, rng
         self._options = options or RouterOptions()
         self._queue = FairQueue(weights)
@@ -210,8 +211,12 @@ class Router:
 
     def _ask(self, pending: _Pending, left_s: float = float("inf")) -> RouteRequest:
         offer = pending.offer
-        cached = self._prefixes.cached_tokens(offer.chunks)
-        return RouteRequest(offer.adapter, offer.prompt_tokens + pending.drawn_tokens, cached, left_s)
+        return RouteRequest(
+            adapter=offer.adapter,
+            prompt_tokens=offer.prompt_tokens + pending.drawn_tokens,
+            cached_tokens=self._prefixes.cached_tokens(offer.chunks),
+            first_token_in_s=left_s,
+        )
 
     def _send_later(self, request_id: str, now: float, due_s: float) -> None:
         pending = self._pending[request_id]
@@ -231,7 +236,8 @@ class Router:
         ask = self._ask(pending, admission.left_s(pending.arrived_s, now))
         node = self._policy.route(ask, self.table, self._view.loads, self._rng)
         load = self._view.loads[node]
-        if not admission.is_in_time(ask, node, load, self._fetch_s(ask.adapter, node, load)):
+        fetch_s = self._fetch_s(ask.adapter, node, load)
+        if fetch_s is None or not admission.is_in_time(ask, node, load, fetch_s):
             return None
         return self._send(request_id, pending, ask, node, now)
 
@@ -266,10 +272,17 @@ class Router:
         return Send(request_id, pending.attempt, node, number)
 
     def _refuse(self, request_id: str, reason: RefusalReason, now: float) -> Refuse:
+        offer = self._pending[request_id].offer
+        self.refused_tokens[offer.adapter] = self.refused_tokens.get(offer.adapter, 0) + offer.prompt_tokens
         self.cancel(request_id)
         return Refuse(request_id, reason, self._retry.after_s(now))
 
-    def _fetch_s(self, adapter: AdapterRef, node: str, load: NodeLoad) -> float:
-        """Return how long the adapter's bytes take to come to `node`, as far as is known."""
+    def _fetch_s(self, adapter: AdapterRef, node: str, load: NodeLoad) -> float | None:
+        """Return how long the adapter's bytes take to come to `node`, as far as is known; None if they could not stay.
+
+        To fetch what has no room would take away what others ask for, to be fetched again in turn.
+        """
         planned = any(share.node == node for share in self.table.shares.get(adapter, ()))
-        return 0.0 if planned or adapter.digest in load.adapters else fetch_s(adapter.nbytes)
+        if planned or adapter.digest in load.adapters:
+            return 0.0
+        return fetch_s(adapter.nbytes) if load.has_room(adapter) else None

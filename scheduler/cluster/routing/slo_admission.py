@@ -34,8 +34,7 @@ class SloAdmission:
     def __init__(self, costs: CostEstimator, slo: Slo, options: SloAdmissionOptions | None = None) -> None:
         self.slo = slo
         self._costs, self._options = costs, options or SloAdmissionOptions()
-        self._sent: deque[tuple[float, float]] = deque()  # (when, work) of the last `rate_s`
-        self._sent_work_s = 0.0
+        self._sent = _RecentWork(self._options.rate_s)
 
     def work_s(self, ask: RouteRequest) -> float:
         """Return what the request costs a node."""
@@ -55,30 +54,44 @@ class SloAdmission:
 
         Where it has no room now the request is better off at the door: whichever node has room first takes it.
         """
-        if not self._costs.has_room(ask, load):
-            return False
-        first_token_s, step_s, _ = self._costs.estimate(ask, node, load, fetch_s)
-        return first_token_s <= ask.first_token_in_s and step_s <= self._options.step_part * self.slo.tbt_s
+        first_token_s, step_s, _, full = self._costs.estimate(ask, node, load, fetch_s)
+        in_time = first_token_s <= ask.first_token_in_s and step_s <= self._options.step_part * self.slo.tbt_s
+        return in_time and full <= 1
 
     def sent(self, work_s: float, now: float) -> None:
         """Note that a request of that work was sent."""
-        self._sent.append((now, work_s))
-        self._sent_work_s += work_s
-        self._forget(now)
+        self._sent.add(work_s, now)
 
     def wait_s(self, work_before_s: float, now: float) -> float:
         """Predict how long what waits takes to be sent, at the pace at which the last seconds' work was."""
-        if work_before_s <= 0:
-            return 0.0
-        self._forget(now)
-        since_s = now - self._sent[0][0] if self._sent else 0.0
-        if since_s < self._options.rate_s / 2:
-            return 0.0  # too little was sent to tell the pace
-        return work_before_s * since_s / self._sent_work_s
+        sent_s, since_s = self._sent.total_s(now), self._sent.since_s(now)
+        if work_before_s <= 0 or since_s < self._options.rate_s / 2:
+            return 0.0  # nothing waits, or too little was sent to tell the pace
+        return work_before_s * since_s / sent_s
 
-    def _forget(self, now: float) -> None:
-        while self._sent and self._sent[0][0] < now - self._options.rate_s:
-            self._sent_work_s -= self._sent.popleft()[1]
+
+class _RecentWork:
+    """Sums up the work of the last `window_s`."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._noted: deque[tuple[float, float]] = deque()
+        self._sum_s = 0.0
+
+    def add(self, work_s: float, now: float) -> None:
+        """Note some work."""
+        self._noted.append((now, work_s))
+        self._sum_s += work_s
+
+    def total_s(self, now: float) -> float:
+        """Return the work noted in the window that ends now."""
+        while self._noted and self._noted[0][0] < now - self._window_s:
+            self._sum_s -= self._noted.popleft()[1]
+        return self._sum_s if self._noted else 0.0
+
+    def since_s(self, now: float) -> float:
+        """Return the seconds since the first of it, 0 for none."""
+        return now - self._noted[0][0] if self._noted else 0.0
 
 
 class RetryTimes:
