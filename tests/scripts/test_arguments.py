@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 WRONG = {
+    "scripts.bench.bodies --rounds 0": "give a number from 1",
     "scripts.bench.engine --models x --baselines none --quiet-wait 0": "make it by python -m",
     "scripts.bench.engine --baselines nope": "'nope' is none of",
     "scripts.bench.engine --kinds zz": "'zz' is none of",
