@@ -239,6 +239,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         assert self._loop is not None, "start() sets the loop before the thread"
+        self._core.driving.acquire()  # for good: when this loop has ended, nothing steps any more
         while not self._stopping.is_set():
             self._wake.clear()
             try:

@@ -1,12 +1,13 @@
 """Run the step loop of one engine: decide, pin adapters, compute, commit. Knows no text and no event loop.
 
 Any thread may submit, abort or finish: the lock guards decisions, which take microseconds, and is free while
-a step computes. One thread at a time calls `step`.
+a step computes. One thread at a time calls `step`, and holds `driving` for it.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Set
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
@@ -18,13 +19,14 @@ from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
 from scheduler.plan import SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
-from scheduler.step import Live, StepScheduler
+from scheduler.step import StepScheduler
+from scheduler.waiting import Live
 
 _PREFETCH_DEPTH = 8
 _INVALID_LOGITS = StepFailed(
-    "the model's logits were NaN or infinite: check the weights of the adapter and the base"
+    "the model's logits were NaN or infinite: check the weights of the adapter and the base", is_own=True
 )
-_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause")
+_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause", is_own=True)
 _LATE = NotInTime("the request's first token could not be drawn in time", 1)
 _log = logging.getLogger(__name__)
 
@@ -82,8 +84,10 @@ class EngineCore:
         self._memory = memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
+        self._probes: dict[str, Future[TokenEvent]] = {}  # the engine's own requests, by their ids
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
+        self.driving = threading.Lock()  # held by whoever calls `step`, for as long as it awaits events
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -103,9 +107,25 @@ class EngineCore:
         if not request.adapter.is_base:
             self._store.loader.prefetch((request.adapter,))
 
+    def probe(self, request: Request) -> Future[TokenEvent]:
+        """Queue a request of the engine's own for one token, which goes to the future alone, or else its failure does.
+
+        Nothing goes there once the request is aborted. Raises as `submit`.
+        """
+        assert request.params.n == request.params.max_tokens == 1, "a probe is told of one event"
+        outcome = self._probes[request.request_id] = Future[TokenEvent]()
+        try:
+            self.submit(request)
+        except BaseException:
+            del self._probes[request.request_id]
+            raise
+        self._store.loader.notify()
+        return outcome
+
     def abort(self, request_id: str) -> None:
         """End all of a request's sequences without another event; unknown ids are fine."""
         with self._lock:
+            self._probes.pop(request_id, None)
             self._scheduler.abort(request_id)
             self._release((request_id,))
 
@@ -213,6 +233,8 @@ class EngineCore:
                 failures += self._end_awaited(plan, set(keys), error) if keys else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
+            if self._probes:
+                events = tuple(event for event in events if not self._settle_probe(event))
         self.steps += 1
         return StepResult(events, failures, idle=False)
 
@@ -248,7 +270,20 @@ class EngineCore:
         for request_id in distinct:
             self._scheduler.abort(request_id)
         self._release(distinct)
-        return tuple(Failure(request_id, error) for request_id in distinct)
+        failures = tuple(Failure(request_id, error) for request_id in distinct)
+        return tuple(failure for failure in failures if not self._settle_probe(failure))
+
+    def _settle_probe(self, end: TokenEvent | Failure) -> bool:
+        """Give an event or a failure to the probe that it is of; False if it is no probe's."""
+        failed = isinstance(end, Failure)
+        outcome = self._probes.pop(end.request_id if failed else end.key.request_id, None)
+        if outcome is None:
+            return False
+        if failed:
+            outcome.set_exception(end.error)
+        else:
+            outcome.set_result(end)
+        return True
 
     def _release(self, request_ids: Iterable[str]) -> None:
         """Release the adapters of those of the requests that have no live sequence left."""

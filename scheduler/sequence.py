@@ -19,7 +19,7 @@ from scheduler.plan import (
 from scheduler.request import Request
 
 Order = tuple[int, int, float, float]
-"""What waiting sequences are compared by: what was begun first, then priority, deadline and arrival."""
+"""What waiting sequences are compared by: begun, new or in the background, then priority, deadline and arrival."""
 
 _FIRST: Order = (0, 0, 0.0, 0.0)
 
@@ -29,7 +29,7 @@ def _order(request: Request) -> Order:
     if request.drawn_token_ids:
         return _FIRST
     by_s = math.inf if request.first_token_by_s is None else request.first_token_by_s
-    return 1, request.priority, by_s, request.arrival_s
+    return 2 if request.background else 1, request.priority, by_s, request.arrival_s
 
 
 class Sequence:

@@ -7,7 +7,6 @@ is a frozen StepPlan.
 """
 
 from collections import abc
-from dataclasses import dataclass
 from itertools import chain
 
 from lora.adapter import AdapterRef
@@ -17,16 +16,7 @@ from scheduler.limits import RequestRefused, StepLimits, check_request
 from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
-from scheduler.waiting import WaitingSequences
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """Sequences that wait and that run, and how often one was preempted since the start."""
-
-    waiting: int
-    running: int
-    preemptions: int
+from scheduler.waiting import Live, WaitingSequences
 
 
 class StepScheduler:
@@ -42,6 +32,9 @@ class StepScheduler:
     waits at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker
     itself gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could
     not run alone. So every sequence ends.
+
+    **Background.** What the engine asks of itself goes after all that waits: it takes a seat, rows and blocks that
+    nobody else has taken in this step.
 
     **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from
     `adapter_patience_s` after it was first passed over, nothing behind it is admitted. What runs goes on, so
@@ -157,7 +150,7 @@ class StepScheduler:
 
     def live(self) -> Live:
         """Return how many sequences wait and run."""
-        return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)
+        return Live.count(self._sequences.values(), self._preemptions)
 
     def block_stats(self) -> BlockStats:
         """Return where the K/V blocks are, and what the prefix cache has supplied."""
@@ -223,6 +216,8 @@ class StepScheduler:
     def _is_out_of_patience(self, sequence: Sequence, now: float) -> bool:
         if sequence.passed_over_s is None:
             sequence.passed_over_s = now
+        if sequence.request.background:
+            return False  # nobody waits for it
         return now - sequence.passed_over_s >= self._limits.adapter_patience_s
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -234,7 +229,8 @@ class StepScheduler:
         fresh = blocks.blocks_for(sequence.total_tokens) - len(shared)
         if not blocks.has_room(shared, fresh):
             sequence.no_room_at = blocks.releases
-            self._short_blocks = max(1, fresh - blocks.available)
+            if not sequence.request.background:  # which no adapter makes room for
+                self._short_blocks = max(1, fresh - blocks.available)
             return False
         self._short_blocks = 0
         blocks.share(shared)

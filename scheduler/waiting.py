@@ -2,7 +2,8 @@
 
 import math
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 
 from scheduler.sequence import Sequence
@@ -10,8 +11,24 @@ from scheduler.sequence import Sequence
 _ORDER = attrgetter("order")
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Sequences that wait and that run, and how often one was preempted since the start."""
+
+    waiting: int
+    running: int
+    preemptions: int
+
+    @classmethod
+    def count(cls, sequences: Iterable[Sequence], preemptions: int) -> "Live":
+        """Count the live sequences, but for those in the background."""
+        counted = [sequence.running for sequence in sequences if not sequence.request.background]
+        running = sum(counted)
+        return cls(len(counted) - running, running, preemptions)
+
+
 class WaitingSequences:
-    """A line of sequences: the preempted, then the rest by priority, deadline and arrival.
+    """A line of sequences: the preempted, then the rest by priority, deadline and arrival, then the background.
 
     The deadline is the request's `first_token_by_s`; what has none goes after what has one. Equals keep the order
     in which they came.

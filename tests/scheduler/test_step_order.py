@@ -5,7 +5,7 @@ import pytest
 from scheduler.limits import StepLimits
 from scheduler.plan import PENDING, SequenceKey, StepPlan
 from scheduler.request import SamplingParams
-from scheduler.step import Live
+from scheduler.waiting import Live
 from tests.scheduler.device import EOS, Tape
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
