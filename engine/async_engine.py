@@ -15,7 +15,6 @@ from pathlib import Path
 
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
-from engine.core import StepResult
 from engine.errors import (
     Draining,
     EngineError,
@@ -25,6 +24,7 @@ from engine.errors import (
 )
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -246,7 +246,7 @@ class AsyncEngine:
                 result = self._core.step()
             except Exception as error:  # noqa: BLE001 - whatever escapes must not leave requests waiting
                 _log.critical("the step loop has ended by an error", exc_info=error)
-                self.failure = EngineStopped(error)
+                self.failure = error if isinstance(error, EngineStopped) else EngineStopped(error)
                 self._loop.call_soon_threadsafe(self._fail, self.failure)
                 return
             if result.events or result.failures:

@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
-from engine.runner.base import Computation, DeviceLost, StepExecutor
-from engine.unified_pool import UnifiedPool
+from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
+from engine.runner.fault_isolation import FailedComputation, StepRetry
+from engine.step_result import NOTHING, Failure, Probes, StepResult
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
@@ -20,6 +21,7 @@ from scheduler.blocks import BlockStats
 from scheduler.plan import SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.step import StepScheduler
+from scheduler.unified_pool import UnifiedPool
 from scheduler.waiting import Live
 
 _PREFETCH_DEPTH = 8
@@ -29,26 +31,6 @@ _INVALID_LOGITS = StepFailed(
 _FAULT = StepFailed("the request's part of a step failed; the server's log has the cause", is_own=True)
 _LATE = NotInTime("the request's first token could not be drawn in time", 1)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A live request that the engine gave up on, and why; nothing more will come of it."""
-
-    request_id: str
-    error: EngineError
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What came of a step. `idle` is true when nothing could run: wait for a submission or an adapter."""
-
-    events: tuple[TokenEvent, ...]
-    failures: tuple[Failure, ...]
-    idle: bool
-
-
-_NOTHING = StepResult((), (), idle=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +66,7 @@ class EngineCore:
         self._memory = memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
-        self._probes: dict[str, Future[TokenEvent]] = {}  # the engine's own requests, by their ids
+        self._probes = Probes()
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
         self.driving = threading.Lock()  # held by whoever calls `step`, for as long as it awaits events
@@ -113,11 +95,11 @@ class EngineCore:
         Nothing goes there once the request is aborted. Raises as `submit`.
         """
         assert request.params.n == request.params.max_tokens == 1, "a probe is told of one event"
-        outcome = self._probes[request.request_id] = Future[TokenEvent]()
+        outcome = self._probes.open(request.request_id)
         try:
             self.submit(request)
         except BaseException:
-            del self._probes[request.request_id]
+            self._probes.close(request.request_id)
             raise
         self._store.loader.notify()
         return outcome
@@ -125,7 +107,7 @@ class EngineCore:
     def abort(self, request_id: str) -> None:
         """End all of a request's sequences without another event; unknown ids are fine."""
         with self._lock:
-            self._probes.pop(request_id, None)
+            self._probes.close(request_id)
             self._scheduler.abort(request_id)
             self._release((request_id,))
 
@@ -154,9 +136,9 @@ class EngineCore:
         """Plan and launch a step, then collect the one before it: a device computes while the host decides.
 
         A step that is computed already is collected at once. Never waits for an adapter: sequences whose adapter
-        is on its way are left out. Raises DeviceLost, and then nothing can be computed any more.
+        is on its way are left out. Raises DeviceLost or EngineStopped: then nothing can be computed any more.
         """
-        first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
+        first = self._collect(self._take_launched()) if self._must_collect() else NOTHING
         with self._lock:
             failures = self._fail_unloadable() + self._fail_late()
             self._move_boundary()
@@ -166,9 +148,9 @@ class EngineCore:
             self._store.loader.prefetch(wanted)
         before = self._take_launched()
         if plan.slices:
-            failures += self._launch(plan)
+            self._launch(plan)
         then = self._collect(before)
-        last = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
+        last = self._collect(self._take_launched()) if self._must_collect() else NOTHING
         return StepResult(
             events=first.events + then.events + last.events,
             failures=first.failures + failures + then.failures + last.failures,
@@ -203,45 +185,68 @@ class EngineCore:
         launched, self._launched = self._launched, None
         return launched
 
-    def _launch(self, plan: StepPlan) -> tuple[Failure, ...]:
+    def _launch(self, plan: StepPlan) -> None:
+        """Launch a plan. What that raises comes when its outputs are collected, after the step before."""
         lease = self._store.acquire(plan.adapters)
         try:
-            self._launched = _Launch(plan, lease, self._executor.launch(plan, lease))
+            computation = self._executor.launch(plan, lease)
         except DeviceLost:  # every later step would fail as this one did
             lease.release()
             raise
         except Exception as error:  # noqa: BLE001 - whatever else a step raises ends its own requests, never the server
-            lease.release()
-            return self._fail_plan(plan, error)
-        return ()
+            computation = FailedComputation(error)
+        self._launched = _Launch(plan, lease, computation)
 
     def _collect(self, launched: _Launch | None) -> StepResult:
-        """Wait for a launched step's outputs, and commit them."""
+        """Wait for a launched step's outputs, and commit them. One that failed is computed again in parts."""
         if launched is None:
-            return _NOTHING
-        plan = launched.plan
-        try:
-            with launched.lease:
-                computed = launched.computation.outputs()
-        except DeviceLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - as in _launch
-            return StepResult((), self._fail_plan(plan, error), idle=False)
+            return NOTHING
+        with launched.lease:
+            try:
+                plan, computed = launched.plan, launched.computation.outputs()
+            except DeviceLost:
+                raise
+            except EngineError as error:  # it concerns the whole engine
+                return StepResult((), self._fail_plan(launched.plan, error), idle=False)
+            except Exception as error:  # noqa: BLE001 - as in _launch
+                plan, computed = self._retry(launched, error)
+        return self._commit(plan, computed)
+
+    def _retry(self, failed: _Launch, error: Exception) -> tuple[StepPlan, StepOutputs]:
+        """Compute a step again that raised. One that was launched after it is void: it read its tokens."""
+        later = self._take_launched()
+        if later is not None:
+            self._discard(later)
+        with self._lock:
+            plan = self._scheduler.retry(failed.plan)
+        if not plan.slices:  # whoever was in it has left
+            return plan, StepOutputs((), ())
+        retry = StepRetry(self._executor, plan, failed.lease)
+        return plan, retry.run(error, len(failed.plan.slices))
+
+    def _discard(self, launched: _Launch) -> None:
+        """Wait for a step whose outputs are void, and let its adapters go."""
+        with launched.lease:
+            try:
+                launched.computation.outputs()
+            except DeviceLost:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is planned anew, and raises again if it must
+                _log.debug("a void step failed", exc_info=error)
+
+    def _commit(self, plan: StepPlan, computed: StepOutputs) -> StepResult:
         with self._lock:
             failures: tuple[Failure, ...] = ()
             for keys, error in ((computed.faults, _FAULT), (computed.invalid, _INVALID_LOGITS)):
                 failures += self._end_awaited(plan, set(keys), error) if keys else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
-            if self._probes:
-                events = tuple(event for event in events if not self._settle_probe(event))
+            events = self._probes.take_events(events)
         self.steps += 1
         return StepResult(events, failures, idle=False)
 
-    def _fail_plan(self, plan: StepPlan, error: Exception) -> tuple[Failure, ...]:
+    def _fail_plan(self, plan: StepPlan, error: EngineError) -> tuple[Failure, ...]:
         _log.error("a step of %d sequences failed", len(plan.slices), exc_info=error)
-        if not isinstance(error, EngineError):
-            error = StepFailed(f"the step failed ({type(error).__name__}); the server's log has the cause")
         with self._lock:
             return self._end_awaited(plan, {part.key for part in plan.slices}, error)
 
@@ -270,20 +275,7 @@ class EngineCore:
         for request_id in distinct:
             self._scheduler.abort(request_id)
         self._release(distinct)
-        failures = tuple(Failure(request_id, error) for request_id in distinct)
-        return tuple(failure for failure in failures if not self._settle_probe(failure))
-
-    def _settle_probe(self, end: TokenEvent | Failure) -> bool:
-        """Give an event or a failure to the probe that it is of; False if it is no probe's."""
-        failed = isinstance(end, Failure)
-        outcome = self._probes.pop(end.request_id if failed else end.key.request_id, None)
-        if outcome is None:
-            return False
-        if failed:
-            outcome.set_exception(end.error)
-        else:
-            outcome.set_result(end)
-        return True
+        return self._probes.take_failures(tuple(Failure(request_id, error) for request_id in distinct))
 
     def _release(self, request_ids: Iterable[str]) -> None:
         """Release the adapters of those of the requests that have no live sequence left."""

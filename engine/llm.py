@@ -12,7 +12,6 @@ from tqdm import tqdm
 from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
-from engine.core import StepResult
 from engine.offline.inputs import (
     AdapterChoice,
     Adapters,
@@ -30,6 +29,7 @@ from engine.offline.inputs import (
 )
 from engine.offline.interruption import interruptible_between_steps
 from engine.output import Delta, RequestOutput, join_deltas
+from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.limits import RequestRefused

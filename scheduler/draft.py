@@ -51,6 +51,26 @@ class PlansInFlight:
             self._plans.popleft()
         return self._plans[0][1]
 
+    def retry(self, plan: StepPlan) -> StepPlan:
+        """Take back the plan and all after it, and put in flight again what is awaited of the plan itself.
+
+        All plans before it must be committed: the tokens that were pending in it are then known. What later plans
+        hold is void, and will be planned anew, into the same blocks.
+        """
+        sequences = self.begin_commit(plan)
+        awaited = [
+            (sequence, part)
+            for sequence, part in zip(sequences, plan.slices, strict=True)
+            if sequence.in_flight and sequence.in_flight[0] is part
+        ]
+        for _, planned in self._plans:
+            for sequence in planned:
+                sequence.void_slices()
+        again = StepPlan(tuple(sequence.take(len(part.token_ids)) for sequence, part in awaited))
+        self._plans.clear()
+        self.add(again, [sequence for sequence, _ in awaited])
+        return again
+
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
         """Return the slices of the plan that their sequences still wait for; the rest are void."""
         sequences = next((planned for made, planned in self._plans if made is plan), list[Sequence]())

@@ -11,6 +11,21 @@ class RequestRefused(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ServingDefaults:
+    """What a node does unless told otherwise, alive or simulated: sequences that run at once and that may wait,
+    rows of a step, tokens of a K/V block, and the patience of StepLimits."""
+
+    max_num_seqs: int = 64
+    max_waiting: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    adapter_patience_s: float = 2.0
+
+
+DEFAULTS = ServingDefaults()
+
+
+@dataclass(frozen=True, slots=True)
 class StepLimits:
     """What a step may hold, and how long a sequence may be passed over for want of its adapter.
 
@@ -23,7 +38,7 @@ class StepLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    adapter_patience_s: float = 5.0
+    adapter_patience_s: float = DEFAULTS.adapter_patience_s
     dynamic_rope_tokens: int | None = None
 
     def __post_init__(self) -> None:

@@ -199,11 +199,16 @@ class Sequence:
         """Forget the K/V, not the tokens: the sequence will be recomputed. Slices in flight are void."""
         self.blocks = ()
         self.room_tokens = 0
-        self.computed_tokens = self.planned_tokens = 0
+        self.computed_tokens = 0
         self.published_blocks = 0
         self.running = False
         self.order = _FIRST
+        self.void_slices()
+
+    def void_slices(self) -> None:
+        """Take back what is in flight: it will be planned again, into the same blocks."""
         self.in_flight.clear()
+        self.planned_tokens = self.computed_tokens
         self.expected_tokens -= self.drawing
         self.drawing = 0
 

@@ -98,9 +98,8 @@ class StepScheduler:
         """
         events: list[TokenEvent] = []
         size = self._blocks.block_size
-        for sequence, part, output in zip(
-            self._in_flight.begin_commit(plan), plan.slices, outputs, strict=True
-        ):
+        sequences = self._in_flight.begin_commit(plan)
+        for sequence, part, output in zip(sequences, plan.slices, outputs, strict=True):
             if not sequence.in_flight or sequence.in_flight[0] is not part:
                 continue  # it left, or lost its blocks, while the step ran
             event = sequence.commit(part, output)
@@ -116,13 +115,15 @@ class StepScheduler:
         return tuple(events)
 
     def awaited(self, plan: StepPlan) -> tuple[Slice, ...]:
-        """Return the slices of a plan, not committed yet, that their sequences still wait for: the rest are
-        void."""
+        """Return the slices of an uncommitted plan that their sequences still wait for: the rest are void."""
         return self._in_flight.awaited(plan)
 
+    def retry(self, plan: StepPlan) -> StepPlan:
+        """Plan again what is awaited of a plan whose step failed; later plans are void. See PlansInFlight."""
+        return self._in_flight.retry(plan)
+
     def finish(self, key: SequenceKey) -> None:
-        """End a sequence for a reason found outside, such as a stop string in its text, which is the caller's
-        to tell: no event follows. Nothing happens if it has ended already."""
+        """End a sequence for a reason found outside, such as a stop string: no event follows. It may have ended."""
         if (sequence := self._sequences.get(key)) is not None:
             self._retire(sequence)
 

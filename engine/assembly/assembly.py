@@ -30,7 +30,6 @@ from engine.runner.base import StepExecutor
 from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
-from engine.unified_pool import UnifiedPool
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
@@ -44,6 +43,7 @@ from model.llama import Llama
 from scheduler.limits import StepLimits
 from scheduler.residency import CheapestWindow
 from scheduler.step import StepScheduler
+from scheduler.unified_pool import UnifiedPool
 
 _IDLE_S = 0.5
 _MOST_LOADER_THREADS = 8

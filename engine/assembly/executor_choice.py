@@ -4,7 +4,6 @@ from engine.runner.async_executor import AsyncExecutor
 from engine.runner.base import StepExecutor
 from engine.runner.cuda_graphs import MOST_ROWS, CudaGraphRunner, GraphParts, capture_for
 from engine.runner.executor import Executor
-from engine.runner.fault_isolation import IsolatingExecutor
 from engine.tensor_parallel.parallel_executor import ParallelExecutor, ParallelGraphs
 from engine.tensor_parallel.parallel_model import ParallelModel
 from model.kv_cache import KVCache
@@ -17,12 +16,10 @@ def make_executor(
     """Make an executor for up to `max_num_seqs` sequences.
 
     With Triton, decode steps of up to `graph_blocks` blocks a sequence are captured. The model's ops and attention
-    must allow it, or `graph_blocks` is 0. On one CPU a fault ends its own sequences; elsewhere all of its step.
+    must allow it, or `graph_blocks` is 0.
     """
     if not uses_triton:
-        executor = Executor(model, cache)
-        alone = isinstance(model, Llama) and cache.device.type == "cpu"
-        return IsolatingExecutor(executor) if alone else executor
+        return Executor(model, cache)
     # Imported when it is chosen: where nothing chooses it, Triton may be absent.
     from model.sampling.device import DeviceSampler  # noqa: PLC0415
 

@@ -14,13 +14,13 @@ from engine.base.machine_memory import available_bytes, total_bytes
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.tensor_parallel.worker_pool import WorkerPool
-from engine.unified_pool import PoolSplit, unified_arena
 from lora.memory.page_writer import PageWriter, PinnedWriter
 from lora.memory.pages import RankPages
 from lora.memory.sharded import ShardedWriter
 from lora.target_modules import BaseShape
 from model.kv_cache import KVCache
 from scheduler.blocks import BlockPool
+from scheduler.unified_pool import PoolSplit
 
 _KV_SHARE = 0.5  # of the memory left after the weights, at most
 _ADAPTER_SHARE = 0.25
@@ -101,12 +101,19 @@ def _allocate_unified(
 ) -> DeviceMemory:
     layout = base.kv_layout(config.block_size)
     with _granted("kv_cache_bytes", split.quanta * split.blocks * layout.block_bytes):
-        arena, divided = unified_arena(split, layout.block_bytes, base.device)
+        arena, divided = _unified_arena(split, layout.block_bytes, base.device)
     cache = KVCache(layout, split.quanta * split.blocks, base.device, arena)
-    blocks = BlockPool(split.least_kv * split.blocks, config.block_size, split.most_kv * split.blocks)
-    blocks.extend(split.kv * split.blocks)
-    pages = RankPages((split.quanta - split.kv) * split.pages, page_bytes, base.device, writer, divided)
-    return DeviceMemory(cache, blocks, pages, split)
+    pages = RankPages(split.first_pages, page_bytes, base.device, writer, divided)
+    return DeviceMemory(cache, split.block_pool(config.block_size), pages, split)
+
+
+def _unified_arena(
+    split: PoolSplit, block_bytes: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Allocate [bytes] for all of it, with K/V's two extra blocks at its end; return that and the divided part."""
+    divided = split.quanta * split.blocks * block_bytes
+    whole = torch.empty(divided + 2 * block_bytes, dtype=torch.uint8, device=device)
+    return whole, whole[:divided]
 
 
 def _page_bytes(base: BaseShape, dtype: torch.dtype) -> int:

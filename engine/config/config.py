@@ -33,6 +33,7 @@ from engine.errors import InvalidConfig
 from model.attention.base import AttentionChoice
 from model.checkpoint import DtypeChoice
 from model.linear import Quantization
+from scheduler.limits import DEFAULTS
 
 Device = Literal["auto", "cpu", "cuda"]
 LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
@@ -156,16 +157,20 @@ class EngineConfig:
     ] = None
     adapter_patience_s: Annotated[
         float, Option("adapters", SECONDS, "how long a request may be passed over for others")
-    ] = 2.0
+    ] = DEFAULTS.adapter_patience_s
     adapter_read_timeout_s: Annotated[
         float, Option("adapters", SECONDS, "how long an adapter's files are waited for")
     ] = 60.0
-    max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = 64
-    max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = 2048
+    max_num_seqs: Annotated[int, Option("scheduling", COUNT, "sequences that run at once")] = (
+        DEFAULTS.max_num_seqs
+    )
+    max_num_batched_tokens: Annotated[int, Option("scheduling", COUNT, "tokens per step")] = (
+        DEFAULTS.max_num_batched_tokens
+    )
     kv_cache_bytes: Annotated[
         int | None, Option("scheduling", SIZE, "memory for K/V, on each device (2GiB, 512MiB, ...)")
     ] = None
-    block_size: Annotated[int, Option("scheduling", COUNT, "tokens per block of K/V")] = 16
+    block_size: Annotated[int, Option("scheduling", COUNT, "tokens per block of K/V")] = DEFAULTS.block_size
     peers: PeerConfig = _NO_PEERS
 
     def __post_init__(self) -> None:
@@ -191,7 +196,9 @@ class ServeConfig:
     access_log_file: Annotated[
         Path | None, Option("server", FILE, "where access lines go; none: the log")
     ] = None
-    max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = 256
+    max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = (
+        DEFAULTS.max_waiting
+    )
     metrics_adapters: Annotated[
         int, Option("server", COUNT, "adapters with metrics of their own, the most recent; others are summed")
     ] = 200

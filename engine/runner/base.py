@@ -37,7 +37,11 @@ class Computation(Protocol):
         ...
 
     def outputs(self) -> StepOutputs:
-        """Wait for the plan's outputs. What it raises ends the plan's requests; DeviceLost ends the engine."""
+        """Wait for the plan's outputs.
+
+        If it raises, the plan is computed again in parts to find the sequences at fault. But an EngineError ends all
+        of the plan's requests at once, and DeviceLost the engine.
+        """
         ...
 
 
@@ -48,7 +52,7 @@ class StepExecutor(Protocol):
         """Begin to compute the plan, after what was launched before; a CPU has computed it when this returns.
 
         `lease` holds the plan's adapters until its outputs are there. At most one earlier launch has not been read by
-        then. What it raises ends the plan's requests; DeviceLost ends the engine.
+        then. What it raises is treated as what `outputs` raises.
         """
         ...
 

@@ -9,6 +9,7 @@ from scheduler.sim.clock import Clock
 from scheduler.sim.front_door import FrontDoor
 from scheduler.sim.node import Progress
 from scheduler.sim.outcome import History, Record
+from scheduler.sim.workload.prompt import FIRST_TEXT_ID
 from scheduler.sim.workload.trace import Arrival
 
 
@@ -40,7 +41,8 @@ class Clients:
         record = self.records[name]
         assert record.end_s is None, f"{name} is answered twice"
         if progress is Progress.FIRST_TOKEN:
-            record.first_s = record.first_s or self._clock.now
+            if record.first_s is None:
+                record.token(self._clock.now)
         else:
             del self.front_door_of[name]
             self._end(name, served=progress is Progress.DONE)
@@ -62,13 +64,13 @@ class Clients:
         self._front_doors[home].take(_request(arrival, at=len(self.records)))
 
     def _end(self, name: str, served: bool) -> None:
-        record = self.records[name]
-        record.end_s, record.served = self._clock.now, served
+        self.records[name].end(self._clock.now, served)
         self._history.note(self._clock.now, f"{name} {'served' if served else 'refused'}")
 
 
 def _request(arrival: Arrival, at: int) -> Request:
-    """Make a request of that many tokens, whose prompt shares no prefix with another's."""
-    call = arrival.call
+    """Make a request of that many tokens, whose own text is no other's."""
+    call, own_id = arrival.call, FIRST_TEXT_ID + at
     params = SamplingParams(max_tokens=call.output_tokens, ignore_eos=True, seed=0)
-    return Request(arrival.name, (at,) * call.prompt_tokens, arrival.adapter, params, (), call.arrival_s)
+    prompt = arrival.prompt_token_ids(own_id)
+    return Request(arrival.name, prompt, arrival.adapter, params, (), call.arrival_s)

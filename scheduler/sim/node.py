@@ -16,6 +16,7 @@ from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
 from scheduler.sim.clock import Action, Clock
 from scheduler.sim.store import SimStore, StoreSpec, Transfer
+from scheduler.sim.true_costs import AS_PROFILED, Deviation, TrueCosts
 from scheduler.step import StepScheduler
 
 _PREFETCH_DEPTH = 8  # as the engine's
@@ -24,7 +25,8 @@ _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """What a simulated node is made of."""
+    """What a simulated node is made of. `model` is what policies are told that its steps cost, `deviation` how far
+    they are from that."""
 
     machine: NodeHardware
     model: CostModel
@@ -32,6 +34,7 @@ class NodeSpec:
     kv_blocks: int = 4096
     block_tokens: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
+    deviation: Deviation = AS_PROFILED
 
 
 class Progress(Enum):
@@ -60,14 +63,15 @@ class _Job:
 
 
 class SimNode:
-    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than the
-    model says. When it is not `up` any more, what the clock still has in store for it does nothing."""
+    """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than is
+    their true cost. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
     def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
         self.agent, self.spec = agent, spec
         self.up, self.slowdown = True, 1.0
         self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
         self._clock = clock
+        self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
         self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
@@ -195,7 +199,7 @@ class SimNode:
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self.spec.model.step_s(load_of(plan)) * self.slowdown
+        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds

@@ -13,12 +13,13 @@ from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 from scheduler.limits import StepLimits
-from scheduler.sim.node import NodeSpec
+from scheduler.sim.node import NodeSpec, SimNode
 from scheduler.sim.oracle_demand import oracle_rates
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import SimulatorSpec
 from scheduler.sim.store import StoreSpec
+from scheduler.sim.true_costs import AS_PROFILED, Deviation
 from scheduler.sim.workload.trace import Arrival, Call
 
 _BLOCK_TOKENS = 64
@@ -36,11 +37,12 @@ Watch = Callable[[float, Mapping[str, Record]], None]
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """Nodes of one kind: a profile (it holds the SLO and the mean request too), the kernels, and the memory for
-    adapters on each."""
+    adapters on each. Policies are told profile and kernels, and nothing of the nodes' `deviation` from them."""
 
     profile: Profile
     kernel: Kernel
     memory_bytes: int
+    deviation: Deviation = AS_PROFILED
 
     def node(self, residency: ResidencyPolicy) -> NodeSpec:
         """Describe a node for the simulator; its operating points follow from the profile's SLO and mean request."""
@@ -58,13 +60,17 @@ class Hardware:
             kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
             block_tokens=_BLOCK_TOKENS,
             store=StoreSpec(limits.page_bytes, residency),
+            deviation=self.deviation,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`arrivals` in order of time within `seconds`; those before `warm_s` let the cluster settle and are not
-    counted."""
+    """`arrivals` in order of time within `seconds`.
+
+    Those before `warm_s` let the cluster settle and are not counted. Nor are those before the first plan is in
+    place, if that takes longer, but the second half of the run counts in any case.
+    """
 
     arrivals: Sequence[Arrival]
     adapters: tuple[AdapterRef, ...]
@@ -89,7 +95,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A run: the figures of what came after `warm_s`, every record, a sample for each second, and `steps` in
+    """A run: the figures of what came from `counted_s` on, every record, a sample for each second, and `steps` in
     all.
 
     `table` is the routing table when the traffic ended, `busy` each node's part of the time spent computing
@@ -104,6 +110,7 @@ class Replay:
     table: RoutingTable
     busy: dict[str, float]
     steps: int = 0
+    counted_s: float = 0.0
 
     @property
     def last(self) -> Sample:
@@ -138,9 +145,12 @@ def replay(
         finished = False
     records = tuple(simulator.records.values())
     steps = sum(node.steps for node in simulator.nodes.values())
-    counted = (record for record in records if record.arrival.call.arrival_s >= traffic.warm_s)
-    outcome = summary(counted, hardware.profile.slo, traffic.seconds - traffic.warm_s)
-    return Replay(finished, outcome, records, tuple(sampler.samples), sampler.table, sampler.busy, steps)
+    placed_s = min(sampler.placed_s or 0.0, traffic.seconds / 2)
+    counted_s = max(traffic.warm_s, placed_s)
+    counted = (record for record in records if record.arrival.call.arrival_s >= counted_s)
+    outcome = summary(counted, hardware.profile.slo, traffic.seconds - counted_s)
+    samples = tuple(sampler.samples)
+    return Replay(finished, outcome, records, samples, sampler.table, sampler.busy, steps, counted_s)
 
 
 class _Sampler:
@@ -150,6 +160,7 @@ class _Sampler:
         self.samples: list[Sample] = []
         self.table: RoutingTable = EMPTY_TABLE
         self.busy: dict[str, float] = {}
+        self.placed_s: float | None = None  # when all that a table names was first where it names it
         self._simulator, self._watch = simulator, watch
         self._seconds = seconds
         simulator.clock.at(min(1.0, seconds), self._look)
@@ -177,6 +188,17 @@ class _Sampler:
         if simulator.coordinator is not None:
             self.table = simulator.coordinator.table
         self.busy = {name: node.busy_s / now for name, node in nodes.items()}
+        if self.placed_s is None and self._is_placed(nodes):
+            self.placed_s = now
+
+    def _is_placed(self, nodes: Mapping[str, SimNode]) -> bool:
+        """Return whether every adapter of the table is ready on every node that the table gives it."""
+        shares = self.table.shares
+        return bool(shares) and all(
+            share.node in nodes and ref.digest in nodes[share.node].store.ready
+            for ref, parts in shares.items()
+            for share in parts
+        )
 
 
 def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:

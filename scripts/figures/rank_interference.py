@@ -2,7 +2,7 @@
 
     python -m scripts.figures.rank_interference
 
-It is one step of a derived H100 node with Llama-3.1-8B under exact, multi-rank and padded kernels. Time
+It is one step of a derived H100 node with Llama-3.1-8B under exact, multi-rank, padded and fixed kernels. Time
 between tokens is a step in which all decode with 1,024 tokens of context each. Time to first token is one in
 which all prompts of 256 tokens are read. There are two batches: one of rank 8 with 31 neighbours of the rank
 in question, and 31 of rank 8 with one such neighbour.
@@ -25,7 +25,12 @@ PROFILE = derived(LLAMA_8B, H100, Slo(2.0, 0.05))
 RANKS = (8, 16, 32, 64, 128)
 BATCHES = {"one of rank 8, 31 neighbours": (1, 31), "31 of rank 8, one neighbour": (31, 1)}
 CONTEXT_TOKENS, PROMPT_TOKENS = 1024, 256
-STYLES = {"exact": ("C0", "o-", 5), "multi-rank": ("C1", "s--", 2.5), "padded": ("C3", "^:", 2)}
+STYLES = {
+    "exact": ("C0", "o-", 5),
+    "multi-rank": ("C1", "s--", 2.5),
+    "padded": ("C3", "^:", 2),
+    "fixed": ("C7", "-.", 1),
+}
 
 
 def step_s(kernel: Kernel, small: int, neighbours: int, rank: int, metric: str) -> float:

@@ -16,6 +16,7 @@ _LAUNCHES_S = 0.0003
 _SEQUENCE_S = 5e-6  # of sampling and bookkeeping
 _REDUCE_S = 8e-6  # latency of one all-reduce over NVLink
 _BF16 = 2
+FIXED_RANK = 128  # what kernels of one rank for all are made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def derived(
             context_token_s=kv_bytes / _BF16 * read_s,
             rank_row_s=shape.rank_row * read_s,
             token_rank_s=2 * shape.rank_row * flop_s,
+            fixed_rank=FIXED_RANK if kernel is Kernel.FIXED else 0,
         )
         for kernel in Kernel
     )

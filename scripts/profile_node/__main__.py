@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -66,14 +66,14 @@ def to_profile(found: FittedModel, node: Row, options: argparse.Namespace) -> Pr
     note = (
         f"{found.steps} timed steps of {found.kinds} kinds; held-out error (five folds): median "
         f"{error.median:.1%}, mean {error.mean:.1%}, P95 {error.p95:.1%}, worst {error.worst:.1%}. The exact "
-        "kernels were measured; padded and multi-rank are taken to cost the same at the ranks to which they pad."
+        "kernels were measured; the others are taken to cost the same at the ranks to which they pad."
     )
     return Profile(
         hardware=node["hardware"],
         base_model=node["base_model"],
         provenance="measured",
         note=note,
-        models=tuple(replace(found.model, kernel=kernel) for kernel in Kernel),
+        models=tuple(found.model.under(kernel, max(RANKS)) for kernel in Kernel),
         slo=Slo(options.ttft_s, options.tbt_s),
         lengths=Lengths(options.mean_prompt_tokens, options.mean_output_tokens),
         limits=Limits(node["step_prompt_tokens"], node["kv_tokens"]),

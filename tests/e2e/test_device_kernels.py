@@ -11,7 +11,6 @@ from engine import LLM, SamplingParams
 from engine.runner.async_executor import AsyncExecutor
 from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
 from engine.runner.executor import Executor
-from engine.runner.fault_isolation import IsolatingExecutor
 from model.attention.triton.backend import TritonPagedAttention
 from model.llama import Llama
 from model.sampling.device import DeviceSampler
@@ -41,9 +40,7 @@ def make(folder: Path) -> LLM:
 
 def put_on_kernels(llm: LLM) -> CountedCapture:
     """As an accelerator is used, with a capture for the graphs."""
-    isolating = llm.engine.core._executor
-    assert isinstance(isolating, IsolatingExecutor)
-    executor = isolating._executor
+    executor = llm.engine.core._executor
     assert isinstance(executor, Executor)
     model, cache = executor._model, executor._cache
     assert isinstance(model, Llama)

@@ -9,7 +9,6 @@ import torch
 
 from engine.assembly.assembly import Engine, ModelCard
 from engine.core import EngineCore
-from engine.runner.fault_isolation import IsolatingExecutor
 from engine.tokenizer import Tokenizer
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
@@ -61,8 +60,7 @@ def build(
     limits = StepLimits(8, 32, 128, adapter_patience_s=0.0)
     scheduler = StepScheduler(limits, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     executor = FakeExecutor(lags=lags)
-    runner = executor if lags else IsolatingExecutor(executor)
-    core = EngineCore(scheduler, store, runner, time.monotonic, vocab_size)
+    core = EngineCore(scheduler, store, executor, time.monotonic, vocab_size)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))

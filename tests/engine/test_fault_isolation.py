@@ -1,14 +1,15 @@
 """A step that raises ends the requests at fault; the others of its plan go on as if it had not."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from torch import Tensor
+from torch import AcceleratorError, Tensor
 
 from engine import LLM
 from engine.core import EngineCore
-from engine.errors import EngineError, StepFailed
+from engine.errors import EngineError, EngineStopped, StepFailed
 from lora.adapter import BASE, AdapterRef
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
@@ -21,10 +22,25 @@ MAX_STEPS = 200
 POISON = 200  # a token that no other prompt holds
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = build(tmp_path)
-    yield made
+WAYS = {"at launch": (False, "fault"), "ahead": (True, "fault"), "on reading": (True, "fault_on_read")}
+
+
+@dataclass(frozen=True)
+class FaultyRig(Rig):
+    """A rig on a device that does not or does run behind, and the hook by which its steps are made to raise."""
+
+    hook: str
+
+    def fault(self, raises: Callable[[StepPlan], None]) -> None:
+        """Call `raises` with the plan of each step, at the moment that is tested."""
+        setattr(self.executor, self.hook, raises)
+
+
+@pytest.fixture(params=WAYS)
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
+    lags, hook = WAYS[request.param]
+    made = build(tmp_path, lags=lags)
+    yield FaultyRig(made.engine, made.executor, made.folders, hook)
     made.engine.store.close()
 
 
@@ -68,11 +84,11 @@ def _fails_with(*names: str, from_output: int = 0) -> Callable[[StepPlan], None]
 @pytest.mark.parametrize("from_output", [0, 2])
 @pytest.mark.parametrize("bad", [("c",), ("a", "e"), ("a", "b", "c", "d")])
 def test_the_others_of_a_step_that_raises_get_all_their_tokens(
-    rig: Rig, bad: tuple[str, ...], from_output: int
+    rig: FaultyRig, bad: tuple[str, ...], from_output: int
 ) -> None:
     low, high = rig.engine.store.registry.resolve("low"), rig.engine.store.registry.resolve("high")
     ranks = {"a": 0, "b": 8, "c": 24 - 26, "d": 0, "e": 8}
-    rig.executor.fault = _fails_with(*bad, from_output=from_output)
+    rig.fault(_fails_with(*bad, from_output=from_output))
     for name, ref in zip(ranks, (BASE, low, high, BASE, low), strict=True):
         rig.engine.core.submit(_request(name, ref))
     events, failed = _run(rig.engine.core, rig.engine.wait_ready)
@@ -83,35 +99,89 @@ def test_the_others_of_a_step_that_raises_get_all_their_tokens(
     assert is_clean(rig.engine)
 
 
-def test_a_fault_of_every_sequence_ends_all_after_a_bounded_number_of_tries(rig: Rig) -> None:
-    def fault(plan: StepPlan) -> None:
-        raise RuntimeError("the memory is gone")
-
-    rig.executor.fault = fault
+def test_a_fault_of_every_sequence_ends_all_after_a_bounded_number_of_tries(rig: FaultyRig) -> None:
     names = [f"{number}" for number in range(8)]
+    rig.fault(_fails_with(*names))
     for name in names:
         rig.engine.core.submit(_request(name))
     _, failed = _run(rig.engine.core, rig.engine.wait_ready)
     assert sorted(failed) == names
-    assert len(rig.executor.plans) == 2 * len(names) - 1
+    ahead = rig.hook == "fault_on_read"  # one more step has been launched by then
+    assert len(rig.executor.plans) == 2 * len(names) - 1 + ahead + 1, "the last one is of no sequence"
     assert is_clean(rig.engine)
 
 
-def test_an_error_that_concerns_the_whole_engine_is_not_tried_again(rig: Rig) -> None:
+@pytest.mark.parametrize("sequences", [1, 8])
+def test_a_fault_that_no_sequence_causes_ends_the_engine(rig: FaultyRig, sequences: int) -> None:
+    def fault(plan: StepPlan) -> None:
+        raise RuntimeError("the memory is gone")
+
+    rig.fault(fault)
+    for number in range(sequences):
+        rig.engine.core.submit(_request(f"{number}"))
+    with pytest.raises(EngineStopped, match="RuntimeError"):
+        _run(rig.engine.core, rig.engine.wait_ready)
+
+
+def test_a_fault_that_passes_by_itself_ends_nobody(rig: FaultyRig) -> None:
+    tried: list[StepPlan] = []
+
+    def fault(plan: StepPlan) -> None:
+        tried.append(plan)
+        if len(tried) == 3:
+            raise RuntimeError("the memory was short for a moment")
+
+    rig.fault(fault)
+    for name in ("a", "b"):
+        rig.engine.core.submit(_request(name))
+    events, failed = _run(rig.engine.core, rig.engine.wait_ready)
+    assert not failed
+    assert {name: [event.token_id for event in of] for name, of in events.items()} == {
+        name: [75, 76, 77, 78, 79] for name in ("a", "b")
+    }
+
+
+def test_a_device_that_is_lost_while_the_parts_are_tried_ends_the_engine(rig: FaultyRig) -> None:
+    def fault(plan: StepPlan) -> None:
+        raise IndexError("index out of range") if len(plan.slices) > 1 else AcceleratorError("it asserted")
+
+    rig.fault(fault)
+    for name in ("a", "b"):
+        rig.engine.core.submit(_request(name))
+    with pytest.raises(AcceleratorError):
+        _run(rig.engine.core, rig.engine.wait_ready)
+
+
+def test_a_request_that_leaves_while_its_step_fails_is_tried_no_more(rig: FaultyRig) -> None:
+    def fault(plan: StepPlan) -> None:
+        if any(part.key.request_id == "bad" for part in plan.slices):
+            rig.engine.core.abort("bad")
+            raise IndexError("index out of range")
+
+    rig.fault(fault)
+    for name in ("bad", "a"):
+        rig.engine.core.submit(_request(name))
+    events, failed = _run(rig.engine.core, rig.engine.wait_ready)
+    assert not failed
+    assert [event.token_id for event in events["a"]] == [75, 76, 77, 78, 79]
+    assert is_clean(rig.engine)
+
+
+def test_an_error_that_concerns_the_whole_engine_is_not_tried_again(rig: FaultyRig) -> None:
     def fault(plan: StepPlan) -> None:
         raise StepFailed("a process has ended")
 
-    rig.executor.fault = fault
+    rig.fault(fault)
     for name in ("a", "b"):
         rig.engine.core.submit(_request(name))
     _, failed = _run(rig.engine.core, rig.engine.wait_ready)
     assert {str(error) for error in failed.values()} == {"a process has ended"}
-    assert len(rig.executor.plans) == 1
+    assert len(rig.executor.plans) == 1 + (rig.hook == "fault_on_read")
 
 
-def test_what_a_failed_sequence_wrote_is_never_shared(rig: Rig) -> None:
+def test_what_a_failed_sequence_wrote_is_never_shared(rig: FaultyRig) -> None:
     prompt = tuple(range(10, 22))
-    rig.executor.fault = _fails_with("bad")
+    rig.fault(_fails_with("bad"))
     rig.engine.core.submit(_request("bad", prompt=prompt))
     rig.engine.core.submit(_request("good"))
     _, failed = _run(rig.engine.core, rig.engine.wait_ready)

@@ -14,7 +14,6 @@ from engine.llm import LLM
 from engine.runner.async_executor import AsyncExecutor
 from engine.runner.cuda_graphs import CudaGraphRunner, GraphParts
 from engine.runner.executor import Executor
-from engine.runner.fault_isolation import IsolatingExecutor
 from lora.segments import SegmentTable
 from model.attention.base import AttentionBackend, AttentionStep
 from model.batch import ForwardBatch
@@ -159,9 +158,7 @@ def put_on_device(llm: LLM, rows: int, blocks: int) -> CountedCapture:
 
     Graphs are those of up to `rows` sequences of up to `blocks` blocks.
     """
-    isolating = llm.engine.core._executor
-    assert isinstance(isolating, IsolatingExecutor)
-    executor = isolating._executor
+    executor = llm.engine.core._executor
     assert isinstance(executor, Executor)
     model, cache = executor._model, executor._cache
     assert isinstance(model, Llama)

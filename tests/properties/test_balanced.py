@@ -33,7 +33,7 @@ any_demand = st.lists(
 
 
 def forecast(kernel: Kernel) -> Forecast:
-    return Forecast(replace(MODEL, kernel=kernel), Lengths(1024, 256))
+    return Forecast(MODEL.under(kernel, 128), Lengths(1024, 256))
 
 
 def ours(kernel: Kernel, options: BalancedOptions | None = None) -> BalancedPlacement:

@@ -102,6 +102,11 @@ class Traffic(RuleBasedStateMachine):
     def commit(self) -> None:
         self.do("commit")
 
+    @precondition(lambda self: self.rig.in_flight)
+    @rule()
+    def fail(self) -> None:
+        self.do("fail")
+
     @rule(resident=st.sets(st.sampled_from(ADAPTERS)), count=st.integers(1, 12), depth=st.integers(0, 1))
     def run_steps(self, resident: set[AdapterRef], count: int, depth: int) -> None:
         """As an engine that commits a step when `depth` later ones are planned."""
@@ -145,6 +150,8 @@ def perform(rig: Rig, verb: str, what: Any) -> None:
             rig.plan()
         case "commit":
             rig.commit()
+        case "fail":
+            rig.fail()
         case "tick":
             rig.now += 1.0
         case "abort":

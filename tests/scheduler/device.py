@@ -54,6 +54,13 @@ class Device:
         }
         return outputs
 
+    def spoil(self, plan: StepPlan) -> None:
+        """Leave nothing of use where the plan's slices wrote, as a step that fails may."""
+        for part in plan.slices:
+            self._drawn.pop(part.key, None)
+            for position in range(part.start, part.start + len(part.token_ids)):
+                self._kv[self._slot(part, position)] = -1
+
     def _slot(self, part: Slice, position: int) -> int:
         block, offset = divmod(position, self._block_size)
         return part.block_table[block] * self._block_size + offset

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from lora.adapter import BASE, AdapterRef
 from scheduler.blocks import BlockPool
 from scheduler.limits import StepLimits
-from scheduler.plan import SequenceKey, SliceOutput, StepPlan, TokenEvent
+from scheduler.plan import PENDING, SequenceKey, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepScheduler
 from tests.scheduler.audit import audit_plan, audit_scheduler
@@ -86,6 +86,23 @@ class Rig:
             self.events[event.key].append(event)
         self.audit()
         return events
+
+    def fail(self) -> tuple[TokenEvent, ...]:
+        """Fail the oldest step in flight, and with it those after it; run it again and commit it."""
+        assert isinstance(self.device, Device)
+        for plan, _ in self._in_flight:
+            self.device.spoil(plan)
+        failed = self._in_flight[0][0]
+        awaited = {part.key for part in self.scheduler.awaited(failed)}
+        plan = self.scheduler.retry(failed)
+        self.audit()
+        audit_plan(plan, self.pool, self.limits)
+        assert {part.key for part in plan.slices} == awaited
+        assert not any(PENDING in part.token_ids for part in plan.slices)
+        self.plans.append(plan)
+        self._in_flight.clear()
+        self._in_flight.append((plan, self.device.run(plan)))
+        return self.commit()
 
     def step(self) -> StepPlan:
         """Plan, run and commit, and let a second pass."""

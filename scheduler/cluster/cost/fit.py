@@ -63,7 +63,8 @@ def fit(rows: Sequence[Measurement], kernel: Kernel) -> CostModel:
 def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple[CostModel, float]:
     """Fit the best model of that knee (infinite: of none); return the norm of its relative residual too."""
     seconds = np.array([row.step_s for row in rows])
-    design: _Floats = np.array([features(row.load, kernel, knee_rows) for row in rows])
+    fixed_rank = _largest_rank(rows) if kernel is Kernel.FIXED else 0
+    design: _Floats = np.array([features(row.load, kernel, knee_rows, fixed_rank) for row in rows])
     coefficients: _Floats = np.zeros(int(design.shape[1]))
     residual, scale = inf, seconds
     for _ in range(_REWEIGHTINGS):
@@ -74,7 +75,13 @@ def _fit(rows: Sequence[Measurement], kernel: Kernel, knee_rows: float) -> tuple
         coefficients = scaled / norms
         scale = np.maximum(design @ coefficients, seconds.min())
     found: list[float] = coefficients.tolist()
-    return CostModel(kernel, *found, knee_rows=knee_rows if found[-1] else 0.0), float(residual)
+    knee_rows = knee_rows if found[-1] else 0.0
+    return CostModel(kernel, *found, knee_rows=knee_rows, fixed_rank=fixed_rank), float(residual)
+
+
+def _largest_rank(rows: Sequence[Measurement]) -> int:
+    """Return the largest rank that was measured, at least 1: FIXED kernels are taken to have been made for it."""
+    return max(1, *(part.rank for row in rows for part in row.load.adapters))
 
 
 def held_out_error(rows: Sequence[Measurement], kernel: Kernel, folds: int = 5) -> HeldOutError:

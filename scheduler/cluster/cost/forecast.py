@@ -19,15 +19,18 @@ no node and no placement: rates in, seconds out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.cost.profile import Lengths, Limits
 
 Floats = NDArray[np.float64]
 
+_MOST_KEPT = 512  # forecasts of other paces
 ROOMY = Limits(step_prompt_tokens=2048, kv_tokens=1 << 62)  # K/V for whatever comes
 _FULL = (
     0.98  # the part of a node's time taken by requests beyond which steps are not told to grow without end
@@ -42,8 +45,7 @@ class AdapterRates:
     ranks: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class ForecastBatch:
+class ForecastBatch(NamedTuple):
     """What is on a node now: sequences that decode (or will soon), and the tokens of K/V they read.
 
     Of the distinct adapters it says their number, the sum of their ranks and the largest.
@@ -60,11 +62,17 @@ class Forecast:
     """Forecasts of nodes with the steps of `model` and room for what `limits` say, for requests of the mean
     `lengths`.
 
-    `request_s` is a node's time that a request takes, its adapter apart.
+    `request_s` is a node's time that a request takes, its adapter apart. `others` are the profile's models of
+    other kernels.
     """
 
-    def __init__(self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY) -> None:
+    def __init__(
+        self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY, others: Sequence[CostModel] = ()
+    ) -> None:
         self.model, self.lengths, self.limits = model, lengths, limits
+        self._models = profiled((model, *others))
+        self._found: dict[tuple[Kernel | None, Pace], Forecast] = {}
+        self._batch_cost = self._costs_of_batches()
         prompt, output = lengths.prompt_tokens, lengths.output_tokens
         self.request_s = (
             prompt * model.prefill_token_s
@@ -73,6 +81,19 @@ class Forecast:
             + (prompt + output) * model.adapter_token_s
             + prompt * prompt / 2 * model.prompt_pair_s
         )
+
+    def of(self, kernel: Kernel | None, pace: Pace) -> "Forecast":
+        """Return the forecast of a node that told this kernel (None: the profile's) and pace, to about 5 %.
+
+        Forecasts are kept, so that asking for one again costs next to nothing.
+        """
+        found = self._found.get((kernel, pace))
+        if found is None:
+            found = self._of_rounded(kernel or self.model.kernel, pace.rounded())
+            if len(self._found) >= _MOST_KEPT:
+                self._found.clear()
+            self._found[kernel, pace] = found
+        return found
 
     def rates(self, tokens_per_s: Floats) -> Floats:
         """Return requests/s from input plus output tokens/s."""
@@ -119,19 +140,33 @@ class Forecast:
             plain, _solved(crowded * slowdown, (taken + model.crowded_row_s * tokens) * slowdown)
         )
 
-    def step_s(self, batch: ForecastBatch) -> float:
-        """Forecast the seconds of the steps that `batch` will see, each sequence bringing its part of a
-        prompt to read."""
-        model, kernel = self.model, self.model.kernel
-        prompts = batch.sequences * self.lengths.prompt_tokens / self.lengths.output_tokens
-        mean = batch.rank_sum / batch.adapters if batch.adapters else 0.0
-        decode_rank = batch.largest if kernel is Kernel.PADDED else mean
-        prompt_rank = mean if kernel is Kernel.EXACT else batch.largest
-        return (
-            self.decode_s(batch)
-            + prompts * (model.prefill_token_s + model.adapter_token_s + model.token_rank_s * prompt_rank)
-            + batch.sequences * model.token_rank_s * decode_rank
+    def seconds(self, batch: ForecastBatch) -> tuple[float, float]:
+        """Forecast the seconds of the steps that `batch` will see, first of those in which no prompt is read.
+
+        In the mean step each sequence brings its part of a prompt to read. Routing asks for each node that it
+        considers, so what does not depend on the batch was worked out before.
+        """
+        sequences, context_tokens, adapters, rank_sum, largest = batch
+        cost = self._batch_cost
+        mean = (cost.fixed_rank or rank_sum / adapters) if adapters else 0.0
+        common_s = (
+            cost.base_s
+            + context_tokens * cost.context_token_s
+            + rank_sum * cost.rank_s
+            + adapters * (cost.adapter_s + largest * cost.largest_s)
         )
+        decode_s = common_s + sequences * cost.decode_s
+        return decode_s, common_s + sequences * (
+            cost.sequence_s + mean * cost.mean_rank_s + largest * cost.largest_rank_s
+        )
+
+    def step_s(self, batch: ForecastBatch) -> float:
+        """Forecast the mean step that `batch` will see."""
+        return self.seconds(batch)[1]
+
+    def decode_s(self, batch: ForecastBatch) -> float:
+        """Forecast the part of a step's seconds that is not for reading prompts."""
+        return self.seconds(batch)[0]
 
     def kv_wait_s(self, batch: ForecastBatch, step_s: float) -> float:
         """Forecast the seconds that the last of `batch` waits for K/V memory.
@@ -141,16 +176,34 @@ class Forecast:
         beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
         return beyond * self.lengths.output_tokens * step_s
 
-    def decode_s(self, batch: ForecastBatch) -> float:
-        """Forecast the part of a step's seconds that is not for reading prompts."""
-        model = self.model
-        rows = batch.largest * batch.adapters if model.kernel is Kernel.PADDED else batch.rank_sum
-        return (
-            model.base_s
-            + batch.sequences * model.decode_sequence_s
-            + batch.context_tokens * model.context_token_s
-            + rows * model.rank_row_s
-            + batch.adapters * model.adapter_s
+    def _of_rounded(self, kernel: Kernel, pace: Pace) -> "Forecast":
+        """Return the one forecast of this kernel and this rounded pace."""
+        if kernel is self.model.kernel and pace == AS_PROFILED:
+            return self
+        found = self._found.get((kernel, pace))
+        if found is None:
+            model = self._models.get(kernel) or self.model
+            found = self._found[kernel, pace] = Forecast(pace.of(model), self.lengths, self.limits)
+        return found
+
+    def _costs_of_batches(self) -> "_BatchCost":
+        """Sum up what each of a batch's figures costs, whatever the batch."""
+        model, kernel = self.model, self.model.kernel
+        prompts = self.lengths.prompt_tokens / self.lengths.output_tokens  # tokens read for each token drawn
+        padded, own = kernel is Kernel.PADDED, kernel in (Kernel.EXACT, Kernel.MULTI_RANK)
+        large_prompts = kernel in (Kernel.PADDED, Kernel.MULTI_RANK)
+        fixed_rank = model.fixed_rank
+        return _BatchCost(
+            fixed_rank=fixed_rank,
+            base_s=model.base_s,
+            context_token_s=model.context_token_s,
+            rank_s=model.rank_row_s * own,
+            adapter_s=model.adapter_s + model.rank_row_s * fixed_rank,
+            largest_s=model.rank_row_s * padded,
+            decode_s=model.decode_sequence_s,
+            sequence_s=model.decode_sequence_s + prompts * (model.prefill_token_s + model.adapter_token_s),
+            mean_rank_s=model.token_rank_s * ((not padded) + prompts * (not large_prompts)),
+            largest_rank_s=model.token_rank_s * (padded + prompts * large_prompts),
         )
 
     def _largest(self, decoding: Floats, levels: Sequence[int]) -> Floats:
@@ -168,6 +221,9 @@ class Forecast:
                 return own_rows, rank_rates * (prompt + output)
             case Kernel.PADDED:
                 return largest * adapters, rates * largest * (prompt + output)
+            case Kernel.FIXED:
+                fixed = self.model.fixed_rank
+                return fixed * adapters, fixed * (prompt + output) * rates
             case Kernel.MULTI_RANK:
                 rows = reading * largest + own_rows - reading_rows
                 return rows, rates * largest * prompt + rank_rates * output
@@ -176,3 +232,33 @@ class Forecast:
 def _solved(own: Floats, taken: Floats) -> Floats:
     left = np.maximum(1 - taken, 1 - _FULL)
     return own / left * (1 + np.maximum(0.0, taken - _FULL) / (1 - _FULL))
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchCost:
+    """Seconds of a step, and for each of what a `ForecastBatch` counts.
+
+    `rank_s` is for each rank of `rank_sum`, `largest_s` for each rank of `largest` and each adapter;
+    `mean_rank_s` and `largest_rank_s` for each rank and sequence. `fixed_rank` is what every rank counts as, if
+    not 0.
+    """
+
+    fixed_rank: int
+    base_s: float
+    context_token_s: float
+    rank_s: float
+    adapter_s: float
+    largest_s: float
+    decode_s: float
+    sequence_s: float
+    mean_rank_s: float
+    largest_rank_s: float
+
+
+def profiled(models: Sequence[CostModel]) -> dict[Kernel, CostModel]:
+    """Return a model for each kernel that can be told of: those given, the first also for kinds that lack one.
+
+    How large a rank FIXED kernels take is known only where a model of them is given.
+    """
+    alike = {kernel: models[0].under(kernel) for kernel in Kernel if kernel is not Kernel.FIXED}
+    return alike | {model.kernel: model for model in reversed(models)}

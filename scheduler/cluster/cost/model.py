@@ -12,23 +12,32 @@ weights hides the arithmetic. The model does not know where its coefficients com
 that was derived) nor whether the step is real or simulated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from lora.adapter import AdapterRef
 from scheduler.plan import StepPlan
 
+_FIXED_REMEDY = "give the largest rank that the server takes to fixed kernels, and 0 to others"
+
 
 class Kernel(Enum):
     """How large a kernel takes each adapter's rank to be.
 
-    EXACT: its own (this engine). PADDED: the largest of the batch (Punica's BGMV, vLLM). MULTI_RANK: its own
-    where one token is decoded, the largest of the batch where a prompt is read (S-LoRA's MBGMV and MBGMM).
+    EXACT: its own (this engine). PADDED: the largest of the batch (Punica's BGMV). MULTI_RANK: its own where
+    one token is decoded, the largest of the batch where a prompt is read (S-LoRA's MBGMV and MBGMM). FIXED: the
+    largest that the server takes, whatever is in the batch (vLLM's max_lora_rank).
     """
 
     EXACT = "exact"
     PADDED = "padded"
     MULTI_RANK = "multi-rank"
+    FIXED = "fixed"
+
+    @property
+    def mixes(self) -> bool:
+        """Return whether what an adapter costs depends on the others in the batch."""
+        return self in (Kernel.PADDED, Kernel.MULTI_RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +66,13 @@ class StepLoad:
 Features = tuple[float, float, float, float, float, float, float, float, float, float]
 
 
-def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features:
-    """Return what a step is charged for, in the order of `CostModel.coefficients`."""
-    largest = max((part.rank for part in load.adapters), default=0)
+def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0, fixed_rank: int = 0) -> Features:
+    """Return what a step is charged for, in the order of `CostModel.coefficients`.
+
+    `fixed_rank` is what FIXED kernels take every rank to be.
+    """
+    fixed = kernel is Kernel.FIXED
+    largest = fixed_rank if fixed else max((part.rank for part in load.adapters), default=0)
     prefill = decode = rank_rows = token_ranks = adapters = adapter_tokens = 0
     for part in load.adapters:
         prompt, drawn, rank = part.prefill_tokens, part.decode_sequences, part.rank
@@ -67,7 +80,7 @@ def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features
         decode += drawn
         if rank == 0:
             continue
-        decode_rank = largest if kernel is Kernel.PADDED else rank
+        decode_rank = largest if fixed or kernel is Kernel.PADDED else rank
         prefill_rank = rank if kernel is Kernel.EXACT else largest
         adapters += 1
         adapter_tokens += prompt + drawn
@@ -90,7 +103,7 @@ def features(load: StepLoad, kernel: Kernel, knee_rows: float = 0.0) -> Features
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Non-negative seconds: of any step, and per unit of each feature. `crowded_row_s` is for each row beyond
-    `knee_rows`."""
+    `knee_rows`. `fixed_rank` is what FIXED kernels take every rank to be, and 0 for the others."""
 
     kernel: Kernel
     base_s: float
@@ -104,10 +117,15 @@ class CostModel:
     prompt_pair_s: float = 0.0
     crowded_row_s: float = 0.0
     knee_rows: float = 0.0
+    fixed_rank: int = 0
 
     def __post_init__(self) -> None:
         if min(*self.coefficients, self.knee_rows) < 0:
             raise ValueError(f"{self}: give seconds and rows of 0 or more")
+        if (self.kernel is Kernel.FIXED) != (self.fixed_rank > 0):
+            raise ValueError(
+                f"fixed_rank={self.fixed_rank} under {self.kernel.value} kernels: {_FIXED_REMEDY}"
+            )
 
     @property
     def coefficients(self) -> Features:
@@ -126,9 +144,17 @@ class CostModel:
             self.crowded_row_s,
         )
 
+    def charged_rank(self, rank: float) -> float:
+        """Return how large `rank` counts where no other rank is in the batch."""
+        return self.fixed_rank if self.kernel is Kernel.FIXED and rank > 0 else rank
+
+    def under(self, kernel: Kernel, fixed_rank: int = 0) -> "CostModel":
+        """Return the model of other kernels with the same coefficients; `fixed_rank` is for FIXED ones."""
+        return replace(self, kernel=kernel, fixed_rank=fixed_rank if kernel is Kernel.FIXED else 0)
+
     def step_s(self, load: StepLoad) -> float:
         """Predict the seconds of one step."""
-        charged = features(load, self.kernel, self.knee_rows)
+        charged = features(load, self.kernel, self.knee_rows, self.fixed_rank)
         return sum(a * b for a, b in zip(self.coefficients, charged, strict=True))
 
 

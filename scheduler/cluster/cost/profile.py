@@ -97,9 +97,9 @@ def operating_point(model: CostModel, rank: int, slo: Slo, lengths: Lengths, lim
     return rows / _steady_step_s(model, rank, sequences, lengths)
 
 
-def _steady_step_s(model: CostModel, rank: int, sequences: float, lengths: Lengths) -> float:
+def _steady_step_s(model: CostModel, rank: float, sequences: float, lengths: Lengths) -> float:
     """Return seconds of a step that `sequences` share, each of its own adapter; a prompt is read whole."""
-    prompts = sequences / lengths.output_tokens
+    prompts, rank = sequences / lengths.output_tokens, model.charged_rank(rank)
     rows = sequences + prompts * lengths.prompt_tokens
     charged = (
         1.0,

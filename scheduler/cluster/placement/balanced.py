@@ -18,7 +18,6 @@ import numpy as np
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.forecast import Forecast
-from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.assignment import best_assignment
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.placement.builder import AssignmentBuilder
@@ -80,7 +79,7 @@ class BalancedPlacement:
 
     def _replicate(self, ordered: RankOrder, builder: AssignmentBuilder) -> None:
         nodes = ordered.problem.nodes
-        padded = self._forecast.model.kernel is not Kernel.EXACT
+        padded = self._forecast.model.kernel.mixes
         ceilings = _largest_ranks(ordered, builder) if padded else [0] * len(nodes)
         replicas = Replicas(nodes, ceilings, builder, ordered.homes)
         to_cover = self._options.covered * sum(ordered.rates.values())

@@ -40,9 +40,9 @@ def sustained(node: NodeState, kernel: Kernel, rank: int, largest: int) -> float
     """Return the tokens/s that `node` sustains of an adapter of `rank` when it serves ranks up to `largest`.
 
     Kernels that pad make every token cost what the largest rank costs; S-LoRA's lie between, taken as the
-    mean of the seconds of both.
+    mean of the seconds of both. Under fixed kernels the operating points of all ranks are alike already.
     """
-    if kernel is Kernel.EXACT:
+    if not kernel.mixes:
         return node.sustains(rank)
     if kernel is Kernel.PADDED:
         return node.sustains(max(rank, largest))

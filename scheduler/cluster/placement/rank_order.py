@@ -8,7 +8,6 @@ import numpy as np
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.forecast import AdapterRates, Floats, Forecast
-from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.placement.partition import PartitionProblem
 from scheduler.cluster.state import Demand, NodeState, Placement
@@ -45,7 +44,7 @@ def rank_order(problem: Problem, forecast: Forecast) -> RankOrder:
     rates = planned_rates(problem, forecast)
     before = _parts_before(problem, rates)
     order = _node_order(len(problem.nodes), before, rates)
-    descends = forecast.model.kernel is not Kernel.EXACT
+    descends = forecast.model.kernel.mixes
     refs = _sorted_adapters(before, order, descends)
     adapters = AdapterRates(
         np.array([rates[ref] for ref in refs]), np.array([float(ref.rank) for ref in refs])

@@ -31,7 +31,119 @@ from scheduler.cluster.state import RoutingTable
 _LATE = 0.25  # of the SLO's time to the first token: later than this, more nodes are looked at
 _OWN_ANSWER = 2.0  # how much more than others' waiting that of the request's own answer weighs
 _ALIKE = 1e-3  # costs nearer than this, relatively, are not told apart
+_MOST_OUTLOOKS = 4096  # loads of which what follows is kept
 _FETCH_LATENCY_S, _FETCH_BYTES_PER_S = 0.002, 25e9
+
+
+class CostEstimator:
+    """What a request would wait on a node, and make others wait, at the pace that the node told."""
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+        self._output_tokens = forecast.lengths.output_tokens
+        self._step_prompt_tokens = forecast.limits.step_prompt_tokens
+        self._outlooks: dict[int, _Outlook] = {}
+
+    def estimate(
+        self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0
+    ) -> tuple[float, float, float]:
+        """Return the seconds to the first token, of a step from then on, and of waiting for all requests.
+
+        The adapter takes `fetch_s` to get there. This runs for every node that is considered: what follows from
+        the load and the rank is worked out once, and loads do not change.
+        """
+        outlook = self._outlooks.get(id(load))
+        if outlook is None or outlook.load is not load:
+            outlook = self._look(load)
+        adapter, prompt = ask.adapter, ask.prompt_tokens
+        rank = adapter.rank
+        key = -rank if adapter.digest in load.adapters else rank
+        decode_s, step_s = outlook.steps.get(key) or outlook.with_one_more(key)
+        more_s = prompt * outlook.context_token_s
+        decode_s += more_s
+        step_s += more_s
+        read = outlook.queued_tokens + prompt
+        if ask.cached_tokens:
+            read -= min(prompt - 1, ask.cached_tokens.get(node, 0))
+        first_token_s = read * outlook.prefill_token_s
+        if read > self._step_prompt_tokens:
+            first_token_s += decode_s * read / self._step_prompt_tokens
+        else:
+            first_token_s += decode_s
+        if outlook.context_tokens + prompt > outlook.kv_tokens:
+            first_token_s = max(first_token_s, outlook.kv_wait_s(prompt, step_s))
+        waiting_s = _OWN_ANSWER * step_s + outlook.batch.sequences * (step_s - outlook.step_s)
+        return fetch_s + first_token_s, step_s, fetch_s + first_token_s + self._output_tokens * waiting_s
+
+    def _look(self, load: NodeLoad) -> "_Outlook":
+        if len(self._outlooks) >= _MOST_OUTLOOKS:
+            self._outlooks.clear()
+        found = self._outlooks[id(load)] = _Outlook(load, self._forecast.of(load.kernel, load.pace))
+        return found
+
+
+class _Outlook:
+    """What follows from a node's load alone: its batch to come, the prompts it reads before, its mean step.
+
+    `steps` keeps what steps last with one more sequence of a rank, its prompt apart. The rank is negative where
+    its adapter is in the batch already.
+    """
+
+    __slots__ = (
+        "_forecast",
+        "batch",
+        "context_token_s",
+        "context_tokens",
+        "kv_tokens",
+        "load",
+        "prefill_token_s",
+        "queued_tokens",
+        "step_s",
+        "steps",
+    )
+
+    def __init__(self, load: NodeLoad, forecast: Forecast) -> None:
+        self.load, self._forecast = load, forecast
+        self.batch, self.queued_tokens = _batch_to_come(load, forecast.lengths.prompt_tokens)
+        self.context_tokens, self.kv_tokens = self.batch.context_tokens, forecast.limits.kv_tokens
+        self.context_token_s, self.prefill_token_s = (
+            forecast.model.context_token_s,
+            forecast.model.prefill_token_s,
+        )
+        self.step_s = forecast.step_s(self.batch)
+        self.steps: dict[int, tuple[float, float]] = {}
+
+    def with_one_more(self, key: int) -> tuple[float, float]:
+        """Forecast the seconds of a step with one more sequence, first of one in which no prompt is read."""
+        sequences, context_tokens, adapters, rank_sum, largest = self.batch
+        added = max(0, key)
+        batch = ForecastBatch(
+            sequences=sequences + 1,
+            context_tokens=context_tokens,
+            adapters=adapters + (added > 0),
+            rank_sum=rank_sum + added,
+            largest=max(largest, abs(key)),
+        )
+        found = self.steps[key] = self._forecast.seconds(batch)
+        return found
+
+    def kv_wait_s(self, prompt_tokens: int, step_s: float) -> float:
+        """Forecast the seconds for which a request of that prompt waits for K/V memory."""
+        after = self.batch._replace(context_tokens=self.context_tokens + prompt_tokens)
+        return self._forecast.kv_wait_s(after, step_s)
+
+
+def _batch_to_come(load: NodeLoad, mean_prompt_tokens: float) -> tuple[ForecastBatch, int]:
+    """Return the node's batch when the prompts queued there are read, and the tokens of those prompts."""
+    prompt = decoding = adapters = ranks = largest = 0
+    for part in load.work.adapters:
+        prompt += part.prefill_tokens
+        decoding += part.decode_sequences
+        adapters += part.rank > 0
+        ranks += part.rank
+        largest = max(largest, part.rank)
+    sequences = decoding + prompt / mean_prompt_tokens
+    return ForecastBatch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +162,7 @@ class PredictedCostRouting:
     """
 
     def __init__(self, forecast: Forecast, ttft_s: float = 2.0) -> None:
-        self._forecast, self._ttft_s = forecast, ttft_s
+        self._estimator, self._ttft_s = CostEstimator(forecast), ttft_s
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
         """Return the node of least cost among those that φ names, and others only if all of these are late."""
@@ -70,29 +182,8 @@ class PredictedCostRouting:
                 yield self._candidate(ask, node, load, fetch_s)
 
     def _candidate(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> _Candidate:
-        forecast, lengths = self._forecast, self._forecast.lengths
-        before, queued = self._batch_to_come(load)
-        after = _with(before, ask, ask.adapter.digest in load.adapters)
-        read = queued + max(1, ask.prompt_tokens - ask.cached_tokens.get(node, 0))
-        steps = max(1.0, read / forecast.limits.step_prompt_tokens)
-        step_s = forecast.step_s(after)
-        read_s = read * forecast.model.prefill_token_s + steps * forecast.decode_s(after)
-        first_token_s = fetch_s + max(read_s, forecast.kv_wait_s(after, step_s))
-        others_s = before.sequences * (step_s - forecast.step_s(before))
-        cost_s = first_token_s + lengths.output_tokens * (_OWN_ANSWER * step_s + others_s)
+        first_token_s, _, cost_s = self._estimator.estimate(ask, node, load, fetch_s)
         return _Candidate(node, first_token_s, cost_s)
-
-    def _batch_to_come(self, load: NodeLoad) -> tuple[ForecastBatch, int]:
-        """Return the node's batch when the prompts queued there are read, and the tokens of those prompts."""
-        prompt = decoding = adapters = ranks = largest = 0
-        for part in load.work.adapters:
-            prompt += part.prefill_tokens
-            decoding += part.decode_sequences
-            adapters += part.rank > 0
-            ranks += part.rank
-            largest = max(largest, part.rank)
-        sequences = decoding + prompt / self._forecast.lengths.prompt_tokens
-        return ForecastBatch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt
 
 
 def _homes(ask: RouteRequest, table: RoutingTable, loads: Loads) -> Sequence[str]:
@@ -108,15 +199,3 @@ def _cheapest(candidates: Sequence[_Candidate], rng: np.random.Generator) -> str
     least = min(each.cost_s for each in candidates) * (1 + _ALIKE)
     alike = [each.node for each in candidates if each.cost_s <= least]
     return alike[int(rng.integers(len(alike)))] if len(alike) > 1 else alike[0]
-
-
-def _with(batch: ForecastBatch, ask: RouteRequest, is_there: bool) -> ForecastBatch:
-    """Add the request to the batch; its adapter is there already or not."""
-    rank = 0 if is_there else ask.adapter.rank
-    return ForecastBatch(
-        sequences=batch.sequences + 1,
-        context_tokens=batch.context_tokens + ask.prompt_tokens,
-        adapters=batch.adapters + (rank > 0),
-        rank_sum=batch.rank_sum + rank,
-        largest=max(batch.largest, ask.adapter.rank),
-    )

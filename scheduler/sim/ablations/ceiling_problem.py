@@ -72,7 +72,7 @@ def ceiling_problem(arrays: ProblemArrays, kernel: Kernel, slack: float) -> Ceil
 
     Where ranks do not disturb each other every ceiling is the highest.
     """
-    if kernel is Kernel.EXACT:
+    if not kernel.mixes:
         ceilings = np.full(len(arrays.rates), len(arrays.wanted) - 1)
         target = float((arrays.wanted / arrays.rates.sum(0)).sum())
     else:

@@ -89,7 +89,7 @@ def interference(rates: Floats, ceilings: Ints, kernel: Kernel) -> Floats:
     They are infinite above the ceiling.
     """
     own = 1 / rates
-    if kernel is Kernel.EXACT:
+    if not kernel.mixes:
         return own
     padded = np.take_along_axis(own, ceilings[:, None], axis=1)
     cost = padded + np.zeros_like(own) if kernel is Kernel.PADDED else (padded + own) / 2

@@ -29,7 +29,7 @@ _PROFILES = Path(__file__).parents[2] / "cluster" / "profiles"
 _TRACE = "CSV with TIMESTAMP, ContextTokens, GeneratedTokens"
 _LIST = "a CSV, JSON or text file of name,rank[,bytes][,share]"
 _TIMES = 4
-_MOST_ADAPTERS, _MOST_DIGITS, _MOST_GIB = 100_000, 12, 1 << 20
+_MOST_ADAPTERS, _MOST_DIGITS, _MOST_GIB, _MOST_SEEDS = 100_000, 12, 1 << 20, 100
 _WARM_S = 60.0  # of traffic before what is counted, so that the first placement has seen some demand
 
 
@@ -73,7 +73,7 @@ def _parser() -> ArgumentParser:
     asked.add_argument(
         "--popularity",
         metavar="LAW",
-        help="uniform, power[:ALPHA], diurnal[:ALPHA] or flash[:ALPHA]; power:0.3 unless given",
+        help="uniform, zipf[:EXPONENT], power[:ALPHA], diurnal[:ALPHA] or flash[:ALPHA]; power:0.3 unless given",
     )
     asked.add_argument("--slo-ttft", type=float, required=True, metavar="S", help="P95 bound, seconds")
     asked.add_argument("--slo-tbt", type=float, required=True, metavar="S", help="P95 bound, seconds")
@@ -96,6 +96,9 @@ def _parser() -> ArgumentParser:
         "--policies", default=",".join(("ours", *BASELINES)), help="the first one's placement is shown"
     )
     answer.add_argument("--seed", type=int, default=0)
+    answer.add_argument(
+        "--seeds", type=int, default=1, help="nodes must be enough under so many seeds, from --seed on"
+    )
     answer.add_argument("--out", type=Path, metavar="FILE.json", help="write the whole placement here")
     answer.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the answer here")
     return parser
@@ -161,6 +164,14 @@ def _busiest(trace: Sequence[Call], seconds: float) -> list[Call]:
     return [call.at(call.arrival_s - start_s) for call in trace if start_s <= call.arrival_s < end_s]
 
 
+def _traffic(known: Catalogue, calls: Sequence[Call], law: Popularity, seconds: float, seed: int) -> Workload:
+    """Draw who asks for what; where shares are not known, which adapters are popular too."""
+    rng = np.random.default_rng(seed)
+    order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
+    arrivals = assigned(calls, [known.adapters[at] for at in order], law, rng)
+    return Workload(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
+
+
 def _check_room(known: Catalogue, gib: float) -> None:
     largest = max(known.adapters, key=lambda ref: ref.nbytes)
     if largest.nbytes > int(gib * 2**30):
@@ -194,15 +205,14 @@ def _question(options: Namespace) -> PlanQuestion:
     seconds = min(_seconds(options.seconds) or whole_s, whole_s)
     if options.seed < 0:
         raise InvalidOption(f"--seed {options.seed}: give 0 or more")
-    rng = np.random.default_rng(options.seed)
-    order = range(len(known.adapters)) if known.shares else rng.permutation(len(known.adapters)).tolist()
-    arrivals = assigned(_busiest(trace, seconds), [known.adapters[at] for at in order], law, rng)
-    traffic = Workload(arrivals, known.adapters, seconds + _WARM_S, warm_s=_WARM_S)
+    busiest, seeds = _busiest(trace, seconds), int(_positive("seeds", options.seeds, _MOST_SEEDS))
+    traffic, *further = (_traffic(known, busiest, law, seconds, options.seed + at) for at in range(seeds))
     memory_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
     _check_room(known, options.adapter_gib)
     hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
     _check_slo(hardware)
-    return PlanQuestion(hardware, traffic, whole_s / 3600, int(_positive("most", options.most)), options.seed)
+    most = int(_positive("most", options.most))
+    return PlanQuestion(hardware, traffic, whole_s / 3600, most, options.seed, tuple(further))
 
 
 def _needs(question: PlanQuestion, names: Sequence[str]) -> list[Need]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from lora.adapter import AdapterRef
+from scheduler.sim.workload.prompt import OWN_TEXT, PromptShape
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOST_TOKENS = 2**31
@@ -36,11 +37,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call that names its adapter."""
+    """A call that names its adapter, and whose it is.
+
+    `prompt` says what its prompt shares with others; `priority` is the band that it is served in, lower first.
+    """
 
     name: str
     call: Call
     adapter: AdapterRef
+    tenant: str = ""
+    prompt: PromptShape = OWN_TEXT
+    priority: int = 0
+
+    def prompt_token_ids(self, own_id: int) -> tuple[int, ...]:
+        """Make the prompt's ids; `own_id` is of the text that no other prompt has."""
+        return self.prompt.token_ids(self.call.prompt_tokens, own_id)
 
 
 def read_trace(text: str) -> tuple[Call, ...]:
@@ -74,16 +85,14 @@ def poisson(
 
 def paced(calls: Sequence[Call], rate: float, seconds: float, first: int = 0) -> tuple[Call, ...]:
     """Take `rate · seconds` successive calls of a trace from call `first` on (after its last comes its
-    first).
+    first, as often as it takes).
 
     Time is stretched so that they fill `seconds`: the trace's lengths and the shape of its bursts at a rate
     of choice.
     """
     count = round(rate * seconds)
-    if not 0 < count <= len(calls):
-        raise InvalidTrace(
-            f"rate={rate:g} over seconds={seconds:g} takes {count} calls and the trace has {len(calls)}"
-        )
+    if count < 1:
+        raise InvalidTrace(f"rate={rate:g} over seconds={seconds:g} takes no call: give more of either")
     end_s = calls[-1].arrival_s + calls[-1].arrival_s / len(calls)
     laps = [divmod(first + at, len(calls)) for at in range(count + 1)]
     times = np.array([lap * end_s + calls[at].arrival_s for lap, at in laps])

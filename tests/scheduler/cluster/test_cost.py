@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scheduler.cluster.cost.fit import Measurement, TooFewMeasurements, fit, held_out_error
+from scheduler.cluster.cost.forecast import AdapterRates, Forecast, ForecastBatch
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad, features
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import (
@@ -33,17 +34,48 @@ H100 = PROFILES / "h100_llama8b.json"
         (Kernel.EXACT, 8 + 64, 2 * 8 + 101 * 64),
         (Kernel.PADDED, 64 + 64, 2 * 64 + 101 * 64),
         (Kernel.MULTI_RANK, 8 + 64, 2 * 8 + 101 * 64),
+        (Kernel.FIXED, 128 + 128, 2 * 128 + 101 * 128),
     ],
 )
 def test_features_of_a_mixed_step(kernel: Kernel, rank_rows: float, token_ranks: float) -> None:
     rest = (2, 103, 5078, 13)
-    assert features(MIXED, kernel, knee_rows=100) == (1, 107, 6, 500, rank_rows, token_ranks, *rest)
+    assert features(MIXED, kernel, knee_rows=100, fixed_rank=128) == (
+        1,
+        107,
+        6,
+        500,
+        rank_rows,
+        token_ranks,
+        *rest,
+    )
 
 
 def test_multi_rank_kernels_pad_prompts_but_not_decoding() -> None:
     load = StepLoad((AdapterLoad(8, 10, 1), AdapterLoad(64, 0, 1)), context_tokens=0)
     assert features(load, Kernel.MULTI_RANK)[4:6] == (64 + 64, 10 * 64 + 8 + 64)
     assert features(load, Kernel.EXACT)[4:6] == (8 + 64, 11 * 8 + 64)
+
+
+def test_fixed_kernels_cost_all_ranks_alike_wherever_costs_are_forecast() -> None:
+    model = CostModel(Kernel.FIXED, *WHOLE_TRUTH, fixed_rank=64)
+    points = [
+        operating_point(model, rank, Slo(2.0, 0.2), Lengths(100, 50), Limits(2048, 10**9)) for rank in (8, 64)
+    ]
+    assert points[0] == points[1]
+    forecast = Forecast(model, Lengths(100, 50))
+    batches = [ForecastBatch(4.0, 500.0, 4, 4 * rank, rank) for rank in (8, 64)]
+    assert forecast.step_s(batches[0]) == forecast.step_s(batches[1])
+    rates = [AdapterRates(np.array([0.5]), np.array([float(rank)])) for rank in (8, 64)]
+    steps = [forecast.steps(forecast.features(each, 0.02, (8, 64)), (8, 64))[0] for each in rates]
+    assert steps[0] == steps[1]
+    exact = Forecast(model.under(Kernel.EXACT), Lengths(100, 50))
+    assert exact.step_s(batches[0]) < exact.step_s(batches[1]) == pytest.approx(forecast.step_s(batches[1]))
+
+
+@pytest.mark.parametrize(("kernel", "fixed_rank"), [(Kernel.FIXED, 0), (Kernel.EXACT, 64)])
+def test_a_fixed_rank_goes_with_fixed_kernels_only(kernel: Kernel, fixed_rank: int) -> None:
+    with pytest.raises(ValueError, match=f"fixed_rank={fixed_rank}"):
+        CostModel(kernel, *TRUTH, fixed_rank=fixed_rank)
 
 
 def test_base_tokens_cost_no_lora_even_under_padding() -> None:
@@ -67,7 +99,7 @@ def _steps(rng: np.random.Generator, count: int) -> list[StepLoad]:
 @pytest.mark.parametrize("kernel", list(Kernel))
 def test_fit_finds_the_truth_behind_noise_and_says_how_far_off_it_is(kernel: Kernel) -> None:
     rng = np.random.default_rng(7)
-    truth = CostModel(kernel, *TRUTH)
+    truth = CostModel(kernel, *TRUTH, fixed_rank=128 if kernel is Kernel.FIXED else 0)
     rows = [Measurement(load, truth.step_s(load) * rng.normal(1, 0.01)) for load in _steps(rng, 200)]
     found = fit(rows, kernel)
     fresh = _steps(rng, 50)

@@ -7,6 +7,7 @@ import pytest
 
 from scheduler.cluster.cost.forecast import AdapterRates, Forecast, ForecastBatch
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Lengths, Limits
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
@@ -16,7 +17,7 @@ LEVELS = (8, 128)
 
 def _step_s(kernel: Kernel, rates: list[float], ranks: list[int], slowdown: float = 1.0) -> float:
     """The fixed point, for one node."""
-    forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
+    forecast = Forecast(MODEL.under(kernel), LENGTHS)
     adapters, step_s = AdapterRates(np.array(rates), np.array(ranks, dtype=np.float64)), 5e-3
     for _ in range(30):
         sums = forecast.features(adapters, step_s, LEVELS).sum(1, keepdims=True)
@@ -61,7 +62,7 @@ def test_who_is_in_a_batch_is_forecast_as_chance_has_it(kernel: Kernel) -> None:
     """Oracle: batches drawn adapter by adapter from Poisson occupancies, charged by the cost model."""
     rng = np.random.default_rng(0)
     rates, ranks = rng.pareto(1.5, 30) * 0.1 + 0.01, rng.choice([8, 128], 30)
-    forecast, step_s = Forecast(replace(MODEL, kernel=kernel, token_rank_s=0.0), LENGTHS), 0.02
+    forecast, step_s = Forecast(replace(MODEL.under(kernel, 128), token_rank_s=0.0), LENGTHS), 0.02
     sums = forecast.features(AdapterRates(rates, ranks.astype(np.float64)), step_s, LEVELS).sum(
         1, keepdims=True
     )
@@ -83,7 +84,7 @@ def test_who_is_in_a_batch_is_forecast_as_chance_has_it(kernel: Kernel) -> None:
 def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> None:
     before, after = ForecastBatch(20, 20_000, 20, 160, 8), ForecastBatch(20, 20_000, 21, 288, 128)
     for kernel, least in ((Kernel.PADDED, 4e-3), (Kernel.EXACT, 1e-4)):
-        forecast = Forecast(replace(MODEL, kernel=kernel), LENGTHS)
+        forecast = Forecast(MODEL.under(kernel), LENGTHS)
         assert forecast.step_s(after) - forecast.step_s(before) > least
     assert forecast.step_s(after) - forecast.step_s(before) < 1e-3
 
@@ -95,3 +96,28 @@ def test_the_last_of_a_batch_waits_for_kv_memory_as_long_as_it_takes_to_free_wha
         0.25 * 200 * 0.02
     )
     assert forecast.kv_wait_s(ForecastBatch(100, 100_000, 10, 80, 8), 0.02) == 0.0
+
+
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_a_batch_costs_what_the_model_says_of_such_a_step(kernel: Kernel) -> None:
+    """Decoding of mixed ranks; then one rank that decodes, and reads two tokens for each that it draws."""
+    model = replace(MODEL.under(kernel, 128), adapter_s=3e-4, adapter_token_s=2e-5)
+    mixed = StepLoad(tuple(AdapterLoad(rank, 0, 1) for rank in (8, 16, 64, 128)), 5000)
+    decoding = Forecast(model, Lengths(0, 200))
+    without_rows = replace(model, adapter_token_s=0)
+    assert decoding.step_s(ForecastBatch(4, 5000, 4, 216, 128)) == pytest.approx(without_rows.step_s(mixed))
+    alike = StepLoad(tuple(AdapterLoad(32, 2, 1) for _ in range(6)), 900)
+    both = Forecast(model, Lengths(100, 50)).step_s(ForecastBatch(6, 900, 6, 192, 32))
+    assert both == pytest.approx(model.step_s(alike) - 6 * model.adapter_token_s)
+
+
+def test_forecasts_of_other_nodes_are_kept_by_kernel_and_rounded_pace() -> None:
+    forecast = Forecast(MODEL, LENGTHS, others=(replace(MODEL, kernel=Kernel.EXACT, base_s=7e-3),))
+    assert forecast.of(None, Pace()) is forecast.of(Kernel.PADDED, Pace(1.01)) is forecast
+    exact = forecast.of(Kernel.EXACT, Pace(2.0, 1.0, 3.0))
+    assert exact.model.kernel is Kernel.EXACT
+    assert exact.model.base_s == pytest.approx(14e-3, rel=0.03), "of the profile's own model of these kernels"
+    assert exact.model.rank_row_s == pytest.approx(3 * MODEL.rank_row_s, rel=0.03)
+    assert forecast.of(Kernel.EXACT, Pace(2.01, 1.0, 3.01)) is exact
+    near = [forecast.of(Kernel.EXACT, Pace(2.0 + at * 1e-6)) for at in range(2000)]
+    assert len({id(each) for each in near[-100:]}) == 1

@@ -9,8 +9,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost.forecast import Forecast
+from scheduler.cluster.cost.forecast import Forecast, ForecastBatch
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
+from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Lengths, Limits
 from scheduler.cluster.routing.base import NodeLoad, NoNodeReachable, Outlook, RouteRequest, RoutingPolicy
 from scheduler.cluster.routing.baselines import (
@@ -18,7 +19,7 @@ from scheduler.cluster.routing.baselines import (
     ToppingsRouting,
     WeightedRouting,
 )
-from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
 from scheduler.cluster.state import RoutingTable, Share, normalised
 from tests.scheduler.cluster.lossy import adapter
 
@@ -248,3 +249,52 @@ def test_an_outlook_adds_what_was_sent_since_nodes_spoke_for_every_front_door() 
     assert outlook.of("x").requests == 6
     outlook.hear(dict(said))
     assert outlook.of("x") == said["x"]
+
+
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_an_estimate_is_what_the_forecast_says_of_the_batch_with_one_more(kernel: Kernel) -> None:
+    """The quick way, which keeps what follows from a load, against the plain one."""
+    rng = np.random.default_rng(3)
+    forecast = Forecast(MODEL, Lengths(1000, 200), Limits(2048, 60_000))
+    estimator = CostEstimator(forecast)
+    for _ in range(200):
+        pace = Pace(*rng.uniform(0.5, 3.0, 3).tolist()).rounded()
+        ranks = rng.choice([8, 16, 64, 128], rng.integers(1, 8)).tolist()
+        parts = tuple(AdapterLoad(r, int(rng.choice([0, 700])), int(rng.integers(1, 9))) for r in ranks)
+        digests = frozenset({A.digest} if rng.random() < 0.5 else ())
+        load = NodeLoad(3, StepLoad(parts, int(rng.integers(80_000))), digests, kernel=kernel, pace=pace)
+        ask = RouteRequest(A, int(rng.integers(1, 5000)), MappingProxyType({"n": int(rng.integers(900))}))
+        for fetch_s in (0.0, 0.5):
+            found = estimator.estimate(ask, "n", load, fetch_s)
+            assert found == pytest.approx(_plain(ask, load, forecast.of(kernel, pace), fetch_s), rel=1e-9)
+
+
+def _plain(
+    ask: RouteRequest, load: NodeLoad, forecast: Forecast, fetch_s: float
+) -> tuple[float, float, float]:
+    parts = load.work.adapters
+    queued = sum(part.prefill_tokens for part in parts)
+    sequences = sum(part.decode_sequences for part in parts) + queued / 1000
+    ranks = [part.rank for part in parts]
+    before = ForecastBatch(sequences, load.work.context_tokens + queued, len(ranks), sum(ranks), max(ranks))
+    if ask.adapter.digest not in load.adapters:
+        ranks.append(ask.adapter.rank)
+    context = before.context_tokens + ask.prompt_tokens
+    after = ForecastBatch(sequences + 1, context, len(ranks), sum(ranks), max(ranks))
+    decode_s, step_s = forecast.decode_s(after), forecast.step_s(after)
+    read = queued + max(1, ask.prompt_tokens - ask.cached_tokens["n"])
+    read_s = read * forecast.model.prefill_token_s + max(1.0, read / 2048) * decode_s
+    first_s = fetch_s + max(read_s, forecast.kv_wait_s(after, step_s))
+    others_s = sequences * (step_s - forecast.step_s(before))
+    return first_s, step_s, first_s + 200 * (2 * step_s + others_s)
+
+
+def test_predicted_avoids_a_node_that_tells_a_slow_pace() -> None:
+    slow = replace(_load(2), pace=Pace(4.0, 4.0, 4.0))
+    assert _chosen(RouteRequest(A, 500), {"x": slow, "y": _load(4)}) == {"y"}
+
+
+def test_a_request_sent_leaves_what_a_node_told_of_its_steps() -> None:
+    told = replace(_load(2), kernel=Kernel.EXACT, pace=Pace(2.0, 1.0, 3.0))
+    after = told.plus(RouteRequest(A, 100), times=2)
+    assert (after.kernel, after.pace) == (Kernel.EXACT, told.pace)

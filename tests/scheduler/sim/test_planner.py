@@ -79,7 +79,27 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _plan(*options: object) -> subprocess.CompletedProcess[str]:
+Plan = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
+    """Run the command in this process."""
+
+    def run(*options: object) -> subprocess.CompletedProcess[str]:
+        words = ["plan", *map(str, options)]
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, told.out, told.err)
+
+    return run
+
+
+def _process(*options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as an operator does."""
     command = [sys.executable, "-m", "scheduler.sim", "plan", *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -90,10 +110,10 @@ def _asked(trace: Path, adapters: object = 12, ttft_s: float = 2.0, tbt_s: float
 
 
 def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
-    trace: Path, tmp_path: Path
+    plan: Plan, trace: Path, tmp_path: Path
 ) -> None:
     out, figure = tmp_path / "placement.json", tmp_path / "figure.png"
-    done = _plan(*_asked(trace), "--policies", "ours,slora-random", "--out", out, "--figure", figure)
+    done = plan(*_asked(trace), "--policies", "ours,slora-random", "--out", out, "--figure", figure)
     assert done.returncode == 0, done.stderr
     assert "derived profile" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -109,7 +129,7 @@ def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
     assert "100 %" in done.stderr
 
 
-def test_the_same_seed_answers_with_the_same_bytes(trace: Path) -> None:
+def test_the_same_seed_answers_with_the_same_bytes(plan: Plan, trace: Path) -> None:
     asked = [
         *_asked(trace),
         "--policies",
@@ -119,18 +139,20 @@ def test_the_same_seed_answers_with_the_same_bytes(trace: Path) -> None:
         "--ranks",
         "shifting",
     ]
-    assert _plan(*asked).stdout == _plan(*asked).stdout != _plan(*asked, "--seed", 1).stdout
+    assert plan(*asked).stdout == _process(*asked).stdout != plan(*asked, "--seed", 1).stdout
 
 
-def test_the_busiest_part_is_simulated(trace: Path) -> None:
+def test_the_busiest_part_is_simulated(plan: Plan, trace: Path) -> None:
     """Forty seconds at twenty a second."""
-    assert "800 requests in 40 s" in _plan(*_asked(trace), "--policies", "ours").stdout
+    assert "800 requests in 40 s" in plan(*_asked(trace), "--policies", "ours").stdout
 
 
-def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(trace: Path, tmp_path: Path) -> None:
+def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(
+    plan: Plan, trace: Path, tmp_path: Path
+) -> None:
     adapters, out = tmp_path / "adapters.csv", tmp_path / "placement.json"
     adapters.write_text("name,rank,bytes,share\nbusy,64,1000,9\nquiet,8,,1\n")
-    done = _plan(*_asked(trace, adapters), "--policies", "ours", "--out", out)
+    done = plan(*_asked(trace, adapters), "--policies", "ours", "--out", out)
     assert done.returncode == 0, done.stderr
     placement = json.loads(out.read_text())["placement"]
     assert {name: (found["rank"], found["bytes"]) for name, found in placement.items()} == {
@@ -140,23 +162,21 @@ def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(trace: Pat
 
 
 def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> None:
-    done = _plan(*_asked(trace, tbt_s=0.006), "--policies", "ours", "--most", 1)
+    done = _process(*_asked(trace, tbt_s=0.006), "--policies", "ours", "--most", 1)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("nodes needed: more than 1")
 
 
-def test_a_trial_that_was_given_up_shows_no_figures(trace: Path) -> None:
+def test_a_trial_that_was_given_up_shows_no_figures(plan: Plan, trace: Path) -> None:
     """One node for two hundred requests a second is soon behind; the few that it answered by then flatter it."""
-    done = _plan(*_asked(trace, ttft_s=0.1), "--speedup", 10, "--policies", "ours,slora-random", "--most", 1)
+    done = plan(*_asked(trace, ttft_s=0.1), "--speedup", 10, "--policies", "ours,slora-random", "--most", 1)
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("ours ", "slora-random "))]
     assert [row[1:] for row in rows] == [[">1", ">0.05", *["-"] * 7]] * 2
     assert "-: given up early, with too many requests late" in done.stdout.splitlines()
 
 
-def test_the_help_says_what_node_hours_are() -> None:
-    assert "Node hours, the cost, are the nodes needed times the hours" in " ".join(
-        _plan("-h").stdout.split()
-    )
+def test_the_help_says_what_node_hours_are(plan: Plan) -> None:
+    assert "Node hours, the cost, are the nodes needed times the hours" in " ".join(plan("-h").stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -184,13 +204,14 @@ def test_the_help_says_what_node_hours_are() -> None:
         (["--slo-ttft", "soon"], "--slo-ttft"),
         (["--seconds", "-5"], "--seconds -5: give 0 or more"),
         (["--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--seeds", "0"], "--seeds 0: give a number above 0"),
         (["--adapters", "99999999"], "--adapters 1e+08: give at most 100000"),
         (["--adapters", "9" * 5000], "--adapters 999999999999...: give at most 100000"),
         (["--adapter-gib", "1e300"], "--adapter-gib 1e+300: give at most"),
     ],
 )
-def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: str) -> None:
-    done = _plan(*_asked(trace), *options)
+def test_bad_input_is_told_in_one_line(plan: Plan, trace: Path, options: list[str], says: str) -> None:
+    done = plan(*_asked(trace), *options)
     assert done.returncode == 2
     assert done.stdout == ""
     assert says in done.stderr
@@ -208,9 +229,9 @@ def test_bad_input_is_told_in_one_line(trace: Path, options: list[str], says: st
     ],
 )
 def test_an_answer_that_cannot_be_written_is_told_before_the_work(
-    trace: Path, tmp_path: Path, option: str, name: str, says: str
+    plan: Plan, trace: Path, tmp_path: Path, option: str, name: str, says: str
 ) -> None:
-    done = _plan(*_asked(trace), option, tmp_path / name)
+    done = plan(*_asked(trace), option, tmp_path / name)
     assert done.returncode == 2
     assert f"{option} {tmp_path / name}: " in done.stderr
     assert says in done.stderr
@@ -234,24 +255,26 @@ def test_a_figure_without_matplotlib_is_told_before_the_work(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_the_table_stands_even_if_a_file_cannot_be_written(trace: Path) -> None:
-    done = _plan(*_asked(trace), "--policies", "ours", "--out", "/dev/full")
+def test_the_table_stands_even_if_a_file_cannot_be_written(plan: Plan, trace: Path) -> None:
+    done = plan(*_asked(trace), "--policies", "ours", "--out", "/dev/full")
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1].startswith("nodes needed: ")
     assert "--out /dev/full: No space left" in done.stderr.splitlines()[-1]
 
 
-def test_what_must_be_asked_is_asked_for_in_one_line() -> None:
-    done = _plan("--adapters", 5)
+def test_what_must_be_asked_is_asked_for_in_one_line(plan: Plan) -> None:
+    done = plan("--adapters", 5)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "--trace" in done.stderr
 
 
-def test_a_list_that_says_it_all_leaves_nothing_to_other_options(trace: Path, tmp_path: Path) -> None:
+def test_a_list_that_says_it_all_leaves_nothing_to_other_options(
+    plan: Plan, trace: Path, tmp_path: Path
+) -> None:
     adapters = tmp_path / "adapters.csv"
     adapters.write_text("name,rank,bytes,share\nbusy,64,1000,9\nquiet,8,,1\n")
     for option in (["--ranks", "equal"], ["--popularity", "power"]):
-        done = _plan(*_asked(trace, adapters), *option)
+        done = plan(*_asked(trace, adapters), *option)
         assert done.returncode == 2
         assert "leave" in done.stderr

@@ -119,9 +119,9 @@ def test_a_node_that_leaves_is_let_go_and_no_request_is_lost() -> None:
 def test_a_flash_crowd_gets_more_copies() -> None:
     refs = adapters(12)
     rng = np.random.default_rng(6)
-    calls = poisson(60.0, 60.0, (600, 60), rng)
-    crowd = assigned(calls, refs, FlashCrowd(PowerLaw(1.0), 0, (25 / 60, 1.0), 0.8), rng)
-    simulator = _run(simulator_spec(4, refs), list(crowd), 60.0, audit=False)
+    calls = poisson(60.0, 40.0, (600, 60), rng)
+    crowd = assigned(calls, refs, FlashCrowd(PowerLaw(1.0), 0, (0.5, 1.0), 0.8), rng)
+    simulator = _run(simulator_spec(4, refs), list(crowd), 40.0, audit=False)
     holders = [name for name, node in simulator.nodes.items() if refs[0].digest in node.store.ready]
     assert len(holders) >= 3
     assert all(record.served for record in simulator.records.values())
@@ -129,11 +129,11 @@ def test_a_flash_crowd_gets_more_copies() -> None:
 
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
     refs = adapters(60)
-    arrivals = traffic(refs, 90.0, 60.0, seed=5)
+    arrivals = traffic(refs, 90.0, 30.0, seed=5)
     node = node_spec(Kernel.PADDED)
-    ours = _figures(_run(simulator_spec(4, refs, node), arrivals, 60.0, audit=False), 60.0)
+    ours = _figures(_run(simulator_spec(4, refs, node), arrivals, 30.0, audit=False), 30.0)
     chance = RandomPlacement(np.random.default_rng(0))
-    theirs = _figures(_run(simulator_spec(4, refs, node, chance), arrivals, 60.0, audit=False), 60.0)
+    theirs = _figures(_run(simulator_spec(4, refs, node, chance), arrivals, 30.0, audit=False), 30.0)
     assert ours.tbt_p95_s < theirs.tbt_p95_s
 
 

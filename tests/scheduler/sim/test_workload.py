@@ -1,10 +1,13 @@
 """Workloads: traces, catalogues, and how popularity changes over a run."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import pytest
 
+from scheduler.blocks import block_digest, chain_seed
 from scheduler.sim.workload.adapters import (
     EQUAL,
     MIXES,
@@ -24,11 +27,13 @@ from scheduler.sim.workload.popularity import (
     Popularity,
     PowerLaw,
     Shifting,
+    ZipfLaw,
     assigned,
     chosen,
     over,
     popularity,
 )
+from scheduler.sim.workload.prompt import DRAWN_TOKEN_ID, PromptShape, TextRun
 from scheduler.sim.workload.trace import Call, InvalidTrace, busiest_s, paced, poisson, read_trace
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -40,6 +45,8 @@ RANKS = np.array([ref.rank for ref in catalogue(100, EQUAL)])
 LAWS: list[Popularity] = [
     PowerLaw(0.3),
     PowerLaw(1.0),
+    ZipfLaw(0.8),
+    ZipfLaw(1.2),
     Known((0.5,) + (0.5 / 99,) * 99),
     Shifting(PowerLaw(0.3)),
     Diurnal(PowerLaw(0.3)),
@@ -93,10 +100,15 @@ def test_pacing_goes_round_the_end_of_the_trace() -> None:
     assert made[-1].arrival_s < 10.0
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_pacing_refuses_more_calls_than_there_are(rate: float) -> None:
-    with pytest.raises(InvalidTrace, match="the trace has 6"):
-        paced(_calls(0.0, 1.0, 3.0, 6.0, 10.0, 11.0), rate, 20.0)
+def test_pacing_goes_round_the_trace_as_often_as_it_takes() -> None:
+    made = paced(_calls(0.0, 1.0, 3.0, 6.0), 1.0, 10.0, first=1)
+    assert [call.prompt_tokens for call in made] == [20, 30, 40, 10, 20, 30, 40, 10, 20, 30]
+    assert [call.arrival_s for call in made] == sorted(call.arrival_s for call in made)
+
+
+def test_pacing_refuses_a_rate_without_a_call() -> None:
+    with pytest.raises(InvalidTrace, match="rate=0 over seconds=20"):
+        paced(_calls(0.0, 1.0), 0.0, 20.0)
 
 
 def test_the_busiest_part_of_a_trace_is_found() -> None:
@@ -190,6 +202,19 @@ def test_popularity_follows_the_power_law(alpha: float) -> None:
         assert np.mean(drawn < k) == pytest.approx((k / 100) ** alpha, abs=0.015)
 
 
+@pytest.mark.parametrize(
+    ("law", "first"), [(ZipfLaw(0.8), 0.1229), (ZipfLaw(1.2), 0.2775), (PowerLaw(0.3), 0.2512)]
+)
+def test_the_first_of_a_hundred_adapters_has_the_part_that_its_law_says(
+    law: Popularity, first: float
+) -> None:
+    weights = law.weights(RANKS, 0.0)
+    assert weights[0] == pytest.approx(first, rel=0.01)
+    assert list(weights) == sorted(weights, reverse=True)
+    if isinstance(law, ZipfLaw):
+        assert weights[0] / weights[9] == pytest.approx(10**law.exponent)
+
+
 def test_the_hot_rank_moves_from_low_to_high() -> None:
     """At the start 70 % and its part of the rest go to rank 8, at the end to 128; half-way the middle is hot."""
     law = Shifting(PowerLaw(0.3), hot=0.7)
@@ -239,6 +264,8 @@ def test_only_a_mix_that_shifts_moves_the_hot_rank() -> None:
     [
         ("uniform", PowerLaw(1.0)),
         ("power", PowerLaw(0.3)),
+        ("zipf", ZipfLaw(1.0)),
+        ("zipf:1.2", ZipfLaw(1.2)),
         ("power:0.5", PowerLaw(0.5)),
         ("diurnal:0.5", Diurnal(PowerLaw(0.5))),
         ("flash", FlashCrowd(PowerLaw(0.3))),
@@ -248,10 +275,40 @@ def test_laws_go_by_name(text: str, law: Popularity) -> None:
     assert popularity(text) == law
 
 
-@pytest.mark.parametrize("text", ["", "zipf", "power:", "power:x", "power:0", "power:2", "uniform:0.3"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "pareto", "zipf:0", "zipf:x", "zipf:9", "power:", "power:x", "power:0", "power:2", "uniform:0.3"],
+)
 def test_a_law_that_cannot_be_read_is_refused(text: str) -> None:
     if text == "power:":
         assert popularity(text) == PowerLaw(0.3)
         return
     with pytest.raises(InvalidLaw, match=r"popularity=.*: give .*ALPHA in"):
         popularity(text)
+
+
+def _matching_tokens(one: Sequence[int], other: Sequence[int], size: int = 16) -> int:
+    """Count the tokens of the blocks that a prefix cache of blocks of `size` would share."""
+
+    def digests(ids: Sequence[int]) -> list[bytes]:
+        found = [chain_seed("adapter")]
+        for start in range(0, len(ids) - size + 1, size):
+            found.append(block_digest(found[-1], ids[start : start + size]))
+        return found[1:]
+
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(digests(one), digests(other), strict=False))
+    return size * len(list(same))
+
+
+def test_prompts_share_the_blocks_of_what_they_have_in_common_and_no_others() -> None:
+    system, one, other = TextRun(2, 40), TextRun(3, 30), TextRun(4, 30)
+    first = PromptShape((system, one)).token_ids(70, own_id=8)
+    turn = PromptShape((system, one)).then(TextRun(DRAWN_TOKEN_ID, 20), other).token_ids(120, own_id=9)
+    stranger = PromptShape((system, other)).token_ids(70, own_id=10)
+    own = PromptShape().token_ids(70, own_id=11)
+    assert [len(each) for each in (first, turn, stranger, own)] == [70, 120, 70, 70]
+    assert _matching_tokens(first, turn) == 64
+    assert _matching_tokens(first, stranger) == _matching_tokens(turn, stranger) == 32
+    assert _matching_tokens(first, own) == 0
+    assert set(own) == {11}
+    assert set(turn[70:90]) == {DRAWN_TOKEN_ID}

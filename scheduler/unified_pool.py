@@ -4,14 +4,14 @@ Either side may take what the other does not use, as in S-LoRA's unified pool (a
 any size. K/V gives up blank blocks so that adapters find room for one more, and cached ones where a request waits
 for its adapter. Adapters that no live request uses are evicted where a sequence waits for blocks. Neither side goes
 below its minimum. The boundary moves by whole quanta, each so many blocks and so many pages.
+
+Numbers only: the live engine and the simulated node move it by the same rule.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-
-from lora.store.contents import Contents
 from scheduler.blocks import BlockPool
 
 
@@ -53,22 +53,48 @@ class PoolSplit:
         """Quanta that K/V may have at most."""
         return self.quanta - self.least_adapters
 
+    def block_pool(self, block_size: int) -> BlockPool:
+        """Make the pool of K/V's blocks, of `block_size` tokens, as they are divided at first."""
+        pool = BlockPool(self.least_kv * self.blocks, block_size, self.most_kv * self.blocks)
+        pool.extend(self.kv * self.blocks)
+        return pool
 
-def unified_arena(
-    split: PoolSplit, block_bytes: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Allocate [bytes] for all of it, with K/V's two extra blocks at its end; return that and the divided part."""
-    divided = split.quanta * split.blocks * block_bytes
-    whole = torch.empty(divided + 2 * block_bytes, dtype=torch.uint8, device=device)
-    return whole, whole[:divided]
+    @property
+    def first_pages(self) -> int:
+        """Rank pages that adapters have at first."""
+        return (self.quanta - self.kv) * self.pages
+
+
+class AdapterPages(Protocol):
+    """The adapters' side of the boundary: who has which rank pages. All methods are called between steps."""
+
+    def lacking_pages(self) -> int:
+        """Return how many more pages at the arena's end a live request's adapter waits for."""
+        ...
+
+    def lacks_headroom(self) -> bool:
+        """Tell whether the largest adapter that is resident would not find its pages once more."""
+        ...
+
+    def could_cede(self, pages: int) -> bool:
+        """Tell whether `cede` would do something."""
+        ...
+
+    def cede(self, pages: int) -> bool:
+        """Give up the arena's last `pages` pages if no live request uses what lies there."""
+        ...
+
+    def extend(self, pages: int) -> None:
+        """Take over the arena's next `pages` pages."""
+        ...
 
 
 class UnifiedPool:
     """Moves the boundary, a little in each step that has a reason. Called by the owner of `blocks`, under its lock."""
 
-    def __init__(self, split: PoolSplit, blocks: BlockPool, contents: Contents) -> None:
-        """Divide as `blocks` and `contents` hold the arena now."""
-        self._split, self._blocks, self._contents = split, blocks, contents
+    def __init__(self, split: PoolSplit, blocks: BlockPool, adapters: AdapterPages) -> None:
+        """Divide as `blocks` and `adapters` hold the arena now."""
+        self._split, self._blocks, self._adapters = split, blocks, adapters
 
     @property
     def kv_quanta(self) -> int:
@@ -80,18 +106,18 @@ class UnifiedPool:
 
         No step may then be under way: it could still write to a block that no sequence holds any more.
         """
-        lacking = self._contents.lacking_pages()
+        lacking = self._adapters.lacking_pages()
         if self._blocks.retreating:
             return not lacking or self._blocks.vacated
         if lacking:
             return self.kv_quanta > self._split.least_kv
         if short_blocks:
-            return self.kv_quanta < self._split.most_kv and self._contents.could_cede(self._split.pages)
+            return self.kv_quanta < self._split.most_kv and self._adapters.could_cede(self._split.pages)
         return self._kv_has_spare()
 
     def move(self, short_blocks: int) -> None:
         """Move the boundary: back for adapters that requests wait for, forward over adapters that none uses."""
-        lacking = self._contents.lacking_pages()
+        lacking = self._adapters.lacking_pages()
         if not self._blocks.retreating:
             if lacking:
                 wanted = min(-(-lacking // self._split.pages), self.kv_quanta - self._split.least_kv)
@@ -110,7 +136,7 @@ class UnifiedPool:
         """Return whether K/V holds a quantum that is blank while adapters have no room for one more."""
         start = self._blocks.held_blocks - self._split.blocks
         can = self.kv_quanta > self._split.least_kv and self._blocks.is_blank_from(start)
-        return can and self._contents.lacks_headroom()
+        return can and self._adapters.lacks_headroom()
 
     def _retreat(self, quanta: int) -> None:
         self._blocks.retreat(self._blocks.held_blocks - quanta * self._split.blocks)
@@ -119,8 +145,8 @@ class UnifiedPool:
         held = self._blocks.held_blocks
         if self._blocks.vacated:
             self._blocks.cede()
-            self._contents.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
+            self._adapters.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
 
     def _advance(self) -> None:
-        if self._contents.cede(self._split.pages):
+        if self._adapters.cede(self._split.pages):
             self._blocks.extend(self._blocks.held_blocks + self._split.blocks)
