@@ -34,7 +34,7 @@ class _Outcome:
 
 
 class SelfTest:
-    """Trial of a core's adapters, and the test of its base. Any thread may call every method.
+    """AdapterTrial of a core's adapters, and the test of its base. Any thread may call every method.
 
     Whoever steps the core computes it along; while nobody does, the calling thread steps the core itself. What came of
     a content is remembered: equal digests give equal answers.
@@ -68,7 +68,7 @@ class SelfTest:
             ) from None
 
     def __call__(self, ref: AdapterRef, waits: bool) -> Effect | None:
-        """See Trial of lora."""
+        """See AdapterTrial."""
         with self._lock:
             outcome = self._outcomes.get(ref.digest)
         if outcome is None:

@@ -20,7 +20,7 @@ from lora.peers.published_weights import LocalAdapters, PublishStats
 from lora.segments import AdapterLease
 from lora.store.loader import AdapterLoader
 from lora.store.names.refresh import NameRefresher
-from lora.store.names.trial import Trial
+from lora.store.names.trial import AdapterTrial
 from lora.store.registry import AdapterRegistry
 from lora.store.stats import StoreStats
 from lora.store.tier_chain import TierChain
@@ -89,7 +89,7 @@ class AdapterStore:
         """Have `check` refuse adapters by what lies beside their weights. To be called before any name is declared."""
         self._tiers.check_companions(check)
 
-    def try_contents(self, trial: Trial) -> None:
+    def try_contents(self, trial: AdapterTrial) -> None:
         """Have `trial` compute with each adapter before its name is served. To be called before any is loaded."""
         self.registry.trials.use(trial)
 

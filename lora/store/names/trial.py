@@ -15,7 +15,7 @@ from lora.store.names.named_adapter import NamedAdapter
 _log = logging.getLogger(__name__)
 
 
-class Trial(Protocol):
+class AdapterTrial(Protocol):
     """Computes with a known content, in any thread and for a bounded time."""
 
     def __call__(self, ref: AdapterRef, waits: bool) -> Effect | None:
@@ -31,9 +31,9 @@ class ContentTrials:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._trial: Trial | None = None
+        self._trial: AdapterTrial | None = None
 
-    def use(self, trial: Trial) -> None:
+    def use(self, trial: AdapterTrial) -> None:
         """Have contents tried from now on."""
         self._trial = trial
 
@@ -53,7 +53,7 @@ class ContentTrials:
             self._contents.advance()
 
     def run(self, entry: NamedAdapter, ref: AdapterRef, waits: bool) -> None:
-        """Try a known content, and tell `entry` what came of it. Raises as Trial."""
+        """Try a known content, and tell `entry` what came of it. Raises as AdapterTrial."""
         if self._trial is None:
             return
         try:
