@@ -1,7 +1,22 @@
-"""The engine does: it turns requests into steps, steps into tokens, tokens into answers."""
+"""The engine does: it turns requests into steps, steps into tokens, tokens into answers.
 
-from engine.llm import LLM, Output, Result
-from engine.offline.inputs import LoRARequest
-from scheduler.request import SamplingParams
+What the package offers is imported when it is first asked for: the engine's smaller processes need no model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.llm import LLM, Output, Result
+    from engine.offline.inputs import LoRARequest
+    from scheduler.request import SamplingParams
 
 __all__ = ["LLM", "LoRARequest", "Output", "Result", "SamplingParams"]
+
+_HOMES = {"LoRARequest": "engine.offline.inputs", "SamplingParams": "scheduler.request"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "engine.llm")), name)

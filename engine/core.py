@@ -18,11 +18,10 @@ from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
-from scheduler.plan import SequenceKey, StepPlan, TokenEvent
+from scheduler.plan import Live, SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.step import StepScheduler
 from scheduler.unified_pool import UnifiedPool
-from scheduler.waiting import Live
 
 _PREFETCH_DEPTH = 8
 _INVALID_LOGITS = StepFailed(
@@ -142,7 +141,8 @@ class EngineCore:
         with self._lock:
             failures = self._fail_unloadable() + self._fail_late()
             self._move_boundary()
-            plan = self._scheduler.plan(self._clock(), self._store.ready())
+            leaving = self._make_way()
+            plan = self._scheduler.plan(self._clock(), self._store.ready(), leaving)
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
             self._store.loader.prefetch(wanted)
@@ -180,6 +180,13 @@ class EngineCore:
             return
         if self._memory.must_move(short := self._scheduler.short_blocks()):
             self._memory.move(short)
+
+    def _make_way(self) -> frozenset[str]:
+        """Have adapters leave for one that has waited too long, if there is one; return their digests."""
+        overdue = self._scheduler.overdue()
+        if overdue is None:
+            return self._store.make_way(None, frozenset())
+        return self._store.make_way(overdue.adapter, overdue.running)
 
     def _take_launched(self) -> _Launch | None:
         launched, self._launched = self._launched, None

@@ -8,20 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
-from transformers import PreTrainedTokenizerFast
 
-from engine.errors import EngineError, InvalidConfig
-from engine.text.chat_template import ChatTemplate, read_template, template_of
+from engine.errors import EngineError
+from engine.text.chat_template import ChatTemplate, template_of
 from engine.text.prompt_bound import most_chars_per_token
-from engine.text.template_renderer import BrokenTemplate, InvalidChat, TemplateRenderer
-from engine.text.tokenizer_files import read_tokenizer, readable
+from engine.text.template_renderer import InvalidChat, TemplateRenderer
 from engine.text.vocabulary_check import check_vocabulary, end_tokens
 from lora.format.companions import NO_COMPANIONS, Companions, Vocabulary
 from scheduler.request import InvalidParameter
+
+if TYPE_CHECKING:  # importing it takes seconds, which a process that only tokenises has not
+    from transformers import PreTrainedTokenizerFast
 
 _SHOWN_CHARS = 40
 _MOST_ADAPTERS = 1024  # whose own templates are kept at once
@@ -52,9 +52,10 @@ class Tokenizer:
     """A model's tokenizer and chat template.
 
     `vocab_size` counts the ids that the tokenizer knows; a model may draw ids beyond it, which have no text.
+    `companions` are the adapter's whose tokenizer it is. It can be pickled for another process.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", chat_template: str | None = None) -> None:
         """Take over `tokenizer`; how it decodes bytes is read from its own description.
 
         `chat_template` replaces its own one. Raises BrokenTemplate if it has none that it may be used by itself.
@@ -64,6 +65,7 @@ class Tokenizer:
         self._special_tokens = dict(tokenizer.special_tokens_map)
         eos: object = tokenizer.eos_token_id  # pyright: ignore[reportUnknownMemberType] - transformers leaves it untyped
         self.eos_token_ids = (eos,) if isinstance(eos, int) else ()
+        self.companions = NO_COMPANIONS
         self._of_adapters: dict[Companions, Tokenizer] = {}
         self._vocabularies = set[object]()  # of adapters, found to be the base's
         self._backend = tokenizer.backend_tokenizer
@@ -79,27 +81,11 @@ class Tokenizer:
         self._most_chars_per_token = most_chars_per_token(self._backend)
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    @classmethod
-    def load(cls, model: str | Path, chat_template: str | Path | None = None) -> "Tokenizer":
-        """Load the tokenizer of a model folder, without the network, or of a hub id. Raises InvalidConfig.
-
-        `chat_template` is a file, or the template itself, to be used in place of the model's.
-        """
-        source = None if chat_template is None else read_template(chat_template)
-        tokenizer = read_tokenizer(model)
-        try:
-            with readable(model):
-                made = cls(tokenizer, source)
-                made.decode(made.encode(_SAMPLE))
-                if made._template is not None:
-                    made._template.check(made.encode)
-        except TokenizerFailed as error:
-            raise InvalidConfig("model", str(model), f"its tokenizer cannot be read: {error}") from error
-        except BrokenTemplate as error:
-            if chat_template is None:
-                raise InvalidConfig("model", str(model), f"{error}, with --chat-template") from error
-            raise InvalidConfig("chat_template", str(chat_template), str(error)) from error
-        return made
+    def check(self) -> None:
+        """Raise TokenizerFailed or BrokenTemplate if what every text and conversation needs does not work."""
+        self.decode(self.encode(_SAMPLE))
+        if self._template is not None:
+            self._template.check(self.encode)
 
     @property
     def has_chat_template(self) -> bool:
@@ -144,8 +130,8 @@ class Tokenizer:
     ) -> tuple[int, ...]:
         """Turn `text` into token ids; `add_special` adds what the model expects around a prompt (BOS).
 
-        Other threads go on meanwhile. Raises PromptTooLong for a text that `most_tokens` tokens cannot hold, and
-        InvalidParameter for what is no text.
+        Other threads go on meanwhile. Raises PromptTooLong for a text of more than `most_tokens` tokens, or of
+        more characters than these can hold, and InvalidParameter for what is no text.
         """
         if most_tokens is not None and len(text) > (most := self.most_chars(most_tokens)):
             raise PromptTooLong(field, len(text), "characters", most_tokens, most)
@@ -160,6 +146,10 @@ class Tokenizer:
             ):  # of a library in Rust: no Exception, and not importable
                 raise
             raise TokenizerFailed(error) from error
+        if (
+            most_tokens is not None and len(encoding) > most_tokens
+        ):  # millions of ids are not made to be refused
+            raise PromptTooLong(field, len(encoding), "tokens", most_tokens, most_tokens)
         return tuple(encoding.ids)
 
     def encode_chat(
@@ -186,7 +176,7 @@ class Tokenizer:
             most = rendered.most_chars
             raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)
         try:
-            return self.encode(rendered.text, add_special=False, field=field)
+            return self.encode(rendered.text, False, most_tokens, field)
         except InvalidParameter as error:
             if any(_has_surrogates(message["content"]) for message in messages):
                 raise
@@ -233,6 +223,7 @@ class Tokenizer:
 
     def _make_of_adapter(self, companions: Companions) -> "Tokenizer":
         made = copy(self)
+        made.companions = companions
         made.eos_token_ids = (*self.eos_token_ids, *end_tokens(self._backend, companions))
         special = self._special_tokens
         if companions.eos_token is not None:

@@ -23,6 +23,7 @@ class ServingDefaults:
 
 
 DEFAULTS = ServingDefaults()
+MOST_ROWS = 1 << 31  # no bound
 
 
 @dataclass(frozen=True, slots=True)

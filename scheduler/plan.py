@@ -79,6 +79,24 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """Sequences that wait and that run, and how often one was preempted since the start."""
+
+    waiting: int
+    running: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """The adapter that a sequence has been passed over for too long for want of, and those that running sequences
+    use, by digest."""
+
+    adapter: AdapterRef
+    running: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token's natural-log probability, its rank (1 = most likely), and the most likely alternatives as
     (token id, log-probability), most likely first."""

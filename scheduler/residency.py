@@ -73,6 +73,8 @@ def _cost(occupant: Occupant, loss: float, request: PageRequest) -> Cost | None:
             return 0, 0.0
         case Claim.UNUSED:
             return 0, loss
+        case _ if request.force is Force.CLEAR:
+            return 1, loss
         case Claim.RETAINED if _had_its_chance(occupant.usage, request):
             return 1, loss
         case _:

@@ -2,8 +2,7 @@
 
 There are no phases: a sequence has tokens, some of them computed; each step lets the computed ones catch up,
 within a budget of rows, of sequences and of K/V blocks. A sequence that catches up draws its next token. It
-knows no tensor and no clock: `now` and the set of resident adapters are arguments, and what it decides
-is a frozen StepPlan.
+knows no tensor and no clock: `now` and the resident adapters are arguments, and its decision is a StepPlan.
 """
 
 from collections import abc
@@ -12,11 +11,11 @@ from itertools import chain
 from lora.adapter import AdapterRef
 from scheduler.blocks import BlockPool, BlockStats
 from scheduler.draft import PlanDraft, PlansInFlight
-from scheduler.limits import RequestRefused, StepLimits, check_request
-from scheduler.plan import SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
+from scheduler.limits import MOST_ROWS, RequestRefused, StepLimits, check_request
+from scheduler.plan import Live, Overdue, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
-from scheduler.waiting import Live, WaitingSequences
+from scheduler.waiting import WaitingSequences
 
 
 class StepScheduler:
@@ -24,7 +23,7 @@ class StepScheduler:
 
     **Order.** First come the running sequences that need one row (decode), then those that need more (chunks
     of a prompt). Those that wait follow, first come first served, until rows, sequences or blocks run out.
-    One that does not fit stops admission: nothing overtakes for being small.
+    One that does not fit stops admission: nothing overtakes for being small. The background goes last.
 
     **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
     crosses into it. When none is left a running sequence is preempted: the one admitted last, but rather one
@@ -33,21 +32,17 @@ class StepScheduler:
     itself gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could
     not run alone. So every sequence ends.
 
-    **Background.** What the engine asks of itself goes after all that waits: it takes a seat, rows and blocks that
-    nobody else has taken in this step.
-
-    **Adapters.** A sequence whose adapter is not resident is passed over. The bound: from
-    `adapter_patience_s` after it was first passed over, nothing behind it is admitted. What runs goes on, so
-    that its adapters drain and one can make room; hence it waits at most for its patience, for the sequences
-    admitted by then, and for the load.
+    **Adapters.** A sequence whose adapter is not resident is passed over. The bound: `adapter_patience_s` after
+    it was first passed over its adapter is `overdue`. The store then names those that are to leave for it, and
+    their sequences are admitted no more; all others are. What runs goes on. So it waits at most for its
+    patience, for those overdue before it, for running sequences of the adapters that leave, and for the load.
 
     **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences:
     the token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in
     vain; its slice is passed over at commit, as are those of sequences that were aborted, finished or
     preempted meanwhile. A sequence with penalties sits such a plan out, since its draw depends on the pending
-    token (see `waits_for_tokens`). Plans must run in the order in which they were made. This also makes it
-    harmless that a voided slice writes to blocks that have a new owner by then: the owner's writes come
-    later.
+    token (see `waits_for_tokens`). Plans must run in the order in which they were made: a voided slice may
+    write to blocks that have a new owner by then, whose writes come later.
     """
 
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
@@ -58,6 +53,7 @@ class StepScheduler:
         self._running: list[Sequence] = []  # in order of admission
         self._waiting = WaitingSequences()
         self._ready: abc.Container[str] = ()
+        self._overdue: AdapterRef | None = None
         self._in_flight = PlansInFlight()
         self._preemptions = 0
         self._waits_for_token = False
@@ -80,12 +76,17 @@ class StepScheduler:
         for sequence in siblings:
             self._waiting.add(sequence)
 
-    def plan(self, now: float, ready: abc.Container[str]) -> StepPlan:
-        """Return the next step at time `now` (s), with these adapters (by digest) resident, and the base."""
-        self._ready = ready
-        draft = PlanDraft(self._limits.max_num_batched_tokens)
-        self._plan_running(draft)
-        self._plan_waiting(draft, now)
+    def plan(
+        self, now: float, ready: abc.Container[str], leaving: abc.Container[str] = (), rows: int = MOST_ROWS
+    ) -> StepPlan:
+        """Return the next step at time `now` (s), with the adapters `ready` (by digest) resident, and the base.
+
+        Of those `leaving`, no waiting sequence is admitted. There are at most `rows`, but one for who decodes.
+        """
+        self._ready, self._overdue = ready, None
+        draft = PlanDraft(min(self._limits.max_num_batched_tokens, max(rows, len(self._running) + 1)))
+        self._plan_running(draft, now)
+        self._plan_waiting(draft, now, leaving)
         self._waits_for_token = draft.waits_for_token
         plan = draft.plan()
         self._in_flight.add(plan, draft.sequences)
@@ -139,9 +140,9 @@ class StepScheduler:
     def wanted(self, limit: int) -> tuple[AdapterRef, ...]:
         """Return up to `limit` distinct adapters, not resident at the last plan, that live sequences need.
 
-        Those of running sequences come first, then those of waiting ones in their order.
+        What is overdue comes first, then those of running sequences, then those of waiting ones in their order.
         """
-        wanted: dict[str, AdapterRef] = {}
+        wanted = {self._overdue.digest: self._overdue} if self._overdue is not None and limit else {}
         for sequence in chain(self._running, self._waiting):
             if len(wanted) >= limit:
                 break
@@ -149,9 +150,15 @@ class StepScheduler:
                 wanted.setdefault(sequence.request.adapter.digest, sequence.request.adapter)
         return tuple(wanted.values())
 
+    def overdue(self) -> Overdue | None:
+        """Return the first adapter that a sequence has been out of patience for at the last plan."""
+        running = (sequence.adapter_digest for sequence in self._running)
+        return self._overdue and Overdue(self._overdue, frozenset(each for each in running if each))
+
     def live(self) -> Live:
-        """Return how many sequences wait and run."""
-        return Live.count(self._sequences.values(), self._preemptions)
+        """Return how many sequences wait and run, but for those in the background."""
+        running = [each.running for each in self._sequences.values() if not each.request.background]
+        return Live(running.count(False), running.count(True), self._preemptions)
 
     def block_stats(self) -> BlockStats:
         """Return where the K/V blocks are, and what the prefix cache has supplied."""
@@ -167,7 +174,7 @@ class StepScheduler:
         return max(self._short_blocks, growing, 0)
 
     def waits_for_tokens(self) -> bool:
-        """Return whether the latest plan draws a token without which its sequence cannot be planned further.
+        """Return whether a sequence cannot be planned further before the latest plan is committed.
 
         Commit that plan before the next is made, or the sequence goes at half the pace.
         """
@@ -176,16 +183,16 @@ class StepScheduler:
     def _is_ready(self, sequence: Sequence) -> bool:
         return sequence.adapter_digest is None or sequence.adapter_digest in self._ready
 
-    def _plan_running(self, draft: PlanDraft) -> None:
-        """Give rows to the running sequences.
-
-        This and `commit` run for every sequence of every step: what can be read is not called.
-        """
+    def _plan_running(self, draft: PlanDraft, now: float) -> None:
+        """Give rows to the running sequences. As `commit` it runs for each: what can be read is not called."""
         ready = self._ready
         prompts: list[Sequence] = []
         for sequence in tuple(self._running):
             digest = sequence.adapter_digest
-            if not sequence.running or (digest is not None and digest not in ready):
+            if not sequence.running:
+                continue
+            if digest is not None and digest not in ready:
+                self._pass_over(sequence, now)
                 continue
             if sequence.drawing and not sequence.may_run_ahead:
                 continue
@@ -197,7 +204,7 @@ class StepScheduler:
             if draft.rows and sequence.running:
                 draft.take(sequence)
 
-    def _plan_waiting(self, draft: PlanDraft, now: float) -> None:
+    def _plan_waiting(self, draft: PlanDraft, now: float, leaving: abc.Container[str]) -> None:
         before = len(self._running)
         for sequence in self._waiting:
             if not draft.rows or len(self._running) >= self._limits.most_running:
@@ -205,8 +212,9 @@ class StepScheduler:
             if sequence.waits_for_sibling:
                 continue
             if not self._is_ready(sequence):
-                if self._is_out_of_patience(sequence, now):
-                    break
+                self._pass_over(sequence, now)
+                continue
+            if sequence.adapter_digest is not None and sequence.adapter_digest in leaving:
                 continue
             if not self._admit(sequence):
                 break
@@ -214,12 +222,9 @@ class StepScheduler:
         if len(self._running) > before:
             self._waiting.drop_running()
 
-    def _is_out_of_patience(self, sequence: Sequence, now: float) -> bool:
-        if sequence.passed_over_s is None:
-            sequence.passed_over_s = now
-        if sequence.request.background:
-            return False  # nobody waits for it
-        return now - sequence.passed_over_s >= self._limits.adapter_patience_s
+    def _pass_over(self, sequence: Sequence, now: float) -> None:
+        if sequence.pass_over(now, self._limits.adapter_patience_s) and self._overdue is None:
+            self._overdue = sequence.request.adapter
 
     def _admit(self, sequence: Sequence) -> bool:
         """Run the sequence, with blocks for all its tokens; false if they do not fit now."""
@@ -241,7 +246,6 @@ class StepScheduler:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed_tokens
             blocks.record_query(sequence.total_tokens if may_share else 0, sequence.computed_tokens)
-        sequence.passed_over_s = None
         sequence.running = sequence.has_begun = True
         self._running.append(sequence)
         return True

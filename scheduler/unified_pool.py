@@ -48,6 +48,33 @@ class PoolSplit:
             )
         return cls(kv + adapters, blocks, quantum // page_bytes, kv, least_kv, max(1, adapters // 2))
 
+    @classmethod
+    def bounded(
+        cls, memory_bytes: int, adapter_bytes: int, block_bytes: int, page_bytes: int, needed: int
+    ) -> "PoolSplit":
+        """Divide `memory_bytes`, of which adapters may take `adapter_bytes` at most and a quarter of that at least.
+
+        K/V has twice its minimum at first, which is at least `needed` blocks. Raises ValueError if that leaves
+        nothing for adapters.
+        """
+        quantum = math.lcm(block_bytes, page_bytes)
+        quanta, blocks = memory_bytes // quantum, quantum // block_bytes
+        least_kv = max(1, (memory_bytes - adapter_bytes) // quantum, -(-needed // blocks))
+        most_adapters = quanta - least_kv
+        if most_adapters < 1:
+            raise ValueError(
+                f"memory of {memory_bytes} bytes is shared by quanta of {quantum}, of which K/V needs {least_kv}:"
+                f" give at least {(least_kv + 1) * quantum} bytes, or a shorter max_model_len"
+            )
+        least_adapters = max(1, most_adapters // 4)
+        kv = min(2 * least_kv, quanta - least_adapters)
+        return cls(quanta, blocks, quantum // page_bytes, kv, least_kv, least_adapters)
+
+    @property
+    def most_adapter_pages(self) -> int:
+        """Rank pages that adapters may have at most."""
+        return (self.quanta - self.least_kv) * self.pages
+
     @property
     def most_kv(self) -> int:
         """Quanta that K/V may have at most."""
@@ -90,7 +117,10 @@ class AdapterPages(Protocol):
 
 
 class UnifiedPool:
-    """Moves the boundary, a little in each step that has a reason. Called by the owner of `blocks`, under its lock."""
+    """Moves the boundary in each step that has a reason, as far as that goes.
+
+    Called by the owner of `blocks`, under its lock.
+    """
 
     def __init__(self, split: PoolSplit, blocks: BlockPool, adapters: AdapterPages) -> None:
         """Divide as `blocks` and `adapters` hold the arena now."""
@@ -123,7 +153,7 @@ class UnifiedPool:
                 wanted = min(-(-lacking // self._split.pages), self.kv_quanta - self._split.least_kv)
                 self._retreat(wanted)
             elif short_blocks:
-                self._advance()
+                self._advance(-(-short_blocks // self._split.blocks))
                 return
             else:
                 self._retreat(1)
@@ -147,6 +177,9 @@ class UnifiedPool:
             self._blocks.cede()
             self._adapters.extend((held - self._blocks.held_blocks) // self._split.blocks * self._split.pages)
 
-    def _advance(self) -> None:
-        if self._adapters.cede(self._split.pages):
-            self._blocks.extend(self._blocks.held_blocks + self._split.blocks)
+    def _advance(self, quanta: int) -> None:
+        """Take so many quanta, or as many halved again and again as lie behind the first that is in use."""
+        quanta = min(quanta, self._split.most_kv - self.kv_quanta)
+        while quanta and not self._adapters.cede(quanta * self._split.pages):
+            quanta //= 2
+        self._blocks.extend(self._blocks.held_blocks + quanta * self._split.blocks)

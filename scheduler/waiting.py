@@ -2,29 +2,12 @@
 
 import math
 from bisect import insort
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from operator import attrgetter
 
 from scheduler.sequence import Sequence
 
 _ORDER = attrgetter("order")
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """Sequences that wait and that run, and how often one was preempted since the start."""
-
-    waiting: int
-    running: int
-    preemptions: int
-
-    @classmethod
-    def count(cls, sequences: Iterable[Sequence], preemptions: int) -> "Live":
-        """Count the live sequences, but for those in the background."""
-        counted = [sequence.running for sequence in sequences if not sequence.request.background]
-        running = sum(counted)
-        return cls(len(counted) - running, running, preemptions)
 
 
 class WaitingSequences:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from engine.api.parsing import ServedModels
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
-from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef
 from scheduler.request import SamplingParams
 
@@ -32,29 +32,12 @@ class OutputStream(Protocol):
         ...
 
 
-class EngineClient(Protocol):
+class EngineClient(ServedModels, Protocol):
     """An engine as the API sees it."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The base model's tokenizer and chat template."""
-        ...
-
-    def tokenizer_of(self, model: str) -> Tokenizer:
-        """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
-
-        Raises UnknownModel, or what an adapter's reader refuses with.
-        """
-        ...
 
     @property
     def telemetry(self) -> Telemetry:
         """What the engine counts and times."""
-        ...
-
-    @property
-    def model_name(self) -> str:
-        """The name that responses call the base model by."""
         ...
 
     @property
@@ -65,16 +48,6 @@ class EngineClient(Protocol):
     @property
     def model_root(self) -> str:
         """Where the base model came from."""
-        ...
-
-    @property
-    def max_model_len(self) -> int:
-        """Most tokens of a prompt and its output together."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids are below this."""
         ...
 
     @property
@@ -117,10 +90,6 @@ class EngineClient(Protocol):
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        ...
-
-    def may_serve(self, model: str) -> bool:
-        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
         ...
 
     def stats(self) -> Snapshot:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
+from engine.api.bodies.body_readers import GENERATING
 from engine.api.errors import ApiError
-from engine.api.parsing import GenerateRequest, chat_request, completion_request
+from engine.api.parsing import GenerateRequest, ServedModels
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
@@ -32,13 +33,13 @@ class Endpoint:
 
     prefix: str
     prompt_field: str
-    read: Callable[[bytes, EngineClient], GenerateRequest]
+    read: Callable[[bytes, ServedModels], GenerateRequest]
     writer: Callable[[GenerateRequest, Tokenizer], ChoiceWriter]
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    "/v1/completions": Endpoint("cmpl", "prompt", completion_request, CompletionWriter),
-    "/v1/chat/completions": Endpoint("chatcmpl", "messages", chat_request, ChatWriter),
+    "/v1/completions": Endpoint("cmpl", "prompt", GENERATING["/v1/completions"], CompletionWriter),
+    "/v1/chat/completions": Endpoint("chatcmpl", "messages", GENERATING["/v1/chat/completions"], ChatWriter),
 }
 
 

@@ -7,7 +7,6 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -16,19 +15,18 @@ from aiohttp import web
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
+from engine.api.bodies.body_parser import LARGE_BODY_BYTES, BodyParser
 from engine.api.cors import Cors
-from engine.api.errors import FORESEEN, as_api_error, refused
+from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
 from engine.api.openapi import document
-from engine.api.parsing import chat_ids, chat_messages, check_model, check_tokenized
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
 from engine.api.server.loop_lag import LoopLag
 from engine.config.http_config import HttpConfig
 from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
-from scheduler.request import check_token_ids
 
 _MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _log = logging.getLogger(__name__)
@@ -66,10 +64,10 @@ def http_app(
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=[note_beginning, cors, guard])
     app.on_response_prepare.extend((set_request_id, cors.mark))
     pools = HttpPools.make()
-    bodies = BodyReader(config, pools.text)
-    routes = _Routes(client, adapters, pools, bodies)
+    bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
+    routes = _Routes(client, adapters, pools, bodies, parser)
     for path, endpoint in ENDPOINTS.items():
-        handler = _generate_handler(client, endpoint, pools, bodies)
+        handler = _generate_handler(client, endpoint, pools, bodies, parser)
         app.router.add_post(path, handler, expect_handler=wait_with_continue)
     app.add_routes(
         [
@@ -77,8 +75,8 @@ def http_app(
             web.get("/v1/models/{name:.+}", routes.model, allow_head=False),
             web.post("/v1/load_lora_adapter", routes.load, expect_handler=wait_with_continue),
             web.post("/v1/unload_lora_adapter", routes.unload, expect_handler=wait_with_continue),
-            web.post("/tokenize", routes.tokenize, expect_handler=wait_with_continue),
-            web.post("/detokenize", routes.detokenize, expect_handler=wait_with_continue),
+            web.post("/tokenize", routes.translate, expect_handler=wait_with_continue),
+            web.post("/detokenize", routes.translate, expect_handler=wait_with_continue),
             web.get("/health", routes.health),
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
@@ -93,6 +91,7 @@ def http_app(
 
     async def stop(_: web.Application) -> None:
         lag.stop()
+        parser.close()
         pools.close()
 
     app.on_startup.append(start)
@@ -101,11 +100,11 @@ def http_app(
 
 
 def _generate_handler(
-    client: EngineClient, endpoint: Endpoint, pools: HttpPools, bodies: BodyReader
+    client: EngineClient, endpoint: Endpoint, pools: HttpPools, bodies: BodyReader, parser: BodyParser
 ) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         async with bodies.read(request) as body:
-            parsed = await pools.text.run(partial(endpoint.read, body, client))
+            parsed = await parser.request(request.path, body)
             del body
         record = request[RECORD]
         record.model = parsed.model
@@ -160,12 +159,18 @@ class _Routes:
     """The handlers of every route but the endpoints that generate."""
 
     def __init__(
-        self, client: EngineClient, adapters: AdapterAdmin, pools: HttpPools, bodies: BodyReader
+        self,
+        client: EngineClient,
+        adapters: AdapterAdmin,
+        pools: HttpPools,
+        bodies: BodyReader,
+        parser: BodyParser,
     ) -> None:
         self._client = client
         self._adapters = adapters
         self._pools = pools
         self._bodies = bodies
+        self._parser = parser
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
@@ -179,58 +184,24 @@ class _Routes:
 
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
-        async with self._bodies.read(request) as body:
-            wire = schema.decoded(body, schema.LoadAdapter)
+        async with self._bodies.read(request, LARGE_BODY_BYTES) as body:
+            wire = schema.decoded(bytes(body), schema.LoadAdapter)
         request[RECORD].model = wire.lora_name
         return json_response(await self._adapters.load(wire))
 
     async def unload(self, request: web.Request) -> web.Response:
         """Answer POST /v1/unload_lora_adapter."""
-        async with self._bodies.read(request) as body:
-            wire = schema.decoded(body, schema.UnloadAdapter)
+        async with self._bodies.read(request, LARGE_BODY_BYTES) as body:
+            wire = schema.decoded(bytes(body), schema.UnloadAdapter)
         request[RECORD].model = wire.lora_name
         await self._client.unload_adapter(wire.lora_name)
         return json_response({"id": wire.lora_name, "object": "model", "deleted": True})
 
-    async def tokenize(self, request: web.Request) -> web.Response:
-        """Answer POST /tokenize."""
+    async def translate(self, request: web.Request) -> web.Response:
+        """Answer POST /tokenize and POST /detokenize."""
         async with self._bodies.read(request) as body:
-            return await self._pools.text.run(lambda: self._tokenized(body))
-
-    async def detokenize(self, request: web.Request) -> web.Response:
-        """Answer POST /detokenize."""
-        async with self._bodies.read(request) as body:
-            return await self._pools.text.run(lambda: self._detokenized(body))
-
-    def _tokenized(self, body: bytes) -> web.Response:
-        wire = schema.decoded(body, schema.Tokenize)
-        model = wire.model or self._client.model_name
-        check_model(model, self._client)
-        tokenizer = self._client.tokenizer_of(model)
-        if (wire.prompt is None) == (wire.messages is None):
-            raise refused("prompt", "give either prompt or messages", "invalid_value")
-        if wire.prompt is not None:
-            check_tokenized("prompt", len(wire.prompt), "characters", self._client)
-            tokens = tokenizer.encode(wire.prompt, wire.add_special_tokens is not False)
-        else:
-            messages = chat_messages(wire.messages or ())
-            chars = sum(len(message["content"]) for message in messages)
-            check_tokenized("messages", chars, "characters", self._client)
-            tokens = chat_ids(wire, messages, tokenizer)
-        found = {"count": len(tokens), "max_model_len": self._client.max_model_len, "tokens": tokens}
-        texts = (
-            {"token_strs": [tokenizer.token_text(token) for token in tokens]}
-            if wire.return_token_strs
-            else {}
-        )
-        return json_response(found | texts)
-
-    def _detokenized(self, body: bytes) -> web.Response:
-        wire = schema.decoded(body, schema.Detokenize)
-        check_model(wire.model or self._client.model_name, self._client)
-        check_tokenized("tokens", len(wire.tokens), "tokens", self._client)
-        check_token_ids("tokens", wire.tokens, self._client.vocab_size)
-        return json_response({"prompt": self._client.tokenizer.decode(wire.tokens, skip_special=False)})
+            content = await self._parser.response(request.path, body)
+        return web.Response(body=content, content_type="application/json")
 
     async def health(self, request: web.Request) -> web.Response:
         """Answer GET /health: 200 while the engine runs, else 503."""

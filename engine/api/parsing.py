@@ -6,12 +6,11 @@ It may not know HTTP: the server and the batch runner both come through here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import structs
 
 from engine.api import schema
-from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
 from engine.tokenizer import PromptTooLong, Tokenizer
@@ -19,11 +18,6 @@ from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 MAX_PROMPTS = 2048
-MOST_TRANSLATED = {
-    "characters": 1 << 20,
-    "tokens": 1 << 18,
-}  # at /tokenize and /detokenize, or as many as a prompt has
-"""Characters or token ids that /tokenize and /detokenize take, if no prompt may have more."""
 _TOKEN_ID = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 # Fields that are the same on the wire and in SamplingParams; null leaves SamplingParams' default.
@@ -32,6 +26,41 @@ _SAME = (
     *("repetition_penalty", "min_tokens", "ignore_eos", "prompt_logprobs"),
     *("skip_special_tokens", "include_stop_str_in_output"),
 )
+
+
+class ServedModels(Protocol):
+    """The base model and the adapters, as whoever reads requests sees them."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer and chat template."""
+        ...
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
+
+        Raises UnknownModel, or what an adapter's reader refuses with.
+        """
+        ...
+
+    @property
+    def model_name(self) -> str:
+        """The name that responses call the base model by."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its output together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    def may_serve(self, model: str) -> bool:
+        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +98,12 @@ class GenerateRequest:
     request_id: str | None = None
 
 
-def completion_request(body: bytes, client: EngineClient) -> GenerateRequest:
+def completion_request(body: bytes, client: ServedModels) -> GenerateRequest:
     """Parse a body of POST /v1/completions. Raises ApiError, UnknownModel or InvalidParameter."""
     return from_completion(schema.decoded(body, schema.Completion), client)
 
 
-def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
+def chat_request(body: bytes, client: ServedModels) -> GenerateRequest:
     """Parse a body of POST /v1/chat/completions.
 
     Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
@@ -82,7 +111,7 @@ def chat_request(body: bytes, client: EngineClient) -> GenerateRequest:
     return from_chat(schema.decoded(body, schema.Chat), client)
 
 
-def from_completion(wire: schema.Completion, client: EngineClient) -> GenerateRequest:
+def from_completion(wire: schema.Completion, client: ServedModels) -> GenerateRequest:
     """Check a completion against the model that will answer. Raises ApiError, UnknownModel or InvalidParameter."""
     _check_names(wire, client)
     if wire.best_of is not None and wire.best_of != (wire.n or 1):
@@ -110,7 +139,7 @@ def from_completion(wire: schema.Completion, client: EngineClient) -> GenerateRe
     )
 
 
-def from_chat(wire: schema.Chat, client: EngineClient) -> GenerateRequest:
+def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
     """Check a chat completion against the model that will answer.
 
     Raises ApiError, UnknownModel, InvalidChat or InvalidParameter.
@@ -163,7 +192,7 @@ def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
     return [_template_message(message) for message in messages]
 
 
-def check_model(name: str, client: EngineClient) -> None:
+def check_model(name: str, client: ServedModels) -> None:
     """Raise UnknownModel unless `name` is the base model or an adapter, as far as is known without asking peers."""
     if not client.may_serve(name):
         raise UnknownModel(name)
@@ -177,7 +206,7 @@ def _template_message(message: schema.Message) -> dict[str, str]:
     return {"role": role, "content": text} | named
 
 
-def _check_names(wire: schema.Generate, client: EngineClient) -> None:
+def _check_names(wire: schema.Generate, client: ServedModels) -> None:
     """Refuse unknown models and, in SGLang's field for adapters, another than `model`."""
     check_model(wire.model, client)
     paths = wire.lora_path if isinstance(wire.lora_path, list) else [wire.lora_path]
@@ -186,15 +215,8 @@ def _check_names(wire: schema.Generate, client: EngineClient) -> None:
         raise refused("lora_path", message, "unsupported_value")
 
 
-def check_tokenized(field: str, amount: int, unit: str, client: EngineClient) -> None:
-    """Raise ApiError for what is too long to be translated: beyond MOST_TRANSLATED, and beyond any prompt."""
-    longest = client.max_model_len if unit == "tokens" else client.tokenizer.most_chars(client.max_model_len)
-    if amount > (most := max(MOST_TRANSLATED[unit], longest)):
-        raise refused(field, f"it has {amount} {unit}, give at most {most}", "invalid_value")
-
-
 def _prompt_ids(
-    prompt: schema.Prompt, client: EngineClient, add_special: bool
+    prompt: schema.Prompt, client: ServedModels, add_special: bool
 ) -> tuple[tuple[int, ...], ...]:
     """Return every prompt's token ids; the field is a text, a list of texts, token ids, or a list of those."""
     items = [prompt] if isinstance(prompt, str) else prompt

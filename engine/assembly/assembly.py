@@ -19,6 +19,7 @@ from engine.assembly.first_adapters import add_adapters
 from engine.assembly.memory import DeviceMemory, allocate_memory
 from engine.assembly.peers import Peers
 from engine.assembly.self_test import SelfTest
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
 from engine.config.config import EngineConfig
@@ -115,6 +116,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
     retain_freed_memory()
+    _names(config)  # before the model is loaded, which takes long
     base = choose_base(config)
     with ExitStack() as undo:
         workers = start_workers(base)
@@ -128,7 +130,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None, undo: ExitStack
 ) -> Engine:
-    tokenizer = Tokenizer.load(base.folder, config.chat_template)
+    tokenizer = load_tokenizer(base.folder, config.chat_template)
     undo.callback(tokenizer.close)
     weights = base.load(config.progress)
     if workers is not None:
@@ -228,6 +230,16 @@ def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) ->
 
 
 def _names(config: EngineConfig) -> tuple[str, ...]:
+    """Return the base's names. Unlike an adapter's they may be any printable text. Raises InvalidConfig."""
+    names = _written_names(config)
+    for name in names:
+        if not name.isprintable():
+            remedy = "the base model's name is no printable text: give another with --served-model-name"
+            raise InvalidConfig("served_model_name", name, remedy)
+    return names
+
+
+def _written_names(config: EngineConfig) -> tuple[str, ...]:
     """Return the base's names as they were written: a folder's last part, links not followed, or the hub id."""
     if config.served_model_name:
         given = config.served_model_name

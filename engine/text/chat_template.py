@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, cast
 
 from engine.config.option_types import TEMPLATE_SYMBOLS
 from engine.errors import EngineError, InvalidConfig
 from engine.text.template_renderer import MOST_CHARS, BrokenTemplate, InvalidChat, Rendered, TemplateRenderer
 from lora.format.adapter_files import Flaw, read_regular_file
 from scheduler.request import InvalidParameter
+
+if TYPE_CHECKING:  # importing it takes seconds, which a process that only tokenises has not
+    from transformers import PreTrainedTokenizerFast
 
 MOST_TEMPLATE_BYTES = 1 << 20
 _MARK = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -101,7 +102,7 @@ class ChatTemplate:
 
 
 def template_of(
-    tokenizer: PreTrainedTokenizerFast, replacement: str | None, renderer: TemplateRenderer
+    tokenizer: "PreTrainedTokenizerFast", replacement: str | None, renderer: TemplateRenderer
 ) -> ChatTemplate | None:
     """Return a tokenizer's template, or the one in its place; None without any. Raises BrokenTemplate."""
     # transformers leaves what follows untyped.

@@ -24,7 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<Q")
 _MOST_COMPILED = 64  # templates that are kept compiled
 
 

@@ -23,6 +23,13 @@ class PageRun:
         """Return whether any page is in both."""
         return self.start < other.stop and other.start < self.stop
 
+    def without(self, other: "PageRun | None") -> "tuple[PageRun, ...]":
+        """Return the parts that are not in `other`."""
+        if other is None or not self.overlaps(other):
+            return (self,)
+        parts = (PageRun(self.start, other.start), PageRun(other.stop, self.stop))
+        return tuple(part for part in parts if part.start < part.stop)
+
 
 class Force(IntEnum):
     """How far an adapter may go to get its pages."""
@@ -31,6 +38,7 @@ class Force(IntEnum):
     UNUSED = 1  # displace what no live request uses
     NOT_RUNNING = 2  # displace also what live requests use but have not run for a while
     IDLE = 3  # nothing runs: displace whatever had its chance and is not leased
+    CLEAR = 4  # choose a window that is to be emptied in time, whatever runs there now
 
 
 class Claim(Enum):

@@ -3,7 +3,7 @@
 It counts pages, and knows neither their size nor what is in them. Not thread-safe: its owner locks.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 from lora.memory.base import PageRun
 
@@ -26,15 +26,23 @@ class PageAllocator:
         last = self._free[-1] if self._free else PageRun(0, 0)
         return len(last) if last.stop == self.num_pages else 0
 
-    def allocate(self, count: int) -> PageRun | None:
-        """Take the smallest free run that holds `count` pages, cut to size; None if there is none."""
-        gaps = [gap for gap in self._free if len(gap) >= count]
+    def allocate(self, count: int, kept: PageRun | None = None) -> PageRun | None:
+        """Take the smallest free run that holds `count` pages, cut to size; None if there is none.
+
+        None of the pages `kept` is taken.
+        """
+        gaps = [part for gap in self._free for part in gap.without(kept) if len(part) >= count]
         if not gaps:
             return None
-        gap = min(gaps, key=len)
-        run = PageRun(gap.start, gap.start + count)
-        at = self._free.index(gap)
-        self._free[at : at + 1] = [PageRun(run.stop, gap.stop)] if run.stop < gap.stop else []
+        start = min(gaps, key=len).start
+        return self.take(PageRun(start, start + count))
+
+    def take(self, run: PageRun) -> PageRun | None:
+        """Take these very pages; None if not all of them are free."""
+        at = bisect_right(self._free, run.start, key=lambda gap: gap.start) - 1
+        if at < 0 or self._free[at].stop < run.stop:
+            return None
+        self._free[at : at + 1] = self._free[at].without(run)
         return run
 
     def free(self, run: PageRun) -> None:

@@ -70,9 +70,13 @@ class RankPages:
         """Return how many pages `nbytes` (above 0) take."""
         return -(-nbytes // self.page_bytes)
 
-    def allocate(self, nbytes: int) -> PageRun | None:
-        """Take the smallest free run that holds `nbytes`, cut to size; None if there is none."""
-        return self._allocator.allocate(self.pages_for(nbytes))
+    def allocate(self, nbytes: int, kept: PageRun | None = None) -> PageRun | None:
+        """Take the smallest free run outside `kept` that holds `nbytes`, cut to size; None if there is none."""
+        return self._allocator.allocate(self.pages_for(nbytes), kept)
+
+    def take(self, run: PageRun) -> PageRun | None:
+        """Take these very pages; None if not all of them are free."""
+        return self._allocator.take(run)
 
     def free(self, run: PageRun) -> None:
         """Give back a run that `allocate` gave."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lora.adapter import AdapterRef
 from lora.format.packed import PackedLayout
 from lora.memory.base import Claim, Force, Occupant, PageRequest, PageRun, ResidencyPolicy, Usage
+from lora.memory.clearance import Clearance
 from lora.memory.pages import RankPages
 from lora.segments import AdapterWeights
 
@@ -65,6 +66,7 @@ class Residency:
     def __init__(self, pages: RankPages, policy: ResidencyPolicy) -> None:
         self.pages = pages
         self._policy = policy
+        self._clearance = Clearance(policy)
         self._recall: Recall = lambda digest, run: True
         self._leaving: dict[PageRun, Claim] = {}  # nobody's content, but not free yet
         self._contents: dict[str, Content] = {}
@@ -110,18 +112,39 @@ class Residency:
 
     def reserve(self, content: Content, force: Force) -> bool:
         """Give an absent content its pages, displacing others as far as `force` allows; False if it must wait."""
-        run = self.pages.allocate(content.nbytes)
+        kept = self._clearance.kept_from(content.ref.digest)
+        run = self.pages.allocate(content.nbytes, kept)
         if run is None and force > Force.FREE_PAGES:
             victims = self._victims(content, force, self.step)
-            if victims is None:
-                return False
-            for victim in victims:
-                self._vacate(victim)
-            self.evictions += len(victims)
-            run = self.pages.allocate(content.nbytes)
-            assert run is not None or self._leaving
+            if victims is not None:
+                self._vacate_all(victims)
+                run = self.pages.allocate(content.nbytes, kept)
+                assert run is not None or self._leaving
+            elif content.ref.digest == self._clearance.digest:
+                run = self._clear_window()
         content.run = run
+        if run is not None and content.ref.digest == self._clearance.digest:
+            self._clearance.stop()
         return run is not None
+
+    def make_way(self, content: Content | None, running: frozenset[str]) -> None:
+        """Begin or go on to empty pages for an absent content that has waited too long; None: stop.
+
+        Running sequences use the contents `running`, and others of those that are to go are admitted no more.
+        """
+        if content is None or content.run is not None or content.failure is not None:
+            self._clearance.stop()
+            return
+        request = PageRequest(
+            self.pages.pages_for(content.nbytes), self.pages.num_pages, Force.CLEAR, self.step
+        )
+        self._clearance.go_on(content.ref.digest, running, request, self._occupants())
+
+    def to_leave(self) -> frozenset[str]:
+        """Return the digests of the contents on the pages that are being emptied."""
+        if self._clearance.window is None:
+            return frozenset()
+        return frozenset(c.ref.digest for c in self._contents.values() if self._clearance.is_inside(c.run))
 
     def could_reserve(self, content: Content, force: Force) -> bool:
         """Return whether `reserve` would do something in the next step, and not only wait for leaving pages."""
@@ -132,7 +155,8 @@ class Residency:
         """Return whether no live request uses what lies in the arena's last `pages` pages."""
         end = self._end(pages)
         inside = (each.claim for each in self._occupants() if each.run.overlaps(end))
-        return end.start >= 0 and all(claim is Claim.UNUSED for claim in inside)
+        free = end.start >= 0 and not self._clearance.is_inside(end)
+        return free and all(claim is Claim.UNUSED for claim in inside)
 
     def clear_end(self, pages: int) -> bool:
         """Displace what lies in the arena's last `pages` pages, which `can_clear_end` allows.
@@ -140,9 +164,7 @@ class Residency:
         Returns whether they are free.
         """
         end = self._end(pages)
-        for content in [c for c in self._contents.values() if c.run is not None and c.run.overlaps(end)]:
-            self._vacate(content)
-            self.evictions += 1
+        self._vacate_all([c for c in self._contents.values() if c.run is not None and c.run.overlaps(end)])
         return self.pages.free_at_end >= pages
 
     def arrive(self, content: Content, weights: AdapterWeights) -> None:
@@ -192,11 +214,26 @@ class Residency:
                 return
         self.pages.free(run)
 
+    def _vacate_all(self, contents: list[Content]) -> None:
+        for content in contents:
+            self._vacate(content)
+        self.evictions += len(contents)
+
+    def _clear_window(self) -> PageRun | None:
+        """Displace what runs no more on the pages that are being emptied; return them once all are free."""
+        window = self._clearance.window
+        if window is None:
+            return None
+        idle = (c for c in self._contents.values() if c.claim is not Claim.PINNED)
+        self._vacate_all([c for c in idle if self._clearance.may_go(c.ref.digest, c.run)])
+        return self.pages.take(window)
+
     def _victims(self, content: Content, force: Force, step: int) -> list[Content] | None:
         """Find whom to displace for `content`'s sake; None if it must wait."""
         needed = self.pages.pages_for(content.nbytes)
         request = PageRequest(needed, self.pages.num_pages, force, step)
-        chosen = self._policy.displaced(request, self._occupants())
+        occupants = self._clearance.without(content.ref.digest, self._occupants())
+        chosen = self._policy.displaced(request, occupants)
         if chosen is None:
             return None
         placed = {c.run: c for c in self._contents.values()}

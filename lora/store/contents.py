@@ -25,12 +25,12 @@ class Contents:
     """The known contents. Every method is atomic, and any thread may call it.
 
     `_lock` guards the residency with its pages, the users counted in each Content, and the load queue. Only this class
-    takes it, and waits for nothing while it holds it. A Content's `ref`, `layout` and `nbytes` never change, and its
-    `run` does not while it is loaded or leased: they are read without the lock.
+    takes it, and waits for nothing under it. A Content's `ref`, `layout` and `nbytes` never change, and its `run` does
+    not while it is loaded or leased: they are read without it.
 
-    Lock order: AdapterRegistry's lock, then this one, then those of PublishedWeights, the tiers and the transport.
-    Under the registry's lock only `bind`, `unbind` and `fail` may be called; whoever does calls `advance` once that
-    lock is free again. `start` and `notify` are called under neither lock.
+    Lock order: AdapterRegistry's lock, this one, those of PublishedWeights, the tiers and the transport. Under the
+    registry's only `bind`, `unbind` and `fail` may be called, and `advance` once it is free again. `start` and
+    `notify` are called under neither.
     """
 
     def __init__(
@@ -50,9 +50,7 @@ class Contents:
         self._notify = notify
         self._lock = threading.Lock()
         self._queue = LoadQueue(residency)
-        self._unkept: set[str] = (
-            set()
-        )  # pulled; kept here once they have run, so that the first step does not wait
+        self._unkept: set[str] = set()  # pulled; kept here once they have run, so that no first step waits
         self._withdrawn: list[tuple[PageRun, Future[None]]] = []  # pages that peers still read
         self._planning = False
         self._loads = 0
@@ -70,8 +68,7 @@ class Contents:
     def unbind(self, digest: str) -> None:
         """Count one name fewer for a content. The caller advances afterwards."""
         with self._lock:
-            content = self._residency.find(digest)
-            if content is not None:
+            if (content := self._residency.find(digest)) is not None:
                 content.names -= 1
                 self._queue.drop_later(content)
 
@@ -113,8 +110,7 @@ class Contents:
     def layout(self, digest: str) -> PackedLayout | None:
         """Tell a known content's layout."""
         with self._lock:
-            content = self._residency.find(digest)
-            return content.layout if content else None
+            return content.layout if (content := self._residency.find(digest)) else None
 
     def begin_plan(self) -> frozenset[str]:
         """Return the resident digests, none of which goes before the next `lease` or `begin_plan`."""
@@ -150,9 +146,8 @@ class Contents:
         with self._lock:
             for content in contents:
                 content.leases -= 1
-            if not self._unkept or self._queue.is_closed:
-                return []
-            due = [content for content in contents if content.ref.digest in self._unkept]
+            kept = () if self._queue.is_closed else self._unkept
+            due = [content for content in contents if content.ref.digest in kept]
             self._unkept.difference_update(content.ref.digest for content in due)
             return due
 
@@ -161,6 +156,12 @@ class Contents:
         with self._lock:
             self._queue.replace(digests)
         self.advance()
+
+    def make_way(self, digest: str | None, running: frozenset[str]) -> frozenset[str]:
+        """Empty pages for a content that has waited too long, or for none; return the digests that are to leave."""
+        with self._lock:
+            self._residency.make_way(self._residency.find(digest or ""), running)
+            return self._residency.to_leave()
 
     def take_free_pages(self, digest: str) -> Content | None:
         """Give an absent content pages that are free, for the caller to fill; None if it has some or there are none."""
@@ -178,8 +179,7 @@ class Contents:
             self._residency.arrive(content, weights)
             if self._published is not None and content.run is not None:
                 self._published.publish(content.ref.digest, content.layout, content.run)
-            self._loads += 1
-            self._load_s += load_s
+            self._loads, self._load_s = self._loads + 1, self._load_s + load_s
             self._queue.drop_later(content)
         self.advance()
         self._notify()

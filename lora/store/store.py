@@ -111,6 +111,14 @@ class AdapterStore:
         """Begin a step, and return the digests of the resident contents."""
         return self.contents.begin_plan()
 
+    def make_way(self, ref: AdapterRef | None, running: frozenset[str]) -> frozenset[str]:
+        """Have pages emptied for an adapter whose requests have waited too long, or for none any more.
+
+        Returns the digests that are to leave: no other sequence of theirs should begin, and those that running
+        sequences use, which `running` names, go when they run no more.
+        """
+        return self.contents.make_way(ref.digest if ref is not None else None, running)
+
     def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """Pin adapters that the last `ready()` named; never waits."""
         contents, weights = self.contents.lease(refs)

@@ -29,7 +29,12 @@ from scheduler.cluster.placement.baselines import (
 from scheduler.cluster.placement.loraserve import LoraservePlacement
 from scheduler.cluster.routing.base import RoutingPolicy
 from scheduler.cluster.routing.baselines import LeastLoadedRouting, ToppingsRouting, WeightedRouting
+from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.prefix_index import CHUNK_TOKENS
+from scheduler.cluster.routing.router import Router, RouterOptions
+from scheduler.cluster.routing.slo_admission import SloAdmission
 from scheduler.residency import CheapestWindow
 
 KnownRates = Callable[[float, float], Mapping[AdapterRef, float]]
@@ -41,7 +46,8 @@ class Setting:
     """What a policy is made for: the nodes' cost model (it names the kernels) and limits, the SLO and the
     mean request.
 
-    `seed` is of what is drawn. In replays `known_rates` is the future.
+    `seed` is of what is drawn. In replays `known_rates` is the future. `others` are the profile's models of other
+    kernels, which nodes may turn out to have. There are so many `routers`.
     """
 
     model: CostModel
@@ -51,13 +57,17 @@ class Setting:
     known_rates: KnownRates | None = None
     mean_prompt_tokens: float = 1024.0
     limits: Limits = ROOMY
+    routers: int = 2
+    others: tuple[CostModel, ...] = ()
 
     @property
     def forecast(self) -> Forecast:
         """Return the forecast of such nodes for such requests."""
-        return Forecast(self.model, Lengths(self.mean_prompt_tokens, self.mean_output_tokens), self.limits)
+        lengths = Lengths(self.mean_prompt_tokens, self.mean_output_tokens)
+        return Forecast(self.model, lengths, self.limits, self.others)
 
 
+MakeRouter = Callable[[np.random.Generator], Router]
 MakePlacement = Callable[[Setting], PlacementPolicy]
 
 
@@ -90,11 +100,21 @@ def weighted(setting: Setting) -> RoutingPolicy:
 
 def predicted_cost(setting: Setting) -> RoutingPolicy:
     """Make our routing."""
-    return PredictedCostRouting(setting.forecast, setting.slo.ttft_s)
+    return PredictedCostRouting(CostEstimator(setting.forecast), setting.slo)
 
 
 def _toppings(setting: Setting) -> RoutingPolicy:
     return ToppingsRouting(setting.model, setting.mean_output_tokens, setting.slo.tbt_s)
+
+
+def admitted(setting: Setting) -> SloAdmission | None:
+    """Make the admission that all policies have where the SLO is kept at the door."""
+    return SloAdmission(CostEstimator(setting.forecast), setting.slo)
+
+
+def unbounded(setting: Setting) -> SloAdmission | None:
+    """Make none: every request is sent at once."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,22 @@ class Policy:
     measure: Callable[[Setting], Measure] = utilisation
     planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
     residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
+    admission: Callable[[Setting], SloAdmission | None] = admitted
+
+    def router(self, setting: Setting) -> MakeRouter:
+        """Return what makes the decisions of one router, which draws from the given rng."""
+
+        def of(rng: np.random.Generator) -> Router:
+            node_chunks = max(1, setting.limits.kv_tokens // CHUNK_TOKENS)
+            return Router(
+                self.routing(setting),
+                self.admission(setting),
+                LoadView(setting.routers),
+                rng,
+                RouterOptions(node_chunks=node_chunks),
+            )
+
+        return of
 
     def coordinator(self, setting: Setting) -> Callable[[int], Coordinator]:
         """Return what makes the coordinator of a given epoch."""

@@ -5,7 +5,7 @@ calls on a connection: they arrive in order, or their sender learns, a while lat
 A partition stops both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,20 +80,28 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class CopySpeeds:
-    """Bytes/s between nodes, in and out of each, and from the registry to each; and seconds before the first
-    byte."""
+    """Bytes/s between nodes, in and out of each, from the registry to each, and from a host's memory to its card;
+    and seconds before the first byte."""
 
     peer_bytes_per_s: float = 25e9
     registry_bytes_per_s: float = 3e9
+    host_bytes_per_s: float = 20e9  # staged through pinned memory
     latency_s: float = 0.002
 
     def reload_s(self, nbytes: int) -> float:
         """Return how long a copy from a peer takes that waits for no other."""
         return self.latency_s + nbytes / self.peer_bytes_per_s
 
+    def recall_s(self, nbytes: int) -> float:
+        """Return how long a copy from the host's memory takes that waits for no other."""
+        return self.latency_s + nbytes / self.host_bytes_per_s
+
 
 class CopyLinks:
-    """When transfers end: each node sends one at a time and receives one at a time."""
+    """When transfers end: each node sends one at a time, receives one at a time, and recalls one at a time.
+
+    `moved_bytes` counts what went over the network.
+    """
 
     def __init__(self, clock: Clock, speeds: CopySpeeds) -> None:
         self._clock, self._speeds = clock, speeds
@@ -104,8 +112,15 @@ class CopyLinks:
         """Move bytes from `source` (None: the registry) to `target`, then `done`."""
         speed = self._speeds.registry_bytes_per_s if source is None else self._speeds.peer_bytes_per_s
         ends = [("in", target), *([("out", source)] if source is not None else [])]
-        start = max(self._clock.now, *(self._busy.get(end, 0.0) for end in ends))
-        free = start + nbytes / speed
-        self._busy.update((end, free) for end in ends)
         self.moved_bytes += nbytes
+        self._move(ends, nbytes / speed, done)
+
+    def recall(self, node: str, nbytes: int, done: Action) -> None:
+        """Move bytes from a node's host memory to its card, then `done`."""
+        self._move([("up", node)], nbytes / self._speeds.host_bytes_per_s, done)
+
+    def _move(self, ends: Sequence[tuple[str, str]], seconds: float, done: Action) -> None:
+        start = max(self._clock.now, *(self._busy.get(end, 0.0) for end in ends))
+        free = start + seconds
+        self._busy.update((end, free) for end in ends)
         self._clock.at(free + self._speeds.latency_s, done)

@@ -1,55 +1,57 @@
 """One simulated node: the real step scheduler and the real agent, a cost model in place of the executor."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Protocol
 
 from lora.adapter import AdapterRef
-from scheduler.blocks import BlockPool
-from scheduler.cluster.cost.model import AdapterLoad, CostModel, StepLoad, load_of
+from scheduler.cluster.cost.learnt import LearntCost
+from scheduler.cluster.cost.model import AdapterLoad, StepLoad, load_of
 from scheduler.cluster.protocol.agent import Action as AgentAction
 from scheduler.cluster.protocol.agent import Depart, Fetch, Free, NodeAgent
-from scheduler.cluster.protocol.messages import Command, NodeHardware, Report
+from scheduler.cluster.protocol.messages import Command, Report
 from scheduler.cluster.routing.base import NodeLoad
-from scheduler.limits import RequestRefused, StepLimits
+from scheduler.limits import MOST_ROWS, RequestRefused
 from scheduler.plan import SliceOutput, StepPlan
 from scheduler.request import Request
-from scheduler.sim.clock import Action, Clock
-from scheduler.sim.store import SimStore, StoreSpec, Transfer
-from scheduler.sim.true_costs import AS_PROFILED, Deviation, TrueCosts
+from scheduler.sim.clock import Clock
+from scheduler.sim.memory.store import AdapterMemory, SimStore, Transfer
+from scheduler.sim.spec import NodeSpec
+from scheduler.sim.true_costs import TrueCosts
 from scheduler.step import StepScheduler
+from scheduler.step_budget import StepBudget
+from scheduler.unified_pool import UnifiedPool
 
 _PREFETCH_DEPTH = 8  # as the engine's
+_LEARNT_FROM = 4  # one step in so many: to learn from each would take as long as to plan it
 _DRAWN, _READ = SliceOutput(1), SliceOutput(None)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
-    """What a simulated node is made of. `model` is what policies are told that its steps cost, `deviation` how far
-    they are from that."""
-
-    machine: NodeHardware
-    model: CostModel
-    limits: StepLimits
-    kv_blocks: int = 4096
-    block_tokens: int = 64
-    store: StoreSpec = field(default_factory=StoreSpec)
-    deviation: Deviation = AS_PROFILED
-
-
 class Progress(Enum):
-    """What a node tells the front door about a request."""
+    """What a node tells a router about a request."""
 
-    FIRST_TOKEN = "first token"
+    TOKEN = "token"
     DONE = "done"
     REFUSED = "refused"
 
 
-Tell = Callable[[Progress], None]
+News = tuple[str, Progress]
+"""What there is to tell of a request, by the name under which it was sent."""
 
 
-def _unheard() -> None:
-    """Do nothing: nobody asks for every token."""
+class Listener(Protocol):
+    """Who sent a request, and hears of it."""
+
+    name: str
+    up: bool
+
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        """Take in news of requests, in order."""
+        ...
+
+
+TellNews = Callable[["SimNode", Listener, Sequence[News]], None]
 
 
 @dataclass(slots=True)
@@ -57,8 +59,7 @@ class _Job:
     """A request on this node, and whom to tell of it."""
 
     request: Request
-    tell: Tell
-    on_token: Action
+    listener: Listener
     drawn_tokens: int = 0
 
 
@@ -66,18 +67,28 @@ class SimNode:
     """Runs what it is given, one step after another; `slowdown` is how many times longer its steps take than is
     their true cost. When it is not `up` any more, what the clock still has in store for it does nothing."""
 
-    def __init__(self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer) -> None:
+    def __init__(
+        self, agent: NodeAgent, spec: NodeSpec, clock: Clock, transfer: Transfer, tell: TellNews
+    ) -> None:
         self.agent, self.spec = agent, spec
-        self.up, self.slowdown = True, 1.0
-        self.store = SimStore(agent, spec.machine.memory_bytes, spec.store, transfer, self._adapter_came)
-        self._clock = clock
+        self.up, self.draining, self.slowdown = True, False, 1.0
+        split = spec.split()
+        self._blocks = split.block_pool(spec.block_tokens)
+        memory = AdapterMemory(spec.machine.memory_bytes, split.first_pages, spec.host_bytes)
+        self.store = SimStore(agent, memory, spec.store, transfer, self._adapter_came)
+        self._memory = UnifiedPool(split, self._blocks, self.store)
+        self._clock, self._tell = clock, tell
+        self._heard: dict[str, int] = {}  # the last request of each router
+        self._loads_told = 0
+        self._learnt = LearntCost((spec.model, *spec.others))
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
-        self._scheduler = StepScheduler(spec.limits, BlockPool(spec.kv_blocks, spec.block_tokens))
+        self._scheduler = StepScheduler(spec.limits, self._blocks)
+        self._budget = StepBudget(spec.step_s, spec.limits.max_num_batched_tokens) if spec.step_s else None
         self._jobs: dict[str, _Job] = {}
         self._stepping = False
         self._planning = False
         self._due = False  # something changed since the last plan
-        self.steps = 0
+        self.steps = self._steps_told = 0
         self.busy_s = 0.0
 
     @property
@@ -85,20 +96,25 @@ class SimNode:
         """Return the node's name in the cluster."""
         return self.agent.node
 
-    def submit(self, request: Request, tell: Tell, on_token: Action = _unheard) -> None:
-        """Run `request` and tell how it goes; refuses what it has no room for. `on_token` is called at each of its
-        tokens, before what is told of that."""
+    @property
+    def kv_tokens(self) -> int:
+        """Return the tokens whose K/V the card has room for now."""
+        return self._blocks.held_blocks * self.spec.block_tokens
+
+    def submit(self, request: Request, listener: Listener, number: int = 0) -> None:
+        """Run `request`, the `number`-th of its router, and tell how it goes; refuses what it has no room for."""
         adapter = request.adapter
-        if not self.store.retain(adapter):
-            tell(Progress.REFUSED)
+        self._heard[listener.name] = max(number, self._heard.get(listener.name, 0))
+        if self.draining or self._is_full(request) or not self.store.retain(adapter):
+            self._tell(self, listener, [(request.request_id, Progress.REFUSED)])
             return
         try:
             self._scheduler.add(request)
         except RequestRefused:
             self.store.release(adapter)
-            tell(Progress.REFUSED)
+            self._tell(self, listener, [(request.request_id, Progress.REFUSED)])
             return
-        self._jobs[request.request_id] = _Job(request, tell, on_token)
+        self._jobs[request.request_id] = _Job(request, listener)
         self.agent.took(adapter, len(request.prompt_token_ids))
         self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
         self._step()
@@ -121,10 +137,13 @@ class SimNode:
 
     def report(self) -> Report:
         """Return the next report to the coordinator."""
-        return self.agent.report(self.slowdown, self.store.cached())
+        self._rest_if_idle()
+        learnt = self._learnt
+        return self.agent.report(learnt.slowdown, self.store.cached(), learnt.kernel, learnt.pace.rounded())
 
     def load(self) -> NodeLoad:
-        """Return what front doors are told of this node's load."""
+        """Return what routers are told of this node's load, but for what it heard from each (see `load_for`)."""
+        self._loads_told += 1
         prompts: dict[AdapterRef, int] = {}
         decoding: dict[AdapterRef, int] = {}
         context = 0
@@ -138,7 +157,27 @@ class SimNode:
                 prompts[ref] += tokens
         parts = (AdapterLoad(ref.rank, tokens, decoding.get(ref, 0)) for ref, tokens in prompts.items())
         digests = frozenset(ref.digest for ref in prompts)
-        return NodeLoad(len(self._jobs), StepLoad(tuple(parts), context), digests, self.store.room_bytes)
+        return NodeLoad(
+            len(self._jobs),
+            StepLoad(tuple(parts), context),
+            digests,
+            self.store.room_bytes,
+            number=(self.agent.session << 32) + self._loads_told,
+            draining=self.draining,
+            step_rows=self._budget and self._budget.rows,
+            kernel=self._learnt.kernel,
+            pace=self._learnt.pace.rounded(),
+        )
+
+    def load_for(self, router: str, load: NodeLoad) -> NodeLoad:
+        """Return `load` as that router is told."""
+        return replace(load, heard=self._heard.get(router, 0))
+
+    def _rest_if_idle(self) -> None:
+        """Let what was learnt of the pace fade while no step runs."""
+        if self.steps == self._steps_told:
+            self._learnt.rest()
+        self._steps_told = self.steps
 
     def jobs(self) -> list[str]:
         """Return the requests being worked on."""
@@ -149,12 +188,19 @@ class SimNode:
         standstill."""
         name = self.name
         self.store.check()
+        kv_bytes = self.kv_tokens * self.spec.kv_token_bytes
+        assert kv_bytes + self.store.page_bytes <= self.spec.memory_bytes, (
+            f"{name} holds more than its card has"
+        )
         for request_id, job in self._jobs.items():
             ref = job.request.adapter
             assert self._scheduler.is_live(request_id), f"{request_id} is lost on {name}"
             assert self.store.is_retained(ref), f"{request_id} on {name} does not hold on to {ref.name}"
         goes_on = self._stepping or self.store.is_fetching
         assert goes_on or not self._jobs, f"{name} has work and does nothing"
+
+    def _is_full(self, request: Request) -> bool:
+        return self._scheduler.live().waiting + request.params.n > self.spec.max_waiting
 
     def _do(self, action: AgentAction) -> bool:
         match action:
@@ -177,7 +223,7 @@ class SimNode:
             lost = [job for job in self._jobs.values() if job.request.adapter == ref]
             for job in lost:
                 self.abort(job.request.request_id)
-                job.tell(Progress.REFUSED)
+                self._tell(self, job.listener, [(job.request.request_id, Progress.REFUSED)])
 
     def _step(self) -> None:
         """Begin the next step, unless one runs or nothing can. Empty steps go by until nothing more comes of them."""
@@ -189,17 +235,31 @@ class SimNode:
             self._planning = False
 
     def _plan(self) -> None:
-        """Plan a step and start what it holds; without a slice it only lets adapters make room."""
-        plan = self._scheduler.plan(self._clock.now, self.store.begin_step())
+        """Plan a step and start what it holds; without a slice it only lets adapters, or K/V, make room."""
+        if self._memory.must_move(short := self._scheduler.short_blocks()):
+            self._memory.move(short)
+        overdue = self._scheduler.overdue()
+        if overdue is None:
+            leaving = self.store.make_way(None, frozenset())
+        else:
+            leaving = self.store.make_way(overdue.adapter, overdue.running)
+        rows = self._budget.rows if self._budget is not None else MOST_ROWS
+        plan = self._scheduler.plan(self._clock.now, self.store.begin_step(), leaving, rows)
         if plan.slices:
             self.store.acquire(plan.adapters)
             self._start(plan)
         self.store.prefetch(self._scheduler.wanted(_PREFETCH_DEPTH))
-        if not plan.slices and self.store.would_go_on():
+        short = self._scheduler.short_blocks()
+        if not plan.slices and (self.store.would_go_on() or self._memory.must_move(short)):
             self._due = True
 
     def _start(self, plan: StepPlan) -> None:
-        seconds = self._costs.step_s(load_of(plan), self._clock.now) * self.slowdown
+        load = load_of(plan)
+        seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
+        if self._budget is not None:
+            self._budget.ran(sum(part.prefill_tokens for part in load.adapters), seconds)
+        if self.steps % _LEARNT_FROM == 0:
+            self._learnt.observe(load, seconds)
         self._stepping = True
         self.steps += 1
         self.busy_s += seconds
@@ -212,16 +272,19 @@ class SimNode:
         self._stepping = False
         self.store.end_step(plan.adapters)
         outputs = [_DRAWN if part.samples else _READ for part in plan.slices]
+        news: dict[str, tuple[Listener, list[News]]] = {}
         for event in self._scheduler.commit(plan, outputs):
-            job = self._jobs[event.key.request_id]
+            name = event.key.request_id
+            job = self._jobs[name]
             job.drawn_tokens += 1
-            job.on_token()
             self.agent.took(job.request.adapter, 1)
-            if job.drawn_tokens == 1:
-                job.tell(Progress.FIRST_TOKEN)
+            _, told = news.setdefault(job.listener.name, (job.listener, []))
+            told.append((name, Progress.TOKEN))
             if event.finish_reason is not None:
-                del self._jobs[event.key.request_id]
+                del self._jobs[name]
                 self.store.release(job.request.adapter)
-                job.tell(Progress.DONE)
+                told.append((name, Progress.DONE))
+        for listener, told in news.values():
+            self._tell(self, listener, told)
         self._give_up_hopeless()
         self._step()

@@ -103,8 +103,8 @@ class Outcome:
     """The figures of a run. Percentiles are over the requests that were served, `gap_p99_s` over all single gaps
     between tokens.
 
-    `in_time` is the part of all requests that was served within the SLO, `goodput` such requests a second, and
-    `worst_tenant` the least part in time of any tenant of 20 requests or more (None where there is none).
+    `in_time` is the part of all requests that was served within the SLO, `goodput` such requests a second.
+    `worst_tenant` is the least part in time of any tenant of 20 requests or more, None where there is none.
     `jain` is Jain's index of fairness of the tenants' parts in time, 1 where all are alike. Of clients that came
     again after a refusal when they were told to, `promises_kept` were then served and `promises_broken` refused.
     """

@@ -12,17 +12,17 @@ from scheduler.cluster.cost.profile import Lengths, Profile
 from scheduler.cluster.policies import Policy, Setting
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
-from scheduler.limits import StepLimits
-from scheduler.sim.node import NodeSpec, SimNode
-from scheduler.sim.oracle_demand import oracle_rates
+from scheduler.limits import DEFAULTS, StepLimits
+from scheduler.sim.ablations.oracle_demand import oracle_rates
+from scheduler.sim.memory.store import StoreSpec
+from scheduler.sim.node import SimNode
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator
-from scheduler.sim.spec import SimulatorSpec
-from scheduler.sim.store import StoreSpec
+from scheduler.sim.spec import NodeSpec, SimulatorSpec
 from scheduler.sim.true_costs import AS_PROFILED, Deviation
 from scheduler.sim.workload.trace import Arrival, Call
+from scheduler.unified_pool import PoolSplit
 
-_BLOCK_TOKENS = 64
 _RANKS = (8, 16, 32, 64, 128)
 _DRAIN = 100.0  # times as long as the traffic: far more than any backlog that is worth a figure
 
@@ -36,30 +36,44 @@ Watch = Callable[[float, Mapping[str, Record]], None]
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Nodes of one kind: a profile (it holds the SLO and the mean request too), the kernels, and the memory for
-    adapters on each. Policies are told profile and kernels, and nothing of the nodes' `deviation` from them."""
+    """Nodes of one kind: a profile (it holds the SLO and the mean request too), the kernels, and the memory of each.
+
+    `memory_bytes` are what the card has beside the base model, for K/V and adapters together. Adapters take at most
+    `adapter_bytes` of it, two thirds unless told otherwise; what they do not take is K/V's. `host_bytes` of the
+    host's memory keep what leaves the card. Policies are told profile and kernels, and nothing of the nodes'
+    `deviation` from them.
+    """
 
     profile: Profile
     kernel: Kernel
     memory_bytes: int
     deviation: Deviation = AS_PROFILED
+    adapter_bytes: int | None = None
+    host_bytes: int = 64 << 30
 
     def node(self, residency: ResidencyPolicy) -> NodeSpec:
         """Describe a node for the simulator; its operating points follow from the profile's SLO and mean request."""
-        limits = self.profile.limits
+        limits, block_tokens = self.profile.limits, DEFAULTS.block_size
+        most = self.memory_bytes * 2 // 3 if self.adapter_bytes is None else self.adapter_bytes
+        least_kv_tokens = (self.memory_bytes - most) // limits.kv_token_bytes
         steps = StepLimits(
-            max_num_seqs=256,
+            max_num_seqs=DEFAULTS.max_num_seqs,
             max_num_batched_tokens=limits.step_prompt_tokens,
-            max_model_len=limits.kv_tokens // 2,
+            max_model_len=max(2, min(limits.kv_tokens // 2, least_kv_tokens)),
         )
-        points = self.profile.operating_points(self.kernel, _RANKS)
+        block_bytes = block_tokens * limits.kv_token_bytes
+        needed = -(-steps.max_model_len // block_tokens)
+        split = PoolSplit.bounded(self.memory_bytes, most, block_bytes, limits.page_bytes, needed)
+        most = min(most, split.most_adapter_pages * limits.page_bytes)
         return NodeSpec(
-            machine=NodeHardware(self.memory_bytes, points),
+            machine=NodeHardware(most, self.profile.operating_points(self.kernel, _RANKS)),
             model=self.profile.model(self.kernel),
             limits=steps,
-            kv_blocks=limits.kv_tokens // _BLOCK_TOKENS,
-            block_tokens=_BLOCK_TOKENS,
+            memory_bytes=self.memory_bytes,
+            kv_token_bytes=limits.kv_token_bytes,
+            host_bytes=self.host_bytes,
             store=StoreSpec(limits.page_bytes, residency),
+            others=self.profile.models,
             deviation=self.deviation,
         )
 
@@ -80,7 +94,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What there was at one second: transfers and bytes moved so far, and bytes over all nodes.
+    """What there was at one second: transfers and bytes moved over the network so far, and bytes over all nodes.
 
     `kept_bytes` are of what is kept on the coordinator's behalf, `used_bytes` with what is cached beyond
     that.
@@ -144,7 +158,7 @@ def replay(
     except GiveUp:
         finished = False
     records = tuple(simulator.records.values())
-    steps = sum(node.steps for node in simulator.nodes.values())
+    steps = sum(node.steps for node in simulator.cluster.nodes.values())
     placed_s = min(sampler.placed_s or 0.0, traffic.seconds / 2)
     counted_s = max(traffic.warm_s, placed_s)
     counted = (record for record in records if record.arrival.call.arrival_s >= counted_s)
@@ -175,18 +189,18 @@ class _Sampler:
         self._watch(now, self._simulator.records)
 
     def _sample(self, now: float) -> None:
-        simulator, nodes = self._simulator, self._simulator.nodes
+        simulator, nodes = self._simulator, self._simulator.cluster.nodes
         self.samples.append(
             Sample(
                 at_s=now,
-                pulls=sum(node.store.fetches for node in nodes.values()),
-                moved_bytes=simulator.links.moved_bytes,
+                pulls=sum(node.store.fetches - node.store.recalls for node in nodes.values()),
+                moved_bytes=simulator.cluster.links.moved_bytes,
                 kept_bytes=sum(node.agent.used_bytes for node in nodes.values()),
                 used_bytes=sum(node.store.used_bytes for node in nodes.values()),
             )
         )
-        if simulator.coordinator is not None:
-            self.table = simulator.coordinator.table
+        if simulator.cluster.coordinator is not None:
+            self.table = simulator.cluster.coordinator.table
         self.busy = {name: node.busy_s / now for name, node in nodes.items()}
         if self.placed_s is None and self._is_placed(nodes):
             self.placed_s = now
@@ -213,13 +227,14 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
         known_rates=oracle_rates(traffic.arrivals),
         mean_prompt_tokens=sum(prompts) / max(1, len(prompts)),
         limits=hardware.profile.limits,
+        others=hardware.profile.models,
     )
     return SimulatorSpec(
         node=node,
         nodes=tuple(f"n{at}" for at in range(nodes)),
         adapters=traffic.adapters,
         coordinator=policy.coordinator(setting),
-        routing=policy.routing(setting),
+        router=policy.router(setting),
     )
 
 

@@ -1,7 +1,7 @@
 """What a simulated node's steps truly take, which no policy is told.
 
-Policies know a profile. A machine is not as its profile says: each part of a step's cost is off by a factor of
-its own, its pace drifts as it runs, and it may run other kernels than it was profiled with. All of that is drawn
+Policies know a profile. A machine is not as its profile says. Each part of a step's cost is off by a factor of
+its own. Its pace drifts as it runs, and it may run other kernels than it was profiled with. All of that is drawn
 by seed and by the node's name, so that a node that starts anew is the same machine.
 """
 

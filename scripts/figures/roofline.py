@@ -86,5 +86,5 @@ def derived(
         models=models,
         slo=slo,
         lengths=Lengths(1024, 256),
-        limits=Limits(2048, int(free_bytes / kv_bytes)),
+        limits=Limits(2048, int(free_bytes / kv_bytes), kv_token_bytes=int(kv_bytes)),
     )

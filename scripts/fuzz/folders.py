@@ -11,10 +11,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.errors import InvalidConfig
 from engine.text.template_renderer import InvalidChat
-from engine.tokenizer import PromptTooLong, Tokenizer, TokenizerFailed
+from engine.tokenizer import PromptTooLong, TokenizerFailed
 from lora.errors import AdapterRefused
 from lora.format.peft import WEIGHTS_FILE, pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
@@ -143,7 +144,7 @@ def tokenizers() -> FolderTarget:
     """Return the target of a tokenizer's files, which also writes, reads and chats."""
 
     def read(folder: Path) -> None:
-        with closing(Tokenizer.load(folder)) as tokenizer:
+        with closing(load_tokenizer(folder)) as tokenizer:
             tokenizer.decode(tokenizer.encode("garden \U0001f600", most_tokens=64))
             if tokenizer.has_chat_template:
                 tokenizer.encode_chat([{"role": "user", "content": "garden"}], most_tokens=64)

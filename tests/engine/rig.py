@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from engine.assembly.assembly import Engine, ModelCard
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.core import EngineCore
-from engine.tokenizer import Tokenizer
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
@@ -64,7 +64,7 @@ def build(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))
-    return Rig(Engine(core, store, Tokenizer.load(folder), card, changed), executor, folders)
+    return Rig(Engine(core, store, load_tokenizer(folder), card, changed), executor, folders)
 
 
 def is_clean(engine: Engine) -> bool:

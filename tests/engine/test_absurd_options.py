@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from engine import serve
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.demo.embedded import DEMO_BASE
 from engine.errors import InvalidConfig
-from engine.tokenizer import Tokenizer, TokenizerFailed
+from engine.tokenizer import TokenizerFailed
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ class Panicking:
 
 
 def test_a_tokenizer_that_panics_ends_one_text_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = Tokenizer.load(DEMO_BASE)
+    tokenizer = load_tokenizer(DEMO_BASE)
     monkeypatch.setattr(tokenizer, "_backend", Panicking())
     with pytest.raises(TokenizerFailed, match="index out of bounds"):
         tokenizer.encode("x")
@@ -62,4 +63,4 @@ def test_a_tokenizer_that_panics_on_common_text_is_refused_at_start(tmp_path: Pa
     content["post_processor"]["special_tokens"].clear()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(InvalidConfig, match="its tokenizer cannot be read: the tokenizer failed"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)

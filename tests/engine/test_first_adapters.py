@@ -12,6 +12,7 @@ from engine.config.command_line import serve_config
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.serve import USAGE_ERROR, main
+from lora.adapter import is_name
 from lora.errors import AdapterRefused, InvalidName, UnknownAdapter
 from lora.format.folder_stamp import FolderStamp
 from tests.lora.store_rig import StoreRig
@@ -116,6 +117,27 @@ def test_the_base_is_called_what_was_written(
     assert llm.engine.card.names == names
     prompt = llm.tokenizer.encode("garden")
     assert len(llm.generate([prompt] * len(names), adapters=list(names))) == len(names)
+    llm.close()
+
+
+def test_a_base_may_be_called_what_no_adapter_may(tmp_path: Path) -> None:
+    model = tmp_path / "My model (größer)"
+    model.symlink_to(REVERSE.parent.parent / "base")
+    assert not is_name(model.name)
+    llm = LLM(model, max_model_len=64, kv_cache_bytes=1 << 20)
+    assert llm.engine.card.names == (model.name,)
+    assert llm.generate(["garden"], adapters=[model.name])
+    llm.close()
+
+
+def test_a_base_without_a_printable_name_is_refused_with_the_option_that_gives_one(tmp_path: Path) -> None:
+    model = tmp_path / "two\nlines"
+    model.symlink_to(REVERSE.parent.parent / "base")
+    with pytest.raises(InvalidConfig, match="give another with --served-model-name") as refusal:
+        LLM(model, max_model_len=64, kv_cache_bytes=1 << 20)
+    assert str(refusal.value).isprintable()
+    llm = LLM(model, served_model_name="plain", max_model_len=64, kv_cache_bytes=1 << 20)
+    assert llm.engine.card.names == ("plain",)
     llm.close()
 
 

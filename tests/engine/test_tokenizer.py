@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.errors import InvalidConfig
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import PromptTooLong, Tokenizer
@@ -45,12 +46,12 @@ def test_the_characters_that_begin_in_tokens_add_up(text: str) -> None:
 
 def test_a_tokenizer_is_read_from_a_folder_and_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    tokenizer = Tokenizer.load(tmp_path / "model")
+    tokenizer = load_tokenizer(tmp_path / "model")
     assert tokenizer.encode("hi") == BYTES.encode("hi")
     assert tokenizer.has_chat_template
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidConfig, match="empty"):
-        Tokenizer.load(tmp_path / "empty")
+        load_tokenizer(tmp_path / "empty")
 
 
 def test_a_tokenizer_tells_its_end_and_which_texts_are_special_tokens() -> None:
@@ -66,14 +67,14 @@ def test_a_chat_template_that_cannot_be_read_is_refused_at_start(tmp_path: Path,
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
     with pytest.raises(InvalidConfig, match=r"chat template|tokenizer cannot be read"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_spoilt_tokenizer_file_is_refused_in_one_line(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": 3}')
     with pytest.raises(InvalidConfig, match="its tokenizer cannot be read") as error:
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -110,7 +111,9 @@ def test_other_threads_go_on_while_a_text_is_tokenised_and_written() -> None:
 
 def test_a_prompt_that_cannot_fit_is_refused_with_its_characters() -> None:
     most = BYTES.most_chars(16)
-    assert len(BYTES.encode("x" * most, most_tokens=16)) == most + 1
+    assert len(BYTES.encode("x" * 15, most_tokens=16)) == 16
+    with pytest.raises(PromptTooLong, match=f"{most + 1} tokens.*is 16 tokens: shorten"):
+        BYTES.encode("x" * most, most_tokens=16)
     with pytest.raises(
         PromptTooLong, match=f"{most + 1} characters.*is 16 tokens.*at most {most} characters"
     ):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.errors import InvalidConfig
 from engine.tokenizer import Tokenizer
 from scripts.fuzz.mutators import spoilt_bytes, spoilt_value
@@ -37,7 +38,7 @@ def load(files: dict[str, bytes]) -> Tokenizer | None:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         try:
-            return Tokenizer.load(folder)
+            return load_tokenizer(folder)
         except InvalidConfig as error:
             refusal = error
     assert refusal.field == "model"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.errors import InvalidConfig
-from engine.tokenizer import Tokenizer
 from model.checkpoint import CheckpointError, load_weights, read_config
 from model.config import UnsupportedModel
 from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors, spoilt_value
@@ -56,7 +56,7 @@ def test_a_spoilt_field_is_taken_or_refused(folder: Path, name: str) -> None:
         path.write_bytes(spoilt(chance, path))
         try:
             if name == "tokenizer_config.json":
-                Tokenizer.load(folder)
+                load_tokenizer(folder)
             else:
                 load_weights(folder, read_config(folder), torch.float32, CPU, progress=False)
         except (CheckpointError, UnsupportedModel, InvalidConfig):

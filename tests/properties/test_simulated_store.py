@@ -21,8 +21,8 @@ from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.residency import CheapestWindow
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec
 from scheduler.sim.network import CopySpeeds
-from scheduler.sim.store import SimStore, StoreSpec
 from tests.chance import examples
 from tests.lora.executors import HeldExecutor
 from tests.oracles.adapters import base_shape, write_adapter
@@ -55,10 +55,9 @@ class StoresMachine(RuleBasedStateMachine):
         self.live = AdapterStore(SHAPE, torch.float32, residency, None, self.executor)
         self.arrivals: list[Callable[[], None]] = []
         machine = NodeHardware(NUM_PAGES * PAGE_BYTES, OperatingPoints((8,), (1.0,)))
+        memory = AdapterMemory(machine.memory_bytes, NUM_PAGES)
         spec = StoreSpec(PAGE_BYTES, CheapestWindow(), HOST_MEMORY)
-        self.simulated = SimStore(
-            NodeAgent("n", machine), machine.memory_bytes, spec, self._transfer, lambda: None
-        )
+        self.simulated = SimStore(NodeAgent("n", machine), memory, spec, self._transfer, lambda: None)
         self.refs: list[AdapterRef] = []
         self.users: list[AdapterRef] = []
         self.planned: list[AdapterRef] | None = None
@@ -101,6 +100,13 @@ class StoresMachine(RuleBasedStateMachine):
         refs = data.draw(st.permutations(list(dict.fromkeys(self.users))))
         self.live.loader.prefetch(refs)
         self.simulated.prefetch(refs)
+
+    @rule(data=st.data())
+    def make_way(self, data: st.DataObject) -> None:
+        """For what a request waits for, or for none any more, while some sequences run."""
+        ref = data.draw(st.sampled_from([None, *self.users]))
+        running = frozenset(each.digest for each in self.users if data.draw(st.booleans()))
+        assert self.simulated.make_way(ref, running) == self.live.make_way(ref, running)
 
     @precondition(lambda self: self.lease is None)
     @rule()

@@ -231,11 +231,15 @@ def test_a_stream_that_moves_at_any_token_goes_on_with_the_events_of_one_that_st
 
 
 class SmallStore:
-    """Holds `slots` adapters, loads each in `load_steps` steps, and evicts only what the last step did not use."""
+    """Holds `slots` adapters, loads each in `load_steps` steps, and evicts only what the last step did not use.
+
+    For what is overdue one leaves that no running sequence uses any more.
+    """
 
     def __init__(self, rig: Rig, slots: int, load_steps: int) -> None:
         self._rig, self._slots, self._load_steps = rig, slots, load_steps
         self._arrives: dict[str, float] = {}
+        self._window: str | None = None
         rig.ready.clear()
 
     def step(self) -> None:
@@ -243,10 +247,25 @@ class SmallStore:
         for digest in [digest for digest, at in self._arrives.items() if at <= self._rig.now]:
             del self._arrives[digest]
             self._rig.ready.add(digest)
+        self._rig.leaving = self._leaving()
         self._rig.step()
         for adapter in self._rig.scheduler.wanted(self._slots):
             if adapter.digest not in self._arrives and self._make_room():
                 self._arrives[adapter.digest] = self._rig.now + self._load_steps
+
+    def _leaving(self) -> set[str]:
+        overdue, ready = self._rig.scheduler.overdue(), self._rig.ready
+        here = ready | self._arrives.keys()
+        if overdue is None or overdue.adapter.digest in here or len(ready) < self._slots:
+            self._window = None
+            return set()
+        if self._window not in ready:
+            self._window = min(ready)
+        if self._window not in overdue.running:
+            ready.remove(self._window)
+            self._arrives[overdue.adapter.digest] = self._rig.now + self._load_steps
+            return set()
+        return {self._window}
 
     def _make_room(self) -> bool:
         used = {part.request.adapter.digest for part in self._rig.plans[-1].slices}

@@ -49,6 +49,7 @@ class Rig:
         self.scheduler = StepScheduler(limits, self.pool)
         self.device = device or Device(block_size)
         self.ready = {adapter.digest for adapter in ADAPTERS}
+        self.leaving: set[str] = set()
         self.now = 0.0
         self.plans: list[StepPlan] = []
         self.events: dict[SequenceKey, list[TokenEvent]] = {}
@@ -70,7 +71,7 @@ class Rig:
     def plan(self) -> StepPlan:
         """Plan a step and have the device run it; its commit is still to come."""
         before = self.scheduler.live().preemptions
-        plan = self.scheduler.plan(self.now, frozenset(self.ready))
+        plan = self.scheduler.plan(self.now, frozenset(self.ready), frozenset(self.leaving))
         self.audit()
         if not self._in_flight:
             assert plan.slices or self.scheduler.live().preemptions == before, "preempted for nothing"

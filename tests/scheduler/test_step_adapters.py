@@ -2,7 +2,7 @@
 
 from lora.adapter import BASE
 from scheduler.limits import StepLimits
-from scheduler.plan import StepPlan
+from scheduler.plan import Overdue, StepPlan
 from scheduler.request import SamplingParams
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
@@ -72,15 +72,47 @@ def test_within_its_patience_a_sequence_is_overtaken() -> None:
     assert names(rig.step()) == ["a", "a2"]
 
 
-def test_out_of_patience_nothing_behind_it_is_admitted_and_what_runs_goes_on() -> None:
-    rig = rig_with("A", patience_s=5.0)
+def test_out_of_patience_it_is_overdue_and_only_what_is_to_leave_waits() -> None:
+    rig = rig_with("AC", patience_s=5.0)
     rig.add(request("first", [1], A, LONG), request("b", [1], B))
     rig.step()
-    rig.add(request("behind", [1], A), request("base", [1]))
+    assert rig.scheduler.overdue() is None
     rig.now = 5.0
-    assert names(rig.step()) == ["first"]
-    rig.ready.add(B.digest)
-    assert names(rig.step()) == ["first", "b", "behind", "base"]
+    rig.step()
+    assert rig.scheduler.overdue() == Overdue(B, frozenset({A.digest}))
+    rig.leaving = {A.digest}
+    rig.add(request("behind", [1], A), request("base", [1]), request("c", [1], C))
+    assert names(rig.step()) == ["first", "base", "c"]
+    rig.leaving = set()
+    rig.ready = {B.digest}
+    assert names(rig.step())[-1] == "b"
+    assert rig.scheduler.overdue() is None
+
+
+def test_what_is_overdue_is_wanted_before_what_stalls() -> None:
+    rig = rig_with("A", patience_s=5.0)
+    rig.add(request("b", [1], B))
+    rig.step()
+    rig.add(request("a", [1], A, LONG))
+    rig.step()
+    rig.ready, rig.now = set(), 5.0
+    rig.step()
+    assert rig.scheduler.wanted(8) == (B, A)
+    assert rig.scheduler.overdue() == Overdue(B, frozenset({A.digest}))
+
+
+def test_a_running_sequence_that_stalls_too_long_is_overdue_before_those_that_wait() -> None:
+    rig = rig_with("A", patience_s=5.0)
+    rig.add(request("a", [1], A, LONG), request("b", [1], B))
+    rig.step()
+    rig.ready = set()
+    rig.step()
+    rig.now += 5.0
+    rig.step()
+    assert rig.scheduler.overdue() == Overdue(A, frozenset({A.digest}))
+    rig.ready = {A.digest}
+    rig.step()
+    assert rig.scheduler.overdue() == Overdue(B, frozenset({A.digest}))
 
 
 def test_patience_runs_from_when_the_sequence_could_have_been_admitted() -> None:
@@ -90,6 +122,7 @@ def test_patience_runs_from_when_the_sequence_could_have_been_admitted() -> None
     rig.steps(8)  # the only seat was taken: nobody was passed over yet
     assert rig.now == 8.0
     assert names(rig.step()) == ["a"]
+    assert rig.scheduler.overdue() is None
 
 
 def test_patience_starts_anew_once_a_sequence_has_run() -> None:
@@ -109,10 +142,11 @@ def test_patience_starts_anew_once_a_sequence_has_run() -> None:
     rig.drain()
 
 
-def test_patience_of_nothing_is_strictly_first_come_first_served() -> None:
+def test_without_patience_a_cold_adapter_is_overdue_at_once() -> None:
     rig = rig_with("A", patience_s=0.0)
     rig.add(request("b", [1], B), request("a", [1], A))
-    assert names(rig.step()) == []
+    rig.step()
+    assert rig.scheduler.overdue() == Overdue(B, frozenset({A.digest}))
 
 
 def test_a_stream_of_hot_requests_cannot_starve_a_cold_adapter() -> None:
@@ -126,12 +160,14 @@ def test_a_stream_of_hot_requests_cannot_starve_a_cold_adapter() -> None:
         rig.add(request(f"hot-{number}", [number], A, params))
         if rig.now == arrived_s:
             rig.add(asked)
+        overdue = rig.scheduler.overdue()
+        rig.leaving = rig.ready - {B.digest} if overdue else set()
+        if overdue and not overdue.running:
+            rig.ready, rig.leaving = {B.digest}, set()
         plan = rig.step()
         if "cold" in names(plan):
             admitted_s = rig.now
             break
-        if rig.scheduler.wanted(1) == (B,) and not plan.slices:
-            rig.ready = {B.digest}
     assert admitted_s is not None
     wait_for_a_seat_s, load_s = drawn * 2, 2
     assert admitted_s - arrived_s <= wait_for_a_seat_s + patience_s + drawn + load_s

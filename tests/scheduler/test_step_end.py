@@ -4,9 +4,8 @@ import pytest
 
 from lora.adapter import BASE
 from scheduler.limits import StepLimits
-from scheduler.plan import FinishReason, SequenceKey, SliceOutput, TokenLogprob
+from scheduler.plan import FinishReason, Live, SequenceKey, SliceOutput, TokenLogprob
 from scheduler.request import Request, SamplingParams
-from scheduler.waiting import Live
 from tests.scheduler.device import Tape
 from tests.scheduler.rig import ADAPTERS, Rig, request
 

@@ -6,9 +6,8 @@ import pytest
 
 from lora.adapter import BASE, AdapterRef
 from scheduler.limits import RequestRefused, StepLimits
-from scheduler.plan import SequenceKey, StepPlan
+from scheduler.plan import Live, SequenceKey, StepPlan
 from scheduler.request import SamplingParams
-from scheduler.waiting import Live
 from tests.scheduler.rig import ADAPTERS, Rig, request
 
 LIMITS = StepLimits(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=100)

@@ -3,9 +3,8 @@
 import pytest
 
 from scheduler.limits import StepLimits
-from scheduler.plan import PENDING, SequenceKey, StepPlan
+from scheduler.plan import PENDING, Live, SequenceKey, StepPlan
 from scheduler.request import SamplingParams
-from scheduler.waiting import Live
 from tests.scheduler.device import EOS, Tape
 from tests.scheduler.rig import ADAPTERS, Rig, request
 

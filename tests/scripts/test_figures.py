@@ -1,13 +1,17 @@
 """The cluster's suites: each runs from nothing to a picture, keeps its rows, and goes on where it was."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo, from_json
+from scheduler.cluster.policies import OURS
+from scheduler.sim.workload.trace import Arrival
 from scripts.bench.simulator import __main__ as bench_simulator
 from scripts.figures import (
     ablations,
@@ -18,6 +22,7 @@ from scripts.figures import (
     timelines,
     workloads,
 )
+from scripts.figures.cluster_run import PROFILE, ClusterRun, hardware, read_traces, traffic
 from scripts.figures.policies import WORKLOADS, runs_of, throughput, throughputs
 from scripts.figures.rank_interference import step_s
 from scripts.figures.roofline import H100, LLAMA_8B, derived
@@ -36,6 +41,7 @@ SUITES = [
         workloads,
     )
 ]
+TRACES = read_traces(None)
 SHIPPED = Path(__file__).parents[2] / "scheduler" / "cluster" / "profiles" / "h100_llama8b.json"
 
 
@@ -98,8 +104,39 @@ def test_throughput_is_the_highest_rate_within_the_slo() -> None:
     assert throughput([row | {"meets": False} for row in rows]) == 0.0
 
 
+def _traffic(**options: Any) -> Sequence[Arrival]:
+    return traffic(
+        replace(ClusterRun("ours", rate=8.0, seconds=60.0, lead_s=5.0), **options), TRACES
+    ).arrivals
+
+
+def test_traffic_is_the_same_for_every_policy_and_node() -> None:
+    plain = _traffic()
+    assert plain == _traffic(policy="paper", kernel="exact", true_kernel="fixed", sigma=0.5, memory_gib=9.0)
+    assert plain != _traffic(seed=1)
+    assert min(each.call.arrival_s for each in plain) >= 5.0
+
+
+def test_each_option_of_the_traffic_changes_only_its_own() -> None:
+    plain, heavy, talking = _traffic(), _traffic(lengths="burstgpt"), _traffic(turns=4.0, tenants=10)
+    crowd = _traffic(curve="step:3:20:15")
+    assert [each.call.arrival_s for each in plain] == [each.call.arrival_s for each in heavy]
+    assert [each.adapter for each in plain] == [each.adapter for each in heavy]
+    assert [each.call.output_tokens for each in plain] == [each.call.output_tokens for each in talking]
+    assert len(crowd) == pytest.approx(len(plain) * (1 + 2 * 15 / 60), abs=2)
+    assert sum(25 <= each.call.arrival_s < 40 for each in crowd) > len(crowd) / 3
+    assert len({each.tenant for each in talking}) == 10
+
+
+def test_policies_are_told_the_profile_and_nodes_run_what_is_true() -> None:
+    run = ClusterRun("ours", kernel="exact", true_kernel="fixed", sigma=0.1, seconds=5.0)
+    spec = hardware(run, traffic(run, TRACES)).node(OURS.residency)
+    assert spec.model == PROFILE.model(Kernel.EXACT)
+    assert spec.deviation.model == PROFILE.model(Kernel.FIXED)
+
+
 def test_the_simulator_is_timed(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     bench_simulator.main(["--quick", "--out", str(out)])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert {row["asked"]["what"].split()[0] for row in rows} == {"place", "growth", "hour"}
+    assert {row["asked"]["what"].split()[0] for row in rows} == {"place", "route", "growth", "hour"}

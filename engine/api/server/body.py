@@ -18,6 +18,7 @@ from engine.waiting.task_pool import TaskPool
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the formats
 _RAW_DEFLATE_BITS = -15
+_PIECE_BYTES = 1 << 18
 
 
 class BodyReader:
@@ -30,23 +31,28 @@ class BodyReader:
         self._held_bytes = 0
 
     @asynccontextmanager
-    async def read(self, request: web.Request) -> AsyncGenerator[bytes]:
-        """Read a body, which counts as held until the context ends. Raises ApiError."""
-        held = _Held(self)
+    async def read(self, request: web.Request, most_bytes: int | None = None) -> AsyncGenerator[bytearray]:
+        """Read a body, which counts as held until the context ends. Raises ApiError.
+
+        It may have as many bytes as any other, or `most_bytes` if that is less.
+        """
+        held = _Held(self, self._config.max_body_bytes, " (--max-body-bytes)")
+        if most_bytes is not None and most_bytes < held.most:
+            held = _Held(self, most_bytes, "")
         try:
             yield await self._read(request, held)
         finally:
             self._held_bytes -= held.nbytes
 
-    async def _read(self, request: web.Request, held: "_Held") -> bytes:
+    async def _read(self, request: web.Request, held: "_Held") -> bytearray:
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", *_WINDOW_BITS):
             message = (
                 f"bodies may come as they are or compressed by {' or '.join(_WINDOW_BITS)}: use one of these"
             )
             raise ApiError(415, message, None, "unsupported_encoding")
-        if (request.content_length or 0) > self._config.max_body_bytes:
-            raise self._too_large()
+        if (request.content_length or 0) > held.most:
+            raise held.too_large()
         if "Expect" in request.headers and request.version == HttpVersion11:
             await request.writer.write(_CONTINUE)
             request.writer.output_size = 0  # the response has not begun
@@ -64,20 +70,20 @@ class BodyReader:
             ) from error
         if encoding == "identity":
             return body
-        plain = await self._pool.run(lambda: _decompressed(body, encoding, self._config.max_body_bytes))
+        plain = await self._pool.run(lambda: _decompressed(body, encoding, held.most))
         if plain is None:
-            raise self._too_large()
+            raise held.too_large()
         held.add(len(plain))
         return plain
 
-    async def _receive(self, request: web.Request, held: "_Held") -> bytes:
+    async def _receive(self, request: web.Request, held: "_Held") -> bytearray:
         body = bytearray()
         while chunk := await request.content.readany():
             held.add(len(chunk))
             body += chunk
-            if len(body) > self._config.max_body_bytes:
-                raise self._too_large()
-        return bytes(body)
+            if len(body) > held.most:
+                raise held.too_large()
+        return body
 
     def hold(self, nbytes: int) -> None:
         """Count bytes that are held. Raises ApiError if there are too many."""
@@ -86,19 +92,18 @@ class BodyReader:
             raise ApiError(503, message, None, "busy", retry_after_s=1)
         self._held_bytes += nbytes
 
-    def _too_large(self) -> ApiError:
-        limit = self._config.max_body_bytes
-        return ApiError(
-            413, f"the request body is over {limit} bytes (--max-body-bytes)", None, "body_too_large"
-        )
-
 
 class _Held:
-    """What one body holds of its reader's memory."""
+    """What one body holds of its reader's memory, and how many bytes it may have."""
 
-    def __init__(self, reader: BodyReader) -> None:
-        self._reader = reader
-        self.nbytes = 0
+    def __init__(self, reader: BodyReader, most: int, option: str) -> None:
+        self._reader, self._option = reader, option
+        self.most, self.nbytes = most, 0
+
+    def too_large(self) -> ApiError:
+        """Make the error for a body of more bytes."""
+        message = f"the request body is over {self.most} bytes{self._option}"
+        return ApiError(413, message, None, "body_too_large")
 
     def add(self, nbytes: int) -> None:
         self._reader.hold(nbytes)
@@ -115,22 +120,32 @@ async def wait_with_continue(request: web.Request) -> web.StreamResponse | None:
     return response
 
 
-def _decompressed(body: bytes, encoding: str, most_bytes: int) -> bytes | None:
-    """Decompress a whole body; None if it is larger than `most_bytes`. Raises ApiError if it is not sound."""
+def _decompressed(body: bytearray, encoding: str, most_bytes: int) -> bytearray | None:
+    """Decompress a whole body, a piece at a time, so that other threads go on meanwhile.
+
+    Returns None if it is larger than `most_bytes`. Raises ApiError if it is not sound.
+    """
     bits = _WINDOW_BITS[encoding]
     if encoding == "deflate" and body[:1] and body[0] & 0x0F != 8:
         bits = _RAW_DEFLATE_BITS  # some clients leave the format's header out
-    plain = bytearray()
+    plain, stream = bytearray(), zlib.decompressobj(bits)
     try:
-        while body:
-            stream = zlib.decompressobj(bits)
-            plain += stream.decompress(body, most_bytes + 1 - len(plain))
-            if len(plain) > most_bytes:
-                return None
-            if not stream.eof:
-                raise zlib.error("it ends too soon")
-            body = stream.unused_data if encoding == "gzip" else b""  # which may have several members
+        for start in range(0, len(body), _PIECE_BYTES):
+            rest, has_more = bytes(body[start : start + _PIECE_BYTES]), False
+            while rest or (has_more and not stream.eof):
+                if stream.eof:
+                    if encoding != "gzip":  # which may have several members
+                        break
+                    stream = zlib.decompressobj(bits)
+                piece = stream.decompress(rest, _PIECE_BYTES)
+                plain += piece
+                if len(plain) > most_bytes:
+                    return None
+                rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+                has_more = len(piece) == _PIECE_BYTES
+        if body and not stream.eof:
+            raise zlib.error("it ends too soon")
     except zlib.error as error:
         message = f"the request's body is not {encoding}, as Content-Encoding says ({error})"
         raise ApiError(400, message, None, "bad_request") from None
-    return bytes(plain)
+    return plain

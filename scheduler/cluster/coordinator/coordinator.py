@@ -9,13 +9,13 @@ Cost: a report costs as much as it is long, a tick as there are nodes; only plan
 adapters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.demand import DemandSource
-from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
 from scheduler.cluster.coordinator.replan import Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.placement.base import Problem
@@ -30,6 +30,7 @@ from scheduler.cluster.protocol.messages import (
     Publish,
     Rejoin,
     Report,
+    RouterReport,
     Tick,
 )
 from scheduler.cluster.state import Placement, RoutingTable
@@ -60,7 +61,8 @@ class Coordinator:
     ) -> None:
         self._planner, self._demand, self._options = planner, demand, options
         self._members: dict[str, NodeView] = {}
-        self._rollout = Rollout(self._members, options.max_pulls, planner.options.headroom)
+        self._routers: dict[str, RouterView] = {}
+        self._rollout = Rollout(self._members, self._routers, options.max_pulls, planner.options.headroom)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None
@@ -89,6 +91,8 @@ class Coordinator:
         match event:
             case Report():
                 commands = self._hear(event, now)
+            case RouterReport(router=router, table_version=version):
+                commands = self._hear_router(router, version, now)
             case Crash(node=node, session=session):
                 commands = self._lose(node, session, now)
             case Leave(node=node, session=session):
@@ -142,8 +146,19 @@ class Coordinator:
                 self._planner.hurry()
         if member.update_slowdown(report.slowdown):
             self._planner.hurry()
-        if report.table_version > self._rollout.version:
-            self._rollout.version, self._rollout.dirty = report.table_version, True
+        self._outnumber(report.table_version)
+
+    def _outnumber(self, table_version: int) -> None:
+        """Let the next table be newer than one that is in use."""
+        if table_version > self._rollout.version:
+            self._rollout.version, self._rollout.dirty = table_version, True
+
+    def _hear_router(self, router: str, table_version: int, now: float) -> list[Command]:
+        """Learn of a router, or of the table it routes by."""
+        known = self._routers.setdefault(router, RouterView(now, table_version))
+        known.seen_s, known.table_version = now, table_version
+        self._outnumber(table_version)
+        return []
 
     def _lose(self, node: str, session: int, now: float) -> list[Command]:
         member = self._members.get(node)
@@ -192,6 +207,10 @@ class Coordinator:
         options = self._options
         silent = [each for each in self._members.values() if now - each.seen_s > options.dead_after_s]
         commands = [command for each in silent for command in self._lose(each.node, each.session, now)]
+        for router in [
+            name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s
+        ]:
+            del self._routers[router]
         if not self._settled:
             return commands + self._settle(now)
         if self._planner.due(now):
@@ -247,14 +266,21 @@ class Coordinator:
     def _repeat(self, now: float) -> list[Command]:
         """Send again what seems to have been lost."""
         commands: list[Command] = []
-        behind: list[str] = []
         for member in self._members.values():
             commands += member.outbox.overdue(now, self._options.retry_s)
-            late = now - member.table_sent_s >= self._options.retry_s
-            if member.table_version < self._table.version and late:
-                member.table_sent_s = now
-                behind.append(member.node)
-        return [*commands, Publish(tuple(behind), self._table)] if behind else commands
+        nodes, routers = self._behind(self._members, now), self._behind(self._routers, now)
+        return [*commands, Publish(nodes, self._table, routers)] if nodes or routers else commands
+
+    def _behind(self, parties: Mapping[str, NodeView | RouterView], now: float) -> tuple[str, ...]:
+        """Name those who have not said that they route by the last table, and note that it is sent again."""
+        behind = tuple(
+            name
+            for name, each in parties.items()
+            if each.table_version < self._table.version and now - each.table_sent_s >= self._options.retry_s
+        )
+        for name in behind:
+            parties[name].table_sent_s = now
+        return behind
 
     def _publish(self, now: float) -> list[Command]:
         """Return a new table, if routes changed and the last one is not too recent."""
@@ -265,6 +291,6 @@ class Coordinator:
         rollout.dirty = False
         self._published_s = now
         self._table = RoutingTable(rollout.version, MappingProxyType(dict(rollout.routes)))
-        for member in self._members.values():
-            member.table_sent_s = now
-        return [Publish(tuple(self._members), self._table)] if self._members else []
+        for party in (*self._members.values(), *self._routers.values()):
+            party.table_sent_s = now
+        return [Publish(tuple(self._members), self._table, tuple(self._routers))] if self._members else []

@@ -1,6 +1,7 @@
 """What the coordinator believes of each node, and of each adapter's copies. Beliefs follow reports, and a
 report is believed about an adapter only if the node had obeyed the last command about it (see `delivery`)."""
 
+from dataclasses import dataclass
 from enum import Enum
 
 from lora.adapter import AdapterRef
@@ -17,6 +18,15 @@ class Copy(Enum):
     PULLING = "pulling"
     HELD = "held"
     DROPPING = "dropping"
+
+
+@dataclass(slots=True)
+class RouterView:
+    """One router: when it last spoke, by which table it routes, and when it was last sent one."""
+
+    seen_s: float
+    table_version: int
+    table_sent_s: float = float("-inf")
 
 
 class NodeView:

@@ -1,14 +1,14 @@
 """Get from the current placement to the next, adapter by adapter: pulls, routes, drops.
 
 Add before remove: bytes are pulled to where they should be, and requests follow when they have arrived. A copy
-that nothing is routed to is dropped when every node routes by a table that says so. The last one never is.
+that nothing is routed to is dropped when every router routes by a table that says so. The last one never is.
 Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.coordinator.node_view import Copy, NodeView
+from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
 from scheduler.cluster.protocol.messages import Command, Drop, Pull
 from scheduler.cluster.state import Shares, normalised
 
@@ -54,10 +54,16 @@ class Rollout:
     """Where adapters should be (`target`) and where requests go now (`routes`).
 
     `version` counts the routing tables; `dirty` says that `routes` differ from the last of them. `members`
-    belongs to the caller.
+    and `routers` belong to the caller.
     """
 
-    def __init__(self, members: Mapping[str, NodeView], max_pulls: int, headroom: float = 0.0) -> None:
+    def __init__(
+        self,
+        members: Mapping[str, NodeView],
+        routers: Mapping[str, RouterView],
+        max_pulls: int,
+        headroom: float = 0.0,
+    ) -> None:
         self.adapters: dict[AdapterRef, None] = {}
         self.target: dict[AdapterRef, Shares] = {}
         self.routes: dict[AdapterRef, Shares] = {}
@@ -65,7 +71,7 @@ class Rollout:
         self.version = 0
         self.dirty = False
         self.moved_s = 0.0  # when a copy last changed or was ordered to
-        self._members = members
+        self._members, self._routers = members, routers
         self._max_pulls, self._headroom = max_pulls, headroom
         self._deleted: dict[AdapterRef, None] = {}
         self._holders: dict[AdapterRef, dict[str, None]] = {}
@@ -122,7 +128,7 @@ class Rollout:
 
     def retire(self, now: float) -> list[Command]:
         """Drop the copies that no node routes to any more, but never an adapter's last."""
-        known = min((member.table_version for member in self._members.values()), default=0)
+        known = self._known_version()
         commands: list[Command] = []
         for (ref, node), version in list(self._surplus.items()):
             if not self._is_surplus(ref, node):
@@ -149,14 +155,18 @@ class Rollout:
     def is_free(self, member: NodeView) -> bool:
         """Return whether nothing is routed to `member` by any table in use and no adapter's last copy is on
         it."""
-        known = min(other.table_version for other in self._members.values())
-        if self.dirty or known < self.version:
+        if self.dirty or self._known_version() < self.version:
             return False
         return all(
             ref not in self.adapters
             or (not self._routed(ref, member.node) and self._is_safe_without(ref, member.node))
             for ref in member.copies
         ) and not any(share.node == member.node for shares in self.routes.values() for share in shares)
+
+    def _known_version(self) -> int:
+        """Return the version that every node and router has seen."""
+        parties = (*self._members.values(), *self._routers.values())
+        return min((each.table_version for each in parties), default=0)
 
     def held(self, adapter: AdapterRef) -> Shares:
         """Return equal shares for the nodes that have `adapter`; empty if none does."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.cluster.cost.model import CostModel, Kernel
+from scheduler.cluster.cost.model import CostModel, Kernel, by_kernel
 from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.cost.profile import Lengths, Limits
 
@@ -70,7 +70,7 @@ class Forecast:
         self, model: CostModel, lengths: Lengths, limits: Limits = ROOMY, others: Sequence[CostModel] = ()
     ) -> None:
         self.model, self.lengths, self.limits = model, lengths, limits
-        self._models = profiled((model, *others))
+        self._models = by_kernel((model, *others))
         self._found: dict[tuple[Kernel | None, Pace], Forecast] = {}
         self._batch_cost = self._costs_of_batches()
         prompt, output = lengths.prompt_tokens, lengths.output_tokens
@@ -191,19 +191,17 @@ class Forecast:
         model, kernel = self.model, self.model.kernel
         prompts = self.lengths.prompt_tokens / self.lengths.output_tokens  # tokens read for each token drawn
         padded, own = kernel is Kernel.PADDED, kernel in (Kernel.EXACT, Kernel.MULTI_RANK)
-        large_prompts = kernel in (Kernel.PADDED, Kernel.MULTI_RANK)
-        fixed_rank = model.fixed_rank
         return _BatchCost(
-            fixed_rank=fixed_rank,
+            fixed_rank=model.fixed_rank,
             base_s=model.base_s,
             context_token_s=model.context_token_s,
             rank_s=model.rank_row_s * own,
-            adapter_s=model.adapter_s + model.rank_row_s * fixed_rank,
+            adapter_s=model.adapter_s + model.rank_row_s * model.fixed_rank,
             largest_s=model.rank_row_s * padded,
             decode_s=model.decode_sequence_s,
             sequence_s=model.decode_sequence_s + prompts * (model.prefill_token_s + model.adapter_token_s),
-            mean_rank_s=model.token_rank_s * ((not padded) + prompts * (not large_prompts)),
-            largest_rank_s=model.token_rank_s * (padded + prompts * large_prompts),
+            mean_rank_s=model.token_rank_s * ((not padded) + prompts * (not kernel.mixes)),
+            largest_rank_s=model.token_rank_s * (padded + prompts * kernel.mixes),
         )
 
     def _largest(self, decoding: Floats, levels: Sequence[int]) -> Floats:
@@ -253,12 +251,3 @@ class _BatchCost:
     sequence_s: float
     mean_rank_s: float
     largest_rank_s: float
-
-
-def profiled(models: Sequence[CostModel]) -> dict[Kernel, CostModel]:
-    """Return a model for each kernel that can be told of: those given, the first also for kinds that lack one.
-
-    How large a rank FIXED kernels take is known only where a model of them is given.
-    """
-    alike = {kernel: models[0].under(kernel) for kernel in Kernel if kernel is not Kernel.FIXED}
-    return alike | {model.kernel: model for model in reversed(models)}

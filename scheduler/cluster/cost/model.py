@@ -12,6 +12,7 @@ weights hides the arithmetic. The model does not know where its coefficients com
 that was derived) nor whether the step is real or simulated.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -156,6 +157,20 @@ class CostModel:
         """Predict the seconds of one step."""
         charged = features(load, self.kernel, self.knee_rows, self.fixed_rank)
         return sum(a * b for a, b in zip(self.coefficients, charged, strict=True))
+
+
+def by_kernel(models: Sequence[CostModel]) -> dict[Kernel, CostModel]:
+    """Return a model of each kernel: those given, that of the first one's kernel in front.
+
+    Kernels that none is given of cost what the first says. What rank FIXED ones take is not known then, so they
+    are left out.
+    """
+    given = {models[0].kernel: models[0]} | {model.kernel: model for model in reversed(models)}
+    return given | {
+        kernel: models[0].under(kernel)
+        for kernel in Kernel
+        if kernel is not Kernel.FIXED and kernel not in given
+    }
 
 
 def load_of(plan: StepPlan) -> StepLoad:

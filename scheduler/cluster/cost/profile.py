@@ -38,11 +38,13 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one node has room for: prompt tokens in one step, tokens of K/V, and adapters in pages."""
+    """What one node has room for: prompt tokens in one step, tokens of K/V, and adapters in pages; and what a token
+    of K/V takes."""
 
     step_prompt_tokens: int
     kv_tokens: int
     page_bytes: int = 2 << 20
+    kv_token_bytes: int = 128 << 10  # an 8B Llama's in 16 bits
 
 
 @dataclass(frozen=True, slots=True)

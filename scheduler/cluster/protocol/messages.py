@@ -53,6 +53,14 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterReport:
+    """A router says that it is there, and by which routing table it routes; wanted about once a second."""
+
+    router: str
+    table_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """A node asks to go: it serves on until `AllowLeave`."""
 
@@ -87,7 +95,7 @@ class Tick:
     """Time has passed; wanted about once a second."""
 
 
-Event = Report | Leave | Crash | AdapterAdded | AdapterDeleted | Tick
+Event = Report | RouterReport | Leave | Crash | AdapterAdded | AdapterDeleted | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +136,11 @@ class AllowLeave:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Send `table` to `nodes`; a node keeps the highest version that it has seen."""
+    """Send `table` to `nodes` and `routers`; each keeps the highest version that it has seen."""
 
     nodes: tuple[str, ...]
     table: RoutingTable
+    routers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

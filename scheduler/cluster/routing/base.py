@@ -1,11 +1,11 @@
-"""What every routing policy offers: what a front door knows when a request comes, and how it answers.
+"""What every routing policy offers: what a router knows when a request comes, and how it answers.
 
-A front door knows the routing table and what nodes last said of their load; it may be wrong about both, and a
+A router knows the routing table and what nodes last said of their load; it may be wrong about both, and a
 node takes what it is sent. Chance is an argument.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
@@ -28,11 +28,12 @@ class NoNodeReachable(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
     """A request to be routed. `cached_tokens` is how much of the prompt each node is believed to have in its
-    prefix cache; nodes not named have none."""
+    prefix cache; nodes not named have none. Its first token is wanted in `first_token_in_s`."""
 
     adapter: AdapterRef
     prompt_tokens: int
     cached_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    first_token_in_s: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class NodeLoad:
 
     `work` has the K/V tokens they read too; `adapters` are the digests of these adapters. `room_bytes` is
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
+    `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
+    is in it. A node that is `draining` takes no more. Where `step_rows` is given a step reads no more
+    prompt tokens than that.
     `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
@@ -49,17 +53,20 @@ class NodeLoad:
     work: StepLoad
     adapters: frozenset[str] = frozenset()
     room_bytes: float = float("inf")
+    number: int = 1
+    heard: int = 0
+    draining: bool = False
+    step_rows: int | None = None
     kernel: Kernel | None = None
     pace: Pace = AS_PROFILED
 
-    def has_room(self, adapter: AdapterRef, front_doors: int = 1) -> bool:
+    def has_room(self, adapter: AdapterRef) -> bool:
         """Return whether a request for `adapter`, which the plan does not keep here, need not wait for
         memory.
 
-        Each of `front_doors` may send one like it, since they do not hear of each other. Without any room
-        those that use it already may be waiting themselves.
+        Without any room those that use it already may be waiting themselves.
         """
-        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes * front_doors)
+        return self.room_bytes > (0 if adapter.digest in self.adapters else adapter.nbytes)
 
     def plus(self, ask: RouteRequest, times: int) -> "NodeLoad":
         """Return the load with `times` as many requests like `ask` on it.
@@ -78,61 +85,15 @@ class NodeLoad:
         )
 
 
+_FETCH_LATENCY_S, _FETCH_BYTES_PER_S = 0.002, 25e9
+
+
+def fetch_s(nbytes: int) -> float:
+    """Return how long an adapter of so many bytes is taken to come from a peer."""
+    return _FETCH_LATENCY_S + nbytes / _FETCH_BYTES_PER_S
+
+
 Loads = Mapping[str, NodeLoad]  # of the nodes that can be reached
-
-
-class Outlook:
-    """One front door's view of loads: what nodes last said, and what it has sent since.
-
-    As clients come to all front doors alike, it takes each other one to have sent as much. Nothing here costs
-    more where there are more nodes.
-    """
-
-    def __init__(self) -> None:
-        self._said: Loads = {}
-        self._since: dict[str, NodeLoad] = {}
-
-    def hear(self, said: Loads) -> None:
-        """Take in what nodes said: `said` is a new mapping, and what was sent before is in it."""
-        if said is not self._said:
-            self._said, self._since = said, {}
-
-    def of(self, node: str) -> NodeLoad:
-        """Return the load of a node that has spoken."""
-        return self._since.get(node) or self._said[node]
-
-    def reachable(self, reaches: Callable[[str], bool]) -> Loads:
-        """Return the nodes that have spoken and that `reaches` says can be reached.
-
-        Each is looked at when it is asked for, so that a policy pays for the nodes that it considers.
-        """
-        return _Reachable(self, self._said, reaches)
-
-    def sent(self, node: str, ask: RouteRequest) -> None:
-        """Note that this front door sent `ask` to `node`."""
-        self._since[node] = self.of(node).plus(ask, times=len(self._said))
-
-
-class _Reachable(Mapping[str, NodeLoad]):
-    def __init__(self, outlook: Outlook, said: Loads, reaches: Callable[[str], bool]) -> None:
-        self._outlook, self._said, self._reaches = outlook, said, reaches
-
-    def __getitem__(self, node: str) -> NodeLoad:
-        if node not in self:
-            raise KeyError(node)
-        return self._outlook.of(node)
-
-    def __contains__(self, node: object) -> bool:
-        return isinstance(node, str) and node in self._said and self._reaches(node)
-
-    def __iter__(self) -> Iterator[str]:
-        return (node for node in self._said if self._reaches(node))
-
-    def __len__(self) -> int:
-        return sum(map(self._reaches, self._said))
-
-    def __bool__(self) -> bool:
-        return next(iter(self), None) is not None
 
 
 class RoutingPolicy(Protocol):

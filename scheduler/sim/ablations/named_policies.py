@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+
 from lora.memory.base import Occupant
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.replan import ReplanOptions
@@ -24,16 +26,16 @@ from scheduler.cluster.policies import (
     utilisation,
     weighted,
 )
-from scheduler.cluster.routing.base import RoutingPolicy
-from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.base import Loads, RouteRequest, RoutingPolicy
+from scheduler.cluster.state import RoutingTable
 from scheduler.residency import CheapestWindow
+from scheduler.sim.ablations.oracle_demand import OracleDemand
 from scheduler.sim.ablations.placements import (
     ForgetfulPlacement,
     RankCeilingOptions,
     RankCeilingPlacement,
     WholePlacement,
 )
-from scheduler.sim.oracle_demand import OracleDemand
 
 
 class UnknownPolicy(ValueError):
@@ -71,7 +73,7 @@ def _no_replicas(setting: Setting) -> PlacementPolicy:
 
 
 def _no_spilling(setting: Setting) -> RoutingPolicy:
-    return PredictedCostRouting(setting.forecast, float("inf"))
+    return HomeRouting(predicted_cost(setting))
 
 
 class LastUseLoss:
@@ -81,6 +83,18 @@ class LastUseLoss:
         """Return 2^k for the k-th in order of last use."""
         order = sorted(range(len(occupants)), key=lambda at: occupants[at].usage.used_step)
         return [1 << at for _, at in sorted((each, at) for at, each in enumerate(order))]
+
+
+class HomeRouting:
+    """Routes as another policy does, but only to nodes that the plan names, if one of them can be reached."""
+
+    def __init__(self, policy: RoutingPolicy) -> None:
+        self._policy = policy
+
+    def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
+        """Hide the other nodes."""
+        homes = {s.node: loads[s.node] for s in table.shares.get(ask.adapter, ()) if s.node in loads}
+        return self._policy.route(ask, table, homes or loads, rng)
 
 
 _NEVER = ReplanOptions(comfort=float("inf"))

@@ -194,6 +194,13 @@ def _check_slo(hardware: Hardware) -> None:
         ) from error
 
 
+def _hardware(profile: Profile, kernel: str, adapter_bytes: int) -> Hardware:
+    """Make nodes that have `adapter_bytes` beside the K/V of their profile, and share the two."""
+    limits = profile.limits
+    memory_bytes = limits.kv_tokens * limits.kv_token_bytes + adapter_bytes
+    return Hardware(profile, Kernel(kernel), memory_bytes, adapter_bytes=adapter_bytes)
+
+
 def _question(options: Namespace) -> PlanQuestion:
     profile, known = _profile(options.profile), _catalogue(options)
     law = _law(options, known)
@@ -207,9 +214,9 @@ def _question(options: Namespace) -> PlanQuestion:
         raise InvalidOption(f"--seed {options.seed}: give 0 or more")
     busiest, seeds = _busiest(trace, seconds), int(_positive("seeds", options.seeds, _MOST_SEEDS))
     traffic, *further = (_traffic(known, busiest, law, seconds, options.seed + at) for at in range(seeds))
-    memory_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
+    adapter_bytes = int(_positive("adapter-gib", options.adapter_gib, _MOST_GIB) * 2**30)
     _check_room(known, options.adapter_gib)
-    hardware = fitted(Hardware(replace(profile, slo=slo), Kernel(options.kernel), memory_bytes), traffic)
+    hardware = fitted(_hardware(replace(profile, slo=slo), options.kernel, adapter_bytes), traffic)
     _check_slo(hardware)
     most = int(_positive("most", options.most))
     return PlanQuestion(hardware, traffic, whole_s / 3600, most, options.seed, tuple(further))

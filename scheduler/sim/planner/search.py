@@ -80,7 +80,7 @@ def needed(question: PlanQuestion, policy: Policy, watch: Watch) -> Need:
         return replay(policy, nodes, question.hardware, traffic, question.seed + at, look)
 
     def simulate(nodes: int) -> Replay:
-        return _worst(slo, (simulate_seed(nodes, *each) for each in enumerate((traffic, *question.further))))
+        return worst(slo, (simulate_seed(nodes, *each) for each in enumerate((traffic, *question.further))))
 
     points = question.hardware.node(policy.residency).machine.operating_points
     first = likely_nodes(traffic.arrivals, points, traffic.seconds)
@@ -127,7 +127,7 @@ def trials(simulate: Callable[[int], Replay], slo: Slo, first: int, most: int) -
     return list(made.values())
 
 
-def _worst(slo: Slo, runs: Iterable[Replay]) -> Replay:
+def worst(slo: Slo, runs: Iterable[Replay]) -> Replay:
     """Return the first run that is not within the SLO, and ask for no more; else that with the least in time."""
     found: list[Replay] = []
     for done in runs:

@@ -1,7 +1,7 @@
 """When calls come: how their rate changes over a run, and how bursty they are about it.
 
-A process of rate 1 in a time of its own is mapped to the run's time, in which the curve says how fast that one
-goes. So every process can be had under every curve. Chance is an argument.
+A process goes on at the run's rate in a time of its own. The curve says how fast that time passes in the run's.
+So every process can be had under every curve. Chance is an argument.
 """
 
 from collections.abc import Sequence

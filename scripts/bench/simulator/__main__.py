@@ -2,9 +2,10 @@
 
     python -m scripts.bench.simulator --traces FOLDER
 
-It measures three things:
+It measures four things:
 
     place    ours, 10,000 adapters on 256 nodes: from nothing, then after demand has drifted
+    route    ours, 10,000 adapters on 4, 64 and 256 nodes at ease and busy: microseconds for each decision
     hour     an Azure trace of one hour on 16 derived H100 nodes, seconds of one core
     growth   4 to 64 nodes with the same load on each: microseconds for each step and token
 """
@@ -33,6 +34,7 @@ from scheduler.sim.workload.popularity import PowerLaw, assigned
 from scheduler.sim.workload.trace import paced
 from scripts.arguments import one_line
 from scripts.bench.machine import OtherProcesses, describe
+from scripts.bench.simulator.routing import time_routing
 from scripts.figures.cluster_run import GIB, Traces, read_traces
 from scripts.figures.roofline import H100, LLAMA_8B, derived
 from scripts.figures.rows import SuiteRows
@@ -117,13 +119,22 @@ def measurements(traces: Traces, quick: bool) -> Mapping[str, Callable[[], Row]]
         )
         for kernel in (Kernel.EXACT, Kernel.PADDED)
     }
+    routing = {
+        f"route {adapters} adapters among {size} nodes, {'busy' if busy else 'at ease'}": (
+            lambda size=size, busy=busy: time_routing(
+                PROFILE, catalogue(adapters, EQUAL), size, 2 if quick else 20, busy
+            )
+        )
+        for size in (4, 64, 256)
+        for busy in (False, True)
+    }
     hour = {f"hour of {hour_s:g} s on 16 nodes": lambda: simulate(traces, 16, None, hour_s)}
     sizes, seconds = (GROWTH[:2], 4.0) if quick else (GROWTH, 20.0)
     growth = {
         f"growth to {size} nodes": lambda size=size: simulate(traces, size, 1.5 * size, seconds)
         for size in sizes
     }
-    return {**placing, **growth, **hour}
+    return {**placing, **routing, **growth, **hour}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,10 +21,13 @@ from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.node import NodeSpec, Progress, SimNode
+from scheduler.sim.memory.store import StoreSpec
+from scheduler.sim.node import Listener, News, Progress, SimNode
+from scheduler.sim.spec import NodeSpec
 from scripts.profile_node.live_engine import NodeCapacity
 
 PLENTY_BYTES = 1 << 50
+_ANY_NUMBER = 1 << 30
 FOREVER_S = 1e6  # by then a simulated node has answered all, or never will
 LEAD_S = 0.2  # from when a live run is begun to its second 0
 
@@ -95,27 +98,57 @@ def answer_simulated(
     """Ask a simulated node; also compute the part of the time that it is busy, up to the last token."""
     clock = Clock()
     machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
-    spec = NodeSpec(machine, model, capacity.limits, capacity.kv_blocks, capacity.block_tokens)
-    node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once)
-    times_s: list[list[float]] = [[] for _ in requests]
+    spec = _node(machine, model, capacity)
+    node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once, _tell_at_once)
+    answers = [_Answer(clock) for _ in requests]
     for at, request in enumerate(requests):
-        clock.at(request.at_s, _submission(node, _to_engine(f"request-{at}", request), clock, times_s[at]))
+        asked = _to_engine(f"request-{at}", request)
+        clock.at(request.at_s, lambda asked=asked, answer=answers[at]: node.submit(asked, answer))
     clock.run(FOREVER_S)
+    times_s = [answer.times_s for answer in answers]
     end_s = max(each[-1] for each in times_s)  # every request has drawn, or this raises
     return [
         TwinAnswer(request, tuple(each)) for request, each in zip(requests, times_s, strict=True)
     ], node.busy_s / end_s
 
 
+def _node(machine: NodeHardware, model: CostModel, capacity: NodeCapacity) -> NodeSpec:
+    """Describe the live node: so many K/V blocks, which adapters do not share; a token of them is taken for a page."""
+    token_bytes = StoreSpec().page_bytes
+    kv_bytes = capacity.kv_blocks * capacity.block_tokens * token_bytes
+    return NodeSpec(
+        machine,
+        model,
+        capacity.limits,
+        memory_bytes=PLENTY_BYTES + kv_bytes,
+        kv_token_bytes=token_bytes,
+        block_tokens=capacity.block_tokens,
+        unified=False,
+        max_waiting=_ANY_NUMBER,
+    )
+
+
 def _to_engine(name: str, request: TwinRequest) -> Request:
     return Request(name, request.prompt_token_ids, request.adapter, request.params, (), request.at_s)
 
 
-def _submission(node: SimNode, request: Request, clock: Clock, times_s: list[float]) -> Action:
-    def tell(progress: Progress) -> None:
-        assert progress is not Progress.REFUSED, f"{request.request_id} was refused"
+class _Answer:
+    """Hears of one request: when its tokens came."""
 
-    return lambda: node.submit(request, tell, lambda: times_s.append(clock.now))
+    def __init__(self, clock: Clock) -> None:
+        self.name, self.up, self.times_s = "", True, list[float]()
+        self._clock = clock
+
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        """Note the time of each token."""
+        for name, progress in news:
+            assert progress is not Progress.REFUSED, f"{name} was refused"
+            if progress is Progress.TOKEN:
+                self.times_s.append(self._clock.now)
+
+
+def _tell_at_once(node: SimNode, listener: Listener, news: Sequence[News]) -> None:
+    listener.hear(node.name, news)
 
 
 def _at_once(adapter: AdapterRef, sources: Sequence[str], done: Action) -> None:

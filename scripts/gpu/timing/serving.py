@@ -62,6 +62,10 @@ class ResidentAdapters:
         """See AdapterStore."""
         return frozenset(self._weights)
 
+    def make_way(self, ref: AdapterRef | None, running: frozenset[str]) -> frozenset[str]:
+        """See AdapterStore."""
+        return frozenset()
+
     def acquire(self, refs: Iterable[AdapterRef]) -> AdapterLease:
         """See AdapterStore."""
         return AdapterLease({ref.digest: self._weights[ref.digest] for ref in refs}, lambda: None)

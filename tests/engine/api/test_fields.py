@@ -116,7 +116,7 @@ async def test_what_is_said_of_a_value_is_in_the_client_s_words() -> None:
             ({"stop": ["a", ""]}, '["a",""]'),
             ({"logit_bias": {str(token): 1 for token in range(1025)}}, "at most 1024"),
             ({"prompt": ["a"] * 2049}, "at most 2048"),
-            ({"prompt": "x" * 600, "max_tokens": None}, "This model's maximum context length is 512 tokens."),
+            ({"prompt": "x" * 511, "max_tokens": None}, "This model's maximum context length is 512 tokens."),
         ):
             message = (await api.post(COMPLETIONS, BODIES[COMPLETIONS] | extra)).error["message"]
             assert words in message

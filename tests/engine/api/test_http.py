@@ -2,10 +2,14 @@
 
 import asyncio
 import io
+import threading
+from typing import Any
 
 import pytest
 
 from engine.config.http_config import HttpConfig
+from engine.metrics.adapter_totals import OTHER
+from engine.metrics.telemetry import MOST_ADAPTERS
 from tests.engine.api.session import HI, TOKENIZER, session
 
 COMPLETION = {"model": "base", "prompt": "hi"}
@@ -170,3 +174,29 @@ async def test_metrics_are_prometheus_text() -> None:
         assert response.headers["Content-Type"].startswith("text/plain")
         assert b'loraserve_requests_started_total{adapter="poet"} 1.0' in response.body
         assert b'loraserve_kv_blocks{state="used"} 1.0' in response.body
+
+
+async def test_ten_thousand_adapters_are_told_in_few_series_and_not_by_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with session() as api:
+        telemetry = api.engine.telemetry
+        for number in range(10_000):
+            telemetry.started(f"adapter-{number}")
+            telemetry.first_token(f"adapter-{number}", 0.1)
+            telemetry.finished(f"adapter-{number}", "stop", 2, 1)
+        threads = list[str]()
+        render = telemetry.render
+
+        def rendered(*arguments: Any) -> bytes:
+            threads.append(threading.current_thread().name)
+            return render(*arguments)
+
+        monkeypatch.setattr(telemetry, "render", rendered)
+        text = (await api.send("GET", "/metrics")).body.decode()
+        assert len(threads) == 1
+        assert threads[0] != threading.current_thread().name
+        most = MOST_ADAPTERS
+        started = [line for line in text.splitlines() if "requests_started_total{" in line]
+        assert len(started) == most + 1
+        assert f'{{adapter="{OTHER}"}} {10_000 - most}.0' in text

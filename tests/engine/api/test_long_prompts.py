@@ -1,12 +1,13 @@
 """A prompt that cannot fit is refused before it is tokenised, at every door, as one whose tokens are too many."""
 
-import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from engine.api.parsing import MOST_TRANSLATED
+from engine.api.bodies.body_readers import MOST_TRANSLATED, detokenized, tokenized
+from engine.api.errors import ApiError
 from engine.tokenizer import Tokenizer
 from tests.engine.api.session import TOKENIZER, session
 from tests.fakes.engine_client import FakeClient
@@ -71,24 +72,24 @@ async def test_a_prompt_of_as_many_characters_as_can_fit_is_tokenised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "param"),
+    ("read", "body", "param"),
     [
-        ("/tokenize", {"prompt": "x" * (MOST_TRANSLATED["characters"] + 1)}, "prompt"),
+        (tokenized, {"prompt": "x" * (MOST_TRANSLATED["characters"] + 1)}, "prompt"),
         (
-            "/tokenize",
+            tokenized,
             {"messages": [{"role": "user", "content": "x" * (MOST_TRANSLATED["characters"] + 1)}]},
             "messages",
         ),
-        ("/detokenize", {"tokens": [1] * (MOST_TRANSLATED["tokens"] + 1)}, "tokens"),
+        (detokenized, {"tokens": [1] * (MOST_TRANSLATED["tokens"] + 1)}, "tokens"),
     ],
 )
-async def test_translating_has_a_limit_of_its_own(path: str, body: Any, param: str) -> None:
-    async with session(FakeClient(DeafTokenizer())) as api:
-        content = io.BytesIO(json.dumps(body).encode())
-        response = await api.send("POST", path, data=content)
-        assert (response.status, response.error["param"]) == (400, param)
-        unit = "tokens" if param == "tokens" else "characters"
-        assert f"at most {MOST_TRANSLATED[unit]}" in response.error["message"]
+def test_translating_has_a_limit_of_its_own(
+    read: Callable[[bytes, FakeClient], bytes], body: Any, param: str
+) -> None:
+    unit = "tokens" if param == "tokens" else "characters"
+    with pytest.raises(ApiError, match=f"at most {MOST_TRANSLATED[unit]}") as refusal:
+        read(json.dumps(body).encode(), FakeClient(DeafTokenizer()))
+    assert (refusal.value.status, refusal.value.param) == (400, param)
 
 
 async def test_a_text_longer_than_any_prompt_may_still_be_counted() -> None:

@@ -11,6 +11,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from engine import LLM, SamplingParams
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.text.vocabulary_check import check_vocabulary
 from engine.tokenizer import Tokenizer
@@ -120,7 +121,7 @@ def test_an_engine_asks_an_adapter_by_its_template_and_ends_with_its_tokens(tmp_
     folder = tmp_path / "own"
     shutil.copytree(adapter_folders()["reverse"], folder)
     shutil.copy(DEMO_BASE / "tokenizer.json", folder)
-    base = Tokenizer.load(DEMO_BASE)
+    base = load_tokenizer(DEMO_BASE)
     (end,) = base.encode("d", add_special=False)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     llm = LLM(max_model_len=64, kv_cache_bytes=1 << 20, lora_dir=tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.config.config import EngineConfig
 from engine.errors import InvalidConfig
 from engine.text.chat_template import ChatTemplate
@@ -115,7 +116,7 @@ def test_an_operators_template_replaces_the_models(
     monkeypatch.chdir(tmp_path)
     byte_tokenizer().save_pretrained("model")
     Path("a.jinja").write_text("{{ messages[0].content }}!")
-    tokenizer = Tokenizer.load("model", EngineConfig(chat_template=given).chat_template)
+    tokenizer = load_tokenizer("model", EngineConfig(chat_template=given).chat_template)
     assert tokenizer.decode(tokenizer.encode_chat(HI)) == f"{HI[0]['content']}!"
 
 
@@ -139,7 +140,7 @@ def test_an_operators_template_that_is_none_is_refused_at_start(
     Path("folder").mkdir()
     Path("bytes.jinja").write_bytes(b"\xff")
     with pytest.raises(InvalidConfig, match=reason) as error:
-        Tokenizer.load("model", given)
+        load_tokenizer("model", given)
     assert error.value.field == "chat_template"
 
 
@@ -152,7 +153,7 @@ def test_of_several_templates_a_model_has_its_default(tmp_path: Path) -> None:
     several.chat_template = {"tool_use": "x"}
     several.save_pretrained(tmp_path)
     with pytest.raises(InvalidConfig, match=r"tool_use.*with --chat-template"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("template", [SURROGATE, "\ud800", ONLY_ANSWERS])
@@ -164,7 +165,7 @@ def test_a_template_that_writes_what_is_no_text_is_refused_with_its_model_or_ada
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     with pytest.raises(InvalidConfig, match=r"cannot take.*with --chat-template") as error:
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(Flaw, match="chat template writes what the tokenizer cannot take"):
         Tokenizer(byte_tokenizer()).of_adapter(Companions(chat_template=template))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
+from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.text.prompt_bound import DROPPING
 from engine.tokenizer import Tokenizer
 from tests.chance import examples
@@ -57,7 +58,7 @@ def pair(
     oracle = train(folder, request.param)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    return Tokenizer.load(folder), oracle
+    return load_tokenizer(folder), oracle
 
 
 @settings(deadline=None, max_examples=examples(100))
@@ -84,6 +85,6 @@ def test_its_longest_token_bounds_a_prompt(
 def test_its_end_token_is_known_and_bos_can_be_turned_off(tmp_path: Path) -> None:
     oracle = train(tmp_path, "bpe")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert Tokenizer.load(tmp_path).eos_token_ids == (oracle.eos_id(),)
+    assert load_tokenizer(tmp_path).eos_token_ids == (oracle.eos_id(),)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
-    assert Tokenizer.load(tmp_path).encode("fox") == tuple(oracle.encode("fox"))
+    assert load_tokenizer(tmp_path).encode("fox") == tuple(oracle.encode("fox"))

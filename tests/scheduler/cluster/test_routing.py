@@ -9,29 +9,37 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from scheduler.cluster.cost.forecast import Forecast, ForecastBatch
+from scheduler.cluster.cost.forecast import Forecast
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
-from scheduler.cluster.cost.pace import Pace
-from scheduler.cluster.cost.profile import Lengths, Limits
-from scheduler.cluster.routing.base import NodeLoad, NoNodeReachable, Outlook, RouteRequest, RoutingPolicy
+from scheduler.cluster.cost.profile import Lengths, Limits, Slo
+from scheduler.cluster.routing.base import NodeLoad, NoNodeReachable, RouteRequest, RoutingPolicy
 from scheduler.cluster.routing.baselines import (
     LeastLoadedRouting,
     ToppingsRouting,
     WeightedRouting,
 )
-from scheduler.cluster.routing.predicted_cost import CostEstimator, PredictedCostRouting
-from scheduler.cluster.state import RoutingTable, Share, normalised
+from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.load_view import LoadView
+from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.state import RoutingTable, Share
 from tests.scheduler.cluster.lossy import adapter
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
 FORECAST = Forecast(MODEL, Lengths(1000, 200))
 A = adapter("a", 8)
 TABLE = RoutingTable(1, MappingProxyType({A: (Share("x", 0.75), Share("y", 0.25))}))
+SLO = Slo(2.0, 0.1)
+
+
+def _ours(forecast: Forecast) -> PredictedCostRouting:
+    return PredictedCostRouting(CostEstimator(forecast), SLO)
+
+
 POLICIES: list[RoutingPolicy] = [
     WeightedRouting(),
     LeastLoadedRouting(),
     ToppingsRouting(MODEL, 100.0, 0.05),
-    PredictedCostRouting(FORECAST),
+    _ours(FORECAST),
 ]
 
 
@@ -98,7 +106,7 @@ def test_toppings_survives_empty_nodes_and_slos_that_all_break() -> None:
 
 def _chosen(ask: RouteRequest, loads: Mapping[str, NodeLoad], kernel: Kernel = Kernel.PADDED) -> set[str]:
     table = RoutingTable(1, MappingProxyType({ask.adapter: (Share("x", 0.5), Share("y", 0.5))}))
-    policy = PredictedCostRouting(Forecast(replace(MODEL, kernel=kernel), Lengths(1000, 200)))
+    policy = _ours(Forecast(replace(MODEL, kernel=kernel), Lengths(1000, 200)))
     return {policy.route(ask, table, loads, np.random.default_rng(seed)) for seed in range(40)}
 
 
@@ -119,13 +127,9 @@ def test_predicted_spills_when_the_first_token_would_be_late_everywhere_in_the_p
 
 def test_predicted_does_not_spill_to_a_node_whose_memory_is_taken() -> None:
     late = {node: _load(2, prompt_tokens=19_000) for node in ("x", "y")}
-    for_each_door = 3.0 * A.nbytes
-    assert _chosen(RouteRequest(A, 500), late | {"z": replace(_load(0), room_bytes=for_each_door + 1)}) == {
-        "z"
-    }
-    assert "z" not in _chosen(
-        RouteRequest(A, 500), late | {"z": replace(_load(0), room_bytes=for_each_door - 1)}
-    )
+    room = float(A.nbytes)
+    assert _chosen(RouteRequest(A, 500), late | {"z": replace(_load(0), room_bytes=room + 1)}) == {"z"}
+    assert "z" not in _chosen(RouteRequest(A, 500), late | {"z": replace(_load(0), room_bytes=room - 1)})
     waited_for = replace(_load(0), adapters=frozenset([A.digest]), room_bytes=0.0)
     assert "z" not in _chosen(RouteRequest(A, 500), late | {"z": waited_for})
 
@@ -159,10 +163,8 @@ def test_predicted_sees_that_a_node_without_kv_memory_keeps_requests_waiting() -
     tight = Forecast(MODEL, Lengths(1000, 200), Limits(2048, 25_000))
     full, other = _sequences(40, context_tokens=40_000), _sequences(48, context_tokens=24_000)
     rng = np.random.default_rng(0)
-    assert PredictedCostRouting(tight).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "y"
-    assert (
-        PredictedCostRouting(FORECAST).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "x"
-    )
+    assert _ours(tight).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "y"
+    assert _ours(FORECAST).route(RouteRequest(A, 500), table, {"x": full, "y": other}, rng) == "x"
 
 
 def test_predicted_gathers_requests_of_one_adapter_where_that_saves_reading_it_again() -> None:
@@ -177,124 +179,44 @@ def test_predicted_prefers_the_node_that_has_the_prefix() -> None:
     assert _chosen(ask, {"x": _load(3), "y": _load(3)}) == {"y"}
 
 
-def _cluster(nodes: int, rng: np.random.Generator) -> dict[str, NodeLoad]:
-    """Loads from idle to far too much, some without room."""
-    return {
-        f"n{at:03d}": replace(
-            _load(int(rng.integers(40)), int(rng.choice([8, 64, 128])), int(rng.integers(30_000))),
-            room_bytes=float(rng.choice([0.0, 1e8, 1e12])),
-        )
-        for at in range(nodes)
-    }
-
-
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
-def test_every_policy_decides_alike_whether_loads_are_listed_or_looked_up(policy: RoutingPolicy) -> None:
-    rng = np.random.default_rng(7)
-    for seed in range(60):
-        said = _cluster(6, rng)
-        names, outlook = list(said), Outlook()
-        outlook.hear(said)
-        for _ in range(int(rng.integers(4))):
-            outlook.sent(names[int(rng.integers(6))], RouteRequest(adapter("b", 64), 3000))
-        cut = {name for name in names if rng.random() < 0.3}
-        listed = {name: outlook.of(name) for name in names if name not in cut}
-        looked_up = outlook.reachable(lambda name, cut=cut: name not in cut)
-        assert dict(looked_up) == listed
-        assert (len(looked_up), bool(looked_up)) == (len(listed), bool(listed))
-        shares = normalised((name, float(rng.random())) for name in names[: int(rng.integers(4))])
-        table = RoutingTable(1, MappingProxyType({A: shares}))
-        if listed:
-            found = [
-                policy.route(RouteRequest(A, 700), table, loads, np.random.default_rng(seed))
-                for loads in (listed, looked_up)
-            ]
-            assert found[0] == found[1]
-
-
 def test_a_request_that_its_homes_can_take_costs_no_more_in_a_larger_cluster() -> None:
     """Work is counted in function calls, which do not depend on the machine."""
     assert _calls_of_a_route(256) == _calls_of_a_route(4)
 
 
+def test_a_request_that_spills_looks_at_no_more_nodes_in_a_larger_cluster() -> None:
+    late = {node: _load(2, prompt_tokens=90_000) for node in ("x", "y")}
+    looked_at = []
+    for nodes in (20, 200):
+        loads = _Seen(late | {f"n{at}": _load(2) for at in range(nodes)})
+        assert _ours(FORECAST).route(RouteRequest(A, 500), TABLE, loads, np.random.default_rng(0)) not in late
+        looked_at.append(loads.looked_at)
+    assert max(looked_at) < 20
+
+
+class _Seen(dict[str, NodeLoad]):
+    """Loads that count how often one is looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, node: str) -> NodeLoad:
+        self.looked_at += 1
+        return super().__getitem__(node)
+
+
 def _calls_of_a_route(nodes: int) -> int:
     said = {f"n{at}": _load(3) for at in range(nodes)}
     table = RoutingTable(1, MappingProxyType({A: (Share("n1", 0.5), Share("n2", 0.5))}))
-    policy, outlook, rng, calls = PredictedCostRouting(FORECAST), Outlook(), np.random.default_rng(0), 0
+    policy, view, rng, calls = _ours(FORECAST), LoadView(), np.random.default_rng(0), 0
+    for node, load in said.items():
+        view.hear(node, load, 0.0)
 
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
 
     sys.setprofile(count)
-    outlook.hear(said)
-    node = policy.route(RouteRequest(A, 500), table, outlook.reachable(lambda name: True), rng)
-    outlook.sent(node, RouteRequest(A, 500))
+    node = policy.route(RouteRequest(A, 500), table, view.loads, rng)
+    view.sent(node, RouteRequest(A, 500))
     sys.setprofile(None)
     return calls
-
-
-def test_an_outlook_adds_what_was_sent_since_nodes_spoke_for_every_front_door() -> None:
-    outlook, said = Outlook(), {"x": _load(2), "y": _load(2)}
-    outlook.hear(said)
-    outlook.sent("x", RouteRequest(A, 500))
-    outlook.sent("x", RouteRequest(A, 300))
-    assert outlook.of("y") == said["y"]
-    assert outlook.of("x").requests == 2 + 2 * 2
-    assert sum(part.prefill_tokens for part in outlook.of("x").work.adapters) == 2 * 800
-    assert sorted(part.rank for part in outlook.of("x").work.adapters) == [0, 8, 8], (
-        "the second adds no adapter"
-    )
-    outlook.hear(said)
-    assert outlook.of("x").requests == 6
-    outlook.hear(dict(said))
-    assert outlook.of("x") == said["x"]
-
-
-@pytest.mark.parametrize("kernel", list(Kernel))
-def test_an_estimate_is_what_the_forecast_says_of_the_batch_with_one_more(kernel: Kernel) -> None:
-    """The quick way, which keeps what follows from a load, against the plain one."""
-    rng = np.random.default_rng(3)
-    forecast = Forecast(MODEL, Lengths(1000, 200), Limits(2048, 60_000))
-    estimator = CostEstimator(forecast)
-    for _ in range(200):
-        pace = Pace(*rng.uniform(0.5, 3.0, 3).tolist()).rounded()
-        ranks = rng.choice([8, 16, 64, 128], rng.integers(1, 8)).tolist()
-        parts = tuple(AdapterLoad(r, int(rng.choice([0, 700])), int(rng.integers(1, 9))) for r in ranks)
-        digests = frozenset({A.digest} if rng.random() < 0.5 else ())
-        load = NodeLoad(3, StepLoad(parts, int(rng.integers(80_000))), digests, kernel=kernel, pace=pace)
-        ask = RouteRequest(A, int(rng.integers(1, 5000)), MappingProxyType({"n": int(rng.integers(900))}))
-        for fetch_s in (0.0, 0.5):
-            found = estimator.estimate(ask, "n", load, fetch_s)
-            assert found == pytest.approx(_plain(ask, load, forecast.of(kernel, pace), fetch_s), rel=1e-9)
-
-
-def _plain(
-    ask: RouteRequest, load: NodeLoad, forecast: Forecast, fetch_s: float
-) -> tuple[float, float, float]:
-    parts = load.work.adapters
-    queued = sum(part.prefill_tokens for part in parts)
-    sequences = sum(part.decode_sequences for part in parts) + queued / 1000
-    ranks = [part.rank for part in parts]
-    before = ForecastBatch(sequences, load.work.context_tokens + queued, len(ranks), sum(ranks), max(ranks))
-    if ask.adapter.digest not in load.adapters:
-        ranks.append(ask.adapter.rank)
-    context = before.context_tokens + ask.prompt_tokens
-    after = ForecastBatch(sequences + 1, context, len(ranks), sum(ranks), max(ranks))
-    decode_s, step_s = forecast.decode_s(after), forecast.step_s(after)
-    read = queued + max(1, ask.prompt_tokens - ask.cached_tokens["n"])
-    read_s = read * forecast.model.prefill_token_s + max(1.0, read / 2048) * decode_s
-    first_s = fetch_s + max(read_s, forecast.kv_wait_s(after, step_s))
-    others_s = sequences * (step_s - forecast.step_s(before))
-    return first_s, step_s, first_s + 200 * (2 * step_s + others_s)
-
-
-def test_predicted_avoids_a_node_that_tells_a_slow_pace() -> None:
-    slow = replace(_load(2), pace=Pace(4.0, 4.0, 4.0))
-    assert _chosen(RouteRequest(A, 500), {"x": slow, "y": _load(4)}) == {"y"}
-
-
-def test_a_request_sent_leaves_what_a_node_told_of_its_steps() -> None:
-    told = replace(_load(2), kernel=Kernel.EXACT, pace=Pace(2.0, 1.0, 3.0))
-    after = told.plus(RouteRequest(A, 100), times=2)
-    assert (after.kernel, after.pace) == (Kernel.EXACT, told.pace)

@@ -1,5 +1,7 @@
 """Small clusters for tests, on the derived H100 profile."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,14 @@ from scheduler.cluster.cost.profile import Lengths, from_json
 from scheduler.cluster.placement.balanced import BalancedPlacement, StepMeasure
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.protocol.messages import NodeHardware
+from scheduler.cluster.routing.cost_estimator import CostEstimator
+from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.predicted_cost import PredictedCostRouting
+from scheduler.cluster.routing.router import Router
+from scheduler.cluster.routing.slo_admission import SloAdmission
 from scheduler.limits import StepLimits
 from scheduler.sim.network import NetworkFaults
-from scheduler.sim.node import NodeSpec
-from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
+from scheduler.sim.spec import Fault, FaultKind, NodeSpec, SimulatorSpec
 from scheduler.sim.workload.adapters import EQUAL, SKEWED, RankMix, catalogue
 from scheduler.sim.workload.popularity import PowerLaw, assigned
 from scheduler.sim.workload.trace import Arrival, poisson
@@ -32,11 +37,22 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(f"n{at}" for at in range(count))
 
 
-def node_spec(kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB) -> NodeSpec:
-    """An H100 with the given memory for adapters."""
+def node_spec(
+    kernel: Kernel = Kernel.EXACT, memory_bytes: int = 4096 * MIB, kv_bytes: int = 32768 * MIB
+) -> NodeSpec:
+    """An H100 of whose memory adapters take `memory_bytes` at most, and K/V never less than `kv_bytes`."""
     points = PROFILE.operating_points(kernel, (8, 16, 32, 64, 128))
     limits = StepLimits(max_num_seqs=128, max_num_batched_tokens=2048, max_model_len=8192)
-    return NodeSpec(NodeHardware(memory_bytes, points), PROFILE.model(kernel), limits)
+    machine = NodeHardware(memory_bytes, points)
+    return NodeSpec(machine, PROFILE.model(kernel), limits, memory_bytes + kv_bytes)
+
+
+def routers(
+    forecast: Forecast, admission: Callable[[], SloAdmission | None] = lambda: None
+) -> Callable[[np.random.Generator], Router]:
+    """Make routers of ours; they refuse nothing unless they are given an admission."""
+    policy = PredictedCostRouting(CostEstimator(forecast), PROFILE.slo)
+    return lambda rng: Router(policy, admission(), LoadView(2), rng)
 
 
 def simulator_spec(
@@ -46,6 +62,7 @@ def simulator_spec(
     policy: PlacementPolicy | None = None,
     faults: tuple[Fault, ...] = (),
     network_faults: NetworkFaults | None = None,
+    router: Callable[[np.random.Generator], Router] | None = None,
 ) -> SimulatorSpec:
     """Our policies, on a wire without faults unless some are given."""
     node = node or node_spec()
@@ -61,7 +78,7 @@ def simulator_spec(
         nodes=names(nodes),
         adapters=adapters,
         coordinator=coordinator,
-        routing=PredictedCostRouting(forecast),
+        router=router or routers(forecast),
         faults=faults,
         network_faults=network_faults or NetworkFaults(),
     )
@@ -81,9 +98,16 @@ def traffic(refs: tuple[AdapterRef, ...], rate: float, seconds: float, seed: int
 def draw_faults(
     count: int, seconds: float, nodes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[Fault, ...]:
-    """Draw `count` faults within `seconds`, in order of time: crashes, partitions, slow nodes and dead
+    """Draw `count` faults within `seconds`, in order of time: crashes, partitions, slow nodes, restarts and dead
     coordinators, each of up to a third of the nodes and a sixth of the time."""
-    kinds = (FaultKind.CRASH, FaultKind.CRASH, FaultKind.PARTITION, FaultKind.SLOW, FaultKind.COORDINATOR)
+    kinds = (
+        FaultKind.CRASH,
+        FaultKind.CRASH,
+        FaultKind.PARTITION,
+        FaultKind.SLOW,
+        FaultKind.RESTART,
+        FaultKind.COORDINATOR,
+    )
     drawn: list[Fault] = []
     for start_s in np.sort(rng.random(count) * seconds).tolist():
         kind = kinds[int(rng.integers(len(kinds)))]
@@ -99,7 +123,9 @@ def chaos(seed: int) -> tuple[SimulatorSpec, list[Arrival]]:
     rng = np.random.default_rng(seed)
     refs = adapters(24, SKEWED if seed % 2 else EQUAL)
     nodes = int(rng.integers(2, 6))
-    node = node_spec(memory_bytes=int(rng.choice([256, 600, 4000])) * MIB)
+    memory_bytes, kv_bytes = (int(rng.choice(mib)) * MIB for mib in ([256, 600, 4000], [1024, 2048, 32768]))
+    host_bytes = int(rng.choice([0, 300, 4000])) * MIB
+    node = replace(node_spec(memory_bytes=memory_bytes, kv_bytes=kv_bytes), host_bytes=host_bytes)
     faults = draw_faults(int(rng.integers(2, 6)), 40.0, names(nodes), rng)
     spec = simulator_spec(nodes, refs, node, faults=faults, network_faults=LOSSY)
     return spec, traffic(refs, float(rng.uniform(2, 10)), 40.0, seed)

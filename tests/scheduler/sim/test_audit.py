@@ -18,8 +18,10 @@ from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import Command, Drop, Event, Publish
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share
-from scheduler.sim.front_door import FrontDoor
-from scheduler.sim.node import SimNode
+from scheduler.sim.clients import Clients
+from scheduler.sim.memory.store import SimStore
+from scheduler.sim.node import Progress, SimNode
+from scheduler.sim.sim_router import SimRouter
 from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import FaultKind, SimulatorSpec
 from scheduler.step import StepScheduler
@@ -38,32 +40,37 @@ def _spec() -> SimulatorSpec:
 
 def _take_more_than_there_is(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        PageAllocator, "allocate", lambda self, count: PageRun(self.num_pages, self.num_pages + count)
+        PageAllocator,
+        "allocate",
+        lambda self, count, kept=None: PageRun(self.num_pages, self.num_pages + count),
     )
 
 
 def _take_the_same_pages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PageAllocator, "allocate", lambda self, count: PageRun(0, count))
+    patch.setattr(PageAllocator, "allocate", lambda self, count, kept=None: PageRun(0, count))
+
+
+def _keep_what_is_ceded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimStore, "extend", lambda self, pages: self._placed.extend(2 * pages))
 
 
 def _forget_requests(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StepScheduler, "add", lambda self, request: None)
 
 
-def _forget_at_the_front_door(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FrontDoor, "take", lambda self, request: None)
+def _forget_at_the_router(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimRouter, "take", lambda self, request: None)
 
 
 def _answer_twice(patch: pytest.MonkeyPatch) -> None:
-    end = FrontDoor._end
+    answer = Clients.answer
 
-    def twice(self: FrontDoor, name: str, progress: object) -> None:
-        pending = self._pending[name]
-        end(self, name, progress)  # pyright: ignore[reportArgumentType]
-        self._pending[name] = pending
-        end(self, name, progress)  # pyright: ignore[reportArgumentType]
+    def twice(self: Clients, name: str, progress: Progress) -> None:
+        answer(self, name, progress)
+        if progress is Progress.DONE:
+            answer(self, name, progress)
 
-    patch.setattr(FrontDoor, "_end", twice)
+    patch.setattr(Clients, "answer", twice)
 
 
 def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
@@ -73,15 +80,16 @@ def _sleep_on_arrivals(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (_take_more_than_there_is, "exceeds its memory|in one page"),
+        (_take_more_than_there_is, "beyond their pages|in one page"),
         (_take_the_same_pages, "two adapters in one page"),
+        (_keep_what_is_ceded, "holds more than its card has"),
         (_forget_requests, "is lost on n"),
-        (_forget_at_the_front_door, "does not know it"),
+        (_forget_at_the_router, "does not know it"),
         (_answer_twice, "answered twice"),
         (_sleep_on_arrivals, "has work and does nothing"),
     ],
 )
-def test_a_broken_node_or_front_door_ends_the_run(
+def test_a_broken_node_or_router_ends_the_run(
     harm: Callable[[pytest.MonkeyPatch], None], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(_spec())
@@ -117,9 +125,9 @@ def test_a_coordinator_that_breaks_a_promise_ends_the_run(command: Command, says
 
 
 def test_faults_of_every_drawn_kind_come() -> None:
-    """A node that leaves is told to, and not drawn."""
+    """Nodes that leave for good are told to; routers take their clients with them. Neither is drawn."""
     kinds = {fault.kind for fault in draw_faults(60, 60.0, names(4), np.random.default_rng(0))}
-    assert kinds == set(FaultKind) - {FaultKind.LEAVE}
+    assert kinds == set(FaultKind) - {FaultKind.LEAVE, FaultKind.ROUTER}
 
 
 def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:

@@ -13,9 +13,9 @@ from scheduler.sim.ablations.named_policies import (
     UnknownPolicy,
     named,
 )
-from scheduler.sim.oracle_demand import oracle_rates
+from scheduler.sim.ablations.oracle_demand import oracle_rates
+from scheduler.sim.memory.store import StoreSpec
 from scheduler.sim.simulator import Simulator
-from scheduler.sim.store import StoreSpec
 from scheduler.sim.workload.trace import Arrival, Call
 from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, simulator_spec, traffic
 
@@ -27,7 +27,7 @@ def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     node = replace(node_spec(), store=StoreSpec(policy=policy.residency))
     setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
     spec = simulator_spec(3, refs, node)
-    spec = replace(spec, coordinator=policy.coordinator(setting), routing=policy.routing(setting))
+    spec = replace(spec, coordinator=policy.coordinator(setting), router=policy.router(setting))
     simulator = Simulator(spec, 1, audit=True)
     simulator.run(arrivals, 30.0)
     assert all(record.served for record in simulator.records.values())

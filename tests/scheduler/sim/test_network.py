@@ -7,10 +7,6 @@ import pytest
 
 from scheduler.sim.clock import Clock
 from scheduler.sim.network import CopyLinks, CopySpeeds, Network, NetworkFaults, NetworkTimes
-from scheduler.sim.outcome import Record, summary
-from scheduler.sim.workload.adapters import EQUAL, catalogue
-from scheduler.sim.workload.trace import Arrival, Call
-from tests.scheduler.sim.clusters import PROFILE
 
 
 def test_time_goes_by_due_time_then_by_order_of_asking() -> None:
@@ -83,15 +79,12 @@ def test_transfers_share_the_ends_of_links() -> None:
     assert links.moved_bytes == 4000
 
 
-def test_the_figures_of_three_requests() -> None:
-    ref = catalogue(1, EQUAL)[0]
-
-    def record(first_s: float, end_s: float, served: bool = True) -> Record:
-        return Record(Arrival("r", Call(10.0, 100, 11), ref), first_s if served else None, end_s, served)
-
-    good, slow, refused = record(10.5, 10.8), record(13.0, 13.1), record(0.0, 12.0, served=False)
-    figures = summary([good, slow, refused], PROFILE.slo, 2.0)
-    assert (figures.requests, figures.served, figures.refused) == (3, 2, 1)
-    assert figures.ttft_p50_s == pytest.approx((0.5 + 3.0) / 2)
-    assert figures.tbt_p95_s == pytest.approx(0.01 + 0.95 * 0.02)
-    assert figures.goodput == 0.5, "the second missed its first token"
+def test_a_recall_from_the_hosts_memory_waits_for_no_transfer_but_for_the_one_before_it() -> None:
+    clock, ended = Clock(), {}
+    links = CopyLinks(clock, CopySpeeds(peer_bytes_per_s=100.0, host_bytes_per_s=50.0, latency_s=1.0))
+    links.transfer("a", "b", 1000, lambda: ended.update({"in": clock.now}))
+    for name in ("one", "two"):
+        links.recall("b", 1000, lambda name=name: ended.update({name: clock.now}))
+    clock.run(1000.0)
+    assert ended == {"in": 11.0, "one": 21.0, "two": 41.0}
+    assert links.moved_bytes == 1000

@@ -1,13 +1,18 @@
 """A simulated node's memory: what is kept, what is cached, what has to wait and what is refused."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from lora.adapter import AdapterRef
+import pytest
+
+from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import Drop, Pull
+from scheduler.limits import DEFAULTS
 from scheduler.request import Request, SamplingParams
 from scheduler.sim.clock import Action, Clock
-from scheduler.sim.node import Progress, SimNode
+from scheduler.sim.node import News, Progress, SimNode
+from scheduler.sim.spec import NodeSpec
 from tests.scheduler.cluster.lossy import MIB, adapter
 from tests.scheduler.sim.clusters import node_spec
 
@@ -17,24 +22,33 @@ SMALL, MIDDLE, LARGE = adapter("small", 8), adapter("middle", 16), adapter("larg
 class Rig:
     """One node with 64 MiB for adapters; a transfer takes a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: NodeSpec | None = None) -> None:
+        spec = spec or node_spec(memory_bytes=64 * MIB)
         self.clock = Clock()
         self.node = SimNode(
-            NodeAgent("n", node_spec(memory_bytes=64 * MIB).machine),
-            node_spec(memory_bytes=64 * MIB),
+            NodeAgent("n", spec.machine),
+            spec,
             self.clock,
             self._transfer,
+            lambda node, listener, news: listener.hear(node.name, news),
         )
+        self.name, self.up = "router", True
         self.told: dict[str, list[Progress]] = {}
         self._orders = 0
 
     def _transfer(self, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
         self.clock.after(1.0, done)
 
-    def ask(self, name: str, ref: AdapterRef, output_tokens: int = 10) -> None:
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        for name, progress in news:
+            self.told[name].append(progress)
+
+    def ask(self, name: str, ref: AdapterRef, output_tokens: int = 10, prompt_tokens: int = 20) -> None:
         params = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
         self.told[name] = []
-        self.node.submit(Request(name, (1,) * 20, ref, params, (), self.clock.now), self.told[name].append)
+        self.node.submit(
+            Request(name, (len(self.told),) * prompt_tokens, ref, params, (), self.clock.now), self
+        )
         self.node.check()
 
     def order(self, kind: type[Pull] | type[Drop], ref: AdapterRef) -> None:
@@ -54,7 +68,7 @@ def test_an_adapter_that_is_not_here_is_fetched_and_stays_cached() -> None:
     rig.wait(0.9)
     assert rig.told["r"] == []
     rig.wait(1.0)
-    assert rig.told["r"] == [Progress.FIRST_TOKEN, Progress.DONE]
+    assert rig.told["r"] == [*[Progress.TOKEN] * 10, Progress.DONE]
     assert rig.node.report().cached == (SMALL,)
     assert rig.node.report().held == ()
 
@@ -98,6 +112,28 @@ def test_the_first_in_line_gets_its_adapter_though_those_behind_it_hold_all_memo
     for at in range(40):
         rig.ask(f"{at}", small[at % 4], output_tokens=100)
         rig.wait(0.5)
+    rig.wait(60.0)
+    assert all(told[-1] is Progress.DONE for told in rig.told.values())
+
+
+def test_for_a_cold_adapter_only_the_requests_of_one_hot_one_wait_and_its_own_wait_has_an_end() -> None:
+    """Four hot adapters fill the memory, and each is asked for every half second, for about two seconds."""
+    rig = Rig()
+    hot = [adapter(f"o{at}", 16) for at in range(4)]
+    held_up: set[str] = set()
+    cold_by = 0.0
+    for at in range(40):
+        names = {f"{ref.name}-{at}": ref for ref in hot}
+        for name, ref in names.items():
+            rig.ask(name, ref, output_tokens=300)
+        if at == 10:
+            rig.ask("cold", SMALL, output_tokens=2)
+        rig.wait(0.5)
+        if at >= 10 and Progress.DONE not in rig.told["cold"]:
+            held_up |= {ref.name for name, ref in names.items() if not rig.told[name]}
+            cold_by = rig.clock.now
+    assert cold_by <= 5.0 + DEFAULTS.adapter_patience_s + 3.0 + 1.0 + 1.0, "patience, what runs, the load"
+    assert len(held_up) == 1
     rig.wait(60.0)
     assert all(told[-1] is Progress.DONE for told in rig.told.values())
 
@@ -153,3 +189,49 @@ def test_a_prompt_that_could_never_run_is_refused() -> None:
     rig = Rig()
     rig.ask("r", SMALL, output_tokens=9000)
     assert rig.told["r"] == [Progress.REFUSED]
+
+
+def test_adapters_cost_kv_and_give_their_room_back() -> None:
+    """A card of 2 GiB, one of them adapters' at most: with those there K/V holds 8,192 tokens, else more."""
+    rig = Rig(node_spec(memory_bytes=1024 * MIB, kv_bytes=1024 * MIB))
+    held = rig.node.kv_tokens
+    large = [adapter(f"o{at}", 256) for at in range(4)]
+    for ref in large:
+        rig.ask(ref.name, ref, output_tokens=2000)
+        rig.wait(2.5)
+    assert set(rig.node.store.ready) == {ref.digest for ref in large}
+    assert rig.node.kv_tokens == 8192 < held
+    rig.wait(60.0)
+    for at in range(3):
+        rig.ask(f"long-{at}", BASE, output_tokens=100, prompt_tokens=7000)
+    most = 0
+    for _ in range(100):
+        rig.wait(0.1)
+        most = max(most, rig.node.kv_tokens)
+    assert most >= 14000, "K/V takes what no request uses"
+    assert all(told[-1] is Progress.DONE for told in rig.told.values())
+
+
+def test_more_than_may_wait_are_refused() -> None:
+    spec = node_spec(memory_bytes=64 * MIB)
+    limits = replace(spec.limits, max_num_seqs=2)
+    rig = Rig(replace(spec, limits=limits, max_waiting=3))
+    for at in range(7):
+        rig.ask(f"{at}", BASE, output_tokens=100)
+    assert [name for name, told in rig.told.items() if told == [Progress.REFUSED]] == ["4", "5", "6"]
+
+
+def test_a_card_that_holds_no_sequence_of_the_longest_is_refused() -> None:
+    spec = node_spec(memory_bytes=64 * MIB, kv_bytes=1024 * MIB)
+    with pytest.raises(ValueError, match="shorter max_model_len"):
+        Rig(replace(spec, memory_bytes=1024 * MIB))
+
+
+def test_memory_that_is_not_shared_stays_as_it_is_divided() -> None:
+    rig = Rig(replace(node_spec(memory_bytes=64 * MIB, kv_bytes=1024 * MIB), unified=False))
+    rig.ask("long", BASE, prompt_tokens=8000)
+    rig.ask("other", BASE, prompt_tokens=8000)
+    rig.ask("small", SMALL)
+    rig.wait(30.0)
+    assert rig.node.kv_tokens == 8192
+    assert all(told[-1] is Progress.DONE for told in rig.told.values())

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.state import EMPTY_TABLE, OperatingPoints
 from scheduler.sim.outcome import Outcome
 from scheduler.sim.planner.command import main
-from scheduler.sim.planner.search import Trial, likely_nodes, trials
+from scheduler.sim.planner.search import Trial, likely_nodes, trials, worst
 from scheduler.sim.replay import Replay
 from scheduler.sim.workload.trace import Arrival, Call
 from tests.scheduler.cluster.lossy import adapter
@@ -20,8 +20,10 @@ from tests.scheduler.cluster.lossy import adapter
 SLO = Slo(ttft_s=1.0, tbt_s=0.05)
 
 
-def _replay(ttft_s: float = 0.5, tbt_s: float = 0.01, served: int = 10, finished: bool = True) -> Replay:
-    outcome = Outcome(10, served, 10 - served, ttft_s, ttft_s, tbt_s, tbt_s, 1.0)
+def _replay(
+    ttft_s: float = 0.5, tbt_s: float = 0.01, served: int = 10, finished: bool = True, in_time: float = 1.0
+) -> Replay:
+    outcome = Outcome(10, served, 10 - served, ttft_s, ttft_s, tbt_s, tbt_s, 1.0, in_time)
     return Replay(finished, outcome, (), (), EMPTY_TABLE, {})
 
 
@@ -52,6 +54,19 @@ def test_more_than_the_most_is_said_to_be_needed() -> None:
 )
 def test_each_bound_and_every_request_counts(bad: Replay) -> None:
     assert _fewest(trials(lambda nodes: bad, SLO, 1, 2)) is None
+
+
+def test_of_several_seeds_the_first_that_fails_decides_and_else_the_worst() -> None:
+    def runs(*parts: float) -> Iterator[Replay]:
+        for part in parts:
+            asked.append(part)
+            yield _replay(ttft_s=0.5 if part > 0.9 else 5.0, in_time=part)
+
+    asked: list[float] = []
+    assert worst(SLO, runs(1.0, 0.95, 0.99)).outcome.in_time == 0.95
+    asked.clear()
+    assert worst(SLO, runs(1.0, 0.5, 0.1)).outcome.in_time == 0.5
+    assert asked == [1.0, 0.5], "more seeds change nothing"
 
 
 def test_the_search_begins_at_the_work_over_what_a_node_sustains() -> None:

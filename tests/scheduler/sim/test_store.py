@@ -8,7 +8,7 @@ from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import Drop, NodeHardware, Publish, Pull
 from scheduler.cluster.state import OperatingPoints, RoutingTable, Share
 from scheduler.sim.clock import Action
-from scheduler.sim.store import SimStore, StoreSpec
+from scheduler.sim.memory.store import AdapterMemory, SimStore, StoreSpec
 from tests.scheduler.cluster.lossy import MIB, adapter
 
 NUM_PAGES = 32  # of 1 MiB
@@ -17,12 +17,13 @@ NUM_PAGES = 32  # of 1 MiB
 class Rig:
     """A store, its agent, and the transfers that the test ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, host_bytes: int = 0) -> None:
         machine = NodeHardware(NUM_PAGES * MIB, OperatingPoints((8,), (1.0,)))
         self.agent = NodeAgent("n", machine)
-        spec = StoreSpec(page_bytes=MIB)
-        self.store = SimStore(self.agent, machine.memory_bytes, spec, self._transfer, lambda: None)
+        spec, memory = StoreSpec(page_bytes=MIB), AdapterMemory(machine.memory_bytes, NUM_PAGES, host_bytes)
+        self.store = SimStore(self.agent, memory, spec, self._transfer, lambda: None)
         self.transfers: list[tuple[AdapterRef, Sequence[str], Action]] = []
+        self.ended: list[tuple[AdapterRef, Sequence[str]]] = []
         self._orders = 0
 
     def _transfer(self, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
@@ -35,6 +36,7 @@ class Rig:
             done()
             self.store.check()
             ended.append((ref, sources))
+        self.ended += ended
         return ended
 
     def bring(self, ref: AdapterRef) -> None:
@@ -157,3 +159,32 @@ def test_the_base_model_needs_no_pages() -> None:
 def test_an_adapter_that_would_need_a_page_more_than_there_are_is_refused() -> None:
     rig = Rig()
     assert not rig.store.retain(AdapterRef("d", "d", 64, ("q_proj",), NUM_PAGES * MIB + 1))
+
+
+def test_what_leaves_the_card_comes_back_from_the_hosts_memory() -> None:
+    """32 MiB of card and 24 of host: the host keeps what left last, and only what left before needs a peer again."""
+    rig = Rig(host_bytes=24 * MIB)
+    first, second, third, fourth = (adapter(name, 16) for name in ("first", "second", "third", "fourth"))
+    for ref in (first, second, third, fourth):
+        rig.bring(ref)
+    gone = [ref for ref in (first, second, third) if ref.digest not in rig.store.ready]
+    left = [ref for ref in gone if rig.store.can_give(ref.digest)]
+    assert (len(gone), len(left), rig.store.recalls) == (2, 1, 0)
+    rig.bring(left[0])
+    assert rig.ended[-1] == (left[0], ("n",)), "the node itself is the source"
+    assert rig.store.recalls == 1
+    rig.bring(next(ref for ref in gone if ref != left[0]))
+    assert rig.ended[-1][1] == ()
+    assert (rig.store.recalls, rig.store.fetches) == (1, 6)
+
+
+def test_without_host_memory_what_leaves_the_card_is_gone() -> None:
+    rig = Rig()
+    refs = [adapter(name, 16) for name in ("first", "second", "third")]
+    for ref in refs:
+        rig.bring(ref)
+    (gone,) = (ref for ref in refs if ref.digest not in rig.store.ready)
+    assert not rig.store.can_give(gone.digest)
+    rig.bring(gone)
+    assert rig.ended[-1] == (gone, ())
+    assert rig.store.recalls == 0
