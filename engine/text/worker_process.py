@@ -66,10 +66,9 @@ class WorkerProcess:
 
     def end(self) -> int | None:
         """End the process; return the exit code that it had already, or None if it still ran."""
-        self._end.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.5)  # one that has been ended needs a moment until that shows
-        code = self._process.poll()
+        code = self._process.poll()  # before its socket is closed, which would end it
         self._finish()
         return code
 
