@@ -192,9 +192,10 @@ def test_a_process_that_says_nothing_is_ended() -> None:
 
 
 def test_a_process_that_ends_with_its_socket_has_not_ended_before() -> None:
+    owner = FakeClient(TOKENIZER)
     waits = (
         "import socket, sys; end = socket.socket(fileno=int(sys.argv[1])); end.send(bytes(8)); end.recv(1)"
     )
-    worker = WorkerProcess(CONFIG, "wait", ["-c", waits], (), most_s=60)
+    worker = WorkerProcess(owner, "wait", ["-c", waits], (), most_s=60)
     assert worker.receive() == b""
     assert worker.end() is None
