@@ -29,6 +29,7 @@ from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from scheduler.plan import FinishReason, TokenEvent
 from scheduler.request import Request, SamplingParams
 
@@ -179,9 +180,11 @@ class AsyncEngine:
         self.telemetry.started(model)
         return output
 
-    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+    async def load_adapter(
+        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> AdapterRef:
         """Read, check and register an adapter, off the step loop. Raises what AdapterNames.load raises."""
-        return await self._names.load(name, folder, replaces)
+        return await self._names.load(name, folder, replaces, roots)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""

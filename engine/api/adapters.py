@@ -12,6 +12,7 @@ from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.format.adapter_files import short
+from lora.format.allowed_roots import AllowedRoots
 from lora.format.companions import COMPANION_FILES
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
@@ -28,7 +29,7 @@ class AdapterAdmin:
 
     def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
         self._client = client
-        self._roots = tuple(root.resolve() for root in roots)
+        self._roots = AllowedRoots.below(roots)
         self._paths = TaskPool("path", _PATH_THREADS)
         self._calls = DeadlineCalls(_PATH_S)
 
@@ -55,7 +56,8 @@ class AdapterAdmin:
             raise refused("base_model_name", message, "invalid_value")
         folder = await self._paths.run(lambda: self._followed(wire.lora_path))
         try:
-            ref = await self._client.load_adapter(name, folder, replaces=wire.load_inplace is not False)
+            replaces = wire.load_inplace is not False
+            ref = await self._client.load_adapter(name, folder, replaces, self._roots)
         except InvalidAdapter as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
         loaded = AdapterEntry(name, folder, ref)  # whatever has become of the name since
@@ -76,8 +78,8 @@ class AdapterAdmin:
     def _root_of(self, adapter: AdapterEntry) -> str:
         """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
         folder = adapter.folder
-        below = [root for root in self._roots if folder is not None and folder.is_relative_to(root)]
-        return str(folder.relative_to(below[0])) if folder is not None and below else adapter.name
+        root = self._roots.root_of(folder) if folder is not None else None
+        return str(folder.relative_to(root)) if folder is not None and root is not None else adapter.name
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
@@ -100,21 +102,19 @@ class AdapterAdmin:
     def _allowed(self, path: str) -> Path:
         """Resolve the folder that `path` names, links followed, if it lies below a root.
 
-        What exists outside of the roots is not disclosed.
+        What exists outside of the roots is not disclosed. Who reads the files judges again what it opens.
         """
-        if not self._roots:
+        if not self._roots.paths:
             message = "lora_path: loading by path is off: start the server with --lora-root or --lora-dir"
             raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "loading_is_off")
         if not path.isprintable() or not 0 < len(path) <= _MAX_PATH_CHARS:
             raise refused("lora_path", f"give 1 to {_MAX_PATH_CHARS} printable characters", "invalid_value")
         try:
             inside = [
-                folder
-                for root in self._roots
-                if (folder := (root / path).resolve()).is_relative_to(root) and folder != root
+                folder for root in self._roots.paths if self._is_inside(folder := (root / path).resolve())
             ]
             existing = [folder for folder in inside if folder.is_dir()]
-            files_inside = all(self._is_inside(existing[0] / file) for file in _FILES) if existing else True
+            files_inside = not existing or all(self._is_inside(existing[0] / file) for file in _FILES)
         except (OSError, RuntimeError) as error:  # a name that is too long, links that lead to themselves
             message = f"{short(path)} cannot be followed: give the path of a PEFT adapter's folder"
             raise refused("lora_path", message, "invalid_value") from error
@@ -127,4 +127,4 @@ class AdapterAdmin:
 
     def _is_inside(self, file: Path) -> bool:
         """Tell whether a file, or what it links to, lies below a root."""
-        return any(file.resolve().is_relative_to(root) for root in self._roots)
+        return self._roots.root_of(file.resolve()) is not None

@@ -11,6 +11,7 @@ from engine.api.parsing import ServedModels
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from lora.adapter import AdapterEntry, AdapterRef
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from scheduler.request import SamplingParams
 
 
@@ -77,8 +78,12 @@ class EngineClient(ServedModels, Protocol):
         """
         ...
 
-    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+    async def load_adapter(
+        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> AdapterRef:
         """Read, check and register an adapter; without `replaces` only under a name that means nothing yet.
+
+        Its files are read only from below `roots`, now and later.
 
         Raises InvalidAdapterName, AdapterExists, InvalidAdapter or AdapterFailed.
         """

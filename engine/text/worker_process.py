@@ -66,9 +66,11 @@ class WorkerProcess:
 
     def end(self) -> int | None:
         """End the process; return the exit code that it had already, or None if it still ran."""
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # its socket is still open: one that runs is not to end by that
             self._process.wait(0.5)  # one that has been ended needs a moment until that shows
-        code = self._process.poll()  # before its socket is closed, which would end it
+        code = self._process.poll()
         self._finish()
         return code
 

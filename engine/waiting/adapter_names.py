@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.errors import adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.format.allowed_roots import AllowedRoots
 from lora.store.registry import AdapterRegistry
 
 _THREADS = 8
@@ -36,13 +37,13 @@ class AdapterNames:
         known = model in self._base_names or model in self._registry.names()
         return known or (self._asks_peers and is_name(model))
 
-    async def load(self, name: str, folder: Path, replaces: bool) -> AdapterRef:
+    async def load(self, name: str, folder: Path, replaces: bool, roots: AllowedRoots) -> AdapterRef:
         """Read, check and register an adapter; `replaces` says that the name may mean something already.
 
         Raises InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed or NotInTime.
         """
         with adapter_errors(name):
-            return await self._pool.run(lambda: self._registry.load(name, folder, replaces))
+            return await self._pool.run(lambda: self._registry.load(name, folder, replaces, roots))
 
     def unload(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""

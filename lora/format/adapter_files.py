@@ -11,6 +11,8 @@ from errno import EAGAIN, EHOSTDOWN, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ESTALE,
 from pathlib import Path
 from typing import cast
 
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots, OutsideRoots
+
 MOST_CONFIG_BYTES = 1 << 20
 _MOST_NESTING = 32
 _SHORT_CHARS = 60
@@ -39,26 +41,32 @@ def unreadable(what: str, error: OSError) -> Flaw:
     return Flaw(f"{what} cannot be read ({error.strerror}): check its permissions")
 
 
-def read_regular_file(path: Path, most_bytes: int) -> bytearray:
+def read_regular_file(path: Path, most_bytes: int, roots: AllowedRoots = ANYWHERE) -> bytearray:
     """Read a whole regular file of at most `most_bytes`. Raises FileNotFoundError, or Flaw with the reason.
+
+    Whatever the path means meanwhile, only what lies below a root is opened.
 
     It is read and not mapped: a file cut short meanwhile must not kill the server.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = roots.open(path)
         try:
             return _read_all(path, descriptor, most_bytes)
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         raise
+    except OutsideRoots as error:
+        raise PassingFlaw(
+            f"{path.name} leads outside of the folders that this server may load from: put the file itself there"
+        ) from error
     except OSError as error:
         raise unreadable(path.name, error) from error
 
 
-def read_json_object(path: Path) -> dict[str, object]:
+def read_json_object(path: Path, roots: AllowedRoots = ANYWHERE) -> dict[str, object]:
     """Read a JSON object that names no field twice. Raises FileNotFoundError, or Flaw with the reason."""
-    content = read_regular_file(path, MOST_CONFIG_BYTES)
+    content = read_regular_file(path, MOST_CONFIG_BYTES, roots)
     try:
         value: object = json.loads(content.decode(), object_pairs_hook=_distinct)
         check_nesting(value)

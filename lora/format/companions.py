@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from lora.format.adapter_files import Flaw, read_json_object, read_regular_file, short
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 
 TOKENIZER_FILE = "tokenizer.json"
 _TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
@@ -48,20 +49,20 @@ CompanionsCheck = Callable[[Companions, Vocabulary], None]
 """Raises Flaw for companions, or for tokens that an adapter was trained with, which the base model cannot serve."""
 
 
-def read_companions(folder: Path) -> Companions:
+def read_companions(folder: Path, roots: AllowedRoots = ANYWHERE) -> Companions:
     """Read the template and the end tokens. Raises Flaw."""
-    config, generation = _object(folder / _CONFIG_FILE), _object(folder / _GENERATION_FILE)
+    config, generation = _object(folder / _CONFIG_FILE, roots), _object(folder / _GENERATION_FILE, roots)
     eos = config.get("eos_token")
     return Companions(
-        _template(folder, config.get("chat_template")),
+        _template(folder, roots, config.get("chat_template")),
         None if eos is None else _token(_CONFIG_FILE, "eos_token", eos),
         _token_ids(generation.get("eos_token_id")),
     )
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path, roots: AllowedRoots = ANYWHERE) -> Vocabulary:
     """Read which tokens an adapter was trained with. Raises Flaw."""
-    config, added = _object(folder / _CONFIG_FILE), _object(folder / _ADDED_FILE)
+    config, added = _object(folder / _CONFIG_FILE, roots), _object(folder / _ADDED_FILE, roots)
     found = [(text, _id(_ADDED_FILE, text, token_id)) for text, token_id in added.items()]
     decoder = config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
@@ -71,7 +72,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         found.append((text, _id(_CONFIG_FILE, text, int(written) if written.isdecimal() else written)))
     padding = config.get("pad_token")
     try:
-        tokenizer = bytes(read_regular_file(folder / TOKENIZER_FILE, _MOST_TOKENIZER_BYTES))
+        tokenizer = bytes(read_regular_file(folder / TOKENIZER_FILE, _MOST_TOKENIZER_BYTES, roots))
     except FileNotFoundError:
         tokenizer = None
     return Vocabulary(
@@ -100,10 +101,10 @@ def parse_companions(text: str) -> Companions:
     return read
 
 
-def _template(folder: Path, configured: object) -> str | None:
+def _template(folder: Path, roots: AllowedRoots, configured: object) -> str | None:
     """Return the folder's chat template: of its own file, or of the tokenizer's configuration."""
     try:
-        return read_regular_file(folder / _TEMPLATE_FILE, MOST_TEMPLATE_BYTES).decode()
+        return read_regular_file(folder / _TEMPLATE_FILE, MOST_TEMPLATE_BYTES, roots).decode()
     except FileNotFoundError:
         found = _default(cast(list[object], configured)) if isinstance(configured, list) else configured
     except UnicodeDecodeError as error:
@@ -120,9 +121,9 @@ def _default(templates: list[object]) -> object:
     return next((each.get("template") for each in named if each.get("name") == "default"), False)
 
 
-def _object(path: Path) -> Mapping[str, object]:
+def _object(path: Path, roots: AllowedRoots) -> Mapping[str, object]:
     try:
-        return read_json_object(path)
+        return read_json_object(path, roots)
     except FileNotFoundError:
         return {}
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused
 from lora.format.adapter_files import Flaw, read_regular_file, short
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
 from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
 from lora.target_modules import SITES, BaseShape, SiteGroup
@@ -74,15 +75,20 @@ class _Pair:
 
 
 def pack(
-    name: str, folder: Path, base: BaseShape, dtype: torch.dtype, most_bytes: int = sys.maxsize
+    name: str,
+    folder: Path,
+    base: BaseShape,
+    dtype: torch.dtype,
+    most_bytes: int = sys.maxsize,
+    roots: AllowedRoots = ANYWHERE,
 ) -> PackedAdapter:
     """Read the PEFT folder and pack it in the serving `dtype`. Raises AdapterRefused with the exact reason.
 
-    A file whose packed form would need more than `most_bytes` is not read.
+    A file whose packed form would need more than `most_bytes` is not read, nor one that is not below `roots`.
     """
     try:
-        settings = read_settings(folder)
-        pairs = _read_pairs(folder, most_bytes // dtype.itemsize)
+        settings = read_settings(folder, roots)
+        pairs = _read_pairs(folder, most_bytes // dtype.itemsize, roots)
         _check_targets(settings, pairs, base)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
@@ -100,11 +106,11 @@ def pack(
     return PackedAdapter(ref, layout, rows)
 
 
-def _read_pairs(folder: Path, most_numbers: int) -> dict[str, _Pair]:
+def _read_pairs(folder: Path, most_numbers: int, roots: AllowedRoots) -> dict[str, _Pair]:
     """Every module's A and B, by module path."""
     halves: dict[str, dict[str, Tensor]] = {}
     matches: dict[str, re.Match[str]] = {}
-    for tensor_name, tensor in _read_tensors(folder, most_numbers).items():
+    for tensor_name, tensor in _read_tensors(folder, most_numbers, roots).items():
         match = _match(tensor_name)
         sides = halves.setdefault(match["path"], {})
         if match["side"] in sides:
@@ -116,16 +122,16 @@ def _read_pairs(folder: Path, most_numbers: int) -> dict[str, _Pair]:
         raise Flaw(
             f"{WEIGHTS_FILE} holds no tensors: save the adapter again, with all ranks' shards gathered"
         )
-    if len(roots := {match["root"] for match in matches.values()}) > 1:
-        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(roots)}: use one of them")
+    if len(prefixes := {match["root"] for match in matches.values()}) > 1:
+        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(prefixes)}: use one of them")
     return {path: _pair(matches[path], sides) for path, sides in halves.items()}
 
 
-def _read_tensors(folder: Path, most_numbers: int) -> Mapping[str, Tensor]:
+def _read_tensors(folder: Path, most_numbers: int, roots: AllowedRoots) -> Mapping[str, Tensor]:
     """All tensors of the folder, whose numbers take four bytes at most."""
     path = folder / WEIGHTS_FILE
     try:
-        content = read_regular_file(path, most_numbers * 4 + MOST_HEADER_BYTES)
+        content = read_regular_file(path, most_numbers * 4 + MOST_HEADER_BYTES, roots)
         header_bytes = int.from_bytes(content[:8], "little")
         if header_bytes > MOST_HEADER_BYTES:
             raise ValueError(f"a header of {header_bytes} bytes, at most {MOST_HEADER_BYTES} are read")

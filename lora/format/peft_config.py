@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard, TypeVar, cast
 
 from lora.format.adapter_files import Flaw, read_json_object, short, unreadable
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.module_patterns import (
     EndPattern,
     ModulePattern,
@@ -107,9 +108,9 @@ class LoraSettings:
         return int(rest.split(".", 1)[0]) in self.layers
 
 
-def read_settings(folder: Path) -> LoraSettings:
+def read_settings(folder: Path, roots: AllowedRoots = ANYWHERE) -> LoraSettings:
     """Read and check `folder`'s adapter_config.json. Raises Flaw."""
-    config = _read_config(folder)
+    config = _read_config(folder, roots)
     _check_kind(config)
     for field, value in config.items():
         if field in REFUSED and value:
@@ -139,11 +140,11 @@ def read_settings(folder: Path) -> LoraSettings:
     )
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def _read_config(folder: Path, roots: AllowedRoots) -> dict[str, object]:
     try:
         if not folder.is_dir():
             raise Flaw(f"it is not a folder: give the folder that holds {CONFIG_FILE}")
-        return read_json_object(folder / CONFIG_FILE)
+        return read_json_object(folder / CONFIG_FILE, roots)
     except FileNotFoundError:
         raise Flaw(f"it has no {CONFIG_FILE}: give a folder saved by PEFT's save_pretrained") from None
     except OSError as error:

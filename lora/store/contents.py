@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 
 from lora.adapter import AdapterRef
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import PackedLayout
 from lora.memory.base import Force, PageRun
 from lora.memory.residency import Content, Residency
@@ -58,7 +58,7 @@ class Contents:
         self._leases = 0
         residency.on_recall(self._withdraw)
 
-    def bind(self, ref: AdapterRef, layout: PackedLayout, name: str, folder: Path | None) -> None:
+    def bind(self, ref: AdapterRef, layout: PackedLayout, name: str, folder: AdapterFolder | None) -> None:
         """Count one more name for a content, which `folder` holds if there is one. The caller advances afterwards."""
         with self._lock:
             content = self._residency.admit(ref, layout, self._tiers.reload_s(ref.nbytes))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, is_name
 from lora.errors import AdapterRefused, InvalidName, NameTaken, UnknownAdapter
+from lora.format.allowed_roots import ANYWHERE, AdapterFolder, AllowedRoots
 from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
 from lora.format.peft import PackedAdapter
@@ -68,12 +69,16 @@ class AdapterRegistry:
             if current is not None and current.folder is not None and not replaces:
                 return False
             self._table.unbind(current)
-            self._table.by_name[name] = NamedAdapter(name, folder)
+            self._table.by_name[name] = NamedAdapter(name, AdapterFolder(folder))
         self._contents.advance()
         return True
 
-    def load(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+    def load(
+        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
+
+        Whenever its files are read, they must lie below `roots`.
 
         Resident on return if there are free pages. Raises InvalidName, NameTaken for a name that it would have to
         replace and may not, or another AdapterRefused; then nothing has changed.
@@ -81,8 +86,8 @@ class AdapterRegistry:
         self.check_name(name)
         if not replaces and name in self.names():
             raise NameTaken(name)
-        entry = NamedAdapter(name, folder)
-        packed = self._reader.read(entry, folder)
+        entry = NamedAdapter(name, AdapterFolder(folder, roots))
+        packed = self._reader.read(entry, AdapterFolder(folder, roots))
         if not self._bind_packed(entry, packed, lambda current: replaces or current is None, tries=True):
             raise NameTaken(name)
         return packed.ref
@@ -91,7 +96,7 @@ class AdapterRegistry:
         """Tell the folder of a name that this node owns."""
         with self._table.lock:
             entry = self._table.by_name.get(name)
-            return entry.folder if entry else None
+            return entry.path if entry else None
 
     def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
         """Read the folder of a name again if it was read before and has changed since.
@@ -101,13 +106,13 @@ class AdapterRegistry:
         """
         with self._table.lock:
             entry = self._table.by_name.get(name)
-            if entry is None or entry.folder != folder or entry.ref is None:
+            if entry is None or entry.folder is None or entry.path != folder or entry.ref is None:
                 return
             if stamp in (entry.stamp, entry.refused):
                 return
-        fresh = NamedAdapter(name, folder)
+        fresh = NamedAdapter(name, entry.folder)
         try:
-            packed = self._reader.read(fresh, folder)
+            packed = self._reader.read(fresh, entry.folder)
             bound = self._bind_packed(fresh, packed, lambda current: current is entry, tries=True)
         except AdapterRefused as refusal:
             if refusal.may_pass:
@@ -159,7 +164,7 @@ class AdapterRegistry:
         """
         with self._table.lock:
             entry = self._table.by_name.get(name)
-            if entry is None or folder not in (None, entry.folder):
+            if entry is None or folder not in (None, entry.path):
                 raise UnknownAdapter(name)
             self._table.unbind(self._table.by_name.pop(name))
         self._contents.advance()

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from lora.adapter import RemoteName
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.companions import Companions, CompanionsCheck, Vocabulary
 from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
@@ -83,11 +83,11 @@ class TierChain:
         """Estimate how long it takes to load `nbytes` again."""
         return self._packed.cost_s(nbytes)
 
-    def stamp(self, name: str, folder: Path) -> FolderStamp:
+    def stamp(self, name: str, folder: AdapterFolder) -> FolderStamp:
         """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
         return self._source.stamp(name, folder)
 
-    def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
+    def pack(self, name: str, folder: AdapterFolder, most_bytes: int) -> PackedAdapter:
         """Read a folder, and keep its packed form where there is room for it. Raises AdapterRefused."""
         packed = self._source.pack(name, folder, most_bytes)
         _check_size(name, packed.ref.nbytes, most_bytes)
@@ -106,7 +106,7 @@ class TierChain:
         """Have `check` see what lies beside an adapter's weights, here or at a peer."""
         self._check = check
 
-    def companions(self, name: str, folder: Path) -> Companions:
+    def companions(self, name: str, folder: AdapterFolder) -> Companions:
         """Read what lies beside the weights in a folder. Raises AdapterRefused."""
         return self._source.companions(name, folder, self._check)
 
@@ -124,7 +124,7 @@ class TierChain:
         assert self._peers is not None, "only peers tell names"
         return self._checked(self._peers.confirm(remote), most_bytes)
 
-    def remember(self, digest: str, layout: PackedLayout, name: str, folder: Path | None) -> None:
+    def remember(self, digest: str, layout: PackedLayout, name: str, folder: AdapterFolder | None) -> None:
         """Note that a content has this layout, and may be had from `folder`."""
         if self._peers is not None:
             self._peers.remember(digest, layout)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format.adapter_files import Flaw
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.companions import Companions, CompanionsCheck, read_companions, read_vocabulary
 from lora.format.folder_stamp import FolderStamp, folder_stamp
 from lora.format.packed import InvalidHeader
@@ -167,7 +168,7 @@ class DiskTier:
 @dataclass(frozen=True, slots=True)
 class _Source:
     name: str
-    folder: Path
+    folder: AdapterFolder
 
 
 class SourceTier:
@@ -186,28 +187,28 @@ class SourceTier:
         """A disk's, and the packing."""
         return 1e-2 + nbytes / 0.3e9
 
-    def pack(self, name: str, folder: Path, most_bytes: int) -> PackedAdapter:
+    def pack(self, name: str, folder: AdapterFolder, most_bytes: int) -> PackedAdapter:
         """Read a folder and pack what it holds. Raises AdapterRefused, which may pass if it does not answer."""
-        base, dtype = self._base, self._dtype
-        return self._in_time(name, folder, lambda: pack(name, folder, base, dtype, most_bytes))
+        base, dtype, path, roots = self._base, self._dtype, folder.path, folder.roots
+        return self._in_time(name, folder, lambda: pack(name, path, base, dtype, most_bytes, roots))
 
-    def stamp(self, name: str, folder: Path) -> FolderStamp:
+    def stamp(self, name: str, folder: AdapterFolder) -> FolderStamp:
         """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
-        return self._in_time(name, folder, lambda: folder_stamp(folder))
+        return self._in_time(name, folder, lambda: folder_stamp(folder.path))
 
-    def _in_time(self, name: str, folder: Path, call: Callable[[], R]) -> R:
+    def _in_time(self, name: str, folder: AdapterFolder, call: Callable[[], R]) -> R:
         try:
-            return self._files.run(str(folder), call)
+            return self._files.run(str(folder.path), call)
         except CallHangs as error:
             told = str(error).replace(error.what, "its folder")  # clients need not know which one
             raise AdapterRefused(name, told, may_pass=True) from error
 
-    def companions(self, name: str, folder: Path, check: CompanionsCheck) -> Companions:
+    def companions(self, name: str, folder: AdapterFolder, check: CompanionsCheck) -> Companions:
         """Read and check what lies beside the weights. Raises as `pack`."""
 
         def read() -> Companions:
-            companions = read_companions(folder)
-            check(companions, read_vocabulary(folder))
+            companions = read_companions(folder.path, folder.roots)
+            check(companions, read_vocabulary(folder.path, folder.roots))
             return companions
 
         try:
@@ -215,7 +216,7 @@ class SourceTier:
         except Flaw as flaw:
             raise AdapterRefused(name, str(flaw), flaw.may_pass) from flaw
 
-    def remember(self, digest: str, name: str, folder: Path) -> None:
+    def remember(self, digest: str, name: str, folder: AdapterFolder) -> None:
         """Note that `folder` holds this content."""
         with self._lock:
             self._sources[digest] = _Source(name, folder)

@@ -14,6 +14,7 @@ from engine.api.errors import as_api_error
 from engine.api.generation import ENDPOINTS, Generation
 from engine.async_engine import AsyncEngine
 from engine.errors import (
+    AdapterFailed,
     Draining,
     EngineStopped,
     InvalidAdapter,
@@ -26,6 +27,7 @@ from engine.errors import (
 from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from lora.adapter import AdapterRef
+from lora.format.allowed_roots import AllowedRoots
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, StepPlan
 from scheduler.request import InvalidParameter, SamplingParams
@@ -337,6 +339,16 @@ def test_a_reload_leaves_running_requests_on_the_old_content(tmp_path: Path) -> 
         rig.executor.gate.set()
         assert await _tokens(old) == [83 + i for i in range(6)]
         assert await _tokens(new) == [73 + i for i in range(6)]
+
+    _serve(tmp_path, visit)
+
+
+def test_an_adapter_is_read_from_below_the_roots_that_it_was_loaded_with(tmp_path: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        folder = rig.folders["high"]
+        await engine.load_adapter("low", folder, roots=AllowedRoots.below([folder.parent]))
+        with pytest.raises(AdapterFailed, match="leads outside"):
+            await engine.load_adapter("low", folder, roots=AllowedRoots.below([tmp_path / "other"]))
 
     _serve(tmp_path, visit)
 

@@ -20,6 +20,7 @@ from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.peers.peer_tier import PeerStats
 from lora.peers.published_weights import PublishStats
 from lora.store.stats import StoreStats
@@ -157,7 +158,9 @@ class FakeClient:
         self.live[request_id] = stream
         return stream
 
-    async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
+    async def load_adapter(
+        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> AdapterRef:
         if not replaces and name in self._known:
             raise AdapterExists(name)
         if not is_name(name) or name in self.model_names:

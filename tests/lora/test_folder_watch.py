@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora.errors import UnknownAdapter
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 from lora.store.folder_watch import FolderWatch
@@ -200,7 +201,7 @@ def test_a_broken_folder_is_read_again_only_when_it_has_changed(
     reads: list[str] = []
     pack = TierChain.pack
 
-    def counted(tiers: TierChain, name: str, folder: Path, most_bytes: int):  # noqa: ANN202 - as it is there
+    def counted(tiers: TierChain, name: str, folder: AdapterFolder, most_bytes: int):  # noqa: ANN202 - as it is there
         reads.append(name)
         return pack(tiers, name, folder, most_bytes)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterLost
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.peft import PackedAdapter, pack
 from lora.store.tier_chain import TierChain
 from lora.store.tiers import DiskTier, HostTier, PackedTier, SourceTier
@@ -122,8 +123,8 @@ def test_an_adapter_is_served_though_its_packed_form_cannot_be_kept(
     one = packed(tmp_path, 1)
     chain = TierChain(BASE, torch.float32, DiskTier(tmp_path / "cache"), None)
     monkeypatch.setattr(os, "replace", full)
-    assert chain.pack("a1", tmp_path / "1", 1 << 30).ref == one.ref
-    chain.remember(one.ref.digest, one.layout, "a1", tmp_path / "1")
+    assert chain.pack("a1", AdapterFolder(tmp_path / "1"), 1 << 30).ref == one.ref
+    chain.remember(one.ref.digest, one.layout, "a1", AdapterFolder(tmp_path / "1"))
     destination = torch.zeros(one.ref.nbytes, dtype=torch.uint8)
     assert not chain.fetch(one.ref.digest, "a1", destination), "not from a peer"
     assert torch.equal(destination, one.rows)
@@ -158,7 +159,7 @@ def test_a_folder_gives_its_content_until_it_changes(tmp_path: Path) -> None:
     one = packed(tmp_path, 1)
     tier = SourceTier(BASE, torch.float32)
     assert fetched(tier, one) is None
-    tier.remember(one.ref.digest, "a1", tmp_path / "1")
+    tier.remember(one.ref.digest, "a1", AdapterFolder(tmp_path / "1"))
     assert_gives(tier, one)
     write_adapter(tmp_path / "1", BASE, 2, seed=9)
     with pytest.raises(AdapterLost, match=r"'a1' .* was changed after it was loaded"):

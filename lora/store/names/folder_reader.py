@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from lora.errors import AdapterRefused
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
@@ -31,7 +32,7 @@ class FolderReader:
         self._tiers = tiers
         self._most_bytes = most_bytes
 
-    def read(self, entry: NamedAdapter, folder: Path) -> PackedAdapter:
+    def read(self, entry: NamedAdapter, folder: AdapterFolder) -> PackedAdapter:
         """Read the folder, unless it is known to be refused as it is, and tell `entry` what was found.
 
         Raises AdapterRefused.
@@ -43,7 +44,7 @@ class FolderReader:
             packed = self._tiers.pack(entry.name, folder, self._most_bytes)
         except AdapterRefused as refusal:
             entry.refuse(stamp, refusal)
-            _log.warning("%s (in %s)", refusal, folder)
+            _log.warning("%s (in %s)", refusal, folder.path)
             raise
         entry.accept(stamp, inertia(packed.layout, packed.rows))
         return packed

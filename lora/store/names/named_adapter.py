@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora.adapter import AdapterEntry, AdapterRef, Effect
 from lora.errors import AdapterRefused
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
 from lora.peers.manifest import Manifest
@@ -26,7 +27,7 @@ class NamedAdapter:
     """
 
     name: str
-    folder: Path | None
+    folder: AdapterFolder | None
     ref: AdapterRef | None = None
     companions: Companions = NO_COMPANIONS
     hops: int = 0
@@ -44,10 +45,15 @@ class NamedAdapter:
         """Make what a peer's name means before it is bound."""
         return cls(told.ref.name, None, companions=told.companions, hops=told.hops)
 
+    @property
+    def path(self) -> Path | None:
+        """The path of its folder."""
+        return self.folder.path if self.folder else None
+
     def entry(self) -> AdapterEntry:
         """Return what is told of the name."""
         refusal = self.refusal if self.ref is None else None
-        return AdapterEntry(self.name, self.folder, self.ref, self.inertia, refusal, self.effect)
+        return AdapterEntry(self.name, self.path, self.ref, self.inertia, refusal, self.effect)
 
     def accept(self, stamp: FolderStamp, inertia: str | None) -> None:
         """Remember that the folder is served as it is, and why that changes no output, if so."""

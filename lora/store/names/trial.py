@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol
 
 from lora.adapter import AdapterRef, Effect
 from lora.errors import AdapterRefused
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import PackedLayout
 from lora.store.contents import Contents
 from lora.store.names.named_adapter import NamedAdapter
@@ -43,7 +43,9 @@ class ContentTrials:
         return self._trial is not None
 
     @contextmanager
-    def known(self, ref: AdapterRef, layout: PackedLayout, name: str, folder: Path | None) -> Generator[None]:
+    def known(
+        self, ref: AdapterRef, layout: PackedLayout, name: str, folder: AdapterFolder | None
+    ) -> Generator[None]:
         """Know a content, as if a name meant it, while it is tried and before one does."""
         self._contents.bind(ref, layout, name, folder)
         try:

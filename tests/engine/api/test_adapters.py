@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora.adapter import AdapterEntry, AdapterRef
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from tests.engine.api.session import TOKENIZER, session
 from tests.fakes.engine_client import FakeClient
 
@@ -68,6 +69,22 @@ async def test_no_file_of_a_folder_leads_outside(file: str, root: Path) -> None:
         assert (response.status, response.error["code"]) == (403, "outside_roots")
 
 
+async def test_who_reads_the_files_is_told_the_roots(root: Path) -> None:
+    given: list[AllowedRoots] = []
+
+    class Noting(FakeClient):
+        async def load_adapter(
+            self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        ) -> AdapterRef:
+            given.append(roots)
+            return await super().load_adapter(name, folder, replaces, roots)
+
+    (root.parent / "way").symlink_to(root)
+    async with session(Noting(TOKENIZER), roots=[root.parent / "way", root / "empty"]) as api:
+        assert (await api.post(LOAD, {"lora_name": "x", "lora_path": "new"})).status == 200
+    assert given == [AllowedRoots((root, root / "empty"))]
+
+
 async def test_files_may_be_links_to_below_a_root(root: Path) -> None:
     (root / "empty" / "adapter_config.json").symlink_to(root / "new" / "adapter_config.json")
     async with session(roots=[root]) as api:
@@ -120,8 +137,10 @@ async def test_without_roots_nothing_is_loaded_by_path(root: Path) -> None:
 
 async def test_a_load_that_worked_is_told_so_though_the_name_is_gone_again(root: Path) -> None:
     class Unloading(FakeClient):
-        async def load_adapter(self, name: str, folder: Path, replaces: bool = True) -> AdapterRef:
-            ref = await super().load_adapter(name, folder, replaces)
+        async def load_adapter(
+            self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        ) -> AdapterRef:
+            ref = await super().load_adapter(name, folder, replaces, roots)
             await self.unload_adapter(name)
             return ref
 
