@@ -43,8 +43,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
         """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run."""
-        self.tokenizer = engine.tokenizer
-        self.telemetry = telemetry
+        self.tokenizer, self.telemetry = engine.tokenizer, telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers, self._close_engine = engine.peers, engine.close
