@@ -8,13 +8,14 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
 
 _TOKENIZER_FILE, _SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
+_CONFIG_FILE = "tokenizer_config.json"
 _REMEDY = f"give a folder with a {_TOKENIZER_FILE} or a {_SENTENCEPIECE_FILE}"
 
 
@@ -23,7 +24,7 @@ def read_tokenizer(model: str | Path) -> PreTrainedTokenizerFast:
     folder = Path(model)
     converts = (folder / _SENTENCEPIECE_FILE).is_file() and not (folder / _TOKENIZER_FILE).is_file()
     with readable(model):
-        made: object = _convert(folder) if converts else _read(str(model), folder.is_dir())
+        made: object = _convert(folder) if converts else _read(str(model))
     if not isinstance(made, PreTrainedTokenizerFast):
         raise InvalidConfig("model", str(model), f"its tokenizer is no fast one: {_REMEDY}")
     return made
@@ -46,11 +47,28 @@ def readable(model: str | Path) -> Generator[None]:
         ) from error
 
 
-def _read(model: str, is_folder: bool) -> object:
+def _read(model: str) -> object:
+    folder = Path(model)
     # transformers leaves what follows untyped. Code that comes with a model is not run.
     return AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        model, local_files_only=is_folder, trust_remote_code=False
+        model, config=_naming(folder), local_files_only=folder.is_dir(), trust_remote_code=False
     )
+
+
+def _naming(folder: Path) -> PreTrainedConfig | None:
+    """Return what a folder's config.json says of its tokenizer, where tokenizer_config.json names a class.
+
+    transformers would otherwise import its code of the model's family to find that out, which takes seconds.
+    """
+    config, named = _entries(folder / "config.json"), _entries(folder / _CONFIG_FILE).get("tokenizer_class")
+    if not (config and named):
+        return None
+    made = PreTrainedConfig()
+    made.name_or_path = str(folder)
+    for key in ("model_type", "model_name", "tokenizer_class"):
+        if key in config:
+            setattr(made, key, config[key])
+    return made
 
 
 def _convert(folder: Path) -> object:
@@ -58,9 +76,13 @@ def _convert(folder: Path) -> object:
 
     "Legacy" is the conversion in which a text that begins with a space keeps it.
     """
-    path = folder / "tokenizer_config.json"
-    config: Any = json.loads(path.read_text()) if path.is_file() else {}
-    adds = config.get("add_bos_token", True)
+    adds = _entries(folder / _CONFIG_FILE).get("add_bos_token", True)
     return PreTrainedTokenizerFast.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         str(folder), local_files_only=True, legacy=True, add_bos_token=adds
     )
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """Read a file of JSON; empty where there is none, or no object in it."""
+    found: Any = json.loads(path.read_text()) if path.is_file() else {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}

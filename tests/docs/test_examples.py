@@ -1,10 +1,13 @@
 """The examples run as their README says, on the embedded model, and print what the adapters answer."""
 
+import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -28,9 +31,17 @@ def run(*command: str | Path) -> str:
     return ended.stdout
 
 
+def run_here(program: Path, *arguments: str, patch: pytest.MonkeyPatch) -> str:
+    """What a program of Python prints, run in this process, which has imported its libraries."""
+    patch.setattr(sys, "argv", [str(program), *arguments])
+    with redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(str(program), run_name="__main__")
+    return printed.getvalue()
+
+
 @pytest.mark.slow
-def test_two_adapters_and_the_base_answer_in_one_batch() -> None:
-    printed = run(sys.executable, EXAMPLES / "two_adapters.py")
+def test_two_adapters_and_the_base_answer_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = run_here(EXAMPLES / "two_adapters.py", patch=monkeypatch)
     assert printed.splitlines() == ["reverse: nedrag", "upper: GARDEN", "base: garden"]
 
 
@@ -63,21 +74,24 @@ def test_the_second_of_two_nodes_answers_for_the_adapter_that_it_pulled() -> Non
 
 
 @pytest.mark.slow
-def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(tmp_path: Path) -> None:
+def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path) as server:
-        printed = run(sys.executable, EXAMPLES / "openai_client.py", server.url)
+        printed = run_here(EXAMPLES / "openai_client.py", server.url, patch=monkeypatch)
     models, *answers = printed.splitlines()
     assert {"demo", "reverse", "upper"} <= set(models.removeprefix("models:").split())
     assert answers == ["reverse: nedrag", "upper: GARDEN"]
 
 
 @pytest.mark.slow
-def test_the_readmes_python_prints_what_it_says() -> None:
+def test_the_readmes_python_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [block for block in read_page("README.md").blocks if block.startswith("from engine import LLM")]
     assert len(blocks) == 1
     program, _, _ = blocks[0].partition("\n\n")
     assert program.endswith("# nedrag, then garden")
-    assert run(sys.executable, "-c", program).split() == ["nedrag", "garden"]
+    (tmp_path / "readme.py").write_text(program)
+    assert run_here(tmp_path / "readme.py", patch=monkeypatch).split() == ["nedrag", "garden"]
 
 
 def test_every_example_is_in_the_readme_and_tested_here() -> None:

@@ -56,13 +56,16 @@ def answers(
 @pytest.fixture(scope="module")
 def said(oracle: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Mapping[str, list[str]]]:
     """What each model says to the held-out inputs of each task: model -> task -> answers."""
-    inputs = {task.name: held_out_inputs(task, INPUTS_PER_TASK) for task in TASKS}
+    inputs = [text for task in TASKS for text in held_out_inputs(task, INPUTS_PER_TASK)]
     return {
-        model: {
-            task: answers(oracle, tokenizer, texts, [model] * len(texts)) for task, texts in inputs.items()
-        }
+        model: _by_task(answers(oracle, tokenizer, inputs, [model] * len(inputs)))
         for model in (BASE, *adapter_folders())
     }
+
+
+def _by_task(answers: Sequence[str]) -> dict[str, list[str]]:
+    parts = (answers[first : first + INPUTS_PER_TASK] for first in range(0, len(answers), INPUTS_PER_TASK))
+    return {task.name: list(part) for task, part in zip(TASKS, parts, strict=True)}
 
 
 def share_right(task: Task, said: Sequence[str]) -> float:

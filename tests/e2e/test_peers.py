@@ -23,26 +23,55 @@ def tenant(root: Path, name: str, task: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_second_server_pulls_what_it_lacks_and_outlives_the_first(tmp_path: Path) -> None:
-    folder = tenant(tmp_path, "tenant", "reverse")
+def test_a_second_server_pulls_what_it_lacks_and_follows_and_outlives_the_first(tmp_path: Path) -> None:
+    """What is pulled is resident, displaced, or declared but never read: `rot` does not fit beside `tenant`."""
+    folders = tmp_path / "known"
+    tenant(folders, "lazy", "mask")
+    loaded = ["--lora", f"tenant={tenant(tmp_path, 'tenant', 'reverse')}"]
+    loaded += ["--lora", f"rot={tenant(tmp_path, 'rot', 'rot13')}", "--lora-dir", str(folders)]
+    loaded += ["--adapter-bytes", "1MiB", "--no-self-test", "--lora-root", str(tmp_path)]
     with (
-        serving(tmp_path, "--lora", f"tenant={folder}") as first,
-        serving(tmp_path, "--peer", first.peer_address) as second,
+        serving(tmp_path, *loaded) as first,
+        serving(tmp_path, "--peer", first.peer_address, "--peer-refresh-s", "0.2") as second,
     ):
-        with pytest.raises(openai.NotFoundError, match="ghost"):
-            second.ask("ghost")
-        assert second.ask("tenant") == "tenalp"
-        assert second.metric("loraserve_peer_pulls_total") == 1
-        assert second.metric('loraserve_adapter_hits_total{tier="peer"}') == 1
-        assert second.metric('loraserve_adapter_tier_seconds_total{tier="peer"}') > 0
-        first.stop(signal.SIGKILL)
-        assert second.ask("tenant", "orbit") == "tibro"
-        assert second.metric("loraserve_peer_pulls_total") == 1
-        with pytest.raises(openai.InternalServerError, match="1 of 1 peers did not answer") as refusal:
-            second.ask("other")
-        assert refusal.value.status_code == 503
-        assert second.ask("demo") == "planet"
+        pulls_from_anywhere(second, first)
+        follows(second, first, tenant(tmp_path, "other", "upper"))
+        outlives(second, first)
         assert second.stop(signal.SIGTERM) == 0
+
+
+def pulls_from_anywhere(second: Server, first: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="ghost"):
+        second.ask("ghost")
+    assert second.ask("tenant") == "tenalp"
+    assert second.metric("loraserve_peer_pulls_total") == 1
+    assert second.metric('loraserve_adapter_hits_total{tier="peer"}') == 1
+    assert second.metric('loraserve_adapter_tier_seconds_total{tier="peer"}') > 0
+    assert second.ask("rot") == "cynarg"
+    assert second.ask("lazy") == "pl*n*t"
+    assert second.metric("loraserve_peer_pulls_total") == 3
+    assert first.metric("loraserve_published_copies_total") >= 1
+    assert first.metric("loraserve_adapter_evictions_total") == 0, "peers displace nothing"
+
+
+def follows(second: Server, first: Server, other: Path) -> None:
+    """A reload and an unload at the owner."""
+    assert first.post("/v1/load_lora_adapter", {"lora_name": "tenant", "lora_path": str(other)}) == 200
+    assert first.ask("tenant") == "PLANET"
+    assert second.answers_within(FOLLOW_S, lambda: second.ask("tenant") == "PLANET")
+    assert first.post("/v1/unload_lora_adapter", {"lora_name": "tenant"}) == 200
+    assert second.answers_within(FOLLOW_S, lambda: is_unknown(second, "tenant"))
+
+
+def outlives(second: Server, first: Server) -> None:
+    pulls = second.metric("loraserve_peer_pulls_total")
+    first.stop(signal.SIGKILL)
+    assert second.ask("rot", "orbit") == "beovg"
+    assert second.metric("loraserve_peer_pulls_total") == pulls
+    with pytest.raises(openai.InternalServerError, match="1 of 1 peers did not answer") as refusal:
+        second.ask("other")
+    assert refusal.value.status_code == 503
+    assert second.ask("demo") == "planet"
 
 
 @needs_nixl
@@ -59,40 +88,6 @@ def test_servers_of_one_host_read_each_others_memory(tmp_path: Path) -> None:
         assert second.stop(signal.SIGTERM) == 0
         assert first.ask("tenant", "orbit") == "tibro"
         assert first.stop(signal.SIGTERM) == 0
-
-
-@pytest.mark.slow
-def test_a_peer_lends_what_it_has_anywhere(tmp_path: Path) -> None:
-    """Resident, displaced, and declared but never read: `rot` does not fit beside `tenant`."""
-    folders = tmp_path / "known"
-    tenant(folders, "lazy", "mask")
-    loaded = ["--lora", f"tenant={tenant(tmp_path, 'tenant', 'reverse')}"]
-    loaded += ["--lora", f"rot={tenant(tmp_path, 'rot', 'rot13')}", "--lora-dir", str(folders)]
-    with (
-        serving(tmp_path, "--adapter-bytes", "1MiB", "--no-self-test", *loaded) as first,
-        serving(tmp_path, "--peer", first.peer_address) as second,
-    ):
-        assert second.ask("tenant") == "tenalp"
-        assert second.ask("rot") == "cynarg"
-        assert second.ask("lazy") == "pl*n*t"
-        assert second.metric("loraserve_peer_pulls_total") == 3
-        assert first.metric("loraserve_published_copies_total") >= 1
-        assert first.metric("loraserve_adapter_evictions_total") == 0, "peers displace nothing"
-
-
-@pytest.mark.slow
-def test_a_reload_and_an_unload_at_the_owner_are_followed(tmp_path: Path) -> None:
-    folder, other = tenant(tmp_path, "tenant", "reverse"), tenant(tmp_path, "other", "upper")
-    with (
-        serving(tmp_path, "--lora", f"tenant={folder}", "--lora-root", str(tmp_path)) as first,
-        serving(tmp_path, "--peer", first.peer_address, "--peer-refresh-s", "0.2") as second,
-    ):
-        assert second.ask("tenant") == "tenalp"
-        assert first.post("/v1/load_lora_adapter", {"lora_name": "tenant", "lora_path": str(other)}) == 200
-        assert first.ask("tenant") == "PLANET"
-        assert second.answers_within(FOLLOW_S, lambda: second.ask("tenant") == "PLANET")
-        assert first.post("/v1/unload_lora_adapter", {"lora_name": "tenant"}) == 200
-        assert second.answers_within(FOLLOW_S, lambda: is_unknown(second, "tenant"))
 
 
 def is_unknown(server: Server, name: str) -> bool:

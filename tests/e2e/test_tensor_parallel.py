@@ -111,22 +111,37 @@ def test_two_devices_answer_as_one(way: str, model: Path, expected: list[list[tu
     assert all(each.wait() for each in watched)
 
 
-def test_adapters_come_and_go_at_run_time(model: Path, expected: list[list[tuple[int, ...]]]) -> None:
+def test_adapters_come_and_go_until_a_worker_dies_which_ends_the_engine_with_one_clear_error(
+    model: Path, expected: list[list[tuple[int, ...]]]
+) -> None:
     llm = LLM(
         model / "base", dtype="float32", tensor_parallel_size=2, kv_cache_bytes=1 << 24, adapter_bytes=1 << 22
     )
+    registry = llm.engine.store.registry
     for name in ("r5", "r128", "r24"):
-        llm.engine.store.registry.load("tenant", model / name)
+        registry.load("tenant", model / name)
         asked = [i for i, mixed in enumerate(MIX) if mixed in (name, None)]
         adapters = [MIX[i] and "tenant" for i in asked]
         found = tokens(llm.generate([PROMPTS[i] for i in asked], GREEDY, adapters))
         assert found == [expected[i] for i in asked]
-    llm.engine.store.registry.unload("tenant")
+    registry.unload("tenant")
     with pytest.raises(LookupError, match="tenant"):
         llm.generate([[5]], GREEDY, "tenant")
     with pytest.raises(AdapterRefused, match="no adapter_config"):
-        llm.engine.store.registry.load("tenant", model / "base")
+        registry.load("tenant", model / "base")
     assert tokens(llm.generate([PROMPTS[0]], GREEDY)) == [expected[0]]
+    registry.load("r5", model / "r5")
+    llm.generate(PROMPTS[:3], GREEDY, "r5")
+    (worker,) = workers_of(os.getpid())
+    dead = Watched(worker)
+    os.kill(worker, signal.SIGKILL)
+    assert dead.wait()
+    for _ in range(2):
+        with pytest.raises(WorkersFailed, match=r"process 1 of the 2 .* ended by signal 9"):
+            llm.generate(PROMPTS[:3], GREEDY)
+    with pytest.raises(WorkersFailed, match="process 1 of the 2"):
+        registry.load("another", model / "r24")
+    assert llm.engine.core.block_stats().used == 0
     llm.close()
 
 
@@ -157,23 +172,6 @@ def test_families_answer_as_on_one_device(family: str, tmp_path: Path) -> None:
 def test_a_size_that_cuts_no_whole_heads_is_refused(size: int, remedy: str, model: Path) -> None:
     with pytest.raises(InvalidConfig, match=remedy):
         build(model, size)
-
-
-def test_a_worker_that_dies_ends_its_engine_with_one_clear_error(model: Path) -> None:
-    sizes: dict[str, Any] = {"kv_cache_bytes": 1 << 22, "adapter_bytes": 1 << 22, "tensor_parallel_size": 2}
-    llm = LLM(model / "base", {"r5": model / "r5"}, dtype="float32", **sizes)
-    (worker,) = workers_of(os.getpid())
-    llm.generate(PROMPTS[:3], GREEDY, "r5")
-    dead = Watched(worker)
-    os.kill(worker, signal.SIGKILL)
-    assert dead.wait()
-    for _ in range(2):
-        with pytest.raises(WorkersFailed, match=r"process 1 of the 2 .* ended by signal 9"):
-            llm.generate(PROMPTS[:3], GREEDY)
-    with pytest.raises(WorkersFailed, match="process 1 of the 2"):
-        llm.engine.store.registry.load("another", model / "r24")
-    assert llm.engine.core.block_stats().used == 0
-    llm.close()
 
 
 def test_a_worker_outlives_nobody(model: Path) -> None:
