@@ -165,6 +165,8 @@ class SimNode:
             number=(self.agent.session << 32) + self._loads_told,
             draining=self.draining,
             step_rows=self._budget and self._budget.rows,
+            seats=self.spec.limits.most_running,
+            kv_tokens=self.kv_tokens,
             kernel=self._learnt.kernel,
             pace=self._learnt.pace.rounded(),
         )

@@ -40,7 +40,8 @@ class Hardware:
 
     `memory_bytes` are what the card has beside the base model, for K/V and adapters together. Adapters take at most
     `adapter_bytes` of it, two thirds unless told otherwise; what they do not take is K/V's. `host_bytes` of the
-    host's memory keep what leaves the card. Policies are told profile and kernels, and nothing of the nodes'
+    host's memory keep what leaves the card. Steps that read prompts last no longer than the SLO's time between tokens
+    where `bounds_steps`. Policies are told profile and kernels, and nothing of the nodes'
     `deviation` from them.
     """
 
@@ -50,6 +51,7 @@ class Hardware:
     deviation: Deviation = AS_PROFILED
     adapter_bytes: int | None = None
     host_bytes: int = 64 << 30
+    bounds_steps: bool = True
 
     def node(self, residency: ResidencyPolicy) -> NodeSpec:
         """Describe a node for the simulator; its operating points follow from the profile's SLO and mean request."""
@@ -75,6 +77,7 @@ class Hardware:
             store=StoreSpec(limits.page_bytes, residency),
             others=self.profile.models,
             deviation=self.deviation,
+            step_s=self.profile.slo.tbt_s if self.bounds_steps else None,
         )
 
 

@@ -6,7 +6,7 @@ node takes what it is sent. Chance is an argument.
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class NodeLoad:
     memory that is neither kept for the plan nor needed by requests on it; endless where a node does not say.
     `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
     is in it. A node that is `draining` takes no more. Where `step_rows` is given a step reads no more
-    prompt tokens than that.
+    prompt tokens than that. So many sequences as there are `seats` run at once, with K/V of `kv_tokens` tokens.
     `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
@@ -57,6 +57,8 @@ class NodeLoad:
     heard: int = 0
     draining: bool = False
     step_rows: int | None = None
+    seats: float = float("inf")
+    kv_tokens: float = float("inf")
     kernel: Kernel | None = None
     pace: Pace = AS_PROFILED
 
@@ -76,12 +78,20 @@ class NodeLoad:
         """
         is_there = ask.adapter.digest in self.adapters
         more = AdapterLoad(0 if is_there else ask.adapter.rank, ask.prompt_tokens * times, 0)
-        return replace(
-            self,
+        work = self.work
+        return NodeLoad(  # not `replace`, which takes as long as the rest of a decision
             requests=self.requests + times,
-            work=replace(self.work, adapters=(*self.work.adapters, more)),
-            adapters=self.adapters | {ask.adapter.digest},
+            work=StepLoad((*work.adapters, more), work.context_tokens, work.prompt_pairs),
+            adapters=self.adapters if is_there else self.adapters | {ask.adapter.digest},
             room_bytes=self.room_bytes - (0 if is_there else ask.adapter.nbytes * times),
+            number=self.number,
+            heard=self.heard,
+            draining=self.draining,
+            step_rows=self.step_rows,
+            seats=self.seats,
+            kv_tokens=self.kv_tokens,
+            kernel=self.kernel,
+            pace=self.pace,
         )
 
 

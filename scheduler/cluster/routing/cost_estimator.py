@@ -44,10 +44,18 @@ class CostEstimator:
             first_token_s += decode_s * read / outlook.step_rows
         else:
             first_token_s += decode_s
-        if outlook.context_tokens + prompt > outlook.kv_tokens:
-            first_token_s = max(first_token_s, outlook.kv_wait_s(prompt, step_s))
+        full = outlook.full(prompt)
+        if full > 1:
+            first_token_s = max(first_token_s, (full - 1) * self._output_tokens * step_s)
         waiting_s = _OWN_ANSWER * step_s + outlook.batch.sequences * (step_s - outlook.step_s)
         return fetch_s + first_token_s, step_s, fetch_s + first_token_s + self._output_tokens * waiting_s
+
+    def has_room(self, ask: RouteRequest, load: NodeLoad) -> bool:
+        """Return whether a node of that load has a seat and K/V memory for one more request, that before it too."""
+        outlook = self._outlooks.get(id(load))
+        if outlook is None or outlook.load is not load:
+            outlook = self._look(load)
+        return outlook.full(ask.prompt_tokens) <= 1
 
     def idle_first_token_s(self, ask: RouteRequest) -> float:
         """Return the seconds to the first token on a node that does nothing else."""
@@ -70,6 +78,9 @@ class CostEstimator:
 class _Outlook:
     """What follows from a node's load alone: its batch to come, the prompts it reads before, its mean step.
 
+    A node is full as far as its sequences, with half an answer more to each, take its seats or its K/V memory. While
+    they end, in the time that an answer takes, as much is freed as there is.
+
     `steps` keeps what steps last with one more sequence of a rank, its prompt apart. The rank is negative where
     its adapter is in the batch already.
     """
@@ -78,9 +89,10 @@ class _Outlook:
         "_forecast",
         "batch",
         "context_token_s",
-        "context_tokens",
-        "kv_tokens",
+        "full_of_sequences",
+        "kv_tokens_to_come",
         "load",
+        "per_kv_token",
         "prefill_token_s",
         "queued_tokens",
         "step_rows",
@@ -91,7 +103,10 @@ class _Outlook:
     def __init__(self, load: NodeLoad, forecast: Forecast) -> None:
         self.load, self._forecast = load, forecast
         self.batch, self.queued_tokens = _batch_to_come(load, forecast.lengths.prompt_tokens)
-        self.context_tokens, self.kv_tokens = self.batch.context_tokens, forecast.limits.kv_tokens
+        answer = forecast.lengths.output_tokens
+        self.kv_tokens_to_come = self.batch.context_tokens + (load.requests + 1) * answer / 2
+        self.per_kv_token = 1 / min(load.kv_tokens, forecast.limits.kv_tokens)
+        self.full_of_sequences = (load.requests + 1) / load.seats
         self.context_token_s, self.prefill_token_s = (
             forecast.model.context_token_s,
             forecast.model.prefill_token_s,
@@ -99,6 +114,10 @@ class _Outlook:
         self.step_rows = min(forecast.limits.step_prompt_tokens, load.step_rows or 1 << 30)
         self.step_s = forecast.step_s(self.batch)
         self.steps: dict[int, tuple[float, float]] = {}
+
+    def full(self, prompt_tokens: int) -> float:
+        """Return how full the node is with one more request of that prompt; beyond 1 someone waits."""
+        return max((self.kv_tokens_to_come + prompt_tokens) * self.per_kv_token, self.full_of_sequences)
 
     def with_one_more(self, key: int) -> tuple[float, float]:
         """Forecast the seconds of a step with one more sequence, first of one in which no prompt is read."""
@@ -114,11 +133,6 @@ class _Outlook:
         found = self.steps[key] = self._forecast.seconds(batch)
         return found
 
-    def kv_wait_s(self, prompt_tokens: int, step_s: float) -> float:
-        """Forecast the seconds for which a request of that prompt waits for K/V memory."""
-        after = self.batch._replace(context_tokens=self.context_tokens + prompt_tokens)
-        return self._forecast.kv_wait_s(after, step_s)
-
 
 def _batch_to_come(load: NodeLoad, mean_prompt_tokens: float) -> tuple[ForecastBatch, int]:
     """Return the node's batch when the prompts queued there are read, and the tokens of those prompts."""
@@ -129,5 +143,5 @@ def _batch_to_come(load: NodeLoad, mean_prompt_tokens: float) -> tuple[ForecastB
         adapters += part.rank > 0
         ranks += part.rank
         largest = max(largest, part.rank)
-    sequences = decoding + prompt / mean_prompt_tokens
+    sequences = min(load.seats, decoding + prompt / mean_prompt_tokens)
     return ForecastBatch(sequences, load.work.context_tokens + prompt, adapters, ranks, largest), prompt

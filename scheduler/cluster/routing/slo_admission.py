@@ -51,7 +51,12 @@ class SloAdmission:
         return arrived_s + self._options.first_token_part * self.slo.ttft_s - now
 
     def is_in_time(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> bool:
-        """Say whether the node would give the first token when it is wanted, and the others in the SLO's time."""
+        """Say whether the node would give the first token when it is wanted, and the others in the SLO's time.
+
+        Where it has no room now the request is better off at the door: whichever node has room first takes it.
+        """
+        if not self._costs.has_room(ask, load):
+            return False
         first_token_s, step_s, _ = self._costs.estimate(ask, node, load, fetch_s)
         return first_token_s <= ask.first_token_in_s and step_s <= self._options.step_part * self.slo.tbt_s
 

@@ -23,6 +23,7 @@ from scheduler.cluster.policies import (
     Setting,
     balanced,
     predicted_cost,
+    unbounded,
     utilisation,
     weighted,
 )
@@ -141,6 +142,7 @@ _ABLATIONS: tuple[Policy, ...] = (
         note="cached adapters go by last use",
         residency=CheapestWindow(LastUseLoss()),
     ),
+    replace(OURS, name="ours-no-admission", note="every request is sent at once", admission=unbounded),
     replace(OURS, name="ours-oracle-demand", note="true rates instead of projected", demand=_oracle),
     replace(
         PAPER, name="paper-our-routing", note="the paper's placement, our routing", routing=predicted_cost

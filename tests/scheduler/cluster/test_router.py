@@ -1,13 +1,14 @@
 """A router answers each request exactly once, sends what would be in time, and moves what a lost node had."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.cluster.cost.model import AdapterLoad, StepLoad
+from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
+from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
 from scheduler.cluster.routing.cost_estimator import CostEstimator
@@ -349,3 +350,25 @@ def _answer_all(rig: Rig, at_node: dict[str, Send], answered: dict[str, str], se
             if rig.router.ended(name, send.attempt):
                 answered[name] = "served"
                 del at_node[name]
+
+
+def test_a_load_with_more_on_it_is_the_same_in_all_else() -> None:
+    told = NodeLoad(
+        requests=3,
+        work=StepLoad((AdapterLoad(8, 100, 2),), 900, 40),
+        adapters=frozenset([A.digest]),
+        room_bytes=1e12,
+        number=7,
+        heard=5,
+        draining=True,
+        step_rows=600,
+        seats=64,
+        kv_tokens=80_000,
+        kernel=Kernel.MULTI_RANK,
+        pace=Pace(2.0, 1.5, 0.5),
+    )
+    more = told.plus(RouteRequest(B, 400), times=2)
+    changed = {each.name for each in fields(NodeLoad) if getattr(more, each.name) != getattr(told, each.name)}
+    assert changed == {"requests", "work", "adapters", "room_bytes"}
+    assert (more.requests, more.adapters) == (5, {A.digest, B.digest})
+    assert (more.work.context_tokens, more.work.prompt_pairs) == (900, 40)
