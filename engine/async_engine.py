@@ -15,7 +15,6 @@ from pathlib import Path
 
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
-from engine.core import StepResult
 from engine.errors import (
     Draining,
     EngineError,
@@ -25,6 +24,7 @@ from engine.errors import (
 )
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -43,8 +43,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
         """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run."""
-        self.tokenizer = engine.tokenizer
-        self.telemetry = telemetry
+        self.tokenizer, self.telemetry = engine.tokenizer, telemetry
         self.created_s = int(time.time())
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers, self._close_engine = engine.peers, engine.close
@@ -242,6 +241,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         assert self._loop is not None, "start() sets the loop before the thread"
+        self._core.driving.acquire()  # for good: when this loop has ended, nothing steps any more
         while not self._stopping.is_set():
             self._wake.clear()
             try:

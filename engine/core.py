@@ -1,17 +1,19 @@
 """Run the step loop of one engine: decide, pin adapters, compute, commit. Knows no text and no event loop.
 
 Any thread may submit, abort or finish: the lock guards decisions, which take microseconds, and is free while
-a step computes. One thread at a time calls `step`.
+a step computes. One thread at a time calls `step`, and holds `driving` for it.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Set
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
 from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
 from engine.runner.fault_isolation import FailedComputation, StepRetry
+from engine.step_result import NOTHING, Failure, Probes, StepResult
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
@@ -23,31 +25,11 @@ from scheduler.unified_pool import UnifiedPool
 
 _PREFETCH_DEPTH = 8
 _INVALID_LOGITS = StepFailed(
-    "the model's logits were NaN or infinite: check the weights of the adapter and the base"
+    "the model's logits were NaN or infinite: check the weights of the adapter and the base", is_own=True
 )
-_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause")
+_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause", is_own=True)
 _LATE = NotInTime("the request's first token could not be drawn in time", 1)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A live request that the engine gave up on, and why; nothing more will come of it."""
-
-    request_id: str
-    error: EngineError
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What came of a step. `idle` is true when nothing could run: wait for a submission or an adapter."""
-
-    events: tuple[TokenEvent, ...]
-    failures: tuple[Failure, ...]
-    idle: bool
-
-
-_NOTHING = StepResult((), (), idle=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +65,10 @@ class EngineCore:
         self._memory = memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
+        self._probes = Probes()
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
+        self.driving = threading.Lock()  # held by whoever calls `step`, for as long as it awaits events
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -104,9 +88,25 @@ class EngineCore:
         if not request.adapter.is_base:
             self._store.loader.prefetch((request.adapter,))
 
+    def probe(self, request: Request) -> Future[TokenEvent]:
+        """Queue a request of the engine's own for one token, which goes to the future alone, or else its failure does.
+
+        Nothing goes there once the request is aborted. Raises as `submit`.
+        """
+        assert request.params.n == request.params.max_tokens == 1, "a probe is told of one event"
+        outcome = self._probes.open(request.request_id)
+        try:
+            self.submit(request)
+        except BaseException:
+            self._probes.close(request.request_id)
+            raise
+        self._store.loader.notify()
+        return outcome
+
     def abort(self, request_id: str) -> None:
         """End all of a request's sequences without another event; unknown ids are fine."""
         with self._lock:
+            self._probes.close(request_id)
             self._scheduler.abort(request_id)
             self._release((request_id,))
 
@@ -137,7 +137,7 @@ class EngineCore:
         A step that is computed already is collected at once. Never waits for an adapter: sequences whose adapter
         is on its way are left out. Raises DeviceLost or EngineStopped: then nothing can be computed any more.
         """
-        first = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
+        first = self._collect(self._take_launched()) if self._must_collect() else NOTHING
         with self._lock:
             failures = self._fail_unloadable() + self._fail_late()
             self._move_boundary()
@@ -150,7 +150,7 @@ class EngineCore:
         if plan.slices:
             self._launch(plan)
         then = self._collect(before)
-        last = self._collect(self._take_launched()) if self._must_collect() else _NOTHING
+        last = self._collect(self._take_launched()) if self._must_collect() else NOTHING
         return StepResult(
             events=first.events + then.events + last.events,
             failures=first.failures + failures + then.failures + last.failures,
@@ -207,7 +207,7 @@ class EngineCore:
     def _collect(self, launched: _Launch | None) -> StepResult:
         """Wait for a launched step's outputs, and commit them. One that failed is computed again in parts."""
         if launched is None:
-            return _NOTHING
+            return NOTHING
         with launched.lease:
             try:
                 plan, computed = launched.plan, launched.computation.outputs()
@@ -248,6 +248,7 @@ class EngineCore:
                 failures += self._end_awaited(plan, set(keys), error) if keys else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)
+            events = self._probes.take_events(events)
         self.steps += 1
         return StepResult(events, failures, idle=False)
 
@@ -281,7 +282,7 @@ class EngineCore:
         for request_id in distinct:
             self._scheduler.abort(request_id)
         self._release(distinct)
-        return tuple(Failure(request_id, error) for request_id in distinct)
+        return self._probes.take_failures(tuple(Failure(request_id, error) for request_id in distinct))
 
     def _release(self, request_ids: Iterable[str]) -> None:
         """Release the adapters of those of the requests that have no live sequence left."""

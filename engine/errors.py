@@ -81,7 +81,14 @@ class NotInTime(EngineError):
 
 
 class StepFailed(EngineError):
-    """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on."""
+    """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on.
+
+    `is_own` says that the request itself was found at fault.
+    """
+
+    def __init__(self, message: str, is_own: bool = False) -> None:
+        super().__init__(message)
+        self.is_own = is_own
 
 
 class EngineStopped(EngineError):

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from engine.assembly.assembly import assemble
 from engine.config.config import EngineConfig
 from engine.config.option import from_python
-from engine.core import StepResult
 from engine.offline.inputs import (
     AdapterChoice,
     Adapters,
@@ -30,6 +29,7 @@ from engine.offline.inputs import (
 )
 from engine.offline.interruption import interruptible_between_steps
 from engine.output import Delta, RequestOutput, join_deltas
+from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
 from scheduler.limits import RequestRefused
@@ -161,6 +161,7 @@ class LLM:
         if self._closed:
             return
         self._closed = True
+        self.engine.core.driving.acquire()  # for good: nothing steps any more
         self.engine.core.wait_for_step()
         if self.engine.peers is not None:
             self.engine.peers.close()
@@ -176,19 +177,20 @@ class LLM:
         """Run all prompts to their end and return their results."""
         refs = self._resolve_all(choices)
         outputs: dict[str, RequestOutput] = {}
-        try:
-            for number, token_ids in enumerate(prompts):
-                choice = choices[number]
-                request = self._request(token_ids, each_params[number], refs[choice], choice.name)
-                self._submit(number, request)
-                output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
-                outputs[request.request_id] = output
-            hidden = None if use_tqdm is None else not use_tqdm  # None: unless stderr is a terminal
-            with tqdm(total=len(outputs), unit="prompt", disable=hidden, file=sys.stderr) as bar:
-                self._run(outputs, bar.update)
-        finally:
-            for request_id in outputs:
-                self.engine.core.abort(request_id)
+        with self.engine.core.driving:
+            try:
+                for number, token_ids in enumerate(prompts):
+                    choice = choices[number]
+                    request = self._request(token_ids, each_params[number], refs[choice], choice.name)
+                    self._submit(number, request)
+                    output = RequestOutput(request, self.tokenizer, self.engine.core.abort)
+                    outputs[request.request_id] = output
+                hidden = None if use_tqdm is None else not use_tqdm  # None: unless stderr is a terminal
+                with tqdm(total=len(outputs), unit="prompt", disable=hidden, file=sys.stderr) as bar:
+                    self._run(outputs, bar.update)
+            finally:
+                for request_id in outputs:
+                    self.engine.core.abort(request_id)
         return [_result(output) for output in outputs.values()]
 
     def _tokenizers(self, choices: Sequence[AdapterChoice]) -> dict[AdapterChoice, Tokenizer]:
@@ -200,7 +202,8 @@ class LLM:
         if self._closed:
             raise RuntimeError("this LLM is closed: make another one")
         check_one_folder_a_name(choices)
-        return {choice: self._resolve(choice) for choice in dict.fromkeys(choices)}
+        with interruptible_between_steps():  # an adapter's trial is a step
+            return {choice: self._resolve(choice) for choice in dict.fromkeys(choices)}
 
     def _resolve(self, choice: AdapterChoice) -> AdapterRef:
         """Return the adapter that a prompt is to have; one given with a folder is read unless its name means that."""

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 MOST_NAME_CHARS = 128
 NAME_RULE = f"at most {MOST_NAME_CHARS} letters, digits or any of ._:@+-, with single slashes inside"
@@ -40,12 +41,16 @@ class RemoteName:
     hops: int
 
 
+Effect = Literal["some", "none", "unknown"]
+"""What an adapter changed of the base's answer to a short prompt; unknown if that could not be computed in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterEntry:
     """A name that requests may use. `folder` is None where a peer told the name, `ref` until the folder was read.
 
     `inertia` says why the adapter changes no output, "" if it may, None where that is not known. `refusal` says why
-    the folder is not served, if it was read and is not.
+    the folder is not served, if it was read and is not. `effect` is None until the adapter has been tried.
     """
 
     name: str
@@ -53,6 +58,7 @@ class AdapterEntry:
     ref: AdapterRef | None
     inertia: str | None = None
     refusal: str | None = None
+    effect: Effect | None = None
 
 
 def is_name(text: str) -> bool:

@@ -186,7 +186,7 @@ class Request:
     Of those that wait, the lower `priority` goes first. A request that has not drawn its first token by
     `first_token_by_s`, on the same clock, is late. `drawn_token_ids` were drawn elsewhere before the stream
     moved here: they are output, not prompt, and only a request of `n=1` has any. `tenant` is whom the request
-    is counted for.
+    is counted for. One in the `background` is the engine's own: it goes after all others, uncounted.
     """
 
     request_id: str
@@ -199,6 +199,7 @@ class Request:
     first_token_by_s: float | None = None
     drawn_token_ids: tuple[int, ...] = ()
     tenant: str = ""
+    background: bool = False
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:

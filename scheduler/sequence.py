@@ -19,7 +19,7 @@ from scheduler.plan import (
 from scheduler.request import Request
 
 Order = tuple[int, int, float, float]
-"""What waiting sequences are compared by: what was begun first, then priority, deadline and arrival."""
+"""What waiting sequences are compared by: begun, new or in the background, then priority, deadline and arrival."""
 
 _FIRST: Order = (0, 0, 0.0, 0.0)
 
@@ -29,7 +29,7 @@ def _order(request: Request) -> Order:
     if request.drawn_token_ids:
         return _FIRST
     by_s = math.inf if request.first_token_by_s is None else request.first_token_by_s
-    return 1, request.priority, by_s, request.arrival_s
+    return 2 if request.background else 1, request.priority, by_s, request.arrival_s
 
 
 class Sequence:
@@ -42,6 +42,7 @@ class Sequence:
         "_block_size",
         "_digests",
         "_ends_with",
+        "_passed_over_s",
         "_rotated_by",
         "adapter_digest",
         "blocks",
@@ -56,7 +57,6 @@ class Sequence:
         "no_room_at",
         "order",
         "output_token_ids",
-        "passed_over_s",
         "penalised",
         "planned_tokens",
         "prompt_logprobs",
@@ -91,7 +91,7 @@ class Sequence:
         most = params.max_tokens
         self.most_tokens = min(max_model_len, self.prompt_tokens + most) if most else max_model_len
         self._ends_with = request.end_token_ids
-        self.passed_over_s: float | None = None  # when it first could have run but for its adapter
+        self._passed_over_s: float | None = None  # when it first could have run but for its adapter
         self.no_room_at: int | None = None  # the pool's releases when it last did not fit
         self.has_begun = bool(
             request.drawn_token_ids
@@ -140,9 +140,18 @@ class Sequence:
         self.blocks += blocks
         self.room_tokens = len(self.blocks) * self._block_size
 
+    def pass_over(self, now: float, patience_s: float) -> bool:
+        """Leave it out of a plan for want of its adapter; tell whether that has lasted for its patience.
+
+        One in the background has no end of patience: nobody waits for it.
+        """
+        if self._passed_over_s is None:
+            self._passed_over_s = now
+        return now - self._passed_over_s >= patience_s and not self.request.background
+
     def take(self, limit: int) -> Slice:
         """Put the next tokens that are not computed in flight, at most `limit` of them."""
-        self.passed_over_s = None
+        self._passed_over_s = None
         start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
         if start >= self.prompt_tokens and start + 1 == total:  # decode, step after step

@@ -23,7 +23,7 @@ class StepScheduler:
 
     **Order.** First come the running sequences that need one row (decode), then those that need more (chunks
     of a prompt). Those that wait follow, first come first served, until rows, sequences or blocks run out.
-    One that does not fit stops admission: nothing overtakes for being small.
+    One that does not fit stops admission: nothing overtakes for being small. The background goes last.
 
     **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
     crosses into it. When none is left a running sequence is preempted: the one admitted last, but rather one
@@ -156,8 +156,9 @@ class StepScheduler:
         return self._overdue and Overdue(self._overdue, frozenset(each for each in running if each))
 
     def live(self) -> Live:
-        """Return how many sequences wait and run."""
-        return Live(waiting=len(self._waiting), running=len(self._running), preemptions=self._preemptions)
+        """Return how many sequences wait and run, but for those in the background."""
+        running = [each.running for each in self._sequences.values() if not each.request.background]
+        return Live(running.count(False), running.count(True), self._preemptions)
 
     def block_stats(self) -> BlockStats:
         """Return where the K/V blocks are, and what the prefix cache has supplied."""
@@ -222,9 +223,7 @@ class StepScheduler:
             self._waiting.drop_running()
 
     def _pass_over(self, sequence: Sequence, now: float) -> None:
-        if sequence.passed_over_s is None:
-            sequence.passed_over_s = now
-        if self._overdue is None and now - sequence.passed_over_s >= self._limits.adapter_patience_s:
+        if sequence.pass_over(now, self._limits.adapter_patience_s) and self._overdue is None:
             self._overdue = sequence.request.adapter
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -236,7 +235,8 @@ class StepScheduler:
         fresh = blocks.blocks_for(sequence.total_tokens) - len(shared)
         if not blocks.has_room(shared, fresh):
             sequence.no_room_at = blocks.releases
-            self._short_blocks = max(1, fresh - blocks.available)
+            if not sequence.request.background:  # which no adapter makes room for
+                self._short_blocks = max(1, fresh - blocks.available)
             return False
         self._short_blocks = 0
         blocks.share(shared)

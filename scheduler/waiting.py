@@ -11,7 +11,7 @@ _ORDER = attrgetter("order")
 
 
 class WaitingSequences:
-    """A line of sequences: the preempted, then the rest by priority, deadline and arrival.
+    """A line of sequences: the preempted, then the rest by priority, deadline and arrival, then the background.
 
     The deadline is the request's `first_token_by_s`; what has none goes after what has one. Equals keep the order
     in which they came.

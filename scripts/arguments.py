@@ -27,12 +27,41 @@ def counts(text: str) -> list[int]:
 
 def seconds(text: str) -> float:
     """Parse a time, 0 or more."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _real(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: give seconds, 0 or more")
+    return number
+
+
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = _real(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a number above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Parse a finite number, 0 or more."""
+    number = _real(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a number, 0 or more")
+    return number
+
+
+def share(text: str) -> float:
+    """Parse a part of a whole, from 0 to 1."""
+    number = _real(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: give a number from 0 to 1")
+    return number
+
+
+def rate(text: str) -> float:
+    """Parse arrivals per second: above 0, or `inf`."""
+    number = _real(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: give a number above 0, or inf")
     return number
 
 
@@ -56,6 +85,14 @@ def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
         return given
 
     return parse
+
+
+def _real(text: str) -> float:
+    """Read a number; NaN for what is none, which no range holds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _integer(text: str) -> int:

@@ -71,6 +71,7 @@ class AdapterAdmin:
     def _adapter(self, adapter: AdapterEntry) -> dict[str, object]:
         return self._object(adapter.name, self._root_of(adapter), self._client.model_name) | {
             "changes_output": None if adapter.inertia is None else not adapter.inertia,
+            "effect": adapter.effect,
             "error": adapter.refusal,
         }
 

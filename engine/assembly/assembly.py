@@ -122,25 +122,16 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
         workers = start_workers(base)
         if workers is not None:
             undo.callback(workers.close)
-        engine = _assemble(config, wrap, base, workers)
-        if config.self_test:
-            undo.callback(engine.close)
-            _test(config, engine)
+        engine = _assemble(config, wrap, base, workers, undo)
         undo.pop_all()
     return engine
 
 
-def _test(config: EngineConfig, engine: Engine) -> None:
-    """Compute a short prompt with the base and the adapters that were named. Raises CheckpointError, AdapterRefused."""
-    test = SelfTest(engine.core, engine.wait_ready, engine.card.vocab_size, engine.card.max_model_len)
-    refs = (engine.store.registry.known(name) for name in config.loras or ())
-    test.run([ref for ref in refs if ref is not None])
-
-
 def _assemble(
-    config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None
+    config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None, undo: ExitStack
 ) -> Engine:
     tokenizer = load_tokenizer(base.folder, config.chat_template)
+    undo.callback(tokenizer.close)
     weights = base.load(config.progress)
     if workers is not None:
         workers.wait_loaded()
@@ -158,11 +149,16 @@ def _assemble(
         model, memory.cache, base.backends.uses_triton, limits.most_running, graph_blocks
     )
     store = _store(config, base.config.base_shape(), base.backends.lora_dtype, memory.pages, peers)
+    undo.callback(store.close)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
     card = _card(config, base, limits, tokenizer.eos_token_ids)
     store.check_companions(tokenizer.check_adapter)
+    if config.self_test:
+        test = SelfTest(core, changed, card.vocab_size, card.max_model_len)
+        test.check_base()
+        store.try_contents(test)
     watch = _add_adapters(config, store, card)
     return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
 

@@ -1,75 +1,132 @@
-"""Compute a short prompt with the base and with every named adapter before an engine serves.
+"""Compute a short prompt with the base when an engine starts, and with every adapter before its name is served.
 
 It goes the way of any request, so that what a client would meet first is met here: weights that give no numbers, an
-adapter that gives none, one that changes nothing.
+adapter that gives none, one that changes nothing. It gives way to all requests, and is counted as none.
 """
 
-import logging
+import itertools
+import threading
 import time
-from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
-from engine.core import EngineCore, Failure
-from engine.errors import EngineError, EngineStopped
-from lora.adapter import BASE, AdapterRef
+from engine.core import EngineCore
+from engine.errors import EngineError, NotInTime, StepFailed
+from lora.adapter import BASE, AdapterRef, Effect
 from lora.errors import AdapterRefused
 from model.tensor_files import CheckpointError
-from scheduler.plan import TokenLogprob
-from scheduler.request import Request, SamplingParams
+from scheduler.plan import TokenEvent, TokenLogprob
+from scheduler.request import MAX_TOP_LOGPROBS, Request, SamplingParams
 
 _PROMPT_TOKENS = 4
-_BASE_ID = "self-test"
-_PARAMS = SamplingParams(temperature=0, max_tokens=1, logprobs=5, seed=0)
-_log = logging.getLogger(__name__)
+_PARAMS = SamplingParams(temperature=0, max_tokens=1, logprobs=MAX_TOP_LOGPROBS, seed=0)
+_MOST_OUTCOMES = 4096
+_LOOK_S = 0.05  # how often it is looked whether nobody steps the core any more
+_IDLE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What an adapter's trial came to: an effect, or the reason why it is refused."""
+
+    effect: Effect = "unknown"
+    refusal: str | None = None
+
+
 class SelfTest:
-    """A core, how to wait until an adapter has arrived, and the limits of a prompt."""
+    """AdapterTrial of a core's adapters, and the test of its base. Any thread may call every method.
 
-    core: EngineCore
-    wait_ready: Callable[[], None]
-    vocab_size: int
-    max_model_len: int
+    Whoever steps the core computes it along; while nobody does, the calling thread steps the core itself. What came of
+    a content is remembered: equal digests give equal answers.
+    """
 
-    def run(self, adapters: Sequence[AdapterRef]) -> None:
-        """Compute the prompt with the base and each adapter, in as few steps as there is room for.
+    def __init__(
+        self,
+        core: EngineCore,
+        changed: threading.Event,
+        vocab_size: int,
+        max_model_len: int,
+        patience_s: float = 5.0,
+    ) -> None:
+        """Wait at most `patience_s` for one answer; `changed` is set when an adapter has arrived."""
+        self._core = core
+        self._changed = changed
+        self._prompt = tuple(range(min(_PROMPT_TOKENS, vocab_size, max_model_len - 1)))
+        self._patience_s = patience_s
+        self._numbers = itertools.count(1)
+        self._base: TokenLogprob | None = None
+        self._lock = threading.Lock()  # guards what follows
+        self._outcomes: dict[str, _Outcome] = {}  # by digest, the oldest first
 
-        Raises CheckpointError for the base, AdapterRefused for an adapter. One that changes nothing is warned of.
-        """
-        ids = tuple(range(min(_PROMPT_TOKENS, self.vocab_size, self.max_model_len - 1)))
-        if not ids:
-            return
-        refs = {_BASE_ID: BASE} | {f"{_BASE_ID}-{ref.name}": ref for ref in adapters}
-        now_s = time.monotonic()
-        for request_id, ref in refs.items():
-            self.core.submit(Request(request_id, ids, ref, _PARAMS, (), now_s))
-        found: dict[str, TokenLogprob | None] = {}
+    def check_base(self) -> None:
+        """Compute the prompt with the base, and keep its answer. Raises CheckpointError."""
         try:
-            while len(found) < len(refs):
-                result = self.core.step()
-                for failure in result.failures:
-                    _refuse(failure, refs)
-                found |= {event.key.request_id: event.logprob for event in result.events}
-                if result.idle:
-                    self.wait_ready()
-        except EngineStopped as error:
-            raise _base_fails(error) from error
+            self._base = self._answer(BASE)
+        except EngineError as error:
+            raise CheckpointError(
+                f"the base model fails on a prompt of {len(self._prompt)} tokens: {error}"
+            ) from None
+
+    def __call__(self, ref: AdapterRef, waits: bool) -> Effect | None:
+        """See AdapterTrial."""
+        with self._lock:
+            outcome = self._outcomes.get(ref.digest)
+        if outcome is None:
+            if not waits and self._core.live().waiting:
+                return None
+            outcome = self._compare(ref)
+        if outcome.refusal is not None:
+            raise AdapterRefused(ref.name, outcome.refusal)
+        return outcome.effect
+
+    def _compare(self, ref: AdapterRef) -> _Outcome:
+        """Compute the prompt with an adapter. Raises AdapterRefused for what may pass, UnknownAdapter."""
+        try:
+            answer = self._answer(ref)
+        except NotInTime:
+            return _Outcome()  # it may be tried again when it is loaded again
+        except EngineError as error:
+            reason = f"it fails on a prompt of {len(self._prompt)} tokens: {error}"
+            if not (isinstance(error, StepFailed) and error.is_own):
+                raise AdapterRefused(ref.name, reason, may_pass=True) from error
+            outcome = _Outcome(refusal=reason)
+        else:
+            outcome = _Outcome("none" if answer == self._base else "some")
+        with self._lock:
+            self._outcomes[ref.digest] = outcome
+            while len(self._outcomes) > _MOST_OUTCOMES:
+                del self._outcomes[next(iter(self._outcomes))]
+        return outcome
+
+    def _answer(self, adapter: AdapterRef) -> TokenLogprob | None:
+        """Compute the prompt's next token. Raises EngineError for what went wrong, NotInTime."""
+        request_id = f"self-test-{next(self._numbers)}"
+        request = Request(request_id, self._prompt, adapter, _PARAMS, (), time.monotonic(), background=True)
+        try:
+            outcome = self._core.probe(request)
+            self._wait(outcome)
+            if not outcome.done():
+                raise NotInTime(f"the engine was busy for {self._patience_s:g} s", 1)
+            return outcome.result().logprob
         finally:
-            for request_id in refs:
-                self.core.abort(request_id)
-        for request_id, ref in refs.items():
-            if not ref.is_base and found[request_id] == found[_BASE_ID]:
-                _log.warning("adapter %s gives a short prompt the base's very log-probabilities", ref.name)
+            self._core.abort(request_id)
 
+    def _wait(self, outcome: Future[TokenEvent]) -> None:
+        """Wait for an outcome while others step the core, and step it while nobody does.
 
-def _base_fails(error: EngineError) -> CheckpointError:
-    return CheckpointError(f"the base model fails on a prompt of {_PROMPT_TOKENS} tokens: {error}")
-
-
-def _refuse(failure: Failure, refs: dict[str, AdapterRef]) -> None:
-    """Raise what a failed request means for the start."""
-    ref = refs[failure.request_id]
-    if ref.is_base:
-        raise _base_fails(failure.error)
-    raise AdapterRefused(ref.name, f"it fails on a prompt of {_PROMPT_TOKENS} tokens: {failure.error}")
+        Steps of one's own take what they take: kernels may be compiled in the first.
+        """
+        left_s = self._patience_s
+        while not outcome.done() and left_s > 0:
+            began_s = time.monotonic()
+            if self._core.driving.acquire(blocking=False):
+                try:
+                    if not self._core.step().idle:
+                        continue
+                    self._changed.wait(min(_IDLE_S, left_s))
+                    self._changed.clear()
+                finally:
+                    self._core.driving.release()
+            else:
+                wait((outcome,), timeout=min(_LOOK_S, left_s))
+            left_s -= time.monotonic() - began_s

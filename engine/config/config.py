@@ -114,7 +114,11 @@ class EngineConfig:
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,
-        Option("model", FLAG, "compute a short prompt with the base and each named adapter before serving"),
+        Option(
+            "model",
+            FLAG,
+            "compute a short prompt with the base at start, and with an adapter before it serves",
+        ),
     ] = True
     lora_dir: Annotated[
         Path | None,

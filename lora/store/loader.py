@@ -34,7 +34,7 @@ class AdapterLoader:
         lost: Callable[[Content, Exception], None],
     ) -> None:
         """Load with the threads of `executor`; `lost` is told of a content that cannot be had, under no lock."""
-        self.contents = Contents(residency, tiers, published, self._start, self._notify)
+        self.contents = Contents(residency, tiers, published, self._start, self.notify)
         self._pages = residency.pages
         self._tiers = tiers
         self._executor = executor
@@ -120,8 +120,9 @@ class AdapterLoader:
     def _fail(self, content: Content, error: Exception) -> None:
         """Have the content's requests told by `contents.failures`, and its names by `lost`."""
         self._lost(content, error)
-        self._notify()
+        self.notify()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Tell whoever calls `step` that the next one may find more."""
         for callback in self._callbacks:
             callback()

@@ -4,38 +4,32 @@ Folders are read here, and peers asked, before a name means something; afterward
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, RemoteName, is_name
+from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, is_name
 from lora.errors import AdapterRefused, InvalidName, NameTaken, UnknownAdapter
 from lora.format.allowed_roots import ANYWHERE, AdapterFolder, AllowedRoots
 from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
-from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.memory.residency import Content
-from lora.peers.manifest import Manifest
 from lora.peers.published_manifests import PublishedManifests
-from lora.store.folder_reader import FolderReader, check_is_adapter
 from lora.store.loader import AdapterLoader
-from lora.store.named_adapter import NamedAdapter
+from lora.store.names.folder_reader import FolderReader, check_is_adapter
+from lora.store.names.name_table import NameTable
+from lora.store.names.named_adapter import NamedAdapter
+from lora.store.names.remote_names import RemoteNames
+from lora.store.names.trial import ContentTrials
 from lora.store.tier_chain import TierChain
 
-_MISSES = 2  # a node that starts again needs a moment until it knows its names
 _log = logging.getLogger(__name__)
 
 
 class AdapterRegistry:
     """Names and what they mean. Every method may be called from any thread.
 
-    `_lock` guards the names and what each means; what was found in a folder is its reader's. Only this class takes
-    it, for as long as a dictionary takes: folders are read and peers asked without it. So what a name means is
-    checked again before it is changed.
-
-    Lock order: a name's `packing`, then `_lock`, then that of Contents, of which `bind`, `unbind` and `fail` are
-    called under it, and that of PublishedManifests. Contents' `advance` follows once `_lock` is free.
+    The lock is NameTable's, which says in what order locks are taken.
     """
 
     def __init__(
@@ -45,11 +39,10 @@ class AdapterRegistry:
         self._loader = loader
         self._contents = loader.contents
         self._tiers = tiers
+        self.trials = ContentTrials(self._contents)
         self._reader = FolderReader(tiers, most_bytes)
-        self._published = published
-        self._most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._names: dict[str, NamedAdapter] = {}
+        self._table = NameTable(self._contents, published)
+        self.remote = RemoteNames(self._table, self._contents, tiers, most_bytes)
         self._reserved: frozenset[str] = frozenset()
 
     def reserve(self, names: Iterable[str]) -> None:
@@ -71,12 +64,12 @@ class AdapterRegistry:
         """
         self.check_name(name)
         check_is_adapter(name, folder)
-        with self._lock:
-            current = self._names.get(name)
+        with self._table.lock:
+            current = self._table.by_name.get(name)
             if current is not None and current.folder is not None and not replaces:
                 return False
-            self._unbind(current)
-            self._names[name] = NamedAdapter(name, AdapterFolder(folder))
+            self._table.unbind(current)
+            self._table.by_name[name] = NamedAdapter(name, AdapterFolder(folder))
         self._contents.advance()
         return True
 
@@ -95,14 +88,14 @@ class AdapterRegistry:
             raise NameTaken(name)
         entry = NamedAdapter(name, AdapterFolder(folder, roots))
         packed = self._reader.read(entry, AdapterFolder(folder, roots))
-        if not self._bind_packed(entry, packed, lambda current: replaces or current is None):
+        if not self._bind_packed(entry, packed, lambda current: replaces or current is None, tries=True):
             raise NameTaken(name)
         return packed.ref
 
     def folder(self, name: str) -> Path | None:
         """Tell the folder of a name that this node owns."""
-        with self._lock:
-            entry = self._names.get(name)
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
             return entry.path if entry else None
 
     def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
@@ -111,8 +104,8 @@ class AdapterRegistry:
         What the name meant stays until the new content is there, and if there is none. Raises AdapterRefused for
         what may pass.
         """
-        with self._lock:
-            entry = self._names.get(name)
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
             if entry is None or entry.folder is None or entry.path != folder or entry.ref is None:
                 return
             if stamp in (entry.stamp, entry.refused):
@@ -120,171 +113,145 @@ class AdapterRegistry:
         fresh = NamedAdapter(name, entry.folder)
         try:
             packed = self._reader.read(fresh, entry.folder)
+            bound = self._bind_packed(fresh, packed, lambda current: current is entry, tries=True)
         except AdapterRefused as refusal:
             if refusal.may_pass:
                 raise
             entry.refuse(stamp, refusal)
             _log.warning("adapter %s keeps its content, since what its folder holds now is refused", name)
             return
-        _log.info("adapter %s is now %s, since its folder has changed", name, packed.ref.digest[:12])
-        self._bind_packed(fresh, packed, lambda current: current is entry)
+        if bound:
+            _log.info("adapter %s is now %s, since its folder has changed", name, packed.ref.digest[:12])
 
     def known(self, name: str) -> AdapterRef | None:
         """Return what `name` means, if that can be told without waiting."""
-        with self._lock:
-            entry = self._names.get(name)
-            return entry.ref if entry else None
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
+            return None if entry is None or self._needs_trial(entry) else entry.ref
 
     def resolve(self, name: str) -> AdapterRef:
         """Return what `name` means; a declared adapter is read first, and peers are asked for one that is not known.
 
-        Raises UnknownAdapter, AdapterRefused; AdapterUnreachable if not all peers could be asked.
+        What was not tried yet is tried, unless that had to wait for requests. Raises UnknownAdapter, AdapterRefused;
+        AdapterUnreachable if not all peers could be asked.
         """
         while True:
-            with self._lock:
-                entry = self._names.get(name)
-                if entry is not None and entry.ref is not None:
-                    return entry.ref
-            if entry is None or entry.folder is None:
-                self._discover(name)
+            with self._table.lock:
+                entry = self._table.by_name.get(name)
+                ref = entry.ref if entry is not None else None
+            if entry is not None and ref is not None:
+                if not self._needs_trial(entry) or self._try_bound(entry, ref):
+                    return ref
+            elif entry is None or entry.folder is None:
+                self.remote.discover(name)
             else:
                 self._read(entry)
 
     def companions(self, name: str) -> Companions:
         """Return what changes how the adapter is asked. Raises as `resolve`."""
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
+            if entry is not None and entry.ref is not None:
+                return entry.companions
         self.resolve(name)
-        with self._lock:
-            return self._names[name].companions if name in self._names else NO_COMPANIONS
+        with self._table.lock:
+            return self._table.by_name[name].companions if name in self._table.by_name else NO_COMPANIONS
 
     def unload(self, name: str, folder: Path | None = None) -> None:
         """Forget a name at once; its content goes when no live request uses it.
 
         Raises UnknownAdapter, also for a name that does not mean `folder` if one is given.
         """
-        with self._lock:
-            entry = self._names.get(name)
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
             if entry is None or folder not in (None, entry.path):
                 raise UnknownAdapter(name)
-            self._unbind(self._names.pop(name))
+            self._table.unbind(self._table.by_name.pop(name))
         self._contents.advance()
 
     def names(self) -> tuple[str, ...]:
         """List all names, in order of registration."""
-        with self._lock:
-            return tuple(self._names)
+        return self._table.names()
 
     def entries(self) -> tuple[AdapterEntry, ...]:
         """List all names with what they mean."""
-        with self._lock:
-            return tuple(named.entry() for named in self._names.values())
+        return self._table.entries()
 
     def lose(self, content: Content, error: Exception) -> None:
         """Give up a content that cannot be had: its names are read, or peers asked for them, afresh.
 
         Both in one step, so that no name comes to mean it in between.
         """
-        with self._lock:
+        with self._table.lock:
             self._contents.fail(content, error)
-            for entry in [e for e in self._names.values() if e.ref is not None and e.ref == content.ref]:
-                self._unbind(entry)
-                if entry.folder is None:
-                    del self._names[entry.name]
+            entries = tuple(self._table.by_name.values())
+            for entry in [each for each in entries if each.ref is not None and each.ref == content.ref]:
+                self._table.lose(entry)
         self._contents.advance()
 
     # For peers
 
     def declares(self, name: str) -> bool:
         """Tell whether `name` has a folder that was not read yet."""
-        with self._lock:
-            entry = self._names.get(name)
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
             return entry is not None and entry.ref is None and entry.folder is not None
 
     def read(self, name: str) -> None:
         """Read the folder of a declared name. Raises AdapterRefused."""
-        with self._lock:
-            entry = self._names.get(name)
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
         if entry is not None:
             self._read(entry)
-
-    # From peers
-
-    def remote_names(self) -> tuple[RemoteName, ...]:
-        """List the names that peers told, and what they mean here."""
-        with self._lock:
-            return tuple(
-                RemoteName(e.ref, e.hops)
-                for e in self._names.values()
-                if e.folder is None and e.ref is not None
-            )
-
-    def update(self, remote: RemoteName, told: Manifest | None) -> None:
-        """Let a remote name mean what peers say now; None if no peer nearer to an owner knows it.
-
-        Nothing happens if it has come to mean something else meanwhile. Requests keep the content that they were
-        accepted with.
-        """
-        name = remote.ref.name
-        with self._lock:
-            entry = self._names.get(name)
-            if entry is None or entry.folder is not None or entry.ref != remote.ref:
-                return
-            if told is None:
-                entry.misses += 1
-                if entry.misses >= _MISSES:
-                    _log.info("adapter %s is forgotten: no peer has it under that name", name)
-                    self._unbind(self._names.pop(name))
-            elif (told.ref, told.hops, told.companions) != (entry.ref, entry.hops, entry.companions):
-                _log.info("adapter %s is now %s at its owner", name, told.ref.digest[:12])
-                self._bind(NamedAdapter.told(told), told.ref, told.layout)
-            else:
-                entry.misses = 0
-        self._contents.advance()
 
     def _read(self, entry: NamedAdapter) -> None:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
                 packed = self._reader.read(entry, entry.folder)
-                self._bind_packed(entry, packed, lambda current: current is entry)
+                self._bind_packed(entry, packed, lambda current: current is entry, tries=False)
 
-    def _discover(self, name: str) -> None:
-        """Let `name` mean what a peer says that it means, unless it has come to mean something meanwhile."""
-        told = self._tiers.look_up(name, self._most_bytes)
-        if told is None:
-            raise UnknownAdapter(name)
-        with self._lock:
-            if name not in self._names:
-                self._bind(NamedAdapter.told(told), told.ref, told.layout)
+    def _needs_trial(self, entry: NamedAdapter) -> bool:
+        return self.trials.are_made and not entry.tried
+
+    def _try_bound(self, entry: NamedAdapter, ref: AdapterRef) -> bool:
+        """Try what the entry's name means, which means nothing if that is refused; False if it means else by now."""
+        with entry.packing:
+            if entry.ref != ref:
+                return False
+            if not entry.tried:
+                try:
+                    self.trials.run(entry, ref, waits=False)
+                except AdapterRefused as refusal:
+                    if not refusal.may_pass:
+                        self._lose(entry)
+                    raise
+            return True
+
+    def _lose(self, entry: NamedAdapter) -> None:
+        with self._table.lock:
+            self._table.lose(entry)
+        self._contents.advance()
 
     def _bind_packed(
-        self, entry: NamedAdapter, packed: PackedAdapter, may_replace: Callable[[NamedAdapter | None], bool]
+        self,
+        entry: NamedAdapter,
+        packed: PackedAdapter,
+        may_replace: Callable[[NamedAdapter | None], bool],
+        tries: bool,
     ) -> bool:
-        """Let the entry's name mean the packed content, if that may replace what the name means by now; tell so."""
-        with self._lock:
-            if not may_replace(self._names.get(entry.name)):
-                return False
-            self._bind(entry, packed.ref, packed.layout)
-        self._loader.fill(packed)
+        """Let the entry's name mean the packed content, if that may replace what the name means by now; tell so.
+
+        With `tries` it is tried before. Raises AdapterRefused then, and nothing has changed.
+        """
+        with self.trials.known(packed.ref, packed.layout, entry.name, entry.folder):
+            self._loader.fill(packed)
+            if tries:
+                self.trials.run(entry, packed.ref, waits=True)
+            with self._table.lock:
+                if not may_replace(self._table.by_name.get(entry.name)):
+                    return False
+                self._table.bind(entry, packed.ref, packed.layout)
         self._tiers.trim(self._contents.retained() | {packed.ref.digest})
         self._contents.advance()
         return True
-
-    # Called under the lock
-
-    def _bind(self, entry: NamedAdapter, ref: AdapterRef, layout: PackedLayout) -> None:
-        """Let the entry's name mean this content."""
-        self._contents.bind(ref, layout, entry.name, entry.folder)
-        self._unbind(self._names.get(entry.name))
-        entry.ref = ref
-        self._names[entry.name] = entry
-        if self._published is not None:
-            self._published.bind(Manifest(ref, layout, entry.hops, entry.companions))
-
-    def _unbind(self, entry: NamedAdapter | None) -> None:
-        """Let the entry's name mean nothing, and count one name fewer for the content it meant."""
-        if entry is None or entry.ref is None:
-            return
-        digest, entry.ref = entry.ref.digest, None
-        if self._published is not None:
-            self._published.unbind(entry.name)
-        self._contents.unbind(digest)

@@ -19,7 +19,8 @@ from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters, PublishStats
 from lora.segments import AdapterLease
 from lora.store.loader import AdapterLoader
-from lora.store.refresh import NameRefresher
+from lora.store.names.refresh import NameRefresher
+from lora.store.names.trial import AdapterTrial
 from lora.store.registry import AdapterRegistry
 from lora.store.stats import StoreStats
 from lora.store.tier_chain import TierChain
@@ -73,7 +74,7 @@ class AdapterStore:
         manifests = publisher.manifests if publisher else None
         self.registry = AdapterRegistry(self.loader, tiers, manifests, most_bytes)
         self.refresher = NameRefresher(
-            self.registry, tiers, most_bytes, peering.refresh_s if peering else None
+            self.registry.remote, tiers, most_bytes, peering.refresh_s if peering else None
         )
         self._tiers = tiers
         self._published = weights
@@ -87,6 +88,10 @@ class AdapterStore:
     def check_companions(self, check: CompanionsCheck) -> None:
         """Have `check` refuse adapters by what lies beside their weights. To be called before any name is declared."""
         self._tiers.check_companions(check)
+
+    def try_contents(self, trial: AdapterTrial) -> None:
+        """Have `trial` compute with each adapter before its name is served. To be called before any is loaded."""
+        self.registry.trials.use(trial)
 
     def retain(self, ref: AdapterRef) -> None:
         """Keep a content for a live request until it is released. Raises UnknownAdapter if it is gone."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from scripts.arguments import positive
 from scripts.fuzz.campaign import row, run_workers
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.guided import AtherisMissing, load_atheris
@@ -26,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     names = "; ".join(f"{name}: {meaning}" for name, (_, meaning) in TARGETS.items())
     parser = argparse.ArgumentParser("python -m scripts.fuzz", description="Try spoilt inputs on one target.")
     parser.add_argument("target", choices=list(TARGETS), metavar="TARGET", help=names)
-    parser.add_argument("--hours", type=float, default=0.1, metavar="H", help="how long (default: 0.1)")
+    parser.add_argument("--hours", type=positive, default=0.1, metavar="H", help="how long (default: 0.1)")
     parser.add_argument("--cases", type=int, metavar="N", help="end each worker after so many cases")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="where chance begins (default: 1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")

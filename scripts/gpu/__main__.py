@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from scripts.arguments import seconds
 from scripts.gpu.backends.base import DeviceBackends
 from scripts.gpu.backends.dry_run import DryRunBackends
 from scripts.gpu.context import CheckContext
@@ -76,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="default: results/gpu_check.jsonl, $OUT/... where that is set"
     )
-    parser.add_argument("--limit-s", type=float, default=540.0, help="begin nothing that would outlast it")
+    parser.add_argument("--limit-s", type=seconds, default=540.0, help="begin nothing that would outlast it")
     parser.add_argument("--only", nargs="+", choices=[section.name for section in SECTIONS])
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 2**31, help="default: another every time"

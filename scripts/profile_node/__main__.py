@@ -27,6 +27,7 @@ from model.checkpoint import CheckpointError
 from model.config import UnsupportedModel
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json
+from scripts.arguments import positive, seconds
 from scripts.bench.llama import RANKS
 from scripts.profile_node.live_engine import EngineSpec, add_engine_options, start_engine
 from scripts.profile_node.step_cases import CaseBounds, planned
@@ -123,15 +124,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     timing.add_argument("--prompt-tokens", type=int, default=512, help="of one prompt, at most")
     timing.add_argument("--draws", type=int, default=60, help="mixed cases beside the grid")
     timing.add_argument("--rounds", type=int, default=3)
-    timing.add_argument("--seconds", type=float, default=600.0, help="after which no case is begun")
+    timing.add_argument("--seconds", type=seconds, default=600.0, help="after which no case is begun")
     timing.add_argument("--seed", type=int, default=0, help="of the order, and of the prompts that are read")
     fitting = commands.add_parser("fit", help="rows to profile")
     fitting.set_defaults(run=fit)
     fitting.add_argument("--profile", type=Path, required=True, help="JSON to write")
-    fitting.add_argument("--ttft-s", type=float, default=2.0)
-    fitting.add_argument("--tbt-s", type=float, default=0.2)
-    fitting.add_argument("--mean-prompt-tokens", type=float, default=128.0)
-    fitting.add_argument("--mean-output-tokens", type=float, default=32.0)
+    fitting.add_argument("--ttft-s", type=positive, default=2.0)
+    fitting.add_argument("--tbt-s", type=positive, default=0.2)
+    fitting.add_argument("--mean-prompt-tokens", type=positive, default=128.0)
+    fitting.add_argument("--mean-output-tokens", type=positive, default=32.0)
     for command in (timing, fitting):
         command.add_argument("--rows", type=Path, required=True, help="JSONL")
     return parser.parse_args(arguments)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine import batch
+from scheduler.sim.planner import command
 from tests.docs.pages import ROOT, read_page
 from tests.e2e.peer_server import serving
 
@@ -19,13 +21,13 @@ EXAMPLES = ROOT / "examples"
 LONGEST_S = 240
 
 
-def run(*command: str | Path) -> str:
-    """What a command prints, run at the project's root with this environment's `python`."""
+def run(program: Path) -> str:
+    """What a program prints, run at the project's root with this environment's `python`."""
     bin_folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        command, cwd=ROOT, env=environment, timeout=LONGEST_S, capture_output=True, text=True, check=False
+        [program], cwd=ROOT, env=environment, timeout=LONGEST_S, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -48,7 +50,7 @@ def test_two_adapters_and_the_base_answer_in_one_batch(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_every_line_of_the_batch_is_answered_by_its_adapter(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    run(sys.executable, "-m", "engine.batch", "-i", EXAMPLES / "batch.jsonl", "-o", results, "--no-progress")
+    assert batch.main(["-i", str(EXAMPLES / "batch.jsonl"), "-o", str(results), "--no-progress"]) == 0
     answers = {
         result["custom_id"]: result["response"]["body"]["choices"][0]["message"]["content"]
         for result in map(json.loads, results.read_text().splitlines())
@@ -57,10 +59,10 @@ def test_every_line_of_the_batch_is_answered_by_its_adapter(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_trace_is_planned_for() -> None:
+def test_the_trace_is_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--adapters", "20", "--slo-ttft", "2", "--slo-tbt", "0.1", "--policies", "ours"]
-    printed = run(sys.executable, "-m", "scheduler.sim", "plan", "--trace", EXAMPLES / "trace.csv", *asked)
-    assert printed.splitlines()[-1] == "nodes needed: 1"
+    assert command.main(["plan", "--trace", str(EXAMPLES / "trace.csv"), *asked]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nodes needed: 1"
 
 
 @pytest.mark.slow

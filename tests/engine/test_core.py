@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.core import StepResult
 from engine.errors import AdapterFailed, NotInTime, StepFailed
+from engine.step_result import StepResult
 from lora.adapter import BASE, AdapterRef
 from lora.errors import UnknownAdapter
 from scheduler.limits import RequestRefused

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine import LLM, LoRARequest, SamplingParams
-from engine.core import StepResult
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
+from engine.step_result import StepResult
 from engine.tokenizer import PromptTooLong
 from lora.errors import AdapterRefused, UnknownAdapter
 from scheduler.request import InvalidParameter

@@ -1,4 +1,4 @@
-"""Before it serves, an engine computes a prompt: what gives no numbers, or changes none, is said at start."""
+"""Before they serve, the base and each adapter compute a prompt: what gives no numbers, or changes none, is told."""
 
 import shutil
 from pathlib import Path
@@ -62,10 +62,13 @@ def test_a_named_adapter_that_changes_nothing_is_said_to_and_served(
     idle = scaled(adapter_folders()["reverse"], tmp_path / "idle", ("lora_B",), 0.0)
     faint = scaled(adapter_folders()["reverse"], tmp_path / "faint", ("lora_B",), 1e-30)
     llm = LLM(loras={"idle": idle, "faint": faint, "reverse": adapter_folders()["reverse"]}, **SIZES)
-    assert "adapter idle changes nothing: all lora_B are zero" in caplog.text
-    for name in ("idle", "faint"):
-        assert f"adapter {name} gives a short prompt the base's very log-probabilities" in caplog.text
-    assert "adapter reverse" not in caplog.text
+    told = [record.getMessage() for record in caplog.records if "changes nothing" in record.getMessage()]
+    assert told == [
+        "adapter idle changes nothing: all lora_B are zero, as before any training",
+        "adapter faint changes nothing: a short prompt gets the base's very logits",
+    ]
+    effects = {entry.name: entry.effect for entry in llm.engine.store.registry.entries()}
+    assert [effects[name] for name in ("idle", "faint", "reverse", "swap")] == ["none", "none", "some", None]
     ask = [[{"role": "user", "content": "garden"}]] * 2
     results = llm.chat(ask, SamplingParams(temperature=0), adapters=["idle", "reverse"])
     assert [result.outputs[0].text for result in results] == ["garden", "nedrag"]

@@ -82,7 +82,7 @@ class WatchedStore:
         self.cache = root / "cache"
         residency = Residency(self.pages, CheapestWindow())
         self.store = AdapterStore(BASE_SHAPE, torch.float32, residency, DiskTier(self.cache), self.executor)
-        self.store.registry._lock = OrderedLock(0, self.held)  # pyright: ignore[reportAttributeAccessIssue]
+        self.store.registry._table.lock = OrderedLock(0, self.held)  # pyright: ignore[reportAttributeAccessIssue]
         self.store.contents._lock = OrderedLock(1, self.held)  # pyright: ignore[reportAttributeAccessIssue]
         self.store.loader.on_ready(self._check_free)
         self.folders = [write_adapter(root / f"{seed}", BASE_SHAPE, 4, seed) for seed in range(6)]

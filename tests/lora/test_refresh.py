@@ -9,7 +9,7 @@ import torch
 from lora.adapter import AdapterRef
 from lora.errors import UnknownAdapter
 from lora.peers.manifest import MOST_HOPS
-from lora.store.refresh import NameRefresher
+from lora.store.names.refresh import NameRefresher
 from tests.lora.cluster import BASE, Cluster, Node
 from tests.oracles.adapters import write_adapter
 from transport.base import Address
@@ -200,9 +200,9 @@ def test_a_thread_refreshes_until_it_is_closed(cluster: Cluster, monkeypatch: py
     b.store.registry.resolve("a1")
     new = reload(cluster, a, 7)
     updated = threading.Event()
-    registry, update = b.store.registry, b.store.registry.update
-    monkeypatch.setattr(registry, "update", lambda remote, told: (update(remote, told), updated.set()))
-    refresher = NameRefresher(registry, b.store._tiers, b.pages.nbytes, every_s=0.001)
+    remote, update = b.store.registry.remote, b.store.registry.remote.update
+    monkeypatch.setattr(remote, "update", lambda name, told: (update(name, told), updated.set()))
+    refresher = NameRefresher(remote, b.store._tiers, b.pages.nbytes, every_s=0.001)
     assert updated.wait(30)
     refresher.close()
     assert b.store.registry.known("a1") == new

@@ -1,12 +1,17 @@
 """Commands of scripts/ end in one line, without a traceback, for a value or a file that they cannot use."""
 
+import argparse
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 WRONG = {
+    "scripts.bench.bodies --rounds 0": "give a number from 1",
     "scripts.bench.engine --models x --baselines none --quiet-wait 0": "make it by python -m",
     "scripts.bench.engine --baselines nope": "'nope' is none of",
     "scripts.bench.engine --kinds zz": "'zz' is none of",
@@ -52,3 +57,60 @@ def test_what_a_command_cannot_use_is_told_in_one_line(
     last = next(line for line in reversed(said.splitlines()) if told in line)
     assert "Traceback" not in said
     assert len(last) < 400
+
+
+OPTIONS_OF_OTHERS = ("openapi.py",)  # hands its arguments to schemathesis
+PROGRAMS = sorted(
+    str(path.with_suffix("")).replace("/", ".").removesuffix(".__main__")
+    for path in Path("scripts").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text() and "programs" not in path.parts
+    if path.name not in OPTIONS_OF_OTHERS
+)
+SENSELESS = ("nan", "inf", "-inf", "-1", "1e999", "-1e-9", "x", "")
+MAY_BE_INFINITE = {"--rate"}
+
+
+def takes_a_real_number(option: argparse.Action) -> bool:
+    """Tell whether the option's type reads parts of a unit."""
+    try:
+        return callable(option.type) and isinstance(option.type("0.5"), float)
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+
+
+def accepts(option: argparse.Action, text: str) -> bool:
+    assert callable(option.type)
+    try:
+        option.type(text)
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return True
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """List a parser's options, and those of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+                yield from options_of(command)  # pyright: ignore[reportUnknownArgumentType]
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_option_takes_a_number_that_makes_no_sense(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[argparse.ArgumentParser] = []
+
+    def parse_args(parser: argparse.ArgumentParser, *arguments: object, **more: object) -> NoReturn:
+        parsers.append(parser)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", [module])
+    with suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert parsers
+    numbers = [option for option in options_of(parsers[0]) if takes_a_real_number(option)]
+    for option in numbers:
+        allowed = {"inf", "1e999"} if MAY_BE_INFINITE & {*option.option_strings} else set[str]()
+        assert {text for text in SENSELESS if accepts(option, text)} <= allowed, option.option_strings

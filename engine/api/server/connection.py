@@ -73,7 +73,6 @@ class HttpConnection(web.RequestHandler):
         self._headers_due: asyncio.TimerHandle | None = None
         self._write_due: asyncio.TimerHandle | None = None
         self._look_due: asyncio.TimerHandle | None = None
-        self._looks = 0
         self._taken_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,7 +113,7 @@ class HttpConnection(web.RequestHandler):
         if self.ssl_context is not None or not self._entered:
             return False
         self._half_closed = True
-        self._look_due = self._loop.call_later(_AFTER_EOF_S, self._after_eof)
+        self._look_due = self._loop.call_later(_AFTER_EOF_S, self._look, 0)
         return True
 
     def pause_writing(self) -> None:
@@ -209,34 +208,26 @@ class HttpConnection(web.RequestHandler):
             return 0
         return self._answering.writer.output_size - self.transport.get_write_buffer_size()
 
-    def _after_eof(self) -> None:
-        """Close unless a request is whole whose response has not begun; if so, see whether its client listens."""
+    def _look(self, looks: int) -> None:
+        """Wait on while a whole request's response has not begun and its client is there; else close.
+
+        A client that has left answers what is written to it with a reset; a response that begins meanwhile finds out.
+        """
         request, transport = self._answering, self.transport
         if transport is None:
             return
         is_whole = request is not None and request.version >= HttpVersion11 and request.content.is_eof()
         if request is None or not is_whole or request.writer.output_size > 0:
-            transport.close()
-        else:
-            self._look(request)
-
-    def _look(self, request: web.BaseRequest) -> None:
-        """Hang up if the client has left; its system answers what is written to it with a reset."""
-        transport = self.transport
-        if transport is None:
+            if not looks:
+                transport.close()
             return
         sock: socket.socket = transport.get_extra_info("socket")
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             transport.abort()
             return
-        if (
-            self._answering is request
-            and request.writer.output_size == 0
-            and self._looks % _LOOKS_A_WORD == 0
-        ):
+        if looks % _LOOKS_A_WORD == 0:
             transport.write(_CONTINUE)  # which every client passes over
-        self._looks += 1
-        self._look_due = self._loop.call_later(_LOOK_S, self._look, request)
+        self._look_due = self._loop.call_later(_LOOK_S, self._look, looks + 1)
 
 
 @web.middleware

@@ -21,6 +21,7 @@ import torch
 
 from engine import LLM, Result, SamplingParams
 from model.checkpoint import DtypeChoice
+from scripts.arguments import seconds
 from scripts.bench import machine
 from scripts.bench.engine import workload
 from scripts.bench.engine.workload import OfflineRequest, OfflineWorkload
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--workload", type=Path, action="append", required=True)
     parser.add_argument("--dtype", choices=ENGINE_DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quiet-wait", type=float, default=10, help="seconds to wait for a quiet machine")
+    parser.add_argument("--quiet-wait", type=seconds, default=10, help="seconds to wait for a quiet machine")
     parser.add_argument("--out-dir", type=Path, required=True)
     options = parser.parse_args()
     works = [workload.read(path) for path in options.workload]

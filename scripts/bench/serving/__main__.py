@@ -28,7 +28,7 @@ import numpy as np
 
 from engine.demo.embedded import TASKS
 from scheduler.sim.workload.trace import InvalidTrace, read_trace
-from scripts.arguments import count, one_line, seconds, span
+from scripts.arguments import count, not_negative, one_line, positive, rate, seconds, share, span
 from scripts.bench import machine
 from scripts.bench.serving import report, traffic
 from scripts.bench.serving.client import LoadGenerator, RequestEnd, RequestOutcome
@@ -222,16 +222,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clients", type=count, default=64, help="requests in flight at most")
     add(
         "--rate",
-        type=float,
+        type=rate,
         default=math.inf,
         help="arrivals per second, Poisson; inf: as fast as clients can",
     )
     add("--requests", type=count, default=1000, help="requests at most")
     add("--duration", type=seconds, default=120.0, help="seconds after which none is sent")
     add("--timeout", type=seconds, default=120.0, help="seconds that a request may take")
-    add("--zipf-s", type=float, default=1.0, help="skew of the adapters' popularity; 0: all alike")
-    add("--base-share", type=float, default=0.1, help="share of requests for the base")
-    add("--fault-share", type=float, default=0.1, help="share of killed clients and malformed requests")
+    add("--zipf-s", type=not_negative, default=1.0, help="skew of the adapters' popularity; 0: all alike")
+    add("--base-share", type=share, default=0.1, help="share of requests for the base")
+    add("--fault-share", type=share, default=0.1, help="share of killed clients and malformed requests")
     add("--questions", choices=("auto", "tasks", "tokens"), default="auto")
     add("--prompt-tokens", type=span, default=(16, 128), help="LOW-HIGH")
     add("--output-tokens", type=span, default=(8, 64), help="LOW-HIGH")
@@ -240,7 +240,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="CSV of TIMESTAMP, ContextTokens, GeneratedTokens; replaces rate and lengths",
     )
-    add("--time-scale", type=float, default=1.0, help="stretch of the trace's gaps: 0.1 is ten times as fast")
+    add(
+        "--time-scale",
+        type=positive,
+        default=1.0,
+        help="stretch of the trace's gaps: 0.1 is ten times as fast",
+    )
     add("--seed", type=int, default=0)
     add("--tenants", type=int, default=0, help="adapters with known answers that the started server gets")
     add("--churn", type=seconds, default=0.0, help="seconds between changes of the tenants; 0: none")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from scheduler.cluster.cost.fit import Measurement
 from scheduler.cluster.cost.model import CostModel
 from scheduler.sim.workload.trace import read_trace
-from scripts.arguments import count, one_line
+from scripts.arguments import count, one_line, positive, seconds
 from scripts.bench import machine
 from scripts.bench.twin.answers import TwinAnswer, TwinRequest, answer_live, answer_simulated
 from scripts.bench.twin.load import CallSource, RequestMix, draw_requests, rate_for
@@ -200,19 +200,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add_engine_options(parser)
     add("--rounds", type=count, default=8)
-    add("--timing-s", type=float, default=40.0, help="seconds in a round in which steps are timed")
+    add("--timing-s", type=seconds, default=40.0, help="seconds in a round in which steps are timed")
     add("--sequences", type=count, default=16, help="that decode in a timed step, at most")
     add("--prompt-tokens", type=count, default=512, help="of one timed prompt, at most")
     add("--draws", type=int, default=60, help="mixed cases beside the grid")
     add("--trace", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens; Poisson without it")
     add("--first", type=int, default=0, help="the trace's call to begin at")
-    add("--length-factor", type=float, default=0.125, help="of the trace's lengths")
+    add("--length-factor", type=positive, default=0.125, help="of the trace's lengths")
     add("--mean-prompt-tokens", type=int, default=128)
     add("--mean-output-tokens", type=int, default=32)
-    add("--seconds", type=float, default=40.0, help="of load in a round")
-    add("--utilisation", type=float, default=0.6, help="part of the time that the node computes")
-    add("--rate", type=float, help="requests/s; instead of --utilisation")
-    add("--alpha", type=float, default=0.5, help="popularity's power law: 1 is even, smaller more skewed")
+    add("--seconds", type=seconds, default=40.0, help="of load in a round")
+    add("--utilisation", type=positive, default=0.6, help="part of the time that the node computes")
+    add("--rate", type=positive, help="requests/s; instead of --utilisation")
+    add("--alpha", type=positive, default=0.5, help="popularity's power law: 1 is even, smaller more skewed")
     add("--seed", type=int, default=0)
     add("--steps", type=Path, required=True, help="JSONL to append timed steps to; profile_node fits it")
     add("--out", type=Path, required=True, help="JSONL to append both twins' answers to")

@@ -15,6 +15,7 @@ from engine.api.bodies.body_readers import READERS
 from engine.api.errors import ApiError, as_api_error
 from engine.config.http_config import HttpConfig
 from engine.errors import InvalidAdapter, NotInTime
+from engine.text.worker_process import WorkerProcess
 from engine.tokenizer import Tokenizer
 from lora.format.companions import Companions
 from tests.engine.api.session import TOKENIZER, session
@@ -188,3 +189,13 @@ def test_a_process_that_says_nothing_is_ended() -> None:
     with pytest.raises(NotInTime, match="not read within"):
         process.read(CHAT, chat("base"))
     assert process._worker is None
+
+
+def test_a_process_that_ends_with_its_socket_has_not_ended_before() -> None:
+    owner = FakeClient(TOKENIZER)
+    waits = (
+        "import socket, sys; end = socket.socket(fileno=int(sys.argv[1])); end.send(bytes(8)); end.recv(1)"
+    )
+    worker = WorkerProcess(owner, "wait", ["-c", waits], (), most_s=60)
+    assert worker.receive() == b""
+    assert worker.end() is None

@@ -16,7 +16,16 @@ from scheduler.sim.simulator import Simulator
 from scheduler.sim.spec import Fault, FaultKind, SimulatorSpec
 from scheduler.sim.workload.popularity import FlashCrowd, PowerLaw, assigned
 from scheduler.sim.workload.trace import Arrival, Call, poisson
-from tests.scheduler.sim.clusters import PROFILE, adapters, chaos, node_spec, routers, simulator_spec, traffic
+from tests.scheduler.sim.clusters import (
+    MIB,
+    PROFILE,
+    adapters,
+    chaos,
+    node_spec,
+    routers,
+    simulator_spec,
+    traffic,
+)
 
 
 def _run(
@@ -172,13 +181,21 @@ def test_a_node_that_leaves_is_let_go_and_no_request_is_lost() -> None:
 
 def test_a_flash_crowd_gets_more_copies() -> None:
     refs = adapters(12)
-    rng = np.random.default_rng(6)
-    calls = poisson(60.0, 40.0, (600, 60), rng)
-    crowd = assigned(calls, refs, FlashCrowd(PowerLaw(1.0), 0, (0.5, 1.0), 0.8), rng)
-    simulator = _run(simulator_spec(4, refs), list(crowd), 40.0, audit=False)
-    holders = [name for name, node in simulator.cluster.nodes.items() if refs[0].digest in node.store.ready]
-    assert len(holders) >= 3
-    assert all(record.served for record in simulator.records.values())
+    asked, rng = refs[-1], np.random.default_rng(6)
+    spec = simulator_spec(4, refs, node_spec(memory_bytes=256 * MIB))  # about half of all adapters
+    law = FlashCrowd(PowerLaw(0.4), len(refs) - 1, (0.5, 1.0), 0.8)
+    crowd = list(assigned(poisson(60.0, 40.0, (600, 60), rng), refs, law, rng))
+    homes: list[set[str]] = []
+    for arrivals, seconds in ([one for one in crowd if one.call.arrival_s < 20.0], 20.0), (crowd, 40.0):
+        simulator = _run(spec, arrivals, seconds, audit=False)
+        cluster = simulator.cluster
+        assert cluster.coordinator is not None
+        homes.append({share.node for share in cluster.coordinator.table.shares[asked]})
+        assert all(asked.digest in cluster.nodes[home].store.ready for home in homes[-1])
+        assert all(record.served for record in simulator.records.values())
+    before, after = homes
+    assert len(before) == 1
+    assert len(after) >= 3
 
 
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:

@@ -10,7 +10,7 @@ import threading
 
 from lora.adapter import RemoteName
 from lora.errors import AdapterRefused, AdapterUnreachable, UnknownAdapter
-from lora.store.registry import AdapterRegistry
+from lora.store.names.remote_names import RemoteNames
 from lora.store.tier_chain import TierChain
 from transport.errors import TransportError
 
@@ -22,10 +22,8 @@ _log = logging.getLogger(__name__)
 class NameRefresher:
     """Refreshes remote names, in a thread of its own if `every_s` is given. Needs no lock: it owns nothing."""
 
-    def __init__(
-        self, registry: AdapterRegistry, tiers: TierChain, most_bytes: int, every_s: float | None
-    ) -> None:
-        self._registry = registry
+    def __init__(self, names: RemoteNames, tiers: TierChain, most_bytes: int, every_s: float | None) -> None:
+        self._names = names
         self._tiers = tiers
         self._most_bytes = most_bytes
         self._closed = threading.Event()
@@ -38,7 +36,7 @@ class NameRefresher:
 
     def refresh(self) -> None:
         """Ask once for each remote name, and wait for the answers."""
-        for remote in self._registry.remote_names():
+        for remote in self._names.names():
             if self._closed.is_set():
                 return
             self._refresh(remote)
@@ -64,4 +62,4 @@ class NameRefresher:
         except (UnknownAdapter, AdapterRefused) as error:
             _log.debug("%s", error)
             told = None
-        self._registry.update(remote, told)
+        self._names.update(remote, told)

@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora.adapter import AdapterEntry, AdapterRef
+from lora.adapter import AdapterEntry, AdapterRef, Effect
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AdapterFolder
 from lora.format.companions import NO_COMPANIONS, Companions
@@ -22,7 +22,8 @@ class NamedAdapter:
     `hops` is how far this node is from one that owns the name (0: it does). `misses` counts how often in a row no
     peer has confirmed it. `packing` is held by whoever reads the folder, so that it is read once. `stamp` is the
     folder's when the content was read, `inertia` why that changes no output. `refused` is the folder's stamp when it
-    was read and could not be served, and `refusal` the reason: it is not read again until it has changed.
+    was read and could not be served, and `refusal` the reason: it is not read again until it has changed. `tried` says
+    that the content needs no trial any more, and `effect` what the trial told.
     """
 
     name: str
@@ -35,6 +36,8 @@ class NamedAdapter:
     inertia: str | None = None
     refused: FolderStamp | None = None
     refusal: str | None = None
+    tried: bool = False
+    effect: Effect | None = None
     packing: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -50,13 +53,19 @@ class NamedAdapter:
     def entry(self) -> AdapterEntry:
         """Return what is told of the name."""
         refusal = self.refusal if self.ref is None else None
-        return AdapterEntry(self.name, self.path, self.ref, self.inertia, refusal)
+        return AdapterEntry(self.name, self.path, self.ref, self.inertia, refusal, self.effect)
 
     def accept(self, stamp: FolderStamp, inertia: str | None) -> None:
         """Remember that the folder is served as it is, and why that changes no output, if so."""
         self.stamp, self.refused, self.refusal, self.inertia = stamp, None, None, inertia
         if inertia:
             _log.warning("adapter %s changes nothing: %s", self.name, inertia)
+
+    def take_effect(self, effect: Effect) -> None:
+        """Remember what the content changes; that it is nothing is said once, by its files or by its trial."""
+        self.tried, self.effect = True, effect
+        if effect == "none" and not self.inertia:
+            _log.warning("adapter %s changes nothing: a short prompt gets the base's very logits", self.name)
 
     def refuse(self, stamp: FolderStamp, refusal: AdapterRefused) -> None:
         """Remember why the folder is not served as it is; nothing is remembered of what may pass."""

@@ -8,7 +8,7 @@ from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
-from lora.store.named_adapter import NamedAdapter
+from lora.store.names.named_adapter import NamedAdapter
 from lora.store.tier_chain import TierChain
 
 _log = logging.getLogger(__name__)
