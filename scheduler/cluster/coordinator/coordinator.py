@@ -4,10 +4,7 @@ Its state is soft: a new one learns all from reports and the registry, and for `
 are believed dead when they have been silent for `dead_after_s` or were reported crashed, and must then
 rejoin. Everything it sends is sent again until a report shows that it arrived. It does not know what carries
 its messages, and the same events at the same times give the same commands.
-
-Cost: a report costs as much as it is long, a tick as there are nodes; only plans and tables grow with the
-adapters.
-"""
+A report costs as much as it is long, a tick as there are nodes; plans and tables grow with the adapters."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -153,8 +150,8 @@ class Coordinator:
 
     def _hear_router(self, report: RouterReport, now: float) -> list[Command]:
         """Learn of a router, of the table it routes by, and of what was asked of it in vain."""
-        known = self._routers.get(report.router)
-        if known is None or report.session > known.session:
+        known = self._routers.setdefault(report.router, RouterView(report.session))
+        if report.session > known.session:
             known = self._routers[report.router] = RouterView(report.session)
         if report.session == known.session:
             self._demanded(known.absorb(report, now), now)
