@@ -6,7 +6,7 @@ from typing import Any
 
 Draw = Callable[[random.Random], Any]
 _MODELS = ("demo", "demo", "reverse", "upper", "rot13", "sort")
-_WORDS = ("garden", "a", "é😀", "two words", "x" * 20, " ", "a\nb")
+_WORDS = ("garden", "a", "é😀", "two words", "x" * 8, " ", "a\nb")  # so that a prompt fits the context
 _MOST_ID, _MOST_NEW = 60, 8
 
 

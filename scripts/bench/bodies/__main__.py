@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("", False),
     ]
     for kind, is_zipped in cases:
-        row = {"machine": machine.describe(), **asyncio.run(measure(kind, is_zipped, given.rounds))}
+        row: Row = {"machine": machine.describe(), **asyncio.run(measure(kind, is_zipped, given.rounds))}
         print(
             f"{row['body']:40} {row['nbytes'] / 1e6:5.1f} MB  {row['statuses']}  {row['took_s']:5.1f} s"
             f"  over 20 ms: {row['over_20_ms']:.0f}  longest {row['longest_ms']:.1f} ms",

@@ -100,7 +100,7 @@ def answer_simulated(
     machine = NodeHardware(PLENTY_BYTES, OperatingPoints((8,), (1.0,)))
     spec = _node(machine, model, capacity)
     node = SimNode(NodeAgent("twin", machine), spec, clock, _at_once, _tell_at_once)
-    answers = [_Answer(clock) for _ in requests]
+    answers = [_Answer(f"client-{at}", clock) for at in range(len(requests))]
     for at, request in enumerate(requests):
         asked = _to_engine(f"request-{at}", request)
         clock.at(request.at_s, lambda asked=asked, answer=answers[at]: node.submit(asked, answer))
@@ -135,8 +135,8 @@ def _to_engine(name: str, request: TwinRequest) -> Request:
 class _Answer:
     """Hears of one request: when its tokens came."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.name, self.up, self.times_s = "", True, list[float]()
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name, self.up, self.times_s = name, True, list[float]()
         self._clock = clock
 
     def hear(self, node: str, news: Sequence[News]) -> None:

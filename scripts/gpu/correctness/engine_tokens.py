@@ -7,7 +7,7 @@ K/V and adapters share. In bfloat16 log-probabilities are compared instead.
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from engine.assembly.assembly import Engine, assemble
 from engine.config.config import Device, EngineConfig
-from lora.adapter import BASE
+from lora.adapter import BASE, AdapterRef
 from scheduler.plan import TokenEvent
 from scheduler.request import Request, SamplingParams
 from scripts.gpu.context import CheckContext, relative_error
@@ -139,9 +139,10 @@ def answer(config: EngineConfig, asked: Sequence[EngineRequest]) -> EngineAnswer
 def _run(engine: Engine, asked: Sequence[EngineRequest]) -> list[list[TokenEvent]]:
     waiting = list(enumerate(asked))[::-1]
     events: list[list[TokenEvent]] = [[] for _ in asked]
+    adapters = _resolved(engine, asked)
     idle = 0
     for _ in range(max(1, len(asked) // 2)):
-        _submit(engine, *waiting.pop())
+        _submit(engine, adapters, *waiting.pop())
     while waiting or engine.core.num_live_requests:
         result = engine.core.step()
         for failure in result.failures:
@@ -149,7 +150,7 @@ def _run(engine: Engine, asked: Sequence[EngineRequest]) -> list[list[TokenEvent
         for event in result.events:
             events[int(event.key.request_id)].append(event)
         if waiting:
-            _submit(engine, *waiting.pop())
+            _submit(engine, adapters, *waiting.pop())
         elif result.idle:
             idle += 1
             assert idle < _MOST_IDLE, "the engine has requests and nothing to run"
@@ -157,9 +158,17 @@ def _run(engine: Engine, asked: Sequence[EngineRequest]) -> list[list[TokenEvent
     return [sorted(each, key=lambda event: event.key.index) for each in events]
 
 
-def _submit(engine: Engine, number: int, one: EngineRequest) -> None:
-    adapter = engine.store.registry.resolve(one.adapter) if one.adapter else BASE
-    engine.core.submit(Request(str(number), one.prompt, adapter, one.params, (), time.monotonic()))
+def _resolved(engine: Engine, asked: Sequence[EngineRequest]) -> dict[str | None, AdapterRef]:
+    """Find the adapters while nothing runs: at its first use one is tried, which takes steps of its own."""
+    resolve = engine.store.registry.resolve
+    return {name: resolve(name) if name else BASE for name in dict.fromkeys(one.adapter for one in asked)}
+
+
+def _submit(
+    engine: Engine, adapters: Mapping[str | None, AdapterRef], number: int, one: EngineRequest
+) -> None:
+    request = Request(str(number), one.prompt, adapters[one.adapter], one.params, (), time.monotonic())
+    engine.core.submit(request)
 
 
 def _same(name: str, config: EngineConfig, asked: Sequence[EngineRequest], known: EngineAnswers) -> Finding:
