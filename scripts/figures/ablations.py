@@ -15,11 +15,10 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from scheduler.sim.ablations.named_policies import ABLATIONS
-from scripts.figures.cluster_run import ClusterRun, ask
-from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.figures.cluster_run import ClusterRun
+from scripts.figures.suite import Suite, SuiteWork, ask_each, main
 from scripts.results import Row
 
 POLICIES = ("ours", *(name for name in ABLATIONS if name.startswith("ours")), "paper")
@@ -41,10 +40,7 @@ def ask_all(work: SuiteWork) -> None:
         for run in WORKLOADS.values()
         for policy in POLICIES
     ]
-    if work.quick:
-        runs = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in runs[:3]]
-    for run in tqdm(runs, unit="run"):
-        ask(work.rows, run, work.traces)
+    ask_each(work, runs)
 
 
 def _found(rows: Sequence[Row], workload: ClusterRun, policy: str) -> list[Row]:

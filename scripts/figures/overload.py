@@ -10,15 +10,13 @@ Seeds are some that no policy was tuned on.
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from scripts.figures.cluster_run import ClusterRun, ask
-from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.figures.cluster_run import ClusterRun
+from scripts.figures.suite import Suite, SuiteWork, ask_each, main
 from scripts.results import Row
 
 POLICIES = ("ours", "ours-placement-only", "paper", "toppings", "ours-no-admission")
@@ -41,11 +39,7 @@ def runs() -> list[ClusterRun]:
 
 def ask_all(work: SuiteWork) -> None:
     """Ask for all runs."""
-    chosen = runs()
-    if work.quick:
-        chosen = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in chosen[:3]]
-    for run in tqdm(chosen, unit="run"):
-        ask(work.rows, run, work.traces)
+    ask_each(work, runs())
 
 
 def draw(rows: Sequence[Row]) -> Figure:

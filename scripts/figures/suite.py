@@ -5,14 +5,15 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from scripts.arguments import one_line
 from scripts.bench.drawing import RESOLUTION_DPI
-from scripts.figures.cluster_run import Traces, read_traces
+from scripts.figures.cluster_run import ClusterRun, Traces, ask, read_traces
 from scripts.figures.rows import SuiteRows
 from scripts.results import Row
 
@@ -34,6 +35,13 @@ class Suite:
     about: str
     ask: Callable[[SuiteWork], None]
     pictures: Mapping[str, Callable[[Sequence[Row]], Figure]]
+
+
+def ask_each(work: SuiteWork, runs: Sequence[ClusterRun]) -> None:
+    """Ask for every run; a quick work asks for short ones of the first few."""
+    chosen = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in runs[:3]] if work.quick else runs
+    for run in tqdm(chosen, unit="run"):
+        ask(work.rows, run, work.traces)
 
 
 def main(suite: Suite, arguments: Sequence[str] | None = None) -> None:

@@ -14,17 +14,15 @@ nodes and three seeds. Cells are means over the seeds, geometric ones of ratios:
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean, geometric_mean
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from scripts.figures.cluster_run import ClusterRun, ask, everything_gib
-from scripts.figures.suite import Suite, SuiteWork, main
+from scripts.figures.cluster_run import ClusterRun, everything_gib
+from scripts.figures.suite import Suite, SuiteWork, ask_each, main
 from scripts.results import Row
 
 BASELINES = ("paper", "slora-random", "toppings")
@@ -51,11 +49,7 @@ def runs() -> list[ClusterRun]:
 
 def ask_all(work: SuiteWork) -> None:
     """Ask for all runs."""
-    chosen = runs()
-    if work.quick:
-        chosen = [replace(run, seconds=8.0, rate=4.0, warm_s=4.0) for run in chosen[:3]]
-    for run in tqdm(chosen, unit="run"):
-        ask(work.rows, run, work.traces)
+    ask_each(work, runs())
 
 
 Floats = NDArray[np.float64]

@@ -168,14 +168,6 @@ class Forecast:
         """Forecast the part of a step's seconds that is not for reading prompts."""
         return self.seconds(batch)[0]
 
-    def kv_wait_s(self, batch: ForecastBatch, step_s: float) -> float:
-        """Forecast the seconds that the last of `batch` waits for K/V memory.
-
-        While its sequences end, in the time that an answer takes, as much is freed as there is.
-        """
-        beyond = max(0.0, batch.context_tokens / self.limits.kv_tokens - 1)
-        return beyond * self.lengths.output_tokens * step_s
-
     def _of_rounded(self, kernel: Kernel, pace: Pace) -> "Forecast":
         """Return the one forecast of this kernel and this rounded pace."""
         if kernel is self.model.kernel and pace == AS_PROFILED:

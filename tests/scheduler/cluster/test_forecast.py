@@ -8,7 +8,7 @@ import pytest
 from scheduler.cluster.cost.forecast import AdapterRates, Forecast, ForecastBatch
 from scheduler.cluster.cost.model import AdapterLoad, CostModel, Kernel, StepLoad
 from scheduler.cluster.cost.pace import Pace
-from scheduler.cluster.cost.profile import Lengths, Limits
+from scheduler.cluster.cost.profile import Lengths
 
 MODEL = CostModel(Kernel.PADDED, 5e-3, 25e-6, 5e-6, 4e-8, 1.7e-6, 9e-9)
 LENGTHS = Lengths(1000, 200)
@@ -87,15 +87,6 @@ def test_a_batch_that_grows_by_a_large_rank_takes_longer_where_kernels_pad() -> 
         forecast = Forecast(MODEL.under(kernel), LENGTHS)
         assert forecast.step_s(after) - forecast.step_s(before) > least
     assert forecast.step_s(after) - forecast.step_s(before) < 1e-3
-
-
-def test_the_last_of_a_batch_waits_for_kv_memory_as_long_as_it_takes_to_free_what_is_lacking() -> None:
-    """A quarter more than there is: a quarter of an answer of 200 tokens."""
-    forecast = Forecast(MODEL, LENGTHS, Limits(2048, 100_000))
-    assert forecast.kv_wait_s(ForecastBatch(125, 125_000, 10, 80, 8), 0.02) == pytest.approx(
-        0.25 * 200 * 0.02
-    )
-    assert forecast.kv_wait_s(ForecastBatch(100, 100_000, 10, 80, 8), 0.02) == 0.0
 
 
 @pytest.mark.parametrize("kernel", list(Kernel))

@@ -220,3 +220,16 @@ def _calls_of_a_route(nodes: int) -> int:
     view.sent(node, RouteRequest(A, 500))
     sys.setprofile(None)
     return calls
+
+
+@pytest.mark.parametrize("room", [{"seats": 40}, {"kv_tokens": 40 * 600.0}], ids=["seats", "K/V"])
+def test_beyond_a_nodes_room_a_request_waits_for_the_part_of_an_answer_that_is_lacking(
+    room: dict[str, float],
+) -> None:
+    """A full node frees as much as it has in the time that an answer of 200 tokens takes."""
+    costs, ask = CostEstimator(FORECAST), RouteRequest(A, 500)
+    loads = [replace(_sequences(count, count * 500), **room) for count in (30, 60)]
+    free, taken = (costs.estimate(ask, "x", load) for load in loads)
+    assert free[3] <= 1 < taken[3]
+    assert free[0] < 0.5
+    assert taken[0] == pytest.approx((taken[3] - 1) * 200 * taken[1])
