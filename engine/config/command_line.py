@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.config.access_config import AccessConfig
+from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
@@ -20,7 +21,7 @@ from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
     option
-    for owner in (EngineConfig, ServeConfig, HttpConfig, AccessConfig, PeerConfig)
+    for owner in (EngineConfig, ServeConfig, HttpConfig, AccessConfig, PeerConfig, ClusterConfig)
     for option in options_of(owner)
 )
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
@@ -53,7 +54,10 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
-    return ServeConfig(**_fields(ServeConfig, given), engine=engine, access=access, http=http)
+    cluster = ClusterConfig(**_fields(ClusterConfig, given))
+    return ServeConfig(
+        **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster
+    )
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:

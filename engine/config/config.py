@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.access_config import AccessConfig
+from engine.config.cluster_config import ClusterConfig
 from engine.config.http_config import HttpConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
@@ -44,6 +45,7 @@ LogLevel = Literal["debug", "info", "warning"]
 _NO_PEERS = PeerConfig()
 _OPEN = AccessConfig()
 _BOUNDED = HttpConfig()
+_SINGLE = ClusterConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class ServeConfig:
     ] = ()
     access: AccessConfig = _OPEN
     http: HttpConfig = _BOUNDED
+    cluster: ClusterConfig = _SINGLE
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -15,6 +15,7 @@ from engine import LLM
 from engine.base.backends import choose_backends
 from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
+from engine.config.cluster_config import ClusterConfig
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
 from engine.config.http_config import HttpConfig
@@ -270,10 +271,11 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers"}),
-        (ServeConfig, {"engine", "access", "http"}),
+        (ServeConfig, {"engine", "access", "http", "cluster"}),
         (HttpConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
+        (ClusterConfig, set[str]()),
     ):
         assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
     for options in (SERVE_OPTIONS, BATCH_OPTIONS):

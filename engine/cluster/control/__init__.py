@@ -1,0 +1,1 @@
+"""Carry events to the coordinator, and commands and the catalogue of adapters back."""

@@ -1,0 +1,1 @@
+"""Carry requests from a router to a node, and tokens back: one gRPC stream for each pair."""

@@ -1,0 +1,75 @@
+"""Hold what a router or a node knows of its cluster: who is in it, what adapters there are, and who serves which.
+
+The values come from the coordinator, over the control stream. They stay in force while no coordinator answers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lora.adapter import AdapterRef, Effect
+from lora.format.companions import NO_COMPANIONS, Companions
+from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that is in the cluster: where routers reach it, and where peers pull adapters from it.
+
+    `session` grows whenever the node starts anew. `peer_address` is None where it publishes nothing.
+    """
+
+    name: str
+    session: int
+    address: str
+    peer_address: str | None = None
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A name that requests may use, and the one content that it means now.
+
+    `root` is what the adapter was registered from, as clients are told; `pinned` says that its copies stay.
+    """
+
+    name: str
+    ref: AdapterRef
+    root: str = ""
+    companions: Companions = NO_COMPANIONS
+    effect: Effect | None = None
+    pinned: bool = False
+
+
+@dataclass(slots=True)
+class ClusterView:
+    """The latest of each value. The event loop owns it; each value is replaced whole, or by a new mapping.
+
+    `changed` are called, on the event loop, after any of them was replaced.
+    """
+
+    members: Mapping[str, Member] = field(default_factory=dict[str, Member])
+    catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
+    table: RoutingTable = EMPTY_TABLE
+    changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    def tell(self) -> None:
+        """Call whoever wants to know of changes."""
+        for each in tuple(self.changed):
+            each()
+
+
+class AdapterAdministration(Protocol):
+    """Whoever changes the cluster's catalogue on a client's behalf."""
+
+    async def register(self, name: str, folder: Path, replaces: bool) -> CatalogueEntry:
+        """Have a node read, check and try a PEFT folder, then let `name` mean it everywhere.
+
+        Raises InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, or NotInTime without a coordinator.
+        """
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Let `name` mean nothing any more. Raises UnknownModel, or NotInTime without a coordinator."""
+        ...

@@ -1,0 +1,68 @@
+"""Hold what an operator may say of a cluster: which part of it a process is, and where the others are."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from engine.config.option import Option, check_fields
+from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, one_of
+from engine.errors import InvalidConfig
+from transport.base import Address
+
+Role = Literal["single", "router", "node", "coordinator"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Which part of a cluster a process is. A `single` server is a cluster of its own and needs nobody.
+
+    With `nodes` one command starts a coordinator, a router and so many nodes on this machine. Members trust each
+    other as peers do: by the peers' token, and by certificates or on one machine only.
+    """
+
+    _: KW_ONLY
+    role: Annotated[
+        Role, Option("cluster", one_of(Role, "ROLE"), "which part of a cluster this process is")
+    ] = "single"
+    nodes: Annotated[
+        int | None,
+        Option("cluster", COUNT, "start a router, a coordinator and so many nodes on this machine"),
+    ] = None
+    routers: Annotated[
+        int, Option("cluster", COUNT, "routers that --nodes starts, at consecutive ports from --port on")
+    ] = 1
+    coordinator: Annotated[
+        Address | None, Option("cluster", ADDRESS, "where a router or a node reaches the coordinator")
+    ] = None
+    cluster_listen: Annotated[
+        Address | None,
+        Option("cluster", ADDRESS, "where a node hears routers, or the coordinator its members",
+               note="a node without it listens at a free port of this machine"),
+    ] = None  # fmt: skip
+    node_name: Annotated[
+        str | None,
+        Option("cluster", TEXT, "the name of this node or router", note="by default host and port"),
+    ] = None
+    zone: Annotated[str, Option("cluster", TEXT, "copies of an adapter are spread over different zones")] = (
+        None
+    )
+    registry_file: Annotated[
+        Path | None,
+        Option(
+            "cluster", FILE, "where the coordinator keeps the catalogue of adapters; none: in memory only"
+        ),
+    ] = None
+    slo_ttft_s: Annotated[
+        float, Option("cluster", SECONDS, "within which a first token is to come; what cannot be is refused")
+    ] = 2.0
+    slo_tbt_s: Annotated[float, Option("cluster", SECONDS, "within which each later token is to come")] = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.nodes is not None and self.role != "single":
+            remedy = f"--nodes starts every role itself: leave out --role {self.role}"
+            raise InvalidConfig("nodes", self.nodes, remedy)
+        if self.role in ("router", "node") and self.coordinator is None:
+            raise InvalidConfig("coordinator", None, f"--role {self.role} needs it: give HOST:PORT")
+        if self.role == "coordinator" and self.cluster_listen is None:
+            raise InvalidConfig("cluster_listen", None, "--role coordinator needs it: give HOST:PORT")
