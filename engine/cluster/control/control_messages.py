@@ -9,82 +9,34 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from lora.adapter import MOST_NAME_CHARS, AdapterRef, Effect
+from engine.cluster.control.control_values import (
+    AdapterName,
+    ControlFault,
+    EntryChange,
+    FolderText,
+    LargerThanZero,
+    MemberName,
+    Positive,
+    RefsChange,
+    RouteChange,
+    Text,
+    WireAdapter,
+    WireEntry,
+    WireHardware,
+    WireMember,
+)
 from scheduler.cluster.cost.model import Kernel
-from scheduler.cluster.protocol.messages import NodeHardware
-from scheduler.cluster.state import OperatingPoints
-from transport.base import MOST_INT, Count
+from transport.base import Count
 
 VERSION = 1
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
-MOST_TEXT_CHARS = 1000
-
-MemberName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-AdapterName = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_NAME_CHARS)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
-Text = Annotated[str, msgspec.Meta(max_length=MOST_TEXT_CHARS)]
-FolderText = Annotated[str, msgspec.Meta(max_length=4096)]
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-Part = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Rank = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
-LargerThanZero = Annotated[int, msgspec.Meta(ge=1, le=MOST_INT)]
 Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
 """Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
 
 
-class ControlFault(ValueError):
-    """A message that means nothing where it came: the stream is closed, and its sender begins anew."""
-
-
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
     """What all messages have in common: the class's name stands first, and no field is unknown."""
-
-
-class _Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A value inside messages."""
-
-
-class WireAdapter(_Value, frozen=True):
-    """An AdapterRef of an adapter, never of the base."""
-
-    digest: Digest
-    name: AdapterName
-    rank: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
-    sites: Annotated[tuple[AdapterName, ...], msgspec.Meta(max_length=64)]
-    nbytes: Count
-
-    @classmethod
-    def of(cls, ref: AdapterRef) -> "WireAdapter":
-        """Turn a ref into what travels."""
-        return cls(ref.digest, ref.name, ref.rank, ref.sites, ref.nbytes)
-
-    def ref(self) -> AdapterRef:
-        """Return the ref."""
-        return AdapterRef(self.digest, self.name, self.rank, self.sites, self.nbytes)
-
-
-class WireHardware(_Value, frozen=True):
-    """A NodeHardware."""
-
-    memory_bytes: Count
-    ranks: Annotated[tuple[Rank, ...], msgspec.Meta(max_length=256)]
-    tokens_per_s: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=256)]
-    zone: Text
-
-    @classmethod
-    def of(cls, machine: NodeHardware) -> "WireHardware":
-        """Turn a machine into what travels."""
-        points = machine.operating_points
-        return cls(machine.memory_bytes, points.ranks, points.tokens_per_s, machine.zone)
-
-    def machine(self) -> NodeHardware:
-        """Return the machine. Raises ControlFault for operating points that no machine has."""
-        try:
-            points = OperatingPoints(self.ranks, self.tokens_per_s)
-        except ValueError as error:
-            raise ControlFault(str(error)) from error
-        return NodeHardware(self.memory_bytes, points, self.zone)
 
 
 class MemberHello(_Message, frozen=True):
@@ -113,14 +65,6 @@ class TurnedAway(_Message, frozen=True):
     """The coordinator does not take the member, and closes the stream."""
 
     reason: Text
-
-
-class RefsChange(_Value, frozen=True):
-    """How a list of refs changed, by their numbers: `gone` are taken out, `come` put at the end. Or it is all new."""
-
-    whole: bool = False
-    gone: tuple[Count, ...] = ()
-    come: tuple[Count, ...] = ()
 
 
 class ReportChange(_Message, frozen=True):
@@ -167,17 +111,6 @@ class LeaveAsk(_Message, frozen=True):
     """A node asks to go, and serves on until it may."""
 
     session: Count
-
-
-class WireEntry(_Value, frozen=True):
-    """A CatalogueEntry."""
-
-    name: AdapterName
-    adapter: WireAdapter
-    root: FolderText
-    companions: Annotated[str, msgspec.Meta(max_length=2 << 20)]
-    effect: Effect | None
-    pinned: bool = False
 
 
 class Ask(_Message, frozen=True):
@@ -232,34 +165,6 @@ class RejoinOrder(_Message, frozen=True):
 
     session: Count
     next_session: Count
-
-
-class WireMember(_Value, frozen=True):
-    """A Member."""
-
-    name: MemberName
-    session: Count
-    address: Text
-    peer_address: Text
-    zone: Text
-
-
-class EntryChange(_Value, frozen=True):
-    """A name of the catalogue that is new or means something else, with its adapter's number."""
-
-    name: AdapterName
-    adapter: Count
-    root: FolderText
-    companions: Annotated[str, msgspec.Meta(max_length=2 << 20)]
-    effect: Effect | None
-    pinned: bool
-
-
-class RouteChange(_Value, frozen=True):
-    """An adapter's shares, which are new or others now."""
-
-    adapter: Count
-    shares: tuple[tuple[MemberName, Part], ...]
 
 
 class ViewChange(_Message, frozen=True):

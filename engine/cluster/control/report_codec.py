@@ -7,10 +7,12 @@ report. Adapters travel once each, and by number after that.
 from collections.abc import Iterable, Mapping
 
 from engine.cluster.control.control_messages import (
-    ControlFault,
-    RefsChange,
     ReportChange,
     RouterReportChange,
+)
+from engine.cluster.control.control_values import (
+    ControlFault,
+    RefsChange,
     WireAdapter,
     WireHardware,
 )

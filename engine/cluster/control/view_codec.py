@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from engine.cluster.control.control_messages import (
+    ViewChange,
+)
+from engine.cluster.control.control_values import (
     ControlFault,
     EntryChange,
     RouteChange,
-    ViewChange,
     WireAdapter,
     WireMember,
 )

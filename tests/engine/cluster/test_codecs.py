@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from engine.cluster.control import report_codec, view_codec
 from engine.cluster.control.control_messages import (
     VERSION,
-    ControlFault,
     MemberHello,
     ReportChange,
     RouterReportChange,
     ViewChange,
-    WireHardware,
     encoded,
     read_from_coordinator,
     read_from_member,
+)
+from engine.cluster.control.control_values import (
+    ControlFault,
+    WireHardware,
 )
 from engine.cluster.control.report_codec import (
     ReportDecoder,
