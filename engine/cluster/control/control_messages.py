@@ -170,11 +170,12 @@ class RejoinOrder(_Message, frozen=True):
 class ViewChange(_Message, frozen=True):
     """How members, catalogue and routing table changed. A change is told in parts, of which one is the `last`.
 
-    `whole` says that nothing before it counts.
+    `whole` says that nothing before it counts. Until the coordinator is `settled` it may not know all that there is.
     """
 
     whole: bool
     last: bool
+    settled: bool
     table_version: Count
     adapters: tuple[tuple[Count, WireAdapter], ...] = ()
     members: tuple[WireMember, ...] = ()

@@ -30,11 +30,12 @@ _Item = WireMember | EntryChange | RouteChange | tuple[int, WireAdapter]
 
 @dataclass(frozen=True, slots=True)
 class SharedView:
-    """What all members are told."""
+    """What all members are told. A coordinator that has just begun is not `settled`: it may not know all there is."""
 
     members: Mapping[str, Member] = field(default_factory=dict[str, Member])
     catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
     table: RoutingTable = EMPTY_TABLE
+    settled: bool = True
 
 
 class ViewEncoder:
@@ -57,6 +58,7 @@ class ViewEncoder:
         rest = ViewChange(
             False,
             True,
+            view.settled,
             view.table.version,
             members_gone=tuple(name for name in before.members if name not in view.members),
             entries_gone=tuple(name for name in before.catalogue if name not in view.catalogue),
@@ -64,7 +66,7 @@ class ViewEncoder:
             routes_gone=routes_gone,
         )
         items = (*fresh, *self._items(before, view))
-        if not items and rest == ViewChange(False, True, before.table.version):
+        if not items and rest == ViewChange(False, True, before.settled, before.table.version):
             return []
         return list(_parts(items, rest))
 
@@ -72,7 +74,7 @@ class ViewEncoder:
         """Return what somebody is to be told who knows nothing, in parts."""
         adapters = ((number, WireAdapter.of(ref)) for ref, number in self._numbers.items())
         items = (*adapters, *self._items(SharedView(), self._known))
-        return list(_parts(items, ViewChange(True, True, self._known.table.version)))
+        return list(_parts(items, ViewChange(True, True, self._known.settled, self._known.table.version)))
 
     def _renumber(self, view: SharedView) -> tuple[list[tuple[int, WireAdapter]], tuple[int, ...]]:
         """Number what is new, and return it with the numbers that are free again, which are not given twice."""
@@ -133,7 +135,7 @@ class ViewDecoder:
         if not change.last:
             return None
         table = RoutingTable(change.table_version, MappingProxyType(dict(self._shares)))
-        return SharedView(dict(self._members), dict(self._catalogue), table)
+        return SharedView(dict(self._members), dict(self._catalogue), table, change.settled)
 
     def _forget(self, change: ViewChange) -> None:
         for name in change.members_gone:
@@ -167,7 +169,7 @@ def _parts(items: Iterable[_Item], rest: ViewChange) -> Iterator[ViewChange]:
     weight, whole = 0, rest.whole
     for item in items:
         if weight > _PART_BYTES:
-            yield _part(part, ViewChange(whole, False, rest.table_version))
+            yield _part(part, ViewChange(whole, False, rest.settled, rest.table_version))
             part, weight, whole = [], 0, False
         part.append(item)
         weight += _weight(item)
@@ -175,7 +177,7 @@ def _parts(items: Iterable[_Item], rest: ViewChange) -> Iterator[ViewChange]:
 
 
 def _with_whole(rest: ViewChange, whole: bool) -> ViewChange:
-    return rest if rest.whole == whole else ViewChange(whole, True, rest.table_version)
+    return rest if rest.whole == whole else ViewChange(whole, True, rest.settled, rest.table_version)
 
 
 def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
@@ -183,6 +185,7 @@ def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
     return ViewChange(
         frame.whole,
         frame.last,
+        frame.settled,
         frame.table_version,
         adapters=tuple(each for each in kinds if isinstance(each, tuple)),
         members=tuple(each for each in kinds if isinstance(each, WireMember)),

@@ -141,6 +141,7 @@ def views(draw: st.DrawFn) -> SharedView:
                 }
             ),
         ),
+        draw(st.booleans()),
     )
 
 
@@ -220,6 +221,6 @@ def test_changes_against_what_was_never_told_are_refused() -> None:
     with pytest.raises(ControlFault, match="never named"):
         ReportDecoder("n1").decode(msgspec.structs.replace(later, whole=True, machine=machine))
     with pytest.raises(ControlFault, match="not whole"):
-        ViewDecoder().apply(ViewChange(False, True, 1))
+        ViewDecoder().apply(ViewChange(False, True, True, 1))
     with pytest.raises(ControlFault, match="never named"):
-        ViewDecoder().apply(ViewChange(True, True, 1, routes_gone=(3,)))
+        ViewDecoder().apply(ViewChange(True, True, True, 1, routes_gone=(3,)))
