@@ -1,0 +1,230 @@
+"""Define what members and the coordinator may say to each other, and how it looks on the wire.
+
+Each message is MessagePack of one tagged Struct, never pickle. msgspec refuses whatever is not exactly one message
+within its bounds, before anybody sees it. Reports and views are changes against what the same stream carried before:
+`report_codec` and `view_codec` make and take them.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from engine.cluster.control.control_values import (
+    AdapterName,
+    ControlFault,
+    EntryChange,
+    FolderText,
+    LargerThanZero,
+    MemberName,
+    Positive,
+    RefsChange,
+    RouteChange,
+    Text,
+    WireAdapter,
+    WireEntry,
+    WireHardware,
+    WireMember,
+)
+from scheduler.cluster.cost.model import Kernel
+from transport.base import Count
+
+VERSION = 1
+MOST_MESSAGE_BYTES = 8 << 20
+"""Of one message; a view that is longer is told in parts."""
+Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
+"""Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """What all messages have in common: the class's name stands first, and no field is unknown."""
+
+
+class MemberHello(_Message, frozen=True):
+    """First on a stream, from a member: who it is. `start` are the milliseconds at which its process began."""
+
+    version: Count
+    name: MemberName
+    kind: Literal["node", "router"]
+    start: Count
+    address: Text = ""
+    peer_address: Text = ""
+    zone: Text = ""
+    weights: Text = ""
+    """The digest of the base model's weights: all nodes serve the same."""
+    epoch: Count = 0
+    """The largest of any coordinator that the member has followed."""
+
+
+class CoordinatorHello(_Message, frozen=True):
+    """First from the coordinator: it takes the member, and is of this epoch."""
+
+    epoch: Count
+
+
+class TurnedAway(_Message, frozen=True):
+    """The coordinator does not take the member, and closes the stream."""
+
+    reason: Text
+
+
+class ReportChange(_Message, frozen=True):
+    """A node's Report. `whole` says that nothing before it counts; `adapters` are numbered on from those before."""
+
+    whole: bool
+    adapters: tuple[WireAdapter, ...]
+    session: Count
+    number: Count
+    applied: Count
+    table_version: Count
+    held: RefsChange
+    loading: RefsChange
+    cached: RefsChange
+    taken: tuple[tuple[Count, Count], ...]
+    slowdown: Positive
+    kernel: Kernel | None
+    pace: tuple[Positive, Positive, Positive]
+    machine: WireHardware | None
+    """None: as before."""
+
+
+class RouterReportChange(_Message, frozen=True):
+    """A router's RouterReport: the totals of what it refused, where they changed."""
+
+    whole: bool
+    adapters: tuple[WireAdapter, ...]
+    session: Count
+    table_version: Count
+    refused: tuple[tuple[Count, Count], ...]
+
+
+class Declares(_Message, frozen=True):
+    """Names that a node has from its own options and folders, each with its digest, or "" if none was read yet.
+
+    A name that is not here is as it was before on this stream; `gone` are declared no more.
+    """
+
+    names: dict[AdapterName, Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{0,64}\Z")]]
+    gone: tuple[AdapterName, ...] = ()
+
+
+class LeaveAsk(_Message, frozen=True):
+    """A node asks to go, and serves on until it may."""
+
+    session: Count
+
+
+class Ask(_Message, frozen=True):
+    """Do something for the sender, and answer by the same `number`.
+
+    A router asks to `register` or `remove` a name. The coordinator asks a node to `resolve` a name that it declares,
+    to `load` a folder under a name, or to `unload` a name.
+    """
+
+    number: Count
+    act: Literal["register", "remove", "resolve", "load", "unload"]
+    name: AdapterName
+    folder: FolderText = ""
+    replaces: bool = True
+
+
+class Answer(_Message, frozen=True):
+    """What came of an Ask: nothing or an entry, or why it failed."""
+
+    number: Count
+    entry: WireEntry | None = None
+    fault: Fault | None = None
+    reason: Text = ""
+
+
+class PullOrder(_Message, frozen=True):
+    """A Pull."""
+
+    session: Count
+    number: LargerThanZero
+    adapter: WireAdapter
+    sources: tuple[MemberName, ...]
+
+
+class DropOrder(_Message, frozen=True):
+    """A Drop."""
+
+    session: Count
+    number: LargerThanZero
+    adapter: WireAdapter
+
+
+class LeaveOrder(_Message, frozen=True):
+    """An AllowLeave."""
+
+    session: Count
+    number: LargerThanZero
+
+
+class RejoinOrder(_Message, frozen=True):
+    """A Rejoin."""
+
+    session: Count
+    next_session: Count
+
+
+class ViewChange(_Message, frozen=True):
+    """How members, catalogue and routing table changed. A change is told in parts, of which one is the `last`.
+
+    `whole` says that nothing before it counts. Until the coordinator is `settled` it may not know all that there is.
+    """
+
+    whole: bool
+    last: bool
+    settled: bool
+    table_version: Count
+    adapters: tuple[tuple[Count, WireAdapter], ...] = ()
+    members: tuple[WireMember, ...] = ()
+    entries: tuple[EntryChange, ...] = ()
+    routes: tuple[RouteChange, ...] = ()
+    members_gone: tuple[MemberName, ...] = ()
+    entries_gone: tuple[AdapterName, ...] = ()
+    adapters_gone: tuple[Count, ...] = ()
+    """Numbers that neither the catalogue nor the table uses any more, and whose routes are gone with them."""
+    routes_gone: tuple[Count, ...] = ()
+
+
+FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | Answer
+FromCoordinator = (
+    CoordinatorHello
+    | TurnedAway
+    | PullOrder
+    | DropOrder
+    | LeaveOrder
+    | RejoinOrder
+    | ViewChange
+    | Ask
+    | Answer
+)
+M = TypeVar("M")
+_encoder = msgspec.msgpack.Encoder()
+_from_member: msgspec.msgpack.Decoder[FromMember] = msgspec.msgpack.Decoder(FromMember)
+_from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(FromCoordinator)
+
+
+def encoded(message: FromMember | FromCoordinator) -> bytes:
+    """Write one message."""
+    return _encoder.encode(message)
+
+
+def read_from_member(frame: bytes) -> FromMember:
+    """Read what a member sent. Raises ControlFault."""
+    return _decoded(_from_member, frame)
+
+
+def read_from_coordinator(frame: bytes) -> FromCoordinator:
+    """Read what the coordinator sent. Raises ControlFault."""
+    return _decoded(_from_coordinator, frame)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[M], frame: bytes) -> M:
+    if len(frame) > MOST_MESSAGE_BYTES:
+        raise ControlFault(f"a message of {len(frame)} bytes: at most {MOST_MESSAGE_BYTES} are taken")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ControlFault(f"no message of version {VERSION}: {error}") from error

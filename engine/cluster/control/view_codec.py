@@ -1,0 +1,206 @@
+"""Turn what members know of the cluster into changes against what they were told before, and back.
+
+One encoder serves all members: a change is encoded once, and whoever comes later is told the whole first.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from engine.cluster.control.control_messages import (
+    ViewChange,
+)
+from engine.cluster.control.control_values import (
+    ControlFault,
+    EntryChange,
+    RouteChange,
+    WireAdapter,
+    WireMember,
+)
+from engine.cluster.view import CatalogueEntry, Member
+from lora.adapter import AdapterRef
+from lora.format.adapter_files import Flaw
+from lora.format.companions import parse_companions, write_companions
+from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share, Shares
+
+_PART_BYTES = 1 << 20  # roughly, of one message
+_LEAST_ITEM_BYTES = 64
+_Item = WireMember | EntryChange | RouteChange | tuple[int, WireAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedView:
+    """What all members are told. A coordinator that has just begun is not `settled`: it may not know all there is."""
+
+    members: Mapping[str, Member] = field(default_factory=dict[str, Member])
+    catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
+    table: RoutingTable = EMPTY_TABLE
+    settled: bool = True
+
+
+class ViewEncoder:
+    """The coordinator's end of all streams."""
+
+    def __init__(self) -> None:
+        self._known = SharedView()
+        self._numbers: dict[AdapterRef, int] = {}
+        self._last = 0
+
+    def advance(self, view: SharedView) -> list[ViewChange]:
+        """Return what those who know the last view are to be told, in parts; nothing if it is the same."""
+        before, self._known = self._known, view
+        fresh, gone = self._renumber(view)
+        routes_gone = tuple(
+            self._numbers[ref]
+            for ref in before.table.shares
+            if ref not in view.table.shares and ref in self._numbers
+        )
+        rest = ViewChange(
+            False,
+            True,
+            view.settled,
+            view.table.version,
+            members_gone=tuple(name for name in before.members if name not in view.members),
+            entries_gone=tuple(name for name in before.catalogue if name not in view.catalogue),
+            adapters_gone=gone,
+            routes_gone=routes_gone,
+        )
+        items = (*fresh, *self._items(before, view))
+        if not items and rest == ViewChange(False, True, before.settled, before.table.version):
+            return []
+        return list(_parts(items, rest))
+
+    def whole(self) -> list[ViewChange]:
+        """Return what somebody is to be told who knows nothing, in parts."""
+        adapters = ((number, WireAdapter.of(ref)) for ref, number in self._numbers.items())
+        items = (*adapters, *self._items(SharedView(), self._known))
+        return list(_parts(items, ViewChange(True, True, self._known.settled, self._known.table.version)))
+
+    def _renumber(self, view: SharedView) -> tuple[list[tuple[int, WireAdapter]], tuple[int, ...]]:
+        """Number what is new, and return it with the numbers that are free again, which are not given twice."""
+        used = dict.fromkeys(entry.ref for entry in view.catalogue.values())
+        used.update(dict.fromkeys(view.table.shares))
+        gone = [ref for ref in self._numbers if ref not in used]
+        free = tuple(self._numbers.pop(ref) for ref in gone)
+        fresh: list[tuple[int, WireAdapter]] = []
+        for ref in used:
+            if ref not in self._numbers:
+                self._last += 1
+                self._numbers[ref] = self._last
+                fresh.append((self._last, WireAdapter.of(ref)))
+        return fresh, free
+
+    def _items(self, before: SharedView, view: SharedView) -> Iterator[_Item]:
+        for name, member in view.members.items():
+            if before.members.get(name) != member:
+                yield WireMember(name, member.session, member.address, member.peer_address or "", member.zone)
+        for name, entry in view.catalogue.items():
+            if before.catalogue.get(name) != entry:
+                told = write_companions(entry.companions)
+                yield EntryChange(
+                    name, self._numbers[entry.ref], entry.root, told, entry.effect, entry.pinned
+                )
+        for ref, shares in view.table.shares.items():
+            if before.table.shares.get(ref) != shares:
+                yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
+
+
+class ViewDecoder:
+    """A member's end of one stream."""
+
+    def __init__(self) -> None:
+        self._refs: dict[int, AdapterRef] = {}
+        self._members: dict[str, Member] = {}
+        self._catalogue: dict[str, CatalogueEntry] = {}
+        self._shares: dict[AdapterRef, Shares] = {}
+        self._begun = False
+
+    def apply(self, change: ViewChange) -> SharedView | None:
+        """Take in one part; return the view when all parts of a change have come. Raises ControlFault."""
+        if change.whole:
+            self._refs, self._members, self._catalogue, self._shares = {}, {}, {}, {}
+        elif not self._begun:
+            raise ControlFault("the first view is not whole")
+        self._begun = True
+        self._refs.update((number, adapter.ref()) for number, adapter in change.adapters)
+        self._forget(change)
+        for each in change.members:
+            peer = each.peer_address or None
+            self._members[each.name] = Member(each.name, each.session, each.address, peer, each.zone)
+        for entry in change.entries:
+            self._catalogue[entry.name] = self._entry(entry)
+        for route in change.routes:
+            shares = tuple(Share(node, part) for node, part in route.shares)
+            self._shares[self._ref(route.adapter)] = shares
+        if not change.last:
+            return None
+        table = RoutingTable(change.table_version, MappingProxyType(dict(self._shares)))
+        return SharedView(dict(self._members), dict(self._catalogue), table, change.settled)
+
+    def _forget(self, change: ViewChange) -> None:
+        for name in change.members_gone:
+            self._members.pop(name, None)
+        for name in change.entries_gone:
+            self._catalogue.pop(name, None)
+        for number in change.routes_gone:
+            self._shares.pop(self._ref(number), None)
+        for number in change.adapters_gone:
+            self._shares.pop(self._ref(number), None)
+            del self._refs[number]
+
+    def _entry(self, entry: EntryChange) -> CatalogueEntry:
+        try:
+            companions = parse_companions(entry.companions)
+        except Flaw as flaw:
+            raise ControlFault(f"the entry of {entry.name}: {flaw}") from flaw
+        ref = self._ref(entry.adapter)
+        return CatalogueEntry(entry.name, ref, entry.root, companions, entry.effect, entry.pinned)
+
+    def _ref(self, number: int) -> AdapterRef:
+        ref = self._refs.get(number)
+        if ref is None:
+            raise ControlFault(f"adapter {number} was never named")
+        return ref
+
+
+def _parts(items: Iterable[_Item], rest: ViewChange) -> Iterator[ViewChange]:
+    """Cut a change into messages of bounded size; adapters come before what names them, `rest` with the last."""
+    part: list[_Item] = []
+    weight, whole = 0, rest.whole
+    for item in items:
+        if weight > _PART_BYTES:
+            yield _part(part, ViewChange(whole, False, rest.settled, rest.table_version))
+            part, weight, whole = [], 0, False
+        part.append(item)
+        weight += _weight(item)
+    yield _part(part, _with_whole(rest, whole))
+
+
+def _with_whole(rest: ViewChange, whole: bool) -> ViewChange:
+    return rest if rest.whole == whole else ViewChange(whole, True, rest.settled, rest.table_version)
+
+
+def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
+    kinds = list(items)
+    return ViewChange(
+        frame.whole,
+        frame.last,
+        frame.settled,
+        frame.table_version,
+        adapters=tuple(each for each in kinds if isinstance(each, tuple)),
+        members=tuple(each for each in kinds if isinstance(each, WireMember)),
+        entries=tuple(each for each in kinds if isinstance(each, EntryChange)),
+        routes=tuple(each for each in kinds if isinstance(each, RouteChange)),
+        members_gone=frame.members_gone,
+        entries_gone=frame.entries_gone,
+        adapters_gone=frame.adapters_gone,
+        routes_gone=frame.routes_gone,
+    )
+
+
+def _weight(item: _Item) -> int:
+    if isinstance(item, EntryChange):
+        return _LEAST_ITEM_BYTES + 4 * (len(item.companions) + len(item.root) + len(item.name))
+    if isinstance(item, RouteChange):
+        return _LEAST_ITEM_BYTES * (1 + len(item.shares))
+    return 4 * _LEAST_ITEM_BYTES
