@@ -74,6 +74,11 @@ class RequestOutput:
         return bool(self._running)
 
     @property
+    def running(self) -> tuple[int, ...]:
+        """The sequences that still run."""
+        return tuple(self._running)
+
+    @property
     def output_tokens(self) -> int:
         """Tokens of all sequences so far."""
         return sum(map(len, self.token_times_s))

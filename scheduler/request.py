@@ -179,7 +179,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 class Request:
     """One prompt, one adapter, `params.n` sequences. `request_id` is unique among live requests.
 
-    `params.seed` is an integer by the time a Request exists (sequence `i` of `n` draws with stream `i` of it);
+    `params.seed` is an integer by the time a Request exists. Sequence `i` of `n` draws with stream `stream + i` of it.
     `eos_token_ids` are the tokens that end a sequence unless `params.ignore_eos`; `arrival_s` is on the clock
     that the scheduler is given as `now`.
 
@@ -200,6 +200,7 @@ class Request:
     drawn_token_ids: tuple[int, ...] = ()
     tenant: str = ""
     background: bool = False
+    stream: int = 0
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:

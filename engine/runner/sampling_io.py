@@ -84,7 +84,7 @@ def sample_row(part: Slice) -> SampleRow:
         frequency_penalty=params.frequency_penalty,
         logit_bias=params.logit_bias,
         seed=params.seed,
-        stream=part.key.index,
+        stream=part.request.stream + part.key.index,
         position=part.output_index,
         prompt_token_ids=request.prompt_token_ids if params.penalised else (),
         output_token_ids=part.output_token_ids,

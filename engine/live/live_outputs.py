@@ -1,0 +1,123 @@
+"""Keep the outputs of the requests that have not ended, and tell telemetry what becomes of them.
+
+It is the same for requests that run here and for those that run on other nodes: token events come in, wherever they
+were drawn. Used on one event loop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from engine.errors import EngineError, StepFailed
+from engine.metrics.telemetry import Telemetry
+from engine.output import RequestOutput
+from engine.tokenizer import Tokenizer
+from scheduler.plan import FinishReason, SequenceKey, TokenEvent
+from scheduler.request import Request
+
+_log = logging.getLogger(__name__)
+
+
+class LiveOutputs:
+    """Outputs by request id; a StepListener."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        telemetry: Telemetry,
+        finish: Callable[[SequenceKey], None],
+        abort: Callable[[str], None],
+    ) -> None:
+        """Know none. `finish` ends a sequence whose text is complete, `abort` a request that nobody wants any more."""
+        self._tokenizer, self._telemetry = tokenizer, telemetry
+        self._finish, self._abort = finish, abort
+        self._outputs: dict[str, RequestOutput] = {}
+        self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
+        self._ended = asyncio.Event()  # set when the last request has ended
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def open(self, request: Request, model: str) -> RequestOutput:
+        """Return the output of a request that was accepted under the name `model`."""
+        output = self._outputs[request.request_id] = RequestOutput(request, self._tokenizer, self._leave)
+        self._models[request.request_id] = model
+        self._telemetry.started(model)
+        return output
+
+    def running(self, request_id: str) -> tuple[int, ...]:
+        """List the sequences of a request whose text is not complete; none if it has ended."""
+        output = self._outputs.get(request_id)
+        return () if output is None else output.running
+
+    def hear(self, events: Sequence[TokenEvent]) -> None:
+        """Take in events, in order; those of requests that have ended are passed over."""
+        now_s = time.monotonic()
+        for event in events:
+            output = self._outputs.get(event.key.request_id)
+            if output is not None:
+                self._try_to_push(output, event, now_s)
+
+    def fail(self, request_id: str, error: EngineError) -> None:
+        """End a request's output with an error."""
+        if (output := self._forget(request_id, "error")) is not None:
+            output.fail(error)
+
+    def end_all(self, error: EngineError, reason: str) -> None:
+        """Abort what still runs, and end its outputs with an error."""
+        for request_id in tuple(self._outputs):
+            self._abort(request_id)
+            if (output := self._forget(request_id, reason)) is not None:
+                output.fail(error)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait, at most `timeout_s`, for all outputs to end."""
+        self._ended.clear()
+        if self._outputs:
+            try:
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
+            except TimeoutError:
+                _log.warning("%d requests were still running after %g s", len(self._outputs), timeout_s)
+
+    def _leave(self, request_id: str) -> None:
+        """End a request whose client has left."""
+        self._abort(request_id)
+        self._forget(request_id, FinishReason.ABORT.value)
+
+    def _forget(self, request_id: str, reason: str) -> RequestOutput | None:
+        output = self._outputs.pop(request_id, None)
+        if output is not None:
+            model, prompt_tokens = self._models.pop(request_id), len(output.request.prompt_token_ids)
+            self._telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
+        if not self._outputs:
+            self._ended.set()
+        return output
+
+    def _try_to_push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
+        """Give an event to its output; what cannot be turned into text ends its own request."""
+        try:
+            self._push(output, event, now_s)
+        except Exception:  # noqa: BLE001 - as of a step: it ends its own request
+            request_id = event.key.request_id
+            _log.exception("the tokens of %s could not be turned into text", request_id)
+            self._abort(request_id)
+            self._forget(request_id, "error")
+            output.fail(StepFailed("the output could not become text; the server's log has the cause"))
+
+    def _push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
+        delta = output.push(event, now_s)
+        if delta is None:
+            return
+        if delta.token_ids:
+            model, times_s = self._models[event.key.request_id], output.token_times_s[delta.index]
+            if len(times_s) > 1:
+                self._telemetry.next_token(model, times_s[-1] - times_s[-2])
+            else:
+                self._telemetry.first_token(model, times_s[0])
+        if delta.finish_reason is None:
+            return
+        if event.finish_reason is None:
+            self._finish(event.key)
+        if not output.is_open:
+            self._forget(event.key.request_id, delta.finish_reason.value)
