@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
 from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
 from engine.runner.fault_isolation import FailedComputation, StepRetry
+from engine.runner.step_costs import StepCosts
 from engine.step_result import NOTHING, Failure, Probes, StepResult
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
+from scheduler.limits import MOST_ROWS
 from scheduler.plan import Live, SequenceKey, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.step import StepScheduler
@@ -39,6 +41,7 @@ class _Launch:
     plan: StepPlan
     lease: AdapterLease
     computation: Computation
+    launched_s: float
 
 
 class EngineCore:
@@ -66,6 +69,8 @@ class EngineCore:
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
         self._probes = Probes()
+        self.costs: StepCosts | None = None  # what is told of steps, and bounds their rows; set before any
+        self._collected_s = 0.0  # when the last step was done
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0
         self.driving = threading.Lock()  # held by whoever calls `step`, for as long as it awaits events
@@ -142,7 +147,8 @@ class EngineCore:
             failures = self._fail_unloadable() + self._fail_late()
             self._move_boundary()
             leaving = self._make_way()
-            plan = self._scheduler.plan(self._clock(), self._store.ready(), leaving)
+            rows = MOST_ROWS if self.costs is None else self.costs.rows
+            plan = self._scheduler.plan(self._clock(), self._store.ready(), leaving, rows)
             wanted = self._scheduler.wanted(_PREFETCH_DEPTH)
         if wanted:
             self._store.loader.prefetch(wanted)
@@ -194,7 +200,7 @@ class EngineCore:
 
     def _launch(self, plan: StepPlan) -> None:
         """Launch a plan. What that raises comes when its outputs are collected, after the step before."""
-        lease = self._store.acquire(plan.adapters)
+        lease, launched_s = self._store.acquire(plan.adapters), self._clock()
         try:
             computation = self._executor.launch(plan, lease)
         except DeviceLost:  # every later step would fail as this one did
@@ -202,7 +208,7 @@ class EngineCore:
             raise
         except Exception as error:  # noqa: BLE001 - whatever else a step raises ends its own requests, never the server
             computation = FailedComputation(error)
-        self._launched = _Launch(plan, lease, computation)
+        self._launched = _Launch(plan, lease, computation, launched_s)
 
     def _collect(self, launched: _Launch | None) -> StepResult:
         """Wait for a launched step's outputs, and commit them. One that failed is computed again in parts."""
@@ -217,6 +223,9 @@ class EngineCore:
                 return StepResult((), self._fail_plan(launched.plan, error), idle=False)
             except Exception as error:  # noqa: BLE001 - as in _launch
                 plan, computed = self._retry(launched, error)
+        if self.costs is not None:
+            begun_s, self._collected_s = max(launched.launched_s, self._collected_s), self._clock()
+            self.costs.ran(plan, self._collected_s - begun_s)
         return self._commit(plan, computed)
 
     def _retry(self, failed: _Launch, error: Exception) -> tuple[StepPlan, StepOutputs]:

@@ -80,6 +80,14 @@ class NotInTime(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class NotAdmitted(EngineError):
+    """No node would answer in the time that a first token may take: trying again later is sensible."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"no node would answer in time: retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class StepFailed(EngineError):
     """A step of the engine raised; the requests at fault, or all in it, were ended and the engine goes on.
 

@@ -59,24 +59,33 @@ class StepLimits:
         return min(self.max_num_seqs, self.max_num_batched_tokens)
 
 
-def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> None:
-    """Raise RequestRefused if the prompt is empty or the request could not run even alone."""
-    prompt, length = len(request.prompt_token_ids), limits.max_model_len
-    max_tokens = request.params.max_tokens
+def check_length(request: Request, longest: int) -> None:
+    """Raise RequestRefused if the prompt is empty, or prompt and answer are more than `longest` tokens."""
+    prompt, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
     if not prompt:
         raise RequestRefused(
             f"request_id={request.request_id!r} has an empty prompt: give at least one token"
         )
-    # The first sentence is OpenAI's own: clients know by it that the context has overflowed.
-    told = f"This model's maximum context length is {length} tokens. However, the request has {prompt} in its prompt"
-    told += f" and max_tokens={max_tokens}" if max_tokens else " and no max_tokens"
-    if prompt + (max_tokens or len(request.drawn_token_ids) + 1) > length:
-        raise RequestRefused(f"{told}: shorten the prompt or lower max_tokens")
-    longest = prompt + max_tokens if max_tokens else length
+    if prompt + (max_tokens or len(request.drawn_token_ids) + 1) > longest:
+        raise RequestRefused(f"{_told(request, longest)}: shorten the prompt or lower max_tokens")
+
+
+def _told(request: Request, longest: int) -> str:
+    """Return how long a request is; the first sentence is OpenAI's: clients know by it that the context is full."""
+    prompt, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
+    told = f"This model's maximum context length is {longest} tokens. However, the request has {prompt} in its prompt"
+    return told + (f" and max_tokens={max_tokens}" if max_tokens else " and no max_tokens")
+
+
+def check_request(request: Request, limits: StepLimits, blocks: BlockPool) -> None:
+    """Raise RequestRefused if the prompt is empty or the request could not run even alone."""
+    check_length(request, limits.max_model_len)
+    prompt, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
+    longest = prompt + max_tokens if max_tokens else limits.max_model_len
     needed = blocks.blocks_for(longest - 1)  # the last token is drawn but never computed
     if needed > blocks.num_blocks:
         raise RequestRefused(
-            f"{told}, which needs {needed} K/V blocks of {blocks.block_size} tokens and "
-            f"there are {blocks.num_blocks}: keep prompt and max_tokens within "
+            f"{_told(request, limits.max_model_len)}, which needs {needed} K/V blocks of {blocks.block_size} tokens "
+            f"and there are {blocks.num_blocks}: keep prompt and max_tokens within "
             f"{blocks.capacity_tokens + 1} tokens together, or give the engine more K/V memory"
         )

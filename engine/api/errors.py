@@ -12,6 +12,7 @@ from engine.errors import (
     EngineStopped,
     InvalidAdapter,
     InvalidAdapterName,
+    NotAdmitted,
     NotInTime,
     Overloaded,
     PeersSilent,
@@ -99,6 +100,8 @@ def as_api_error(error: Exception) -> ApiError:
         case TooManySequences():
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
+            return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
+        case NotAdmitted():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():
             return ApiError(503, str(error), None, "shutting_down", retry_after_s=1)

@@ -1,0 +1,1 @@
+"""Be a router: take clients' requests as an engine does, and have nodes compute them."""

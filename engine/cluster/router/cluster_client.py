@@ -1,0 +1,216 @@
+"""Be an engine to the API, with nodes that compute: names become adapters, requests are offered, tokens become text."""
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.admission import Admission
+from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.view import AdapterAdministration, CatalogueEntry, ClusterView
+from engine.errors import Draining, InvalidAdapter, UnknownModel
+from engine.live.live_outputs import LiveOutputs
+from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.output import RequestOutput
+from engine.tokenizer import Tokenizer
+from lora.adapter import BASE, AdapterEntry, AdapterRef
+from lora.format.adapter_files import Flaw
+from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.store.stats import StoreStats
+from scheduler.blocks import BlockStats
+from scheduler.cluster.routing.orders import Offer
+from scheduler.cluster.routing.prefix_index import prefix_chunks
+from scheduler.limits import check_length
+from scheduler.plan import FinishReason
+from scheduler.request import Request, SamplingParams
+
+_NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
+_NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedModel:
+    """The base model as clients see it: its names, where it came from, its limits and its end tokens."""
+
+    names: tuple[str, ...]
+    root: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+class ClusterClient:
+    """EngineClient of a whole cluster. Used on one event loop."""
+
+    def __init__(
+        self,
+        model: RoutedModel,
+        tokenizer: Tokenizer,
+        telemetry: Telemetry,
+        forwarding: Forwarding,
+        view: ClusterView,
+        administration: AdapterAdministration,
+        max_waiting: int,
+        slo_ttft_s: float,
+    ) -> None:
+        """Serve `model` by the nodes of `view`. At most `max_waiting` sequences wait to be sent."""
+        self.tokenizer, self.telemetry = tokenizer, telemetry
+        self.created_s = int(time.time())
+        self.view = view
+        self.forwarding = forwarding
+        self._model, self._administration = model, administration
+        self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
+        forwarding.outputs = self._outputs
+        self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
+        self._slo_ttft_s = slo_ttft_s
+        self._draining = False
+
+    @property
+    def model_name(self) -> str:
+        """The name that responses call the base model by."""
+        return self._model.names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names of the base model, `model_name` first."""
+        return self._model.names
+
+    @property
+    def model_root(self) -> str:
+        """Where the base model came from."""
+        return self._model.root
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its output together, of any node that is connected."""
+        told = [ready.max_model_len for ready in self.forwarding.ready.values()]
+        return min([self._model.max_model_len, *told])
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._model.vocab_size
+
+    def tokenizer_of(self, model: str) -> Tokenizer:
+        """Return the tokenizer of `model`, with its own chat template. Raises UnknownModel, InvalidAdapter."""
+        entry = self._entry(model)
+        if entry is None:
+            return self.tokenizer
+        try:
+            return self.tokenizer.of_adapter(entry.companions)
+        except Flaw as error:
+            raise InvalidAdapter(str(error)) from error
+
+    async def start(self) -> None:
+        """Link to the nodes, those of now and those to come."""
+        self.view.changed.append(self._follow)
+        self._follow()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new and wait, at most `timeout_s`, for what runs to end."""
+        self._draining = True
+        await self._outputs.drain(timeout_s)
+
+    async def close(self) -> None:
+        """End what still runs with an error, and close the links."""
+        self._draining = True
+        if self._follow in self.view.changed:
+            self.view.changed.remove(self._follow)
+        self._outputs.end_all(Draining(), FinishReason.ABORT.value)
+        await self.forwarding.close()
+        self.tokenizer.close()
+
+    async def submit(
+        self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
+    ) -> RequestOutput:
+        """Offer one request; see `submit_all`."""
+        (output,) = await self.submit_all(model, {request_id: prompt_token_ids}, params)
+        return output
+
+    async def submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[RequestOutput, ...]:
+        """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
+
+        Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
+        """
+        if self._draining:
+            raise Draining
+        entry, now_s = self._entry(model), time.monotonic()
+        adapter = BASE if entry is None else entry.ref
+        ends = (*self._model.eos_token_ids, *self.tokenizer_of(model).eos_token_ids)
+        eos = tuple(dict.fromkeys(ends))
+        requests: list[Request] = []
+        with self._admission.places(len(prompts) * params.n):
+            for request_id, prompt in prompts.items():
+                seed = random.getrandbits(63) if params.seed is None else params.seed
+                request = Request(
+                    request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
+                    first_token_by_s=now_s + self._slo_ttft_s,
+                )  # fmt: skip
+                check_length(request, self.max_model_len)
+                requests.append(request.within(self.vocab_size))
+        outputs = [self._outputs.open(request, model) for request in requests]
+        for request in requests:
+            self.forwarding.offer(request, _offer(request))
+        return tuple(outputs)
+
+    async def load_adapter(
+        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> AdapterRef:
+        """Have a node read, check and try an adapter, and let the name mean it everywhere."""
+        return (await self._administration.register(name, folder, replaces)).ref
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let a name mean nothing any more; requests that run under it finish. Raises UnknownModel."""
+        await self._administration.remove(name)
+
+    def adapters(self) -> tuple[AdapterEntry, ...]:
+        """List the adapters that requests may name."""
+        return tuple(
+            AdapterEntry(entry.name, None, entry.ref, effect=entry.effect)
+            for entry in self.view.catalogue.values()
+        )
+
+    def may_serve(self, model: str) -> bool:
+        """Return False if `model` is neither the base nor an adapter."""
+        return model in self._model.names or model in self.view.catalogue
+
+    def stats(self) -> EngineStats:
+        """Describe the router at this moment: healthy while a node can be reached."""
+        waiting = self.forwarding.router.waiting
+        return EngineStats(
+            running=len(self.forwarding) - waiting,
+            waiting=waiting,
+            preemptions=0,
+            steps=0,
+            healthy=bool(self.forwarding.ready) and not self._draining,
+            blocks=_NO_BLOCKS,
+            store=_NO_STORE,
+        )
+
+    def _entry(self, model: str) -> CatalogueEntry | None:
+        """Return what an adapter's name means; None for the base. Raises UnknownModel."""
+        if model in self._model.names:
+            return None
+        entry = self.view.catalogue.get(model)
+        if entry is None:
+            raise UnknownModel(model)
+        return entry
+
+    def _follow(self) -> None:
+        self.forwarding.router.adopt(self.view.table)
+        self.forwarding.follow(self.view.members)
+        self.forwarding.advance()
+
+
+def _offer(request: Request) -> Offer:
+    return Offer(
+        request_id=request.request_id,
+        adapter=request.adapter,
+        prompt_tokens=len(request.prompt_token_ids),
+        tenant=request.tenant,
+        priority=request.priority,
+        chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids),
+    )

@@ -1,0 +1,114 @@
+"""Nodes and a router of the embedded model in one process, linked over real sockets."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.assembly.assembly import Engine, assemble
+from engine.async_engine import AsyncEngine
+from engine.cluster.link.link_messages import VERSION, OpenLink
+from engine.cluster.link.link_server import LinkServer
+from engine.cluster.link.node_load import NodeJobs, NodeRoom
+from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
+from engine.cluster.node.node_adapters import NodeAdapters
+from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.forwarding import Forwarding, ServedModel
+from engine.cluster.trusted_channels import MemberServer
+from engine.cluster.view import CatalogueEntry, ClusterView, Member
+from engine.config.config import EngineConfig
+from engine.errors import UnknownModel
+from engine.metrics.telemetry import Telemetry
+from engine.runner.step_costs import StepCosts
+from lora.adapter import AdapterRef
+from scheduler.cluster.cost.profile import Slo
+from scheduler.cluster.policies import OURS, Setting
+from tests.scheduler.cluster.test_routing import MODEL
+from transport.base import Address
+from transport.control.security import Security
+
+SECURITY = Security("a token of sixteen")
+WEIGHTS = "0" * 64
+SLO = Slo(20.0, 5.0)  # machines that test are slow
+
+
+class Took:
+    """A NodeWatcher that sums up."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, int] = {}
+
+    def took(self, adapter: AdapterRef, tokens: int) -> None:
+        """Add tokens of an adapter."""
+        self.tokens[adapter.name] = self.tokens.get(adapter.name, 0) + tokens
+
+
+class NoAdministration:
+    """An AdapterAdministration that changes nothing."""
+
+    async def register(self, name: str, folder: object, replaces: bool) -> CatalogueEntry:
+        """Know no adapter."""
+        raise UnknownModel(name)
+
+    async def remove(self, name: str) -> None:
+        """Know no adapter."""
+        raise UnknownModel(name)
+
+
+@dataclass(slots=True)
+class LiveNode:
+    """A node of the embedded model."""
+
+    name: str
+    engine: Engine
+    front: AsyncEngine
+    link: LinkServer
+    server: MemberServer
+    watcher: Took = field(default_factory=Took)
+    member: Member | None = None
+
+    @classmethod
+    def make(cls, name: str, config: EngineConfig | None = None) -> "LiveNode":
+        """Assemble one that is not started."""
+        config = config or EngineConfig(dtype="float32", progress=False, self_test=False)
+        engine = assemble(config)
+        front, costs = AsyncEngine(engine, Telemetry(), 256), StepCosts((MODEL,), None, 2048)
+        engine.core.costs = costs
+        session, card = int(time.time() * 1000), engine.card
+        room = NodeRoom(config.max_num_seqs, 256, config.block_size)
+        jobs = NodeJobs(engine.core, costs, room, lambda: float("inf"), session)
+        adapters, watcher = NodeAdapters(engine.store.registry, ClusterView(), name, None), Took()
+        identity = NodeIdentity(
+            name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, WEIGHTS
+        )
+        link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher))
+        return cls(name, engine, front, link, MemberServer(SECURITY, [link.handler()]), watcher)
+
+    async def start(self) -> Member:
+        """Listen; return who it is."""
+        await self.front.start()
+        await self.link.start()
+        address = await self.server.start(Address("127.0.0.1", 0))
+        self.member = Member(self.name, self.link.identity.session, str(address))
+        return self.member
+
+    async def stop(self) -> None:
+        """End at once: streams break."""
+        await self.link.close()
+        await self.server.close()
+        await self.front.close()
+
+
+def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
+    """Make a router over the nodes of `view`; the engine lends its card only."""
+    card = engine.card
+    setting = Setting(MODEL, SLO, mean_output_tokens=32, mean_prompt_tokens=64)
+    router = OURS.router(setting)(np.random.default_rng(0))
+    hello = OpenLink(VERSION, "router", int(time.time() * 1000))
+    forwarding = Forwarding(
+        router, hello, SECURITY, ServedModel(card.max_model_len, card.vocab_size, WEIGHTS)
+    )
+    model = RoutedModel(card.names, card.root, card.max_model_len, card.vocab_size, card.eos_token_ids)
+    return ClusterClient(
+        model, engine.tokenizer, Telemetry(), forwarding, view, NoAdministration(), 256, SLO.ttft_s
+    )

@@ -1,0 +1,168 @@
+"""A router over live nodes: answers are those of one engine, and outlive the node that began them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+
+from engine.cluster.router.cluster_client import ClusterClient
+from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.errors import UnknownModel
+from engine.output import Delta, RequestOutput, join_deltas
+from lora.adapter import AdapterRef
+from scheduler.limits import RequestRefused
+from scheduler.request import SamplingParams
+from tests.engine.cluster.live_nodes import LiveNode, make_router
+
+T = TypeVar("T")
+TIMEOUT_S = 20.0
+TASKS = ("reverse", "sort", "rot13", "upper")
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+def _joined(deltas: Sequence[Delta]) -> list[Delta]:
+    by: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        by.setdefault(delta.index, []).append(delta)
+    return [join_deltas(by[index]) for index in sorted(by)]
+
+
+async def _whole(output: RequestOutput) -> list[Delta]:
+    """Collect an output, each of its sequences joined; aborted if nobody waits any more."""
+    try:
+        return _joined([delta async for delta in output])
+    finally:
+        await output.aclose()
+
+
+def _alike(found: Sequence[Delta], expected: Sequence[Delta]) -> bool:
+    """Compare answers; log-probabilities of tokens that were computed anew may differ by rounding."""
+    bare = [replace(delta, logprobs=(), prompt_logprobs=()) for delta in found]
+    assert bare == [replace(delta, logprobs=(), prompt_logprobs=()) for delta in expected]
+    for mine, other in zip(found, expected, strict=True):
+        for which in ("logprobs", "prompt_logprobs"):
+            one, two = getattr(mine, which), getattr(other, which)
+            assert [each.token_id for each in one] == [each.token_id for each in two]
+            assert [each.logprob for each in one] == pytest.approx([each.logprob for each in two], abs=1e-3)
+    return True
+
+
+def _visit(visit: Callable[[ClusterClient, list[LiveNode]], Awaitable[T]], nodes: int = 2) -> T:
+    """Start nodes and a router, and see what is true of them; nothing may be left on any."""
+
+    async def session() -> T:
+        live = [LiveNode.make(f"n{at}") for at in range(nodes)]
+        members = [await node.start() for node in live]
+        refs: dict[str, AdapterRef] = {name: live[0].engine.store.registry.resolve(name) for name in TASKS}
+        view = ClusterView(
+            {member.name: member for member in members},
+            {name: CatalogueEntry(name, ref) for name, ref in refs.items()},
+        )
+        client = make_router(view, live[0].engine)
+        await client.start()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while len(client.forwarding.ready) < nodes:
+                    await asyncio.sleep(0.01)
+            found = await asyncio.wait_for(visit(client, live), TIMEOUT_S)
+            assert len(client.forwarding) == client.forwarding.router.waiting == 0
+            for node in live:
+                await node.link.drained(5.0)
+                assert node.engine.core.num_live_requests == 0
+            return found
+        finally:
+            await client.close()
+            for node in live:
+                await node.stop()
+
+    return asyncio.run(session())
+
+
+async def _ask(client: ClusterClient | LiveNode, name: str, text: str, params: SamplingParams) -> list[Delta]:
+    front = client.front if isinstance(client, LiveNode) else client
+    ids = tuple(front.tokenizer.encode(text))
+    return await _whole(await front.submit(name, ids, params, f"{name}-{text}-{id(params)}"))
+
+
+@pytest.fixture(params=["greedy", "seeded", "penalised", "n=3", "logprobs", "stop"])
+def params(request: pytest.FixtureRequest) -> SamplingParams:
+    """Parameters under each of which an answer must be the same wherever it is computed."""
+    return {
+        "greedy": GREEDY,
+        "seeded": SamplingParams(temperature=1.5, seed=7, max_tokens=12, ignore_eos=True),
+        "penalised": SamplingParams(seed=3, presence_penalty=1.5, max_tokens=12, ignore_eos=True),
+        "n=3": SamplingParams(temperature=1.5, seed=5, n=3, max_tokens=12, ignore_eos=True),
+        "logprobs": SamplingParams(
+            temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=8, ignore_eos=True
+        ),
+        "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "or"), max_tokens=12, ignore_eos=True),
+    }[request.param]
+
+
+def test_answers_through_a_router_are_those_of_one_engine(params: SamplingParams) -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        for name in ("demo", *TASKS):
+            expected = await _ask(nodes[0], name, "garden", params)
+            assert _alike(await _ask(client, name, "garden", params), expected)
+        assert sum(node.watcher.tokens.get("reverse", 0) for node in nodes) > 0
+
+    _visit(visit)
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_node_that_dies_takes_no_stream_with_it(params: SamplingParams, after: int) -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        expected = await _ask(nodes[0], "sort", "garden", params)
+        output = await client.submit("sort", tuple(client.tokenizer.encode("garden")), params, "moves")
+        begun = [await anext(output) for _ in range(after)]
+        victim = max(nodes, key=lambda node: node.engine.core.num_live_requests)
+        await victim.link.close()
+        rest = [delta async for delta in output]
+        assert _alike(_joined(begun + rest), expected)
+        assert client.forwarding.counts.moved == 1
+
+    _visit(visit)
+
+
+def test_a_node_that_drains_takes_nothing_new_and_ends_what_it_has() -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        ids = tuple(client.tokenizer.encode("garden"))
+        output = await client.submit("sort", ids, params, "runs")
+        await anext(output)
+        busy, other = sorted(nodes, key=lambda node: -node.engine.core.num_live_requests)
+        busy.link.drain()
+        before = busy.watcher.tokens["sort"]
+        answers = [_ask(client, name, "garden", GREEDY) for name in TASKS]
+        await asyncio.gather(*answers, *[_ask(client, "demo", text, GREEDY) for text in ("a", "b", "c")])
+        assert other.watcher.tokens.keys() >= {*TASKS, ""}
+        assert [delta async for delta in output][-1].finish_reason is not None
+        assert busy.watcher.tokens["sort"] - before <= 60
+        assert client.forwarding.counts.moved == 0
+
+    _visit(visit)
+
+
+def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        for node in nodes:
+            node.link.drain()
+        await asyncio.sleep(0.3)
+        client.forwarding.router._options = replace(  # pyright: ignore[reportPrivateUsage]
+            client.forwarding.router._options,  # pyright: ignore[reportPrivateUsage]
+            patience_s=0.2,
+        )
+        with pytest.raises(UnknownModel):
+            await _ask(client, "nobody", "garden", GREEDY)
+        with pytest.raises(RequestRefused, match="context length"):
+            await _ask(client, "demo", "garden", SamplingParams(max_tokens=100_000))
+        task = asyncio.create_task(_ask(client, "demo", "garden", GREEDY))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        (output,) = await client.submit_all("demo", {"left": (1, 2, 3)}, GREEDY)
+        await output.aclose()
+
+    _visit(visit)
