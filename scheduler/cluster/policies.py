@@ -130,6 +130,7 @@ class Policy:
     planning: ReplanOptions = ReplanOptions()  # noqa: RUF009
     residency: ResidencyPolicy = CheapestWindow()  # noqa: RUF009
     admission: Callable[[Setting], SloAdmission | None] = admitted
+    learns: bool = True  # nodes tell what their steps turn out to cost
 
     def router(self, setting: Setting) -> MakeRouter:
         """Return what makes the decisions of one router, which draws from the given rng."""
@@ -158,7 +159,7 @@ class Policy:
 
 OURS = Policy(
     "ours",
-    "runs of rank by forecast step, replicas, routing by predicted cost",
+    "runs of rank by forecast step, routing by predicted cost",
     balanced,
     predicted_cost,
     measure=_steps,

@@ -260,7 +260,7 @@ class SimNode:
         seconds = self._costs.step_s(load, self._clock.now) * self.slowdown
         if self._budget is not None:
             self._budget.ran(sum(part.prefill_tokens for part in load.adapters), seconds)
-        if self.steps % _LEARNT_FROM == 0:
+        if self.spec.learns and self.steps % _LEARNT_FROM == 0:
             self._learnt.observe(load, seconds)
         self._stepping = True
         self.steps += 1

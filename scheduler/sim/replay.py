@@ -18,7 +18,7 @@ from scheduler.sim.memory.store import StoreSpec
 from scheduler.sim.node import SimNode
 from scheduler.sim.outcome import Outcome, Record, summary
 from scheduler.sim.simulator import Simulator
-from scheduler.sim.spec import NodeSpec, SimulatorSpec
+from scheduler.sim.spec import Fault, NodeSpec, SimulatorSpec
 from scheduler.sim.true_costs import AS_PROFILED, Deviation
 from scheduler.sim.workload.trace import Arrival, Call
 from scheduler.unified_pool import PoolSplit
@@ -86,13 +86,14 @@ class Workload:
     """`arrivals` in order of time within `seconds`.
 
     Those before `warm_s` let the cluster settle and are not counted. Nor are those before the first plan is in
-    place, if that takes longer, but the second half of the run counts in any case.
+    place, if that takes longer, but the second half of the run counts in any case. `faults` happen meanwhile.
     """
 
     arrivals: Sequence[Arrival]
     adapters: tuple[AdapterRef, ...]
     seconds: float
     warm_s: float = 0.0
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ class _Sampler:
 
 
 def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:
-    node = hardware.node(policy.residency)
+    node = replace(hardware.node(policy.residency), learns=policy.learns)
     prompts = [each.call.prompt_tokens for each in traffic.arrivals]
     outputs = [each.call.output_tokens for each in traffic.arrivals]
     setting = Setting(
@@ -238,6 +239,7 @@ def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, see
         adapters=traffic.adapters,
         coordinator=policy.coordinator(setting),
         router=policy.router(setting),
+        faults=traffic.faults,
     )
 
 

@@ -24,7 +24,7 @@ class NodeSpec:
     """What a simulated node is made of.
 
     `model` is what policies are told that its steps cost, `deviation` how far they are from that. Where `step_s` is
-    given steps are to last no longer, as far as prompts can wait.
+    given steps are to last no longer, as far as prompts can wait. A node that `learns` tells what its steps cost.
 
     The card has `memory_bytes` for K/V and adapters together, of which adapters take `machine.memory_bytes` at
     most; they share them as the live engine does, or not at all unless `unified`. What leaves the card stays in
@@ -44,6 +44,7 @@ class NodeSpec:
     others: tuple[CostModel, ...] = ()  # the profile's models of other kernels
     deviation: Deviation = AS_PROFILED
     step_s: float | None = None
+    learns: bool = True
 
     def split(self) -> PoolSplit:
         """Return how the card's memory is divided. Raises ValueError if it is too small."""

@@ -18,6 +18,7 @@ from scheduler.sim.workload.popularity import over, popularity
 from scheduler.sim.workload.rates import Pacing, process_cv, rate_curve
 from scheduler.sim.workload.sessions import SessionOptions, in_sessions
 from scheduler.sim.workload.trace import Call, poisson, read_trace
+from scripts.figures.fault_plans import fault_plan
 from scripts.figures.roofline import L40S, LLAMA_8B, derived
 from scripts.figures.rows import SuiteRows
 from scripts.results import Row
@@ -64,6 +65,7 @@ class ClusterRun:
     true_kernel: str = ""
     sigma: float = 0.1
     drift: float = 0.1
+    faults: str = ""
 
 
 def read_traces(folder: Path | None) -> Traces:
@@ -95,7 +97,8 @@ def traffic(run: ClusterRun, traces: Traces) -> Workload:
     )
     drawn = in_sessions(calls, shuffled, over(popularity(run.law), mix), options, askers)
     arrivals = [replace(each, call=each.call.at(run.lead_s + each.call.arrival_s)) for each in drawn]
-    return Workload(arrivals, adapters, run.lead_s + run.seconds, run.lead_s + run.warm_s)
+    faults = fault_plan(run.faults, run.nodes, run.lead_s, run.lead_s + run.seconds, run.seed)
+    return Workload(arrivals, adapters, run.lead_s + run.seconds, run.lead_s + run.warm_s, faults)
 
 
 def hardware(run: ClusterRun, offered: Workload) -> Hardware:

@@ -2,7 +2,7 @@
 
     python -m scripts.figures.nodes_needed --traces FOLDER
 
-The load is 24 requests/s under padded and exact kernels, with equal and skewed ranks, and one seed. Where the
+The load is 24 requests/s for 220 adapters, by two laws of popularity and two kinds of kernels, and one seed. Where the
 most nodes that are tried do not suffice the bar ends there. Below are adapter bytes held a node against full
 replication.
 """
@@ -20,16 +20,17 @@ from tqdm import tqdm
 from scheduler.sim.ablations.named_policies import named
 from scheduler.sim.planner.search import PlanQuestion, needed
 from scripts.figures.cluster_run import GIB, ClusterRun, Traces, everything_gib, hardware, traffic
-from scripts.figures.policies import COLOURS, POLICIES
 from scripts.figures.suite import Suite, SuiteWork, main
 from scripts.results import Row
 
+POLICIES = ("ours", "ours-routing-only", "paper", "slora-contiguous", "toppings")
+COLOURS = {policy: f"C{at}" for at, policy in enumerate(POLICIES)}
 LOADS = {
-    "equal ranks, padded kernels": ClusterRun("", "padded", rate=24.0, nodes=0),
-    "equal ranks, exact kernels": ClusterRun("", "exact", rate=24.0, nodes=0),
-    "skewed ranks, padded kernels": ClusterRun("", "padded", ranks="skewed", rate=24.0, nodes=0),
+    "power law 0.3, padded": ClusterRun("", "padded", rate=24.0, nodes=0, adapters=220),
+    "zipf 0.8, padded": ClusterRun("", "padded", law="zipf:0.8", rate=24.0, nodes=0, adapters=220),
+    "zipf 0.8, exact": ClusterRun("", "exact", law="zipf:0.8", rate=24.0, nodes=0, adapters=220),
 }
-SEEDS = range(1)
+SEEDS = range(10, 11)
 MOST = 12
 
 
@@ -65,10 +66,8 @@ def ask(work: SuiteWork) -> None:
 
 
 def _found(rows: Sequence[Row], load: ClusterRun, policy: str) -> list[Row]:
-    wanted = (policy, load.kernel, load.ranks)
-    return [
-        row for row in rows if tuple(row["asked"][key] for key in ("policy", "kernel", "ranks")) == wanted
-    ]
+    wanted = (policy, load.kernel, load.law)
+    return [row for row in rows if tuple(row["asked"][key] for key in ("policy", "kernel", "law")) == wanted]
 
 
 def draw(rows: Sequence[Row]) -> Figure:

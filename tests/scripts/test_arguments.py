@@ -31,8 +31,8 @@ WRONG = {
     "scripts.bench.simulator --traces /nowhere --out rows": "/nowhere",
     "scripts.bench.tiers --folder /nowhere": "there is no /nowhere",
     "scripts.bench.transport --rounds 0": "give a number from 1",
-    "scripts.figures.policies --draw --out .": "has no rows",
-    "scripts.figures.policies --traces /nowhere --out .": "/nowhere",
+    "scripts.figures.matrix --draw --out .": "has no rows",
+    "scripts.figures.matrix --traces /nowhere --out .": "/nowhere",
     "scripts.profile_node fit --rows /nowhere --profile x": "/nowhere",
     "scripts.reading --out /nowhere/x": "/nowhere/x",
 }

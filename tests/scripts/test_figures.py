@@ -11,38 +11,19 @@ import pytest
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Slo, from_json
 from scheduler.cluster.policies import OURS
+from scheduler.sim.spec import FaultKind
 from scheduler.sim.workload.trace import Arrival
 from scripts.bench.simulator import __main__ as bench_simulator
-from scripts.figures import (
-    ablations,
-    latency_by_rank,
-    nodes_needed,
-    overload,
-    policies,
-    rank_interference,
-    timelines,
-    workloads,
-)
+from scripts.figures import latency_by_rank, matrix, nodes_needed, overload, rank_interference
 from scripts.figures.cluster_run import PROFILE, ClusterRun, hardware, read_traces, traffic
-from scripts.figures.policies import WORKLOADS, runs_of, throughput, throughputs
+from scripts.figures.fault_plans import fault_plan
+from scripts.figures.matrix import CELLS, values
 from scripts.figures.rank_interference import step_s
 from scripts.figures.roofline import H100, LLAMA_8B, derived
 from scripts.figures.rows import SuiteRows
 from scripts.figures.suite import Suite, main
 
-SUITES = [
-    module.SUITE
-    for module in (
-        ablations,
-        latency_by_rank,
-        nodes_needed,
-        overload,
-        policies,
-        rank_interference,
-        timelines,
-        workloads,
-    )
-]
+SUITES = [module.SUITE for module in (latency_by_rank, matrix, nodes_needed, overload, rank_interference)]
 TRACES = read_traces(None)
 SHIPPED = Path(__file__).parents[2] / "scheduler" / "cluster" / "profiles" / "h100_llama8b.json"
 
@@ -90,20 +71,31 @@ def test_one_large_neighbour_costs_its_own_rows_where_kernels_are_exact() -> Non
     assert padded == pytest.approx(32 * exact, rel=0.01)
 
 
-def test_throughput_is_the_highest_rate_within_the_slo() -> None:
-    load = WORKLOADS[0]
+def test_a_cell_of_the_matrix_has_the_rows_of_its_own_runs_only() -> None:
+    first, second = CELLS[:2]
     rows = [
-        {
-            "asked": asdict(load.run("ours", rate, seed)),
-            "meets": rate <= 10 + seed,
-        }
-        for seed in (0, 1)
-        for rate in (12.0, 10.0, 11.0)
+        {"asked": asdict(replace(cell.run, policy=policy, seed=seed)), "in_time": part}
+        for cell, policy, seed, part in (
+            (first, "ours", 10, 0.9),
+            (first, "ours", 11, 0.8),
+            (first, "paper", 10, 0.7),
+            (first, "ours", 0, 0.1),
+            (second, "ours", 10, 0.2),
+        )
     ]
-    assert [row["asked"]["rate"] for row in runs_of(rows, load, "ours", 0)] == [10.0, 11.0, 12.0]
-    assert throughputs(rows, load)["ours"] == [10.0, 11.0]
-    assert throughputs(rows, load)["paper"] == []
-    assert throughput([row | {"meets": False} for row in rows]) == 0.0
+    assert values(rows, first) == {"ours": [0.9, 0.8], "paper": [0.7]}
+    assert len({(cell.run, cell.policies) for cell in CELLS}) == len(CELLS)
+
+
+def test_a_plan_of_faults_counts_from_where_the_traffic_begins() -> None:
+    (crash,) = fault_plan("crash:10:5", 4, 30.0, 100.0, 0)
+    assert (crash.kind, crash.start_s, crash.lasts_s, len(crash.nodes)) == (FaultKind.CRASH, 40.0, 5.0, 1)
+    storm = fault_plan("storm:20", 4, 30.0, 100.0, 0)
+    assert [fault.start_s for fault in storm] == [50.0, 70.0, 90.0]
+    rolling = fault_plan("rolling:10", 4, 30.0, 100.0, 0)
+    assert sorted(fault.nodes[0] for fault in rolling) == ["n0", "n1", "n2", "n3"]
+    with pytest.raises(ValueError, match=r"^faults='crash:1'"):
+        fault_plan("crash:1", 4, 30.0, 100.0, 0)
 
 
 def _traffic(**options: Any) -> Sequence[Arrival]:

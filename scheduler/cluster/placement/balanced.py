@@ -1,10 +1,12 @@
-"""Balanced placement: ours. Runs of rank that make all nodes' forecast steps alike, and replicas for routing.
+"""Balanced placement: ours. Runs of rank that make all nodes' forecast steps alike.
 
     order      adapters by rank, then by where they are; nodes by the ranks they have (`rank_order`)
     partition  one run for each node, of equal step time and within its memory (`partition`)
     assign     which node takes which run: exact assignment by the bytes that stay, among nodes that are alike
     fit        where memory does not suffice for that, what is least asked for by byte goes where there is room
-    replicate  adapters that make up most of the demand get further copies while memory lasts (`replicas`)
+    replicate  where nodes name several zones, adapters that make up most of the demand get a copy in another
+               zone while memory lasts (`replicas`). Copies within one zone were measured to be worth nothing:
+               routers have no use for them, and after a crash an adapter is back before its requests time out
 
 Memory is a hard limit: what fits nowhere is left out. The placement before stays while it is whole and its
 slowest node is within `slack` of the best.
@@ -32,7 +34,7 @@ class BalancedOptions:
     """When to leave things alone, and how much to replicate.
 
     `slack` is how far, relatively, the slowest step may exceed the least possible before anything moves.
-    `covered` is the part of demand, from the most asked for on, whose adapters get replicas.
+    `covered` is the part of demand, from the most asked for on, whose adapters get replicas in other zones.
     """
 
     slack: float = 0.05
@@ -59,7 +61,8 @@ class BalancedPlacement:
         if self._is_good_enough(ordered, found.slowest_s):
             return problem.previous
         builder = _fitted(ordered, found.pieces, _nodes_of_runs(ordered, found.pieces))
-        self._replicate(ordered, builder)
+        if len({state.zone for state in problem.nodes}) > 1:
+            self._replicate(ordered, builder)
         return builder.placement()
 
     def _is_good_enough(self, ordered: RankOrder, slowest_s: float) -> bool:

@@ -1,13 +1,13 @@
-"""Place further copies, so that routing has a choice and a crash finds the next node ready."""
+"""Place further copies in other zones, so that what takes a whole zone away finds the others ready."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from heapq import heapify, heappop, heappush
 
 from lora.adapter import AdapterRef
 from scheduler.cluster.placement.builder import AssignmentBuilder
 from scheduler.cluster.state import NodeState
 
-REPLICA_PART = 1e-4  # φ of a replica: it is there for the router, not for the plan
+REPLICA_PART = 1e-4  # φ of a replica: it is there for the day on which its home is lost, not for the plan
 
 _TRIES = 8  # nodes that are asked for room before a copy is given up
 
@@ -15,7 +15,7 @@ _Heap = list[tuple[int, int]]  # (replicas on the node, node)
 
 
 class Replicas:
-    """Spreads replicas evenly over the nodes of one ceiling.
+    """Spreads replicas evenly over the nodes of one ceiling in other zones.
 
     `ceilings` are the largest rank of each node, all alike where ranks do not disturb each other. `homes` are
     the nodes that have an adapter's bytes already.
@@ -38,35 +38,30 @@ class Replicas:
                 heapify(heap)
 
     def add(self, ref: AdapterRef) -> None:
-        """Give `ref` a copy on a node of its first node's ceiling, and one on the nearest ceiling above.
+        """Give `ref` a copy in a zone that it is not in, if there is room.
 
-        Where there is neither it gets one on the nearest ceiling below. Copies go to other zones than it is in
-        if there is room there.
+        It goes to a node of its first node's ceiling, else of the nearest above, else of the nearest below.
         """
         taken = self._builder.holders(ref)
-        if not taken:
-            return
-        ceiling = self._ceilings[taken[0]]
-        above = min((level for level in self._heaps if level > ceiling), default=None)
-        below = max((level for level in self._heaps if level < ceiling), default=None)
-        added = [self._copy(ref, level) for level in (ceiling, above) if level is not None]
-        if below is not None and len(taken) == 1 and not any(added):
-            self._copy(ref, below)
-
-    def _copy(self, ref: AdapterRef, ceiling: int) -> bool:
-        """Place one more copy at that ceiling, and say whether there was a node for it."""
-        taken = self._builder.holders(ref)
         zones = {self._zones[node] for node in taken}
-        homes = [node for node in self._homes.get(ref, ()) if self._ceilings[node] == ceiling]
-        for apart in (True, False):
-            for node in homes:
-                if (self._zones[node] not in zones) is apart and self._can_take(ref, node):
-                    self._builder.take(ref, node, REPLICA_PART, 0.0)
-                    return True
-            for zone, heap in self._heaps[ceiling].items():
-                if (zone not in zones) is apart and self._take_least(ref, heap):
-                    return True
-        return False
+        if not taken or len(zones) > 1:
+            return
+        own = self._ceilings[taken[0]]
+        nearest = sorted(self._heaps, key=lambda level: (level < own, abs(level - own)))
+        any(self._copy(ref, level, zones) for level in nearest)
+
+    def _copy(self, ref: AdapterRef, ceiling: int, zones: Set[str]) -> bool:
+        """Place one more copy at that ceiling but not in `zones`, and say whether there was a node for it."""
+        for node in self._homes.get(ref, ()):
+            if (
+                self._ceilings[node] == ceiling
+                and self._zones[node] not in zones
+                and self._can_take(ref, node)
+            ):
+                self._builder.take(ref, node, REPLICA_PART, 0.0)
+                return True
+        heaps = self._heaps[ceiling].items()
+        return any(self._take_least(ref, heap) for zone, heap in heaps if zone not in zones)
 
     def _take_least(self, ref: AdapterRef, heap: _Heap) -> bool:
         """Place a copy on the node of `heap` with the fewest replicas, of those that can take it."""

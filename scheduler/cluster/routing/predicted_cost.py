@@ -10,18 +10,20 @@ requests together the least waiting:
                       more, of a rank that all are padded to if it is the largest and kernels pad
 
 So requests of one adapter gather where there is room, and large ranks keep to the nodes that have them. A
-queue, a slow plan or a crash is avoided as soon as it shows. Where all of these nodes are busy a few others that
-can fetch the adapter at once are drawn (Mitzenmacher, The power of two choices, 2001). So a decision
-costs no more where there are more nodes, and routers that do not know of each other choose differently. A node
-whose memory is taken is not drawn: the request would wait there for others to end, and those for it.
+queue, a slow plan or a crash is avoided as soon as it shows.
 
-A request is charged for what it alone adds. The first of a large rank on a node of small ones pays for the
-padding of all that would follow it. So none goes there, and the queue at its home grows without end. Hence a
-node that has room and would keep the SLO's times comes before any that would not, whatever it costs. Only homes that
-are full stay in the choice: to wait for a seat at one may cost all less than to slow another node down.
+A home that keeps the SLO's times comes before all others. Where none does a few other nodes are drawn
+(Mitzenmacher, The power of two choices, 2001). So a decision costs no more where there are more nodes, and
+routers that do not know of each other choose differently. Such a node is taken only while it is at ease: its
+memory is not taken, a quarter of its seats is free, and its first token would come in a quarter of the time
+allowed. Else all nodes would end up with all ranks as soon as all are busy, and none would carry what the plan
+counts on.
+
+Homes that are full stay in the choice then: to wait for a seat at one may cost all less than to slow another
+node down.
 """
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 import numpy as np
 
@@ -30,7 +32,8 @@ from scheduler.cluster.routing.base import Loads, NoNodeReachable, RouteRequest,
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.state import RoutingTable
 
-_BUSY = 0.25  # of the SLO's times: where all are beyond this part of the way to the bound, more nodes are looked at
+_EASE = 0.25  # of the time to the first token: within it, a node that is not a home is at ease
+_MOST_FULL = 0.75  # how full such a node may be
 _DRAWN = 8  # nodes that are drawn then
 _ALIKE = 1e-3  # costs nearer than this, relatively, are not told apart
 
@@ -45,38 +48,47 @@ class PredictedCostRouting:
         self._costs, self._slo = costs, slo
 
     def route(self, ask: RouteRequest, table: RoutingTable, loads: Loads, rng: np.random.Generator) -> str:
-        """Return the node of least cost among those that φ names, and others only if all of these are busy."""
+        """Return the node of least cost among those that φ names, or another if none of these is in time."""
         if not loads:
             raise NoNodeReachable(ask.adapter)
-        homes = [share.node for share in table.shares.get(ask.adapter, ()) if share.node in loads]
         estimate, left_s = self._costs.estimate, min(ask.first_token_in_s, self._slo.ttft_s)
-        candidates: list[_Candidate] = [(node, *estimate(ask, node, loads[node])) for node in homes]
-        if not any(self._is_in_time(each, _BUSY * left_s) for each in candidates):
-            candidates += self._fetching(ask, loads, homes, rng)
-        if not candidates:  # no home, and no room: whoever is drawn may make some
-            names = list(loads)
-            return names[int(rng.integers(len(names)))]
-        full_homes = [each for each in candidates if each[4] > 1 and each[0] in homes]
-        in_time = [each for each in candidates if self._is_in_time(each, left_s)]
-        return _cheapest(in_time + full_homes or candidates, rng)
+        homes: list[_Candidate] = [
+            (share.node, *estimate(ask, share.node, loads[share.node]))
+            for share in table.shares.get(ask.adapter, ())
+            if share.node in loads
+        ]
+        if in_time := [each for each in homes if self._is_in_time(each, left_s)]:
+            return _cheapest(in_time, rng)
+        others = self._at_ease(ask, loads, {each[0] for each in homes}, left_s, rng)
+        if found := others + [each for each in homes if each[4] > 1]:
+            return _cheapest(found, rng)
+        if homes:
+            return _cheapest(homes, rng)
+        names = list(loads)  # no home, and nobody is at ease: whoever is drawn may make room
+        return names[int(rng.integers(len(names)))]
 
     def _is_in_time(self, candidate: _Candidate, left_s: float) -> bool:
         _, first_token_s, step_s, _, full = candidate
         return first_token_s <= left_s and step_s <= self._slo.tbt_s and full <= 1
 
-    def _fetching(
-        self, ask: RouteRequest, loads: Loads, homes: list[str], rng: np.random.Generator
-    ) -> Iterable[_Candidate]:
-        """Draw a few nodes beside `homes` with room to fetch the adapter at once."""
+    def _at_ease(
+        self, ask: RouteRequest, loads: Loads, homes: Set[str], left_s: float, rng: np.random.Generator
+    ) -> list[_Candidate]:
+        """Draw a few nodes that are no homes, and return those at ease with room to fetch the adapter at once."""
         after_s = fetch_s(ask.adapter.nbytes)
         names = list(loads)
         if len(names) > _DRAWN:
             drawn: list[int] = rng.integers(len(names), size=_DRAWN).tolist()
             names = [names[at] for at in dict.fromkeys(drawn)]
+        found: list[_Candidate] = []
         for node in names:
             load = loads[node]
-            if node not in homes and load.has_room(ask.adapter):
-                yield (node, *self._costs.estimate(ask, node, load, after_s))
+            if node in homes or not load.has_room(ask.adapter):
+                continue
+            each = (node, *self._costs.estimate(ask, node, load, after_s))
+            if self._is_in_time(each, _EASE * left_s) and each[4] <= _MOST_FULL:
+                found.append(each)
+        return found
 
 
 def _cheapest(candidates: list[_Candidate], rng: np.random.Generator) -> str:

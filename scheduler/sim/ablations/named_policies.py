@@ -12,7 +12,6 @@ import numpy as np
 from lora.memory.base import Occupant
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.replan import ReplanOptions
-from scheduler.cluster.placement.balanced import BalancedOptions, BalancedPlacement
 from scheduler.cluster.placement.base import PlacementPolicy
 from scheduler.cluster.placement.baselines import ReplicatedPlacement
 from scheduler.cluster.policies import (
@@ -69,10 +68,6 @@ def _everything_everywhere(setting: Setting) -> PlacementPolicy:
     return ReplicatedPlacement()
 
 
-def _no_replicas(setting: Setting) -> PlacementPolicy:
-    return BalancedPlacement(setting.forecast, BalancedOptions(covered=0.0))
-
-
 def _no_spilling(setting: Setting) -> RoutingPolicy:
     return HomeRouting(predicted_cost(setting))
 
@@ -127,9 +122,6 @@ _ABLATIONS: tuple[Policy, ...] = (
     ),
     replace(OURS, name="ours-placement-only", note="our placement, a draw from φ", routing=weighted),
     replace(
-        OURS, name="ours-no-standbys", note="copies only where the plan needs them", placement=_no_replicas
-    ),
-    replace(
         OURS,
         name="ours-operating-points",
         note="load by operating points and largest ranks instead of forecasts",
@@ -142,6 +134,7 @@ _ABLATIONS: tuple[Policy, ...] = (
         note="cached adapters go by last use",
         residency=CheapestWindow(LastUseLoss()),
     ),
+    replace(OURS, name="ours-no-learning", note="costs as the profile says", learns=False),
     replace(OURS, name="ours-no-admission", note="every request is sent at once", admission=unbounded),
     replace(OURS, name="ours-oracle-demand", note="true rates instead of projected", demand=_oracle),
     replace(

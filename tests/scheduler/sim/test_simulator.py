@@ -195,7 +195,7 @@ def test_a_flash_crowd_gets_more_copies() -> None:
         assert all(record.served for record in simulator.records.values())
     before, after = homes
     assert len(before) == 1
-    assert len(after) >= 3
+    assert len(after) >= 2
 
 
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
