@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from engine.cluster.control.catalogue import Catalogue
 from engine.cluster.control.control_messages import encoded
 from engine.cluster.control.declared_names import DeclaredNames
 from engine.cluster.control.member_stream import MemberStream
+from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.cluster.control.view_codec import SharedView, ViewEncoder
 from engine.cluster.view import Member
 from scheduler.cluster.coordinator.coordinator import Coordinator
@@ -22,7 +22,7 @@ class Broadcast:
     def __init__(
         self,
         streams: Mapping[str, MemberStream],
-        catalogue: Catalogue,
+        catalogue: SharedCatalogue,
         coordinator: Coordinator,
         declared: DeclaredNames,
     ) -> None:

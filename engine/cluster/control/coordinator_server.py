@@ -13,7 +13,6 @@ import grpc
 
 from engine.api.server.rate_limited_log import RateLimitedLog
 from engine.cluster.control.broadcast import Broadcast
-from engine.cluster.control.catalogue import Catalogue
 from engine.cluster.control.catalogue_file import CatalogueFile, Superseded
 from engine.cluster.control.control_messages import (
     RETRY_AFTER_S,
@@ -39,6 +38,7 @@ from engine.cluster.control.control_values import ControlFault, WireAdapter
 from engine.cluster.control.declared_names import DeclaredNames
 from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.registrations import Registrations
+from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.errors import EngineError, NotInTime
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.protocol.messages import (
@@ -72,7 +72,7 @@ class CoordinatorServer:
         """Lead by the coordinator that `make` makes of an epoch, with the catalogue of `file`."""
         self.coordinator = make(file.epoch)
         self.streams: dict[str, MemberStream] = {}
-        self.catalogue = Catalogue(file, self._tell)
+        self.catalogue = SharedCatalogue(file, self._tell)
         self.declared = DeclaredNames(self.catalogue)
         self.registrations = Registrations(self.catalogue, self.declared, self.streams)
         self.failure: EngineError | None = None  # why it leads no more, if not because it was closed

@@ -9,10 +9,10 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 
-from engine.cluster.control.catalogue import Catalogue
 from engine.cluster.control.catalogue_file import RegisteredName
 from engine.cluster.control.control_messages import Answer, Declares
 from engine.cluster.control.member_stream import MemberStream
+from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.errors import EngineError, NotInTime, UnknownModel
 
 MOST_NAMES = 1 << 17
@@ -37,7 +37,7 @@ class _Declarer:
 class DeclaredNames:
     """What each connected node declares. Used on one event loop."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: SharedCatalogue) -> None:
         self._catalogue = catalogue
         self._declarers: dict[str, _Declarer] = {}
         self._asking: set[str] = set()

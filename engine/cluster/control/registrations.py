@@ -1,11 +1,11 @@
 """Change the catalogue on a client's behalf: a node reads, checks and tries a folder before a name means it."""
 
-from engine.cluster.control.catalogue import Catalogue
 from engine.cluster.control.catalogue_file import RegisteredName
 from engine.cluster.control.control_messages import RETRY_AFTER_S, Answer, Ask
 from engine.cluster.control.control_values import ControlFault, WireEntry
 from engine.cluster.control.declared_names import DeclaredNames
 from engine.cluster.control.member_stream import MemberStream
+from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.cluster.view import CatalogueEntry
 from engine.errors import AdapterExists, EngineError, InvalidAdapterName, NotInTime
 from lora.adapter import NAME_RULE, is_name
@@ -18,7 +18,7 @@ class Registrations:
     """What routers ask of the catalogue. Used on one event loop."""
 
     def __init__(
-        self, catalogue: Catalogue, declared: DeclaredNames, streams: dict[str, MemberStream]
+        self, catalogue: SharedCatalogue, declared: DeclaredNames, streams: dict[str, MemberStream]
     ) -> None:
         """Work with `streams`, the connected members by name, which the coordinator's server keeps."""
         self._catalogue, self._declared, self._streams = catalogue, declared, streams

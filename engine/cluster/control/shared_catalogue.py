@@ -21,7 +21,7 @@ PlaceAnew = Callable[[AdapterAdded | AdapterDeleted], None]
 MayReplace = Callable[[RegisteredName | None], bool]
 
 
-class Catalogue:
+class SharedCatalogue:
     """The names. A change that has returned is on disk, and is in `names` in the order in which it was written."""
 
     def __init__(self, file: CatalogueFile, place: PlaceAnew) -> None:
