@@ -50,7 +50,7 @@ class InvalidAdapterName(EngineError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"lora_name={name!r} is not accepted: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 class AdapterExists(EngineError):

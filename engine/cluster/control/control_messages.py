@@ -5,11 +5,13 @@ within its bounds, before anybody sees it. Reports and views are changes against
 `report_codec` and `view_codec` make and take them.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from engine.cluster.control.control_values import (
+    MOST_TEXT_CHARS,
     AdapterName,
     ControlFault,
     EntryChange,
@@ -25,6 +27,15 @@ from engine.cluster.control.control_values import (
     WireHardware,
     WireMember,
 )
+from engine.errors import (
+    AdapterExists,
+    AdapterFailed,
+    EngineError,
+    InvalidAdapter,
+    InvalidAdapterName,
+    NotInTime,
+    UnknownModel,
+)
 from scheduler.cluster.cost.model import Kernel
 from transport.base import Count
 
@@ -33,6 +44,17 @@ MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
 """Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
+RouterAct = Literal["register", "remove", "alias"]
+NodeAct = Literal["resolve", "load", "unload"]
+RETRY_AFTER_S = 2
+_ERRORS: Mapping[Fault, type[EngineError]] = {
+    "name": InvalidAdapterName,
+    "exists": AdapterExists,
+    "invalid": InvalidAdapter,
+    "failed": AdapterFailed,
+    "later": NotInTime,
+    "unknown": UnknownModel,
+}
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
@@ -116,12 +138,12 @@ class LeaveAsk(_Message, frozen=True):
 class Ask(_Message, frozen=True):
     """Do something for the sender, and answer by the same `number`.
 
-    A router asks to `register` or `remove` a name. The coordinator asks a node to `resolve` a name that it declares,
-    to `load` a folder under a name, or to `unload` a name.
+    A router asks to `register` a folder, to `remove` a name, or to let a name be an `alias` of the one that `folder`
+    gives. The coordinator asks a node to `resolve` a name that it declares, to `load` a folder, or to `unload` a name.
     """
 
     number: Count
-    act: Literal["register", "remove", "resolve", "load", "unload"]
+    act: RouterAct | NodeAct
     name: AdapterName
     folder: FolderText = ""
     replaces: bool = True
@@ -134,6 +156,30 @@ class Answer(_Message, frozen=True):
     entry: WireEntry | None = None
     fault: Fault | None = None
     reason: Text = ""
+
+    @classmethod
+    def failed(cls, number: int, error: EngineError) -> "Answer":
+        """Tell by which error an ask failed; one that is not among the faults may pass."""
+        reason = error.reason if isinstance(error, InvalidAdapterName) else str(error)
+        return cls(number, None, _fault(error), reason[:MOST_TEXT_CHARS])
+
+    def check(self, name: str) -> None:
+        """Raise the error by which an ask about `name` failed, if it did."""
+        match self.fault:
+            case None:
+                return
+            case "name":
+                raise InvalidAdapterName(name, self.reason)
+            case "exists":
+                raise AdapterExists(name)
+            case "unknown":
+                raise UnknownModel(name)
+            case "later":
+                raise NotInTime(self.reason, RETRY_AFTER_S)
+            case "invalid":
+                raise InvalidAdapter(self.reason)
+            case "failed":
+                raise AdapterFailed(self.reason)
 
 
 class PullOrder(_Message, frozen=True):
@@ -204,6 +250,13 @@ M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
 _from_member: msgspec.msgpack.Decoder[FromMember] = msgspec.msgpack.Decoder(FromMember)
 _from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(FromCoordinator)
+
+
+def _fault(error: EngineError) -> Fault:
+    for fault, kind in _ERRORS.items():
+        if isinstance(error, kind):
+            return fault
+    return "failed"
 
 
 def encoded(message: FromMember | FromCoordinator) -> bytes:

@@ -4,7 +4,10 @@ from typing import Annotated
 
 import msgspec
 
+from engine.cluster.view import CatalogueEntry
 from lora.adapter import MOST_NAME_CHARS, AdapterRef, Effect
+from lora.format.adapter_files import Flaw
+from lora.format.companions import Companions, parse_companions, write_companions
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
 from transport.base import MOST_INT, Count
@@ -15,7 +18,8 @@ MemberName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 AdapterName = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_NAME_CHARS)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=MOST_TEXT_CHARS)]
-FolderText = Annotated[str, msgspec.Meta(max_length=4096)]
+MOST_FOLDER_CHARS = 4096
+FolderText = Annotated[str, msgspec.Meta(max_length=MOST_FOLDER_CHARS)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Part = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
@@ -91,6 +95,17 @@ class WireEntry(_Value, frozen=True):
     effect: Effect | None
     pinned: bool = False
 
+    @classmethod
+    def of(cls, entry: CatalogueEntry) -> "WireEntry":
+        """Turn an entry into what travels."""
+        companions = write_companions(entry.companions)
+        return cls(entry.name, WireAdapter.of(entry.ref), entry.root, companions, entry.effect, entry.pinned)
+
+    def entry(self) -> CatalogueEntry:
+        """Return the entry. Raises ControlFault for companions that are damaged."""
+        companions = companions_of(self.name, self.companions)
+        return CatalogueEntry(self.name, self.adapter.ref(), self.root, companions, self.effect, self.pinned)
+
 
 class WireMember(_Value, frozen=True):
     """A Member."""
@@ -118,3 +133,11 @@ class RouteChange(_Value, frozen=True):
 
     adapter: Count
     shares: tuple[tuple[MemberName, Part], ...]
+
+
+def companions_of(name: str, text: str) -> Companions:
+    """Read an adapter's companions. Raises ControlFault."""
+    try:
+        return parse_companions(text)
+    except Flaw as flaw:
+        raise ControlFault(f"the entry of {name}: {flaw}") from flaw

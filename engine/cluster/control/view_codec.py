@@ -16,11 +16,11 @@ from engine.cluster.control.control_values import (
     RouteChange,
     WireAdapter,
     WireMember,
+    companions_of,
 )
 from engine.cluster.view import CatalogueEntry, Member
 from lora.adapter import AdapterRef
-from lora.format.adapter_files import Flaw
-from lora.format.companions import parse_companions, write_companions
+from lora.format.companions import write_companions
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share, Shares
 
 _PART_BYTES = 1 << 20  # roughly, of one message
@@ -49,6 +49,9 @@ class ViewEncoder:
     def advance(self, view: SharedView) -> list[ViewChange]:
         """Return what those who know the last view are to be told, in parts; nothing if it is the same."""
         before, self._known = self._known, view
+        same = view.catalogue is before.catalogue and view.table is before.table
+        if same and view.members == before.members and view.settled == before.settled:
+            return []
         fresh, gone = self._renumber(view)
         routes_gone = tuple(
             self._numbers[ref]
@@ -149,10 +152,7 @@ class ViewDecoder:
             del self._refs[number]
 
     def _entry(self, entry: EntryChange) -> CatalogueEntry:
-        try:
-            companions = parse_companions(entry.companions)
-        except Flaw as flaw:
-            raise ControlFault(f"the entry of {entry.name}: {flaw}") from flaw
+        companions = companions_of(entry.name, entry.companions)
         ref = self._ref(entry.adapter)
         return CatalogueEntry(entry.name, ref, entry.root, companions, entry.effect, entry.pinned)
 

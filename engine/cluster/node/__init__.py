@@ -1,1 +1,1 @@
-"""Be a node of a cluster: obey the coordinator, and have every adapter that a request is sent with."""
+"""Let a node obey its coordinator: it fetches, keeps and frees adapters, reports, and leaves when it may."""
