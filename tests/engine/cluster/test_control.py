@@ -261,6 +261,7 @@ def test_an_operator_is_told_who_is_there_and_where_each_adapter_is() -> None:
             rig.node("n1", {"a": 0})
             router = rig.router("r1")
             await until(lambda: router.view.table.shares and server.streams["r1"].report)
+            await until(lambda: any(each.held for each in status_of_coordinator(server).members))
             status, seen = status_of_coordinator(server), status_of_view(router.view)
             assert {(each.name, each.kind) for each in status.members} == {("n1", "node"), ("r1", "router")}
             (node,) = (each for each in status.members if each.name == "n1")
