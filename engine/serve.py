@@ -13,6 +13,7 @@ import ssl
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -20,8 +21,13 @@ from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
-from engine.assembly.assembly import assemble
+from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
+from engine.base.base_model import choose_base
+from engine.cluster.launcher import launch
+from engine.cluster.roles.coordinator_role import run_coordinator
+from engine.cluster.roles.node_role import NodeRole
+from engine.cluster.roles.router_role import RouterRole
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
@@ -29,10 +35,9 @@ from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.metrics.log_queue import CLOSE_S, server_log
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
-from engine.tensor_parallel.worker_pool import WorkerPool
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterRefused
-from model.checkpoint import CheckpointError
+from model.checkpoint import CheckpointError, weights_digest
 from model.config import UnsupportedModel
 from transport.control.security import is_loopback
 
@@ -41,8 +46,28 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Membership(Protocol):
+    """What a server has beside its client in a cluster; it lives as long as the client does."""
+
+    async def start(self) -> None:
+        """Join."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new and wait, at most `timeout_s`, for what others asked for."""
+        ...
+
+    async def close(self) -> None:
+        """Leave."""
+        ...
+
+
 async def serve(
-    client: EngineClient, config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event
+    client: EngineClient,
+    config: ServeConfig,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    membership: Membership | None = None,
 ) -> None:
     """Serve `client` until `stop` is set, then drain and close it.
 
@@ -56,11 +81,17 @@ async def serve(
     server = HttpServer(app, _tls(config.access), config.http)
     await client.start()
     try:
+        if membership is not None:
+            await membership.start()
         ready(await _listen(server, config))
         await stop.wait()
         await server.stop_listening()
+        if membership is not None:
+            await membership.drain(config.drain_s)
         await client.drain(config.drain_s)
     finally:
+        if membership is not None:
+            await membership.close()
         await client.close()
         await server.close()
         log.close()
@@ -130,7 +161,12 @@ def stopped_by_signals() -> asyncio.Event:
     return stop
 
 
-async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfig) -> None:
+async def _run(node: AsyncEngine, engine: Engine, config: ServeConfig) -> None:
+    workers, membership = engine.workers, None
+    if config.cluster.role == "node":
+        weights = weights_digest(choose_base(config.engine).folder)
+        membership = NodeRole(config, engine, node, weights)
+
     def announce(address: str) -> None:
         adapters = len(node.adapters())
         sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
@@ -147,10 +183,44 @@ async def _run(node: AsyncEngine, workers: WorkerPool | None, config: ServeConfi
     node.on_failure(stop.set)
     if workers is not None:
         workers.on_failure(lambda: loop.call_soon_threadsafe(stop.set))
-    await serve(node, config, announce, stop)
+    await serve(node, config, announce, stop, membership)
     failure = node.failure or (workers.failure if workers is not None else None)
     if failure is not None:
         raise failure
+
+
+async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
+    role = RouterRole(config, telemetry)
+
+    def announce(address: str) -> None:
+        sys.stdout.write(f"router ready at {address}: {role.client.model_name}\n")
+        sys.stdout.flush()
+
+    await serve(role.client, config, announce, stopped_by_signals(), role)
+
+
+async def _run_coordinator(config: ServeConfig) -> None:
+    def announce(address: str) -> None:
+        sys.stdout.write(f"coordinator ready at {address}\n")
+        sys.stdout.flush()
+
+    await run_coordinator(config, announce, stopped_by_signals())
+
+
+def _serve_role(config: ServeConfig) -> None:
+    """Serve as what the configuration says, until told to stop."""
+    with server_log(config.log_level) as lines:
+        telemetry = Telemetry(config.metrics_adapters)
+        telemetry.watch_lost_lines(lambda: {"server": lines.lost})
+        match config.cluster.role:
+            case "coordinator":
+                asyncio.run(_run_coordinator(config))
+            case "router":
+                asyncio.run(_run_router(config, telemetry))
+            case _:
+                engine = assemble(config.engine)
+                node = AsyncEngine(engine, telemetry, config.max_waiting)
+                asyncio.run(_run(node, engine, config))
 
 
 def _tell(error: Exception) -> None:
@@ -164,11 +234,9 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
-        with server_log(config.log_level) as lines:
-            engine, telemetry = assemble(config.engine), Telemetry(config.metrics_adapters)
-            telemetry.watch_lost_lines(lambda: {"server": lines.lost})
-            node = AsyncEngine(engine, telemetry, config.max_waiting)
-            asyncio.run(_run(node, engine.workers, config))
+        if config.cluster.nodes is not None:
+            return launch(arguments, config)
+        _serve_role(config)
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
         _tell(error)
         return USAGE_ERROR

@@ -116,7 +116,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
     Raises CheckpointError, UnsupportedModel, AdapterRefused or InvalidConfig, each with its remedy.
     """
     retain_freed_memory()
-    _names(config)  # before the model is loaded, which takes long
+    base_names(config)  # before the model is loaded, which takes long
     base = choose_base(config)
     with ExitStack() as undo:
         workers = start_workers(base)
@@ -197,7 +197,8 @@ def _store(
     residency = Residency(pages, CheapestWindow())
     if peers is None:
         return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
-    threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * len(config.peers.addresses))
+    members = len(config.peers.addresses) or _MOST_LOADER_THREADS  # a coordinator tells them later
+    threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * members)
     return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
 
 
@@ -229,7 +230,7 @@ def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) ->
     return watch
 
 
-def _names(config: EngineConfig) -> tuple[str, ...]:
+def base_names(config: EngineConfig) -> tuple[str, ...]:
     """Return the base's names. Unlike an adapter's they may be any printable text. Raises InvalidConfig."""
     names = _written_names(config)
     for name in names:
@@ -256,7 +257,7 @@ def _card(
 ) -> ModelCard:
     """Describe the base model; sequences end with what its files or its tokenizer name."""
     return ModelCard(
-        names=_names(config),
+        names=base_names(config),
         root=str(config.model or base.folder),
         max_model_len=limits.max_model_len,
         vocab_size=base.config.vocab_size,

@@ -12,7 +12,7 @@ from engine.base.machine_memory import available_bytes
 from engine.config.peer_config import PeerConfig, trust
 from engine.errors import InvalidConfig
 from lora.memory.pages import RankPages
-from lora.peers.directory import StaticDirectory
+from lora.peers.directory import KnownHolders, ReportedDirectory
 from lora.peers.loop_thread import LoopThread
 from lora.peers.peer_tier import Peering, PeerTier
 from lora.peers.publisher import Publisher
@@ -42,11 +42,11 @@ class Peers:
         manifests = ManifestBuffers(self._transport, _MANIFEST_BYTES)
         limits = PullLimits(config.pulls, bytes_per_s=config.bandwidth_bytes_per_s)
         puller = Puller(self._transport, manifests, limits)
-        directory = StaticDirectory(config.addresses)
+        directory = ReportedDirectory(KnownHolders(config.addresses))
         tier = PeerTier(base_digest, self._transport, self._loop, regions, directory, puller)
         copies = _copies(config, pages)
         self._publisher = Publisher(base_digest, self._transport, regions, manifests, copies)
-        self.peering = Peering(tier, self._publisher, config.refresh_s)
+        self.peering = Peering(tier, self._publisher, config.refresh_s, directory)
 
     @property
     def address(self) -> Address:

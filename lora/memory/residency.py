@@ -79,6 +79,20 @@ class Residency:
         """All known contents, in order of first appearance."""
         return self._contents.values()
 
+    def places(self, kept: frozenset[str]) -> tuple[dict[str, str], int]:
+        """Return where each content is, by digest, and the bytes that others could have.
+
+        A place is `device` for what is resident, else `elsewhere`. Pages that are free count as others', and those of
+        contents that no request needs and that are not in `kept`.
+        """
+        found = {c.ref.digest: "elsewhere" if c.weights is None else "device" for c in self.contents}
+        loose = [
+            len(c.run)
+            for c in self.contents
+            if c.run is not None and not (c.retained or c.leases or c.ref.digest in kept)
+        ]
+        return found, (self.pages.free_pages + sum(loose)) * self.pages.page_bytes
+
     def on_recall(self, recall: Recall) -> None:
         """Have `recall` asked before the pages of a resident content are reused."""
         self._recall = recall

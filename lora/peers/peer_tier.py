@@ -14,7 +14,7 @@ from torch import Tensor
 from lora.adapter import RemoteName
 from lora.errors import BytesMayLand
 from lora.format.packed import PackedLayout, digest_of
-from lora.peers.directory import Directory
+from lora.peers.directory import Directory, ReportedDirectory
 from lora.peers.discovery import NameDiscovery
 from lora.peers.loop_thread import LoopThread
 from lora.peers.manifest import Manifest, weights_name
@@ -151,8 +151,10 @@ class Peering:
     """Both sides of sharing adapters with peers.
 
     Names that they told are asked for again every `refresh_s`, or only when somebody calls the refresher if it is None.
+    `directory` is whom a coordinator said to ask, for a node of a cluster.
     """
 
     tier: PeerTier
     publisher: Publisher
     refresh_s: float | None = None
+    directory: ReportedDirectory | None = None

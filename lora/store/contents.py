@@ -112,6 +112,11 @@ class Contents:
         with self._lock:
             return content.layout if (content := self._residency.find(digest)) else None
 
+    def places(self, kept: Iterable[str] = ()) -> tuple[dict[str, str], int]:
+        """Tell each known content's place, and the bytes that neither `kept` nor requests need. See Residency."""
+        with self._lock:
+            return self._residency.places(frozenset(kept))
+
     def begin_plan(self) -> frozenset[str]:
         """Return the resident digests, none of which goes before the next `lease` or `begin_plan`."""
         with self._lock:
@@ -126,7 +131,9 @@ class Contents:
     def lease(self, refs: Iterable[AdapterRef]) -> tuple[list[Content], dict[str, AdapterWeights]]:
         """Pin the contents that a plan runs, and end the plan; the base model has none."""
         with self._lock:
-            contents = [self._known(ref.digest) for ref in refs if not ref.is_base]
+            found = [self._residency.find(ref.digest) for ref in refs if not ref.is_base]
+            contents = [content for content in found if content is not None]
+            assert len(contents) == len(found), "only what ready() names can run"
             weights = {content.ref.digest: self._residency.lease(content) for content in contents}
             self._leases += len(contents)
             self._planning = False
@@ -265,11 +272,6 @@ class Contents:
         """Start no more loads."""
         with self._lock:
             self._queue.close()
-
-    def _known(self, digest: str) -> Content:
-        content = self._residency.find(digest)
-        assert content is not None, f"{digest} is not known: only what ready() names can run"
-        return content
 
     def _forget(self, digest: str) -> None:
         self._unkept.discard(digest)

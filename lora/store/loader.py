@@ -54,6 +54,12 @@ class AdapterLoader:
         """Ask for these adapters, the most urgent first, in place of what was asked for before. Never waits."""
         self.contents.request(dict.fromkeys(ref.digest for ref in refs))
 
+    def load_if_free(self, digest: str) -> None:
+        """Begin to load a known content if it is absent and there are free pages. Never waits."""
+        content = self.contents.take_free_pages(digest)
+        if content is not None:
+            self._start(content)
+
     def fill(self, packed: PackedAdapter) -> None:
         """Load a known content from its packed form, here and now, if it is absent and there are free pages."""
         content = self.contents.take_free_pages(packed.ref.digest)

@@ -58,7 +58,7 @@ class AdapterSource(Protocol):
 class NodeWatcher(Protocol):
     """Whoever counts the work that the node takes in."""
 
-    def took(self, adapter: AdapterRef, tokens: int) -> None:
+    def took(self, ref: AdapterRef, tokens: int) -> None:
         """Count input or output tokens of an adapter, or of the base."""
         ...
 

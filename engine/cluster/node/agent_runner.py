@@ -13,9 +13,9 @@ from engine.cluster.control.control_values import WireEntry
 from engine.cluster.node.node_names import NodeNames
 from engine.cluster.view import ClusterView
 from engine.errors import EngineError
+from engine.runner.step_costs import StepCosts
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.learnt import LearntCost
 from scheduler.cluster.protocol.agent import Action, Depart, Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, Drop, Pull, Report
 from transport.base import Address
@@ -55,13 +55,13 @@ class AgentRunner:
         retained: Callable[[], Set[str]],
         names: NodeNames,
         view: ClusterView,
-        learnt: LearntCost | None = None,
+        costs: StepCosts | None = None,
     ) -> None:
         """Obey by `placed`; `retained` tells the digests that requests use, `learnt` what steps turn out to cost."""
         self.agent, self.view = agent, view
         self.may_go = asyncio.Event()
         self.is_leaving = False
-        self._placed, self._retained, self._names, self._learnt = placed, retained, names, learnt
+        self._placed, self._retained, self._names, self._costs = placed, retained, names, costs
         self._pool = TaskPool("placement", _FETCHES, _FETCH_S)
         self._loop = asyncio.get_running_loop()
         self._fetching: dict[AdapterRef, asyncio.Task[None]] = {}
@@ -86,10 +86,11 @@ class AgentRunner:
         self._known = {
             digest: ref for digest, ref in self._known.items() if digest in tiers or self.agent.holds(ref)
         }
-        if self._learnt is None:
+        costs = self._costs
+        if costs is None:
             return self.agent.report(cached=cached)
-        learnt = self._learnt
-        return self.agent.report(learnt.slowdown, cached, learnt.kernel, learnt.pace.rounded())
+        costs.rest_if_idle()
+        return self.agent.report(costs.slowdown, cached, costs.kernel, costs.pace)
 
     def took(self, ref: AdapterRef, tokens: int) -> None:
         """Count input or output tokens of work that this node took in. The base is placed nowhere."""

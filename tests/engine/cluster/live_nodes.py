@@ -38,9 +38,9 @@ class Took:
     def __init__(self) -> None:
         self.tokens: dict[str, int] = {}
 
-    def took(self, adapter: AdapterRef, tokens: int) -> None:
+    def took(self, ref: AdapterRef, tokens: int) -> None:
         """Add tokens of an adapter."""
-        self.tokens[adapter.name] = self.tokens.get(adapter.name, 0) + tokens
+        self.tokens[ref.name] = self.tokens.get(ref.name, 0) + tokens
 
 
 class NoAdministration:

@@ -1,0 +1,113 @@
+"""Keep on a node what a coordinator wants there, and tell where each content is.
+
+A content that is not known here is learnt from other members: one of them tells its layout, by its name, and the bytes
+come from whoever has them. What is kept stays known, and comes back to device memory when there are free pages. It
+gives way only to what requests need.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from lora.adapter import AdapterRef
+from lora.errors import UnknownAdapter
+from lora.peers.directory import KnownHolders, ReportedDirectory
+from lora.store.contents import Contents
+from lora.store.loader import AdapterLoader
+from lora.store.registry import AdapterRegistry
+from transport.base import Address
+
+Told = Callable[[AdapterRef], object]
+_MOST_HOLDERS = 16_384  # digests of which it is remembered who has them
+
+
+class PlacedAdapters:
+    """What is kept for a coordinator. Every method may be called from any thread.
+
+    `_lock` guards what is kept and who has what; nothing of the store is called under it.
+    """
+
+    def __init__(
+        self, registry: AdapterRegistry, loader: AdapterLoader, directory: ReportedDirectory | None
+    ) -> None:
+        """Keep nothing. Without `directory` there are no members to learn from."""
+        self._registry, self._loader, self._directory = registry, loader, directory
+        self._contents: Contents = loader.contents
+        self._lock = threading.Lock()
+        self._kept: dict[str, AdapterRef] = {}
+        self._here: set[str] = set()  # of what is kept, what was last seen in device memory
+        self._holders: dict[str, tuple[Address, ...]] = {}
+        self._arrived: Told = lambda ref: None
+        self._displaced: Told = lambda ref: None
+
+    def tell(self, arrived: Told, displaced: Told) -> None:
+        """Call these, from whichever thread, when what is kept comes to device memory or has left it."""
+        self._arrived, self._displaced = arrived, displaced
+
+    def learn(self, ref: AdapterRef, name: str, sources: Sequence[Address]) -> None:
+        """Make a content known, so that requests may retain it. It waits for files or members.
+
+        Raises UnknownAdapter if neither this node's name nor a member's means it; AdapterUnreachable, AdapterRefused.
+        """
+        self._remember(ref.digest, tuple(sources))
+        if self._contents.layout(ref.digest) is None and self._registry.resolve(name) != ref:
+            raise UnknownAdapter(name)
+
+    def keep(self, ref: AdapterRef) -> None:
+        """Keep a known content. Raises UnknownAdapter if it was forgotten meanwhile."""
+        layout = self._contents.layout(ref.digest)
+        if layout is None:
+            raise UnknownAdapter(ref.name)
+        with self._lock:
+            if ref.digest in self._kept:
+                return
+            self._kept[ref.digest] = ref
+        self._contents.bind(ref, layout, ref.name, None)
+        self._contents.advance()
+        self.look()
+
+    def drop(self, ref: AdapterRef) -> None:
+        """Keep a content no more; it is forgotten once no request and no name needs it."""
+        with self._lock:
+            if self._kept.pop(ref.digest, None) is None:
+                return
+            self._here.discard(ref.digest)
+        self._contents.unbind(ref.digest)
+        self._contents.advance()
+
+    def tiers(self) -> Mapping[str, str]:
+        """Tell where each known content is, by digest: on the device, or elsewhere on this node or at a member."""
+        self.look()
+        return self._contents.places()[0]
+
+    def room_bytes(self) -> int:
+        """Return the device memory that neither what is kept nor what requests need takes."""
+        with self._lock:
+            kept = tuple(self._kept)
+        return self._contents.places(kept)[1]
+
+    def look(self) -> None:
+        """Tell what has come and gone since the last look, and bring what is kept where there are free pages."""
+        tiers, _ = self._contents.places()
+        with self._lock:
+            here = {digest for digest in self._kept if tiers.get(digest) == "device"}
+            came = [self._kept[digest] for digest in here - self._here]
+            went = [self._kept[digest] for digest in self._here - here if digest in self._kept]
+            lacking = [ref for digest, ref in self._kept.items() if digest not in here]
+            self._here = here
+        for ref in went:
+            self._displaced(ref)
+        for ref in came:
+            self._arrived(ref)
+        for ref in lacking:
+            self._loader.load_if_free(ref.digest)
+
+    def _remember(self, digest: str, sources: tuple[Address, ...]) -> None:
+        """Note whom to ask for a content."""
+        if self._directory is None or not sources:
+            return
+        with self._lock:
+            self._holders.pop(digest, None)
+            self._holders[digest] = sources
+            if len(self._holders) > _MOST_HOLDERS:
+                del self._holders[next(iter(self._holders))]
+            self._directory.update(KnownHolders(sources, dict(self._holders)))
