@@ -40,10 +40,10 @@ class Part:
 def launch(arguments: Sequence[str], config: ServeConfig) -> int:
     """Run the cluster that `config` asks for until told to stop; return the exit code."""
     with server_log(config.log_level):
-        return asyncio.run(_Launch(arguments, config).run())
+        return asyncio.run(_ClusterProcesses(arguments, config).run())
 
 
-class _Launch:
+class _ClusterProcesses:
     """The processes, and whether they are to run."""
 
     def __init__(self, arguments: Sequence[str], config: ServeConfig) -> None:

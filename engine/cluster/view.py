@@ -28,6 +28,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the nodes serve, as far as a router must know it; `weights` is the digest of the base model's."""
+
+    max_model_len: int
+    vocab_size: int
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogueEntry:
     """A name that requests may use, and the one content that it means now.
 
@@ -46,12 +55,15 @@ class CatalogueEntry:
 class ClusterView:
     """The latest of each value. The event loop owns it; each value is replaced whole, or by a new mapping.
 
+    It is `known` once a coordinator has told all of it: before, a name that is not in the catalogue may be known to it.
+
     `changed` are called, on the event loop, after any of them was replaced.
     """
 
     members: Mapping[str, Member] = field(default_factory=dict[str, Member])
     catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
     table: RoutingTable = EMPTY_TABLE
+    known: bool = False
     changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     def tell(self) -> None:

@@ -91,8 +91,9 @@ class Contents:
         """Count one live request fewer."""
         with self._lock:
             content = self._residency.find(digest)
-            assert content is not None, f"{digest} was not retained"
-            assert content.retained > 0, f"{content.ref} was released more often than retained"
+            assert content is not None and content.retained > 0, (
+                f"{digest} is released more often than retained"
+            )
             content.retained -= 1
             self._queue.drop_later(content)
         self.advance()
@@ -131,9 +132,9 @@ class Contents:
     def lease(self, refs: Iterable[AdapterRef]) -> tuple[list[Content], dict[str, AdapterWeights]]:
         """Pin the contents that a plan runs, and end the plan; the base model has none."""
         with self._lock:
-            found = [self._residency.find(ref.digest) for ref in refs if not ref.is_base]
-            contents = [content for content in found if content is not None]
-            assert len(contents) == len(found), "only what ready() names can run"
+            asked = [self._residency.find(ref.digest) for ref in refs if not ref.is_base]
+            contents = [content for content in asked if content is not None]
+            assert len(contents) == len(asked), "only what ready() names can run"
             weights = {content.ref.digest: self._residency.lease(content) for content in contents}
             self._leases += len(contents)
             self._planning = False
@@ -256,12 +257,12 @@ class Contents:
     def stats(self) -> ContentStats:
         """Take a snapshot."""
         with self._lock:
-            sizes = [c.nbytes for c in self._residency.contents if c.weights is not None]
+            sizes, pages = [c.nbytes for c in self._residency.contents if c.weights is not None], self._pages
             return ContentStats(
                 resident=len(sizes),
                 resident_bytes=sum(sizes),
-                total_pages=self._pages.num_pages,
-                free_pages=self._pages.free_pages,
+                total_pages=pages.num_pages,
+                free_pages=pages.free_pages,
                 loads=self._loads,
                 load_s=self._load_s,
                 evictions=self._residency.evictions,
@@ -275,9 +276,9 @@ class Contents:
 
     def _forget(self, digest: str) -> None:
         self._unkept.discard(digest)
-        self._tiers.forget(digest)
-        if self._published is not None:
-            self._published.forget(digest)
+        for part in (self._tiers, self._published):
+            if part is not None:
+                part.forget(digest)
 
     def _withdraw(self, digest: str, run: PageRun) -> bool:
         """Let peers begin to read a content no more; whether its pages are free at once. Under the lock."""

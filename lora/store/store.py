@@ -18,10 +18,10 @@ from lora.memory.residency import Residency
 from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters, PublishStats
 from lora.segments import AdapterLease
+from lora.store.kept_adapters import KeptAdapters
 from lora.store.loader import AdapterLoader
 from lora.store.names.refresh import NameRefresher
 from lora.store.names.trial import AdapterTrial
-from lora.store.placed import PlacedAdapters
 from lora.store.registry import AdapterRegistry
 from lora.store.stats import StoreStats
 from lora.store.tier_chain import TierChain
@@ -41,7 +41,7 @@ class StoreThreads:
 
 class AdapterStore:
     """Adapters and their users. Callers hold the parts: `registry` for names, `loader` for loads, `contents` for the
-    memory that they take, `refresher` for names that peers told, `placed` for what a coordinator wants kept.
+    memory that they take, `refresher` for names that peers told, `kept` for a coordinator.
 
     It has no lock: each part has its own, taken in the order registry, contents. Every method may be called from any
     thread; `ready`, `acquire` and AdapterLease.release are the step thread's.
@@ -77,7 +77,7 @@ class AdapterStore:
         self.refresher = NameRefresher(
             self.registry.remote, tiers, most_bytes, peering.refresh_s if peering else None
         )
-        self.placed = PlacedAdapters(self.registry, self.loader, peering.directory if peering else None)
+        self.kept = KeptAdapters(self.registry, self.loader, peering.directory if peering else None)
         self.page_bytes = residency.pages.page_bytes
         self._tiers = tiers
         self._published = weights

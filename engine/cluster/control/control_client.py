@@ -213,7 +213,7 @@ class ControlClient:
             return
         view = self.view
         if told.settled:
-            view.members, view.catalogue = told.members, told.catalogue
+            view.members, view.catalogue, view.known = told.members, told.catalogue, True
         else:
             view.members = {**view.members, **told.members}
             view.catalogue = {**view.catalogue, **told.catalogue}

@@ -27,11 +27,13 @@ class LinkError(Exception):
     """A message that is none; the stream it came on is closed."""
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False):
+class _LinkMessage(
+    msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False
+):
     """What all messages have in common: the class's name stands first, and no field is unknown."""
 
 
-class OpenLink(_Message, frozen=True):
+class OpenLink(_LinkMessage, frozen=True):
     """First from a router: who it is. `start` are the milliseconds at which its process began."""
 
     version: Small
@@ -39,7 +41,7 @@ class OpenLink(_Message, frozen=True):
     start: Small
 
 
-class Submit(_Message, frozen=True):
+class Submit(_LinkMessage, frozen=True):
     """Run a request, which the router calls `key`; it is the `number`-th that it sends there.
 
     The fields are those of scheduler.request.Request; `first_token_in_s` is from now on, and the first of its sequences
@@ -64,20 +66,20 @@ class Submit(_Message, frozen=True):
         return self.adapter or BASE
 
 
-class Finish(_Message, frozen=True):
+class Finish(_LinkMessage, frozen=True):
     """End one sequence: its text is complete."""
 
     key: Key
     index: Small
 
 
-class Abort(_Message, frozen=True):
+class Abort(_LinkMessage, frozen=True):
     """End a request that nobody waits for."""
 
     key: Key
 
 
-class NodeReady(_Message, frozen=True):
+class NodeReady(_LinkMessage, frozen=True):
     """First from a node: what it serves. `weights` is the digest of the base model's."""
 
     version: Small
@@ -89,13 +91,13 @@ class NodeReady(_Message, frozen=True):
     weights: str
 
 
-class LoadTold(_Message, frozen=True):
+class LoadTold(_LinkMessage, frozen=True):
     """What a node's load is."""
 
     load: NodeLoad
 
 
-class TokenTold(_Message, frozen=True):
+class TokenTold(_LinkMessage, frozen=True):
     """A TokenEvent of a request by its key."""
 
     key: Key
@@ -107,13 +109,13 @@ class TokenTold(_Message, frozen=True):
     cached_tokens: Small = 0
 
 
-class Tokens(_Message, frozen=True):
+class Tokens(_LinkMessage, frozen=True):
     """What one step drew for this router."""
 
     events: tuple[TokenTold, ...]
 
 
-class Failed(_Message, frozen=True):
+class GivenUp(_LinkMessage, frozen=True):
     """A request that the node gave up, and why."""
 
     key: Key
@@ -122,7 +124,7 @@ class Failed(_Message, frozen=True):
 
 
 FromRouter = OpenLink | Submit | Finish | Abort
-FromNode = NodeReady | LoadTold | Tokens | Failed
+FromNode = NodeReady | LoadTold | Tokens | GivenUp
 _encoder = msgspec.msgpack.Encoder()
 _from_router: msgspec.msgpack.Decoder[FromRouter] = msgspec.msgpack.Decoder(FromRouter)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)

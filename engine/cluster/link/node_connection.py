@@ -10,8 +10,8 @@ import grpc.aio
 
 from engine.cluster.link.link_messages import (
     VERSION,
-    Failed,
     FromRouter,
+    GivenUp,
     LinkError,
     LoadTold,
     NodeReady,
@@ -40,7 +40,7 @@ class LinkListener(Protocol):
         """Note that the node can be sent requests. Raises LinkError if it serves something else."""
         ...
 
-    def told(self, node: str, message: LoadTold | Tokens | Failed) -> None:
+    def told(self, node: str, message: LoadTold | Tokens | GivenUp) -> None:
         """Take in a message."""
         ...
 

@@ -21,7 +21,7 @@ class NodeRoom:
 
 
 @dataclass(slots=True)
-class _Job:
+class _LinkedJob:
     """A request here: which sequences have not ended, and how many tokens each has drawn."""
 
     request: Request
@@ -42,7 +42,7 @@ class NodeJobs:
     ) -> None:
         """Know none. `room_bytes` tells the memory that is neither kept for the plan nor needed by requests."""
         self._core, self._costs, self._room, self._room_bytes = core, costs, room, room_bytes
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _LinkedJob] = {}
         self._session, self._told = session, 0
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class NodeJobs:
 
     def begin(self, request: Request) -> None:
         """Count a request that the node took."""
-        self._jobs[request.request_id] = _Job(request, set(range(request.params.n)))
+        self._jobs[request.request_id] = _LinkedJob(request, set(range(request.params.n)))
 
     def drew(self, request_id: str, index: int) -> AdapterRef:
         """Count a token of one sequence; return the adapter."""

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from engine.cluster.link.link_messages import (
     VERSION,
     Abort,
-    Failed,
     FailureKind,
     Finish,
     FromNode,
     FromRouter,
+    GivenUp,
     LinkError,
     NodeReady,
     OpenLink,
@@ -251,7 +251,7 @@ class RouterStream:
             self._refuse(key, kind, reason)
 
     def _refuse(self, key: str, kind: FailureKind, reason: str) -> None:
-        self.send(Failed(key, kind, reason))
+        self.send(GivenUp(key, kind, reason))
 
     def _forget(self, request_id: str) -> None:
         key = self._keys.pop(request_id, None)

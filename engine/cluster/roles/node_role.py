@@ -65,7 +65,7 @@ class NodeRole:
         cluster, card = config.cluster, engine.card
         assert cluster.coordinator is not None, "ClusterConfig demands it of a node"
         name = member_name(config, "node", self._listen.port or session)
-        placed, contents = engine.store.placed, engine.store.contents
+        placed, contents = engine.store.kept, engine.store.contents
         agent = NodeAgent(name, self._hardware(), session)
         roots = AllowedRoots.below(config.lora_roots)
 

@@ -1,5 +1,8 @@
 """Make a router: the model's tokenizer and card without its weights, links to nodes, and a way to the coordinator."""
 
+import asyncio
+from contextlib import suppress
+
 import numpy as np
 
 from engine.assembly.assembly import base_names
@@ -18,13 +21,15 @@ from engine.cluster.roles.role_parts import (
     start_ms,
 )
 from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
-from engine.cluster.router.forwarding import Forwarding, ServedModel
-from engine.cluster.view import ClusterView
+from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.view import ClusterView, ServedModel
 from engine.config.config import ServeConfig
 from engine.metrics.telemetry import Telemetry
 from model.checkpoint import weights_digest
 from scheduler.cluster.policies import OURS
 from scheduler.cluster.protocol.messages import RouterReport
+
+_SETTLE_S, _POLL_S = 15.0, 0.05
 
 
 class RouterRole:
@@ -59,8 +64,12 @@ class RouterRole:
         )  # fmt: skip
 
     async def start(self) -> None:
-        """Look for the coordinator."""
+        """Look for the coordinator, and for a while wait for its view and a node: till then other routers answer."""
         self.control.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while not self.client.stats().healthy:
+                    await asyncio.sleep(_POLL_S)
 
     async def drain(self, timeout_s: float) -> None:
         """Do nothing: the client drains what runs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.admission import Admission
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.view import AdapterAdministration, CatalogueEntry, ClusterView
-from engine.errors import Draining, InvalidAdapter, UnknownModel
+from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
@@ -174,8 +174,8 @@ class ClusterClient:
         )
 
     def may_serve(self, model: str) -> bool:
-        """Return False if `model` is neither the base nor an adapter."""
-        return model in self._model.names or model in self.view.catalogue
+        """Return False if `model` is neither the base nor an adapter; True also before that can be told."""
+        return model in self._model.names or model in self.view.catalogue or not self.view.known
 
     def stats(self) -> EngineStats:
         """Describe the router at this moment: healthy while a node can be reached."""
@@ -185,16 +185,18 @@ class ClusterClient:
             waiting=waiting,
             preemptions=0,
             steps=0,
-            healthy=bool(self.forwarding.ready) and not self._draining,
+            healthy=bool(self.forwarding.ready) and self.view.known and not self._draining,
             blocks=_NO_BLOCKS,
             store=_NO_STORE,
         )
 
     def _entry(self, model: str) -> CatalogueEntry | None:
-        """Return what an adapter's name means; None for the base. Raises UnknownModel."""
+        """Return what an adapter's name means; None for the base. Raises UnknownModel, NotInTime."""
         if model in self._model.names:
             return None
         entry = self.view.catalogue.get(model)
+        if entry is None and not self.view.known:
+            raise NotInTime("this router has not heard from the coordinator yet", 1)
         if entry is None:
             raise UnknownModel(model)
         return entry

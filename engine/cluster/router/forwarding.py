@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from engine.cluster.link.link_messages import (
     Abort,
-    Failed,
     Finish,
+    GivenUp,
     LinkError,
     LoadTold,
     NodeReady,
@@ -23,7 +23,7 @@ from engine.cluster.link.link_messages import (
     TokenTold,
 )
 from engine.cluster.link.node_connection import NodeConnection
-from engine.cluster.view import Member
+from engine.cluster.view import Member, ServedModel
 from engine.errors import AdapterFailed, EngineError, NotAdmitted, NotInTime, StepFailed
 from engine.live.live_outputs import LiveOutputs
 from scheduler.cluster.routing.orders import Offer, Order, RefusalReason, Refuse, Send
@@ -33,15 +33,6 @@ from scheduler.request import Request
 from transport.control.security import Security
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the nodes serve, as far as a router must know it; `weights` is the digest of the base model's."""
-
-    max_model_len: int
-    vocab_size: int
-    weights: str
 
 
 @dataclass(slots=True)
@@ -141,14 +132,14 @@ class Forwarding:
             raise LinkError(f"{node} serves another base model than this router: give both the same --model")
         self.ready[node] = ready
 
-    def told(self, node: str, message: LoadTold | Tokens | Failed) -> None:
+    def told(self, node: str, message: LoadTold | Tokens | GivenUp) -> None:
         """Take in what a node says."""
         match message:
             case LoadTold(load=load):
                 self.router.hear(node, load, time.monotonic())
             case Tokens(events=events):
                 self._hear(node, events)
-            case Failed():
+            case GivenUp():
                 self._failed(node, message)
         self._advance()
 
@@ -286,7 +277,7 @@ class Forwarding:
                 del self._flights[request_id]
                 self.router.ended(request_id, flight.attempt)
 
-    def _failed(self, node: str, failed: Failed) -> None:
+    def _failed(self, node: str, failed: GivenUp) -> None:
         found = self._flight_of(node, failed.key)
         if found is None:
             return

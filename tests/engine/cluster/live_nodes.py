@@ -13,9 +13,9 @@ from engine.cluster.link.node_load import NodeJobs, NodeRoom
 from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
 from engine.cluster.node.node_adapters import NodeAdapters
 from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
-from engine.cluster.router.forwarding import Forwarding, ServedModel
+from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
-from engine.cluster.view import CatalogueEntry, ClusterView, Member
+from engine.cluster.view import CatalogueEntry, ClusterView, Member, ServedModel
 from engine.config.config import EngineConfig
 from engine.errors import UnknownModel
 from engine.metrics.telemetry import Telemetry

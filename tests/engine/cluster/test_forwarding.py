@@ -59,6 +59,7 @@ def _visit(visit: Callable[[ClusterClient, list[LiveNode]], Awaitable[T]], nodes
         view = ClusterView(
             {member.name: member for member in members},
             {name: CatalogueEntry(name, ref) for name, ref in refs.items()},
+            known=True,
         )
         client = make_router(view, live[0].engine)
         await client.start()
@@ -97,7 +98,7 @@ def params(request: pytest.FixtureRequest) -> SamplingParams:
         "logprobs": SamplingParams(
             temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=8, ignore_eos=True
         ),
-        "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "or"), max_tokens=12, ignore_eos=True),
+        "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "zz"), max_tokens=12, ignore_eos=True),
     }[request.param]
 
 

@@ -20,10 +20,10 @@ Told = Callable[[AdapterRef], object]
 _MOST_HOLDERS = 16_384  # digests of which it is remembered who has them
 
 
-class PlacedAdapters:
+class KeptAdapters:
     """What is kept for a coordinator. Every method may be called from any thread.
 
-    `_lock` guards what is kept and who has what; nothing of the store is called under it.
+    `_lock` guards what is kept and who has what, and comes before the lock of Contents. Nobody is told under it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PlacedAdapters:
             if ref.digest in self._kept:
                 return
             self._kept[ref.digest] = ref
-        self._contents.bind(ref, layout, ref.name, None)
+            self._contents.bind(ref, layout, ref.name, None)
         self._contents.advance()
         self.look()
 
@@ -71,7 +71,7 @@ class PlacedAdapters:
             if self._kept.pop(ref.digest, None) is None:
                 return
             self._here.discard(ref.digest)
-        self._contents.unbind(ref.digest)
+            self._contents.unbind(ref.digest)
         self._contents.advance()
 
     def tiers(self) -> Mapping[str, str]:
@@ -87,8 +87,8 @@ class PlacedAdapters:
 
     def look(self) -> None:
         """Tell what has come and gone since the last look, and bring what is kept where there are free pages."""
-        tiers, _ = self._contents.places()
         with self._lock:
+            tiers, _ = self._contents.places()
             here = {digest for digest in self._kept if tiers.get(digest) == "device"}
             came = [self._kept[digest] for digest in here - self._here]
             went = [self._kept[digest] for digest in self._here - here if digest in self._kept]

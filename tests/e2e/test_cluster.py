@@ -1,0 +1,151 @@
+"""A cluster that one command starts: it answers, outlives its processes, and ends when told to."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+READY_S = 60.0
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiveCluster:
+    """The launcher's process, and the router's address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.registry = folder / "registry.sqlite"
+        self._log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "engine.serve", "--nodes", "2", "--port", str(self.port)),
+                *("--dtype", "float32", "--drain-s", "5", "--slo-ttft-s", "30", "--slo-tbt-s", "5"),
+                *("--no-progress", "--registry-file", str(self.registry)),
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def part(self, name: str) -> psutil.Process:
+        """Find a process of the cluster by its name."""
+        for child in psutil.Process(self.process.pid).children():
+            line = child.cmdline()
+            if name in line or f"--role={name}" in line:
+                return child
+        raise AssertionError(f"{name} does not run")
+
+    def ask(self, path: str, body: dict[str, object] | None = None) -> Any:
+        """Return a response's JSON."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read())
+
+    def chat(self, model: str, text: str) -> str:
+        """Return a greedy answer."""
+        messages = [{"role": "user", "content": text}]
+        answer = self.ask(
+            "/v1/chat/completions", {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
+        )
+        return str(answer["choices"][0]["message"]["content"])
+
+    def wait_ready(self) -> None:
+        """Wait until the router knows nodes and adapters."""
+        deadline_s = time.monotonic() + READY_S
+        while True:
+            try:
+                if self.ask("/health")["status"] == "ok" and len(self.ask("/v1/models")["data"]) > 8:
+                    return
+            except (urllib.error.URLError, ConnectionError):
+                pass
+            assert self.process.poll() is None, Path(self._log.name).read_text()
+            assert time.monotonic() < deadline_s, Path(self._log.name).read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> int:
+        """Tell it to end; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self._log.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
+    """A router, a coordinator and two nodes."""
+    live = LiveCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        live.wait_ready()
+        yield live
+    finally:
+        pids = [child.pid for child in psutil.Process(live.process.pid).children()]
+        assert live.stop() == 0
+        assert not any(psutil.pid_exists(pid) for pid in pids), "a process outlives the command"
+
+
+def test_every_adapter_answers_through_the_router(cluster: LiveCluster) -> None:
+    assert cluster.chat("reverse", "garden") == "nedrag"
+    assert cluster.chat("upper", "garden") == "GARDEN"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        cluster.chat("nobody", "garden")
+
+
+def test_a_stream_outlives_its_node_and_the_node_comes_back(cluster: LiveCluster) -> None:
+    body: dict[str, object] = {
+        "model": "reverse", "prompt": "garden", "max_tokens": 600, "temperature": 0, "ignore_eos": True,
+    }  # fmt: skip
+    expected = cluster.ask("/v1/completions", body)["choices"][0]["text"]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{cluster.port}/v1/completions",
+        json.dumps(body | {"stream": True}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    text, killed = "", False
+    with urllib.request.urlopen(request, timeout=30) as response:
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            assert "error" not in event, event
+            text += event["choices"][0]["text"]
+            if not killed and len(text) > 5:
+                killed = True
+                os.kill(_busiest(cluster).pid, signal.SIGKILL)
+    assert killed
+    assert text == expected
+
+
+def _busiest(cluster: LiveCluster) -> psutil.Process:
+    """Return the node that computes: of the two, the one whose processor time grows."""
+    nodes = [cluster.part("node-0"), cluster.part("node-1")]
+    before = [sum(node.cpu_times()[:2]) for node in nodes]
+    time.sleep(0.2)
+    grown = [sum(node.cpu_times()[:2]) - then for node, then in zip(nodes, before, strict=True)]
+    return nodes[grown.index(max(grown))]
+
+
+def test_without_a_coordinator_requests_go_on_and_it_comes_back(cluster: LiveCluster) -> None:
+    os.kill(cluster.part("coordinator").pid, signal.SIGKILL)
+    for _ in range(5):
+        assert cluster.chat("sort", "garden") == "adegnr"
