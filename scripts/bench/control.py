@@ -31,6 +31,7 @@ from scheduler.cluster.policies import OURS, Setting
 from scheduler.cluster.protocol.agent import Fetch, Free, NodeAgent
 from scheduler.cluster.protocol.messages import Command, NodeHardware
 from scheduler.cluster.state import OperatingPoints
+from scripts.arguments import count, positive
 
 _PROFILE = Path("scheduler/cluster/profiles/h100_llama8b.json")
 _MACHINE = NodeHardware(8 << 30, OperatingPoints((8, 128), (4000.0, 2000.0)))
@@ -167,9 +168,9 @@ async def _measure(adapters: int, members: int, seconds: float) -> Mapping[str, 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure once, and print the row; `--output` adds it to a file of rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--adapters", type=int, default=10_000)
-    parser.add_argument("--members", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--adapters", type=count, default=10_000)
+    parser.add_argument("--members", type=count, default=256)
+    parser.add_argument("--seconds", type=positive, default=30.0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(arguments)
     row = json.dumps(asyncio.run(_measure(args.adapters, args.members, args.seconds)))
