@@ -79,6 +79,12 @@ class Residency:
         """All known contents, in order of first appearance."""
         return self._contents.values()
 
+    def known(self, digest: str) -> Content:
+        """Return a content that must be known."""
+        content = self.find(digest)
+        assert content is not None, f"{digest} is not known: only what ready() names can run"
+        return content
+
     def places(self, kept: frozenset[str]) -> tuple[dict[str, str], int]:
         """Return where each content is, by digest, and the bytes that others could have.
 

@@ -132,9 +132,7 @@ class Contents:
     def lease(self, refs: Iterable[AdapterRef]) -> tuple[list[Content], dict[str, AdapterWeights]]:
         """Pin the contents that a plan runs, and end the plan; the base model has none."""
         with self._lock:
-            asked = [self._residency.find(ref.digest) for ref in refs if not ref.is_base]
-            contents = [content for content in asked if content is not None]
-            assert len(contents) == len(asked), "only what ready() names can run"
+            contents = [self._residency.known(ref.digest) for ref in refs if not ref.is_base]
             weights = {content.ref.digest: self._residency.lease(content) for content in contents}
             self._leases += len(contents)
             self._planning = False
