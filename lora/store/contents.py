@@ -91,9 +91,8 @@ class Contents:
         """Count one live request fewer."""
         with self._lock:
             content = self._residency.find(digest)
-            assert content is not None and content.retained > 0, (
-                f"{digest} is released more often than retained"
-            )
+            assert content is not None, f"{digest} was not retained"
+            assert content.retained > 0, f"{content.ref} was released more often than retained"
             content.retained -= 1
             self._queue.drop_later(content)
         self.advance()

@@ -115,7 +115,7 @@ class Tokens(_LinkMessage, frozen=True):
     events: tuple[TokenTold, ...]
 
 
-class GivenUp(_LinkMessage, frozen=True):
+class RequestFailed(_LinkMessage, frozen=True):
     """A request that the node gave up, and why."""
 
     key: Key
@@ -124,7 +124,7 @@ class GivenUp(_LinkMessage, frozen=True):
 
 
 FromRouter = OpenLink | Submit | Finish | Abort
-FromNode = NodeReady | LoadTold | Tokens | GivenUp
+FromNode = NodeReady | LoadTold | Tokens | RequestFailed
 _encoder = msgspec.msgpack.Encoder()
 _from_router: msgspec.msgpack.Decoder[FromRouter] = msgspec.msgpack.Decoder(FromRouter)
 _from_node: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)

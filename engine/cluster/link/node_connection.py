@@ -11,11 +11,11 @@ import grpc.aio
 from engine.cluster.link.link_messages import (
     VERSION,
     FromRouter,
-    GivenUp,
     LinkError,
     LoadTold,
     NodeReady,
     OpenLink,
+    RequestFailed,
     Tokens,
     encoded,
     read_from_node,
@@ -40,7 +40,7 @@ class LinkListener(Protocol):
         """Note that the node can be sent requests. Raises LinkError if it serves something else."""
         ...
 
-    def told(self, node: str, message: LoadTold | Tokens | GivenUp) -> None:
+    def told(self, node: str, message: LoadTold | Tokens | RequestFailed) -> None:
         """Take in a message."""
         ...
 

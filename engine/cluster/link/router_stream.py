@@ -13,10 +13,10 @@ from engine.cluster.link.link_messages import (
     Finish,
     FromNode,
     FromRouter,
-    GivenUp,
     LinkError,
     NodeReady,
     OpenLink,
+    RequestFailed,
     Submit,
     Tokens,
     TokenTold,
@@ -251,7 +251,7 @@ class RouterStream:
             self._refuse(key, kind, reason)
 
     def _refuse(self, key: str, kind: FailureKind, reason: str) -> None:
-        self.send(GivenUp(key, kind, reason))
+        self.send(RequestFailed(key, kind, reason))
 
     def _forget(self, request_id: str) -> None:
         key = self._keys.pop(request_id, None)

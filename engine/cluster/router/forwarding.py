@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from engine.cluster.link.link_messages import (
     Abort,
     Finish,
-    GivenUp,
     LinkError,
     LoadTold,
     NodeReady,
     OpenLink,
+    RequestFailed,
     Submit,
     Tokens,
     TokenTold,
@@ -132,14 +132,14 @@ class Forwarding:
             raise LinkError(f"{node} serves another base model than this router: give both the same --model")
         self.ready[node] = ready
 
-    def told(self, node: str, message: LoadTold | Tokens | GivenUp) -> None:
+    def told(self, node: str, message: LoadTold | Tokens | RequestFailed) -> None:
         """Take in what a node says."""
         match message:
             case LoadTold(load=load):
                 self.router.hear(node, load, time.monotonic())
             case Tokens(events=events):
                 self._hear(node, events)
-            case GivenUp():
+            case RequestFailed():
                 self._failed(node, message)
         self._advance()
 
@@ -277,7 +277,7 @@ class Forwarding:
                 del self._flights[request_id]
                 self.router.ended(request_id, flight.attempt)
 
-    def _failed(self, node: str, failed: GivenUp) -> None:
+    def _failed(self, node: str, failed: RequestFailed) -> None:
         found = self._flight_of(node, failed.key)
         if found is None:
             return

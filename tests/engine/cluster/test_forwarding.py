@@ -91,14 +91,14 @@ async def _ask(client: ClusterClient | LiveNode, name: str, text: str, params: S
 def params(request: pytest.FixtureRequest) -> SamplingParams:
     """Parameters under each of which an answer must be the same wherever it is computed."""
     return {
-        "greedy": GREEDY,
-        "seeded": SamplingParams(temperature=1.5, seed=7, max_tokens=12, ignore_eos=True),
-        "penalised": SamplingParams(seed=3, presence_penalty=1.5, max_tokens=12, ignore_eos=True),
-        "n=3": SamplingParams(temperature=1.5, seed=5, n=3, max_tokens=12, ignore_eos=True),
+        "greedy": SamplingParams(temperature=0, max_tokens=60, ignore_eos=True),
+        "seeded": SamplingParams(temperature=1.5, seed=7, max_tokens=60, ignore_eos=True),
+        "penalised": SamplingParams(seed=3, presence_penalty=1.5, max_tokens=60, ignore_eos=True),
+        "n=3": SamplingParams(temperature=1.5, seed=5, n=3, max_tokens=60, ignore_eos=True),
         "logprobs": SamplingParams(
-            temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=8, ignore_eos=True
+            temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=60, ignore_eos=True
         ),
-        "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "zz"), max_tokens=12, ignore_eos=True),
+        "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "zz"), max_tokens=60, ignore_eos=True),
     }[request.param]
 
 
