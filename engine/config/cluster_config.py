@@ -43,7 +43,7 @@ class ClusterConfig:
         str | None,
         Option("cluster", TEXT, "the name of this node or router", note="by default host and port"),
     ] = None
-    zone: Annotated[str, Option("cluster", TEXT, "copies of an adapter are spread over different zones")] = (
+    zone: Annotated[str | None, Option("cluster", TEXT, "copies of an adapter are spread over different zones")] = (
         None
     )
     registry_file: Annotated[
