@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -80,6 +80,7 @@ class RpcGuard:
         host = _host(context.peer())
         record = RequestRecord(uuid.uuid4().hex, host, "gRPC", path)
         record.administers = needed is Permission.ADMINISTER
+        failure: ApiError | None = None
         try:
             try:
                 local = _is_loopback(host) and not _NOT_DIRECT & metadata.keys()
@@ -90,12 +91,10 @@ class RpcGuard:
                     yield each
                 record.status = 200
             except FORESEEN as error:
-                await self._abort(context, record, as_api_error(error))
-            except Exception as error:
-                if isinstance(error, grpc.aio.BaseError):
-                    raise
+                failure = _noted(error, record)
+            except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
                 _log.exception("gRPC %s failed in a way that nobody foresaw", path)
-                await self._abort(context, record, as_api_error(error))
+                failure = _noted(error, record)
             finally:
                 await self._log.write_audit(record)
         except (asyncio.CancelledError, GeneratorExit):
@@ -103,11 +102,15 @@ class RpcGuard:
             raise
         finally:
             self._log.write_access(record)
+        if failure is not None:  # only now: a client hears of nothing before the audit has it
+            await context.abort(code_of(failure), _in_wire_words(failure))
 
-    async def _abort(self, context: Context, record: RequestRecord, error: ApiError) -> NoReturn:
-        record.status, record.code = error.status, error.code
-        await context.abort(code_of(error), _in_wire_words(error))
-        raise AssertionError("abort raises")
+
+def _noted(error: Exception, record: RequestRecord) -> ApiError:
+    """Express a failure as HTTP would, for the logs too."""
+    failure = as_api_error(error)
+    record.status, record.code = failure.status, failure.code
+    return failure
 
 
 def _in_wire_words(error: ApiError) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import grpc
@@ -52,7 +52,7 @@ class Door:
         return await self._call(f"Control/{name}", message, getattr(control_pb2, answer), how)
 
     async def health(self, service: str = "vllm.Inference") -> int:
-        stub = health_pb2_grpc.HealthStub(self.channel)
+        stub = cast(Any, health_pb2_grpc).HealthStub(self.channel)
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
     async def _call(self, path: str, message: Any, answer: Any, how: dict[str, Any]) -> Any:
@@ -76,11 +76,13 @@ def at_door(
         address = rpc.removeprefix("grpc://")
         secure = ca and grpc.ssl_channel_credentials(ca)
         channel = grpc.aio.secure_channel(address, secure) if secure else grpc.aio.insecure_channel(address)
-        async with channel:
-            await asyncio.wait_for(scenario(Door(channel, address, http, node, stop)), 30)
-        node.gate.set()
-        stop.set()
-        await server
+        try:
+            async with channel:
+                await asyncio.wait_for(scenario(Door(channel, address, http, node, stop)), 30)
+        finally:
+            node.gate.set()
+            stop.set()
+            await server
         assert not node.live
 
     asyncio.run(run())
@@ -201,12 +203,26 @@ def test_adapters_are_loaded_listed_and_unloaded(tmp_path: Path) -> None:
         assert (await refusal(door.control("LoadLora", load)))[0] is grpc.StatusCode.ALREADY_EXISTS
         outside = control_pb2.LoadLoraRequest(lora_name="other", source_path="/etc")
         code, details = await refusal(door.control("LoadLora", outside))
-        assert (code, "source_path" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+        assert (code, "source_path" in details) == (grpc.StatusCode.PERMISSION_DENIED, True)
         unload = control_pb2.UnloadLoraRequest(lora_name="new")
         assert (await door.control("UnloadLora", unload)).adapter == loaded
         assert (await refusal(door.control("UnloadLora", unload)))[0] is grpc.StatusCode.NOT_FOUND
 
     at_door(scenario, ServeConfig(lora_roots=(tmp_path,)))
+
+
+def test_a_refusal_is_audited_before_the_client_hears_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(door: Door) -> None:
+        outside = control_pb2.LoadLoraRequest(lora_name="other", source_path="/etc")
+        await refusal(door.control("LoadLora", outside))
+        (line,) = [each.getMessage() for each in caplog.records if each.name == "engine.audit"]
+        assert '"action": "/vllm.Control/LoadLora"' in line
+        assert '"outcome": "outside_roots"' in line
+
+    with caplog.at_level("INFO", "engine.audit"):
+        at_door(scenario, ServeConfig(lora_roots=(tmp_path,)))
 
 
 def test_health_ends_with_the_drain_and_reflection_names_the_services() -> None:
