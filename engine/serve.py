@@ -1,4 +1,4 @@
-"""Serve an engine over HTTP until told to stop: python -m engine.serve.
+"""Serve an engine over HTTP, and over gRPC if asked, until told to stop: python -m engine.serve.
 
 The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
 second one ends the process at once. When the engine fails, or a process that computes along with it, the server stops
@@ -35,6 +35,8 @@ from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.metrics.log_queue import CLOSE_S, server_log
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
+from engine.rpc.rpc_guard import RpcGuard
+from engine.rpc.rpc_server import RpcServer
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterRefused
 from model.checkpoint import CheckpointError, weights_digest
@@ -76,15 +78,20 @@ async def serve(
     roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
     log = _request_log(config)
     client.telemetry.watch_lost_lines(log.lost)
-    guard = RequestGuard(access_rules(config), log)
-    app = http_app(client, AdapterAdmin(client, roots), guard, config.access.cors_origins, config.http)
+    rules, admin = access_rules(config), AdapterAdmin(client, roots)
+    app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http)
     server = HttpServer(app, _tls(config.access), config.http)
+    rpc = RpcServer(client, admin, RpcGuard(rules, log), config)
     await client.start()
     try:
         if membership is not None:
             await membership.start()
-        ready(await _listen(server, config))
+        address = await _listen(server, config)
+        if config.grpc_port is not None:
+            address += f" and {await rpc.listen(config.host, config.grpc_port)}"
+        ready(address)
         await stop.wait()
+        await rpc.stop_serving()
         await server.stop_listening()
         if membership is not None:
             await membership.drain(config.drain_s)
@@ -93,6 +100,7 @@ async def serve(
         if membership is not None:
             await membership.close()
         await client.close()
+        await rpc.close()
         await server.close()
         log.close()
 

@@ -24,7 +24,14 @@ _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.5, 15.0
 _STEADY_S = 30.0  # a process that ran so long is started again at once
 _GRACE_S = 10.0  # beyond the time to drain
 _LOCAL = "127.0.0.1"
-_OWN_OPTIONS = {"--nodes": 1, "--routers": 1, "--port": 1, "--host": 1, "--registry-file": 1}
+_OWN_OPTIONS = {
+    "--nodes": 1,
+    "--routers": 1,
+    "--port": 1,
+    "--host": 1,
+    "--registry-file": 1,
+    "--grpc-port": 1,
+}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger(__name__)
 
@@ -143,12 +150,17 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
         )  # fmt: skip
     for at in range(routers):
         port = str(config.port + at) if config.port else "0"
+        rpc = (
+            ()
+            if config.grpc_port is None
+            else ("--grpc-port", str(config.grpc_port and config.grpc_port + at))
+        )
         parts.append(
             Part(
                 f"router-{at}",
                 (*shared, *trust, "--role", "router", "--coordinator", coordinator, "--host", config.host,
                  "--routers", str(routers), "--peer-listen", f"{_LOCAL}:0", "--node-name", f"router-{at}",
-                 "--port", port),
+                 "--port", port, *rpc),
             )
         )  # fmt: skip
     return tuple(parts)

@@ -43,9 +43,9 @@ class ClusterConfig:
         str | None,
         Option("cluster", TEXT, "the name of this node or router", note="by default host and port"),
     ] = None
-    zone: Annotated[str | None, Option("cluster", TEXT, "copies of an adapter are spread over different zones")] = (
-        None
-    )
+    zone: Annotated[
+        str | None, Option("cluster", TEXT, "copies of an adapter are spread over different zones")
+    ] = None
     registry_file: Annotated[
         Path | None,
         Option(

@@ -186,6 +186,10 @@ class ServeConfig:
     engine: EngineConfig = EngineConfig()
     host: Annotated[str, Option("server", TEXT, "address to listen at")] = "127.0.0.1"
     port: Annotated[int, Option("server", PORT, "TCP port to listen at; 0 picks a free one")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Option("server", PORT, "TCP port of gRPC, at the same host; 0 picks a free one", note="none: off"),
+    ] = None
     log_level: Annotated[
         LogLevel, Option("server", one_of(LogLevel, "LEVEL"), "least level of what is logged")
     ] = "info"

@@ -64,12 +64,17 @@ def read(packages: Iterable[str], root: Path = ROOT) -> tuple[Source, ...]:
 
     Raises FileNotFoundError for a package without any, so that no check passes on an empty tree.
     """
-    found = {package: sorted((root / package).rglob("*.py")) for package in packages}
+    found = {package: sorted(_written((root / package).rglob("*.py"))) for package in packages}
     if empty := [package for package, files in found.items() if not files]:
         raise FileNotFoundError(f"no Python file below {', '.join(empty)} in {root}")
     paths = sorted(path for files in found.values() for path in files)
     texts = ((path.relative_to(root), path.read_text()) for path in paths)
     return tuple(Source(path, text, ast.parse(text)) for path, text in texts)
+
+
+def _written(paths: Iterable[Path]) -> Iterator[Path]:
+    """Leave out what `protoc` made of declarations: nobody wrote it."""
+    return (path for path in paths if not path.name.endswith("_pb2.py"))
 
 
 def write(root: Path, files: dict[str, str]) -> tuple[Source, ...]:

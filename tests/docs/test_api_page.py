@@ -9,6 +9,7 @@ import msgspec
 from engine.api import schema
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL
 from engine.api.parsing import MAX_PROMPTS
+from engine.rpc.rpc_guard import CODES
 from scheduler.request import (
     MAX_BIASES,
     MAX_N,
@@ -19,7 +20,7 @@ from scheduler.request import (
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-HONOURED, NOTHING, LIMITS = re.split(r"^## .*\n", PAGE, flags=re.MULTILINE)[1:]
+HONOURED, NOTHING, LIMITS, GRPC = re.split(r"^## .*\n", PAGE, flags=re.MULTILINE)[1:]
 
 
 def told(section: str) -> dict[str, str]:
@@ -53,3 +54,8 @@ def test_the_limits_are_those_of_the_program() -> None:
     rows = re.findall(r"^\| .*? \| ([0-9]+) \| 400 \|$", LIMITS, re.MULTILINE)
     limits = (MAX_N, MAX_TOP_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, MAX_BIASES, MAX_PROMPTS)
     assert [int(row) for row in rows] == list(limits)
+
+
+def test_the_page_tells_the_grpc_code_of_each_status() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+)", GRPC, flags=re.MULTILINE)
+    assert rows == [(str(status), code.name) for status, code in CODES.items()]

@@ -22,6 +22,7 @@ _PATH = re.compile(_WORD + r"([\w.*-]+(?:/[\w.*-]+)+)/?(?![\w(])")
 _FILE = re.compile(_WORD + r"([\w-]+\.(?:py|sh|md|toml|yaml))(?![\w/])")
 _MODULE = re.compile(_WORD + r"((?:engine|scheduler|model|lora|transport|scripts|tests)(?:\.\w+)+)(?![\w/])")
 _CLASS = re.compile(r"(?<![\w.])((?:[A-Z][a-z0-9]+){2,})(?!\w)")
+_DECLARED = re.compile(r"^\s*(?:message|service|rpc) (\w+)", re.MULTILINE)
 _TEST = re.compile(r"(?<!\w)(test_\w+)(?![\w./])")
 
 
@@ -55,6 +56,13 @@ def _definitions(path: Path) -> frozenset[str]:
             case _:
                 pass
     return frozenset(names)
+
+
+@functools.cache
+def _declared() -> frozenset[str]:
+    """The messages, services and calls of the gRPC protocol."""
+    texts = (path.read_text() for path in (ROOT / "engine/rpc/wire").glob("*.proto"))
+    return frozenset(name for text in texts for name in _DECLARED.findall(text))
 
 
 @functools.cache
@@ -124,7 +132,8 @@ def test_every_module_in_code_exists(page: Page) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_class_in_code_is_defined_in_the_library(page: Page) -> None:
     named = [name for code in page.code for name in _CLASS.findall(code)]
-    assert [name for name in named if name not in _defined(*_packages())] == []
+    known = _defined(*_packages()) | _declared()
+    assert [name for name in named if name not in known] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,263 @@
+"""The gRPC door answers as HTTP does, for the same rules, and frees what a call held."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_tools import protoc
+
+from engine.config.access_config import AccessConfig
+from engine.config.config import ServeConfig
+from engine.rpc.wire import control_pb2, inference_pb2
+from engine.serve import serve
+from engine.tokenizer import Tokenizer
+from scripts.certificates import make_certificates
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
+
+CODEC = Tokenizer(byte_tokenizer())
+Ask = inference_pb2.GenerateRequest
+ROOT = Path(__file__).parents[3]
+
+
+class Door:
+    """A server's gRPC port, and its HTTP address."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, http: str, node: FakeClient, stop: asyncio.Event
+    ) -> None:
+        self.address = address
+        self.channel, self.http, self.node, self.stop = channel, http, node, stop
+
+    async def generate(self, ask: Ask, **how: Any) -> inference_pb2.GenerateResponse:
+        return await self._call("Inference/Generate", ask, inference_pb2.GenerateResponse, how)
+
+    def stream(self, ask: Ask, **how: Any) -> Any:
+        method = self.channel.unary_stream(
+            "/vllm.Inference/GenerateStream",
+            request_serializer=Ask.SerializeToString,
+            response_deserializer=inference_pb2.GenerateResponse.FromString,
+        )
+        return method(ask, **how)
+
+    async def control(self, name: str, message: Any, **how: Any) -> Any:
+        answer = name + "Response" if name != "GetModelInfo" else "ModelInfo"
+        return await self._call(f"Control/{name}", message, getattr(control_pb2, answer), how)
+
+    async def health(self, service: str = "vllm.Inference") -> int:
+        stub = cast(Any, health_pb2_grpc).HealthStub(self.channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    async def _call(self, path: str, message: Any, answer: Any, how: dict[str, Any]) -> Any:
+        method = self.channel.unary_unary(
+            f"/vllm.{path}",
+            request_serializer=type(message).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return await method(message, **how)
+
+
+def at_door(
+    scenario: Callable[[Door], Awaitable[None]], config: ServeConfig | None = None, ca: bytes | None = None
+) -> None:
+    async def run() -> None:
+        node, stop = FakeClient(CODEC), asyncio.Event()
+        told: asyncio.Queue[str] = asyncio.Queue()
+        chosen = replace(config or ServeConfig(), port=0, grpc_port=0)
+        server = asyncio.create_task(serve(node, chosen, told.put_nowait, stop))
+        http, _, rpc = (await told.get()).partition(" and ")
+        address = rpc.removeprefix("grpc://")
+        secure = ca and grpc.ssl_channel_credentials(ca)
+        channel = grpc.aio.secure_channel(address, secure) if secure else grpc.aio.insecure_channel(address)
+        try:
+            async with channel:
+                await asyncio.wait_for(scenario(Door(channel, address, http, node, stop)), 30)
+        finally:
+            node.gate.set()
+            stop.set()
+            await server
+        assert not node.live
+
+    asyncio.run(run())
+
+
+def reflected(address: str) -> list[str]:
+    with grpc.insecure_channel(address) as channel:
+        return list(ProtoReflectionDescriptorDatabase(channel).get_services())
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+def test_an_adapter_answers_as_over_http_and_whole_as_in_parts() -> None:
+    async def scenario(door: Door) -> None:
+        ask = Ask(text="hi", lora_name="poet", response={"output_token_ids": True, "output_logprobs": True})
+        ask.stopping.max_new_tokens = 64
+        whole = await door.generate(ask)
+        parts = [part async for part in door.stream(ask)]
+        body = {"model": "poet", "prompt": "hi", "max_tokens": 64, "return_token_ids": True, "logprobs": 0}
+        async with aiohttp.ClientSession(door.http) as http:
+            answer = await (await http.post("/v1/completions", json=body)).json()
+        (choice,) = answer["choices"]
+        assert whole.outputs.text == choice["text"] == "".join(part.outputs.text for part in parts)
+        assert list(whole.outputs.token_ids) == choice["token_ids"]
+        assert list(whole.outputs.logprobs) == pytest.approx(choice["logprobs"]["token_logprobs"])
+        assert whole.outputs.finish_info == parts[-1].outputs.finish_info
+        assert whole.outputs.finish_info.finish_reason == inference_pb2.FinishInfo.STOP
+        assert [part.HasField("prompt_info") for part in parts] == [True] + [False] * (len(parts) - 1)
+        assert whole.prompt_info.num_prompt_tokens == answer["usage"]["prompt_tokens"]
+
+    at_door(scenario)
+
+
+def test_the_protocols_defaults_and_decimals_reach_the_engine() -> None:
+    async def scenario(door: Door) -> None:
+        await door.generate(Ask(text="hi"))
+        sampling = {"top_p": 0.7, "seed": 5}
+        await door.generate(Ask(token_ids={"ids": [1, 2]}, temperature=0.3, sampling=sampling))
+        (model, _, plain), (_, ids, drawn) = door.node.submitted
+        assert (model, plain.temperature, plain.max_tokens, plain.top_p) == ("base", 0, 20, 1)
+        assert (ids, drawn.temperature, drawn.top_p, drawn.seed) == ((1, 2), 0.3, 0.7, 5)
+
+    at_door(scenario)
+
+
+REFUSED = [
+    (Ask(text="hi", lora_name="nobody"), "NOT_FOUND", "nobody"),
+    (Ask(text="hi", model="other"), "NOT_FOUND", "other"),
+    (Ask(text="hi", lora_name="base"), "NOT_FOUND", "base"),
+    (Ask(), "INVALID_ARGUMENT", "prompt"),
+    (Ask(text="hi", sampling={"num_sequences": 129}), "INVALID_ARGUMENT", "num_sequences"),
+    (Ask(text="hi", temperature=-1), "INVALID_ARGUMENT", "temperature"),
+    (Ask(text="hi", temperature=float("nan")), "INVALID_ARGUMENT", "temperature"),
+    (Ask(text="hi", response={"output_candidates": {"all": True}}), "INVALID_ARGUMENT", "output_candidates"),
+    (Ask(text="hi", stopping={"max_new_tokens": 4000}), "INVALID_ARGUMENT", "maximum context length"),
+    (Ask.FromString(b"\x1a\x02hi\x60\x05"), "INVALID_ARGUMENT", "priority"),
+    (Ask.FromString(b"\x1a\x02hi\x3a\x03\x3a\x01x"), "INVALID_ARGUMENT", "regex"),
+]
+
+
+def test_what_cannot_be_honoured_is_refused_by_name() -> None:
+    async def scenario(door: Door) -> None:
+        for ask, code, word in REFUSED:
+            found, details = await refusal(anext(aiter(door.stream(ask))))
+            assert (found.name, word in details) == (code, True), (ask, found, details)
+        many = Ask(text="hi", sampling={"num_sequences": 2})
+        assert (await refusal(door.generate(many)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert not door.node.submitted
+
+    at_door(scenario)
+
+
+@pytest.mark.parametrize("leaves", ["cancels", "deadline"])
+def test_a_client_that_leaves_frees_what_it_held(leaves: str) -> None:
+    async def scenario(door: Door) -> None:
+        door.node.gate.clear()
+        call = door.stream(Ask(text="hi"), timeout=0.3 if leaves == "deadline" else None)
+        await door.node.gate_reached.wait()
+        if leaves == "cancels":
+            call.cancel()
+        await door.node.abort_seen.wait()
+        assert not door.node.live
+
+    at_door(scenario)
+
+
+def test_keys_open_what_they_open_over_http() -> None:
+    async def scenario(door: Door) -> None:
+        ask, unload = Ask(text="hi"), control_pb2.UnloadLoraRequest(lora_name="poet")
+        asking, admin = ((("authorization", f"Bearer {key}"),) for key in ("ask-key-1234", "admin-key-1234"))
+        assert (await refusal(door.generate(ask)))[0] is grpc.StatusCode.UNAUTHENTICATED
+        await door.generate(ask, metadata=asking)
+        denied, _ = await refusal(door.control("UnloadLora", unload, metadata=asking))
+        assert denied is grpc.StatusCode.PERMISSION_DENIED
+        await door.control("UnloadLora", unload, metadata=admin)
+
+    access = AccessConfig(api_keys=("ask-key-1234",), admin_keys=("admin-key-1234",))
+    at_door(scenario, ServeConfig(access=access))
+
+
+def test_adapters_are_loaded_listed_and_unloaded(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+
+    async def scenario(door: Door) -> None:
+        load = control_pb2.LoadLoraRequest(lora_name="new", source_path=str(folder))
+        loaded = (await door.control("LoadLora", load)).adapter
+        listed = (await door.control("ListLoras", control_pb2.ListLorasRequest())).adapters
+        assert loaded in listed
+        assert {each.lora_name for each in listed} == {"poet", "team/coder", "new"}
+        assert len({each.lora_id for each in listed}) == 3
+        assert all(each.lora_id > 0 and each.source_path for each in listed)
+        assert (await refusal(door.control("LoadLora", load)))[0] is grpc.StatusCode.ALREADY_EXISTS
+        outside = control_pb2.LoadLoraRequest(lora_name="other", source_path="/etc")
+        code, details = await refusal(door.control("LoadLora", outside))
+        assert (code, "source_path" in details) == (grpc.StatusCode.PERMISSION_DENIED, True)
+        unload = control_pb2.UnloadLoraRequest(lora_name="new")
+        assert (await door.control("UnloadLora", unload)).adapter == loaded
+        assert (await refusal(door.control("UnloadLora", unload)))[0] is grpc.StatusCode.NOT_FOUND
+
+    at_door(scenario, ServeConfig(lora_roots=(tmp_path,)))
+
+
+def test_a_refusal_is_audited_before_the_client_hears_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(door: Door) -> None:
+        outside = control_pb2.LoadLoraRequest(lora_name="other", source_path="/etc")
+        await refusal(door.control("LoadLora", outside))
+        (line,) = [each.getMessage() for each in caplog.records if each.name == "engine.audit"]
+        assert '"action": "/vllm.Control/LoadLora"' in line
+        assert '"outcome": "outside_roots"' in line
+
+    with caplog.at_level("INFO", "engine.audit"):
+        at_door(scenario, ServeConfig(lora_roots=(tmp_path,)))
+
+
+def test_health_ends_with_the_drain_and_reflection_names_the_services() -> None:
+    async def scenario(door: Door) -> None:
+        assert [await door.health(name) for name in ("vllm.Inference", "vllm.Control")] == [1, 1]
+        services = await asyncio.to_thread(reflected, door.address)
+        assert {"vllm.Inference", "vllm.Control", "grpc.health.v1.Health"} <= set(services)
+        door.node.gate.clear()
+        call = door.stream(Ask(text="hi"))
+        await door.node.gate_reached.wait()
+        door.stop.set()
+        while await door.health() == health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0)
+        door.node.gate.set()
+        assert [part async for part in call][-1].outputs.HasField("finish_info")
+
+    at_door(scenario)
+
+
+def test_tls_has_the_certificate_of_https(tmp_path: Path) -> None:
+    authority, certificate, key = map(Path, make_certificates(tmp_path, ["127.0.0.1"]))
+
+    async def scenario(door: Door) -> None:
+        assert await door.health() == health_pb2.HealthCheckResponse.SERVING
+
+    access = AccessConfig(tls_cert=certificate, tls_key=key)
+    at_door(scenario, ServeConfig(access=access), authority.read_bytes())
+
+
+def test_the_generated_code_is_what_protoc_makes(tmp_path: Path) -> None:
+    sources = sorted((ROOT / "engine/rpc/wire").glob("*.proto"))
+    names = [str(path.relative_to(ROOT)) for path in sources]
+    where = [f"--proto_path={ROOT}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    assert protoc.main(["protoc", *where, *names]) == 0
+    made = sorted(tmp_path.rglob("*_pb2.py*"))
+    assert len(made) == 2 * len(sources)
+    for path in made:
+        assert path.read_text() == (ROOT / path.relative_to(tmp_path)).read_text(), path.name
