@@ -139,13 +139,16 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
              "--peer-listen", f"{_LOCAL}:0", *(("--registry-file", str(registry)) if registry else ())),
         )
     ]  # fmt: skip
+    # Nodes may find the option in a file or the environment: what they are told here wins.
+    any_grpc = () if config.grpc_port is None else ("--grpc-port", "0")
     for at in range(nodes):
         listen, peers, port = (f"{_LOCAL}:{next(ports)}" for _ in range(3))
         parts.append(
             Part(
                 f"node-{at}",
                 (*shared, *trust, "--role", "node", "--coordinator", coordinator, "--cluster-listen", listen,
-                 "--peer-listen", peers, "--node-name", f"node-{at}", "--port", port.rpartition(":")[2]),
+                 "--peer-listen", peers, "--node-name", f"node-{at}", "--port", port.rpartition(":")[2],
+                 *any_grpc),
             )
         )  # fmt: skip
     for at in range(routers):

@@ -1,0 +1,28 @@
+"""The processes of a cluster that one command starts."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from engine.cluster.launcher import plan
+from engine.config.command_line import serve_config
+
+
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    return [arguments[at + 1] for at, word in enumerate(arguments) if word == option]
+
+
+@pytest.mark.parametrize(("asked", "routers"), [("9000", ["9000", "9001"]), ("0", ["0", "0"])])
+def test_every_router_has_a_grpc_port_of_its_own_and_no_node_takes_one(
+    asked: str, routers: list[str]
+) -> None:
+    arguments = ["--nodes", "1", "--routers", "2", "--grpc-port", asked]
+    parts = {part.name: part.arguments for part in plan(arguments, serve_config(arguments, {}))}
+    told = {name: values_of("--grpc-port", said) for name, said in parts.items()}
+    assert told == {"coordinator": [], "node-0": ["0"], "router-0": routers[:1], "router-1": routers[1:]}
+
+
+def test_without_the_option_no_process_speaks_grpc_to_clients() -> None:
+    arguments = ["--nodes", "1"]
+    parts = plan(arguments, serve_config(arguments, {}))
+    assert not [part for part in parts if "--grpc-port" in part.arguments]
