@@ -52,7 +52,7 @@ from scheduler.cluster.protocol.messages import (
 
 PATH = "/loraserve.Control/Join"
 _REPORT_S = 1.0
-_HELLO_S = 5.0
+_HELLO_S = 30.0  # many members may join at once
 _LEAST_WAIT_S, _MOST_WAIT_S = 0.2, 5.0
 _log = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ from scheduler.cluster.protocol.messages import (
 
 SERVICE, METHOD = "loraserve.Control", "Join"
 MOST_MEMBERS = 2048
-_HELLO_S = 5.0
+_HELLO_S = 30.0  # many members may join at once
 _TICK_S = 1.0
 _CHECK_LEAD_TICKS = 5
 _MOST_OWN_ASKS = 32  # of one member at once

@@ -15,6 +15,7 @@ from engine.cluster.control.control_client import ControlClient, CoordinatorConn
 from engine.cluster.control.control_messages import VERSION, Answer, Ask, MemberHello
 from engine.cluster.control.control_values import WireEntry
 from engine.cluster.control.coordinator_server import CoordinatorServer
+from engine.cluster.node.agent_runner import AgentRunner
 from engine.cluster.view import CatalogueEntry, ClusterView
 from engine.errors import InvalidAdapter
 from lora.adapter import AdapterRef
@@ -126,9 +127,13 @@ class ControlRig:
 
     def join(self, node: FakeNode, weights: str = "w") -> ControlClient:
         """Let a node join."""
-        name = node.agent.node
-        hello = MemberHello(VERSION, name, "node", node.session, f"{name}:1", f"{name}:2", "z", weights)
-        return self._started(ControlClient(hello, self.connection, ClusterView(), node.agent.report, node))
+        return self._started(
+            ControlClient(_hello(node, weights), self.connection, ClusterView(), node.agent.report, node)
+        )
+
+    def join_node(self, runner: AgentRunner, view: ClusterView) -> ControlClient:
+        """Let a node with a store join."""
+        return self._started(ControlClient(_hello(runner, "w"), self.connection, view, runner.report, runner))
 
     def node(self, name: str, folders: Mapping[str, int] | None = None) -> tuple[FakeNode, ControlClient]:
         """Make a node and let it join."""
@@ -155,6 +160,11 @@ class ControlRig:
         """End all."""
         await asyncio.gather(*(client.close() for client in self._clients))
         await self.kill_coordinator()
+
+
+def _hello(node: FakeNode | AgentRunner, weights: str) -> MemberHello:
+    name = node.agent.node
+    return MemberHello(VERSION, name, "node", node.session, f"{name}:1", f"{name}:2", "z", weights)
 
 
 def _coordinator(epoch: int) -> Coordinator:

@@ -3,8 +3,15 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from engine.cluster.control.cluster_status import (
+    adapters_of_coordinator,
+    adapters_of_view,
+    status_of_coordinator,
+    status_of_view,
+)
 from engine.cluster.control.control_client import ControlClient
 from engine.cluster.control.control_messages import VERSION, MemberHello, encoded
 from engine.errors import AdapterExists, InvalidAdapter, InvalidAdapterName, NotInTime, UnknownModel
@@ -243,5 +250,27 @@ def test_one_more_among_three_hundred_adapters_costs_a_member_little() -> None:
             await router.administration.register("one/more", Path("/good"), False)
             await until(lambda: len(router.view.table.shares) == 301)
             assert sum(sent) < 2000
+
+    asyncio.run(scenario())
+
+
+def test_an_operator_is_told_who_is_there_and_where_each_adapter_is() -> None:
+    async def scenario() -> None:
+        async with control_rig() as rig:
+            server = await rig.coordinator()
+            rig.node("n1", {"a": 0})
+            router = rig.router("r1")
+            await until(lambda: router.view.table.shares and server.streams["r1"].report)
+            await until(lambda: any(each.held for each in status_of_coordinator(server).members))
+            status, seen = status_of_coordinator(server), status_of_view(router.view)
+            assert {(each.name, each.kind) for each in status.members} == {("n1", "node"), ("r1", "router")}
+            (node,) = (each for each in status.members if each.name == "n1")
+            assert (node.memory_bytes, node.held, node.moving) == (1 << 40, 1, 0)
+            assert status.routes == seen.routes == {"a": {"n1": 1.0}}
+            assert status.moves == {}
+            (adapter,), (routed,) = adapters_of_coordinator(server), adapters_of_view(router.view)
+            assert (adapter.digest, adapter.copies) == (ref_of("a").digest, {"n1": "held"})
+            assert routed.copies == {"n1": "routed"}
+            assert b'"n1":"held"' in msgspec.json.encode(adapters_of_coordinator(server))
 
     asyncio.run(scenario())

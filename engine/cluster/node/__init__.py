@@ -1,0 +1,1 @@
+"""Let a node obey its coordinator: it fetches, keeps and frees adapters, reports, and leaves when it may."""
