@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 
 from engine import LLM, SamplingParams
@@ -15,15 +14,12 @@ from engine.runner import async_executor, executor
 from engine.runner.base import Computation, StepExecutor, StepOutputs
 from lora.adapter import BASE
 from lora.segments import AdapterLease
-from lora.target_modules import SITES
 from model.llama import Llama
 from scheduler.plan import SequenceKey, Slice, StepPlan
 from scheduler.request import Request
 from tests.chance import examples
 from tests.fakes.host_device import HostSampler, put_on_device
-from tests.oracles import hf
-from tests.oracles.peft_model import write_adapter
-from tests.oracles.tokenizer import write_tokenizer
+from tests.oracles.peft_model import write_llama
 
 ADAPTERS = {"r5": 5, "r16": 16, "r64": 64}
 BLOCK_BYTES = 16 * 3 * 2 * 2 * 16 * 4
@@ -107,14 +103,7 @@ class FaultyExecutor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    base = hf.build("llama-3")
-    hf.save(base, folder / "base")
-    write_tokenizer(folder / "base")
-    for seed, (name, rank) in enumerate(ADAPTERS.items()):
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(SITES))
-        write_adapter(base, folder / name, config, seed)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("faults"), ADAPTERS)
 
 
 @pytest.fixture(scope="module", params=EXECUTORS)

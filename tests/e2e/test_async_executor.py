@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor
@@ -14,14 +13,11 @@ from torch import Tensor
 from engine import LLM, SamplingParams
 from engine.llm import Result
 from lora.adapter import BASE
-from lora.target_modules import SITES
 from model.batch import ForwardBatch
 from model.llama import Llama
 from scheduler.request import Request
 from tests.fakes.host_device import CountedCapture, put_on_device
-from tests.oracles import hf
-from tests.oracles.peft_model import write_adapter
-from tests.oracles.tokenizer import write_tokenizer
+from tests.oracles.peft_model import write_llama
 
 ADAPTERS = {"r5": 5, "r16": 16, "r64": 64}
 ROWS, BLOCKS = 16, 6
@@ -30,14 +26,7 @@ BLOCK_BYTES = 16 * 3 * 2 * 2 * 16 * 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("device")
-    base = hf.build("llama-3")
-    hf.save(base, folder / "base")
-    write_tokenizer(folder / "base")
-    for seed, (name, rank) in enumerate(ADAPTERS.items()):
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(SITES))
-        write_adapter(base, folder / name, config, seed)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("device"), ADAPTERS)
 
 
 def _llm(folder: Path, blocks: int) -> LLM:

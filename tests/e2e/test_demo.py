@@ -8,7 +8,7 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, Task, held_out_inputs
 
-NUM_INPUTS = 40
+NUM_INPUTS = 20
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
-INPUTS_PER_TASK = 40
+INPUTS_PER_TASK = 20
 BASE = "__base__"
 """PEFT's own word for a row that no adapter changes."""
 

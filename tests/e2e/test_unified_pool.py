@@ -4,17 +4,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import peft
 import pytest
 
 from engine import LLM, SamplingParams
 from engine.config.config import UnifiedMemory
 from engine.errors import InvalidConfig
-from lora.target_modules import SITES
 from tests.fakes.host_device import put_on_device
-from tests.oracles import hf
-from tests.oracles.peft_model import write_adapter
-from tests.oracles.tokenizer import write_tokenizer
+from tests.oracles.peft_model import write_llama
 
 RANKS = (4, 8, 16, 24, 32, 8, 16, 4, 8, 16, 24, 32)
 BLOCK_BYTES = 16 * 3 * 2 * 2 * 16 * 4
@@ -25,14 +21,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    base = hf.build("llama-3")
-    hf.save(base, folder / "base")
-    write_tokenizer(folder / "base")
-    for seed, rank in enumerate(RANKS):
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(SITES))
-        write_adapter(base, folder / "loras" / str(seed), config, seed)
-    return folder
+    return write_llama(
+        tmp_path_factory.mktemp("shared"), {f"loras/{seed}": rank for seed, rank in enumerate(RANKS)}
+    )
 
 
 def make(

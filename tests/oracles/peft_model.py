@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lora.target_modules import SITES
 from tests.oracles import hf
+from tests.oracles.tokenizer import write_tokenizer
 
 
 class PeftOracle:
@@ -55,4 +57,15 @@ def write_adapter(base: PreTrainedModel, folder: Path, config: peft.LoraConfig, 
     assert isinstance(model, peft.PeftModel)
     model.save_pretrained(str(folder))
     model.unload()
+    return folder
+
+
+def write_llama(folder: Path, ranks: Mapping[str, int]) -> Path:
+    """A small Llama with a tokenizer in `folder`/base, and in `folder`/NAME an adapter of each rank over all sites."""
+    base = hf.build("llama-3")
+    hf.save(base, folder / "base")
+    write_tokenizer(folder / "base")
+    for seed, (name, rank) in enumerate(ranks.items()):
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(SITES))
+        write_adapter(base, folder / name, config, seed)
     return folder

@@ -6,6 +6,7 @@ asked for, and from where its bytes come, is the store's business.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter, le
 
 from lora.adapter import AdapterRef
 from lora.memory.base import Claim, Force, Occupant, PageRequest, PageRun, ResidencyPolicy, Usage
@@ -13,6 +14,7 @@ from lora.memory.clearance import Clearance
 from lora.memory.page_allocator import PageAllocator
 
 _UNUSED = Usage()
+_START = attrgetter("start")
 
 
 @dataclass(slots=True)
@@ -161,11 +163,11 @@ class PlacedAdapters:
 
     def check(self, name: str) -> None:
         """Assert that the pages of all that is here or on its way are apart, and are the adapters'."""
-        runs = sorted(each.run for each in self._placed.values() if each.run is not None)
+        # Runs are sorted by a key, and told apart in C: an audited run comes here after every event.
+        runs = sorted((each.run for each in self._placed.values() if each.run is not None), key=_START)
         assert len(runs) == len(self._placed), f"{name} has adapters without pages"
-        ends = [0, *(run.stop for run in runs)]
-        apart = all(end <= run.start for end, run in zip(ends, runs, strict=False))
-        assert apart, f"{name} has two adapters in one page"
+        starts, ends = [run.start for run in runs], [0, *(run.stop for run in runs)]
+        assert all(map(le, ends, starts)), f"{name} has two adapters in one page"
         assert ends[-1] <= self.num_pages, f"{name} has adapters beyond their pages"
 
     def _at_end(self, pages: int) -> list[SimAdapter]:

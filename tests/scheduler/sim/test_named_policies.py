@@ -23,7 +23,7 @@ from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, simulator
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     refs, policy = adapters(12), named(name)
-    arrivals = traffic(refs, 8.0, 30.0, seed=1)
+    arrivals = traffic(refs, 4.0, 30.0, seed=1)
     node = replace(node_spec(), store=StoreSpec(policy=policy.residency))
     setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
     spec = simulator_spec(3, refs, node)

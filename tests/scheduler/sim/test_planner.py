@@ -119,9 +119,11 @@ def _process(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _asked(trace: Path, adapters: object = 12, ttft_s: float = 2.0, tbt_s: float = 0.05) -> list[object]:
+def _asked(
+    trace: Path, adapters: object = 12, ttft_s: float = 2.0, tbt_s: float = 0.05, seconds: int = 40
+) -> list[object]:
     slo = ["--slo-ttft", ttft_s, "--slo-tbt", tbt_s]
-    return ["--trace", trace, "--adapters", adapters, *slo, "--seconds", 40]
+    return ["--trace", trace, "--adapters", adapters, *slo, "--seconds", seconds]
 
 
 def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
@@ -146,7 +148,7 @@ def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
 
 def test_the_same_seed_answers_with_the_same_bytes(plan: Plan, trace: Path) -> None:
     asked = [
-        *_asked(trace),
+        *_asked(trace, seconds=10),
         "--policies",
         "ours,slora-random",
         "--popularity",

@@ -24,8 +24,13 @@ def _replay(hardware: Hardware = HARDWARE, offered: Workload = TRAFFIC) -> Repla
     return replay(OURS, 2, hardware, offered, seed=0)
 
 
-def test_what_comes_before_the_first_plan_is_in_place_does_not_count() -> None:
-    done = _replay()
+@pytest.fixture(scope="module")
+def done() -> Replay:
+    """A replay on nodes that take what their profile says."""
+    return _replay()
+
+
+def test_what_comes_before_the_first_plan_is_in_place_does_not_count(done: Replay) -> None:
     assert 0 < done.counted_s < 20.0
     counted = sum(each.call.arrival_s >= done.counted_s for each in TRAFFIC.arrivals)
     assert done.outcome.requests == counted < len(TRAFFIC.arrivals)
@@ -34,17 +39,18 @@ def test_what_comes_before_the_first_plan_is_in_place_does_not_count() -> None:
     assert later.outcome.requests == sum(each.call.arrival_s >= 30.0 for each in TRAFFIC.arrivals)
 
 
-def test_the_same_seed_deviates_alike_and_another_otherwise() -> None:
+def test_the_same_seed_deviates_alike_and_another_otherwise(done: Replay) -> None:
     def outcome(seed: int) -> object:
         return _replay(replace(HARDWARE, deviation=Deviation(seed, sigma=0.2, drift=0.2))).outcome
 
-    assert outcome(1) == outcome(1)
-    assert len({outcome(1), outcome(2), _replay().outcome}) == 3
+    one = outcome(1)
+    assert outcome(1) == one
+    assert len({one, outcome(2), done.outcome}) == 3
 
 
-def test_kernels_that_policies_are_not_told_of_take_their_true_time() -> None:
+def test_kernels_that_policies_are_not_told_of_take_their_true_time(done: Replay) -> None:
     fixed = replace(HARDWARE, deviation=Deviation(model=PROFILE.model(Kernel.FIXED)))
-    assert _replay(fixed).outcome.tbt_p50_s > 1.02 * _replay().outcome.tbt_p50_s
+    assert _replay(fixed).outcome.tbt_p50_s > 1.02 * done.outcome.tbt_p50_s
 
 
 def test_a_later_turn_is_read_only_from_where_the_turn_before_ended() -> None:
@@ -66,8 +72,8 @@ def test_a_later_turn_is_read_only_from_where_the_turn_before_ended() -> None:
     )
 
 
-def test_every_token_that_a_client_heard_has_its_time() -> None:
-    record = next(each for each in _replay().records if each.arrival.call.output_tokens > 5)
+def test_every_token_that_a_client_heard_has_its_time(done: Replay) -> None:
+    record = next(each for each in done.records if each.arrival.call.output_tokens > 5)
     times = np.frombuffer(record.token_times)
     assert times[0] == record.first_s
     assert np.all(np.diff(times) >= 0)

@@ -59,9 +59,9 @@ def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> N
 
 def test_without_faults_everything_is_served_and_adapters_are_where_the_table_says() -> None:
     refs = adapters()
-    simulator = _run(simulator_spec(4, refs), traffic(refs, 15.0, 60.0, seed=1), 60.0)
-    figures = _figures(simulator, 60.0)
-    assert figures.served == figures.requests > 700
+    simulator = _run(simulator_spec(4, refs), traffic(refs, 15.0, 30.0, seed=1), 30.0)
+    figures = _figures(simulator, 30.0)
+    assert figures.served == figures.requests > 350
     assert simulator.cluster.coordinator is not None
     for ref, shares in simulator.cluster.coordinator.table.shares.items():
         assert all(ref.digest in simulator.cluster.nodes[share.node].store.ready for share in shares)
@@ -77,8 +77,8 @@ def test_under_faults_every_request_is_answered_once_and_every_promise_holds(see
     assert sum(record.served for record in simulator.records.values()) > len(arrivals) / 2
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_the_same_seed_gives_the_same_history_byte_for_byte(seed: int) -> None:
+def test_the_same_seed_gives_the_same_history_byte_for_byte() -> None:
+    seed = 4
     spec, arrivals = chaos(seed)
     one, other = (_run(spec, arrivals, 40.0, seed, audit=False) for _ in range(2))
     assert "".join(one.history.lines) == "".join(other.history.lines)
@@ -185,26 +185,30 @@ def test_a_flash_crowd_gets_more_copies() -> None:
     spec = simulator_spec(4, refs, node_spec(memory_bytes=256 * MIB))  # about half of all adapters
     law = FlashCrowd(PowerLaw(0.4), len(refs) - 1, (0.5, 1.0), 0.8)
     crowd = list(assigned(poisson(60.0, 40.0, (600, 60), rng), refs, law, rng))
-    homes: list[set[str]] = []
-    for arrivals, seconds in ([one for one in crowd if one.call.arrival_s < 20.0], 20.0), (crowd, 40.0):
-        simulator = _run(spec, arrivals, seconds, audit=False)
+    simulator, homes = Simulator(spec, 0), list[set[str]]()
+
+    def look() -> None:
         cluster = simulator.cluster
         assert cluster.coordinator is not None
         homes.append({share.node for share in cluster.coordinator.table.shares[asked]})
         assert all(asked.digest in cluster.nodes[home].store.ready for home in homes[-1])
-        assert all(record.served for record in simulator.records.values())
+
+    for at_s in (19.9, 40.0):
+        simulator.clock.at(at_s, look)
+    simulator.run(crowd, 40.0)
+    assert all(record.served for record in simulator.records.values())
     before, after = homes
     assert len(before) == 1
     assert len(after) >= 2
 
 
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
-    refs = adapters(60)
-    arrivals = traffic(refs, 90.0, 30.0, seed=5)
+    refs = adapters(30)
+    arrivals = traffic(refs, 45.0, 20.0, seed=5)
     node = node_spec(Kernel.PADDED)
-    ours = _figures(_run(simulator_spec(4, refs, node), arrivals, 30.0, audit=False), 30.0)
+    ours = _figures(_run(simulator_spec(2, refs, node), arrivals, 20.0, audit=False), 20.0)
     chance = RandomPlacement(np.random.default_rng(0))
-    theirs = _figures(_run(simulator_spec(4, refs, node, chance), arrivals, 30.0, audit=False), 30.0)
+    theirs = _figures(_run(simulator_spec(2, refs, node, chance), arrivals, 20.0, audit=False), 20.0)
     assert ours.tbt_p95_s < theirs.tbt_p95_s
 
 
