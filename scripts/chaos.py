@@ -25,7 +25,7 @@ import aiohttp
 import psutil
 
 from engine.demo.embedded import TASKS
-from scripts.arguments import one_line
+from scripts.arguments import count, one_line, positive
 
 _READY_S = 60.0
 _ASK_S = 60.0
@@ -241,16 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--routers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--every", type=float, default=4.0, help="seconds from one fault to the next")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--questions", type=int, default=8, help="of each task")
+    parser.add_argument("--nodes", type=count, default=4)
+    parser.add_argument("--routers", type=count, default=2)
+    parser.add_argument("--seconds", type=positive, default=60.0)
+    parser.add_argument("--every", type=positive, default=4.0, help="seconds from one fault to the next")
+    parser.add_argument("--clients", type=count, default=8)
+    parser.add_argument("--questions", type=count, default=8, help="of each task")
     parser.add_argument(
-        "--ttft", type=float, default=20.0, help="within which a first token is to come, in s"
+        "--ttft", type=positive, default=20.0, help="within which a first token is to come, in s"
     )
-    parser.add_argument("--port", type=int, default=18700)
+    parser.add_argument("--port", type=count, default=18700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", default=os.devnull, help="where the cluster's log goes")
     options = parser.parse_args(arguments)
