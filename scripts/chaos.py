@@ -3,8 +3,8 @@
     python -m scripts.chaos --nodes 4 --routers 2 --seconds 120 --every 4
 
 It starts the embedded model as a cluster on this machine, in float32. Before anything goes wrong each question is asked
-once; later answers must equal the first. Then chance picks, every few seconds, a node, a router or the coordinator, and
-kills it, tells it to end, or halts it for a while. A client whose router is gone asks another one, which is counted;
+once; later answers must equal the first. Then chance picks a node, a router or the coordinator every few seconds. It
+is killed, told to end, or halted for a while. A client whose router is gone asks another one, which is counted;
 any other failure is a lost request.
 """
 

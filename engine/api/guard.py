@@ -4,7 +4,6 @@ It may not know what the handlers do.
 """
 
 import asyncio
-import ipaddress
 import logging
 import re
 import uuid
@@ -15,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
-from engine.api.keys import AccessRules, Permission
+from engine.api.keys import AccessRules, Permission, is_local
 from engine.metrics.request_log import RequestLog, RequestRecord
 from lora.format.adapter_files import short
 
@@ -26,7 +25,6 @@ _PERMISSIONS = {
     "/v1/load_lora_adapter": Permission.ADMINISTER,
     "/v1/unload_lora_adapter": Permission.ADMINISTER,
 }
-_NOT_DIRECT = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "Origin")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 RECORD = web.RequestKey("record", RequestRecord)
 """Where a request's handler finds what the log will say of it."""
@@ -87,8 +85,10 @@ class RequestGuard:
         record.administers = needed is Permission.ADMINISTER
         try:
             authorization = request.headers.get("Authorization")
-            is_local = record.administers and _is_local(request)  # nothing else depends on it
-            record.key = self._rules.admit(needed, authorization, is_local)
+            local = record.administers and is_local(
+                request.remote, request.headers
+            )  # nothing else depends on it
+            record.key = self._rules.admit(needed, authorization, local)
             if record.administers:
                 await self._log.wait_for_audit()
             response = await handler(request)
@@ -111,15 +111,6 @@ def _needed(request: web.Request) -> Permission:
     """Return what the route that was found needs, however its path was spelled."""
     resource = request.match_info.route.resource
     return Permission.ASK if resource is None else _PERMISSIONS.get(resource.canonical, Permission.ASK)
-
-
-def _is_local(request: web.Request) -> bool:
-    """Tell whether the client is a program on this machine: no proxy, and no web page in a browser here.
-
-    What these headers say is not believed, only that they are there.
-    """
-    direct = not any(name in request.headers for name in _NOT_DIRECT)
-    return direct and bool(request.remote) and ipaddress.ip_address(request.remote).is_loopback
 
 
 def _request_id(request: web.Request) -> str:

@@ -3,7 +3,8 @@
 Keys are kept and compared as SHA-256 digests: every one is compared, in a time that does not depend on any of them.
 """
 
-from collections.abc import Sequence
+import ipaddress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import sha256
@@ -15,6 +16,20 @@ from engine.api.errors import ApiError
 
 KeylessAdmin = Literal["nobody", "local", "everybody"]
 """Who may administer where there is no admin key: `local` means clients on this machine."""
+_NOT_DIRECT = frozenset({"forwarded", "x-forwarded-for", "x-real-ip", "via", "origin"})
+
+
+def is_local(host: str | None, headers: Iterable[str]) -> bool:
+    """Tell whether a client is a program on this machine: no proxy, and no web page in a browser here.
+
+    What the headers say is not believed, only that they are there.
+    """
+    if not host or _NOT_DIRECT & {name.lower() for name in headers}:
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Permission(Enum):

@@ -129,14 +129,13 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
     shared = _without(arguments, _OWN_OPTIONS)
     ports = iter(_free_ports(1 + 3 * nodes))
     coordinator = f"{_LOCAL}:{next(ports)}"
-    # A coordinator and routers publish nothing, but members trust each other by the peers' options.
     trust = ("--peer-plain",) if config.engine.peers.tls_cert is None else ()
     registry = config.cluster.registry_file
     parts = [
         Part(
             "coordinator",
             (*shared, *trust, "--role", "coordinator", "--cluster-listen", coordinator, "--routers", str(routers),
-             "--peer-listen", f"{_LOCAL}:0", *(("--registry-file", str(registry)) if registry else ())),
+             *(("--registry-file", str(registry)) if registry else ())),
         )
     ]  # fmt: skip
     # Nodes may find the option in a file or the environment: what they are told here wins.
@@ -146,7 +145,8 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
         parts.append(
             Part(
                 f"node-{at}",
-                (*shared, *trust, "--role", "node", "--coordinator", coordinator, "--cluster-listen", listen,
+                (*shared, *trust, "--role", "node", "--host", _LOCAL, "--coordinator", coordinator,
+                 "--cluster-listen", listen,
                  "--peer-listen", peers, "--node-name", f"node-{at}", "--port", port.rpartition(":")[2],
                  *any_grpc),
             )
@@ -162,7 +162,7 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
             Part(
                 f"router-{at}",
                 (*shared, *trust, "--role", "router", "--coordinator", coordinator, "--host", config.host,
-                 "--routers", str(routers), "--peer-listen", f"{_LOCAL}:0", "--node-name", f"router-{at}",
+                 "--routers", str(routers), "--node-name", f"router-{at}",
                  "--port", port, *rpc),
             )
         )  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from engine.config.option import Option, check_fields
+from engine.config.option import Option, check_fields, options_of
 from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, one_of
 from engine.errors import InvalidConfig
 from transport.base import Address
@@ -59,6 +59,8 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.role == "single" and self.nodes is None:
+            self._check_alone()
         if self.nodes is not None and self.role != "single":
             remedy = f"--nodes starts every role itself: leave out --role {self.role}"
             raise InvalidConfig("nodes", self.nodes, remedy)
@@ -66,3 +68,11 @@ class ClusterConfig:
             raise InvalidConfig("coordinator", None, f"--role {self.role} needs it: give HOST:PORT")
         if self.role == "coordinator" and self.cluster_listen is None:
             raise InvalidConfig("cluster_listen", None, "--role coordinator needs it: give HOST:PORT")
+
+    def _check_alone(self) -> None:
+        """Refuse what would do nothing for a server that is in no cluster."""
+        for option in options_of(ClusterConfig):
+            value = getattr(self, option.field)
+            if value != option.default:
+                remedy = "it does nothing without a cluster: give --nodes or --role too, or leave it out"
+                raise InvalidConfig(option.key, option.shown(value), remedy)

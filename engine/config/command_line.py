@@ -29,6 +29,7 @@ _BATCH_PURPOSE = (
     "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
     "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
 )
+_ANY_LOCAL = "127.0.0.1:0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,17 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     given = _given(
         "engine.serve", "Serve a base model and its LoRA adapters.", SERVE_OPTIONS, arguments, environ
     )
+    if "role" in given and not any(each.partition("=")[0] == "--nodes" for each in arguments):
+        given.pop("nodes", None)  # a file that whoever started this process shares with it
+    cluster = ClusterConfig(**_fields(ClusterConfig, given))
+    if cluster.role != "single" and not {"peer", "peer_listen"} & given.keys():
+        given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
     peers = PeerConfig(**_fields(PeerConfig, given))
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
-    cluster = ClusterConfig(**_fields(ClusterConfig, given))
     return ServeConfig(
         **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster
     )

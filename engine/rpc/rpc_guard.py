@@ -1,7 +1,6 @@
 """Surround every gRPC handler: keys, log lines, and one table from HTTP's statuses to gRPC's codes."""
 
 import asyncio
-import ipaddress
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -12,7 +11,7 @@ from urllib.parse import unquote
 import grpc
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
-from engine.api.keys import AccessRules, Permission
+from engine.api.keys import AccessRules, Permission, is_local
 from engine.metrics.request_log import RequestLog, RequestRecord
 from engine.rpc.translation import field_name
 
@@ -25,7 +24,6 @@ CODES = {
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
 }
-_NOT_DIRECT = frozenset({"forwarded", "x-forwarded-for", "x-real-ip", "via", "origin"})
 _log = logging.getLogger(__name__)
 
 Context = Any  # grpc.aio's context is generic only to type checkers
@@ -83,7 +81,7 @@ class RpcGuard:
         failure: ApiError | None = None
         try:
             try:
-                local = _is_loopback(host) and not _NOT_DIRECT & metadata.keys()
+                local = is_local(host, metadata)
                 record.key = self._rules.admit(needed, metadata.get("authorization"), local)
                 if record.administers:
                     await self._log.wait_for_audit()
@@ -124,10 +122,3 @@ def _in_wire_words(error: ApiError) -> str:
 def _host(peer: str) -> str:
     """Return the host of gRPC's `ipv4:HOST:PORT` or `ipv6:[HOST]:PORT`."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,9 +11,9 @@ _RESTART_S = 8.0  # from one restart of a rolling one to the next
 def fault_plan(text: str, nodes: int, lead_s: float, end_s: float, seed: int) -> tuple[Fault, ...]:
     """Read a plan for `nodes` nodes; its times count from `lead_s` on. A seed draws who is hit.
 
-    It is empty, `crash:AT_S:FOR_S` or `slow:TIMES` of one node, `pace:TIMES` of all, `storm:EVERY_S` of crashes,
-    `partition:AT_S:FOR_S` of half of the nodes, `coordinator:AT_S:FOR_S`, or `rolling:AT_S`, which restarts every
-    node in turn. Raises ValueError.
+    It is empty for none. `crash:AT_S:FOR_S` and `slow:TIMES` hit one node, `pace:TIMES` all of them. `storm:EVERY_S`
+    is of crashes, `partition:AT_S:FOR_S` cuts half of the nodes off, `coordinator:AT_S:FOR_S` takes the coordinator
+    away. `rolling:AT_S` restarts every node in turn. Raises ValueError.
     """
     if not text:
         return ()

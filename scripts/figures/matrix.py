@@ -3,9 +3,9 @@
     python -m scripts.figures.matrix --traces FOLDER
 
 A cell is one change to the first: conversations at about what four nodes carry, 100 adapters, power law 0.3, padded
-kernels. Each has two minutes of traffic, two cells ten. In the picture a cell says which part of its requests was
-answered in time, mean and spread of the seeds, and is coloured by how far it is from the best policy's.
-`--table` prints the same as Markdown. Seeds are some that no policy was tuned on.
+kernels. Each has two minutes of traffic, two cells ten. In the picture a cell has the part of its requests that was
+answered in time: mean, least and most of the seeds. Its colour says how far that is from the best policy's. Seeds
+are some that no policy was tuned on.
 """
 
 # matplotlib's stubs are incomplete.

@@ -13,6 +13,7 @@ import pytest
 
 from engine import LLM
 from engine.base.backends import choose_backends
+from engine.cluster.roles.role_parts import security_of
 from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
 from engine.config.cluster_config import ClusterConfig
@@ -312,3 +313,42 @@ def test_the_reference_says_how_each_option_is_given() -> None:
         "\n- `--max-waiting N`, `max_waiting`; default `256`.\n  Requests that may queue before 429.\n"
         in made
     )
+
+
+def test_what_concerns_a_cluster_is_refused_where_there_is_none() -> None:
+    for option, value in (
+        ("zone", "a"),
+        ("coordinator", "127.0.0.1:7"),
+        ("slo-ttft-s", "1"),
+        ("routers", "2"),
+    ):
+        with pytest.raises(InvalidConfig, match=rf"^{option.replace('-', '_')}=.* without a cluster"):
+            serve_config([f"--{option}", value], {})
+    assert serve_config(["--nodes", "2", "--routers", "2", "--slo-ttft-s", "1"], {}).cluster.routers == 2
+
+
+def test_every_role_takes_the_members_token_and_needs_no_peers_of_its_own(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-token-of-sixteen")
+    shared = ["--peer-token-file", str(token), "--peer-plain"]
+    for role in (
+        ["coordinator", "--cluster-listen", "127.0.0.1:7000"],
+        ["router", "--coordinator", "127.0.0.1:7000"],
+        ["node", "--coordinator", "127.0.0.1:7000", "--peer-listen", "127.0.0.1:7002"],
+    ):
+        config = serve_config(["--role", *role, *shared], {})
+        assert security_of(config).token == "a-token-of-sixteen"
+    far = serve_config(["--role", "router", "--coordinator", "10.0.0.1:7000", *shared], {})
+    with pytest.raises(InvalidConfig, match=r"^coordinator='10.0.0.1:7000'.*--peer-tls-ca"):
+        security_of(far)
+    with pytest.raises(InvalidConfig, match=r"^nodes=2 .*leave out --role"):
+        serve_config(["--role", "router", "--coordinator", "127.0.0.1:7000", "--nodes", "2"], {})
+
+
+def test_a_file_that_asks_for_nodes_may_be_shared_with_the_processes_that_it_starts(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("nodes = 2\nslo_ttft_s = 3.0\n")
+    assert serve_config(["--config", str(file)], {}).cluster.nodes == 2
+    line = ["--config", str(file), "--role", "node", "--coordinator", "127.0.0.1:7000", "--peer-plain"]
+    started = serve_config(line, {"LORASERVE_PEER_TOKEN": "a-token-of-sixteen"}).cluster
+    assert (started.nodes, started.slo_ttft_s) == (None, 3.0)

@@ -14,6 +14,7 @@ from scheduler.cluster.cost.profile import Profile, Slo, from_json
 from scheduler.cluster.policies import Setting
 from transport.base import Address
 from transport.control.security import Security
+from transport.errors import HelloRefused
 
 _PROFILES = {"cpu": "cpu_100m.json", "cuda": "h100_llama8b.json"}
 KERNEL = Kernel.EXACT  # this engine's
@@ -49,8 +50,16 @@ def setting_of(config: ServeConfig, profile: Profile, routers: int) -> Setting:
 
 
 def security_of(config: ServeConfig) -> Security:
-    """Return what members demand of each other. Raises InvalidConfig."""
-    return trust(config.engine.peers)
+    """Return what members demand of each other. Raises InvalidConfig, also for what would travel in the clear."""
+    security, cluster = trust(config.engine.peers), config.cluster
+    for option, address in (("coordinator", cluster.coordinator), ("cluster_listen", cluster.cluster_listen)):
+        try:
+            if address is not None:
+                security.check_host(address.host)
+        except HelloRefused as error:
+            flags = "--peer-tls-ca, --peer-tls-cert, --peer-tls-key"
+            raise InvalidConfig(option, str(address), f"{error} ({flags})") from error
+    return security
 
 
 def connection_to(coordinator: Address, security: Security) -> CoordinatorConnection:
