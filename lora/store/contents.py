@@ -102,6 +102,11 @@ class Contents:
         with self._lock:
             return {c.ref.digest: c.failure for c in self._residency.contents if c.failure and c.retained}
 
+    def failure(self, digest: str) -> Exception | None:
+        """Tell why a known content cannot be had, if so."""
+        with self._lock:
+            return content.failure if (content := self._residency.find(digest)) else None
+
     def retained(self) -> set[str]:
         """List the digests that live requests use, whose packed forms must be kept."""
         with self._lock:
