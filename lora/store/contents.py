@@ -5,7 +5,7 @@ lock; AdapterLoader moves its bytes, outside it.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -97,15 +97,11 @@ class Contents:
             self._queue.drop_later(content)
         self.advance()
 
-    def failures(self) -> Mapping[str, Exception]:
-        """Tell why retained contents cannot be had, by digest."""
+    def failures(self, also: Container[str] = ()) -> Mapping[str, Exception]:
+        """Tell why contents that requests use, and those of `also`, cannot be had, by digest."""
         with self._lock:
-            return {c.ref.digest: c.failure for c in self._residency.contents if c.failure and c.retained}
-
-    def failure(self, digest: str) -> Exception | None:
-        """Tell why a known content cannot be had, if so."""
-        with self._lock:
-            return content.failure if (content := self._residency.find(digest)) else None
+            failed = (c for c in self._residency.contents if c.failure and (c.retained or c.ref.digest in also))
+            return {c.ref.digest: c.failure for c in failed if c.failure}
 
     def retained(self) -> set[str]:
         """List the digests that live requests use, whose packed forms must be kept."""

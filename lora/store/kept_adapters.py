@@ -90,12 +90,12 @@ class KeptAdapters:
     def look(self) -> None:
         """Tell what has come, gone or failed since the last look, and bring what is kept where there are free pages."""
         with self._lock:
-            tiers, _ = self._contents.places()
+            tiers, failures = self._contents.places()[0], self._contents.failures(self._kept)
             here = {digest for digest in self._kept if tiers.get(digest) == "device"}
             came = [self._kept[digest] for digest in here - self._here]
             went = [self._kept[digest] for digest in self._here - here]
             lacking = [ref for digest, ref in self._kept.items() if digest not in here]
-            failed = [(ref, error) for ref in lacking if (error := self._contents.failure(ref.digest))]
+            failed = [(ref, failures[ref.digest]) for ref in lacking if ref.digest in failures]
             for ref, _ in failed:
                 del self._kept[ref.digest]
                 self._contents.unbind(ref.digest)
