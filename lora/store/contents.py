@@ -100,8 +100,8 @@ class Contents:
     def failures(self, also: Container[str] = ()) -> Mapping[str, Exception]:
         """Tell why contents that requests use, and those of `also`, cannot be had, by digest."""
         with self._lock:
-            failed = (c for c in self._residency.contents if c.failure and (c.retained or c.ref.digest in also))
-            return {c.ref.digest: c.failure for c in failed if c.failure}
+            failed = {c.ref.digest: (c.failure, c.retained) for c in self._residency.contents if c.failure}
+        return {digest: why for digest, (why, used) in failed.items() if used or digest in also}
 
     def retained(self) -> set[str]:
         """List the digests that live requests use, whose packed forms must be kept."""
