@@ -173,8 +173,8 @@ class Contents:
         """Give an absent content pages that are free, for the caller to fill; None if it has some or there are none."""
         with self._lock:
             content = self._residency.find(digest)
-            absent = content is not None and content.run is None
-            return content if absent and self._residency.reserve(content, Force.FREE_PAGES) else None
+            absent = content if content is not None and content.run is None else None
+            return absent if absent and self._residency.reserve(absent, Force.FREE_PAGES) else None
 
     def arrived(self, content: Content, weights: AdapterWeights, load_s: float, pulled: bool = False) -> None:
         """Make a content resident, whose pages are filled; `pulled` if a peer's bytes did."""
