@@ -103,7 +103,8 @@ class TransportClient:
             raise TransportClosed("this transport is closed: open another")
         deadline, slot = Deadline.after(within_s), self._slots[peer]
         try:
-            await (asyncio.wait_for(slot.acquire(), within_s) if slot.locked() else slot.acquire())
+            async with asyncio.timeout(within_s):
+                await slot.acquire()
         except TimeoutError as error:
             raise PullTimeout(
                 f"{peer}: {LEASES_PER_PEER} leases are open; pull or release them sooner"

@@ -108,7 +108,8 @@ class _ClusterProcesses:
             )
             _log.warning("%s has ended with %d: it is started again in %.1f s", part.name, code, pause_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
 
     async def _end(self, names: Sequence[str]) -> None:
         """Have these processes drain, and end those that do not in time."""

@@ -76,7 +76,8 @@ class LiveOutputs:
         self._ended.clear()
         if self._outputs:
             try:
-                await asyncio.wait_for(self._ended.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._ended.wait()
             except TimeoutError:
                 _log.warning("%d requests were still running after %g s", len(self._outputs), timeout_s)
 

@@ -143,7 +143,8 @@ class ControlClient:
         call = cast(Any, channel).stream_stream(PATH)(metadata=self._connection.metadata)
         try:
             await call.write(encoded(msgspec.structs.replace(self._hello, epoch=self._epoch)))
-            self._greet(await asyncio.wait_for(_read(call), _HELLO_S))
+            async with asyncio.timeout(_HELLO_S):
+                self._greet(await _read(call))
             write = _writer(call)
             reporter = asyncio.create_task(self._speak(write))
             reader = asyncio.create_task(self._listen(call, write))

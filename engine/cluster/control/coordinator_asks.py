@@ -76,7 +76,8 @@ class CoordinatorAsks:
         self._asks[number] = waiting
         try:
             await self._write(Ask(number, act, name, folder, replaces))
-            return await asyncio.wait_for(waiting, _ANSWER_S)
+            async with asyncio.timeout(_ANSWER_S):
+                return await waiting
         except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError):
             raise NotInTime("the coordinator gave no answer", RETRY_AFTER_S) from None
         finally:

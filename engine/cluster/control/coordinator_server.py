@@ -156,7 +156,8 @@ class CoordinatorServer:
     async def _join(self, _requests: object, context: Context) -> None:
         """Serve one stream from its hello to its end."""
         try:
-            hello = await asyncio.wait_for(context.read(), _HELLO_S)
+            async with asyncio.timeout(_HELLO_S):
+                hello = await context.read()
             message = read_from_member(hello) if isinstance(hello, bytes) else None
         except TimeoutError:
             return

@@ -91,7 +91,8 @@ class MemberStream:
         self._asks[number] = answer
         self.send(Ask(number, act, name, folder, replaces))
         try:
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             reason = f"node {self.hello.name} gave no answer within {timeout_s:g} s"
             raise NotInTime(reason, RETRY_AFTER_S) from None

@@ -70,7 +70,8 @@ class LinkServer:
     async def _open(self, incoming: AsyncIterator[bytes], context: Context) -> None:
         stream: RouterStream | None = None
         try:
-            hello = read_from_router(await asyncio.wait_for(anext(aiter(incoming)), _HELLO_S))
+            async with asyncio.timeout(_HELLO_S):
+                hello = read_from_router(await anext(aiter(incoming)))
             if not isinstance(hello, OpenLink) or hello.version != VERSION:
                 raise LinkError(f"a link begins with OpenLink of version {VERSION}")
             name = f"{hello.router}/{hello.start}"

@@ -82,15 +82,7 @@ class NodeConnection:
             try:
                 await self._connect()
                 pause_s = _LEAST_PAUSE_S
-            except (
-                grpc.RpcError,
-                LinkError,
-                HelloRefused,
-                TimeoutError,
-                StopAsyncIteration,
-                OSError,
-                ValueError,
-            ) as error:
+            except _BREAKS as error:
                 _log.info("node %s cannot be reached: %s", name, _said(error))
             finally:
                 was_connected, self._sending = self._sending is not None, None
@@ -107,16 +99,18 @@ class NodeConnection:
             call = method(metadata=call_metadata(self._security))
             writing: asyncio.Task[None] | None = None
             try:
-                await asyncio.wait_for(call.write(encoded(self._hello)), _CONNECT_S)
                 incoming = aiter(call)
-                ready = read_from_node(await asyncio.wait_for(anext(incoming), _CONNECT_S))
+                async with asyncio.timeout(_CONNECT_S):
+                    await call.write(encoded(self._hello))
+                    ready = read_from_node(await anext(incoming))
                 if not isinstance(ready, NodeReady) or ready.version != VERSION:
                     raise LinkError(f"a node begins with NodeReady of version {VERSION}")
                 self._listener.connected(self.member.name, ready)
                 self._sending = asyncio.Queue()
                 writing = asyncio.create_task(_write(call, self._sending))
                 while True:
-                    message = read_from_node(await asyncio.wait_for(anext(incoming), _SILENCE_S))
+                    async with asyncio.timeout(_SILENCE_S):
+                        message = read_from_node(await anext(incoming))
                     if isinstance(message, NodeReady):
                         raise LinkError("NodeReady comes once, at the beginning")
                     self._listener.told(self.member.name, message)

@@ -144,7 +144,8 @@ class AgentRunner:
         """Ask to go, and serve on until the coordinator allows it or the time is over; tell which it was."""
         self.is_leaving = True
         try:
-            await asyncio.wait_for(self.may_go.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.may_go.wait()
         except TimeoutError:
             _log.warning("the coordinator has not let this node go within %g s: it goes by itself", timeout_s)
             return False
