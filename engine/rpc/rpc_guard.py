@@ -16,7 +16,7 @@ from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission, is_local
 from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
-from engine.rpc.messages import read_message
+from engine.rpc.declared_fields import read_message
 from engine.rpc.translation import field_name
 
 CODES = {

@@ -76,7 +76,7 @@ def test_an_aborted_whole_answer_has_what_was_generated() -> None:
     at_door(scenario)
 
 
-def test_what_waits_for_its_adapter_is_aborted_at_once() -> None:
+def test_what_waits_for_its_adapter_is_aborted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(door: Door) -> None:
         submitting, forever = asyncio.Event(), asyncio.Event()
 
@@ -84,7 +84,7 @@ def test_what_waits_for_its_adapter_is_aborted_at_once() -> None:
             submitting.set()
             await forever.wait()
 
-        door.node.submit_all = submit
+        monkeypatch.setattr(door.node, "submit_all", submit)
         call = door.stream(Ask(text="hi", request_id="mine"))
         await submitting.wait()
         await abort(door, "mine")
