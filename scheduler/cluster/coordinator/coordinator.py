@@ -13,9 +13,9 @@ from types import MappingProxyType
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
+from scheduler.cluster.coordinator.planning import PlacementPlans
 from scheduler.cluster.coordinator.replan import Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
-from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
@@ -30,7 +30,7 @@ from scheduler.cluster.protocol.messages import (
     RouterReport,
     Tick,
 )
-from scheduler.cluster.state import Placement, RoutingTable
+from scheduler.cluster.state import RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Coordinator:
         self._members: dict[str, NodeView] = {}
         self._routers: dict[str, RouterView] = {}
         self._rollout = Rollout(self._members, self._routers, options.max_pulls, planner.options.headroom)
+        self.plans = PlacementPlans(planner, demand, self._members, self._rollout)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None
@@ -216,8 +217,10 @@ class Coordinator:
         gone = [name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s]
         for router in gone:
             del self._routers[router]
+        able = [ref for each in self._members.values() for ref in each.take_able(now)]
         if not self._settled:
             return commands + self._settle(now)
+        commands += self._advance(dict.fromkeys(able), now)
         if self._planner.due(now):
             commands += self._plan(now)
         commands += self._rollout.retire(now)
@@ -237,25 +240,7 @@ class Coordinator:
         return self._plan(now) + self._advance(list(self._rollout.adapters), now)
 
     def _plan(self, now: float) -> list[Command]:
-        problem = self._problem(now)
-        if not problem.nodes or not problem.demand.tokens_per_s:
-            return []
-        placement = self._planner.plan(problem, now)
-        self._rollout.load = self._planner.load(problem, placement or problem.previous)
-        if placement is None:
-            return []
-        target = self._rollout.target
-        moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
-        moved.sort(key=lambda ref: -problem.demand.tokens_per_s[ref])  # what is in demand is pulled first
-        target.update((ref, placement.shares[ref]) for ref in moved)
-        return self._advance(moved, now)
-
-    def _problem(self, now: float) -> Problem:
-        members = [member for member in self._members.values() if not member.released]
-        members = [member for member in members if not member.leaving] or members
-        states = tuple(member.state(self._planner.options.headroom) for member in members)
-        previous = Placement(MappingProxyType(dict(self._rollout.target)))
-        return Problem(self._demand.project(now), states, previous)
+        return self._advance(self.plans.make(now), now)
 
     def _release(self, now: float) -> list[Command]:
         """Let the nodes go that asked to and are not needed any more, or have waited long enough."""
