@@ -13,6 +13,7 @@ from engine.live.live_outputs import LiveOutputs
 from engine.live.step_loop import StepLoop
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.structured.grammar_pool import GrammarPool
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -37,6 +38,7 @@ class AsyncEngine:
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self._outputs = LiveOutputs(engine.tokenizer, telemetry, self.step_loop.finish, self.step_loop.abort)
+        self.grammars = GrammarPool(engine.grammars)
         self._draining = False
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
 
@@ -106,6 +108,7 @@ class AsyncEngine:
             await closing.run_or_leave("the connections to peers", self._peers.close)
         await closing.run_or_leave("the engine", self._close_engine)
         self._names.close()
+        self.grammars.close()
         closing.close()
 
     async def submit(
@@ -125,6 +128,7 @@ class AsyncEngine:
         """
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
+            grammar = await self.grammars.compile(params)
             adapter = await self._names.resolve(model)
         self._check_open()
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
@@ -134,7 +138,8 @@ class AsyncEngine:
                 eos = self._end_tokens_of(model)
             for request_id, prompt in prompts.items():
                 seed = random.getrandbits(63) if params.seed is None else params.seed
-                request = Request(request_id, prompt, adapter, replace(params, seed=seed), eos, now_s)
+                drawn = replace(params, seed=seed)
+                request = Request(request_id, prompt, adapter, drawn, eos, now_s, grammar=grammar)
                 outputs.append(self._queue(model, request))
         except BaseException:
             for output in outputs:

@@ -28,6 +28,7 @@ from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.runner.base import StepExecutor
+from engine.structured.grammar_cache import GrammarCache
 from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ class Engine:
     tokenizer: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
+    grammars: GrammarCache
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
     watch: FolderWatch | None = None  # over the folder of adapters
@@ -160,7 +162,8 @@ def _assemble(
         test.check_base()
         store.try_contents(test)
     watch = _add_adapters(config, store, card)
-    return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
+    grammars = GrammarCache(lambda: tokenizer.table(card.vocab_size))
+    return Engine(core, store, tokenizer, card, changed, grammars, peers, workers, watch)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:

@@ -137,6 +137,10 @@ def _body(wire: inference_pb2.GenerateRequest, model: str) -> dict[str, object]:
     }
     top = _candidates("output_candidates", asked, asked.output_logprobs)
     prompt_top = _candidates("prompt_candidates", asked, asked.prompt_logprobs)
+    form = decoding.WhichOneof("structured_outputs")
+    if form is not None:
+        value = list(decoding.choice.choices) if form == "choice" else getattr(decoding, form)
+        body["structured_outputs"] = {form: value}
     return body | {"logprobs": top, "prompt_logprobs": prompt_top}
 
 

@@ -81,7 +81,8 @@ class NodeRole:
         identity = NodeIdentity(
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, self._weights
         )
-        link = LinkServer(LinkedNode(identity, self._front.step_loop, jobs, adapters, runner))
+        node = LinkedNode(identity, self._front.step_loop, jobs, adapters, runner, self._front.grammars)
+        link = LinkServer(node)
         server = MemberServer(self._security, [link.handler()])
         try:
             address = await server.start(self._listen)

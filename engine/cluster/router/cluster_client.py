@@ -13,6 +13,8 @@ from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.structured.grammar_cache import GrammarCache
+from engine.structured.grammar_pool import GrammarPool
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef
 from lora.format.adapter_files import Flaw
@@ -64,6 +66,7 @@ class ClusterClient:
         forwarding.outputs = self._outputs
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
+        self._grammars = GrammarPool(GrammarCache(lambda: tokenizer.table(model.vocab_size)))
         self._draining = False
 
     @property
@@ -120,6 +123,7 @@ class ClusterClient:
         self._outputs.end_all(Draining(), FinishReason.ABORT.value)
         await self.forwarding.close()
         self.tokenizer.close()
+        self._grammars.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
@@ -135,6 +139,10 @@ class ClusterClient:
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
+        with self._admission.places(len(prompts) * params.n):
+            await self._grammars.compile(
+                params
+            )  # nodes do so again: here a client is told what is wrong with it
         if self._draining:
             raise Draining
         entry, now_s = self._entry(model), time.monotonic()

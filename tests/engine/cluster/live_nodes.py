@@ -81,7 +81,7 @@ class LiveNode:
         identity = NodeIdentity(
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, WEIGHTS
         )
-        link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher))
+        link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher, front.grammars))
         return cls(name, engine, front, link, MemberServer(SECURITY, [link.handler()]), watcher)
 
     async def start(self) -> Member:

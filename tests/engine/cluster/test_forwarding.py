@@ -14,6 +14,7 @@ from engine.output import Delta, RequestOutput, join_deltas
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.request import SamplingParams
+from scheduler.structured_outputs import StructuredOutputsParams
 from tests.engine.cluster.live_nodes import LiveNode, make_router
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ async def _ask(client: ClusterClient | LiveNode, name: str, text: str, params: S
     return await _whole(await front.submit(name, ids, params, f"{name}-{text}-{id(params)}"))
 
 
-@pytest.fixture(params=["greedy", "seeded", "penalised", "n=3", "logprobs", "stop"])
+@pytest.fixture(params=["greedy", "seeded", "penalised", "n=3", "logprobs", "stop", "form"])
 def params(request: pytest.FixtureRequest) -> SamplingParams:
     """Parameters under each of which an answer must be the same wherever it is computed."""
     return {
@@ -97,6 +98,12 @@ def params(request: pytest.FixtureRequest) -> SamplingParams:
         "n=3": SamplingParams(temperature=1.5, seed=5, n=3, max_tokens=60, ignore_eos=True),
         "logprobs": SamplingParams(
             temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=60, ignore_eos=True
+        ),
+        "form": SamplingParams(
+            temperature=1.5,
+            seed=13,
+            max_tokens=60,
+            structured_outputs=StructuredOutputsParams(regex="(ab|cd|e){8,12}"),
         ),
         "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "zz"), max_tokens=60, ignore_eos=True),
     }[request.param]
