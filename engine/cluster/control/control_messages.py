@@ -39,7 +39,7 @@ from engine.errors import (
 from scheduler.cluster.cost.model import Kernel
 from transport.base import Count
 
-VERSION = 1
+VERSION = 2
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
@@ -75,6 +75,8 @@ class MemberHello(_Message, frozen=True):
     """The digest of the base model's weights: all nodes serve the same."""
     epoch: Count = 0
     """The largest of any coordinator that the member has followed."""
+    profile: Text = ""
+    """The digest of the profile that it tells costs by: all members have the same."""
 
 
 class CoordinatorHello(_Message, frozen=True):
