@@ -19,6 +19,7 @@ from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
+    AdapterPinned,
     AllowLeave,
     Command,
     Crash,
@@ -99,6 +100,8 @@ class Coordinator:
                 commands = self._add(adapter, now)
             case AdapterDeleted(adapter=adapter):
                 commands = self._delete(adapter, now)
+            case AdapterPinned(adapter=adapter, copies=copies):
+                commands = self._pin(adapter, copies)
             case Tick():
                 commands = self._tick(now)
         return commands + self._publish(now)
@@ -197,7 +200,14 @@ class Coordinator:
         self._demand.add(adapter)
         return self._advance([adapter], now)
 
+    def _pin(self, adapter: AdapterRef, copies: int) -> list[Command]:
+        """Have the next plan, which comes soon, see a pin."""
+        if adapter in self._rollout.adapters:
+            self.plans.pin(adapter, copies)
+        return []
+
     def _delete(self, adapter: AdapterRef, now: float) -> list[Command]:
+        self.plans.pin(adapter, 0)
         if adapter in self._rollout.adapters:
             self._demand.remove(adapter)
         self._rollout.delete(adapter)
