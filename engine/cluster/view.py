@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lora.adapter import AdapterRef, Effect
-from lora.format.companions import NO_COMPANIONS, Companions
+from engine.catalogue.base import CatalogueEntry
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
 
@@ -34,21 +33,6 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
     weights: str
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """A name that requests may use, and the one content that it means now.
-
-    `root` is what the adapter was registered from, as clients are told; `pinned` says that its copies stay.
-    """
-
-    name: str
-    ref: AdapterRef
-    root: str = ""
-    companions: Companions = NO_COMPANIONS
-    effect: Effect | None = None
-    pinned: bool = False
 
 
 @dataclass(slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.admission import Admission
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.forwarding import Forwarding
-from engine.cluster.view import AdapterAdministration, CatalogueEntry, ClusterView
+from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.telemetry import EngineStats, Telemetry

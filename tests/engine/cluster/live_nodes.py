@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
 from engine.cluster.link.node_load import NodeJobs, NodeRoom
@@ -15,7 +16,7 @@ from engine.cluster.node.node_adapters import NodeAdapters
 from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
-from engine.cluster.view import CatalogueEntry, ClusterView, Member, ServedModel
+from engine.cluster.view import ClusterView, Member, ServedModel
 from engine.config.config import EngineConfig
 from engine.errors import UnknownModel
 from engine.metrics.telemetry import Telemetry

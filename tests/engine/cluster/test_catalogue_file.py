@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cluster.control.catalogue_file import CatalogueFile, RegisteredName, Superseded
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile, RegisteredName, Superseded
 from engine.errors import InvalidConfig
 from lora.adapter import AdapterRef
 from lora.format.companions import Companions
@@ -108,7 +108,7 @@ def test_a_damaged_row_is_refused_by_name(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.catalogue.catalogue_file import CatalogueFile
 from tests.engine.cluster.test_catalogue_file import NOW_S, registered
 catalogue = CatalogueFile(Path(sys.argv[1]), NOW_S)
 for number in range(100000):
