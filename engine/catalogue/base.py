@@ -3,7 +3,8 @@
 A single server owns its own. In a cluster the coordinator does, and routers ask it.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -122,6 +123,13 @@ class ClusterRecord:
     routers: Sequence[RouterRecord] = ()
     replacements: int | None = None
     last_replacements: Sequence[ReplacementRecord] = ()
+
+
+def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:
+    """Return the first `limit` names after `after`, in order."""
+    ordered = sorted(names)
+    start = bisect_right(ordered, after)
+    return ordered[start : start + limit]
 
 
 class AdapterCatalogue(Protocol):

@@ -98,7 +98,7 @@ class Answer(ControlMessage, frozen=True):
 
 
 class StatusAsk(ControlMessage, frozen=True):
-    """A router asks for the `cluster`, for `limit` `adapters` after the name `after`, or for the `adapter` so called."""
+    """A router asks for the `cluster`, for `limit` `adapters` after the name `after`, or for that `adapter` alone."""
 
     number: Count
     what: Literal["cluster", "adapters", "adapter"]

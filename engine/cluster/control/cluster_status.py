@@ -1,8 +1,7 @@
 """Tell administrators what a cluster is doing: what its coordinator knows, or what a member's view says meanwhile."""
 
 import time
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -13,6 +12,7 @@ from engine.catalogue.base import (
     NodeRecord,
     ReplacementRecord,
     RouterRecord,
+    names_after,
 )
 from engine.cluster.control.ask_messages import StatusAsk, StatusTold
 from engine.cluster.control.member_stream import MemberStream
@@ -22,13 +22,6 @@ from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.protocol.messages import Report
 from scheduler.cluster.state import RoutingTable
-
-
-def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:
-    """Return the first `limit` names after `after`, in order."""
-    ordered = sorted(names)
-    start = bisect_right(ordered, after)
-    return ordered[start : start + limit]
 
 
 class CoordinatorStatus:

@@ -107,7 +107,7 @@ class CoordinatorAsks:
     async def _send(self, ask: Ask | StatusAsk) -> Answer | StatusTold:
         """Ask, and wait for the answer. Raises NotInTime."""
         if self._write is None:
-            reason = "the coordinator does not answer (--coordinator): the catalogue of adapters is its"
+            reason = "the registry of adapters cannot be changed while no coordinator answers (--coordinator)"
             raise NotInTime(reason, RETRY_AFTER_S)
         if len(self._asks) >= _MOST_ASKS:
             raise NotInTime(f"{_MOST_ASKS} questions to the coordinator are under way", RETRY_AFTER_S)

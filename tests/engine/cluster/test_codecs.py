@@ -129,7 +129,14 @@ def views(draw: st.DrawFn) -> SharedView:
         {name: Member(name, session, f"h:{session}", None, "z") for name, session in members.items()},
         {
             name: CatalogueEntry(
-                name, ref, "/x", Companions(draw(st.sampled_from([None, "t"]))), "some", draw(st.booleans())
+                name,
+                ref,
+                "/x",
+                Companions(draw(st.sampled_from([None, "t"]))),
+                "some",
+                draw(st.integers(0, 3)),
+                draw(st.sampled_from(["", "q"])),
+                7,
             )
             for name, ref in named.items()
         },
