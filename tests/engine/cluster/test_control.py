@@ -117,11 +117,11 @@ def test_without_a_coordinator_members_keep_their_view_and_a_successor_moves_not
             await until(lambda: len(router.view.members) == 2)
             await router.administration.register("c", Path("/good"), False)
             await until(lambda: len(router.view.table.shares) == 3)
-            before = router.view.table
             seen: list[int] = []
             router.view.changed.append(lambda: seen.append(len(router.view.table.shares)))
             await rig.kill_coordinator()
             await until(lambda: not router.is_connected)
+            before = router.view.table
             with pytest.raises(NotInTime, match="no coordinator answers"):
                 await router.administration.remove("a")
             assert (router.view.table, set(router.view.catalogue)) == (before, {"a", "b", "c"})
