@@ -17,11 +17,13 @@ from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.keys import Permission
 from engine.api.schema import LoadAdapter
+from engine.api.server.listener import most_connections
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig, UnknownModel
 from engine.metrics.request_log import RequestRecord
 from engine.output import Delta, join_deltas
 from engine.rpc import translation
+from engine.rpc.bounded_server import BoundedServer, RpcBounds, RpcService
 from engine.rpc.rpc_generation import RpcGeneration
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.wire import control_pb2, inference_pb2
@@ -30,6 +32,7 @@ from engine.waiting.task_pool import TaskPool
 INFERENCE, CONTROL = "vllm.Inference", "vllm.Control"
 _grpc, _health_rpc, _health = cast(Any, grpc), cast(Any, health_pb2_grpc), cast(Any, health)
 _TEXT_THREADS = 2
+_OTHER_CALLS = 64  # beside the requests that may wait
 _CLOSE_S = 5.0
 
 
@@ -43,15 +46,17 @@ class RpcServer:
         self._client, self._admin, self._guard, self._config = client, admin, guard, config
         self._texts = TaskPool("gRPC text", _TEXT_THREADS)
         self._health = _health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
+        self._server: BoundedServer | None = None
 
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the address. Raises InvalidConfig."""
-        most = self._config.http.max_body_bytes
-        options = [("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)]
-        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._config.max_waiting + 64)
-        self._server = server
-        server.add_generic_rpc_handlers((self._inference(), self._control()))
+        http = self._config.http
+        most = most_connections(http.max_connections)
+        bounds = RpcBounds(most, http.header_timeout_s, http.idle_timeout_s, http.max_body_bytes)
+        bounded = self._server = BoundedServer(bounds, most_calls=self._config.max_waiting + _OTHER_CALLS)
+        server = bounded.server
+        bounded.add(self._inference())
+        bounded.add(self._control())
         _health_rpc.add_HealthServicer_to_server(self._health, server)
         names = (INFERENCE, CONTROL, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
         cast(Any, reflection).enable_server_reflection(names, server)
@@ -61,7 +66,7 @@ class RpcServer:
         except RuntimeError as error:
             reason = f"{host} cannot be bound to it: choose another port or --host"
             raise InvalidConfig("grpc_port", port, reason) from error
-        await server.start()
+        await bounded.start()
         for name in ("", INFERENCE, CONTROL):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return f"grpc://{address}:{bound}"
@@ -83,7 +88,7 @@ class RpcServer:
         pair = (Path(access.tls_key).read_bytes(), Path(access.tls_cert).read_bytes())
         return server.add_secure_port(address, _grpc.ssl_server_credentials([pair]))
 
-    def _inference(self) -> grpc.GenericRpcHandler:
+    def _inference(self) -> RpcService:
         request, response = inference_pb2.GenerateRequest, inference_pb2.GenerateResponse
         one = self._guard.unary(f"/{INFERENCE}/Generate", Permission.ASK, self._generate)
         many = self._guard.stream(f"/{INFERENCE}/GenerateStream", Permission.ASK, self._generate_stream)
@@ -95,9 +100,9 @@ class RpcServer:
             "Generate": _grpc.unary_unary_rpc_method_handler(one, **codec),
             "GenerateStream": _grpc.unary_stream_rpc_method_handler(many, **codec),
         }
-        return grpc.method_handlers_generic_handler(INFERENCE, methods)
+        return RpcService(INFERENCE, methods)
 
-    def _control(self) -> grpc.GenericRpcHandler:
+    def _control(self) -> RpcService:
         wire = control_pb2
         calls = (
             ("GetModelInfo", Permission.ASK, self._model_info, wire.GetModelInfoRequest, wire.ModelInfo),
@@ -116,7 +121,7 @@ class RpcServer:
             )
             for name, needed, answer, request, response in calls
         }
-        return grpc.method_handlers_generic_handler(CONTROL, methods)
+        return RpcService(CONTROL, methods)
 
     async def _generate(
         self, wire: inference_pb2.GenerateRequest, record: RequestRecord
