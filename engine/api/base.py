@@ -29,7 +29,7 @@ class OutputStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 
     async def aclose(self) -> None:
-        """Abort what still runs and free it."""
+        """Abort what still runs and free it; whoever iterates gets what has come, and then the end."""
         ...
 
 

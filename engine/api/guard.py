@@ -5,7 +5,6 @@ It may not know what the handlers do.
 
 import asyncio
 import logging
-import re
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission, is_local
+from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
 from lora.format.adapter_files import short
 
@@ -25,7 +25,6 @@ _PERMISSIONS = {
     "/v1/load_lora_adapter": Permission.ADMINISTER,
     "/v1/unload_lora_adapter": Permission.ADMINISTER,
 }
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 RECORD = web.RequestKey("record", RequestRecord)
 """Where a request's handler finds what the log will say of it."""
 _log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def _needed(request: web.Request) -> Permission:
 def _request_id(request: web.Request) -> str:
     """Return the client's id for the request, or a new one where it gave none that a log may hold."""
     given = request.headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if is_request_id(given) else uuid.uuid4().hex
 
 
 def _routing_error(error: web.HTTPException, request: web.Request) -> ApiError:

@@ -7,7 +7,6 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from aiohttp import web
@@ -20,7 +19,7 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
-from engine.api.openapi import document
+from engine.api.openapi import document, software_version
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
 from engine.api.server.loop_lag import LoopLag
@@ -210,21 +209,14 @@ class _Routes:
 
     async def version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""
-        return json_response({"version": _version()})
+        return json_response({"version": software_version()})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """Answer GET /openapi.json."""
-        return json_response(document(_version()))
+        return json_response(document(software_version()))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
         stats = self._client.stats()
         text = await self._pools.views.run(lambda: self._client.telemetry.render(stats))
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})
-
-
-def _version() -> str:
-    try:
-        return version("loraserve")
-    except PackageNotFoundError:
-        return "unknown: run from a folder that was never installed"

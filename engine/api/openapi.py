@@ -6,6 +6,7 @@ It may not know HTTP; a test holds its operations to the routes of the applicati
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
@@ -180,3 +181,11 @@ def _bodies() -> dict[str, Schema]:
                 if option.get("type") in ("integer", "number"):
                     option |= {"minimum": _LOWER.get(field, low), "maximum": high}
     return components
+
+
+def software_version() -> str:
+    """Return the version that is installed."""
+    try:
+        return version("loraserve")
+    except PackageNotFoundError:
+        return "unknown: run from a folder that was never installed"

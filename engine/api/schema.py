@@ -18,7 +18,8 @@ Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Prompt = str | list[str | TokenId | list[TokenId]]
 Label = Annotated[str, msgspec.Meta(max_length=512)]
-RequestId = Annotated[str, msgspec.Meta(max_length=128, pattern="^[A-Za-z0-9._:/+=@-]+$")]
+_ID_CHARS = "[A-Za-z0-9._:/+=@-]"
+RequestId = Annotated[str, msgspec.Meta(max_length=128, pattern=f"^{_ID_CHARS}+$")]
 Biases = Annotated[
     dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": {"type": "number"}})
 ]
@@ -200,6 +201,11 @@ _TABLES: Mapping[type[msgspec.Struct], Mapping[str, tuple[object, ...]]] = {
 }
 
 
+def is_request_id(text: str) -> bool:
+    """Tell whether a client's id of a request may stand in logs, headers and responses."""
+    return re.fullmatch(f"{_ID_CHARS}{{1,128}}", text, re.ASCII) is not None
+
+
 def neutral_of(kind: type[msgspec.Struct]) -> dict[str, tuple[object, ...]]:
     """Return the fields that a body may have though they are not implemented, with what they may hold."""
     table = _TABLES.get(kind, {})
@@ -235,6 +241,14 @@ def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Bo
         if not asks_for_nothing(getattr(value, field), neutral):
             raise refused(field, remedy(field), "unsupported_value")
     return value
+
+
+def converted(value: object, kind: type[Body]) -> Body:
+    """Make a body of `kind` of a dictionary. Raises ApiError (400) that names the field at fault."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error), "the request") from None
 
 
 def _field_error(text: str, what: str) -> ApiError:

@@ -3,16 +3,21 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.message import Message
 
 from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission, is_local
+from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
+from engine.rpc.bounded_server import RpcService
+from engine.rpc.declared_fields import read_message
 from engine.rpc.translation import field_name
 
 CODES = {
@@ -22,71 +27,112 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
-_log = logging.getLogger(__name__)
+REQUEST_ID, RETRY_AFTER = "x-request-id", "retry-after"
+_MOST_CHARS = 1000  # of an error: it goes as metadata, which is bounded
+_TAKEN = frozenset({"adapter_exists", "request_exists"})
+_log, _grpc = logging.getLogger(__name__), cast(Any, grpc)
 
 Context = Any  # grpc.aio's context is generic only to type checkers
-Answers = Callable[[Any, RequestRecord], AsyncIterator[Any]]
-Answer = Callable[[Any, RequestRecord], Awaitable[Any]]
+
+
+class RpcCall:
+    """One call, as its handler sees it: what the logs will say of it, and what it came with."""
+
+    def __init__(self, context: Context, record: RequestRecord, metadata: dict[str, str]) -> None:
+        """Tell the client nothing yet."""
+        self.record, self.metadata = record, metadata
+        self._context, self._has_begun = context, False
+
+    async def begin(self) -> None:
+        """Tell the client the call's id, before any answer; once."""
+        if not self._has_begun:
+            self._has_begun = True
+            await self._context.send_initial_metadata(((REQUEST_ID, self.record.request_id),))
+
+
+Answers = Callable[[Any, RpcCall], AsyncGenerator[Message, None]]
+Answer = Callable[[Any, RpcCall], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class RpcMethod:
+    """One call of a service: what its client must be allowed, what it sends, and what answers it."""
+
+    name: str
+    needed: Permission
+    request: type[Message]
+    answers: Answers
+    streams: bool = True
+
+
+def one_answer(name: str, needed: Permission, request: type[Message], answer: Answer) -> RpcMethod:
+    """Make a method that answers with one message."""
+
+    async def once(message: Any, call: RpcCall) -> AsyncGenerator[Message, None]:
+        yield await answer(message, call)
+
+    return RpcMethod(name, needed, request, once, streams=False)
 
 
 def code_of(error: ApiError) -> grpc.StatusCode:
     """Return the code that says what HTTP's status would."""
-    if error.code == "adapter_exists":
+    if error.code in _TAKEN:
         return grpc.StatusCode.ALREADY_EXISTS
     return CODES.get(error.status, grpc.StatusCode.UNKNOWN)
 
 
 class RpcGuard:
-    """What surrounds every handler: the keys, a record for the logs, and codes for whatever goes wrong."""
+    """What surrounds every handler: the keys, a record for the logs, and codes for whatever goes wrong.
+
+    It reads the messages itself, so that one that is none is refused as any bad value is, and after the keys.
+    """
 
     def __init__(self, rules: AccessRules, log: RequestLog) -> None:
         """Let in whom `rules` let in, and tell `log` of every call when it has ended."""
         self._rules, self._log = rules, log
 
-    def unary(
-        self, path: str, needed: Permission, answer: Answer
-    ) -> Callable[[Any, Context], Awaitable[Any]]:
-        """Return a handler of one answer."""
+    def service(self, name: str, methods: Sequence[RpcMethod]) -> RpcService:
+        """Make a service of its methods."""
+        handlers = {method.name: self._handler(f"/{name}/{method.name}", method) for method in methods}
+        return RpcService(name, handlers)
 
-        async def handle(message: Any, context: Context) -> Any:
-            async def once(message: Any, record: RequestRecord) -> AsyncIterator[Any]:
-                yield await answer(message, record)
-
-            found = [each async for each in self._guarded(path, needed, once, message, context)]
-            return found[0]
-
-        return handle
-
-    def stream(
-        self, path: str, needed: Permission, answers: Answers
-    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
-        """Return a handler of a stream of answers."""
-
-        async def handle(message: Any, context: Context) -> AsyncIterator[Any]:
-            async with aclosing(self._guarded(path, needed, answers, message, context)) as guarded:
+    def _handler(self, path: str, method: RpcMethod) -> Any:
+        async def stream(sent: bytes, context: Context) -> AsyncIterator[Message]:
+            async with aclosing(self._guarded(path, method, sent, context)) as guarded:
                 async for each in guarded:
                     yield each
 
-        return handle
+        async def unary(sent: bytes, context: Context) -> Message:
+            (answer,) = [each async for each in self._guarded(path, method, sent, context)]
+            return answer
+
+        if method.streams:
+            return _grpc.unary_stream_rpc_method_handler(stream, response_serializer=_serialized)
+        return _grpc.unary_unary_rpc_method_handler(unary, response_serializer=_serialized)
 
     async def _guarded(
-        self, path: str, needed: Permission, answers: Answers, message: Any, context: Context
-    ) -> AsyncGenerator[Any, None]:
+        self, path: str, method: RpcMethod, sent: bytes, context: Context
+    ) -> AsyncGenerator[Message, None]:
         metadata = {str(key).lower(): value for key, value in context.invocation_metadata() or ()}
-        host = _host(context.peer())
-        record = RequestRecord(uuid.uuid4().hex, host, "gRPC", path)
-        record.administers = needed is Permission.ADMINISTER
+        host, given = _host(context.peer()), metadata.get(REQUEST_ID, "")
+        record = RequestRecord(given if is_request_id(given) else uuid.uuid4().hex, host, "gRPC", path)
+        record.administers = method.needed is Permission.ADMINISTER
+        call = RpcCall(context, record, metadata)
         failure: ApiError | None = None
         try:
             try:
                 local = is_local(host, metadata)
-                record.key = self._rules.admit(needed, metadata.get("authorization"), local)
+                record.key = self._rules.admit(method.needed, metadata.get("authorization"), local)
                 if record.administers:
                     await self._log.wait_for_audit()
-                async for each in answers(message, record):
-                    yield each
+                message = read_message(method.request, sent)
+                async with aclosing(method.answers(message, call)) as answers:
+                    async for each in answers:
+                        await call.begin()
+                        yield each
                 record.status = 200
             except FORESEEN as error:
                 failure = _noted(error, record)
@@ -101,7 +147,19 @@ class RpcGuard:
         finally:
             self._log.write_access(record)
         if failure is not None:  # only now: a client hears of nothing before the audit has it
-            await context.abort(code_of(failure), _in_wire_words(failure))
+            await _refuse(context, failure, record)
+
+
+async def _refuse(context: Context, failure: ApiError, record: RequestRecord) -> None:
+    """End a call with a code, the words of the protocol, and what HTTP tells by headers."""
+    told = [(REQUEST_ID, record.request_id)]
+    if failure.retry_after_s:
+        told.append((RETRY_AFTER, str(failure.retry_after_s)))
+    await context.abort(code_of(failure), _in_wire_words(failure), tuple(told))
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 def _noted(error: Exception, record: RequestRecord) -> ApiError:
@@ -112,11 +170,11 @@ def _noted(error: Exception, record: RequestRecord) -> ApiError:
 
 
 def _in_wire_words(error: ApiError) -> str:
-    """Return the message with the field's name as the protocol has it."""
-    name = error.param or ""
-    if name and error.message.startswith(f"{name}:"):
-        return field_name(name) + error.message.removeprefix(name)
-    return error.message
+    """Return the message with the field's name as the protocol has it, as far as metadata may hold it."""
+    name, message = error.param or "", error.message.encode(errors="backslashreplace").decode()
+    if name and message.startswith(f"{name}:"):
+        message = field_name(name) + message.removeprefix(name)
+    return message if len(message) <= _MOST_CHARS else message[: _MOST_CHARS - 1] + "…"
 
 
 def _host(peer: str) -> str:

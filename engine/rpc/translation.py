@@ -6,14 +6,11 @@ A request becomes a completion's body, so that what judges HTTP's fields judges 
 import hashlib
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from engine.api import schema
 from engine.api.base import EngineClient
-from engine.api.errors import ApiError, refused
+from engine.api.errors import refused
 from engine.api.parsing import GenerateRequest, from_completion
 from engine.errors import UnknownModel
 from engine.output import Delta
@@ -22,25 +19,13 @@ from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import InvalidParameter
 
 _DEFAULT_TOKENS = 20  # what the protocol takes max_new_tokens=0 for
-_UNSUPPORTED = {
-    ("GenerateRequest", 10): "kv",
-    ("GenerateRequest", 11): "truncate_prompt_tokens",
-    ("GenerateRequest", 12): "priority",
-    ("GenerateRequest", 14): "media",
-    ("DecodingParameters", 5): "allowed_token_ids",
-    ("DecodingParameters", 6): "json",
-    ("DecodingParameters", 7): "regex",
-    ("DecodingParameters", 8): "choice",
-    ("DecodingParameters", 9): "grammar",
-    ("DecodingParameters", 10): "json_object",
-    ("DecodingParameters", 11): "structural_tag",
-}
 _NAMES = {
     "n": "num_sequences",
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
     "stop": "stop_strings",
     "model": "lora_name",
+    "lora_path": "source_path",
     "include_stop_str_in_output": "include_stop_strings",
     "logprobs": "output_candidates",
     "prompt_logprobs": "prompt_candidates",
@@ -53,8 +38,9 @@ _REASONS = {
 
 
 def field_name(param: str) -> str:
-    """Return what the protocol calls a field of HTTP's bodies."""
-    return _NAMES.get(param, param)
+    """Return what the protocol calls a field of HTTP's bodies, or an entry of it as `stop[3]`."""
+    name, bracket, entry = param.partition("[")
+    return _NAMES.get(name, name) + bracket + entry
 
 
 def read_generate(wire: inference_pb2.GenerateRequest, client: EngineClient) -> GenerateRequest:
@@ -62,13 +48,7 @@ def read_generate(wire: inference_pb2.GenerateRequest, client: EngineClient) -> 
 
     Not for the event loop: a long text takes a while.
     """
-    for part in (wire, wire.sampling, wire.decoding, wire.stopping, wire.response):
-        _refuse_unknown(part)
-    body = _body(wire, _model(wire, client))
-    try:
-        completion = msgspec.convert(body, schema.Completion)
-    except msgspec.ValidationError as error:
-        raise ApiError(400, str(error), None, "invalid_value") from None
+    completion = schema.converted(_body(wire, _model(wire, client)), schema.Completion)
     try:
         return from_completion(completion, client)
     except InvalidParameter as error:
@@ -115,15 +95,6 @@ def lora_adapter(name: str, root: str) -> control_pb2.LoraAdapter:
     return control_pb2.LoraAdapter(
         lora_id=int.from_bytes(digest[:8]) >> 1 | 1, lora_name=name, source_path=root
     )
-
-
-def _refuse_unknown(part: Message) -> None:
-    """Refuse fields that are not declared, unless they are empty messages or texts."""
-    kind = part.DESCRIPTOR.name
-    for found in UnknownFieldSet(part):
-        if found.data:
-            name = _UNSUPPORTED.get((kind, found.field_number), f"field {found.field_number} of {kind}")
-            raise refused(name, "it is not supported: leave it out", "unsupported_value")
 
 
 def _model(wire: inference_pb2.GenerateRequest, client: EngineClient) -> str:

@@ -5,7 +5,7 @@ lock; AdapterLoader moves its bytes, outside it.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -97,10 +97,11 @@ class Contents:
             self._queue.drop_later(content)
         self.advance()
 
-    def failures(self) -> Mapping[str, Exception]:
-        """Tell why retained contents cannot be had, by digest."""
+    def failures(self, also: Container[str] = ()) -> Mapping[str, Exception]:
+        """Tell why contents that requests use, and those of `also`, cannot be had, by digest."""
         with self._lock:
-            return {c.ref.digest: c.failure for c in self._residency.contents if c.failure and c.retained}
+            failed = {c.ref.digest: (c.failure, c.retained) for c in self._residency.contents if c.failure}
+        return {digest: why for digest, (why, used) in failed.items() if used or digest in also}
 
     def retained(self) -> set[str]:
         """List the digests that live requests use, whose packed forms must be kept."""
@@ -172,9 +173,8 @@ class Contents:
         """Give an absent content pages that are free, for the caller to fill; None if it has some or there are none."""
         with self._lock:
             content = self._residency.find(digest)
-            if content is None or content.run is not None:
-                return None
-            return content if self._residency.reserve(content, Force.FREE_PAGES) else None
+            absent = content if content is not None and content.run is None else None
+            return absent if absent and self._residency.reserve(absent, Force.FREE_PAGES) else None
 
     def arrived(self, content: Content, weights: AdapterWeights, load_s: float, pulled: bool = False) -> None:
         """Make a content resident, whose pages are filled; `pulled` if a peer's bytes did."""

@@ -2,7 +2,7 @@
 
 A content that is not known here is learnt from other members: one of them tells its layout, by its name, and the bytes
 come from whoever has them. What is kept stays known, and comes back to device memory when there are free pages. It
-gives way only to what requests need.
+gives way only to what requests need. What cannot be had is kept no more, and told.
 """
 
 import threading
@@ -17,6 +17,7 @@ from lora.store.registry import AdapterRegistry
 from transport.base import Address
 
 Told = Callable[[AdapterRef], object]
+ToldFailure = Callable[[AdapterRef, Exception], object]
 _MOST_HOLDERS = 16_384  # digests of which it is remembered who has them
 
 
@@ -38,10 +39,11 @@ class KeptAdapters:
         self._holders: dict[str, tuple[Address, ...]] = {}
         self._arrived: Told = lambda ref: None
         self._displaced: Told = lambda ref: None
+        self._failed: ToldFailure = lambda ref, error: None
 
-    def tell(self, arrived: Told, displaced: Told) -> None:
-        """Call these, from whichever thread, when what is kept comes to device memory or has left it."""
-        self._arrived, self._displaced = arrived, displaced
+    def tell(self, arrived: Told, displaced: Told, failed: ToldFailure) -> None:
+        """Call these, from whichever thread, when what is kept comes to device memory, has left it, or cannot come."""
+        self._arrived, self._displaced, self._failed = arrived, displaced, failed
 
     def learn(self, ref: AdapterRef, name: str, sources: Sequence[Address]) -> None:
         """Make a content known, so that requests may retain it. It waits for files or members.
@@ -86,20 +88,30 @@ class KeptAdapters:
         return self._contents.places(kept)[1]
 
     def look(self) -> None:
-        """Tell what has come and gone since the last look, and bring what is kept where there are free pages."""
+        """Tell what has come, gone or failed since the last look, and bring what is kept where there are free pages."""
         with self._lock:
-            tiers, _ = self._contents.places()
+            tiers, failures = self._contents.places()[0], self._contents.failures(self._kept)
             here = {digest for digest in self._kept if tiers.get(digest) == "device"}
             came = [self._kept[digest] for digest in here - self._here]
-            went = [self._kept[digest] for digest in self._here - here if digest in self._kept]
+            went = [self._kept[digest] for digest in self._here - here]
             lacking = [ref for digest, ref in self._kept.items() if digest not in here]
+            failed = [(ref, failures[ref.digest]) for ref in lacking if ref.digest in failures]
+            for ref, _ in failed:
+                del self._kept[ref.digest]
+                self._contents.unbind(ref.digest)
             self._here = here
         for ref in went:
             self._displaced(ref)
         for ref in came:
             self._arrived(ref)
+        for ref, error in failed:
+            self._failed(ref, error)
+        if failed:
+            self._contents.advance()
+        given_up = {ref for ref, _ in failed}
         for ref in lacking:
-            self._loader.load_if_free(ref.digest)
+            if ref not in given_up:
+                self._loader.load_if_free(ref.digest)
 
     def _remember(self, digest: str, sources: tuple[Address, ...]) -> None:
         """Note whom to ask for a content."""

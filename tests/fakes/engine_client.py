@@ -66,6 +66,7 @@ class FakeStream:
         self._client, self._request_id, self._deltas = client, request_id, deltas
         self.cached_tokens = client.cached_tokens
         self.ended = False
+        self.closed = asyncio.Event()
 
     def __aiter__(self) -> "FakeStream":
         return self
@@ -79,6 +80,7 @@ class FakeStream:
             raise
 
     async def aclose(self) -> None:
+        self.closed.set()
         if self._client.live.pop(self._request_id, None) is not None:
             self._client.aborted.append(self._request_id)
             self._client.abort_seen.set()
@@ -195,8 +197,10 @@ class FakeClient:
         while texts:
             if drawn + 1 >= self.gate_after and not self.gate.is_set():
                 self.gate_reached.set()
-                await self.gate.wait()
+                await self._gate_opens(request_id)
             await asyncio.sleep(0)
+            if request_id not in self.live:
+                return
             for index, text in list(texts.items()):
                 if self.failure is not None and drawn >= self.fails_after:
                     raise self.failure
@@ -208,6 +212,15 @@ class FakeClient:
                 if text.finished:
                     del texts[index]
             drawn += 1
+
+    async def _gate_opens(self, request_id: str) -> None:
+        """Wait for the gate, or for whoever reads a request to let go of it."""
+        ends = [asyncio.ensure_future(each.wait()) for each in (self.gate, self.live[request_id].closed)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in ends:
+                each.cancel()
 
     def _event(
         self, key: SequenceKey, place: int, tokens: tuple[int, ...], params: SamplingParams

@@ -1,5 +1,6 @@
 """What a coordinator wants kept stays known, comes back when there is room, and is told of when it comes and goes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Told:
         rig.store.kept.tell(
             lambda ref: self.news.append(("arrived", ref.name)),
             lambda ref: self.news.append(("displaced", ref.name)),
+            lambda ref, error: self.news.append(("failed", ref.name)),
         )
 
 
@@ -85,3 +87,30 @@ def test_a_content_is_learnt_from_the_node_s_own_folder_and_no_other_content_in_
     for unknown in (other, AdapterRef("1" * 64, "nobody", 4, (), 1)):
         with pytest.raises(UnknownAdapter):
             s.store.kept.learn(unknown, unknown.name, ())
+
+
+def test_a_load_that_fails_is_told_and_not_tried_again_until_it_is_ordered_anew(
+    make_rig: Callable[[int], StoreRig],
+) -> None:
+    s = make_rig(1)
+    told, kept, asked = Told(s), s.load(1), s.load(2)
+    s.store.kept.keep(kept)
+    s.step(kept)
+    s.store.retain(asked)
+    s.store.loader.prefetch((asked,))
+    s.step(asked)
+    for file in (s.root / "cache").glob(f"{kept.digest}*"):
+        file.unlink()
+    shutil.rmtree(s.root / "adapter-1")
+    s.store.release(asked)
+    s.store.registry.unload("a2")
+    s.store.ready()
+    s.store.acquire(()).release()
+    for _ in range(3):
+        s.store.kept.look()
+    assert told.news == [("arrived", "a1"), ("displaced", "a1"), ("failed", "a1")]
+    with pytest.raises(UnknownAdapter):
+        s.store.kept.keep(kept)
+    again = s.load(1)
+    s.store.kept.keep(again)
+    assert told.news[3:] == [("arrived", "a1")]

@@ -74,7 +74,7 @@ class NodeRole:
 
         names = NodeNames(engine.store.registry, load, self._front.unload_adapter)
         runner = AgentRunner(agent, placed, contents.retained, names, self.view, self._costs)
-        placed.tell(runner.arrived, runner.displaced)
+        placed.tell(runner.arrived, runner.displaced, runner.failed)
         room = NodeRoom(config.engine.max_num_seqs, config.max_waiting, config.engine.block_size)
         jobs = NodeJobs(engine.core, self._costs, room, placed.room_bytes, session)
         adapters = NodeAdapters(engine.store.registry, self.view, name, placed)

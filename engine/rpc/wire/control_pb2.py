@@ -24,31 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65ngine/rpc/wire/control.proto\x12\x04vllm\"\x15\n\x13GetModelInfoRequest\"\xc9\x01\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x02 \x01(\t\x12\x1c\n\x14served_model_aliases\x18\x03 \x03(\t\x12\x1b\n\x13supports_text_input\x18\x14 \x01(\x08\x12 \n\x18supports_token_ids_input\x18\x15 \x01(\x08\x12\x15\n\rsupports_lora\x18\x16 \x01(\x08\x12\x1b\n\x13supports_multimodal\x18\x17 \x01(\x08\"F\n\x0bLoraAdapter\x12\x0f\n\x07lora_id\x18\x01 \x01(\x03\x12\x11\n\tlora_name\x18\x02 \x01(\t\x12\x13\n\x0bsource_path\x18\x03 \x01(\t\"9\n\x0fLoadLoraRequest\x12\x11\n\tlora_name\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\"6\n\x10LoadLoraResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.vllm.LoraAdapter\"&\n\x11UnloadLoraRequest\x12\x11\n\tlora_name\x18\x01 \x01(\t\"8\n\x12UnloadLoraResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.vllm.LoraAdapter\"\x12\n\x10ListLorasRequest\"8\n\x11ListLorasResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.vllm.LoraAdapter2\xff\x01\n\x07\x43ontrol\x12:\n\x0cGetModelInfo\x12\x19.vllm.GetModelInfoRequest\x1a\x0f.vllm.ModelInfo\x12\x39\n\x08LoadLora\x12\x15.vllm.LoadLoraRequest\x1a\x16.vllm.LoadLoraResponse\x12?\n\nUnloadLora\x12\x17.vllm.UnloadLoraRequest\x1a\x18.vllm.UnloadLoraResponse\x12<\n\tListLoras\x12\x16.vllm.ListLorasRequest\x1a\x17.vllm.ListLorasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65ngine/rpc/wire/control.proto\x12\x04vllm\"\x16\n\x14GetServerInfoRequest\"\xbd\x02\n\nServerInfo\x12\x16\n\x0e\x65ngine_version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12*\n\x0bparallelism\x18\x04 \x01(\x0b\x32\x15.vllm.ParallelismInfo\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\rkv_block_size\x18\x06 \x01(\r\x12\x17\n\x0ftotal_kv_blocks\x18\x07 \x01(\x04\x12\x1c\n\x14max_running_requests\x18\x08 \x01(\x04\x12\x1a\n\x12max_batched_tokens\x18\t \x01(\x04\x12\x11\n\tmax_loras\x18\n \x01(\r\x12-\n\x0frl_capabilities\x18\x0b \x01(\x0b\x32\x14.vllm.RlCapabilities\"\xe3\x01\n\x0fParallelismInfo\x12\x1c\n\x14tensor_parallel_size\x18\x01 \x01(\r\x12\x1e\n\x16pipeline_parallel_size\x18\x02 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x03 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_rank\x18\x04 \x01(\r\x12$\n\x1c\x64\x65\x63ode_context_parallel_size\x18\x05 \x01(\r\x12\x12\n\nworld_size\x18\x06 \x01(\x04\x12 \n\x18\x64\x61ta_parallel_size_local\x18\x07 \x01(\r\"\x94\x01\n\x0eRlCapabilities\x12\x1f\n\x17weight_transfer_enabled\x18\x01 \x01(\x08\x12\x1f\n\x17weight_transfer_backend\x18\x02 \x01(\t\x12\x1a\n\x12sleep_mode_enabled\x18\x03 \x01(\x08\x12$\n\x1c\x64raft_weight_updates_enabled\x18\x04 \x01(\x08\"\x15\n\x13GetModelInfoRequest\"\xc9\x01\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x02 \x01(\t\x12\x1c\n\x14served_model_aliases\x18\x03 \x03(\t\x12\x1b\n\x13supports_text_input\x18\x14 \x01(\x08\x12 \n\x18supports_token_ids_input\x18\x15 \x01(\x08\x12\x15\n\rsupports_lora\x18\x16 \x01(\x08\x12\x1b\n\x13supports_multimodal\x18\x17 \x01(\x08\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0f\n\rAbortResponse\"F\n\x0bLoraAdapter\x12\x0f\n\x07lora_id\x18\x01 \x01(\x03\x12\x11\n\tlora_name\x18\x02 \x01(\t\x12\x13\n\x0bsource_path\x18\x03 \x01(\t\"9\n\x0fLoadLoraRequest\x12\x11\n\tlora_name\x18\x01 \x01(\t\x12\x13\n\x0bsource_path\x18\x02 \x01(\t\"6\n\x10LoadLoraResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.vllm.LoraAdapter\"&\n\x11UnloadLoraRequest\x12\x11\n\tlora_name\x18\x01 \x01(\t\"8\n\x12UnloadLoraResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.vllm.LoraAdapter\"\x12\n\x10ListLorasRequest\"8\n\x11ListLorasResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.vllm.LoraAdapter2\xab\x03\n\x07\x43ontrol\x12=\n\rGetServerInfo\x12\x1a.vllm.GetServerInfoRequest\x1a\x10.vllm.ServerInfo\x12:\n\x0cGetModelInfo\x12\x19.vllm.GetModelInfoRequest\x1a\x0f.vllm.ModelInfo\x12\x39\n\x08Shutdown\x12\x15.vllm.ShutdownRequest\x1a\x16.vllm.ShutdownResponse\x12\x30\n\x05\x41\x62ort\x12\x12.vllm.AbortRequest\x1a\x13.vllm.AbortResponse\x12\x39\n\x08LoadLora\x12\x15.vllm.LoadLoraRequest\x1a\x16.vllm.LoadLoraResponse\x12?\n\nUnloadLora\x12\x17.vllm.UnloadLoraRequest\x1a\x18.vllm.UnloadLoraResponse\x12<\n\tListLoras\x12\x16.vllm.ListLorasRequest\x1a\x17.vllm.ListLorasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'engine.rpc.wire.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMODELINFOREQUEST']._serialized_start=39
-  _globals['_GETMODELINFOREQUEST']._serialized_end=60
-  _globals['_MODELINFO']._serialized_start=63
-  _globals['_MODELINFO']._serialized_end=264
-  _globals['_LORAADAPTER']._serialized_start=266
-  _globals['_LORAADAPTER']._serialized_end=336
-  _globals['_LOADLORAREQUEST']._serialized_start=338
-  _globals['_LOADLORAREQUEST']._serialized_end=395
-  _globals['_LOADLORARESPONSE']._serialized_start=397
-  _globals['_LOADLORARESPONSE']._serialized_end=451
-  _globals['_UNLOADLORAREQUEST']._serialized_start=453
-  _globals['_UNLOADLORAREQUEST']._serialized_end=491
-  _globals['_UNLOADLORARESPONSE']._serialized_start=493
-  _globals['_UNLOADLORARESPONSE']._serialized_end=549
-  _globals['_LISTLORASREQUEST']._serialized_start=551
-  _globals['_LISTLORASREQUEST']._serialized_end=569
-  _globals['_LISTLORASRESPONSE']._serialized_start=571
-  _globals['_LISTLORASRESPONSE']._serialized_end=627
-  _globals['_CONTROL']._serialized_start=630
-  _globals['_CONTROL']._serialized_end=885
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=39
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=61
+  _globals['_SERVERINFO']._serialized_start=64
+  _globals['_SERVERINFO']._serialized_end=381
+  _globals['_PARALLELISMINFO']._serialized_start=384
+  _globals['_PARALLELISMINFO']._serialized_end=611
+  _globals['_RLCAPABILITIES']._serialized_start=614
+  _globals['_RLCAPABILITIES']._serialized_end=762
+  _globals['_GETMODELINFOREQUEST']._serialized_start=764
+  _globals['_GETMODELINFOREQUEST']._serialized_end=785
+  _globals['_MODELINFO']._serialized_start=788
+  _globals['_MODELINFO']._serialized_end=989
+  _globals['_SHUTDOWNREQUEST']._serialized_start=991
+  _globals['_SHUTDOWNREQUEST']._serialized_end=1008
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=1010
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=1028
+  _globals['_ABORTREQUEST']._serialized_start=1030
+  _globals['_ABORTREQUEST']._serialized_end=1065
+  _globals['_ABORTRESPONSE']._serialized_start=1067
+  _globals['_ABORTRESPONSE']._serialized_end=1082
+  _globals['_LORAADAPTER']._serialized_start=1084
+  _globals['_LORAADAPTER']._serialized_end=1154
+  _globals['_LOADLORAREQUEST']._serialized_start=1156
+  _globals['_LOADLORAREQUEST']._serialized_end=1213
+  _globals['_LOADLORARESPONSE']._serialized_start=1215
+  _globals['_LOADLORARESPONSE']._serialized_end=1269
+  _globals['_UNLOADLORAREQUEST']._serialized_start=1271
+  _globals['_UNLOADLORAREQUEST']._serialized_end=1309
+  _globals['_UNLOADLORARESPONSE']._serialized_start=1311
+  _globals['_UNLOADLORARESPONSE']._serialized_end=1367
+  _globals['_LISTLORASREQUEST']._serialized_start=1369
+  _globals['_LISTLORASREQUEST']._serialized_end=1387
+  _globals['_LISTLORASRESPONSE']._serialized_start=1389
+  _globals['_LISTLORASRESPONSE']._serialized_end=1445
+  _globals['_CONTROL']._serialized_start=1448
+  _globals['_CONTROL']._serialized_end=1875
 # @@protoc_insertion_point(module_scope)

@@ -13,9 +13,9 @@ from types import MappingProxyType
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
+from scheduler.cluster.coordinator.planning import PlacementPlans
 from scheduler.cluster.coordinator.replan import Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
-from scheduler.cluster.placement.base import Problem
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
@@ -30,19 +30,21 @@ from scheduler.cluster.protocol.messages import (
     RouterReport,
     Tick,
 )
-from scheduler.cluster.state import Placement, RoutingTable
+from scheduler.cluster.state import RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorOptions:
     """Tables are published no more often than every `publish_s`; `max_pulls` run at once on one node; what
-    waits for memory while nothing else moves is given up after `stuck_s`."""
+    waits for memory while nothing else moves is given up after `stuck_s`. A node that asked to go may go after
+    `leave_s` even if others lack the memory for what it has: they read that from its source when asked."""
 
     settle_s: float = 3.0
     dead_after_s: float = 5.0
     retry_s: float = 1.0
     publish_s: float = 0.2
     stuck_s: float = 5.0
+    leave_s: float = 10.0
     max_pulls: int = 16
 
 
@@ -60,6 +62,7 @@ class Coordinator:
         self._members: dict[str, NodeView] = {}
         self._routers: dict[str, RouterView] = {}
         self._rollout = Rollout(self._members, self._routers, options.max_pulls, planner.options.headroom)
+        self.plans = PlacementPlans(planner, demand, self._members, self._rollout)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None
@@ -186,7 +189,7 @@ class Coordinator:
         member = self._members.get(node)
         if member is None or session != member.session or member.leaving:
             return []
-        member.leaving = True
+        member.leave_by_s = now + self._options.leave_s
         self._planner.hurry(must=True)
         return self._advance(list(member.copies), now)
 
@@ -211,12 +214,13 @@ class Coordinator:
         options = self._options
         silent = [each for each in self._members.values() if now - each.seen_s > options.dead_after_s]
         commands = [command for each in silent for command in self._lose(each.node, each.session, now)]
-        for router in [
-            name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s
-        ]:
+        gone = [name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s]
+        for router in gone:
             del self._routers[router]
+        able = [ref for each in self._members.values() for ref in each.take_able(now)]
         if not self._settled:
             return commands + self._settle(now)
+        commands += self._advance(dict.fromkeys(able), now)
         if self._planner.due(now):
             commands += self._plan(now)
         commands += self._rollout.retire(now)
@@ -236,35 +240,16 @@ class Coordinator:
         return self._plan(now) + self._advance(list(self._rollout.adapters), now)
 
     def _plan(self, now: float) -> list[Command]:
-        problem = self._problem(now)
-        if not problem.nodes or not problem.demand.tokens_per_s:
-            return []
-        placement = self._planner.plan(problem, now)
-        self._rollout.load = self._planner.load(problem, placement or problem.previous)
-        if placement is None:
-            return []
-        target = self._rollout.target
-        moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
-        moved.sort(
-            key=lambda ref: -problem.demand.tokens_per_s[ref]
-        )  # what is waited for most is pulled first
-        target.update((ref, placement.shares[ref]) for ref in moved)
-        return self._advance(moved, now)
-
-    def _problem(self, now: float) -> Problem:
-        members = [member for member in self._members.values() if not member.released]
-        members = [member for member in members if not member.leaving] or members
-        states = tuple(member.state(self._planner.options.headroom) for member in members)
-        previous = Placement(MappingProxyType(dict(self._rollout.target)))
-        return Problem(self._demand.project(now), states, previous)
+        return self._advance(self.plans.make(now), now)
 
     def _release(self, now: float) -> list[Command]:
-        """Let the nodes go that asked to and are not needed any more."""
+        """Let the nodes go that asked to and are not needed any more, or have waited long enough."""
         commands: list[Command] = []
         for member in self._members.values():
-            if member.leaving and not member.released and self._rollout.is_free(member):
+            if not member.released and self._rollout.may_go(member, now):
                 member.released = True
                 commands.append(member.outbox.send(AllowLeave(member.node, member.session, 0), now))
+                commands += self._advance(member.copies, now)
         return commands
 
     def _repeat(self, now: float) -> list[Command]:

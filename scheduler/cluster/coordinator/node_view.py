@@ -8,6 +8,8 @@ from scheduler.cluster.protocol.delivery import Outbox
 from scheduler.cluster.protocol.messages import Drop, Numbered, Pull, Report, RouterReport
 from scheduler.cluster.state import NodeState
 
+FAILED_S = 30.0
+"""For which a node that could not get an adapter is not asked to again."""
 _SLOWDOWN_STEP = 1.25  # a node's slowdown is taken to have changed when it did by this factor
 
 
@@ -44,7 +46,9 @@ class NodeView:
         self.outbox = Outbox()
         self.copies: dict[AdapterRef, Copy] = {}
         self.waiting: dict[AdapterRef, None] = {}  # to be pulled when there is room
-        self.leaving = self.released = False
+        self.failed: dict[AdapterRef, float] = {}  # what it could not get, and until when it is not asked to
+        self.leave_by_s: float | None = None  # when it goes in any case, once it has asked to
+        self.released = False
         self.slowdown = 1.0
         self.seen_s = now
         self.table_version, self.table_sent_s = 0, float("-inf")
@@ -53,6 +57,11 @@ class NodeView:
         self._ordered: dict[AdapterRef, int] = {}  # the last command about an adapter
         self._cached: tuple[AdapterRef, ...] = ()
         self._taken: dict[AdapterRef, int] = {}
+
+    @property
+    def leaving(self) -> bool:
+        """Return whether the node has asked to go."""
+        return self.leave_by_s is not None
 
     @property
     def pulling(self) -> int:
@@ -91,7 +100,10 @@ class NodeView:
         return report.number > self._number
 
     def absorb(self, report: Report, now: float) -> list[AdapterRef]:
-        """Take over a report that is news; returns the adapters whose copies here changed."""
+        """Take over a report that is news; returns the adapters whose copies here changed.
+
+        A copy that was ordered and that is neither here nor coming could not be had.
+        """
         self._number, self.seen_s, self.machine = report.number, now, report.machine
         self.table_version, self._cached = report.table_version, report.cached
         self.outbox.applied(report.applied)
@@ -105,9 +117,18 @@ class NodeView:
             if before is Copy.DROPPING and after is not None:
                 continue
             if after is not before:
+                if after is None and before is not Copy.DROPPING:
+                    self.failed[ref] = now + FAILED_S
                 self._set(ref, after)
                 changed.append(ref)
         return changed
+
+    def take_able(self, now: float) -> list[AdapterRef]:
+        """Return the adapters that the node may be asked to get again from now on."""
+        able = [ref for ref, until_s in self.failed.items() if until_s <= now]
+        for ref in able:
+            del self.failed[ref]
+        return able
 
     def update_slowdown(self, slowdown: float) -> bool:
         """Take over the node's slowdown if it differs much from what was believed; True if it does."""

@@ -5,47 +5,13 @@ that nothing is routed to is dropped when every router routes by a table that sa
 Each call costs in proportion to one adapter's copies, or one node's, not to the cluster.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.interim import evenly, interim_shares, shares_on
 from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
 from scheduler.cluster.protocol.messages import Command, Drop, Pull
 from scheduler.cluster.state import Shares, normalised
-
-_WHOLE = 1 - 1e-9
-
-
-def interim_shares(target: Shares, routes: Shares, copies: Mapping[str, Copy]) -> Shares:
-    """Choose the shares to route by now. `copies` are those on nodes that may serve.
-
-    Shares of `target` whose node has the adapter count. What is missing goes to those who serve it now by
-    `routes`, as far as they have it; failing these, to the rest of the target. Failing that too, requests go to
-    whoever has it, then to where it is coming, then to where it should come. Empty only if `target` is.
-    """
-    held = [node for node, copy in copies.items() if copy is Copy.HELD]
-    ready = _on(held, target)
-    ready_part = sum(part for _, part in ready)
-    if ready_part >= _WHOLE:
-        return target
-    if former := normalised(_on(held, routes)):
-        missing = 1 - ready_part
-        return normalised([*ready, *((share.node, share.part * missing) for share in former)])
-    if ready:
-        return normalised(ready)
-    if held:
-        return _evenly(held)
-    pulling = [node for node, copy in copies.items() if copy is Copy.PULLING]
-    return normalised(_on(pulling, target)) or _evenly(pulling) or target
-
-
-def _on(nodes: Collection[str], shares: Shares) -> list[tuple[str, float]]:
-    """Keep the shares of these nodes, as (node, part)."""
-    return [(share.node, share.part) for share in shares if share.node in nodes]
-
-
-def _evenly(nodes: Iterable[str]) -> Shares:
-    return normalised((node, 1.0) for node in nodes)
-
 
 _MAX_SOURCES = 3
 
@@ -105,7 +71,8 @@ class Rollout:
         """Do all that can be done for one adapter now, and route it by what is there."""
         if adapter not in self.adapters:
             return self._withdraw(adapter, now)
-        target = self._serving(self.target.get(adapter, ())) or self._interim_home(adapter)
+        target = self._serving(self.target.get(adapter, ()))
+        target = self._able(adapter, target) or self._interim_home(adapter)
         if not target:
             self._route(adapter, ())
             return []
@@ -144,7 +111,7 @@ class Rollout:
         commands: list[Command] = []
         for ref in waiting:
             ready = [node for node, copy in self._copies(ref).items() if copy is Copy.HELD]
-            stays = normalised(_on(ready, self.routes.get(ref, ())))
+            stays = normalised(shares_on(ready, self.routes.get(ref, ())))
             if stays and self._serving(stays) == stays:
                 self.target[ref] = stays
                 for member in self._members.values():
@@ -152,7 +119,14 @@ class Rollout:
                 commands += self.advance(ref, now)
         return commands
 
-    def is_free(self, member: NodeView) -> bool:
+    def may_go(self, member: NodeView, now: float) -> bool:
+        """Return whether a node that asked to go may: nothing depends on it, or it has waited and others stay."""
+        if member.leave_by_s is None:
+            return False
+        stays = any(not each.leaving for each in self._members.values())
+        return (now >= member.leave_by_s and stays) or self._is_free(member)
+
+    def _is_free(self, member: NodeView) -> bool:
         """Return whether nothing is routed to `member` by any table in use and no adapter's last copy is on
         it."""
         if self.dirty or self._known_version() < self.version:
@@ -170,7 +144,7 @@ class Rollout:
 
     def held(self, adapter: AdapterRef) -> Shares:
         """Return equal shares for the nodes that have `adapter`; empty if none does."""
-        return _evenly(node for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
+        return evenly(node for node, copy in self._copies(adapter).items() if copy is Copy.HELD)
 
     def _copies(self, adapter: AdapterRef) -> dict[str, Copy]:
         """Return the copies that may be served from, by node."""
@@ -189,6 +163,11 @@ class Rollout:
         kept = staying or alive
         return shares if len(kept) == len(shares) else normalised((share.node, share.part) for share in kept)
 
+    def _able(self, adapter: AdapterRef, shares: Shares) -> Shares:
+        """Return the shares on nodes that have not failed to get the adapter of late; none if all have."""
+        able = [share for share in shares if adapter not in self._members[share.node].failed]
+        return shares if len(able) == len(shares) else normalised((each.node, each.part) for each in able)
+
     def _interim_home(self, adapter: AdapterRef) -> Shares:
         """Choose a home until the next plan: the nodes that have the adapter, else the least loaded with
         memory for it."""
@@ -197,6 +176,7 @@ class Rollout:
             return held
         members = [member for member in self._members.values() if not member.released]
         members = [member for member in members if not member.leaving] or members
+        members = [member for member in members if adapter not in member.failed] or members
         roomy = [member for member in members if member.fits(adapter)] or members
         if not roomy:
             return ()
@@ -212,7 +192,7 @@ class Rollout:
         One more copy of what is served elsewhere leaves the headroom to requests.
         """
         copy = member.copies.get(adapter)
-        if copy in (Copy.HELD, Copy.PULLING):
+        if copy in (Copy.HELD, Copy.PULLING) or adapter in member.failed:
             return []
         having = [node for node, copy in self._copies(adapter).items() if copy is Copy.HELD]
         fits = member.fits(adapter, self._headroom if having else 0.0)

@@ -137,6 +137,16 @@ def test_the_last_node_is_never_released_while_it_serves() -> None:
     assert all(_homes(cluster, ref) == ["n0"] for ref in REFS)
 
 
+def test_a_node_goes_in_time_though_the_others_have_no_room_for_what_it_has() -> None:
+    cluster = _cluster(2, memory_bytes=sum(ref.nbytes for ref in REFS) // 2 + 32 * MIB)
+    cluster.leave("n1")
+    cluster.settle(6)
+    assert cluster.departed == []
+    cluster.settle(15)
+    assert cluster.departed == ["n1"]
+    assert all(_homes(cluster, ref) == ["n0"] for ref in REFS)
+
+
 def test_a_flash_crowd_spreads_over_more_nodes() -> None:
     cluster = _cluster()
     hot = REFS[1]
@@ -297,3 +307,39 @@ def test_a_report_that_comes_late_is_not_believed_over_a_newer_one() -> None:
     assert believed is not Copy.HELD
     assert cluster.coordinator.on_event(late, cluster.now) == []
     assert cluster.coordinator.copies(ref).get(home) is believed
+
+
+def test_what_a_node_cannot_get_is_placed_on_another_and_asked_of_it_again_only_after_a_while() -> None:
+    cluster = _cluster(2)
+    ref = adapter("fresh", 16)
+    cluster.add(ref)
+    pulled = [(receiver, each) for receiver, each in cluster.network if isinstance(each, Pull)]
+    (unable,) = [receiver for receiver, each in pulled if each.adapter == ref]
+    (other,) = set(cluster.agents) - {unable}
+
+    def pulls_of_the_unable(rounds: int) -> int:
+        seen = 0
+        for _ in range(rounds):
+            for node in list(cluster.agents):
+                cluster.report(node)
+            cluster.now += 1.0
+            cluster.tell(Tick())
+            while cluster.network or cluster.fetches or cluster.frees:
+                if cluster.network:
+                    cluster.deliver(0)
+                elif cluster.fetches and cluster.fetches[0] == (unable, ref):
+                    seen += 1
+                    cluster.agents[unable].failed(cluster.fetches.pop(0)[1])
+                elif cluster.fetches:
+                    cluster.arrive(0)
+                else:
+                    cluster.free(0)
+        return seen
+
+    assert pulls_of_the_unable(12) == 1
+    assert cluster.agents[other].keeps(ref)
+    assert _homes(cluster, ref) == [other]
+    cluster.crash(other, noticed=True)
+    assert pulls_of_the_unable(10) == 0
+    assert _homes(cluster, ref) == [unable], "a request may still find a way"
+    assert 1 <= pulls_of_the_unable(40) <= 2

@@ -4,9 +4,9 @@ from types import MappingProxyType
 
 import pytest
 
+from scheduler.cluster.coordinator.interim import interim_shares
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.coordinator.replan import Replanner, ReplanOptions
-from scheduler.cluster.coordinator.rollout import interim_shares
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.placement.base import Problem, Utilisation
 from scheduler.cluster.state import Demand, NodeState, Placement, Share, Shares

@@ -1,0 +1,66 @@
+"""Make the placement that is to be, and remember how often and why it came to differ from the one before."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.demand import DemandSource
+from scheduler.cluster.coordinator.node_view import NodeView
+from scheduler.cluster.coordinator.replan import Replanner
+from scheduler.cluster.coordinator.rollout import Rollout
+from scheduler.cluster.placement.base import Problem, fetched_bytes
+from scheduler.cluster.state import Placement
+
+_REMEMBERED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """One time that the placement was changed: when, how many adapters' shares, and the bytes to be fetched."""
+
+    at_s: float
+    adapters: int
+    nbytes: int
+
+
+class PlacementPlans:
+    """What the coordinator plans by. `members` and `rollout` belong to the caller."""
+
+    def __init__(
+        self, planner: Replanner, demand: DemandSource, members: Mapping[str, NodeView], rollout: Rollout
+    ) -> None:
+        self._planner, self._demand = planner, demand
+        self._members, self._rollout = members, rollout
+        self.count = 0  # of all replacements
+        self.last: deque[Replacement] = deque(maxlen=_REMEMBERED)
+
+    def make(self, now: float) -> list[AdapterRef]:
+        """Let the rollout go to another placement if that is worth it; return the adapters that move.
+
+        What is waited for most comes first.
+        """
+        problem = self._problem(now)
+        if not problem.nodes or not problem.demand.tokens_per_s:
+            return []
+        placement = self._planner.plan(problem, now)
+        self._rollout.load = self._planner.load(problem, placement or problem.previous)
+        if placement is None:
+            return []
+        target = self._rollout.target
+        moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
+        moved.sort(key=lambda ref: -problem.demand.tokens_per_s[ref])
+        target.update((ref, placement.shares[ref]) for ref in moved)
+        if moved:
+            changed = Placement(MappingProxyType({ref: placement.shares[ref] for ref in moved}))
+            self.count += 1
+            self.last.append(Replacement(now, len(moved), fetched_bytes(problem, changed)))
+        return moved
+
+    def _problem(self, now: float) -> Problem:
+        members = [member for member in self._members.values() if not member.released]
+        members = [member for member in members if not member.leaving] or members
+        states = tuple(member.state(self._planner.options.headroom) for member in members)
+        previous = Placement(MappingProxyType(dict(self._rollout.target)))
+        return Problem(self._demand.project(now), states, previous)

@@ -1,0 +1,87 @@
+"""A gRPC door before a fake engine, and how tests speak through it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.config.config import ServeConfig
+from engine.rpc.wire import control_pb2, inference_pb2
+from engine.serve import serve
+from engine.tokenizer import Tokenizer
+from tests.fakes.engine_client import FakeClient
+from tests.fakes.tokenizers import byte_tokenizer
+
+CODEC = Tokenizer(byte_tokenizer())
+Ask = inference_pb2.GenerateRequest
+
+
+class Door:
+    """A server's gRPC port, and its HTTP address."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, http: str, node: FakeClient, stop: asyncio.Event
+    ) -> None:
+        self.address = address
+        self.channel, self.http, self.node, self.stop = channel, http, node, stop
+
+    async def generate(self, ask: Ask, **how: Any) -> inference_pb2.GenerateResponse:
+        return await self._call("Inference/Generate", ask, inference_pb2.GenerateResponse, how)
+
+    def stream(self, ask: Ask, **how: Any) -> Any:
+        method = self.channel.unary_stream(
+            "/vllm.Inference/GenerateStream",
+            request_serializer=Ask.SerializeToString,
+            response_deserializer=inference_pb2.GenerateResponse.FromString,
+        )
+        return method(ask, **how)
+
+    async def control(self, name: str, message: Any, **how: Any) -> Any:
+        answer = name.removeprefix("Get") if name.startswith("Get") else name + "Response"
+        return await self._call(f"Control/{name}", message, getattr(control_pb2, answer), how)
+
+    async def health(self, service: str = "vllm.Inference") -> int:
+        stub = cast(Any, health_pb2_grpc).HealthStub(self.channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    async def _call(self, path: str, message: Any, answer: Any, how: dict[str, Any]) -> Any:
+        method = self.channel.unary_unary(
+            f"/vllm.{path}",
+            request_serializer=type(message).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        return await method(message, **how)
+
+
+def at_door(
+    scenario: Callable[[Door], Awaitable[None]], config: ServeConfig | None = None, ca: bytes | None = None
+) -> None:
+    async def run() -> None:
+        node, stop = FakeClient(CODEC), asyncio.Event()
+        told: asyncio.Queue[str] = asyncio.Queue()
+        chosen = replace(config or ServeConfig(), port=0, grpc_port=0)
+        server = asyncio.create_task(serve(node, chosen, told.put_nowait, stop))
+        http, _, rpc = (await told.get()).partition(" and ")
+        address = rpc.removeprefix("grpc://")
+        secure = ca and grpc.ssl_channel_credentials(ca)
+        channel = grpc.aio.secure_channel(address, secure) if secure else grpc.aio.insecure_channel(address)
+        try:
+            async with channel:
+                await asyncio.wait_for(scenario(Door(channel, address, http, node, stop)), 30)
+        finally:
+            node.gate.set()
+            stop.set()
+            await server
+        assert not node.live
+
+    asyncio.run(run())
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
