@@ -8,7 +8,6 @@ whose paths it need not read. All others are turned away here.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -68,7 +67,7 @@ class BoundedServer:
         """Serve nothing yet; more calls at once than `most_calls` are refused."""
         library = [*bounds.options(), *options]
         self.server = cast(Any, _RegisteredOnly(interceptors, library, most_calls))
-        self._filter = _HeaderFaults(RateLimitedLog(_log, logging.WARNING))
+        self._filter = _LibraryLines(RateLimitedLog(_log, logging.WARNING))
 
     def add(self, service: RpcService) -> None:
         """Serve a service's methods."""
@@ -123,17 +122,18 @@ class _Acceptor(_cygrpc.AioServer):
             task.add_done_callback(tasks.discard)
 
 
-class _HeaderFaults(logging.Filter):
-    """Leaves out the library's tracebacks of headers that are no text, and tells of them now and then."""
+class _LibraryLines(logging.Filter):
+    """Leaves out what strangers and ends of streams have the library log: tracebacks that tell of no fault here."""
 
     def __init__(self, lines: RateLimitedLog) -> None:
         super().__init__()
         self._lines = lines
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is to be written."""
+        """Say whether a record is to be written; now and then a header that is no text is told of in a line."""
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False  # a stream that was given up
         if not str(record.msg).startswith(_NO_TEXT):
             return True
-        with suppress(Exception):
-            self._lines.line(record.getMessage())
+        self._lines.line(record.getMessage())
         return False
