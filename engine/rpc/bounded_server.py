@@ -75,13 +75,12 @@ class BoundedServer:
 
     async def start(self) -> None:
         """Answer calls at the ports that were added."""
-        logging.getLogger(_LIBRARY_LOG).addFilter(self._filter)
+        logging.getLogger(_LIBRARY_LOG).addFilter(self._filter)  # for good: streams may outlast the server
         await self.server.start()
 
     async def stop(self, grace_s: float) -> None:
         """End all calls, after `grace_s` for those that end by themselves."""
         await self.server.stop(grace_s)
-        logging.getLogger(_LIBRARY_LOG).removeFilter(self._filter)
 
 
 class _RegisteredOnly(Server):
