@@ -19,11 +19,17 @@ from grpc.aio._server import Server  # pyright: ignore[reportMissingTypeStubs]
 from engine.api.server.rate_limited_log import RateLimitedLog
 
 _PAUSE_S = 0.1  # before calls are accepted again where accepting failed
+_MOST_MS = 2**31 - 1
 _LIBRARY_LOG = "grpc._cython.cygrpc"
 _NO_TEXT = "Invalid encoding on"  # what it says of a header that is no UTF-8
 _log = logging.getLogger(__name__)
 _cygrpc = cast(Any, cygrpc)
 Options = Sequence[tuple[str, int]]
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a time as gRPC takes it."""
+    return max(1, min(_MOST_MS, int(1000 * seconds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,10 @@ class RpcService:
 
 @dataclass(frozen=True, slots=True)
 class RpcBounds:
-    """What connections may cost a server: how many there are, and for how long one says or asks nothing."""
+    """What connections may cost a server: how many there are, and for how long one says or asks nothing.
+
+    A message's length is its decompressed one.
+    """
 
     connections: int
     handshake_s: float
@@ -47,8 +56,8 @@ class RpcBounds:
         """Return the bounds in the library's words."""
         return [
             ("grpc.max_allowed_incoming_connections", self.connections),
-            ("grpc.server_handshake_timeout_ms", int(1000 * self.handshake_s)),
-            ("grpc.max_connection_idle_ms", int(1000 * self.idle_s)),
+            ("grpc.server_handshake_timeout_ms", milliseconds(self.handshake_s)),
+            ("grpc.max_connection_idle_ms", milliseconds(self.idle_s)),
             ("grpc.max_receive_message_length", self.message_bytes),
             ("grpc.so_reuseport", 0),
         ]

@@ -15,8 +15,9 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.server.listener import most_connections
 from engine.config.config import ServeConfig
+from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
-from engine.rpc.bounded_server import BoundedServer, RpcBounds
+from engine.rpc.bounded_server import BoundedServer, RpcBounds, milliseconds
 from engine.rpc.control_service import CONTROL, ControlService
 from engine.rpc.inference_service import INFERENCE, InferenceService
 from engine.rpc.live_calls import LiveCalls
@@ -25,7 +26,7 @@ from engine.waiting.task_pool import TaskPool
 
 _grpc, _health_rpc, _health = cast(Any, grpc), cast(Any, health_pb2_grpc), cast(Any, health)
 _TEXT_THREADS = 2
-_OTHER_CALLS = 64  # beside the requests that may wait
+_OTHER_CALLS = 64  # at once, beside those that may wait to run
 _CLOSE_S = 5.0
 
 
@@ -53,10 +54,10 @@ class RpcServer:
 
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the address. Raises InvalidConfig."""
-        http = self._config.http
+        http, most_calls = self._config.http, self._config.max_waiting + _OTHER_CALLS
         most = most_connections(http.max_connections)
         bounds = RpcBounds(most, http.header_timeout_s, http.idle_timeout_s, http.max_body_bytes)
-        bounded = self._server = BoundedServer(bounds, most_calls=self._config.max_waiting + _OTHER_CALLS)
+        bounded = self._server = BoundedServer(bounds, _pings(http), most_calls=most_calls)
         server = bounded.server
         for name, methods in self._methods.items():
             bounded.add(self._guard.service(name, methods))
@@ -90,3 +91,9 @@ class RpcServer:
             return server.add_insecure_port(address)
         pair = (Path(access.tls_key).read_bytes(), Path(access.tls_cert).read_bytes())
         return server.add_secure_port(address, _grpc.ssl_server_credentials([pair]))
+
+
+def _pings(http: HttpConfig) -> list[tuple[str, int]]:
+    """Return when a client that answers no ping any more is given up: what it asked for is freed."""
+    within_ms = milliseconds(http.write_timeout_s)
+    return [("grpc.keepalive_time_ms", within_ms), ("grpc.keepalive_timeout_ms", within_ms)]
