@@ -32,7 +32,7 @@ from scheduler.cluster.state import OperatingPoints
 
 MACHINE = NodeHardware(1 << 40, OperatingPoints((8, 64), (1000.0, 500.0)))
 OPTIONS = CoordinatorOptions(settle_s=0.1, dead_after_s=30.0, retry_s=0.2, publish_s=0.01)
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 _starts = itertools.count(1_800_000_000_000)
 
 

@@ -95,7 +95,7 @@ class Port:
 
 
 async def _end_of(opened: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while isinstance(await opened.read(), bytes):
             pass
 

@@ -68,16 +68,16 @@ class Echo:
     async def answers(self) -> bool:
         """Tell whether the stream is still answered, and a new one too."""
         await self.stream.write(b"still here")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.stream.read() == b"still here" and await self.takes_a_new_one()
 
     async def takes_a_new_one(self) -> bool:
         """Tell whether a new connection is answered, sooner or later."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     async with _channel(self.port) as channel:
-                        stream = channel.stream_stream(PATH)(timeout=2)
+                        stream = channel.stream_stream(PATH)(timeout=20)
                         await stream.write(b"new")
                         return await stream.read() == b"new"
                 except grpc.RpcError:
