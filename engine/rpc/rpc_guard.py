@@ -109,7 +109,9 @@ class RpcGuard:
                         async with asyncio.timeout(self._write_timeout_s):
                             await context.write(each)
             except TimeoutError:
-                await context.abort(grpc.StatusCode.ABORTED, f"nothing was read for {self._write_timeout_s:g} s")
+                await context.abort(
+                    grpc.StatusCode.ABORTED, f"nothing was read for {self._write_timeout_s:g} s"
+                )
 
         async def unary(sent: bytes, context: Context) -> Message:
             (answer,) = [each async for each in self._guarded(path, method, sent, context)]
