@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from engine.cluster.control.catalogue_file import CatalogueFile
 
 from engine.cluster.control import coordinator_server
-from engine.cluster.control.catalogue_file import CatalogueFile
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
 from engine.cluster.control.control_messages import (
     VERSION,
