@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from engine.cluster.control.catalogue_file import CatalogueFile
 
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control import coordinator_server
+from engine.cluster.control.ask_messages import Ask
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
 from engine.cluster.control.control_messages import (
     VERSION,
-    Ask,
     Declares,
     LeaveAsk,
     MemberHello,
