@@ -24,7 +24,7 @@ async def run_coordinator(config: ServeConfig, ready: Callable[[str], None], sto
     make = POLICIES[cluster.policy].coordinator(costs.setting(cluster.routers))
     server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()), costs.digest)
     server.on_failure(stop.set)
-    members = MemberServer(security, [server.handler()])
+    members = MemberServer(security, [server.service()])
     await server.start()
     try:
         address = await members.start(cluster.cluster_listen)
