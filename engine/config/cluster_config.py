@@ -10,6 +10,9 @@ from engine.errors import InvalidConfig
 from transport.base import Address
 
 Role = Literal["single", "router", "node", "coordinator"]
+PolicyName = Literal[
+    "ours", "paper", "slora-random", "slora-contiguous", "first-fit", "rendezvous", "least-loaded", "toppings"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,28 @@ class ClusterConfig:
     registry_file: Annotated[
         Path | None,
         Option(
-            "cluster", FILE, "where the coordinator keeps the catalogue of adapters; none: in memory only"
+            "cluster",
+            FILE,
+            "where the coordinator or a single server keeps its registry of adapters; none: in memory",
         ),
     ] = None
     slo_ttft_s: Annotated[
         float, Option("cluster", SECONDS, "within which a first token is to come; what cannot be is refused")
     ] = 2.0
     slo_tbt_s: Annotated[float, Option("cluster", SECONDS, "within which each later token is to come")] = 0.1
+    profile: Annotated[
+        Path | None,
+        Option("cluster", FILE, "what steps cost, as scripts.profile_node measured it; the same for all members",
+               note="by default one that is shipped, from which nodes learn how far they are"),
+    ] = None  # fmt: skip
+    policy: Annotated[
+        PolicyName,
+        Option(
+            "cluster",
+            one_of(PolicyName, "POLICY"),
+            "how adapters are placed and requests routed; for comparisons",
+        ),
+    ] = "ours"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,6 +91,6 @@ class ClusterConfig:
         """Refuse what would do nothing for a server that is in no cluster."""
         for option in options_of(ClusterConfig):
             value = getattr(self, option.field)
-            if value != option.default:
+            if value != option.default and option.field != "registry_file":
                 remedy = "it does nothing without a cluster: give --nodes or --role too, or leave it out"
                 raise InvalidConfig(option.key, option.shown(value), remedy)

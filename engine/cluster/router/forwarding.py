@@ -295,10 +295,6 @@ class Forwarding:
                 self.router.refused(request_id, flight.attempt, time.monotonic())
             case "request" | "step" | "structure":
                 self.abort(request_id)
-                error = (
-                    StructureFailed()
-                    if failed.kind == "structure"
-                    else StepFailed(failed.reason, is_own=True)
-                )
+                error = StructureFailed() if failed.kind == "structure" else StepFailed(failed.reason, True)
                 if self.outputs is not None:
                     self.outputs.fail(request_id, error)
