@@ -40,7 +40,7 @@ _REASONS = {
 
 def field_name(param: str) -> str:
     """Return what the protocol calls a field of HTTP's bodies, or an entry of it as `stop[3]`."""
-    name, bracket, entry = param.partition("[")
+    name, bracket, entry = param.removeprefix("structured_outputs.").partition("[")
     return _NAMES.get(name, name) + bracket + entry
 
 

@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Live:
+class _LiveMatcher:
     """The matcher of a sequence, and when it was last asked."""
 
     request: Request
@@ -26,15 +26,15 @@ class TokenMasks:
 
     def __init__(self) -> None:
         """Know no sequence."""
-        self._live: dict[SequenceKey, _Live] = {}
+        self._live: dict[SequenceKey, _LiveMatcher] = {}
         self._calls = 0
 
     def __len__(self) -> int:
         return len(self._live)
 
     def of(self, parts: Sequence[Slice]) -> tuple[dict[SequenceKey, Words], tuple[SequenceKey, ...]]:
-        """Return the tokens that each sequence may draw, of those that have a grammar, and those that may draw none."""
-        chosen = [part for part in parts if part.request.grammar is not None]
+        """Return what each sequence whose text has a form may draw, and the sequences that may draw nothing."""
+        chosen = [part for part in parts if part.request.params.structured_outputs is not None]
         if not chosen:
             return {}, ()
         self._forget_old()
@@ -56,7 +56,7 @@ class TokenMasks:
             request, grammar = part.request, part.request.grammar
             assert isinstance(grammar, Grammar), "the engine's own"
             ends = request.end_token_ids | frozenset(request.eos_token_ids)
-            live = self._live[part.key] = _Live(request, grammar.begin(ends), self._calls)
+            live = self._live[part.key] = _LiveMatcher(request, grammar.begin(ends), self._calls)
         live.call = self._calls
         return live.matcher
 

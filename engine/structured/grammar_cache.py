@@ -120,11 +120,11 @@ class GrammarCache:
     def _read_tokens(self) -> LLTokenizer:
         with self._reading:
             if self._tokenizer is None:
-                self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(self._read_table())))
+                self._tokenizer = LLTokenizer(TokenizerWrapper(_TableTokenizer(self._read_table())))
             return self._tokenizer
 
 
-class _Tokens:
+class _TableTokenizer:
     """A token table in the shape that llguidance asks for, with an end token of its own as the last."""
 
     bos_token_id = None
