@@ -62,6 +62,7 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs = self._outputs
+        telemetry.watch_moved(lambda: forwarding.counts.moved)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
         self._draining = False
