@@ -111,6 +111,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--routers", type=count, default=2)
     parser.add_argument("--adapters", type=count, default=200)
     parser.add_argument("--words", type=count, default=12, help="different words to ask of each task")
+    parser.add_argument("--tokens", type=count, default=192, help="most tokens of an answer; 16 at least")
     parser.add_argument("--rate", type=positive, default=4.0, help="requests a second, in the mean")
     parser.add_argument("--seconds", type=positive, default=60.0)
     parser.add_argument(
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_copies(copies, adapters, options.seed)
         rng = np.random.default_rng(options.seed)
         arriving = calls(options.traces, options.rate, options.seconds, rng)
-        answers = Answers(options.words, options.seed)
+        answers = Answers(options.words, options.tokens, options.seed)
         asked = draw_questions(copies, answers, arriving, rng)
         limits = (
             "--drain-s",

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo.embedded import TASKS, Task, adapter_folders
+from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
 
 RANKS = (8, 16, 32, 64, 128)
-_WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SCALE = 2.0  # of every module of a copy; the embedded adapters' scales are powers of two
 
@@ -52,7 +52,7 @@ def plan_copies(amount: int, seed: int) -> tuple[AdapterCopy, ...]:
 def write_copies(copies: Sequence[AdapterCopy], folder: Path, seed: int) -> None:
     """Write each copy's PEFT folder below `folder`, where it is not there yet."""
     folders = adapter_folders()
-    tensors = {name: load_file(path / _WEIGHTS_FILE) for name, path in folders.items()}
+    tensors = {name: load_file(path / WEIGHTS_FILE) for name, path in folders.items()}
     for copy in copies:
         target, original = folder / copy.name, folders[copy.task.name]
         if (target / CONFIG_FILE).exists():
@@ -60,7 +60,7 @@ def write_copies(copies: Sequence[AdapterCopy], folder: Path, seed: int) -> None
         target.mkdir(parents=True, exist_ok=True)
         rng = Random(f"{copy.name}/{seed}")
         changed = _changed(tensors[copy.task.name], read_settings(original), copy.rank, rng)
-        save_file(changed, target / _WEIGHTS_FILE)
+        save_file(changed, target / WEIGHTS_FILE)
         config = json.loads((original / CONFIG_FILE).read_text())
         config |= {"r": copy.rank, "lora_alpha": _SCALE * copy.rank, "use_rslora": False}
         config |= {"rank_pattern": {}, "alpha_pattern": {}}

@@ -17,7 +17,6 @@ from scheduler.sim.workload.popularity import ZipfLaw, chosen
 from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 from scripts.chaos.adapter_copies import AdapterCopy
 
-MOST_TOKENS = 192
 _LEAST_TOKENS = 16  # an answer and the end token always fit
 _END = "<|end|>"
 _TRACE = "azure_llm_2023_conv.csv"
@@ -38,15 +37,14 @@ class Asked:
 class Answers:
     """What every word is answered with, by one engine that nothing happens to."""
 
-    def __init__(self, words: int, seed: int) -> None:
-        """Answer so many words of each task. Raises ValueError if one engine gives a wrong answer."""
+    def __init__(self, words: int, tokens: int, seed: int) -> None:
+        """Answer so many words of each task, in so many tokens. Raises ValueError for an answer that is wrong."""
         asked = [(task, text) for task in TASKS for text in held_out_inputs(task, words, seed)]
-        params = SamplingParams(
-            temperature=0, max_tokens=MOST_TOKENS, ignore_eos=True, skip_special_tokens=False
-        )
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, skip_special_tokens=False)
         chats = [[{"role": "user", "content": text}] for _, text in asked]
         with LLM(dtype="float32", progress=False) as llm:
             results = llm.chat(chats, params, adapters=[task.name for task, _ in asked])
+        self.tokens = tokens
         self._whole = {
             (task.name, text): result.outputs[0].text
             for (task, text), result in zip(asked, results, strict=True)
@@ -82,7 +80,7 @@ def calls(traces: Path | None, rate: float, seconds: float, rng: np.random.Gener
 def draw_questions(
     copies: Sequence[AdapterCopy], answers: Answers, arriving: Sequence[Call], rng: np.random.Generator
 ) -> list[Asked]:
-    """Give each call an adapter, a word, and its length; half of what the call asked for, within bounds."""
+    """Give each call an adapter, a word, and its length; half of what the call asked for, as far as it is known."""
     ranks = np.array([copy.rank for copy in copies])
     last_s = max((call.arrival_s for call in arriving), default=0.0) + 1e-9
     at = np.array([call.arrival_s / last_s for call in arriving]) * (1 - 1e-9)
@@ -90,6 +88,6 @@ def draw_questions(
     asked: list[Asked] = []
     for call, index in zip(arriving, adapters, strict=True):
         words = answers.words(copies[index].task.name)
-        tokens = min(MOST_TOKENS, max(_LEAST_TOKENS, call.output_tokens // 2))
+        tokens = min(answers.tokens, max(_LEAST_TOKENS, call.output_tokens // 2))
         asked.append(Asked(call.arrival_s, copies[index], words[int(rng.integers(len(words)))], tokens))
     return asked
