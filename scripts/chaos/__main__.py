@@ -14,6 +14,7 @@ what the task's program says.
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from scripts.chaos.questions import Answers, Asked, calls, draw_questions
 from scripts.chaos.records import Records
 
 _READY_S = 300.0
+_TERMINATED = 128 + signal.SIGTERM
 
 
 async def run(
@@ -48,13 +50,13 @@ async def run(
         async with aiohttp.ClientSession(connector=connector) as session:
             await _wait_ready(session, cluster, options.adapters)
             began_s = time.monotonic()
-            faults = FaultInjection(cluster, began_s, rng)
+            faults = FaultInjection(cluster, session, began_s, rng)
             routers = {name: cluster.address(name) for name in cluster.routers}
             load = ClientLoad(session, routers, answers, faults.is_troubled, rng)
             moves = MoveCounts(session, routers)
             watching = asyncio.create_task(moves.watch())
             until_s = began_s + options.seconds
-            harm = faults.roll(session, until_s) if options.rolling else faults.strike(options.every, until_s)
+            harm = faults.roll(until_s) if options.rolling else faults.strike(options.every, until_s)
             try:
                 await asyncio.gather(harm, load.play(asked, began_s))
             finally:
@@ -135,9 +137,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _end(_number: int, _frame: object) -> None:
+    """End by way of what is to be cleared away: namespaces and members."""
+    sys.exit(_TERMINATED)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 0 if nothing was lost, cut off or wrong."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, _end)
     with one_line("scripts.chaos"), tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         copies = plan_copies(options.adapters, options.seed)

@@ -39,6 +39,8 @@ class Answers:
 
     def __init__(self, words: int, tokens: int, seed: int) -> None:
         """Answer so many words of each task, in so many tokens. Raises ValueError for an answer that is wrong."""
+        if tokens < _LEAST_TOKENS:
+            raise ValueError(f"tokens={tokens}: an answer and its end need {_LEAST_TOKENS}; give more")
         asked = [(task, text) for task in TASKS for text in held_out_inputs(task, words, seed)]
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, skip_special_tokens=False)
         chats = [[{"role": "user", "content": text}] for _, text in asked]
