@@ -49,7 +49,7 @@ class InvalidAdapterName(EngineError):
     """An adapter cannot be registered under this name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"lora_name={name!r} is not accepted: {reason}")
+        super().__init__(f"lora_name={short(name)} is not accepted: {reason}")
         self.name, self.reason = name, reason
 
 

@@ -81,7 +81,8 @@ async def serve(
     rules, admin = access_rules(config), AdapterAdmin(client, roots)
     app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http)
     server = HttpServer(app, _tls(config.access), config.http)
-    rpc = RpcServer(client, admin, RpcGuard(rules, log), config, stop.set)
+    guard = RpcGuard(rules, log, config.http.write_timeout_s)
+    rpc = RpcServer(client, admin, guard, config, stop.set)
     await client.start()
     try:
         if membership is not None:

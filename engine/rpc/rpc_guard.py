@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,7 +30,7 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
 }
 REQUEST_ID, RETRY_AFTER = "x-request-id", "retry-after"
-_MOST_CHARS = 1000  # of an error: it goes as metadata, which is bounded
+_MOST_CHARS = 500  # of an error: it goes as metadata, which is bounded
 _TAKEN = frozenset({"adapter_exists", "request_exists"})
 _log, _grpc = logging.getLogger(__name__), cast(Any, grpc)
 
@@ -89,9 +89,12 @@ class RpcGuard:
     It reads the messages itself, so that one that is none is refused as any bad value is, and after the keys.
     """
 
-    def __init__(self, rules: AccessRules, log: RequestLog) -> None:
-        """Let in whom `rules` let in, and tell `log` of every call when it has ended."""
-        self._rules, self._log = rules, log
+    def __init__(self, rules: AccessRules, log: RequestLog, write_timeout_s: float) -> None:
+        """Let in whom `rules` let in, and tell `log` of every call when it has ended.
+
+        A client that takes nothing of a stream for `write_timeout_s` is given up.
+        """
+        self._rules, self._log, self._write_timeout_s = rules, log, write_timeout_s
 
     def service(self, name: str, methods: Sequence[RpcMethod]) -> grpc.GenericRpcHandler:
         """Make a service of its methods."""
@@ -99,10 +102,16 @@ class RpcGuard:
         return grpc.method_handlers_generic_handler(name, handlers)
 
     def _handler(self, path: str, method: RpcMethod) -> Any:
-        async def stream(sent: bytes, context: Context) -> AsyncIterator[Message]:
-            async with aclosing(self._guarded(path, method, sent, context)) as guarded:
-                async for each in guarded:
-                    yield each
+        async def stream(sent: bytes, context: Context) -> None:
+            try:
+                async with aclosing(self._guarded(path, method, sent, context)) as guarded:
+                    async for each in guarded:
+                        async with asyncio.timeout(self._write_timeout_s):
+                            await context.write(each)
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.ABORTED, f"nothing was read for {self._write_timeout_s:g} s"
+                )
 
         async def unary(sent: bytes, context: Context) -> Message:
             (answer,) = [each async for each in self._guarded(path, method, sent, context)]

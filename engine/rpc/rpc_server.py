@@ -13,7 +13,9 @@ from grpc_reflection.v1alpha import reflection
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
+from engine.api.server.listener import most_connections
 from engine.config.config import ServeConfig
+from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
 from engine.rpc.control_service import CONTROL, ControlService
 from engine.rpc.inference_service import INFERENCE, InferenceService
@@ -23,7 +25,9 @@ from engine.waiting.task_pool import TaskPool
 
 _grpc, _health_rpc, _health = cast(Any, grpc), cast(Any, health_pb2_grpc), cast(Any, health)
 _TEXT_THREADS = 2
+_OTHER_CALLS = 64  # at once, beside those that may wait to run
 _CLOSE_S = 5.0
+_MOST_MS = 2**31 - 1  # what gRPC takes
 
 
 class RpcServer:
@@ -50,9 +54,8 @@ class RpcServer:
 
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the address. Raises InvalidConfig."""
-        most = self._config.http.max_body_bytes
-        options = [("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)]
-        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=self._config.max_waiting + 64)
+        most_calls = self._config.max_waiting + _OTHER_CALLS
+        server = grpc.aio.server(options=_bounds(self._config.http), maximum_concurrent_rpcs=most_calls)
         self._server = server
         server.add_generic_rpc_handlers(
             tuple(self._guard.service(name, methods) for name, methods in self._methods.items())
@@ -87,3 +90,22 @@ class RpcServer:
             return server.add_insecure_port(address)
         pair = (Path(access.tls_key).read_bytes(), Path(access.tls_cert).read_bytes())
         return server.add_secure_port(address, _grpc.ssl_server_credentials([pair]))
+
+
+def _bounds(http: HttpConfig) -> list[tuple[str, int]]:
+    """Return what a connection may cost, as HTTP's options say; a message's length is its decompressed one.
+
+    A peer that answers no ping any more is given up: what it asked for is freed.
+    """
+    seconds = {
+        "grpc.server_handshake_timeout_ms": http.header_timeout_s,
+        "grpc.max_connection_idle_ms": http.idle_timeout_s,
+        "grpc.keepalive_time_ms": http.write_timeout_s,
+        "grpc.keepalive_timeout_ms": http.write_timeout_s,
+    }
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", http.max_body_bytes),
+        ("grpc.max_allowed_incoming_connections", most_connections(http.max_connections)),
+        *((name, max(1, min(_MOST_MS, int(1000 * each)))) for name, each in seconds.items()),
+    ]

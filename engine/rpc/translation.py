@@ -26,6 +26,7 @@ _NAMES = {
     "stop": "stop_strings",
     "model": "lora_name",
     "lora_path": "source_path",
+    "user": "session_id",
     "include_stop_str_in_output": "include_stop_strings",
     "logprobs": "output_candidates",
     "prompt_logprobs": "prompt_candidates",
@@ -115,6 +116,7 @@ def _body(wire: inference_pb2.GenerateRequest, model: str) -> dict[str, object]:
     body: dict[str, object] = {
         "model": model,
         "prompt": wire.text if kind == "text" else list(wire.token_ids.ids),
+        "user": wire.session_id,
         "temperature": _float(wire.temperature),
         "n": sampling.num_sequences or 1,
         "top_k": sampling.top_k,

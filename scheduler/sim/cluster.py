@@ -142,11 +142,18 @@ class SimCluster:
             router.lose(node.name)
 
     def _tell_news(self, node: SimNode, listener: Listener, news: Sequence[News]) -> None:
+        """Send news; what cannot be delivered breaks the connection, however short the cut."""
+
+        def broken() -> None:
+            listener.lose(node.name)
+            for job, _ in news if node.up else ():
+                node.abort(job)
+
         self.network.call(
             (node.name, listener.name),
             lambda: listener.up,
             lambda: listener.hear(node.name, news),
-            lambda: None,
+            broken,
         )
 
     def _transfer(self, node: SimNode, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:

@@ -50,6 +50,10 @@ class Listener(Protocol):
         """Take in news of requests, in order."""
         ...
 
+    def lose(self, node: str) -> None:
+        """Note that the connection to the node broke, with what was under way on it."""
+        ...
+
 
 TellNews = Callable[["SimNode", Listener, Sequence[News]], None]
 

@@ -154,7 +154,7 @@ def replay(
 ) -> Replay:
     """Run `traffic` through `nodes` nodes under `policy`. `watch` is called once each virtual second with the
     time and the records so far, and may raise GiveUp."""
-    simulator = Simulator(_spec(policy, nodes, hardware, traffic, seed), seed)
+    simulator = Simulator(described(policy, nodes, hardware, traffic, seed), seed)
     sampler = _Sampler(simulator, traffic.seconds, watch)
     finished = True
     try:
@@ -219,7 +219,8 @@ class _Sampler:
         )
 
 
-def _spec(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:
+def described(policy: Policy, nodes: int, hardware: Hardware, traffic: Workload, seed: int) -> SimulatorSpec:
+    """Describe the run for the simulator: a policy is told the profile, the mean request and the SLO."""
     node = replace(hardware.node(policy.residency), learns=policy.learns)
     prompts = [each.call.prompt_tokens for each in traffic.arrivals]
     outputs = [each.call.output_tokens for each in traffic.arrivals]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from scripts.fuzz.batch_input import BatchTarget
 from scripts.fuzz.bodies import BodiesTarget
 from scripts.fuzz.case import Target
+from scripts.fuzz.clusters import ClustersTarget
 from scripts.fuzz.folders import adapters, checkpoints, tokenizers
 from scripts.fuzz.readers import control_messages, requests
 
@@ -16,6 +17,10 @@ TARGETS: Mapping[str, tuple[Callable[[], Target], str]] = {
     "tokenizers": (tokenizers, "a tokenizer's files and chat template"),
     "requests": (requests, "bodies and batch lines, decoded and checked without a server"),
     "messages": (control_messages, "what nodes send each other over the control connection"),
+    "clusters": (
+        ClustersTarget,
+        "simulated clusters under faults, with every promise checked after every event",
+    ),
 }
 
 

@@ -36,13 +36,15 @@ from scheduler.cluster.state import RoutingTable
 @dataclass(frozen=True, slots=True)
 class CoordinatorOptions:
     """Tables are published no more often than every `publish_s`; `max_pulls` run at once on one node; what
-    waits for memory while nothing else moves is given up after `stuck_s`."""
+    waits for memory while nothing else moves is given up after `stuck_s`. A node that asked to go may go after
+    `leave_s` even if others lack the memory for what it has: they read that from its source when asked."""
 
     settle_s: float = 3.0
     dead_after_s: float = 5.0
     retry_s: float = 1.0
     publish_s: float = 0.2
     stuck_s: float = 5.0
+    leave_s: float = 10.0
     max_pulls: int = 16
 
 
@@ -187,7 +189,7 @@ class Coordinator:
         member = self._members.get(node)
         if member is None or session != member.session or member.leaving:
             return []
-        member.leaving = True
+        member.leave_by_s = now + self._options.leave_s
         self._planner.hurry(must=True)
         return self._advance(list(member.copies), now)
 
@@ -212,9 +214,8 @@ class Coordinator:
         options = self._options
         silent = [each for each in self._members.values() if now - each.seen_s > options.dead_after_s]
         commands = [command for each in silent for command in self._lose(each.node, each.session, now)]
-        for router in [
-            name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s
-        ]:
+        gone = [name for name, each in self._routers.items() if now - each.seen_s > options.dead_after_s]
+        for router in gone:
             del self._routers[router]
         able = [ref for each in self._members.values() for ref in each.take_able(now)]
         if not self._settled:
@@ -242,12 +243,13 @@ class Coordinator:
         return self._advance(self.plans.make(now), now)
 
     def _release(self, now: float) -> list[Command]:
-        """Let the nodes go that asked to and are not needed any more."""
+        """Let the nodes go that asked to and are not needed any more, or have waited long enough."""
         commands: list[Command] = []
         for member in self._members.values():
-            if member.leaving and not member.released and self._rollout.is_free(member):
+            if not member.released and self._rollout.may_go(member, now):
                 member.released = True
                 commands.append(member.outbox.send(AllowLeave(member.node, member.session, 0), now))
+                commands += self._advance(member.copies, now)
         return commands
 
     def _repeat(self, now: float) -> list[Command]:

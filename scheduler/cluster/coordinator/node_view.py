@@ -47,7 +47,8 @@ class NodeView:
         self.copies: dict[AdapterRef, Copy] = {}
         self.waiting: dict[AdapterRef, None] = {}  # to be pulled when there is room
         self.failed: dict[AdapterRef, float] = {}  # what it could not get, and until when it is not asked to
-        self.leaving = self.released = False
+        self.leave_by_s: float | None = None  # when it goes in any case, once it has asked to
+        self.released = False
         self.slowdown = 1.0
         self.seen_s = now
         self.table_version, self.table_sent_s = 0, float("-inf")
@@ -56,6 +57,11 @@ class NodeView:
         self._ordered: dict[AdapterRef, int] = {}  # the last command about an adapter
         self._cached: tuple[AdapterRef, ...] = ()
         self._taken: dict[AdapterRef, int] = {}
+
+    @property
+    def leaving(self) -> bool:
+        """Return whether the node has asked to go."""
+        return self.leave_by_s is not None
 
     @property
     def pulling(self) -> int:

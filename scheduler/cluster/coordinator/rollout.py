@@ -119,7 +119,14 @@ class Rollout:
                 commands += self.advance(ref, now)
         return commands
 
-    def is_free(self, member: NodeView) -> bool:
+    def may_go(self, member: NodeView, now: float) -> bool:
+        """Return whether a node that asked to go may: nothing depends on it, or it has waited and others stay."""
+        if member.leave_by_s is None:
+            return False
+        stays = any(not each.leaving for each in self._members.values())
+        return (now >= member.leave_by_s and stays) or self._is_free(member)
+
+    def _is_free(self, member: NodeView) -> bool:
         """Return whether nothing is routed to `member` by any table in use and no adapter's last copy is on
         it."""
         if self.dirty or self._known_version() < self.version:

@@ -1,7 +1,8 @@
 """A gRPC door before a fake engine, and how tests speak through it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine.api.base import EngineClient
 from engine.config.config import ServeConfig
 from engine.rpc.wire import control_pb2, inference_pb2
 from engine.serve import serve
@@ -20,14 +22,11 @@ CODEC = Tokenizer(byte_tokenizer())
 Ask = inference_pb2.GenerateRequest
 
 
-class Door:
-    """A server's gRPC port, and its HTTP address."""
+class RpcDoor:
+    """A server's gRPC port."""
 
-    def __init__(
-        self, channel: grpc.aio.Channel, address: str, http: str, node: FakeClient, stop: asyncio.Event
-    ) -> None:
-        self.address = address
-        self.channel, self.http, self.node, self.stop = channel, http, node, stop
+    def __init__(self, channel: grpc.aio.Channel, address: str, http: str, stop: asyncio.Event) -> None:
+        self.channel, self.address, self.http, self.stop = channel, address, http, stop
 
     async def generate(self, ask: Ask, **how: Any) -> inference_pb2.GenerateResponse:
         return await self._call("Inference/Generate", ask, inference_pb2.GenerateResponse, how)
@@ -57,25 +56,46 @@ class Door:
         return await method(message, **how)
 
 
+class Door(RpcDoor):
+    """The port of a server whose engine is `node`."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, http: str, stop: asyncio.Event, node: FakeClient
+    ) -> None:
+        super().__init__(channel, address, http, stop)
+        self.node = node
+
+
+@asynccontextmanager
+async def served(
+    client: EngineClient, config: ServeConfig, ca: bytes | None = None
+) -> AsyncIterator[tuple[grpc.aio.Channel, str, str, asyncio.Event]]:
+    """Serve an engine at free ports: a channel, its address, that of HTTP, and what stops the server."""
+    stop, told = asyncio.Event(), asyncio.Queue[str]()
+    chosen = replace(config, port=0, grpc_port=0)
+    server = asyncio.create_task(serve(client, chosen, told.put_nowait, stop))
+    http, _, rpc = (await told.get()).partition(" and ")
+    address = rpc.removeprefix("grpc://")
+    secure = ca and grpc.ssl_channel_credentials(ca)
+    channel = grpc.aio.secure_channel(address, secure) if secure else grpc.aio.insecure_channel(address)
+    try:
+        async with channel:
+            yield channel, address, http, stop
+    finally:
+        stop.set()
+        await server
+
+
 def at_door(
     scenario: Callable[[Door], Awaitable[None]], config: ServeConfig | None = None, ca: bytes | None = None
 ) -> None:
+    """Run a scenario before a fake engine; afterwards nothing of any request may be left."""
+
     async def run() -> None:
-        node, stop = FakeClient(CODEC), asyncio.Event()
-        told: asyncio.Queue[str] = asyncio.Queue()
-        chosen = replace(config or ServeConfig(), port=0, grpc_port=0)
-        server = asyncio.create_task(serve(node, chosen, told.put_nowait, stop))
-        http, _, rpc = (await told.get()).partition(" and ")
-        address = rpc.removeprefix("grpc://")
-        secure = ca and grpc.ssl_channel_credentials(ca)
-        channel = grpc.aio.secure_channel(address, secure) if secure else grpc.aio.insecure_channel(address)
-        try:
-            async with channel:
-                await asyncio.wait_for(scenario(Door(channel, address, http, node, stop)), 30)
-        finally:
-            node.gate.set()
-            stop.set()
-            await server
+        node = FakeClient(CODEC)
+        node.drained_by = node.gate.set
+        async with served(node, config or ServeConfig(), ca) as found:
+            await asyncio.wait_for(scenario(Door(*found, node)), 30)
         assert not node.live
 
     asyncio.run(run())

@@ -137,6 +137,16 @@ def test_the_last_node_is_never_released_while_it_serves() -> None:
     assert all(_homes(cluster, ref) == ["n0"] for ref in REFS)
 
 
+def test_a_node_goes_in_time_though_the_others_have_no_room_for_what_it_has() -> None:
+    cluster = _cluster(2, memory_bytes=sum(ref.nbytes for ref in REFS) // 2 + 32 * MIB)
+    cluster.leave("n1")
+    cluster.settle(6)
+    assert cluster.departed == []
+    cluster.settle(15)
+    assert cluster.departed == ["n1"]
+    assert all(_homes(cluster, ref) == ["n0"] for ref in REFS)
+
+
 def test_a_flash_crowd_spreads_over_more_nodes() -> None:
     cluster = _cluster()
     hot = REFS[1]

@@ -77,6 +77,14 @@ def test_under_faults_every_request_is_answered_once_and_every_promise_holds(see
     assert sum(record.served for record in simulator.records.values()) > len(arrivals) / 2
 
 
+def test_a_stream_outlives_a_cut_too_short_to_be_noticed() -> None:
+    refs = adapters(4)
+    cut = Fault(FaultKind.PARTITION, 20.05, 0.5, ("n0", "n1"))
+    spec = simulator_spec(2, refs, faults=(cut,))
+    simulator = _run(spec, [Arrival("r", Call(20.0, 100, 15), refs[0])], 40.0)
+    assert simulator.records["r"].served
+
+
 def test_the_same_seed_gives_the_same_history_byte_for_byte() -> None:
     seed = 4
     spec, arrivals = chaos(seed)
