@@ -108,7 +108,7 @@ class ClusterProcesses:
 
     async def _keep_running(self, name: str) -> None:
         inside = self.network.inside(name) if self.network else ()
-        log = (self.plan.work / f"{name}.log").open("ab")
+        log = (self.plan.work / f"{name}.log").open("ab", buffering=0)
         with log:
             while True:
                 process = await asyncio.create_subprocess_exec(
