@@ -18,12 +18,14 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from engine.cluster.control.catalogue_file import CatalogueFile, RegisteredName
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile, RegisteredName
+from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
-from engine.cluster.control.control_messages import VERSION, Answer, Ask, MemberHello
+from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.control.member_stream import MemberStream
-from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.cluster.view import ClusterView
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import from_json

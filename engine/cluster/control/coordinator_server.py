@@ -12,13 +12,12 @@ from typing import Any, cast
 import grpc
 
 from engine.api.server.rate_limited_log import RateLimitedLog
+from engine.catalogue.catalogue_file import CatalogueFile, Superseded
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, StatusAsk
 from engine.cluster.control.broadcast import Broadcast
-from engine.cluster.control.catalogue_file import CatalogueFile, Superseded
+from engine.cluster.control.cluster_status import CoordinatorStatus
 from engine.cluster.control.control_messages import (
-    RETRY_AFTER_S,
     VERSION,
-    Answer,
-    Ask,
     CoordinatorHello,
     Declares,
     DropOrder,
@@ -75,6 +74,7 @@ class CoordinatorServer:
         self.catalogue = SharedCatalogue(file, self._tell)
         self.declared = DeclaredNames(self.catalogue)
         self.registrations = Registrations(self.catalogue, self.declared, self.streams)
+        self.status = CoordinatorStatus(self.streams, self.catalogue, self.coordinator)
         self.failure: EngineError | None = None  # why it leads no more, if not because it was closed
         self._on_failure: Callable[[], object] = lambda: None
         self._broadcast = Broadcast(self.streams, self.catalogue, self.coordinator, self.declared)
@@ -268,6 +268,8 @@ class CoordinatorServer:
                 self._tell(Leave(stream.hello.name, session))
             case Answer():
                 stream.answered(message)
+            case StatusAsk() if not stream.is_node:
+                stream.send(self.status.answer(message))
             case Ask() if not stream.is_node:
                 self._answer(stream, message)
             case _:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.roles.role_parts import listen_error, profile_of, security_of, setting_of
 from engine.cluster.trusted_channels import MemberServer

@@ -65,6 +65,7 @@ class NodeRole:
         cluster, card = config.cluster, engine.card
         assert cluster.coordinator is not None, "ClusterConfig demands it of a node"
         name = member_name(config, "node", self._listen.port or session)
+        self._front.catalogue.hand_over(name)
         placed, contents = engine.store.kept, engine.store.contents
         agent = NodeAgent(name, self._hardware(), session)
         roots = AllowedRoots.below(config.lora_roots)

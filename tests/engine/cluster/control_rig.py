@@ -9,14 +9,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control import broadcast, control_client, coordinator_server
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
-from engine.cluster.control.control_messages import VERSION, Answer, Ask, MemberHello
+from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.control.control_values import WireEntry
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.node.agent_runner import AgentRunner
-from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.cluster.view import ClusterView
 from engine.errors import InvalidAdapter
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
