@@ -18,9 +18,10 @@ import aiohttp
 from scripts.chaos.questions import Answers, Asked
 from scripts.chaos.records import Outcome, Records, RequestRecord
 
-_GIVE_UP_S = 60.0
+_GIVE_UP_S = 90.0
 _PAUSE_S = 0.2
-_TIMES = aiohttp.ClientTimeout(total=_GIVE_UP_S, sock_connect=2.0, sock_read=15.0)
+_SILENT_S = 20.0
+_TIMES = aiohttp.ClientTimeout(total=_GIVE_UP_S, sock_connect=2.0, sock_read=_SILENT_S)
 _GONE = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 
@@ -38,6 +39,10 @@ class StreamFailed(Exception):
 
 class StreamBroke(Exception):
     """A stream that began, and was cut off."""
+
+
+class StreamSilent(Exception):
+    """A stream that began, and of which nothing came for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,9 @@ class ClientLoad:
             case StreamBroke():
                 self.retries["a stream broke"] += 1
                 self.records.streams_broken += not self._is_troubled(router)
+            case StreamSilent():
+                self.retries[f"a stream was silent for {_SILENT_S:g} s"] += 1
+                self.records.streams_silent += not self._is_troubled(router)
             case _ if isinstance(error, _GONE):
                 self.retries[f"no router: {type(error).__name__}"] += 1
             case _:
@@ -119,7 +127,7 @@ class ClientLoad:
         return None
 
     async def _ask(self, address: str, asked: Asked) -> StreamedAnswer:
-        """Return a streamed answer. Raises Answered, StreamFailed, StreamBroke, and what a connection raises."""
+        """Return a streamed answer. Raises Answered, StreamFailed, StreamBroke, StreamSilent, and what a connection raises."""
         body = {
             "model": asked.adapter.name,
             "messages": [{"role": "user", "content": asked.text}],
@@ -136,6 +144,8 @@ class ClientLoad:
                 raise Answered(response.status, _message(await response.text()))
             try:
                 return await _read(response)
+            except TimeoutError as error:
+                raise StreamSilent from error
             except _GONE as error:
                 raise StreamBroke from error
 

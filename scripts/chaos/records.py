@@ -65,7 +65,8 @@ class Records:
     """All of a run; `moved` are streams and requests that routers sent anew because a node was lost or gave them back.
 
     `streams_failed` began and were ended by an error that the router told; `streams_broken` were cut off though nothing
-    had befallen their router. Neither may happen.
+    had befallen their router. Neither may happen. `streams_silent` were given up by clients, which took them for lost; on a
+    machine that is fast enough none may be.
     """
 
     requests: list[RequestRecord] = field(default_factory=list[RequestRecord])
@@ -73,6 +74,7 @@ class Records:
     moved: int = 0
     streams_failed: int = 0
     streams_broken: int = 0
+    streams_silent: int = 0
 
     def summary(self) -> dict[str, object]:
         """Sum up."""
@@ -87,6 +89,7 @@ class Records:
             "moved": self.moved,
             "streams_failed": self.streams_failed,
             "streams_broken": self.streams_broken,
+            "streams_silent": self.streams_silent,
             "tokens": sum(each.tokens for each in self.requests if each.outcome == "right"),
             "ttft_p50_s": round(first[len(first) // 2], 3),
             "ttft_p95_s": round(first[int(len(first) * 0.95)], 3),
