@@ -127,7 +127,7 @@ class ClientLoad:
         return None
 
     async def _ask(self, address: str, asked: Asked) -> StreamedAnswer:
-        """Return a streamed answer. Raises Answered, StreamFailed, StreamBroke, StreamSilent, and what a connection raises."""
+        """Return a streamed answer. Raises the exceptions above, and what a connection raises."""
         body = {
             "model": asked.adapter.name,
             "messages": [{"role": "user", "content": asked.text}],

@@ -65,8 +65,8 @@ class Records:
     """All of a run; `moved` are streams and requests that routers sent anew because a node was lost or gave them back.
 
     `streams_failed` began and were ended by an error that the router told; `streams_broken` were cut off though nothing
-    had befallen their router. Neither may happen. `streams_silent` were given up by clients, which took them for lost; on a
-    machine that is fast enough none may be.
+    had befallen their router. Neither may happen. Of `streams_silent` nothing came for a while, and clients went on to
+    another router; on a machine that is fast enough there are none.
     """
 
     requests: list[RequestRecord] = field(default_factory=list[RequestRecord])
