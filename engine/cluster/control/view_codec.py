@@ -27,7 +27,8 @@ from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share, Shares
 
 _PART_BYTES = 1 << 20  # roughly, of one message
 _LEAST_ITEM_BYTES = 64
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 _Item = WireMember | EntryChange | RouteChange | tuple[int, WireAdapter]
 
 
@@ -170,15 +171,13 @@ class ViewDecoder:
         table = before.table
         if "shares" in stale or table.version != change.table_version:
             table = RoutingTable(change.table_version, shares)
-        self._stale, self._shown = (
-            set(),
-            SharedView(
-                dict(self._members) if "members" in stale else before.members,
-                dict(self._catalogue) if "catalogue" in stale else before.catalogue,
-                table,
-                change.settled,
-            ),
+        self._shown = SharedView(
+            dict(self._members) if "members" in stale else before.members,
+            dict(self._catalogue) if "catalogue" in stale else before.catalogue,
+            table,
+            change.settled,
         )
+        self._stale = set[str]()
         return self._shown
 
     def _forget(self, change: ViewChange) -> None:
