@@ -150,6 +150,7 @@ def views(draw: st.DrawFn) -> SharedView:
             ),
         ),
         draw(st.booleans()),
+        draw(st.integers(0, 2)),
     )
 
 
