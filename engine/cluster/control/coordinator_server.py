@@ -39,6 +39,7 @@ from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.registrations import Registrations
 from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.errors import EngineError, NotInTime
+from engine.rpc.bounded_server import RpcService
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.protocol.messages import (
     AllowLeave,
@@ -65,7 +66,7 @@ Context = Any  # grpc.aio's context of bytes in and out is generic only to type 
 
 
 class CoordinatorServer:
-    """Whoever leads the cluster. Used on one event loop; `handler` is what a gRPC server is to serve."""
+    """Whoever leads the cluster. Used on one event loop; `service` is what a gRPC server is to serve."""
 
     def __init__(self, make: Callable[[int], Coordinator], file: CatalogueFile) -> None:
         """Lead by the coordinator that `make` makes of an epoch, with the catalogue of `file`."""
@@ -82,10 +83,9 @@ class CoordinatorServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return what answers members at a gRPC server; messages are bytes to it."""
-        method = cast(Any, grpc).stream_stream_rpc_method_handler(self._join)
-        return grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})
+    def service(self) -> RpcService:
+        """Return what a gRPC server is to serve; messages are bytes to it."""
+        return RpcService(SERVICE, {METHOD: cast(Any, grpc).stream_stream_rpc_method_handler(self._join)})
 
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when another coordinator has taken the lead."""

@@ -23,7 +23,7 @@ async def run_coordinator(config: ServeConfig, ready: Callable[[str], None], sto
     make = OURS.coordinator(setting_of(config, profile_of("cpu"), cluster.routers))
     server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()))
     server.on_failure(stop.set)
-    members = MemberServer(security, [server.handler()])
+    members = MemberServer(security, [server.service()])
     await server.start()
     try:
         address = await members.start(cluster.cluster_listen)

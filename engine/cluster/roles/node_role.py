@@ -84,7 +84,7 @@ class NodeRole:
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, self._weights
         )
         link = LinkServer(LinkedNode(identity, self._front.step_loop, jobs, adapters, runner))
-        server = MemberServer(self._security, [link.handler()])
+        server = MemberServer(self._security, [link.service()])
         try:
             address = await server.start(self._listen)
         except (OSError, HelloRefused) as error:

@@ -70,7 +70,7 @@ class LiveNode:
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, WEIGHTS
         )
         link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher))
-        return cls(name, engine, front, link, MemberServer(SECURITY, [link.handler()]), watcher)
+        return cls(name, engine, front, link, MemberServer(SECURITY, [link.service()]), watcher)
 
     async def start(self) -> Member:
         """Listen; return who it is."""
