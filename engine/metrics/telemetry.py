@@ -155,11 +155,9 @@ class _AdapterSeries(Collector):
         self._totals = totals
 
     def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the names are known to be distinct."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of one moment, once per scrape."""
         now = self._totals.snapshot()
         started = {name: totals.started for name, totals in now.items()}
         yield _counter("requests_started", "Requests accepted.", started, "adapter")
@@ -196,7 +194,6 @@ class _Stalls(Collector):
             self._counts[bound_s] += seconds > bound_s
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counts since the start, once per scrape."""
         counts = {f"{bound_s * 1000:g}ms": count for bound_s, count in self._counts.items()}
         yield _counter("event_loop_stalls", "Times the event loop was late by more.", counts, "over")
         yield _gauge("event_loop_longest_stall_seconds", "The latest that it was.", self._longest_s)
@@ -209,7 +206,6 @@ class _PlainSeries(Collector):
         self.series: Sequence[MetricSeries] = ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield them, once per scrape."""
         for each in self.series:
             family = CounterMetricFamily if each.kind == "counter" else GaugeMetricFamily
             found = family(each.name, each.told, labels=each.labels)
@@ -225,7 +221,6 @@ class _Gauges(Collector):
         self.snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of the last snapshot, once per scrape."""
         if self.snapshot is None:
             return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store
