@@ -45,6 +45,7 @@ class ControlService:
             one_answer("ListLoras", ask, wire.ListLorasRequest, self._list),
             one_answer("LoadLora", administer, wire.LoadLoraRequest, self._load),
             one_answer("UnloadLora", administer, wire.UnloadLoraRequest, self._unload),
+            one_answer("GetKvEventSources", ask, wire.GetKvEventSourcesRequest, self._kv_event_sources),
         )
 
     async def _server_info(self, message: wire.GetServerInfoRequest, call: RpcCall) -> wire.ServerInfo:
@@ -105,6 +106,11 @@ class ControlService:
             raise UnknownModel(name)
         await self._client.unload_adapter(name)
         return wire.UnloadLoraResponse(adapter=adapter)
+
+    async def _kv_event_sources(
+        self, message: wire.GetKvEventSourcesRequest, call: RpcCall
+    ) -> wire.GetKvEventSourcesResponse:
+        return wire.GetKvEventSourcesResponse()  # none: who cannot ask does not begin
 
     def _listed(self) -> dict[str, wire.LoraAdapter]:
         models = (model for model in self._admin.models() if model["parent"] is not None)

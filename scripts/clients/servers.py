@@ -20,7 +20,8 @@ _OPTIONS = (
 )
 _ADDRESSES = rb"ready at (https?://[^\s/]+:\d+) and grpc://([^\s/]+:\d+)"
 _ONE, _ROUTER = re.compile(rb"^" + _ADDRESSES), re.compile(rb"^router " + _ADDRESSES)
-_START_S, _POLL_S = 600.0, 1.0
+_START_S, _STOP_S, _POLL_S = 600.0, 180.0, 1.0
+"""A cluster that were killed would leave its processes behind, so it has long to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class ServerAddress:
 async def server_for_clients(nodes: int, root: Path) -> AsyncGenerator[ServerAddress, None]:
     """Run a cluster of so many nodes, or one server for 0, until the block ends. Raises ServerFailed."""
     cluster = ("--nodes", str(nodes), "--drain-s", "5") if nodes else ()
-    async with launched((*_OPTIONS, *cluster), root, _START_S, _ROUTER if nodes else _ONE) as ready:
+    pattern = _ROUTER if nodes else _ONE
+    async with launched((*_OPTIONS, *cluster), root, _START_S, pattern, _STOP_S) as ready:
         address = ServerAddress(ready[1].decode(), ready[2].decode())
         await asyncio.to_thread(wait_for_answer, address.url, _START_S)
         yield address

@@ -273,7 +273,7 @@ def test_clients_ask_one_server_or_a_clusters_router_and_never_a_node_of_it(
 
     @asynccontextmanager
     async def launched(
-        arguments: tuple[str, ...], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes]
+        arguments: tuple[str, ...], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes], stop_s: float
     ) -> AsyncGenerator[re.Match[bytes], None]:
         started.append(arguments)
         found = [pattern.search(line) for line in LINES[nodes].encode().splitlines()]

@@ -137,11 +137,11 @@ async def started(arguments: Sequence[str], cwd: Path, timeout_s: float) -> Asyn
 
 @asynccontextmanager
 async def launched(
-    arguments: Sequence[str], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes]
+    arguments: Sequence[str], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes], stop_s: float = STOP_S
 ) -> AsyncGenerator[re.Match[bytes], None]:
     """Start a server on a free port, and yield what `pattern` finds when it is ready; it ends with the block.
 
-    Raises ServerFailed.
+    It is killed if it does not end in `stop_s`. Raises ServerFailed.
     """
     command = [sys.executable, "-m", "engine.serve", "--port", "0", *arguments]
     process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=asyncio.subprocess.PIPE)
@@ -152,7 +152,7 @@ async def launched(
         yield ready
         drain.cancel()
     finally:
-        status = await end(process)
+        status = await end(process, stop_s)
     if status:
         raise ServerFailed(f"the server ended with exit status {status} when it was asked to stop")
 
@@ -171,12 +171,12 @@ async def ready_line(
     raise ServerFailed("the server ended before it was ready: its messages are above")
 
 
-async def end(process: asyncio.subprocess.Process) -> int:
-    """Ask it to stop, and kill it if it does not; return its exit status."""
+async def end(process: asyncio.subprocess.Process, stop_s: float) -> int:
+    """Ask it to stop, and kill it if it does not in time; return its exit status."""
     if process.returncode is None:
         process.terminate()
     try:
-        async with asyncio.timeout(STOP_S):
+        async with asyncio.timeout(stop_s):
             return await process.wait()
     except TimeoutError:
         process.kill()

@@ -188,6 +188,14 @@ def test_the_server_tells_its_limits() -> None:
     at_door(scenario, ServeConfig(engine=engine))
 
 
+def test_no_source_of_kv_events_is_named_to_clients_that_ask_before_they_begin() -> None:
+    async def scenario(door: Door) -> None:
+        answer = await door.control("GetKvEventSources", control_pb2.GetKvEventSourcesRequest())
+        assert answer.SerializeToString() == b""
+
+    at_door(scenario)
+
+
 def test_shutdown_is_for_admins_and_drains_what_runs() -> None:
     async def scenario(door: Door) -> None:
         ours, admin = bearing("ask-key-1234"), bearing("admin-key-1234")
