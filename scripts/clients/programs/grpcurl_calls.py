@@ -49,7 +49,8 @@ def run(probe: Probe, *arguments: str, key: str = "") -> str:
 def call(probe: Probe, method: str, request: dict[str, Any], *options: str, key: str = "") -> list[Any]:
     """Call a method with JSON, and return the messages that answer it. Raises Refused."""
     said = run(probe, "-d", json.dumps(request), *options, probe.rpc, method, key=key)
-    decoder, messages, at = json.JSONDecoder(), [], 0
+    messages: list[Any] = []
+    decoder, at = json.JSONDecoder(), 0
     while at < len(said.rstrip()):
         message, at = decoder.raw_decode(said, at)
         messages.append(message)
