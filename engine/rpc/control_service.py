@@ -52,6 +52,7 @@ class ControlService:
         info = wire.ServerInfo(
             engine_version=software_version(), api_version=_API_VERSION, instance_id=self._instance_id,
             max_model_len=self._client.max_model_len, rl_capabilities=wire.RlCapabilities(),
+            max_loras=self._config.max_waiting,  # each request that waits may have another
         )  # fmt: skip
         engine, blocks = self._config.engine, self._client.stats().blocks
         devices = 1

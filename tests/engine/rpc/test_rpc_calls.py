@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from engine.config.access_config import AccessConfig
+from engine.config.cluster_config import ClusterConfig
 from engine.config.config import EngineConfig, ServeConfig
 from engine.errors import Overloaded
 from engine.rpc.rpc_guard import REQUEST_ID, RETRY_AFTER
@@ -186,6 +187,14 @@ def test_the_server_tells_its_limits() -> None:
 
     engine = EngineConfig(block_size=8, max_num_seqs=5, max_num_batched_tokens=99)
     at_door(scenario, ServeConfig(engine=engine))
+
+
+def test_a_router_tells_how_many_adapters_may_be_asked_for_at_once() -> None:
+    async def scenario(door: Door) -> None:
+        info = await door.control("GetServerInfo", control_pb2.GetServerInfoRequest())
+        assert (info.max_loras, info.max_running_requests, info.total_kv_blocks) == (7, 0, 0)
+
+    at_door(scenario, ServeConfig(cluster=ClusterConfig(role="router"), max_waiting=7))
 
 
 def test_no_source_of_kv_events_is_named_to_clients_that_ask_before_they_begin() -> None:
