@@ -194,7 +194,9 @@ def test_a_router_tells_how_many_adapters_may_be_asked_for_at_once() -> None:
         info = await door.control("GetServerInfo", control_pb2.GetServerInfoRequest())
         assert (info.max_loras, info.max_running_requests, info.total_kv_blocks) == (7, 0, 0)
 
-    at_door(scenario, ServeConfig(cluster=ClusterConfig(role="router"), max_waiting=7))
+    at_door(
+        scenario, ServeConfig(cluster=ClusterConfig(role="router", coordinator="127.0.0.1:1"), max_waiting=7)
+    )
 
 
 def test_no_source_of_kv_events_is_named_to_clients_that_ask_before_they_begin() -> None:
