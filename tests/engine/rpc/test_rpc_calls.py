@@ -13,6 +13,7 @@ from engine.errors import Overloaded
 from engine.rpc.rpc_guard import REQUEST_ID, RETRY_AFTER
 from engine.rpc.wire import control_pb2, inference_pb2
 from tests.engine.rpc.door import Ask, Door, at_door, refusal
+from transport.base import Address
 
 Finish = inference_pb2.FinishInfo
 
@@ -195,7 +196,8 @@ def test_a_router_tells_how_many_adapters_may_be_asked_for_at_once() -> None:
         assert (info.max_loras, info.max_running_requests, info.total_kv_blocks) == (7, 0, 0)
 
     at_door(
-        scenario, ServeConfig(cluster=ClusterConfig(role="router", coordinator="127.0.0.1:1"), max_waiting=7)
+        scenario,
+        ServeConfig(cluster=ClusterConfig(role="router", coordinator=Address("127.0.0.1", 1)), max_waiting=7),
     )
 
 
