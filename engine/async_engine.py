@@ -8,6 +8,8 @@ from pathlib import Path
 
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
+from engine.catalogue.catalogue_file import CatalogueFile
+from engine.catalogue.local_catalogue import LocalCatalogue
 from engine.errors import Draining, EngineStopped, adapter_errors
 from engine.live.live_outputs import LiveOutputs
 from engine.live.step_loop import StepLoop
@@ -27,8 +29,18 @@ _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 class AsyncEngine:
     """EngineClient of an engine in this process."""
 
-    def __init__(self, engine: Engine, telemetry: Telemetry, max_waiting: int) -> None:
-        """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run."""
+    def __init__(
+        self,
+        engine: Engine,
+        telemetry: Telemetry,
+        max_waiting: int,
+        file: CatalogueFile | None = None,
+        roots: AllowedRoots = ANYWHERE,
+    ) -> None:
+        """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run.
+
+        What clients ask of adapters is kept in `file`, if there is one; its names are read from below `roots`.
+        """
         self.tokenizer, self.telemetry = engine.tokenizer, telemetry
         self.created_s = int(time.time())
         self.step_loop = StepLoop(engine.core, engine.store.loader)
@@ -39,6 +51,7 @@ class AsyncEngine:
         self._outputs = LiveOutputs(engine.tokenizer, telemetry, self.step_loop.finish, self.step_loop.abort)
         self._draining = False
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
+        self.catalogue = LocalCatalogue(self._store, self._names, self._outputs.uses, file, roots)
 
     @property
     def failure(self) -> EngineStopped | None:
@@ -85,8 +98,9 @@ class AsyncEngine:
         self.step_loop.on_failure(callback)
 
     async def start(self) -> None:
-        """Start the step loop."""
+        """Start the step loop. Raises InvalidConfig for a registry file that is damaged."""
         self.step_loop.start()
+        await self.catalogue.start()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new and wait, at most `timeout_s`, for what runs to end."""
@@ -105,6 +119,7 @@ class AsyncEngine:
         if self._peers is not None:
             await closing.run_or_leave("the connections to peers", self._peers.close)
         await closing.run_or_leave("the engine", self._close_engine)
+        await self.catalogue.close()
         self._names.close()
         closing.close()
 
@@ -127,6 +142,7 @@ class AsyncEngine:
         with self._admission.places(len(prompts) * params.n):
             adapter = await self._names.resolve(model)
         self._check_open()
+        self._outputs.uses.check(model, len(prompts), self.catalogue.max_requests(model))
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
         outputs, now_s = list[RequestOutput](), time.monotonic()
         try:
@@ -152,11 +168,11 @@ class AsyncEngine:
         self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
     ) -> AdapterRef:
         """Read, check and register an adapter, off the step loop. Raises what AdapterNames.load raises."""
-        return await self._names.load(name, folder, replaces, roots)
+        return await self.catalogue.load(name, folder, replaces, roots)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""
-        self._names.unload(name)
+        await self.catalogue.unload(name)
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""

@@ -28,6 +28,14 @@ class Overloaded(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class AdapterBusy(EngineError):
+    """As many requests as may be are under way by an adapter's name; trying again in `retry_after_s` is sensible."""
+
+    def __init__(self, name: str, most: int) -> None:
+        super().__init__(f"{most} requests are under way for {short(name)}, as many as may be: retry in 1 s")
+        self.retry_after_s = 1
+
+
 class TooManySequences(EngineError):
     """A request for more sequences than may ever wait; sending it again would not help."""
 
@@ -58,6 +66,15 @@ class AdapterExists(EngineError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name!r} is loaded already: unload it, or give load_inplace=true")
+
+
+class AskRouter(EngineError):
+    """A node of a cluster was asked to change what the coordinator owns."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server is a node of a cluster, whose registry is the coordinator's: ask a router"
+        )
 
 
 class InvalidAdapter(EngineError):

@@ -11,8 +11,10 @@ import os
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from engine.api.adapters import AdapterAdmin
@@ -24,6 +26,7 @@ from engine.api.server.listener import HttpServer
 from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
 from engine.base.base_model import choose_base
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.launcher import launch
 from engine.cluster.roles.coordinator_role import run_coordinator
 from engine.cluster.roles.node_role import NodeRole
@@ -39,6 +42,7 @@ from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterRefused
+from lora.format.allowed_roots import AllowedRoots
 from model.checkpoint import CheckpointError, weights_digest
 from model.config import UnsupportedModel
 from transport.control.security import is_loopback
@@ -75,8 +79,7 @@ async def serve(
 
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
-    roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
-    log = _request_log(config)
+    roots, log = lora_roots(config), _request_log(config)
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots)
     app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http)
@@ -104,6 +107,17 @@ async def serve(
         await rpc.close()
         await server.close()
         log.close()
+
+
+def lora_roots(config: ServeConfig) -> tuple[Path, ...]:
+    """Return the folders that clients may load adapters from."""
+    return config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
+
+
+def registry_file(config: ServeConfig) -> CatalogueFile | None:
+    """Open the file that a single server keeps its registry of adapters in, if one is named. Raises InvalidConfig."""
+    path = config.cluster.registry_file
+    return None if path is None else CatalogueFile(path, time.time())
 
 
 def access_rules(config: ServeConfig) -> AccessRules:
@@ -227,8 +241,10 @@ def _serve_role(config: ServeConfig) -> None:
             case "router":
                 asyncio.run(_run_router(config, telemetry))
             case _:
+                file = None if config.cluster.role == "node" else registry_file(config)
                 engine = assemble(config.engine)
-                node = AsyncEngine(engine, telemetry, config.max_waiting)
+                roots = AllowedRoots.below(lora_roots(config))
+                node = AsyncEngine(engine, telemetry, config.max_waiting, file, roots)
                 asyncio.run(_run(node, engine, config))
 
 

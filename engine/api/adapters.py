@@ -64,6 +64,11 @@ class AdapterAdmin:
         known = (entry for entry in self._client.adapters() if (entry.name, entry.ref) == (name, ref))
         return self._adapter(next(known, loaded))
 
+    def source(self, name: str, folder: str) -> str:
+        """Tell clients where an adapter comes from: its folder from below an allowed root, else its name."""
+        root = self._roots.root_of(Path(folder)) if folder else None
+        return str(Path(folder).relative_to(root)) if root is not None else name
+
     def _base(self, name: str) -> dict[str, object]:
         root = Path(self._client.model_root)
         return self._object(name, root.name if root.is_absolute() else str(root), None)
@@ -77,9 +82,7 @@ class AdapterAdmin:
 
     def _root_of(self, adapter: AdapterEntry) -> str:
         """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
-        folder = adapter.folder
-        root = self._roots.root_of(folder) if folder is not None else None
-        return str(folder.relative_to(root)) if folder is not None and root is not None else adapter.name
+        return self.source(adapter.name, str(adapter.folder) if adapter.folder is not None else "")
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.api.parsing import ServedModels
+from engine.catalogue.base import AdapterCatalogue
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from lora.adapter import AdapterEntry, AdapterRef
@@ -91,6 +92,11 @@ class EngineClient(ServedModels, Protocol):
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Raises UnknownModel."""
+        ...
+
+    @property
+    def catalogue(self) -> AdapterCatalogue:
+        """The registry of adapters, as administrators see it."""
         ...
 
     def adapters(self) -> tuple[AdapterEntry, ...]:

@@ -5,8 +5,10 @@ from http import HTTPStatus
 import msgspec
 
 from engine.errors import (
+    AdapterBusy,
     AdapterExists,
     AdapterFailed,
+    AskRouter,
     Draining,
     EngineError,
     EngineStopped,
@@ -101,6 +103,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
+        case AskRouter():
+            return ApiError(HTTPStatus.FORBIDDEN, str(error), None, "ask_a_router")
+        case AdapterBusy():
+            return ApiError(429, str(error), "model", "adapter_busy", error.retry_after_s)
         case NotAdmitted():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():

@@ -18,12 +18,15 @@ from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
 from lora.format.adapter_files import short
 
+_CATALOGUE = ("", "/{name}", "/alias", "/pin", "/unpin", "/limit")
 _PERMISSIONS = {
     "/health": Permission.NOTHING,
     "/version": Permission.NOTHING,
     "/metrics": Permission.METRICS,
     "/v1/load_lora_adapter": Permission.ADMINISTER,
     "/v1/unload_lora_adapter": Permission.ADMINISTER,
+    "/cluster": Permission.INSPECT,
+    **dict.fromkeys((f"/v1/adapters{path}" for path in _CATALOGUE), Permission.ADMINISTER),
 }
 RECORD = web.RequestKey("record", RequestRecord)
 """Where a request's handler finds what the log will say of it."""
@@ -84,9 +87,8 @@ class RequestGuard:
         record.administers = needed is Permission.ADMINISTER
         try:
             authorization = request.headers.get("Authorization")
-            local = record.administers and is_local(
-                request.remote, request.headers
-            )  # nothing else depends on it
+            inspects = needed is Permission.INSPECT  # nothing else depends on where a client is
+            local = (record.administers or inspects) and is_local(request.remote, request.headers)
             record.key = self._rules.admit(needed, authorization, local)
             if record.administers:
                 await self._log.wait_for_audit()
@@ -109,7 +111,9 @@ class RequestGuard:
 def _needed(request: web.Request) -> Permission:
     """Return what the route that was found needs, however its path was spelled."""
     resource = request.match_info.route.resource
-    return Permission.ASK if resource is None else _PERMISSIONS.get(resource.canonical, Permission.ASK)
+    needed = Permission.ASK if resource is None else _PERMISSIONS.get(resource.canonical, Permission.ASK)
+    reads = needed is Permission.ADMINISTER and request.method == "GET"
+    return Permission.INSPECT if reads else needed
 
 
 def _request_id(request: web.Request) -> str:

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.admin_routes import AdminRoutes
+from engine.api.admin.catalogue_admin import CatalogueAdmin
 from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES, BodyParser
 from engine.api.cors import Cors
@@ -80,6 +82,7 @@ def http_app(
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi, allow_head=False),
+            *AdminRoutes(CatalogueAdmin(client, adapters), bodies).table(),
         ]
     )
 

@@ -33,11 +33,12 @@ def is_local(host: str | None, headers: Iterable[str]) -> bool:
 
 
 class Permission(Enum):
-    """What the client of a route must have."""
+    """What the client of a route must have. Who may administer may inspect, and nobody else; audits are of changes."""
 
     NOTHING = auto()
     METRICS = auto()
     ASK = auto()
+    INSPECT = auto()
     ADMINISTER = auto()
 
 
@@ -73,7 +74,7 @@ class AccessRules:
         `authorization` is the header, `is_local` whether the client is certainly on this machine.
         """
         key = self._find(authorization)
-        if needed is Permission.ADMINISTER:
+        if needed in (Permission.ADMINISTER, Permission.INSPECT):
             self._check_admin(key, is_local)
         elif key is None and not self._asks_openly and not self._opens(needed):
             raise _unauthorised("API key")

@@ -4,7 +4,7 @@ It may not know HTTP; a test holds its operations to the routes of the applicati
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,6 +12,15 @@ from typing import Any
 import msgspec
 
 from engine.api import schema
+from engine.api.admin.admin_schema import (
+    AliasAdapter,
+    LimitAdapter,
+    PinAdapter,
+    RegisterAdapter,
+    UnpinAdapter,
+)
+from engine.api.admin.catalogue_admin import MOST_LISTED
+from engine.catalogue.base import AdapterRecord, ClusterRecord
 from scheduler.request import RANGES
 
 Schema = dict[str, Any]
@@ -68,6 +77,10 @@ _RESPONSES: Mapping[str, Schema] = {
     ),
     "Models": _object(object={"const": "list"}, data=_array(_ref("Model"))),
     "Deleted": _object(id=_TEXT, object={"const": "model"}, deleted={"const": True}),
+    "AdapterDeleted": _object(id=_TEXT, object={"const": "adapter"}, deleted={"const": True}),
+    "Adapters": _object(
+        object={"const": "list"}, data=_array(_ref("Adapter")), has_more={"type": "boolean"}, next=_MAYBE_TEXT
+    ),
     "Tokens": _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_array(_NUMBER)),
     "Prompt": _object(prompt=_TEXT),
     "Health": _object(status={"enum": ["ok", "unhealthy"]}),
@@ -86,10 +99,12 @@ class Operation:
     errors: tuple[int, ...]
     body: type[msgspec.Struct] | None = None
     streams: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
 
 
 _ALWAYS = (401, 403, 500, 503)
 _WITH_BODY = (*_ALWAYS, 400, 408, 413)
+_CHANGING = (*_WITH_BODY, 404)
 _ASKING = (*_WITH_BODY, 404, 429)
 
 OPERATIONS: Sequence[Operation] = (
@@ -114,6 +129,26 @@ OPERATIONS: Sequence[Operation] = (
         (*_WITH_BODY, 404),
         schema.UnloadAdapter,
     ),
+    Operation("get", "/cluster", "Describe the cluster", "Cluster", _ALWAYS),
+    Operation(
+        "get",
+        "/v1/adapters",
+        "List the registry of adapters, a page at a time",
+        "Adapters",
+        (*_ALWAYS, 400),
+        query={"after": _TEXT, "limit": _NUMBER | {"minimum": 1, "maximum": MOST_LISTED}},
+    ),
+    Operation("get", "/v1/adapters/{name}", "Describe one adapter", "Adapter", (*_ALWAYS, 404)),
+    Operation("post", "/v1/adapters", "Register an adapter", "Adapter", _CHANGING, RegisterAdapter),
+    Operation(
+        "post", "/v1/adapters/alias", "Give a name another's meaning", "Adapter", _CHANGING, AliasAdapter
+    ),
+    Operation("post", "/v1/adapters/pin", "Keep copies of an adapter", "Adapter", _CHANGING, PinAdapter),
+    Operation("post", "/v1/adapters/unpin", "Undo a pin", "Adapter", _CHANGING, UnpinAdapter),
+    Operation(
+        "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
+    ),
+    Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*_ALWAYS, 404)),
     Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
     Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, _ALWAYS),
@@ -131,7 +166,7 @@ def document(version: str) -> Schema:
         "info": {"title": "loraserve", "version": version},
         "paths": paths,
         "components": {
-            "schemas": _bodies() | dict(_RESPONSES) | {"Document": {"type": "object"}},
+            "schemas": _bodies() | _records() | dict(_RESPONSES) | {"Document": {"type": "object"}},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -156,12 +191,25 @@ def _operation(operation: Operation) -> Schema:
         body = {"application/json": {"schema": _ref(operation.body.__name__)}}
         described["requestBody"] = {"required": True, "content": body}
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
-    if names:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for name in names
-        ]
-    return described
+    told: list[Schema] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in names
+    ]
+    told += [{"name": name, "in": "query", "schema": each} for name, each in operation.query.items()]
+    return described | ({"parameters": told} if told else {})
+
+
+def _records() -> dict[str, Schema]:
+    """Describe what administrators are told."""
+    _, components = msgspec.json.schema_components(
+        (AdapterRecord, ClusterRecord), ref_template=_REF + "{name}"
+    )
+    adapter = components.pop("AdapterRecord")
+    adapter["properties"]["object"] = {"const": "adapter"}
+    cluster = components.pop("ClusterRecord")
+    for each in (adapter, cluster, *components.values()):
+        each["required"] = list(each["properties"])
+    return components | {"Adapter": adapter, "Cluster": cluster}
 
 
 def _bodies() -> dict[str, Schema]:
@@ -171,15 +219,15 @@ def _bodies() -> dict[str, Schema]:
     _, components = msgspec.json.schema_components(wire, ref_template=_REF + "{name}")
     for kind in kinds:
         properties: dict[str, Schema] = components[kind.__name__]["properties"]
-        for field, values in schema.neutral_of(kind).items():
-            properties[field] = {
+        for name, values in schema.neutral_of(kind).items():
+            properties[name] = {
                 "enum": [None, *values],
                 "description": "Not implemented: accepted, and ignored",
             }
-        for field, low, high in RANGES:
-            for option in properties.get(field, {}).get("anyOf", ()):
+        for name, low, high in RANGES:
+            for option in properties.get(name, {}).get("anyOf", ()):
                 if option.get("type") in ("integer", "number"):
-                    option |= {"minimum": _LOWER.get(field, low), "maximum": high}
+                    option |= {"minimum": _LOWER.get(name, low), "maximum": high}
     return components
 
 

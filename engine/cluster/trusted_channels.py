@@ -11,20 +11,23 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from engine.api.server.listener import most_connections
+from engine.rpc.bounded_server import BoundedServer, RpcBounds, RpcService
 from transport.base import Address
 from transport.control.security import Security, TlsFiles
 
 MOST_MESSAGE_BYTES = 64 << 20
+MOST_CONNECTIONS = 4096
+_HANDSHAKE_S = 5.0
+_IDLE_S = 10.0  # a member always has a stream open
 _KEY = "authorization"
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.so_reuseport", 0),
 )
 _RECONNECTS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -43,7 +46,7 @@ def call_metadata(security: Security) -> Metadata:
 def member_channel(address: str, security: Security) -> grpc.aio.Channel:
     """Return a channel to a member at HOST:PORT. Raises HelloRefused for one elsewhere without certificates."""
     security.check_host(address.rpartition(":")[0].strip("[]"))
-    options = [*_OPTIONS, *_RECONNECTS]
+    options = [("grpc.max_receive_message_length", MOST_MESSAGE_BYTES), *_OPTIONS, *_RECONNECTS]
     if security.tls is None:
         return grpc.aio.insecure_channel(address, options)
     files = security.tls
@@ -54,13 +57,18 @@ def member_channel(address: str, security: Security) -> grpc.aio.Channel:
 
 
 class MemberServer:
-    """A gRPC server for members only."""
+    """A gRPC server for members only. What strangers open is bounded, and closed when nothing comes of it."""
 
-    def __init__(self, security: Security, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Serve `handlers`, once started."""
+    def __init__(
+        self, security: Security, services: Sequence[RpcService], connections: int | None = None
+    ) -> None:
+        """Serve `services`, once started; `connections` are MOST_CONNECTIONS, or what open files allow."""
         self._security = security
-        self._server = grpc.aio.server(interceptors=[_TokenCheck(security.token)], options=_OPTIONS)
-        self._server.add_generic_rpc_handlers(tuple(handlers))
+        most = most_connections(None, MOST_CONNECTIONS) if connections is None else connections
+        bounds = RpcBounds(most, _HANDSHAKE_S, _IDLE_S, MOST_MESSAGE_BYTES)
+        self._server = BoundedServer(bounds, _OPTIONS, [_TokenCheck(security.token)])
+        for service in services:
+            self._server.add(service)
 
     async def start(self, address: Address) -> Address:
         """Listen; return where, which tells a port that was left free. Raises OSError, HelloRefused."""
@@ -68,11 +76,11 @@ class MemberServer:
         files = self._security.tls
         try:
             if files is None:
-                port = self._server.add_insecure_port(str(address))
+                port = self._server.server.add_insecure_port(str(address))
             else:
                 authority, key, certificate = _read(files)
                 credentials = grpc.ssl_server_credentials([(key, certificate)], authority, True)
-                port = self._server.add_secure_port(str(address), credentials)
+                port = self._server.server.add_secure_port(str(address), credentials)
         except RuntimeError as error:  # what grpc raises for an address that is taken
             raise OSError(str(error)) from error
         await self._server.start()

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lora.adapter import AdapterRef, Effect
-from lora.format.companions import NO_COMPANIONS, Companions
+from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, EntrySettings
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
 
@@ -34,21 +33,6 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
     weights: str
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """A name that requests may use, and the one content that it means now.
-
-    `root` is what the adapter was registered from, as clients are told; `pinned` says that its copies stay.
-    """
-
-    name: str
-    ref: AdapterRef
-    root: str = ""
-    companions: Companions = NO_COMPANIONS
-    effect: Effect | None = None
-    pinned: bool = False
 
 
 @dataclass(slots=True)
@@ -83,5 +67,25 @@ class AdapterAdministration(Protocol):
         ...
 
     async def remove(self, name: str) -> None:
-        """Let `name` mean nothing any more. Raises UnknownModel, or NotInTime without a coordinator."""
+        """Let `name` mean nothing any more. Raises UnknownModel, or NotInTime without a coordinator, as the rest."""
+        ...
+
+    async def set_alias(self, name: str, target: str) -> CatalogueEntry:
+        """Let `name` mean what `target` means now. Raises InvalidAdapterName, UnknownModel."""
+        ...
+
+    async def set(self, name: str, settings: EntrySettings) -> None:
+        """Ask something else for a name. Raises UnknownModel."""
+        ...
+
+    async def cluster(self) -> ClusterRecord:
+        """Describe the cluster as the coordinator knows it."""
+        ...
+
+    async def adapters(self, after: str, limit: int) -> list[AdapterRecord]:
+        """Describe the first `limit` names after `after`."""
+        ...
+
+    async def adapter(self, name: str) -> AdapterRecord | None:
+        """Describe one name, if there is one."""
         ...

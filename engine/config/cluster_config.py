@@ -49,7 +49,9 @@ class ClusterConfig:
     registry_file: Annotated[
         Path | None,
         Option(
-            "cluster", FILE, "where the coordinator keeps the catalogue of adapters; none: in memory only"
+            "cluster",
+            FILE,
+            "where the coordinator or a single server keeps its registry of adapters; none: in memory",
         ),
     ] = None
     slo_ttft_s: Annotated[
@@ -73,6 +75,6 @@ class ClusterConfig:
         """Refuse what would do nothing for a server that is in no cluster."""
         for option in options_of(ClusterConfig):
             value = getattr(self, option.field)
-            if value != option.default:
+            if value != option.default and option.field != "registry_file":
                 remedy = "it does nothing without a cluster: give --nodes or --role too, or leave it out"
                 raise InvalidConfig(option.key, option.shown(value), remedy)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from engine.errors import EngineError, StepFailed
+from engine.live.adapter_uses import AdapterUses
 from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ class LiveOutputs:
         """Know none. `finish` ends a sequence whose text is complete, `abort` a request that nobody wants any more."""
         self._tokenizer, self._telemetry = tokenizer, telemetry
         self._finish, self._abort = finish, abort
+        self.uses = AdapterUses()
         self._outputs: dict[str, RequestOutput] = {}
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._ended = asyncio.Event()  # set when the last request has ended
@@ -44,6 +46,7 @@ class LiveOutputs:
         output = self._outputs[request.request_id] = RequestOutput(request, self._tokenizer, self._leave)
         self._models[request.request_id] = model
         self._telemetry.started(model)
+        self.uses.began(model)
         return output
 
     def running(self, request_id: str) -> tuple[int, ...]:
@@ -90,6 +93,7 @@ class LiveOutputs:
         output = self._outputs.pop(request_id, None)
         if output is not None:
             model, prompt_tokens = self._models.pop(request_id), len(output.request.prompt_token_ids)
+            self.uses.ended(model)
             self._telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
         if not self._outputs:
             self._ended.set()

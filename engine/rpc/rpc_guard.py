@@ -16,6 +16,7 @@ from engine.api.errors import FORESEEN, ApiError, as_api_error
 from engine.api.keys import AccessRules, Permission, is_local
 from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
+from engine.rpc.bounded_server import RpcService
 from engine.rpc.declared_fields import read_message
 from engine.rpc.translation import field_name
 
@@ -96,10 +97,10 @@ class RpcGuard:
         """
         self._rules, self._log, self._write_timeout_s = rules, log, write_timeout_s
 
-    def service(self, name: str, methods: Sequence[RpcMethod]) -> grpc.GenericRpcHandler:
+    def service(self, name: str, methods: Sequence[RpcMethod]) -> RpcService:
         """Make a service of its methods."""
         handlers = {method.name: self._handler(f"/{name}/{method.name}", method) for method in methods}
-        return grpc.method_handlers_generic_handler(name, handlers)
+        return RpcService(name, handlers)
 
     def _handler(self, path: str, method: RpcMethod) -> Any:
         async def stream(sent: bytes, context: Context) -> None:

@@ -17,6 +17,7 @@ from engine.api.server.listener import most_connections
 from engine.config.config import ServeConfig
 from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
+from engine.rpc.bounded_server import BoundedServer, RpcBounds, milliseconds
 from engine.rpc.control_service import CONTROL, ControlService
 from engine.rpc.inference_service import INFERENCE, InferenceService
 from engine.rpc.live_calls import LiveCalls
@@ -27,7 +28,6 @@ _grpc, _health_rpc, _health = cast(Any, grpc), cast(Any, health_pb2_grpc), cast(
 _TEXT_THREADS = 2
 _OTHER_CALLS = 64  # at once, beside those that may wait to run
 _CLOSE_S = 5.0
-_MOST_MS = 2**31 - 1  # what gRPC takes
 
 
 class RpcServer:
@@ -50,16 +50,17 @@ class RpcServer:
             CONTROL: ControlService(client, admin, config, live, stop).methods(),
         }
         self._health = _health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
+        self._server: BoundedServer | None = None
 
     async def listen(self, host: str, port: int) -> str:
         """Listen at a host and port (0 for any that is free) and return the address. Raises InvalidConfig."""
-        most_calls = self._config.max_waiting + _OTHER_CALLS
-        server = grpc.aio.server(options=_bounds(self._config.http), maximum_concurrent_rpcs=most_calls)
-        self._server = server
-        server.add_generic_rpc_handlers(
-            tuple(self._guard.service(name, methods) for name, methods in self._methods.items())
-        )
+        http, most_calls = self._config.http, self._config.max_waiting + _OTHER_CALLS
+        most = most_connections(http.max_connections)
+        bounds = RpcBounds(most, http.header_timeout_s, http.idle_timeout_s, http.max_body_bytes)
+        bounded = self._server = BoundedServer(bounds, _pings(http), most_calls=most_calls)
+        server = bounded.server
+        for name, methods in self._methods.items():
+            bounded.add(self._guard.service(name, methods))
         _health_rpc.add_HealthServicer_to_server(self._health, server)
         names = (*self._methods, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
         cast(Any, reflection).enable_server_reflection(names, server)
@@ -69,7 +70,7 @@ class RpcServer:
         except RuntimeError as error:
             reason = f"{host} cannot be bound to it: choose another port or --host"
             raise InvalidConfig("grpc_port", port, reason) from error
-        await server.start()
+        await bounded.start()
         for name in ("", *self._methods):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return f"grpc://{address}:{bound}"
@@ -92,20 +93,7 @@ class RpcServer:
         return server.add_secure_port(address, _grpc.ssl_server_credentials([pair]))
 
 
-def _bounds(http: HttpConfig) -> list[tuple[str, int]]:
-    """Return what a connection may cost, as HTTP's options say; a message's length is its decompressed one.
-
-    A peer that answers no ping any more is given up: what it asked for is freed.
-    """
-    seconds = {
-        "grpc.server_handshake_timeout_ms": http.header_timeout_s,
-        "grpc.max_connection_idle_ms": http.idle_timeout_s,
-        "grpc.keepalive_time_ms": http.write_timeout_s,
-        "grpc.keepalive_timeout_ms": http.write_timeout_s,
-    }
-    return [
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", http.max_body_bytes),
-        ("grpc.max_allowed_incoming_connections", most_connections(http.max_connections)),
-        *((name, max(1, min(_MOST_MS, int(1000 * each)))) for name, each in seconds.items()),
-    ]
+def _pings(http: HttpConfig) -> list[tuple[str, int]]:
+    """Return when a client that answers no ping any more is given up: what it asked for is freed."""
+    within_ms = milliseconds(http.write_timeout_s)
+    return [("grpc.keepalive_time_ms", within_ms), ("grpc.keepalive_timeout_ms", within_ms)]

@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import adapter_errors
+from engine.errors import InvalidAdapterName, adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
+from lora.errors import InvalidName
 from lora.format.allowed_roots import AllowedRoots
 from lora.store.registry import AdapterRegistry
 
@@ -44,6 +45,21 @@ class AdapterNames:
         """
         with adapter_errors(name):
             return await self._pool.run(lambda: self._registry.load(name, folder, replaces, roots))
+
+    async def alias(self, name: str, target: str) -> AdapterEntry:
+        """Let `name` mean what `target` means now; return what is told of it.
+
+        Raises InvalidAdapterName for the name, UnknownModel for the target, InvalidAdapter, AdapterFailed or NotInTime.
+        """
+        with adapter_errors(target):
+            try:
+                return await self._pool.run(lambda: self._registry.alias(name, target))
+            except InvalidName as error:
+                raise InvalidAdapterName(name, error.reason) from error
+
+    def known(self, name: str) -> AdapterRef | None:
+        """Return what a name means, if that can be told without waiting."""
+        return self._registry.known(name)
 
     def unload(self, name: str) -> None:
         """Forget a name at once; requests that run under it finish. Raises UnknownModel."""

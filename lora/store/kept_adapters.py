@@ -67,6 +67,11 @@ class KeptAdapters:
         self._contents.advance()
         self.look()
 
+    def keeps(self, ref: AdapterRef) -> bool:
+        """Tell whether a content is kept."""
+        with self._lock:
+            return ref.digest in self._kept
+
     def drop(self, ref: AdapterRef) -> None:
         """Keep a content no more; it is forgotten once no request and no name needs it."""
         with self._lock:

@@ -56,8 +56,8 @@ class AdapterRegistry:
         if name in self._reserved:
             raise InvalidName(name, "the base model has that name: choose another")
 
-    def declare(self, name: str, folder: Path, replaces: bool = True) -> bool:
-        """Remember a name and its PEFT folder; the weights are read when first asked for.
+    def declare(self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE) -> bool:
+        """Remember a name and its PEFT folder; the weights are read when first asked for, from below `roots`.
 
         Return False if it does not replace what this node knows by that name. Raises InvalidName or another
         AdapterRefused.
@@ -69,7 +69,7 @@ class AdapterRegistry:
             if current is not None and current.folder is not None and not replaces:
                 return False
             self._table.unbind(current)
-            self._table.by_name[name] = NamedAdapter(name, AdapterFolder(folder))
+            self._table.by_name[name] = NamedAdapter(name, AdapterFolder(folder, roots))
         self._contents.advance()
         return True
 
@@ -91,6 +91,24 @@ class AdapterRegistry:
         if not self._bind_packed(entry, packed, lambda current: replaces or current is None, tries=True):
             raise NameTaken(name)
         return packed.ref
+
+    def alias(self, name: str, target: str) -> AdapterEntry:
+        """Let `name` mean, in one step, the content that `target` means now; return what is told of it.
+
+        Raises InvalidName, and for the target as `resolve`.
+        """
+        self.check_name(name)
+        while True:
+            ref = self.resolve(target)
+            with self._table.lock:
+                known = self._table.by_name.get(target)
+                layout = self._contents.layout(ref.digest)
+                if known is not None and known.ref == ref and layout is not None:
+                    entry = known.as_alias(name)
+                    self._table.bind(entry, ref, layout)
+                    break
+        self._contents.advance()
+        return entry.entry()
 
     def folder(self, name: str) -> Path | None:
         """Tell the folder of a name that this node owns."""

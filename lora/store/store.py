@@ -145,6 +145,10 @@ class AdapterStore:
             published=self._published.stats if self._published else PublishStats(),
         )
 
+    def tiers_of(self, digests: Iterable[str]) -> dict[str, str]:
+        """Name the nearest tier, the device apart, that each content can be had from. It may wait for the disk."""
+        return self._tiers.nearest(digests)
+
     def close(self) -> None:
         """Start no more loads, and wait for those under way, as long as the executor waits."""
         self.refresher.close()

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -144,6 +144,14 @@ class TierChain:
     def trim(self, keep: Container[str]) -> None:
         """Forget packed forms beyond the bound, but none in `keep`."""
         self._packed.trim(keep)
+
+    def nearest(self, digests: Iterable[str]) -> dict[str, str]:
+        """Name the first tier on this node that has each content; what has none here must come from a peer."""
+        wanted = frozenset(digests)
+        found = dict.fromkeys(wanted, "peer")
+        for tier in (self._source, self._packed):
+            found.update(dict.fromkeys(tier.having(wanted), tier.name))
+        return found
 
     def fetch(self, digest: str, name: str, destination: Tensor) -> bool:
         """Fill `destination` from the first tier that has the content; whether it came from a peer.

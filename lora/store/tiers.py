@@ -7,7 +7,7 @@ room decides nothing: what is kept and what is asked first is the store's busine
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,10 @@ class PackedTier(Tier, Protocol):
         """Forget the contents longest unused until the tier is within its bound; never those in `keep`."""
         ...
 
+    def having(self, digests: Set[str]) -> Set[str]:
+        """Return those of the contents that are here. It may wait, and may miss what does not answer in time."""
+        ...
+
 
 class HostTier:
     """Packed forms in host memory, up to `capacity_bytes` beside those that must be kept."""
@@ -93,6 +97,11 @@ class HostTier:
             self._rows.move_to_end(digest)
         destination[: rows.numel()].copy_(rows)
         return True
+
+    def having(self, digests: Set[str]) -> Set[str]:
+        """As PackedTier.having."""
+        with self._lock:
+            return digests & self._rows.keys()
 
     def trim(self, keep: Container[str]) -> None:
         """As PackedTier.trim."""
@@ -145,6 +154,16 @@ class DiskTier:
             return False
         destination[: rows.numel()].copy_(rows)
         return True
+
+    def having(self, digests: Set[str]) -> Set[str]:
+        """As PackedTier.having."""
+        try:
+            listed = self._files.run(
+                str(self._folder), lambda: [path.stem for path in self._folder.iterdir()]
+            )
+        except (CallHangs, OSError):
+            return frozenset()
+        return digests & set(listed)
 
     def trim(self, keep: Container[str]) -> None:
         """As PackedTier.trim, over all files of the folder."""
@@ -225,6 +244,11 @@ class SourceTier:
         """Forget a content that nobody will ask for again."""
         with self._lock:
             self._sources.pop(digest, None)
+
+    def having(self, digests: Set[str]) -> Set[str]:
+        """As PackedTier.having; what a folder holds now is not looked at."""
+        with self._lock:
+            return digests & self._sources.keys()
 
     def fetch(self, digest: str, destination: Tensor) -> bool:
         """As Tier.fetch."""

@@ -18,12 +18,15 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from engine.cluster.control.catalogue_file import CatalogueFile, RegisteredName
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile, RegisteredName
+from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
-from engine.cluster.control.control_messages import VERSION, Answer, Ask, MemberHello
+from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.control.member_stream import MemberStream
-from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.cluster.view import ClusterView
+from engine.rpc.bounded_server import BoundedServer, RpcBounds
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import from_json
@@ -36,6 +39,7 @@ from scripts.arguments import count, positive
 _PROFILE = Path("scheduler/cluster/profiles/h100_llama8b.json")
 _MACHINE = NodeHardware(8 << 30, OperatingPoints((8, 128), (4000.0, 2000.0)))
 _MOST_JOIN_S = 240.0
+_BOUNDS = RpcBounds(connections=4096, handshake_s=5.0, idle_s=10.0, message_bytes=64 << 20)
 
 
 def _ref(at: int) -> AdapterRef:
@@ -87,14 +91,14 @@ async def _serve(adapters: int, pipe: Connection) -> None:
         file.put(RegisteredName(CatalogueEntry(_ref(at).name, _ref(at), f"/adapters/{at}")))
     server = CoordinatorServer(OURS.coordinator(Setting(profile.model(Kernel.EXACT), profile.slo)), file)
     await server.start()
-    listener = grpc.aio.server(options=[("grpc.max_send_message_length", 64 << 20)])
-    listener.add_generic_rpc_handlers((server.handler(),))
-    pipe.send(listener.add_insecure_port("127.0.0.1:0"))
+    listener = BoundedServer(_BOUNDS)
+    listener.add(server.service())
+    pipe.send(listener.server.add_insecure_port("127.0.0.1:0"))
     await listener.start()
     while await asyncio.to_thread(pipe.recv):
         usage = resource.getrusage(resource.RUSAGE_SELF)
         pipe.send((usage.ru_utime + usage.ru_stime, sum(sent), len(server.coordinator.table.shares)))
-    await listener.stop(None)
+    await listener.stop(0.0)
     await server.close()
 
 

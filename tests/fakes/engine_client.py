@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from engine.catalogue.base import AdapterRecord, ClusterRecord, EntrySettings, NodeRecord, names_after
 from engine.errors import (
     AdapterExists,
     Draining,
@@ -86,6 +87,46 @@ class FakeStream:
             self._client.abort_seen.set()
 
 
+class FakeCatalogue:
+    """A registry of the fake's adapters that does as it is told; `asked` are the settings by name."""
+
+    def __init__(self, client: "FakeClient") -> None:
+        self._client = client
+        self.asked: dict[str, EntrySettings] = {}
+        self.aliases: dict[str, str] = {}
+
+    async def records(self, after: str, limit: int) -> list[AdapterRecord]:
+        names = [entry.name for entry in self._client.adapters()]
+        return [await self.record(name) for name in names_after(names, after, limit)]
+
+    async def record(self, name: str) -> AdapterRecord:
+        for entry in self._client.adapters():
+            if entry.name == name:
+                digest, asked = entry.ref.digest if entry.ref else None, self.asked.get(name, EntrySettings())
+                pinned, most = asked.pinned or 0, asked.max_requests or 0
+                source, alias = str(entry.folder), self.aliases.get(name)
+                return AdapterRecord(name, digest, alias, source, pinned=pinned, max_requests=most)
+        raise UnknownModel(name)
+
+    async def set_alias(self, name: str, target: str) -> None:
+        folder = next((entry.folder for entry in self._client.adapters() if entry.name == target), None)
+        if folder is None:
+            raise UnknownModel(target)
+        self._client.add(name, folder)
+        self.aliases[name] = target
+
+    async def set(self, name: str, settings: EntrySettings) -> None:
+        known = self.asked.get(name, EntrySettings())
+        await self.record(name)
+        self.asked[name] = EntrySettings(
+            known.pinned if settings.pinned is None else settings.pinned,
+            known.max_requests if settings.max_requests is None else settings.max_requests,
+        )
+
+    async def cluster(self) -> ClusterRecord:
+        return ClusterRecord(7, 3, len(self._client.adapters()), [NodeRecord("n1", "serving")])
+
+
 class FakeClient:
     """Scripted by its public fields.
 
@@ -117,6 +158,7 @@ class FakeClient:
         self.abort_seen = asyncio.Event()
         self.calls: list[str] = []
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
+        self.catalogue = FakeCatalogue(self)
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self._draining = False
 
@@ -172,6 +214,10 @@ class FakeClient:
         ref = AdapterRef(digest=name, name=name, rank=8, sites=("q_proj",), nbytes=1024)
         self._known[name] = AdapterEntry(name, folder, ref)
         return ref
+
+    def add(self, name: str, folder: Path) -> None:
+        """Know one more adapter."""
+        self._known[name] = AdapterEntry(name, folder, None)
 
     async def unload_adapter(self, name: str) -> None:
         if self._known.pop(name, None) is None:

@@ -76,13 +76,13 @@ class HttpServer:
             loop.default_exception_handler(context)
 
 
-def most_connections(asked: int | None) -> int:
+def most_connections(asked: int | None, usual: int = _CONNECTIONS) -> int:
     """Return how many connections may be open, and raise the process's limit of open files for them as far as need be.
 
     Raises InvalidConfig if `asked` is more than the process may have.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = asked or _CONNECTIONS
+    wanted = asked or usual
     if soft != resource.RLIM_INFINITY and soft < wanted + _OTHER_FILES:
         most = wanted + _OTHER_FILES
         soft = most if hard == resource.RLIM_INFINITY else min(most, hard)

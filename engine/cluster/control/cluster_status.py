@@ -1,127 +1,134 @@
-"""Tell an operator what a cluster is doing: plain values, which HTTP sends as JSON.
+"""Tell administrators what a cluster is doing: what its coordinator knows, or what a member's view says meanwhile."""
 
-A router tells what its view says. The coordinator also tells what nodes report: what they hold, and what moves.
-"""
+import time
+from collections.abc import Mapping, Sequence
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import msgspec
 
-from engine.cluster.control.coordinator_server import CoordinatorServer
-from engine.cluster.view import CatalogueEntry, ClusterView
-from scheduler.cluster.coordinator.node_view import Copy
+from engine.catalogue.base import (
+    AdapterRecord,
+    CatalogueEntry,
+    ClusterRecord,
+    NodeRecord,
+    ReplacementRecord,
+    RouterRecord,
+    names_after,
+)
+from engine.cluster.control.ask_messages import StatusAsk, StatusTold
+from engine.cluster.control.member_stream import MemberStream
+from engine.cluster.control.shared_catalogue import SharedCatalogue
+from engine.cluster.view import ClusterView
+from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.protocol.messages import Report
 from scheduler.cluster.state import RoutingTable
 
-CopyState = str
-"""`routed` in a router's view; `held`, `pulling` or `dropping` at the coordinator."""
 
+class CoordinatorStatus:
+    """What the coordinator knows. Used on its event loop; what it is given belongs to the server."""
 
-@dataclass(frozen=True, slots=True)
-class MemberStatus:
-    """A member; of a node that has reported also its memory, how much slower its steps are, and its adapters."""
+    def __init__(
+        self, streams: Mapping[str, MemberStream], catalogue: SharedCatalogue, coordinator: Coordinator
+    ) -> None:
+        self._streams, self._catalogue, self._coordinator = streams, catalogue, coordinator
 
-    name: str
-    kind: str
-    address: str
-    zone: str
-    session: int
-    memory_bytes: int | None = None
-    used_bytes: int | None = None
-    slowdown: float | None = None
-    held: int | None = None
-    moving: int | None = None
-    table_version: int | None = None
+    def answer(self, ask: StatusAsk) -> StatusTold:
+        """Answer a router that asks."""
+        match ask.what:
+            case "cluster":
+                told: object = self.cluster()
+            case "adapters":
+                told = self.adapters(names_after(self._catalogue.entries, ask.after, ask.limit))
+            case "adapter":
+                told = self.adapters([ask.after] if ask.after in self._catalogue.entries else [])
+        return StatusTold(ask.number, msgspec.msgpack.encode(told))
 
-
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """A cluster: who is in it, by which table requests go, and what is on its way where."""
-
-    table_version: int
-    adapters: int
-    members: tuple[MemberStatus, ...]
-    routes: Mapping[str, Mapping[str, float]]
-    """By an adapter's name: the part of its requests that each node takes."""
-    moves: Mapping[str, Mapping[str, CopyState]]
-    """By an adapter's name: the nodes that fetch it or free it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterStatus:
-    """A name of the catalogue, and where its content is."""
-
-    name: str
-    digest: str
-    rank: int
-    bytes: int
-    root: str
-    pinned: bool
-    copies: Mapping[str, CopyState]
-
-
-def status_of_view(view: ClusterView) -> ClusterStatus:
-    """Tell what a member's view says of the cluster."""
-    members = (
-        MemberStatus(each.name, "node", each.address, each.zone, each.session)
-        for each in view.members.values()
-    )
-    return ClusterStatus(view.table.version, len(view.catalogue), tuple(members), _routes(view.table), {})
-
-
-def adapters_of_view(view: ClusterView) -> tuple[AdapterStatus, ...]:
-    """Tell what a member's view says of the adapters: copies are those that requests are sent to."""
-    shares = view.table.shares
-    return tuple(
-        _adapter(entry, {share.node: "routed" for share in shares.get(entry.ref, ())})
-        for entry in view.catalogue.values()
-    )
-
-
-def status_of_coordinator(server: CoordinatorServer) -> ClusterStatus:
-    """Tell what the coordinator knows of the cluster."""
-    members: list[MemberStatus] = []
-    for stream in server.streams.values():
-        hello, report = stream.hello, stream.report
-        if isinstance(report, Report):
-            told = MemberStatus(
-                hello.name, hello.kind, hello.address, hello.zone, stream.session,
-                memory_bytes=report.machine.memory_bytes,
-                used_bytes=sum(ref.nbytes for ref in (*report.held, *report.loading)),
-                slowdown=report.slowdown,
-                held=len(report.held),
-                moving=len(report.loading),
-                table_version=report.table_version,
-            )  # fmt: skip
-        else:
-            version = None if report is None else report.table_version
-            told = MemberStatus(
-                hello.name, hello.kind, hello.address, hello.zone, stream.session, table_version=version
-            )
-        members.append(told)
-    entries, table = server.catalogue.entries, server.coordinator.table
-    moves = {
-        name: moving
-        for name, entry in entries.items()
-        if (
-            moving := {node: copy for node, copy in _copies(server, entry).items() if copy != Copy.HELD.value}
+    def cluster(self) -> ClusterRecord:
+        """Describe the cluster."""
+        coordinator, now_s = self._coordinator, time.monotonic()
+        plans, streams = coordinator.plans, self._streams.values()
+        return ClusterRecord(
+            epoch=self._catalogue.epoch,
+            table_version=coordinator.table.version,
+            adapters=len(self._catalogue.entries),
+            nodes=[self._node(each) for each in streams if each.is_node],
+            routers=[
+                RouterRecord(each.hello.name, each.hello.start, each.report and each.report.table_version)
+                for each in streams
+                if not each.is_node
+            ],
+            replacements=plans.count,
+            last_replacements=[
+                ReplacementRecord(round(now_s - each.at_s, 1), each.adapters, each.nbytes)
+                for each in reversed(plans.last)
+            ],
         )
-    }
-    return ClusterStatus(table.version, len(entries), tuple(members), _routes(table), moves)
+
+    def adapters(self, names: Sequence[str]) -> list[AdapterRecord]:
+        """Describe these names, which the catalogue has."""
+        tiers = self._tiers()
+        table, entries = self._coordinator.table, self._catalogue.entries
+        return [record_of(entries[name], tiers.get(entries[name].ref, {}), table) for name in names]
+
+    def _tiers(self) -> dict[AdapterRef, dict[str, str]]:
+        """Tell where each content is, by node, as nodes last reported."""
+        found: dict[AdapterRef, dict[str, str]] = {}
+        for name, stream in self._streams.items():
+            report = stream.report
+            if isinstance(report, Report):
+                for tier, refs in (("arriving", report.loading), ("device", (*report.held, *report.cached))):
+                    for ref in refs:
+                        found.setdefault(ref, {})[name] = tier
+        return found
+
+    def _node(self, stream: MemberStream) -> NodeRecord:
+        hello, report = stream.hello, stream.report
+        at = (hello.address, hello.zone, stream.session)
+        if not isinstance(report, Report) or self._coordinator.session(hello.name) is None:
+            return NodeRecord(hello.name, "joining", *at)
+        return NodeRecord(
+            hello.name,
+            "leaving" if self._coordinator.is_leaving(hello.name) else "serving",
+            *at,
+            table_version=report.table_version,
+            memory_bytes=report.machine.memory_bytes,
+            used_bytes=sum(ref.nbytes for ref in (*report.held, *report.cached, *report.loading)),
+            load=self._coordinator.load(hello.name),
+            slowdown=report.slowdown,
+            held=len(report.held),
+            arriving=len(report.loading),
+            cached=len(report.cached),
+        )
 
 
-def adapters_of_coordinator(server: CoordinatorServer) -> tuple[AdapterStatus, ...]:
-    """Tell what the coordinator knows of the adapters."""
-    return tuple(_adapter(entry, _copies(server, entry)) for entry in server.catalogue.entries.values())
-
-
-def _copies(server: CoordinatorServer, entry: CatalogueEntry) -> dict[str, CopyState]:
-    return {node: copy.value for node, copy in server.coordinator.copies(entry.ref).items()}
-
-
-def _routes(table: RoutingTable) -> dict[str, dict[str, float]]:
-    return {ref.name: {share.node: share.part for share in shares} for ref, shares in table.shares.items()}
-
-
-def _adapter(entry: CatalogueEntry, copies: Mapping[str, CopyState]) -> AdapterStatus:
+def record_of(entry: CatalogueEntry, tiers: Mapping[str, str], table: RoutingTable) -> AdapterRecord:
+    """Describe a name of the catalogue, whose content is at these nodes."""
     ref = entry.ref
-    return AdapterStatus(entry.name, ref.digest, ref.rank, ref.nbytes, entry.root, entry.pinned, copies)
+    return AdapterRecord(
+        name=entry.name,
+        version=ref.digest,
+        alias_of=entry.alias_of or None,
+        source=entry.root,
+        rank=ref.rank,
+        bytes=ref.nbytes,
+        effect=entry.effect,
+        pinned=entry.pinned,
+        max_requests=entry.max_requests,
+        copies=sum(tier == "device" for tier in tiers.values()),
+        tiers=tiers,
+        shares={share.node: share.part for share in table.shares.get(ref, ())},
+    )
+
+
+def cluster_of_view(view: ClusterView) -> ClusterRecord:
+    """Describe what a member remembers of its cluster while no coordinator answers."""
+    nodes = [
+        NodeRecord(each.name, "serving", each.address, each.zone, each.session)
+        for each in view.members.values()
+    ]
+    return ClusterRecord(None, view.table.version, len(view.catalogue), nodes)
+
+
+def adapters_of_view(view: ClusterView, names: Sequence[str]) -> list[AdapterRecord]:
+    """Describe names of a member's view. Where their contents are it does not know, but where requests are sent."""
+    return [record_of(view.catalogue[name], {}, view.table) for name in names]

@@ -16,9 +16,8 @@ import grpc
 import msgspec
 
 from engine.api.server.rate_limited_log import RateLimitedLog
+from engine.cluster.control.ask_messages import Answer, Ask, StatusTold
 from engine.cluster.control.control_messages import (
-    Answer,
-    Ask,
     CoordinatorHello,
     DropOrder,
     FromCoordinator,
@@ -199,7 +198,7 @@ class ControlClient:
             match message:
                 case ViewChange():
                     self._take_in(decoder.apply(message))
-                case Answer():
+                case Answer() | StatusTold():
                     self.administration.answered(message)
                 case Ask() if self._node is not None:
                     self._start(_answer(self._node, message, write))

@@ -5,17 +5,16 @@ within its bounds, before anybody sees it. Reports and views are changes against
 `report_codec` and `view_codec` make and take them.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from engine.cluster.control.ask_messages import Answer, Ask, StatusAsk, StatusTold
 from engine.cluster.control.control_values import (
-    MOST_TEXT_CHARS,
     AdapterName,
     ControlFault,
+    ControlMessage,
     EntryChange,
-    FolderText,
     LargerThanZero,
     MemberName,
     Positive,
@@ -23,45 +22,18 @@ from engine.cluster.control.control_values import (
     RouteChange,
     Text,
     WireAdapter,
-    WireEntry,
     WireHardware,
     WireMember,
-)
-from engine.errors import (
-    AdapterExists,
-    AdapterFailed,
-    EngineError,
-    InvalidAdapter,
-    InvalidAdapterName,
-    NotInTime,
-    UnknownModel,
 )
 from scheduler.cluster.cost.model import Kernel
 from transport.base import Count
 
-VERSION = 1
+VERSION = 2
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
-Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
-"""Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
-RouterAct = Literal["register", "remove", "alias"]
-NodeAct = Literal["resolve", "load", "unload"]
-RETRY_AFTER_S = 2
-_ERRORS: Mapping[Fault, type[EngineError]] = {
-    "name": InvalidAdapterName,
-    "exists": AdapterExists,
-    "invalid": InvalidAdapter,
-    "failed": AdapterFailed,
-    "later": NotInTime,
-    "unknown": UnknownModel,
-}
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
-    """What all messages have in common: the class's name stands first, and no field is unknown."""
-
-
-class MemberHello(_Message, frozen=True):
+class MemberHello(ControlMessage, frozen=True):
     """First on a stream, from a member: who it is. `start` are the milliseconds at which its process began."""
 
     version: Count
@@ -77,19 +49,19 @@ class MemberHello(_Message, frozen=True):
     """The largest of any coordinator that the member has followed."""
 
 
-class CoordinatorHello(_Message, frozen=True):
+class CoordinatorHello(ControlMessage, frozen=True):
     """First from the coordinator: it takes the member, and is of this epoch."""
 
     epoch: Count
 
 
-class TurnedAway(_Message, frozen=True):
+class TurnedAway(ControlMessage, frozen=True):
     """The coordinator does not take the member, and closes the stream."""
 
     reason: Text
 
 
-class ReportChange(_Message, frozen=True):
+class ReportChange(ControlMessage, frozen=True):
     """A node's Report. `whole` says that nothing before it counts; `adapters` are numbered on from those before."""
 
     whole: bool
@@ -109,7 +81,7 @@ class ReportChange(_Message, frozen=True):
     """None: as before."""
 
 
-class RouterReportChange(_Message, frozen=True):
+class RouterReportChange(ControlMessage, frozen=True):
     """A router's RouterReport: the totals of what it refused, where they changed."""
 
     whole: bool
@@ -119,7 +91,7 @@ class RouterReportChange(_Message, frozen=True):
     refused: tuple[tuple[Count, Count], ...]
 
 
-class Declares(_Message, frozen=True):
+class Declares(ControlMessage, frozen=True):
     """Names that a node has from its own options and folders, each with its digest, or "" if none was read yet.
 
     A name that is not here is as it was before on this stream; `gone` are declared no more.
@@ -129,60 +101,13 @@ class Declares(_Message, frozen=True):
     gone: tuple[AdapterName, ...] = ()
 
 
-class LeaveAsk(_Message, frozen=True):
+class LeaveAsk(ControlMessage, frozen=True):
     """A node asks to go, and serves on until it may."""
 
     session: Count
 
 
-class Ask(_Message, frozen=True):
-    """Do something for the sender, and answer by the same `number`.
-
-    A router asks to `register` a folder, to `remove` a name, or to let a name be an `alias` of the one that `folder`
-    gives. The coordinator asks a node to `resolve` a name that it declares, to `load` a folder, or to `unload` a name.
-    """
-
-    number: Count
-    act: RouterAct | NodeAct
-    name: AdapterName
-    folder: FolderText = ""
-    replaces: bool = True
-
-
-class Answer(_Message, frozen=True):
-    """What came of an Ask: nothing or an entry, or why it failed."""
-
-    number: Count
-    entry: WireEntry | None = None
-    fault: Fault | None = None
-    reason: Text = ""
-
-    @classmethod
-    def failed(cls, number: int, error: EngineError) -> "Answer":
-        """Tell by which error an ask failed; one that is not among the faults may pass."""
-        reason = error.reason if isinstance(error, InvalidAdapterName) else str(error)
-        return cls(number, None, _fault(error), reason[:MOST_TEXT_CHARS])
-
-    def check(self, name: str) -> None:
-        """Raise the error by which an ask about `name` failed, if it did."""
-        match self.fault:
-            case None:
-                return
-            case "name":
-                raise InvalidAdapterName(name, self.reason)
-            case "exists":
-                raise AdapterExists(name)
-            case "unknown":
-                raise UnknownModel(name)
-            case "later":
-                raise NotInTime(self.reason, RETRY_AFTER_S)
-            case "invalid":
-                raise InvalidAdapter(self.reason)
-            case "failed":
-                raise AdapterFailed(self.reason)
-
-
-class PullOrder(_Message, frozen=True):
+class PullOrder(ControlMessage, frozen=True):
     """A Pull."""
 
     session: Count
@@ -191,7 +116,7 @@ class PullOrder(_Message, frozen=True):
     sources: tuple[MemberName, ...]
 
 
-class DropOrder(_Message, frozen=True):
+class DropOrder(ControlMessage, frozen=True):
     """A Drop."""
 
     session: Count
@@ -199,21 +124,21 @@ class DropOrder(_Message, frozen=True):
     adapter: WireAdapter
 
 
-class LeaveOrder(_Message, frozen=True):
+class LeaveOrder(ControlMessage, frozen=True):
     """An AllowLeave."""
 
     session: Count
     number: LargerThanZero
 
 
-class RejoinOrder(_Message, frozen=True):
+class RejoinOrder(ControlMessage, frozen=True):
     """A Rejoin."""
 
     session: Count
     next_session: Count
 
 
-class ViewChange(_Message, frozen=True):
+class ViewChange(ControlMessage, frozen=True):
     """How members, catalogue and routing table changed. A change is told in parts, of which one is the `last`.
 
     `whole` says that nothing before it counts. Until the coordinator is `settled` it may not know all that there is.
@@ -234,7 +159,7 @@ class ViewChange(_Message, frozen=True):
     routes_gone: tuple[Count, ...] = ()
 
 
-FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | Answer
+FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | StatusAsk | Answer
 FromCoordinator = (
     CoordinatorHello
     | TurnedAway
@@ -245,18 +170,12 @@ FromCoordinator = (
     | ViewChange
     | Ask
     | Answer
+    | StatusTold
 )
 M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
 _from_member: msgspec.msgpack.Decoder[FromMember] = msgspec.msgpack.Decoder(FromMember)
 _from_coordinator: msgspec.msgpack.Decoder[FromCoordinator] = msgspec.msgpack.Decoder(FromCoordinator)
-
-
-def _fault(error: EngineError) -> Fault:
-    for fault, kind in _ERRORS.items():
-        if isinstance(error, kind):
-            return fault
-    return "failed"
 
 
 def encoded(message: FromMember | FromCoordinator) -> bytes:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import MOST_COPIES, CatalogueEntry
 from lora.adapter import MOST_NAME_CHARS, AdapterRef, Effect
 from lora.format.adapter_files import Flaw
 from lora.format.companions import Companions, parse_companions, write_companions
@@ -16,6 +16,8 @@ MOST_TEXT_CHARS = 1000
 
 MemberName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 AdapterName = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_NAME_CHARS)]
+OptionalName = Annotated[str, msgspec.Meta(max_length=MOST_NAME_CHARS)]
+Copies = Annotated[int, msgspec.Meta(ge=0, le=MOST_COPIES)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=MOST_TEXT_CHARS)]
 MOST_FOLDER_CHARS = 4096
@@ -33,6 +35,10 @@ class ControlFault(ValueError):
 
 class _Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A value inside messages."""
+
+
+class ControlMessage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """What all messages have in common: the class's name stands first, and no field is unknown."""
 
 
 class WireAdapter(_Value, frozen=True):
@@ -93,18 +99,22 @@ class WireEntry(_Value, frozen=True):
     root: FolderText
     companions: CompanionsText
     effect: Effect | None
-    pinned: bool = False
+    pinned: Copies = 0
+    alias_of: OptionalName = ""
+    max_requests: Count = 0
 
     @classmethod
     def of(cls, entry: CatalogueEntry) -> "WireEntry":
         """Turn an entry into what travels."""
+        asked = (entry.pinned, entry.alias_of, entry.max_requests)
         companions = write_companions(entry.companions)
-        return cls(entry.name, WireAdapter.of(entry.ref), entry.root, companions, entry.effect, entry.pinned)
+        return cls(entry.name, WireAdapter.of(entry.ref), entry.root, companions, entry.effect, *asked)
 
     def entry(self) -> CatalogueEntry:
         """Return the entry. Raises ControlFault for companions that are damaged."""
+        asked = (self.pinned, self.alias_of, self.max_requests)
         companions = companions_of(self.name, self.companions)
-        return CatalogueEntry(self.name, self.adapter.ref(), self.root, companions, self.effect, self.pinned)
+        return CatalogueEntry(self.name, self.adapter.ref(), self.root, companions, self.effect, *asked)
 
 
 class WireMember(_Value, frozen=True):
@@ -125,7 +135,9 @@ class EntryChange(_Value, frozen=True):
     root: FolderText
     companions: CompanionsText
     effect: Effect | None
-    pinned: bool
+    pinned: Copies
+    alias_of: OptionalName
+    max_requests: Count
 
 
 class RouteChange(_Value, frozen=True):

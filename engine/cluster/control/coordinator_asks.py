@@ -3,15 +3,20 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
+import msgspec
 
-from engine.cluster.control.control_messages import RETRY_AFTER_S, Answer, Ask, FromMember, RouterAct
+from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, EntrySettings
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, RouterAct, StatusAsk, StatusTold
+from engine.cluster.control.control_messages import FromMember
 from engine.cluster.control.control_values import MOST_FOLDER_CHARS
-from engine.cluster.view import CatalogueEntry
 from engine.errors import InvalidAdapter, InvalidAdapterName, NotInTime
 from lora.adapter import NAME_RULE, is_name
 
+T = TypeVar("T")
+_STATUS_S = 5.0
 _ANSWER_S = 330.0  # longer than a node may take to load
 _MOST_ASKS = 32  # at once, as the coordinator takes them
 WriteMessage = Callable[[FromMember], Awaitable[None]]
@@ -22,7 +27,7 @@ class CoordinatorAsks:
 
     def __init__(self) -> None:
         self._write: WriteMessage | None = None
-        self._asks: dict[int, asyncio.Future[Answer]] = {}
+        self._asks: dict[int, asyncio.Future[Answer | StatusTold]] = {}
         self._numbers = 0
 
     def connect(self, write: WriteMessage) -> None:
@@ -36,7 +41,7 @@ class CoordinatorAsks:
             if not waiting.done():
                 waiting.set_exception(NotInTime("the coordinator has gone", RETRY_AFTER_S))
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer | StatusTold) -> None:
         """Take in an answer; one that nobody waits for any more is of no account."""
         waiting = self._asks.get(answer.number)
         if waiting is not None and not waiting.done():
@@ -59,33 +64,80 @@ class CoordinatorAsks:
             answer.check(target)
         return _entry(name, answer)
 
-    async def _ask(self, act: RouterAct, name: str, folder: str = "", replaces: bool = True) -> Answer:
-        """Ask the coordinator for something. Raises InvalidAdapterName, NotInTime."""
+    async def set(self, name: str, settings: EntrySettings) -> None:
+        """Ask something else for a name. Raises InvalidAdapterName, UnknownModel or NotInTime."""
+        answer = await self._ask("set", name, pinned=settings.pinned, max_requests=settings.max_requests)
+        answer.check(name)
+
+    async def cluster(self) -> ClusterRecord:
+        """Describe the cluster. Raises NotInTime."""
+        return self._read(await self._send(StatusAsk(self._next(), "cluster")), ClusterRecord)
+
+    async def adapters(self, after: str, limit: int) -> list[AdapterRecord]:
+        """Describe the first `limit` names after `after`. Raises NotInTime."""
+        ask = StatusAsk(self._next(), "adapters", after, limit)
+        return self._read(await self._send(ask), list[AdapterRecord])
+
+    async def adapter(self, name: str) -> AdapterRecord | None:
+        """Describe one name, if there is one. Raises NotInTime."""
+        found = self._read(await self._send(StatusAsk(self._next(), "adapter", name)), list[AdapterRecord])
+        return found[0] if found else None
+
+    async def _ask(
+        self,
+        act: RouterAct,
+        name: str,
+        folder: str = "",
+        replaces: bool = True,
+        pinned: int | None = None,
+        max_requests: int | None = None,
+    ) -> Answer:
+        """Ask the coordinator to change something. Raises InvalidAdapterName, NotInTime."""
         if not is_name(name):
             raise InvalidAdapterName(name, f"choose another name: give {NAME_RULE}")
+        answer = await self._send(Ask(self._next(), act, name, folder, replaces, pinned, max_requests))
+        if not isinstance(answer, Answer):
+            raise _other()
+        return answer
+
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    async def _send(self, ask: Ask | StatusAsk) -> Answer | StatusTold:
+        """Ask, and wait for the answer. Raises NotInTime."""
         if self._write is None:
-            reason = (
-                "the catalogue of adapters cannot be changed while no coordinator answers (--coordinator)"
-            )
+            reason = "the registry of adapters cannot be changed while no coordinator answers (--coordinator)"
             raise NotInTime(reason, RETRY_AFTER_S)
         if len(self._asks) >= _MOST_ASKS:
-            raise NotInTime(f"{_MOST_ASKS} changes of the catalogue are under way", RETRY_AFTER_S)
-        self._numbers += 1
-        number = self._numbers
-        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asks[number] = waiting
+            raise NotInTime(f"{_MOST_ASKS} questions to the coordinator are under way", RETRY_AFTER_S)
+        waiting: asyncio.Future[Answer | StatusTold] = asyncio.get_running_loop().create_future()
+        self._asks[ask.number] = waiting
         try:
-            await self._write(Ask(number, act, name, folder, replaces))
-            async with asyncio.timeout(_ANSWER_S):
+            await self._write(ask)
+            async with asyncio.timeout(_ANSWER_S if isinstance(ask, Ask) else _STATUS_S):
                 return await waiting
         except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError):
             raise NotInTime("the coordinator gave no answer", RETRY_AFTER_S) from None
         finally:
-            del self._asks[number]
+            del self._asks[ask.number]
+
+    def _read(self, answer: Answer | StatusTold, kind: type[T]) -> T:
+        """Read what was told of the cluster. Raises NotInTime."""
+        if not isinstance(answer, StatusTold):
+            raise _other()
+        try:
+            return msgspec.msgpack.decode(answer.content, type=kind)
+        except msgspec.MsgspecError:
+            raise _other() from None
+
+
+def _other() -> NotInTime:
+    return NotInTime("the coordinator gave another answer than was asked", RETRY_AFTER_S)
 
 
 def _entry(name: str, answer: Answer) -> CatalogueEntry:
     answer.check(name)
     if answer.entry is None:
-        raise NotInTime("the coordinator gave another answer than was asked", RETRY_AFTER_S)
+        raise _other()
     return answer.entry.entry()

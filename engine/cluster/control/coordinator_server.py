@@ -12,13 +12,12 @@ from typing import Any, cast
 import grpc
 
 from engine.api.server.rate_limited_log import RateLimitedLog
+from engine.catalogue.catalogue_file import CatalogueFile, Superseded
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, StatusAsk
 from engine.cluster.control.broadcast import Broadcast
-from engine.cluster.control.catalogue_file import CatalogueFile, Superseded
+from engine.cluster.control.cluster_status import CoordinatorStatus
 from engine.cluster.control.control_messages import (
-    RETRY_AFTER_S,
     VERSION,
-    Answer,
-    Ask,
     CoordinatorHello,
     Declares,
     DropOrder,
@@ -40,6 +39,7 @@ from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.registrations import Registrations
 from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.errors import EngineError, NotInTime
+from engine.rpc.bounded_server import RpcService
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.protocol.messages import (
     AllowLeave,
@@ -66,7 +66,7 @@ Context = Any  # grpc.aio's context of bytes in and out is generic only to type 
 
 
 class CoordinatorServer:
-    """Whoever leads the cluster. Used on one event loop; `handler` is what a gRPC server is to serve."""
+    """Whoever leads the cluster. Used on one event loop; `service` is what a gRPC server is to serve."""
 
     def __init__(self, make: Callable[[int], Coordinator], file: CatalogueFile) -> None:
         """Lead by the coordinator that `make` makes of an epoch, with the catalogue of `file`."""
@@ -75,6 +75,7 @@ class CoordinatorServer:
         self.catalogue = SharedCatalogue(file, self._tell)
         self.declared = DeclaredNames(self.catalogue)
         self.registrations = Registrations(self.catalogue, self.declared, self.streams)
+        self.status = CoordinatorStatus(self.streams, self.catalogue, self.coordinator)
         self.failure: EngineError | None = None  # why it leads no more, if not because it was closed
         self._on_failure: Callable[[], object] = lambda: None
         self._broadcast = Broadcast(self.streams, self.catalogue, self.coordinator, self.declared)
@@ -82,10 +83,9 @@ class CoordinatorServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return what answers members at a gRPC server; messages are bytes to it."""
-        method = cast(Any, grpc).stream_stream_rpc_method_handler(self._join)
-        return grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})
+    def service(self) -> RpcService:
+        """Return what a gRPC server is to serve; messages are bytes to it."""
+        return RpcService(SERVICE, {METHOD: cast(Any, grpc).stream_stream_rpc_method_handler(self._join)})
 
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when another coordinator has taken the lead."""
@@ -268,6 +268,8 @@ class CoordinatorServer:
                 self._tell(Leave(stream.hello.name, session))
             case Answer():
                 stream.answered(message)
+            case StatusAsk() if not stream.is_node:
+                stream.send(self.status.answer(message))
             case Ask() if not stream.is_node:
                 self._answer(stream, message)
             case _:

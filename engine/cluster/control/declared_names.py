@@ -9,8 +9,9 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 
-from engine.cluster.control.catalogue_file import RegisteredName
-from engine.cluster.control.control_messages import Answer, Declares
+from engine.catalogue.catalogue_file import RegisteredName
+from engine.cluster.control.ask_messages import Answer
+from engine.cluster.control.control_messages import Declares
 from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.errors import EngineError, NotInTime, UnknownModel

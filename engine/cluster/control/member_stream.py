@@ -7,15 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from engine.cluster.control.control_messages import (
-    RETRY_AFTER_S,
-    Answer,
-    Ask,
-    FromCoordinator,
-    MemberHello,
-    NodeAct,
-    encoded,
-)
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, NodeAct
+from engine.cluster.control.control_messages import FromCoordinator, MemberHello, encoded
 from engine.cluster.control.control_values import ControlFault
 from engine.cluster.control.report_codec import ReportDecoder, RouterReportDecoder
 from engine.errors import NotInTime

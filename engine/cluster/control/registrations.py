@@ -1,12 +1,12 @@
 """Change the catalogue on a client's behalf: a node reads, checks and tries a folder before a name means it."""
 
-from engine.cluster.control.catalogue_file import RegisteredName
-from engine.cluster.control.control_messages import RETRY_AFTER_S, Answer, Ask
+from engine.catalogue.base import CatalogueEntry, EntrySettings
+from engine.catalogue.catalogue_file import RegisteredName
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask
 from engine.cluster.control.control_values import ControlFault, WireEntry
 from engine.cluster.control.declared_names import DeclaredNames
 from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.shared_catalogue import SharedCatalogue
-from engine.cluster.view import CatalogueEntry
 from engine.errors import AdapterExists, EngineError, InvalidAdapterName, NotInTime
 from lora.adapter import NAME_RULE, is_name
 
@@ -31,6 +31,9 @@ class Registrations:
                     entry = await self.register(ask.name, ask.folder, ask.replaces)
                 case "alias":
                     entry = await self.set_alias(ask.name, ask.folder)
+                case "set":
+                    settings = EntrySettings(ask.pinned, ask.max_requests)
+                    entry = await self._catalogue.set(ask.name, settings)
                 case "remove":
                     await self.remove(ask.name)
                     return Answer(ask.number)

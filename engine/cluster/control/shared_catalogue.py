@@ -5,19 +5,20 @@ Runs on the event loop; the file is read and written in a thread.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
-from engine.cluster.control.catalogue_file import CatalogueFile, RegisteredName
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import CatalogueEntry, EntrySettings
+from engine.catalogue.catalogue_file import CatalogueFile, RegisteredName
 from engine.errors import UnknownModel
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterRef
-from scheduler.cluster.protocol.messages import AdapterAdded, AdapterDeleted
+from scheduler.cluster.protocol.messages import AdapterAdded, AdapterDeleted, AdapterPinned
 
 _WRITE_S = 30.0
 _ONE = 1  # SQLite's connection belongs to one thread at a time
 
-PlaceAnew = Callable[[AdapterAdded | AdapterDeleted], None]
+PlaceAnew = Callable[[AdapterAdded | AdapterDeleted | AdapterPinned], None]
 MayReplace = Callable[[RegisteredName | None], bool]
 
 
@@ -25,12 +26,12 @@ class SharedCatalogue:
     """The names. A change that has returned is on disk, and is in `names` in the order in which it was written."""
 
     def __init__(self, file: CatalogueFile, place: PlaceAnew) -> None:
-        """Own `file`; `place` hears of each content that comes to have a name, and of each that loses its last."""
+        """Own `file`; `place` hears of contents that come to have a name, lose their last, or are pinned otherwise."""
         self._file, self._place = file, place
         self._pool = TaskPool("catalogue", _ONE, _WRITE_S)
         self._writing = asyncio.Lock()
         self._names: dict[str, RegisteredName] = {}
-        self._uses: dict[AdapterRef, int] = {}
+        self._pins: dict[AdapterRef, dict[str, int]] = {}  # of each content, by the names that mean it
         self._entries: Mapping[str, CatalogueEntry] | None = None
 
     @property
@@ -56,11 +57,18 @@ class SharedCatalogue:
             self._set(name, registered)
 
     async def put(self, registered: RegisteredName, may_replace: MayReplace = lambda _: True) -> bool:
-        """Let a name mean this, if that may replace what it means by then; tell so. Raises NotInTime, Superseded."""
+        """Let a name mean this, if that may replace what it means by then; tell so. What was asked for it stays.
+
+        Raises NotInTime, NotWritten, Superseded.
+        """
         name = registered.entry.name
         async with self._writing:
-            if not may_replace(self._names.get(name)):
+            known = self._names.get(name)
+            if not may_replace(known):
                 return False
+            if known is not None:
+                asked = {"pinned": known.entry.pinned, "max_requests": known.entry.max_requests}
+                registered = RegisteredName(replace(registered.entry, **asked), registered.owner)
             await self._pool.run(lambda: self._file.put(registered))
             self._set(name, registered)
         return True
@@ -72,10 +80,24 @@ class SharedCatalogue:
             if meant is None:
                 raise UnknownModel(target)
             await self._pool.run(lambda: self._file.set_alias(name, target))
-            entry = meant.entry
-            alias = CatalogueEntry(name, entry.ref, entry.root, entry.companions, entry.effect, entry.pinned)
+            known = self._names.get(name)
+            pinned, most = (known.entry.pinned, known.entry.max_requests) if known is not None else (0, 0)
+            alias = replace(meant.entry, name=name, pinned=pinned, alias_of=target, max_requests=most)
             self._set(name, RegisteredName(alias))
         return alias
+
+    async def set(self, name: str, settings: EntrySettings) -> CatalogueEntry:
+        """Ask something else for a name. Raises UnknownModel."""
+        async with self._writing:
+            known = self._names.get(name)
+            if known is None:
+                raise UnknownModel(name)
+            given = {"pinned": settings.pinned, "max_requests": settings.max_requests}
+            asked = {field: value for field, value in given.items() if value is not None}
+            registered = RegisteredName(replace(known.entry, **asked), known.owner)
+            await self._pool.run(lambda: self._file.put(registered))
+            self._set(name, registered)
+        return registered.entry
 
     async def remove(self, name: str) -> None:
         """Let a name mean nothing. Raises UnknownModel, NotInTime, Superseded."""
@@ -100,13 +122,22 @@ class SharedCatalogue:
         self._entries = None
         if registered is not None:
             self._names[name] = registered
-            ref = registered.entry.ref
-            uses = self._uses[ref] = self._uses.get(ref, 0) + 1
-            if uses == 1:
-                self._place(AdapterAdded(ref))
-        if before is not None:
-            ref = before.entry.ref
-            self._uses[ref] -= 1
-            if not self._uses[ref]:
-                del self._uses[ref]
-                self._place(AdapterDeleted(ref))
+            self._count(registered.entry.ref, name, registered.entry.pinned)
+        if before is not None and (registered is None or registered.entry.ref != before.entry.ref):
+            self._count(before.entry.ref, name, None)
+
+    def _count(self, ref: AdapterRef, name: str, pinned: int | None) -> None:
+        """Note that a name means a content with so many copies pinned, or means it no more; tell what follows."""
+        pins = self._pins.setdefault(ref, {})
+        fresh, former = not pins, max(pins.values(), default=0)
+        pins.pop(name, None)
+        if pinned is not None:
+            pins[name] = pinned
+        if not pins:
+            del self._pins[ref]
+            self._place(AdapterDeleted(ref))
+            return
+        if fresh:
+            self._place(AdapterAdded(ref))
+        if (copies := max(pins.values())) != former:
+            self._place(AdapterPinned(ref, copies))

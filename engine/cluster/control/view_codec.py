@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.control_messages import (
     ViewChange,
 )
@@ -18,7 +19,7 @@ from engine.cluster.control.control_values import (
     WireMember,
     companions_of,
 )
-from engine.cluster.view import CatalogueEntry, Member
+from engine.cluster.view import Member
 from lora.adapter import AdapterRef
 from lora.format.companions import write_companions
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share, Shares
@@ -100,9 +101,8 @@ class ViewEncoder:
         for name, entry in view.catalogue.items():
             if before.catalogue.get(name) != entry:
                 told = write_companions(entry.companions)
-                yield EntryChange(
-                    name, self._numbers[entry.ref], entry.root, told, entry.effect, entry.pinned
-                )
+                asked = (entry.pinned, entry.alias_of, entry.max_requests)
+                yield EntryChange(name, self._numbers[entry.ref], entry.root, told, entry.effect, *asked)
         for ref, shares in view.table.shares.items():
             if before.table.shares.get(ref) != shares:
                 yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
@@ -154,7 +154,8 @@ class ViewDecoder:
     def _entry(self, entry: EntryChange) -> CatalogueEntry:
         companions = companions_of(entry.name, entry.companions)
         ref = self._ref(entry.adapter)
-        return CatalogueEntry(entry.name, ref, entry.root, companions, entry.effect, entry.pinned)
+        asked = (entry.pinned, entry.alias_of, entry.max_requests)
+        return CatalogueEntry(entry.name, ref, entry.root, companions, entry.effect, *asked)
 
     def _ref(self, number: int) -> AdapterRef:
         ref = self._refs.get(number)

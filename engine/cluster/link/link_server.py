@@ -16,6 +16,7 @@ import grpc
 from engine.api.server.rate_limited_log import RateLimitedLog, printable
 from engine.cluster.link.link_messages import VERSION, LinkError, LoadTold, OpenLink, read_from_router
 from engine.cluster.link.router_stream import Context, LinkedNode, NodeIdentity, RouterStream
+from engine.rpc.bounded_server import RpcService
 
 SERVICE, METHOD = "loraserve.Link", "Open"
 LOAD_S = 0.1
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class LinkServer:
-    """The node's end of all links. Used on one event loop; `handler` is what a gRPC server is to serve."""
+    """The node's end of all links. Used on one event loop; `service` is what a gRPC server is to serve."""
 
     def __init__(self, node: LinkedNode) -> None:
         """Serve `node` to routers."""
@@ -38,10 +39,9 @@ class LinkServer:
         """What the node is called, and what it serves."""
         return self._node.identity
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Return what answers routers at a gRPC server; messages are bytes to it."""
-        method = cast(Any, grpc).stream_stream_rpc_method_handler(self._open)
-        return grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})
+    def service(self) -> RpcService:
+        """Return what a gRPC server is to serve; messages are bytes to it."""
+        return RpcService(SERVICE, {METHOD: cast(Any, grpc).stream_stream_rpc_method_handler(self._open)})
 
     async def start(self) -> None:
         """Begin to tell routers the load."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
-from engine.cluster.control.control_messages import Answer, Ask
+from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_values import WireEntry
 from engine.cluster.node.node_names import NodeNames
 from engine.cluster.view import ClusterView

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import CatalogueEntry
 from engine.errors import UnknownModel, adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.roles.role_parts import listen_error, profile_of, security_of, setting_of
 from engine.cluster.trusted_channels import MemberServer
@@ -23,7 +23,7 @@ async def run_coordinator(config: ServeConfig, ready: Callable[[str], None], sto
     make = OURS.coordinator(setting_of(config, profile_of("cpu"), cluster.routers))
     server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()))
     server.on_failure(stop.set)
-    members = MemberServer(security, [server.handler()])
+    members = MemberServer(security, [server.service()])
     await server.start()
     try:
         address = await members.start(cluster.cluster_listen)

@@ -65,6 +65,7 @@ class NodeRole:
         cluster, card = config.cluster, engine.card
         assert cluster.coordinator is not None, "ClusterConfig demands it of a node"
         name = member_name(config, "node", self._listen.port or session)
+        self._front.catalogue.hand_over(name)
         placed, contents = engine.store.kept, engine.store.contents
         agent = NodeAgent(name, self._hardware(), session)
         roots = AllowedRoots.below(config.lora_roots)
@@ -82,7 +83,7 @@ class NodeRole:
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, self._weights
         )
         link = LinkServer(LinkedNode(identity, self._front.step_loop, jobs, adapters, runner))
-        server = MemberServer(self._security, [link.handler()])
+        server = MemberServer(self._security, [link.service()])
         try:
             address = await server.start(self._listen)
         except (OSError, HelloRefused) as error:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.admission import Admission
+from engine.catalogue.base import CatalogueEntry
+from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
-from engine.cluster.view import AdapterAdministration, CatalogueEntry, ClusterView
+from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.telemetry import EngineStats, Telemetry
@@ -62,6 +64,7 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs = self._outputs
+        self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
         self._draining = False
@@ -151,6 +154,8 @@ class ClusterClient:
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))
+        most = entry.max_requests if entry is not None else 0
+        self._outputs.uses.check(model, len(prompts), most)
         outputs = [self._outputs.open(request, model) for request in requests]
         for request in requests:
             self.forwarding.offer(request, _offer(request))

@@ -45,6 +45,13 @@ class NamedAdapter:
         """Make what a peer's name means before it is bound."""
         return cls(told.ref.name, None, companions=told.companions, hops=told.hops)
 
+    def as_alias(self, name: str) -> "NamedAdapter":
+        """Make another name's entry of the same folder and findings, before it is bound."""
+        return NamedAdapter(
+            name, self.folder, companions=self.companions, hops=self.hops, stamp=self.stamp,
+            inertia=self.inertia, tried=self.tried, effect=self.effect,
+        )  # fmt: skip
+
     @property
     def path(self) -> Path | None:
         """The path of its folder."""

@@ -19,6 +19,7 @@ from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
     AdapterDeleted,
+    AdapterPinned,
     AllowLeave,
     Command,
     Crash,
@@ -84,6 +85,14 @@ class Coordinator:
         """Return the session of a node believed alive."""
         return self._members[node].session if node in self._members else None
 
+    def is_leaving(self, node: str) -> bool:
+        """Tell whether a node believed alive has asked to go."""
+        return node in self._members and self._members[node].leaving
+
+    def load(self, node: str) -> float | None:
+        """Return the part of a node's time that the last plan gave to it; None before there was one."""
+        return self._rollout.load.get(node)
+
     def on_event(self, event: Event, now: float) -> list[Command]:
         """Return what is to be sent, in order, now that `event` has come; `now` in seconds never goes back."""
         if self._started_s is None:
@@ -101,6 +110,9 @@ class Coordinator:
                 commands = self._add(adapter, now)
             case AdapterDeleted(adapter=adapter):
                 commands = self._delete(adapter, now)
+            case AdapterPinned(adapter=adapter, copies=copies):
+                self.plans.pin(adapter, copies)  # the next plan sees it, and comes soon
+                commands = []
             case Tick():
                 commands = self._tick(now)
         return commands + self._publish(now)
@@ -200,6 +212,7 @@ class Coordinator:
         return self._advance([adapter], now)
 
     def _delete(self, adapter: AdapterRef, now: float) -> list[Command]:
+        self.plans.pin(adapter, 0)
         if adapter in self._rollout.adapters:
             self._demand.remove(adapter)
         self._rollout.delete(adapter)

@@ -11,6 +11,7 @@ from scheduler.cluster.coordinator.node_view import NodeView
 from scheduler.cluster.coordinator.replan import Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.placement.base import Problem, fetched_bytes
+from scheduler.cluster.placement.pins import with_pins
 from scheduler.cluster.state import Placement
 
 _REMEMBERED = 16
@@ -33,8 +34,18 @@ class PlacementPlans:
     ) -> None:
         self._planner, self._demand = planner, demand
         self._members, self._rollout = members, rollout
+        self._pins: dict[AdapterRef, int] = {}
         self.count = 0  # of all replacements
         self.last: deque[Replacement] = deque(maxlen=_REMEMBERED)
+
+    def pin(self, adapter: AdapterRef, copies: int) -> None:
+        """Keep at least so many copies of an adapter, 0 meaning as many as is thought best."""
+        if copies == self._pins.get(adapter, 0):
+            return
+        self._pins.pop(adapter, None)
+        if copies:
+            self._pins[adapter] = copies
+        self._planner.hurry()
 
     def make(self, now: float) -> list[AdapterRef]:
         """Let the rollout go to another placement if that is worth it; return the adapters that move.
@@ -44,10 +55,13 @@ class PlacementPlans:
         problem = self._problem(now)
         if not problem.nodes or not problem.demand.tokens_per_s:
             return []
-        placement = self._planner.plan(problem, now)
-        self._rollout.load = self._planner.load(problem, placement or problem.previous)
-        if placement is None:
-            return []
+        proposed = self._planner.plan(problem, now) or problem.previous
+        unable = {ref: self._unable(ref) for ref in self._pins}
+        placement = with_pins(problem, proposed, self._pins, unable)
+        self._rollout.load = self._planner.load(problem, placement)
+        homeless = self._leave_out(problem, placement)
+        if placement is problem.previous:
+            return homeless
         target = self._rollout.target
         moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
         moved.sort(key=lambda ref: -problem.demand.tokens_per_s[ref])
@@ -56,7 +70,21 @@ class PlacementPlans:
             changed = Placement(MappingProxyType({ref: placement.shares[ref] for ref in moved}))
             self.count += 1
             self.last.append(Replacement(now, len(moved), fetched_bytes(problem, changed)))
-        return moved
+        return [*moved, *(ref for ref in homeless if ref not in placement.shares)]
+
+    def _unable(self, adapter: AdapterRef) -> set[str]:
+        return {member.node for member in self._members.values() if adapter in member.failed}
+
+    def _leave_out(self, problem: Problem, placement: Placement) -> list[AdapterRef]:
+        """Say which adapters may give way to pinned ones; return those that need a home, since none is pinned now."""
+        rollout = self._rollout
+        rollout.pinned = frozenset(self._pins)
+        before, rollout.unplaced = rollout.unplaced, frozenset[AdapterRef]()
+        if self._pins:
+            rollout.unplaced = frozenset(
+                ref for ref in problem.demand.tokens_per_s if ref not in placement.shares
+            )
+        return [ref for ref in problem.demand.tokens_per_s if ref in before and ref not in rollout.unplaced]
 
     def _problem(self, now: float) -> Problem:
         members = [member for member in self._members.values() if not member.released]

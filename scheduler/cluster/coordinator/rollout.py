@@ -34,6 +34,10 @@ class Rollout:
         self.target: dict[AdapterRef, Shares] = {}
         self.routes: dict[AdapterRef, Shares] = {}
         self.load: dict[str, float] = {}  # planned utilisation by node
+        self.pinned = frozenset[AdapterRef]()
+        self.unplaced = frozenset[
+            AdapterRef
+        ]()  # what the last plan had no room for: it gives way to what is pinned
         self.version = 0
         self.dirty = False
         self.moved_s = 0.0  # when a copy last changed or was ordered to
@@ -172,7 +176,7 @@ class Rollout:
         """Choose a home until the next plan: the nodes that have the adapter, else the least loaded with
         memory for it."""
         held = self._serving(self.held(adapter))
-        if held:
+        if held or adapter in self.unplaced:
             return held
         members = [member for member in self._members.values() if not member.released]
         members = [member for member in members if not member.leaving] or members
@@ -198,7 +202,7 @@ class Rollout:
         fits = member.fits(adapter, self._headroom if having else 0.0)
         if copy is None and not (fits and member.pulling < self._max_pulls):
             member.waiting[adapter] = None
-            return []
+            return self._displace(adapter, member, now) if adapter in self.pinned and not fits else []
         sources = sorted(
             having, key=lambda node: (self._members[node].slowdown, self.load.get(node, 0.0), node)
         )
@@ -206,6 +210,21 @@ class Rollout:
         numbered = member.order(pull, now)
         self.changed(member, (adapter,), now)
         return [numbered]
+
+    def _displace(self, adapter: AdapterRef, member: NodeView, now: float) -> list[Command]:
+        """Drop what no plan has room for until a pinned adapter fits, be it the last copy."""
+        commands: list[Command] = []
+        lacking = member.used_bytes + adapter.nbytes - member.machine.memory_bytes * (1 - self._headroom)
+        for ref, copy in list(member.copies.items()):
+            if copy is Copy.DROPPING:
+                lacking -= ref.nbytes
+            elif lacking > 0 and ref in self.unplaced:
+                lacking -= ref.nbytes
+                others = [share for share in self.target.pop(ref, ()) if share.node != member.node]
+                if others:
+                    self.target[ref] = normalised((share.node, share.part) for share in others)
+                commands += [self._drop(ref, member, now), *self.advance(ref, now)]
+        return commands
 
     def _drop(self, adapter: AdapterRef, member: NodeView, now: float) -> Command:
         numbered = member.order(Drop(member.node, member.session, 0, adapter), now)

@@ -97,11 +97,19 @@ class AdapterDeleted:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPinned:
+    """A registered adapter is to have at least so many copies from now on, 0 meaning as many as is thought best."""
+
+    adapter: AdapterRef
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; wanted about once a second."""
 
 
-Event = Report | RouterReport | Leave | Crash | AdapterAdded | AdapterDeleted | Tick
+Event = Report | RouterReport | Leave | Crash | AdapterAdded | AdapterDeleted | AdapterPinned | Tick
 
 
 @dataclass(frozen=True, slots=True)

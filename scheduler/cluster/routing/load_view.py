@@ -41,6 +41,10 @@ class LoadView:
             load = load.plus(ask, self._routers)
         self._show(node, known, load)
 
+    def heard(self, node: str) -> NodeLoad | None:
+        """Return what a node last said, if its connection has not broken since."""
+        return known.said if (known := self._nodes.get(node)) is not None else None
+
     def lose(self, node: str) -> None:
         """Forget the load of a node whose connection broke, until it speaks again."""
         if known := self._nodes.get(node):

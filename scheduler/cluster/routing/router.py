@@ -101,6 +101,10 @@ class Router:
         if table.version > self.table.version:
             self.table = table
 
+    def heard(self, node: str) -> NodeLoad | None:
+        """Return what a node last said of its load, if it is connected and has said it."""
+        return self._view.heard(node)
+
     def hear(self, node: str, load: NodeLoad, now: float) -> None:
         """Take in what a node says of its load."""
         self._view.hear(node, load, now)

@@ -9,15 +9,18 @@ from pathlib import Path
 import grpc
 import pytest
 
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control import broadcast, control_client, coordinator_server
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_client import ControlClient, CoordinatorConnection
-from engine.cluster.control.control_messages import VERSION, Answer, Ask, MemberHello
+from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.control.control_values import WireEntry
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.node.agent_runner import AgentRunner
-from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.cluster.view import ClusterView
 from engine.errors import InvalidAdapter
+from engine.rpc.bounded_server import BoundedServer, RpcBounds
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator, CoordinatorOptions
 from scheduler.cluster.coordinator.demand import DemandOptions, DemandTracker
@@ -31,7 +34,7 @@ from scheduler.cluster.state import OperatingPoints
 
 MACHINE = NodeHardware(1 << 40, OperatingPoints((8, 64), (1000.0, 500.0)))
 OPTIONS = CoordinatorOptions(settle_s=0.1, dead_after_s=30.0, retry_s=0.2, publish_s=0.01)
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 _starts = itertools.count(1_800_000_000_000)
 
 
@@ -96,15 +99,15 @@ class ControlRig:
     def __init__(self) -> None:
         self.port = 0
         self.server: CoordinatorServer | None = None
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: BoundedServer | None = None
         self._clients: list[ControlClient] = []
 
     async def coordinator(self, registry: Path | None = None, now_s: float = 1.8e9) -> CoordinatorServer:
         """Start a coordinator."""
-        self.server = CoordinatorServer(_coordinator, CatalogueFile(registry, now_s))
-        self._grpc = grpc.aio.server()
-        self._grpc.add_generic_rpc_handlers((self.server.handler(),))
-        self.port = self._grpc.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.server = CoordinatorServer(make_coordinator, CatalogueFile(registry, now_s))
+        self._grpc = BoundedServer(RpcBounds(64, 5.0, 60.0, 64 << 20))
+        self._grpc.add(self.server.service())
+        self.port = self._grpc.server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.server.start()
         await self._grpc.start()
         return self.server
@@ -113,7 +116,7 @@ class ControlRig:
         """Let the coordinator be gone."""
         assert self.server is not None
         assert self._grpc is not None
-        await self._grpc.stop(None)
+        await self._grpc.stop(0.0)
         await self.server.close()
 
     @property
@@ -167,7 +170,7 @@ def _hello(node: FakeNode | AgentRunner, weights: str) -> MemberHello:
     return MemberHello(VERSION, name, "node", node.session, f"{name}:1", f"{name}:2", "z", weights)
 
 
-def _coordinator(epoch: int) -> Coordinator:
+def make_coordinator(epoch: int) -> Coordinator:
     planner = Replanner(HashedPlacement(), Utilisation(Kernel.EXACT), ReplanOptions())
     return Coordinator(planner, DemandTracker(DemandOptions()), OPTIONS, epoch)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
+from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
 from engine.cluster.link.node_load import NodeJobs, NodeRoom
@@ -15,9 +16,8 @@ from engine.cluster.node.node_adapters import NodeAdapters
 from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
-from engine.cluster.view import CatalogueEntry, ClusterView, Member, ServedModel
+from engine.cluster.view import ClusterView, Member, ServedModel
 from engine.config.config import EngineConfig
-from engine.errors import UnknownModel
 from engine.metrics.telemetry import Telemetry
 from engine.runner.step_costs import StepCosts
 from lora.adapter import AdapterRef
@@ -41,18 +41,6 @@ class Took:
     def took(self, ref: AdapterRef, tokens: int) -> None:
         """Add tokens of an adapter."""
         self.tokens[ref.name] = self.tokens.get(ref.name, 0) + tokens
-
-
-class NoAdministration:
-    """An AdapterAdministration that changes nothing."""
-
-    async def register(self, name: str, folder: object, replaces: bool) -> CatalogueEntry:
-        """Know no adapter."""
-        raise UnknownModel(name)
-
-    async def remove(self, name: str) -> None:
-        """Know no adapter."""
-        raise UnknownModel(name)
 
 
 @dataclass(slots=True)
@@ -82,7 +70,7 @@ class LiveNode:
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, WEIGHTS
         )
         link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher))
-        return cls(name, engine, front, link, MemberServer(SECURITY, [link.handler()]), watcher)
+        return cls(name, engine, front, link, MemberServer(SECURITY, [link.service()]), watcher)
 
     async def start(self) -> Member:
         """Listen; return who it is."""
@@ -110,5 +98,5 @@ def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     )
     model = RoutedModel(card.names, card.root, card.max_model_len, card.vocab_size, card.eos_token_ids)
     return ClusterClient(
-        model, engine.tokenizer, Telemetry(), forwarding, view, NoAdministration(), 256, SLO.ttft_s
+        model, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
     )

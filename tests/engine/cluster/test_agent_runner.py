@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.cluster.control.control_messages import Ask
+from engine.cluster.control.ask_messages import Ask
 from engine.cluster.node.agent_runner import AgentRunner
 from engine.cluster.node.node_names import NodeNames
 from engine.cluster.view import ClusterView, Member

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cluster.control.catalogue_file import CatalogueFile, RegisteredName, Superseded
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import CatalogueEntry
+from engine.catalogue.catalogue_file import CatalogueFile, NotWritten, RegisteredName, Superseded
 from engine.errors import InvalidConfig
 from lora.adapter import AdapterRef
 from lora.format.companions import Companions
@@ -21,7 +22,8 @@ NOW_S = 1_800_000_000.0
 def registered(name: str, content: int = 1, owner: str = "") -> RegisteredName:
     ref = AdapterRef(f"{content:064x}", name, 16, ("q_proj", "o_proj"), 1 << 20)
     companions = Companions("{{ messages }}", None, (2, 3))
-    return RegisteredName(CatalogueEntry(name, ref, "/adapters/x", companions, "some", True), owner)
+    entry = CatalogueEntry(name, ref, "/adapters/x", companions, "some", 2, "", 7)
+    return RegisteredName(entry, owner)
 
 
 def reopened(path: Path) -> dict[str, RegisteredName]:
@@ -52,8 +54,49 @@ def test_an_alias_means_the_same_content_and_keeps_it_when_the_other_name_moves_
     catalogue.set_alias("latest", "v1")
     catalogue.put(registered("v1", 2, "n1"))
     latest = catalogue.read()["latest"]
-    assert latest.entry == replace(registered("v1", 1).entry, name="latest")
+    meant = replace(registered("v1", 1).entry, name="latest", alias_of="v1")
+    assert latest.entry == replace(meant, pinned=0, max_requests=0)
     assert latest.owner == ""
+    catalogue.put(RegisteredName(replace(meant, pinned=3)))
+    catalogue.set_alias("latest", "v1")
+    moved = catalogue.read()["latest"].entry
+    assert (moved.ref, moved.pinned, moved.max_requests) == (registered("v1", 2).entry.ref, 3, 7)
+
+
+FIRST_FORMAT = """
+create table settings (key text primary key, value integer not null) without rowid;
+create table names (
+    name text primary key, digest text not null, content_name text not null, rank integer not null,
+    sites text not null, bytes integer not null, root text not null, companions text not null, effect text,
+    pinned integer not null, owner text not null
+) without rowid;
+insert into settings values ('format', 1);
+insert into names values ('a', 'ab', 'a', 8, '["q_proj"]', 4096, '/x', '', 'some', 1, 'n1');
+"""
+
+
+def test_a_file_of_the_first_format_is_read_and_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue"
+    with sqlite3.connect(path) as database:
+        database.executescript(FIRST_FORMAT)
+    database.close()
+    (found,) = reopened(path).values()
+    assert (found.entry.ref.digest, found.entry.pinned, found.entry.alias_of, found.owner) == (
+        "ab",
+        1,
+        "",
+        "n1",
+    )
+    assert reopened(path) == {"a": found}
+
+
+def test_a_change_that_the_file_does_not_take_is_told_and_not_made(tmp_path: Path) -> None:
+    catalogue = CatalogueFile(tmp_path / "catalogue", NOW_S)
+    catalogue._database.execute("pragma query_only = on")
+    with pytest.raises(NotWritten, match=r"catalogue.*cannot be written"):
+        catalogue.put(registered("a"))
+    assert catalogue.read() == {}
+    catalogue.close()
 
 
 def test_epochs_grow_also_where_the_clock_goes_back(tmp_path: Path) -> None:
@@ -108,7 +151,7 @@ def test_a_damaged_row_is_refused_by_name(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from engine.cluster.control.catalogue_file import CatalogueFile
+from engine.catalogue.catalogue_file import CatalogueFile
 from tests.engine.cluster.test_catalogue_file import NOW_S, registered
 catalogue = CatalogueFile(Path(sys.argv[1]), NOW_S)
 for number in range(100000):

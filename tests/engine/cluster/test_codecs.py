@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control import report_codec, view_codec
 from engine.cluster.control.control_messages import (
     VERSION,
@@ -31,7 +32,7 @@ from engine.cluster.control.report_codec import (
     RouterReportEncoder,
 )
 from engine.cluster.control.view_codec import SharedView, ViewDecoder, ViewEncoder
-from engine.cluster.view import CatalogueEntry, Member
+from engine.cluster.view import Member
 from lora.adapter import AdapterRef
 from lora.format.companions import Companions
 from scheduler.cluster.cost.model import Kernel
@@ -128,7 +129,14 @@ def views(draw: st.DrawFn) -> SharedView:
         {name: Member(name, session, f"h:{session}", None, "z") for name, session in members.items()},
         {
             name: CatalogueEntry(
-                name, ref, "/x", Companions(draw(st.sampled_from([None, "t"]))), "some", draw(st.booleans())
+                name,
+                ref,
+                "/x",
+                Companions(draw(st.sampled_from([None, "t"]))),
+                "some",
+                draw(st.integers(0, 3)),
+                draw(st.sampled_from(["", "q"])),
+                7,
             )
             for name, ref in named.items()
         },

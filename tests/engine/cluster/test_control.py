@@ -3,15 +3,10 @@
 import asyncio
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from engine.cluster.control.cluster_status import (
-    adapters_of_coordinator,
-    adapters_of_view,
-    status_of_coordinator,
-    status_of_view,
-)
+from engine.catalogue.base import EntrySettings
+from engine.cluster.control.cluster_status import adapters_of_view, cluster_of_view
 from engine.cluster.control.control_client import ControlClient
 from engine.cluster.control.control_messages import VERSION, MemberHello, encoded
 from engine.errors import AdapterExists, InvalidAdapter, InvalidAdapterName, NotInTime, UnknownModel
@@ -122,11 +117,11 @@ def test_without_a_coordinator_members_keep_their_view_and_a_successor_moves_not
             await until(lambda: len(router.view.members) == 2)
             await router.administration.register("c", Path("/good"), False)
             await until(lambda: len(router.view.table.shares) == 3)
-            before = router.view.table
             seen: list[int] = []
             router.view.changed.append(lambda: seen.append(len(router.view.table.shares)))
             await rig.kill_coordinator()
             await until(lambda: not router.is_connected)
+            before = router.view.table
             with pytest.raises(NotInTime, match="no coordinator answers"):
                 await router.administration.remove("a")
             assert (router.view.table, set(router.view.catalogue)) == (before, {"a", "b", "c"})
@@ -258,19 +253,73 @@ def test_an_operator_is_told_who_is_there_and_where_each_adapter_is() -> None:
     async def scenario() -> None:
         async with control_rig() as rig:
             server = await rig.coordinator()
-            rig.node("n1", {"a": 0})
+            rig.node("n1", {"a": 0, "b": 0, "c": 0})
             router = rig.router("r1")
-            await until(lambda: router.view.table.shares and server.streams["r1"].report)
-            await until(lambda: any(each.held for each in status_of_coordinator(server).members))
-            status, seen = status_of_coordinator(server), status_of_view(router.view)
-            assert {(each.name, each.kind) for each in status.members} == {("n1", "node"), ("r1", "router")}
-            (node,) = (each for each in status.members if each.name == "n1")
-            assert (node.memory_bytes, node.held, node.moving) == (1 << 40, 1, 0)
-            assert status.routes == seen.routes == {"a": {"n1": 1.0}}
-            assert status.moves == {}
-            (adapter,), (routed,) = adapters_of_coordinator(server), adapters_of_view(router.view)
-            assert (adapter.digest, adapter.copies) == (ref_of("a").digest, {"n1": "held"})
-            assert routed.copies == {"n1": "routed"}
-            assert b'"n1":"held"' in msgspec.json.encode(adapters_of_coordinator(server))
+            admin = router.administration
+            await until(lambda: len(router.view.table.shares) == 3 and server.streams["r1"].report)
+            await until(lambda: server.status.cluster().nodes[0].held == 3)
+            status = await admin.cluster()
+            (node,), (routed,) = status.nodes, status.routers
+            assert (status.epoch, status.adapters) == (server.catalogue.epoch, 3)
+            assert (node.name, node.state, node.memory_bytes) == ("n1", "serving", 1 << 40)
+            assert (node.held, node.used_bytes, node.arriving) == (3, 3 << 20, 0)
+            assert routed.name == "r1"
+            assert status.replacements is not None
+            record = await admin.adapter("a")
+            assert record is not None
+            assert (record.version, record.copies, record.tiers) == (ref_of("a").digest, 1, {"n1": "device"})
+            assert record.shares == {"n1": 1.0}
+            assert await admin.adapter("nobody") is None
+            pages = [await admin.adapters(after, 2) for after in ("", "b", "z")]
+            assert [[each.name for each in page] for page in pages] == [["a", "b"], ["c"], []]
+            await rig.kill_coordinator()
+            await until(lambda: not router.is_connected)
+            with pytest.raises(NotInTime):
+                await admin.cluster()
+            remembered = cluster_of_view(router.view)
+            assert (remembered.epoch, [each.name for each in remembered.nodes]) == (None, ["n1"])
+            (remembered_a,) = adapters_of_view(router.view, ["a"])
+            assert (remembered_a.version, remembered_a.shares) == (record.version, {"n1": 1.0})
+            await rig.coordinator()
+
+    asyncio.run(scenario())
+
+
+def test_a_pin_is_kept_by_its_name_and_brings_copies_whatever_the_name_comes_to_mean(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with control_rig() as rig:
+            await rig.coordinator(tmp_path / "catalogue")
+            nodes = [rig.node(name)[0] for name in ("n1", "n2", "n3")]
+            router = rig.router("r1")
+            admin = router.administration
+            await until(lambda: len(router.view.members) == 3)
+
+            def copies(name: str) -> int:
+                entry = router.view.catalogue.get(name)
+                return sum(entry is not None and node.agent.keeps(entry.ref) for node in nodes)
+
+            await admin.register("poet", Path("/good"), False)
+            await until(lambda: copies("poet") == 1)
+            await admin.set("poet", EntrySettings(pinned=2, max_requests=5))
+            await until(lambda: copies("poet") == 2)
+            await admin.register("poet", Path("/good/2"), True)
+            await until(lambda: router.view.catalogue["poet"].root == "/good/2")
+            assert (router.view.catalogue["poet"].pinned, router.view.catalogue["poet"].max_requests) == (
+                2,
+                5,
+            )
+            await admin.register("novel", Path("/good/33"), False)
+            await admin.set_alias("poet", "novel")
+            await until(lambda: router.view.catalogue["poet"].alias_of == "novel")
+            assert router.view.catalogue["poet"].pinned == 2
+            await until(lambda: copies("novel") == 2)
+            with pytest.raises(UnknownModel):
+                await admin.set("nobody", EntrySettings(pinned=1))
+            await rig.kill_coordinator()
+            server = await rig.coordinator(tmp_path / "catalogue")
+            assert server.catalogue.entries["poet"].pinned == 2
+            await until(lambda: router.is_connected)
+            await admin.set("poet", EntrySettings(pinned=0))
+            assert server.catalogue.entries["poet"].max_requests == 5
 
     asyncio.run(scenario())

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import pytest
 
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
-from engine.cluster.view import CatalogueEntry, ClusterView
+from engine.cluster.view import ClusterView
 from engine.errors import UnknownModel
 from engine.output import Delta, RequestOutput, join_deltas
 from lora.adapter import AdapterRef

@@ -10,6 +10,7 @@ from engine.cluster.link.link_server import METHOD, SERVICE
 from engine.cluster.link.node_connection import NodeConnection
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import Member
+from engine.rpc.bounded_server import RpcService
 from scheduler.cluster.cost.model import StepLoad
 from scheduler.cluster.routing.base import NodeLoad
 from tests.engine.cluster.live_nodes import SECURITY
@@ -50,7 +51,7 @@ async def _chatter(_incoming: object, context: Any) -> None:
 def test_a_link_closes_while_messages_stream_in() -> None:
     async def visit() -> None:
         method = cast(Any, grpc).stream_stream_rpc_method_handler(_chatter)
-        server = MemberServer(SECURITY, [grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})])
+        server = MemberServer(SECURITY, [RpcService(SERVICE, {METHOD: method})])
         address = await server.start(Address("127.0.0.1", 0))
         listener = Listener()
         for start in range(CLOSINGS):

@@ -15,6 +15,7 @@ from engine.config.config import ServeConfig
 from engine.config.http_config import HttpConfig
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
+from engine.rpc.bounded_server import BoundedServer, RpcBounds
 from engine.rpc.rpc_guard import RpcCall, RpcGuard, RpcMethod
 from engine.rpc.wire import control_pb2, inference_pb2
 from tests.engine.rig import Rig, build, is_clean
@@ -195,15 +196,15 @@ def test_a_client_that_reads_nothing_is_given_up() -> None:
                 ended.set()
 
         guard = RpcGuard(AccessRules(), RequestLog(), 0.2)
-        server = grpc.aio.server()
+        server = BoundedServer(RpcBounds(8, 5.0, 60.0, 1 << 20))
         method = RpcMethod("GenerateStream", Permission.ASK, Ask, answers)
-        server.add_generic_rpc_handlers((guard.service("vllm.Inference", [method]),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        server.add(guard.service("vllm.Inference", [method]))
+        port = server.server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_stream(STREAM)(b"")
             assert await call.read()
             await asyncio.wait_for(ended.wait(), 30)
-        await server.stop(None)
+        await server.stop(0.0)
 
     asyncio.run(scenario())

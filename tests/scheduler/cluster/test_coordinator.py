@@ -8,6 +8,7 @@ from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.node_view import Copy
 from scheduler.cluster.protocol.messages import (
     AdapterAdded,
+    AdapterPinned,
     AllowLeave,
     Command,
     Crash,
@@ -343,3 +344,46 @@ def test_what_a_node_cannot_get_is_placed_on_another_and_asked_of_it_again_only_
     assert pulls_of_the_unable(10) == 0
     assert _homes(cluster, ref) == [unable], "a request may still find a way"
     assert 1 <= pulls_of_the_unable(40) <= 2
+
+
+def test_a_pinned_adapter_gets_its_copies_keeps_them_and_loses_them_when_it_is_unpinned() -> None:
+    cluster = _cluster(3)
+    ref = REFS[2]
+
+    def copies() -> int:
+        return sum(agent.keeps(ref) for agent in cluster.agents.values())
+
+    assert copies() == 1
+    cluster.tell(AdapterPinned(ref, 2))
+    cluster.settle(8)
+    assert copies() == 2
+    for other in REFS:
+        _ask(cluster, other, 20_000, 3)
+    assert copies() >= 2
+    cluster.crash(_homes(cluster, ref)[0], noticed=True)
+    cluster.settle(10)
+    assert copies() == 2
+    cluster.start("n7")
+    cluster.tell(AdapterPinned(ref, 9))
+    cluster.settle(20)
+    assert copies() == 3, "one on each node"
+    cluster.tell(AdapterPinned(ref, 0))
+    for other in REFS:
+        _ask(cluster, other, 20_000, 4)
+    assert copies() < 3
+    assert cluster.coordinator.plans.count == len(cluster.coordinator.plans.last) > 0
+
+
+def test_a_pinned_adapter_finds_room_among_what_no_plan_has_room_for() -> None:
+    refs = [adapter(f"b{at}", 64) for at in range(6)]
+    cluster = _cluster(2, refs, memory_bytes=146 * MIB)
+    absent = next(ref for ref in refs if not any(agent.keeps(ref) for agent in cluster.agents.values()))
+    cluster.excused.update(dict.fromkeys(refs))
+    cluster.check_drop = lambda drop: None  # type: ignore[method-assign]  # last copies go, to what is pinned
+    cluster.tell(AdapterPinned(absent, 2))
+    cluster.settle(20)
+    assert all(agent.keeps(absent) for agent in cluster.agents.values())
+    assert sum(agent.keeps(ref) for ref in refs for agent in cluster.agents.values()) == 4
+    cluster.tell(AdapterPinned(absent, 0))
+    cluster.settle(20)
+    assert set(cluster.coordinator.table.shares) == set(refs)

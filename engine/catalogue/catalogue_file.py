@@ -1,7 +1,7 @@
-"""Keep the catalogue of adapters on disk, so that a coordinator that starts anew knows every name it has confirmed.
+"""Keep the catalogue of adapters on disk, so that its owner knows every name it has confirmed when it starts anew.
 
-SQLite in WAL mode: a write that has returned is there whenever the process or the machine stops. The coordinator with
-the largest epoch leads; whoever led before can write no more. All calls block: they belong in a thread.
+SQLite in WAL mode: a write that has returned is there whenever the process or the machine stops. The owner with the
+largest epoch leads; whoever led before can write no more. All calls block: they belong in a thread.
 """
 
 import sqlite3
@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 import msgspec
 
-from engine.cluster.view import CatalogueEntry
+from engine.catalogue.base import CatalogueEntry
 from engine.errors import EngineError, InvalidConfig
 from lora.adapter import AdapterRef, Effect, is_name
 from lora.format.adapter_files import Flaw
 from lora.format.companions import parse_companions, write_companions
 
-_FORMAT = 1
+_FORMAT = 2
 _EPOCHS_BEGIN_S = 1_735_689_600  # 2025-01-01: epochs are seconds since then, and fit into 31 bits until 2093
 _BUSY_S = 5.0
 _EFFECTS = (None, *get_args(Effect))
@@ -31,16 +31,35 @@ create table if not exists names (
     pinned integer not null, owner text not null
 ) without rowid;
 """
-_COLUMNS = "name, digest, content_name, rank, sites, bytes, root, companions, effect, pinned, owner"
+_SECOND_FORMAT = (
+    "alter table names add column alias_of text not null default ''",
+    "alter table names add column max_requests integer not null default 0",
+)
+_MEANING = "digest, content_name, rank, sites, bytes, root, companions, effect"
+_COLUMNS = f"name, {_MEANING}, pinned, owner, alias_of, max_requests"
+_ALIAS = f"""
+insert or replace into names ({_COLUMNS})
+    select :name, {_MEANING}, coalesce((select pinned from names where name = :name), 0), '', :target,
+    coalesce((select max_requests from names where name = :name), 0) from names where name = :target
+"""
 
 
 class Superseded(EngineError):
-    """Another coordinator has begun with the same catalogue: this one leads no more."""
+    """Another coordinator or server has begun with the same catalogue: this one leads no more."""
 
     def __init__(self, epoch: int, leading: int) -> None:
         super().__init__(
-            f"the coordinator of epoch {leading} has taken over the catalogue from epoch {epoch}: "
+            f"a process of epoch {leading} has taken over the catalogue from epoch {epoch}: "
             "let this one end, or give it a --registry-file of its own"
+        )
+
+
+class NotWritten(EngineError):
+    """The catalogue's file did not take a change, which is not made therefore."""
+
+    def __init__(self, path: Path | None, error: sqlite3.Error) -> None:
+        super().__init__(
+            f"the catalogue of adapters ({path}) cannot be written ({error}): nothing is kept of it"
         )
 
 
@@ -78,20 +97,19 @@ class CatalogueFile:
             return {row[0]: _registered(row) for row in rows}
 
     def put(self, registered: RegisteredName) -> None:
-        """Let a name mean this from now on. Raises Superseded."""
+        """Let a name mean this from now on. Raises Superseded or NotWritten, as all that writes."""
         values = _row(registered)
         marks = ", ".join("?" * len(values))
-        self._write(lambda: self._database.execute(f"insert or replace into names values ({marks})", values))
+        statement = f"insert or replace into names ({_COLUMNS}) values ({marks})"
+        self._write(lambda: self._database.execute(statement, values))
 
     def remove(self, name: str) -> None:
-        """Forget a name. Raises Superseded."""
+        """Forget a name."""
         self._write(lambda: self._database.execute("delete from names where name = ?", (name,)))
 
     def set_alias(self, name: str, target: str) -> None:
-        """Let `name` mean, from now on, what `target` means now, in one step. Raises Superseded."""
-        columns = _COLUMNS.removeprefix("name, ").removesuffix(", owner")
-        statement = f"insert or replace into names select ?, {columns}, '' from names where name = ?"
-        self._write(lambda: self._database.execute(statement, (name, target)))
+        """Let `name` mean, from now on, what `target` means now, in one step. What was asked for it stays."""
+        self._write(lambda: self._database.execute(_ALIAS, {"name": name, "target": target}))
 
     def check_leads(self) -> None:
         """Raise Superseded if another coordinator has taken the lead."""
@@ -109,8 +127,10 @@ class CatalogueFile:
         self._database.executescript(_SCHEMA)
         with self._transaction():
             found = self._setting("format")
-            if found not in (0, _FORMAT):
+            if not 0 <= found <= _FORMAT:
                 raise sqlite3.DatabaseError(f"it is of format {found}, and this version reads {_FORMAT}")
+            for statement in _SECOND_FORMAT if found < _FORMAT else ():
+                self._database.execute(statement)
             epoch = max(self._setting("epoch") + 1, int(now_s) - _EPOCHS_BEGIN_S)
             for key, value in (("format", _FORMAT), ("epoch", epoch)):
                 self._database.execute("insert or replace into settings values (?, ?)", (key, value))
@@ -121,9 +141,12 @@ class CatalogueFile:
         return 0 if row is None else int(row[0])
 
     def _write(self, change: Callable[[], object]) -> None:
-        with self._transaction():
-            self.check_leads()
-            change()
+        try:
+            with self._transaction():
+                self.check_leads()
+                change()
+        except sqlite3.Error as error:
+            raise NotWritten(self._path, error) from error
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -149,15 +172,30 @@ def _row(registered: RegisteredName) -> tuple[Any, ...]:
     entry, ref = registered.entry, registered.entry.ref
     content = (ref.digest, ref.name, ref.rank, msgspec.json.encode(ref.sites).decode(), ref.nbytes)
     told = (entry.root, write_companions(entry.companions), entry.effect, entry.pinned)
-    return (entry.name, *content, *told, registered.owner)
+    return (entry.name, *content, *told, registered.owner, entry.alias_of, entry.max_requests)
 
 
 def _registered(row: tuple[Any, ...]) -> RegisteredName:
     """Read a row. Raises ValueError, TypeError or Flaw for one that `_row` did not make."""
-    name, digest, content_name, rank, sites, nbytes, root, companions, effect, pinned, owner = row
+    (
+        name,
+        digest,
+        content_name,
+        rank,
+        sites,
+        nbytes,
+        root,
+        companions,
+        effect,
+        pinned,
+        owner,
+        alias_of,
+        most,
+    ) = row
     listed = msgspec.json.decode(sites, type=tuple[str, ...])
     if not (is_name(name) and is_name(content_name) and effect in _EFFECTS):
         raise ValueError(f"the row of {name!r} is damaged")
     ref = AdapterRef(str(digest), content_name, int(rank), listed, int(nbytes))
-    entry = CatalogueEntry(name, ref, str(root), parse_companions(companions), effect, bool(pinned))
+    asked = (int(pinned), str(alias_of), int(most))
+    entry = CatalogueEntry(name, ref, str(root), parse_companions(companions), effect, *asked)
     return RegisteredName(entry, str(owner))

@@ -1,0 +1,71 @@
+"""Answer administrators over HTTP: GET /cluster, and what reads and changes the registry of adapters."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from aiohttp import web
+
+from engine.api import schema
+from engine.api.admin.admin_schema import (
+    AliasAdapter,
+    LimitAdapter,
+    PinAdapter,
+    RegisterAdapter,
+    UnpinAdapter,
+)
+from engine.api.admin.catalogue_admin import CatalogueAdmin
+from engine.api.bodies.body_parser import LARGE_BODY_BYTES
+from engine.api.guard import RECORD, Handler, json_response
+from engine.api.server.body import BodyReader, wait_with_continue
+
+Body = TypeVar("Body", RegisterAdapter, AliasAdapter, PinAdapter, UnpinAdapter, LimitAdapter)
+
+
+class AdminRoutes:
+    """The handlers of the administrators' routes."""
+
+    def __init__(self, admin: CatalogueAdmin, bodies: BodyReader) -> None:
+        self._admin, self._bodies = admin, bodies
+
+    def table(self) -> list[web.RouteDef]:
+        """List the routes."""
+        admin = self._admin
+        posts: list[tuple[str, Handler]] = [
+            ("/v1/adapters", self._change(RegisterAdapter, admin.register)),
+            ("/v1/adapters/alias", self._change(AliasAdapter, admin.alias)),
+            ("/v1/adapters/pin", self._change(PinAdapter, admin.pin)),
+            ("/v1/adapters/unpin", self._change(UnpinAdapter, lambda wire: admin.unpin(wire.name))),
+            ("/v1/adapters/limit", self._change(LimitAdapter, admin.limit)),
+        ]
+        return [
+            web.get("/cluster", self._cluster, allow_head=False),
+            web.get("/v1/adapters", self._list, allow_head=False),
+            web.get("/v1/adapters/{name:.+}", self._one, allow_head=False),
+            web.delete("/v1/adapters/{name:.+}", self._remove),
+            *(web.post(path, handler, expect_handler=wait_with_continue) for path, handler in posts),
+        ]
+
+    def _change(self, kind: type[Body], change: Callable[[Body], Awaitable[dict[str, object]]]) -> Handler:
+        """Make the handler of a change: it reads a body of this kind, and answers with the adapter's record."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            async with self._bodies.read(request, LARGE_BODY_BYTES) as body:
+                wire = schema.decoded(bytes(body), kind)
+            request[RECORD].model = wire.name
+            return json_response(await change(wire))
+
+        return handle
+
+    async def _cluster(self, request: web.Request) -> web.Response:
+        return json_response(await self._admin.cluster())
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return json_response(await self._admin.page(request.query))
+
+    async def _one(self, request: web.Request) -> web.Response:
+        return json_response(await self._admin.one(request.match_info["name"]))
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        request[RECORD].model = name
+        return json_response(await self._admin.remove(name))

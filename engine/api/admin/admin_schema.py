@@ -1,0 +1,47 @@
+"""Declare what administrators send of the registry of adapters, as msgspec structs, with the bounds of each field."""
+
+from typing import Annotated
+
+import msgspec
+
+from engine.catalogue.base import MOST_COPIES, MOST_REQUESTS
+
+Copies = Annotated[int, msgspec.Meta(ge=1, le=MOST_COPIES)]
+Requests = Annotated[int, msgspec.Meta(ge=0, le=MOST_REQUESTS)]
+
+
+class RegisterAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters. `source` is a folder below an allowed root; a name that is there needs `replace`."""
+
+    name: str
+    source: str
+    replace: bool | None = None
+    copies: Copies | None = None
+    max_requests: Requests | None = None
+
+
+class AliasAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/alias: let `name` mean what `target` means now."""
+
+    name: str
+    target: str
+
+
+class PinAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/pin: keep at least so many `copies`."""
+
+    name: str
+    copies: Copies | None = None
+
+
+class UnpinAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/unpin."""
+
+    name: str
+
+
+class LimitAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/limit: how many requests may be under way at one server by the name; 0 for any number."""
+
+    name: str
+    max_requests: Requests

@@ -1,0 +1,159 @@
+"""Define what a registry of adapters holds of each name, and what administrators may ask of it, whoever owns it.
+
+A single server owns its own. In a cluster the coordinator does, and routers ask it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lora.adapter import AdapterRef, Effect
+from lora.format.companions import NO_COMPANIONS, Companions
+
+MOST_COPIES = 4096
+MOST_REQUESTS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A name that requests may use, and the one content that it means now.
+
+    `root` is what the adapter was registered from, as clients are told. `pinned` is the least number of its copies, 0
+    meaning as many as is thought best. `alias_of` is the name whose meaning it was given, if it is an alias. At most
+    `max_requests` sequences may be under way at one server by this name, 0 meaning any number.
+    """
+
+    name: str
+    ref: AdapterRef
+    root: str = ""
+    companions: Companions = NO_COMPANIONS
+    effect: Effect | None = None
+    pinned: int = 0
+    alias_of: str = ""
+    max_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EntrySettings:
+    """What is asked for a name beside its meaning; None leaves what was asked before."""
+
+    pinned: int | None = None
+    max_requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """What administrators are told of a name. `version` is the digest of its content, None before it was read.
+
+    `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
+    `shares` are the parts of its traffic by node. `in_flight` and `last_use_s` are of the server that was asked.
+    """
+
+    name: str
+    version: str | None
+    alias_of: str | None = None
+    source: str = ""
+    rank: int | None = None
+    bytes: int | None = None
+    effect: Effect | None = None
+    error: str | None = None
+    pinned: int = 0
+    max_requests: int = 0
+    copies: int = 0
+    tiers: Mapping[str, str] = field(default_factory=dict[str, str])
+    shares: Mapping[str, float] = field(default_factory=dict[str, float])
+    in_flight: int = 0
+    last_use_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node: what it told the coordinator, and what the router that was asked knows of it. None is not known.
+
+    `load` is the part of its time that the placement plans for, `slowdown` its steps' seconds over its profile's.
+    """
+
+    name: str
+    state: str
+    address: str = ""
+    zone: str = ""
+    session: int = 0
+    table_version: int | None = None
+    memory_bytes: int | None = None
+    used_bytes: int | None = None
+    load: float | None = None
+    slowdown: float | None = None
+    held: int | None = None
+    arriving: int | None = None
+    cached: int | None = None
+    requests: int | None = None
+    seats: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRecord:
+    """A router: when it began, and by which routing table it routes."""
+
+    name: str
+    session: int
+    table_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementRecord:
+    """One time that the placement was changed."""
+
+    age_s: float
+    adapters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """What administrators are told of a cluster. While no coordinator answers, what its members remember of it.
+
+    `epoch` is the coordinator's, None if none answers. `replacements` counts all of this epoch, `last` tells the last.
+    """
+
+    epoch: int | None
+    table_version: int
+    adapters: int
+    nodes: Sequence[NodeRecord] = ()
+    routers: Sequence[RouterRecord] = ()
+    replacements: int | None = None
+    last_replacements: Sequence[ReplacementRecord] = ()
+
+
+def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:
+    """Return the first `limit` names after `after`, in order."""
+    ordered = sorted(names)
+    start = bisect_right(ordered, after)
+    return ordered[start : start + limit]
+
+
+class AdapterCatalogue(Protocol):
+    """The registry behind one server, as administrators see it. Used on one event loop."""
+
+    async def records(self, after: str, limit: int) -> Sequence[AdapterRecord]:
+        """Describe the first `limit` names after `after`, in order of names."""
+        ...
+
+    async def record(self, name: str) -> AdapterRecord:
+        """Describe one name. Raises UnknownModel."""
+        ...
+
+    async def set_alias(self, name: str, target: str) -> None:
+        """Let `name` mean, from now on and in one step, what `target` means now.
+
+        Raises InvalidAdapterName, UnknownModel, AdapterFailed or NotInTime.
+        """
+        ...
+
+    async def set(self, name: str, settings: EntrySettings) -> None:
+        """Ask something else for a name. Raises UnknownModel, InvalidParameter, AdapterFailed or NotInTime."""
+        ...
+
+    async def cluster(self) -> ClusterRecord:
+        """Describe the cluster."""
+        ...

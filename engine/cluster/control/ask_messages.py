@@ -1,0 +1,120 @@
+"""Define what members and the coordinator ask of each other, and the answers.
+
+Errors travel by kind, so that whoever asked raises the one that was raised elsewhere.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+from engine.cluster.control.control_values import (
+    MOST_TEXT_CHARS,
+    AdapterName,
+    ControlMessage,
+    Copies,
+    FolderText,
+    OptionalName,
+    Text,
+    WireEntry,
+)
+from engine.errors import (
+    AdapterExists,
+    AdapterFailed,
+    EngineError,
+    InvalidAdapter,
+    InvalidAdapterName,
+    NotInTime,
+    UnknownModel,
+)
+from transport.base import Count
+
+MOST_RECORDS = 1000
+"""Of one answer."""
+MOST_STATUS_BYTES = 6 << 20
+Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
+"""Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
+RouterAct = Literal["register", "remove", "alias", "set"]
+NodeAct = Literal["resolve", "load", "unload"]
+RETRY_AFTER_S = 2
+_ERRORS: Mapping[Fault, type[EngineError]] = {
+    "name": InvalidAdapterName,
+    "exists": AdapterExists,
+    "invalid": InvalidAdapter,
+    "failed": AdapterFailed,
+    "later": NotInTime,
+    "unknown": UnknownModel,
+}
+
+
+class Ask(ControlMessage, frozen=True):
+    """Do something for the sender, and answer by the same `number`.
+
+    A router asks to `register` a folder, to `remove` a name, or to `set` what is asked for one; or it asks to let one
+    be an `alias` of the name that `folder` gives. The coordinator asks a node to `resolve` a name that it declares, to
+    `load` a folder, or to `unload` a name.
+    """
+
+    number: Count
+    act: RouterAct | NodeAct
+    name: AdapterName
+    folder: FolderText = ""
+    replaces: bool = True
+    pinned: Copies | None = None
+    max_requests: Count | None = None
+
+
+class Answer(ControlMessage, frozen=True):
+    """What came of an Ask: nothing or an entry, or why it failed."""
+
+    number: Count
+    entry: WireEntry | None = None
+    fault: Fault | None = None
+    reason: Text = ""
+
+    @classmethod
+    def failed(cls, number: int, error: EngineError) -> "Answer":
+        """Tell by which error an ask failed; one that is not among the faults may pass."""
+        reason = error.reason if isinstance(error, InvalidAdapterName) else str(error)
+        return cls(number, None, _fault(error), reason[:MOST_TEXT_CHARS])
+
+    def check(self, name: str) -> None:
+        """Raise the error by which an ask about `name` failed, if it did."""
+        match self.fault:
+            case None:
+                return
+            case "name":
+                raise InvalidAdapterName(name, self.reason)
+            case "exists":
+                raise AdapterExists(name)
+            case "unknown":
+                raise UnknownModel(name)
+            case "later":
+                raise NotInTime(self.reason, RETRY_AFTER_S)
+            case "invalid":
+                raise InvalidAdapter(self.reason)
+            case "failed":
+                raise AdapterFailed(self.reason)
+
+
+class StatusAsk(ControlMessage, frozen=True):
+    """A router asks for the `cluster`, for `limit` `adapters` after the name `after`, or for that `adapter` alone."""
+
+    number: Count
+    what: Literal["cluster", "adapters", "adapter"]
+    after: OptionalName = ""
+    limit: Annotated[int, msgspec.Meta(ge=0, le=MOST_RECORDS)] = 0
+
+
+class StatusTold(ControlMessage, frozen=True):
+    """The answer: a ClusterRecord or a list of AdapterRecords, as MessagePack."""
+
+    number: Count
+    content: Annotated[bytes, msgspec.Meta(max_length=MOST_STATUS_BYTES)]
+
+
+def _fault(error: EngineError) -> Fault:
+    for fault, kind in _ERRORS.items():
+        if isinstance(error, kind):
+            return fault
+    return "failed"

@@ -1,0 +1,57 @@
+"""Count the requests that are under way by each name, and note when a name was last asked for.
+
+Names that nobody has asked for lately are forgotten. Used on one event loop.
+"""
+
+import time
+from collections import Counter, OrderedDict
+
+from engine.errors import AdapterBusy
+from scheduler.request import InvalidParameter
+
+_MOST_NAMES = 1 << 16
+
+
+class AdapterUses:
+    """Requests under way, and times in seconds since 1970."""
+
+    def __init__(self) -> None:
+        self._in_flight = Counter[str]()
+        self._last_s: OrderedDict[str, float] = OrderedDict()  # the longest unused first
+
+    def check(self, name: str, count: int, most: int) -> None:
+        """Raise AdapterBusy where `count` more requests would be over `most`, InvalidParameter where they alone are.
+
+        0 means any number.
+        """
+        if most and count > most:
+            remedy = f"at most {most} requests may be under way for {name!r}: send fewer prompts at once"
+            raise InvalidParameter("prompt", count, remedy)
+        if most and self._in_flight[name] + count > most:
+            raise AdapterBusy(name, most)
+
+    def began(self, name: str) -> None:
+        """Count a request that was accepted."""
+        self._in_flight[name] += 1
+        self._last_s[name] = time.time()
+        self._last_s.move_to_end(name)
+        if len(self._last_s) > _MOST_NAMES:
+            self._last_s.popitem(last=False)
+
+    def ended(self, name: str) -> None:
+        """Count a request that has ended."""
+        self._in_flight[name] -= 1
+        if not self._in_flight[name]:
+            del self._in_flight[name]
+
+    def in_flight(self, name: str) -> int:
+        """Return how many requests are under way."""
+        return self._in_flight.get(name, 0)
+
+    def names_in_flight(self) -> tuple[str, ...]:
+        """List the names under which requests are under way."""
+        return tuple(self._in_flight)
+
+    def last_use_s(self, name: str) -> float | None:
+        """Return when a request was last accepted, if that is remembered."""
+        return self._last_s.get(name)
