@@ -141,14 +141,17 @@ def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
 
 
 def test_alerts_on_limits_are_at_the_limits_that_routers_have() -> None:
-    router = next(each for each in render(KUBERNETES / "base") if each["kind"] == "Deployment"
-                  and each["metadata"]["name"] == "loraserve-router")  # fmt: skip
+    (router,) = (each for each in render(KUBERNETES / "base") if _is_router(each))
     flags = dict(each.removeprefix("--").split("=", 1) for each in container(router)["args"])
-    limits = {rule["alert"]: float(re.findall(r"> ([\d.]+)$", rule["expr"])[0])
-              for rule in rules() if rule["alert"] in ("LoraserveQueueNearlyFull", "LoraserveFirstTokenLate")}  # fmt: skip
+    bounds = {rule["alert"]: re.findall(r"> ([\d.]+)$", rule["expr"]) for rule in rules()}
+    limits = {alert: float(found[0]) for alert, found in bounds.items() if found}
     assert limits["LoraserveFirstTokenLate"] == float(flags["slo-ttft-s"])
     most = int(flags.get("max-waiting", serve_config([], {}).max_waiting))
     assert 0.7 * most < limits["LoraserveQueueNearlyFull"] < most
+
+
+def _is_router(manifest: Manifest) -> bool:
+    return (manifest["kind"], manifest["metadata"]["name"]) == ("Deployment", "loraserve-router")
 
 
 def test_what_is_scraped_are_the_services_of_routers_and_nodes() -> None:
