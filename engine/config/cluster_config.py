@@ -10,6 +10,9 @@ from engine.errors import InvalidConfig
 from transport.base import Address
 
 Role = Literal["single", "router", "node", "coordinator"]
+PolicyName = Literal[
+    "ours", "paper", "slora-random", "slora-contiguous", "first-fit", "rendezvous", "least-loaded", "toppings"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,19 @@ class ClusterConfig:
         float, Option("cluster", SECONDS, "within which a first token is to come; what cannot be is refused")
     ] = 2.0
     slo_tbt_s: Annotated[float, Option("cluster", SECONDS, "within which each later token is to come")] = 0.1
+    profile: Annotated[
+        Path | None,
+        Option("cluster", FILE, "what steps cost, as scripts.profile_node measured it; the same for all members",
+               note="by default one that is shipped, from which nodes learn how far they are"),
+    ] = None  # fmt: skip
+    policy: Annotated[
+        PolicyName,
+        Option(
+            "cluster",
+            one_of(PolicyName, "POLICY"),
+            "how adapters are placed and requests routed; for comparisons",
+        ),
+    ] = "ours"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -121,6 +121,10 @@ class Telemetry:
         """Tell from now on what `counts` returns: for each log, how many lines were left out of it."""
         self._lost_lines.sources.append(counts)
 
+    def watch_moved(self, count: Callable[[], int]) -> None:
+        """Tell from now on what `count` returns: how many requests went on at another node, since theirs was lost."""
+        self._registry.register(_Moved(count))
+
     def render(self, snapshot: Snapshot) -> bytes:
         """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
         self._gauges.snapshot = snapshot
@@ -191,6 +195,17 @@ class _LostLines(Collector):
         """Yield the counts since the start, once per scrape."""
         counts = {log: count for source in self.sources for log, count in source().items()}
         yield _counter("log_lines_lost", "Lines left out, since a log was not written.", counts, "log")
+
+
+class _Moved(Collector):
+    """How many requests a router sent on to another node."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the count since the start, once per scrape."""
+        yield _counter("requests_moved", "Requests that went on at another node.", self._count())
 
 
 class _Gauges(Collector):

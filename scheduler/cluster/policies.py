@@ -185,3 +185,4 @@ BASELINE_POLICIES: tuple[Policy, ...] = (
         _toppings,
     ),
 )
+POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (OURS, PAPER, *BASELINE_POLICIES)}

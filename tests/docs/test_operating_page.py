@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 def metrics() -> str:
     telemetry = Telemetry()
     telemetry.watch_lost_lines(lambda: {"access": 0})
+    telemetry.watch_moved(lambda: 0)
     telemetry.started("a")
     telemetry.finished("a", "error", 1, 1)
     return telemetry.render(FakeClient(Tokenizer(byte_tokenizer())).stats()).decode()

@@ -13,10 +13,10 @@ import pytest
 
 from engine import LLM
 from engine.base.backends import choose_backends
-from engine.cluster.roles.role_parts import security_of
+from engine.cluster.roles.role_parts import costs_of, security_of
 from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
-from engine.config.cluster_config import ClusterConfig
+from engine.config.cluster_config import ClusterConfig, PolicyName
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
 from engine.config.http_config import HttpConfig
@@ -24,6 +24,8 @@ from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
 from model.attention.base import AttentionChoice
+from scheduler.cluster.cost.profile import to_json
+from scheduler.cluster.policies import POLICIES
 from tests.model.test_attention_choice import CPU, LLAMA
 from transport.base import Address
 
@@ -325,6 +327,26 @@ def test_what_concerns_a_cluster_is_refused_where_there_is_none() -> None:
         with pytest.raises(InvalidConfig, match=rf"^{option.replace('-', '_')}=.* without a cluster"):
             serve_config([f"--{option}", value], {})
     assert serve_config(["--nodes", "2", "--routers", "2", "--slo-ttft-s", "1"], {}).cluster.routers == 2
+
+
+def test_a_cluster_tells_costs_by_the_profile_it_is_given_and_by_its_own_slo(tmp_path: Path) -> None:
+    shipped = costs_of(serve_config(["--nodes", "2", "--device", "cpu", "--slo-tbt-s", "0.5"], {}))
+    assert shipped.profile.slo.tbt_s == 0.5
+    own = tmp_path / "node.json"
+    own.write_text(to_json(shipped.profile))
+    given = costs_of(serve_config(["--nodes", "2", "--profile", str(own)], {}))
+    assert given.model == shipped.model
+    assert given.digest != shipped.digest
+    for content in ("", "{}", "no profile"):
+        own.write_text(content)
+        with pytest.raises(InvalidConfig, match=r"^profile='.*scripts\.profile_node"):
+            costs_of(serve_config(["--nodes", "2", "--profile", str(own)], {}))
+    with pytest.raises(InvalidConfig, match=r"^profile='.*scripts\.profile_node"):
+        costs_of(serve_config(["--nodes", "2", "--profile", str(tmp_path / "none.json")], {}))
+
+
+def test_every_policy_that_an_operator_may_name_is_there() -> None:
+    assert set(get_args(PolicyName)) == set(POLICIES)
 
 
 def test_every_role_takes_the_members_token_and_needs_no_peers_of_its_own(tmp_path: Path) -> None:

@@ -32,19 +32,22 @@ class Broadcast:
         self._encoder = ViewEncoder()
         self._whole: list[bytes] | None = None
         self._told: dict[str, MemberStream] = {}
+        self._fresh: list[MemberStream] = []  # they are told all, with the next change
+        self._told_all_s = float("-inf")  # when streams were last told all
         self._timer: asyncio.TimerHandle | None = None
         self._began_s = time.monotonic()
         self._settled = self._closed = False
 
     def begin(self, stream: MemberStream) -> None:
-        """Tell a new stream all, and let it have every change from now on."""
-        self._tell()
-        if self._whole is None:
-            self._whole = [encoded(part) for part in self._encoder.whole()]
-        for frame in self._whole:
-            stream.send_frame(frame)
-        self._told[stream.hello.name] = stream
-        self.plan()
+        """Tell a new stream all, and let it have every change from then on.
+
+        Streams that begin close together are told together: many members may come at once.
+        """
+        self._fresh.append(stream)
+        if time.monotonic() - self._told_all_s < _GATHER_S:
+            self.plan()
+        else:
+            self._tell()
 
     def plan(self) -> None:
         """Have all told soon if anything has changed."""
@@ -70,6 +73,20 @@ class Broadcast:
             for stream in self._told.values():
                 for frame in frames:
                     stream.send_frame(frame)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Tell what there is to the streams that know nothing yet."""
+        fresh, self._fresh = self._fresh, []
+        self._told_all_s = time.monotonic() if fresh else self._told_all_s
+        for stream in fresh:
+            if self._streams.get(stream.hello.name) is not stream:
+                continue
+            if self._whole is None:
+                self._whole = [encoded(part) for part in self._encoder.whole()]
+            for frame in self._whole:
+                stream.send_frame(frame)
+            self._told[stream.hello.name] = stream
 
     def _view(self) -> SharedView:
         """Return what is so now. What a successor has not heard of yet, members keep until it is settled."""

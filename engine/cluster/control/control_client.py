@@ -106,6 +106,7 @@ class ControlClient:
         self.is_connected = False
         self._hello, self._connection, self._report, self._node = hello, connection, report, node
         self._epoch = 0
+        self._told = SharedView()  # by the last change of the stream
         self.administration = CoordinatorAsks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lines = RateLimitedLog(_log, logging.WARNING)
@@ -215,8 +216,11 @@ class ControlClient:
         if told.settled:
             view.members, view.catalogue, view.known = told.members, told.catalogue, True
         else:
-            view.members = {**view.members, **told.members}
-            view.catalogue = {**view.catalogue, **told.catalogue}
+            if told.members is not self._told.members:
+                view.members = {**view.members, **told.members}
+            if told.catalogue is not self._told.catalogue:
+                view.catalogue = {**view.catalogue, **told.catalogue}
+        self._told = told
         if told.table.version > view.table.version:
             view.table = told.table
             if self._node is not None:

@@ -47,6 +47,8 @@ class MemberHello(ControlMessage, frozen=True):
     """The digest of the base model's weights: all nodes serve the same."""
     epoch: Count = 0
     """The largest of any coordinator that the member has followed."""
+    profile: Text = ""
+    """The digest of the profile that it tells costs by: all members have the same."""
 
 
 class CoordinatorHello(ControlMessage, frozen=True):

@@ -68,8 +68,8 @@ Context = Any  # grpc.aio's context of bytes in and out is generic only to type 
 class CoordinatorServer:
     """Whoever leads the cluster. Used on one event loop; `service` is what a gRPC server is to serve."""
 
-    def __init__(self, make: Callable[[int], Coordinator], file: CatalogueFile) -> None:
-        """Lead by the coordinator that `make` makes of an epoch, with the catalogue of `file`."""
+    def __init__(self, make: Callable[[int], Coordinator], file: CatalogueFile, profile: str = "") -> None:
+        """Lead by what `make` makes of an epoch, with the catalogue of `file`; `profile` is a digest."""
         self.coordinator = make(file.epoch)
         self.streams: dict[str, MemberStream] = {}
         self.catalogue = SharedCatalogue(file, self._tell)
@@ -81,7 +81,7 @@ class CoordinatorServer:
         self._broadcast = Broadcast(self.streams, self.catalogue, self.coordinator, self.declared)
         self._garbage = RateLimitedLog(_log, logging.WARNING)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed, self._profile = False, profile
 
     def service(self) -> RpcService:
         """Return what a gRPC server is to serve; messages are bytes to it."""
@@ -187,13 +187,13 @@ class CoordinatorServer:
             return f"{MOST_MEMBERS} members are there already"
         if present is not None and present.hello.start > hello.start:
             return f"another member is called {hello.name} and began later: give --node-name"
-        if (
-            hello.kind == "node"
-            and nodes
-            and nodes[0].weights != hello.weights
-            and nodes[0].name != hello.name
-        ):
-            return f"its base model is another than that of node {nodes[0].name}: serve the same weights"
+        if hello.profile != self._profile:
+            return (
+                "it tells costs by another profile than the coordinator: give all members the same --profile"
+            )
+        others = [each for each in nodes if each.name != hello.name and each.weights != hello.weights]
+        if hello.kind == "node" and others:
+            return f"its base model is another than that of node {others[0].name}: serve the same weights"
         return None
 
     def _welcome(self, hello: MemberHello) -> MemberStream:

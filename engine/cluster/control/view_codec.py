@@ -6,6 +6,7 @@ One encoder serves all members: a change is encoded once, and whoever comes late
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.control_messages import (
@@ -26,6 +27,7 @@ from scheduler.cluster.state import EMPTY_TABLE, RoutingTable, Share, Shares
 
 _PART_BYTES = 1 << 20  # roughly, of one message
 _LEAST_ITEM_BYTES = 64
+K, V = TypeVar("K"), TypeVar("V")
 _Item = WireMember | EntryChange | RouteChange | tuple[int, WireAdapter]
 
 
@@ -53,19 +55,14 @@ class ViewEncoder:
         same = view.catalogue is before.catalogue and view.table is before.table
         if same and view.members == before.members and view.settled == before.settled:
             return []
-        fresh, gone = self._renumber(view)
-        routes_gone = tuple(
-            self._numbers[ref]
-            for ref in before.table.shares
-            if ref not in view.table.shares and ref in self._numbers
-        )
+        fresh, gone, routes_gone = self._changed_adapters(before, view)
         rest = ViewChange(
             False,
             True,
             view.settled,
             view.table.version,
-            members_gone=tuple(name for name in before.members if name not in view.members),
-            entries_gone=tuple(name for name in before.catalogue if name not in view.catalogue),
+            members_gone=_gone(before.members, view.members),
+            entries_gone=_gone(before.catalogue, view.catalogue),
             adapters_gone=gone,
             routes_gone=routes_gone,
         )
@@ -79,6 +76,16 @@ class ViewEncoder:
         adapters = ((number, WireAdapter.of(ref)) for ref, number in self._numbers.items())
         items = (*adapters, *self._items(SharedView(), self._known))
         return list(_parts(items, ViewChange(True, True, self._known.settled, self._known.table.version)))
+
+    def _changed_adapters(
+        self, before: SharedView, view: SharedView
+    ) -> tuple[list[tuple[int, WireAdapter]], tuple[int, ...], tuple[int, ...]]:
+        """Return what is numbered anew, the numbers that are free again, and those whose routes are gone."""
+        if view.catalogue is before.catalogue and view.table is before.table:
+            return [], (), ()
+        fresh, gone = self._renumber(view)
+        lost = _gone(before.table.shares, view.table.shares)
+        return fresh, gone, tuple(self._numbers[ref] for ref in lost if ref in self._numbers)
 
     def _renumber(self, view: SharedView) -> tuple[list[tuple[int, WireAdapter]], tuple[int, ...]]:
         """Number what is new, and return it with the numbers that are free again, which are not given twice."""
@@ -95,17 +102,25 @@ class ViewEncoder:
         return fresh, free
 
     def _items(self, before: SharedView, view: SharedView) -> Iterator[_Item]:
-        for name, member in view.members.items():
-            if before.members.get(name) != member:
-                yield WireMember(name, member.session, member.address, member.peer_address or "", member.zone)
-        for name, entry in view.catalogue.items():
-            if before.catalogue.get(name) != entry:
-                told = write_companions(entry.companions)
-                asked = (entry.pinned, entry.alias_of, entry.max_requests)
-                yield EntryChange(name, self._numbers[entry.ref], entry.root, told, entry.effect, *asked)
-        for ref, shares in view.table.shares.items():
-            if before.table.shares.get(ref) != shares:
-                yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
+        for name, member in _changed(before.members, view.members):
+            yield WireMember(name, member.session, member.address, member.peer_address or "", member.zone)
+        for name, entry in _changed(before.catalogue, view.catalogue):
+            told = write_companions(entry.companions)
+            asked = (entry.pinned, entry.alias_of, entry.max_requests)
+            yield EntryChange(name, self._numbers[entry.ref], entry.root, told, entry.effect, *asked)
+        for ref, shares in _changed(before.table.shares, view.table.shares):
+            yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
+
+
+def _gone(before: Mapping[K, V], now: Mapping[K, V]) -> tuple[K, ...]:
+    return () if before is now else tuple(key for key in before if key not in now)
+
+
+def _changed(before: Mapping[K, V], now: Mapping[K, V]) -> Iterator[tuple[K, V]]:
+    """Return what is not as it was; nothing is looked at where nothing has changed."""
+    if before is now:
+        return iter(())
+    return ((key, value) for key, value in now.items() if before.get(key) != value)
 
 
 class ViewDecoder:
@@ -117,6 +132,8 @@ class ViewDecoder:
         self._catalogue: dict[str, CatalogueEntry] = {}
         self._shares: dict[AdapterRef, Shares] = {}
         self._begun = False
+        self._stale = set[str]()  # of its fields
+        self._shown = SharedView()  # what was returned last: mappings that have not changed are in it still
 
     def apply(self, change: ViewChange) -> SharedView | None:
         """Take in one part; return the view when all parts of a change have come. Raises ControlFault."""
@@ -135,10 +152,34 @@ class ViewDecoder:
         for route in change.routes:
             shares = tuple(Share(node, part) for node, part in route.shares)
             self._shares[self._ref(route.adapter)] = shares
-        if not change.last:
-            return None
-        table = RoutingTable(change.table_version, MappingProxyType(dict(self._shares)))
-        return SharedView(dict(self._members), dict(self._catalogue), table, change.settled)
+        self._note(change)
+        return self._show(change) if change.last else None
+
+    def _note(self, change: ViewChange) -> None:
+        """Note what has to be shown anew."""
+        if change.whole or change.members or change.members_gone:
+            self._stale.add("members")
+        if change.whole or change.entries or change.entries_gone:
+            self._stale.add("catalogue")
+        if change.whole or change.routes or change.routes_gone or change.adapters_gone:
+            self._stale.add("shares")
+
+    def _show(self, change: ViewChange) -> SharedView:
+        before, stale = self._shown, self._stale
+        shares = MappingProxyType(dict(self._shares)) if "shares" in stale else before.table.shares
+        table = before.table
+        if "shares" in stale or table.version != change.table_version:
+            table = RoutingTable(change.table_version, shares)
+        self._stale, self._shown = (
+            set(),
+            SharedView(
+                dict(self._members) if "members" in stale else before.members,
+                dict(self._catalogue) if "catalogue" in stale else before.catalogue,
+                table,
+                change.settled,
+            ),
+        )
+        return self._shown
 
     def _forget(self, change: ViewChange) -> None:
         for name in change.members_gone:

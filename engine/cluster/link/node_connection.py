@@ -21,12 +21,13 @@ from engine.cluster.link.link_messages import (
     read_from_node,
 )
 from engine.cluster.link.link_server import METHOD, SERVICE
+from engine.cluster.link.silence_bound import silence_bound
 from engine.cluster.trusted_channels import call_metadata, member_channel
 from engine.cluster.view import Member
 from transport.control.security import Security
 from transport.errors import HelloRefused
 
-_SILENCE_S = 2.0  # a node tells its load ten times a second
+_TURN_S, _SILENT_TURNS = 0.1, 20  # a node tells its load ten times a second
 _CONNECT_S = 3.0
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.05, 1.0
 _BREAKS = (grpc.RpcError, LinkError, HelloRefused, TimeoutError, StopAsyncIteration, OSError, ValueError)
@@ -108,12 +109,13 @@ class NodeConnection:
                 self._listener.connected(self.member.name, ready)
                 self._sending = asyncio.Queue()
                 writing = asyncio.create_task(_write(call, self._sending))
-                while True:
-                    async with asyncio.timeout(_SILENCE_S):
+                async with silence_bound(_TURN_S, _SILENT_TURNS) as hear:
+                    while True:
                         message = read_from_node(await anext(incoming))
-                    if isinstance(message, NodeReady):
-                        raise LinkError("NodeReady comes once, at the beginning")
-                    self._listener.told(self.member.name, message)
+                        hear()
+                        if isinstance(message, NodeReady):
+                            raise LinkError("NodeReady comes once, at the beginning")
+                        self._listener.told(self.member.name, message)
             finally:
                 call.cancel()
                 if writing is not None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control.coordinator_server import CoordinatorServer
-from engine.cluster.roles.role_parts import listen_error, profile_of, security_of, setting_of
+from engine.cluster.roles.role_parts import costs_of, listen_error, security_of
 from engine.cluster.trusted_channels import MemberServer
 from engine.config.config import ServeConfig
-from scheduler.cluster.policies import OURS
+from scheduler.cluster.policies import POLICIES
 from transport.errors import HelloRefused
 
 
@@ -20,8 +20,9 @@ async def run_coordinator(config: ServeConfig, ready: Callable[[str], None], sto
     """
     cluster, security = config.cluster, security_of(config)
     assert cluster.cluster_listen is not None, "ClusterConfig demands it of a coordinator"
-    make = OURS.coordinator(setting_of(config, profile_of("cpu"), cluster.routers))
-    server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()))
+    costs = costs_of(config)
+    make = POLICIES[cluster.policy].coordinator(costs.setting(cluster.routers))
+    server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()), costs.digest)
     server.on_failure(stop.set)
     members = MemberServer(security, [server.service()])
     await server.start()

@@ -1,7 +1,5 @@
 """Make a server's engine a node of a cluster: it is linked to routers, and obeys the coordinator."""
 
-import torch
-
 from engine.assembly.assembly import Engine
 from engine.async_engine import AsyncEngine
 from engine.cluster.control.control_client import ControlClient
@@ -15,10 +13,9 @@ from engine.cluster.node.node_names import NodeNames
 from engine.cluster.roles.role_parts import (
     KERNEL,
     connection_to,
-    cost_model,
+    costs_of,
     listen_error,
     member_name,
-    profile_of,
     security_of,
     start_ms,
 )
@@ -47,10 +44,9 @@ class NodeRole:
         self.view = ClusterView()
         self._config, self._engine, self._front, self._weights = config, engine, front, weights
         self._security = security_of(config)
-        device = "cuda" if torch.cuda.is_available() and config.engine.device != "cpu" else "cpu"
-        self._profile = profile_of(device)
+        self._profiled = costs_of(config)
         most_rows = config.engine.max_num_batched_tokens
-        self._costs = StepCosts((cost_model(self._profile),), config.cluster.slo_tbt_s, most_rows)
+        self._costs = StepCosts((self._profiled.model,), config.cluster.slo_tbt_s, most_rows)
         engine.core.costs = self._costs
         self._listen = config.cluster.cluster_listen or _ANY_PORT
         self._link: LinkServer | None = None
@@ -91,7 +87,7 @@ class NodeRole:
         await link.start()
         hello = MemberHello(
             VERSION, name, "node", session, str(address), self._front.peer_address or "", cluster.zone or "",
-            self._weights,
+            self._weights, profile=self._profiled.digest,
         )  # fmt: skip
         connection = connection_to(cluster.coordinator, self._security)
         control = ControlClient(hello, connection, self.view, runner.report, runner)
@@ -122,6 +118,6 @@ class NodeRole:
 
     def _hardware(self) -> NodeHardware:
         stats = self._engine.store.stats()
-        points: OperatingPoints = self._profile.operating_points(KERNEL, _RANKS)
+        points: OperatingPoints = self._profiled.profile.operating_points(KERNEL, _RANKS)
         nbytes = stats.total_pages * self._engine.store.page_bytes
         return NodeHardware(nbytes, points, self._config.cluster.zone or "")

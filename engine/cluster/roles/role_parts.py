@@ -1,14 +1,20 @@
 """Make what all roles need: trust, the profile that costs are told by, names, and a way to the coordinator."""
 
+import hashlib
 import socket
 import time
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from pathlib import Path
+
+import torch
 
 from engine.cluster.control.control_client import CoordinatorConnection
 from engine.cluster.trusted_channels import call_metadata, member_channel
 from engine.config.config import ServeConfig
 from engine.config.peer_config import trust
 from engine.errors import InvalidConfig
+from lora.format.adapter_files import Flaw, read_regular_file
 from scheduler.cluster.cost.model import CostModel, Kernel
 from scheduler.cluster.cost.profile import Profile, Slo, from_json
 from scheduler.cluster.policies import Setting
@@ -17,6 +23,7 @@ from transport.control.security import Security
 from transport.errors import HelloRefused
 
 _PROFILES = {"cpu": "cpu_100m.json", "cuda": "h100_llama8b.json"}
+_MOST_PROFILE_BYTES = 1 << 20
 KERNEL = Kernel.EXACT  # this engine's
 
 
@@ -25,28 +32,54 @@ def start_ms() -> int:
     return int(time.time() * 1000)
 
 
-def profile_of(device: str) -> Profile:
-    """Return the shipped profile of a kind of device; nodes learn how far they are from it."""
-    return from_json(
-        (files("scheduler.cluster") / "profiles" / _PROFILES[device]).read_text(encoding="utf-8")
-    )
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a node's steps cost by its profile, under the operator's SLO. `digest` tells profiles apart.
+
+    Loads and paces are told relative to a profile, so all members of a cluster need the same.
+    """
+
+    profile: Profile
+    digest: str
+
+    @property
+    def model(self) -> CostModel:
+        """Return what this engine's kernels cost."""
+        return self.profile.model(KERNEL)
+
+    def setting(self, routers: int) -> Setting:
+        """Return what policies are made for."""
+        lengths = self.profile.lengths
+        return Setting(
+            model=self.model,
+            slo=self.profile.slo,
+            mean_output_tokens=lengths.output_tokens,
+            mean_prompt_tokens=lengths.prompt_tokens,
+            routers=routers,
+        )
 
 
-def cost_model(profile: Profile) -> CostModel:
-    """Return what a profile says of this engine's kernels."""
-    return profile.model(KERNEL)
-
-
-def setting_of(config: ServeConfig, profile: Profile, routers: int) -> Setting:
-    """Return what policies are made for."""
+def costs_of(config: ServeConfig) -> Costs:
+    """Read the profile that the operator gave, or that is shipped for this kind of device. Raises InvalidConfig."""
+    given = config.cluster.profile
+    try:
+        content = _shipped_profile(config) if given is None else _profile_file(given)
+        profile = from_json(content.decode())
+        profile.model(KERNEL)
+    except (OSError, Flaw, ValueError, KeyError) as error:
+        remedy = f"{error}: give a file that scripts.profile_node wrote for {KERNEL.value} kernels"
+        raise InvalidConfig("profile", str(given), remedy) from error
     slo = Slo(config.cluster.slo_ttft_s, config.cluster.slo_tbt_s)
-    return Setting(
-        model=cost_model(profile),
-        slo=slo,
-        mean_output_tokens=profile.lengths.output_tokens,
-        mean_prompt_tokens=profile.lengths.prompt_tokens,
-        routers=routers,
-    )
+    return Costs(replace(profile, slo=slo), hashlib.sha256(content).hexdigest())
+
+
+def _shipped_profile(config: ServeConfig) -> bytes:
+    has_cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+    return (files("scheduler.cluster") / "profiles" / _PROFILES["cuda" if has_cuda else "cpu"]).read_bytes()
+
+
+def _profile_file(path: Path) -> bytes:
+    return bytes(read_regular_file(path, _MOST_PROFILE_BYTES))
 
 
 def security_of(config: ServeConfig) -> Security:

@@ -14,10 +14,9 @@ from engine.cluster.link.link_messages import VERSION as LINK_VERSION
 from engine.cluster.link.link_messages import OpenLink
 from engine.cluster.roles.role_parts import (
     connection_to,
+    costs_of,
     member_name,
-    profile_of,
     security_of,
-    setting_of,
     start_ms,
 )
 from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
@@ -26,7 +25,7 @@ from engine.cluster.view import ClusterView, ServedModel
 from engine.config.config import ServeConfig
 from engine.metrics.telemetry import Telemetry
 from model.checkpoint import weights_digest
-from scheduler.cluster.policies import OURS
+from scheduler.cluster.policies import POLICIES
 from scheduler.cluster.protocol.messages import RouterReport
 
 _SETTLE_S, _POLL_S = 15.0, 0.05
@@ -48,15 +47,15 @@ class RouterRole:
         model = RoutedModel(names, root, longest, base.config.vocab_size, ends)
         served = ServedModel(longest, base.config.vocab_size, weights_digest(base.folder))
         name = member_name(config, "router", config.port or start)
-        setting = setting_of(config, profile_of("cpu"), config.cluster.routers)
-        router = OURS.router(setting)(np.random.default_rng())
+        costs, cluster = costs_of(config), config.cluster
+        router = POLICIES[cluster.policy].router(costs.setting(cluster.routers))(np.random.default_rng())
         forwarding = Forwarding(router, OpenLink(LINK_VERSION, name, start), security, served)
         view = ClusterView()
 
         def report() -> RouterReport:
             return RouterReport(name, router.table.version, start, tuple(router.refused_tokens.items()))
 
-        hello = MemberHello(VERSION, name, "router", start)
+        hello = MemberHello(VERSION, name, "router", start, profile=costs.digest)
         self.control = ControlClient(hello, connection_to(config.cluster.coordinator, security), view, report)
         self.client = ClusterClient(
             model, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,

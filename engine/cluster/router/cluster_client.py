@@ -64,6 +64,7 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs = self._outputs
+        telemetry.watch_moved(lambda: forwarding.counts.moved)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s

@@ -195,6 +195,18 @@ def test_one_new_route_costs_no_more_among_many_adapters_than_among_few() -> Non
     assert cost(300) == cost(3) < 80
 
 
+def test_where_one_thing_changes_the_others_are_not_copied() -> None:
+    encoder, decoder, ref = ViewEncoder(), ViewDecoder(), AdapterRef("0" * 64, "a", 8, ("q_proj",), 1)
+    first = SharedView({}, {"a": CatalogueEntry("a", ref)}, RoutingTable(1, {ref: (Share("n1", 1.0),)}))
+    encoder.advance(first)
+    (before,) = told(encoder.whole(), decoder)
+    member = Member("n1", 1, "n1:1")
+    (after,) = told(encoder.advance(replace(first, members={"n1": member})), decoder)
+    assert after.members == {"n1": member}
+    assert after.catalogue is before.catalogue
+    assert after.table is before.table
+
+
 GARBAGE = [
     b"",
     b"\xc1",

@@ -180,14 +180,15 @@ def test_a_name_twice_and_another_base_model_are_turned_away() -> None:
             twice, strange = rig.join(older), rig.join(FakeNode("n2", {}), "other weights")
             assert "began later" in await _refusal(rig, older, "w")
             assert "same weights" in await _refusal(rig, FakeNode("n3", {}), "other weights")
+            assert "same --profile" in await _refusal(rig, FakeNode("n3", {}), "w", profile="f" * 64)
             assert [twice.is_connected, strange.is_connected] == [False, False]
             assert set(server.streams) == {"n1"}
 
     asyncio.run(scenario())
 
 
-async def _refusal(rig: ControlRig, node: FakeNode, weights: str) -> str:
-    hello = MemberHello(VERSION, node.agent.node, "node", node.session, weights=weights)
+async def _refusal(rig: ControlRig, node: FakeNode, weights: str, profile: str = "") -> str:
+    hello = MemberHello(VERSION, node.agent.node, "node", node.session, weights=weights, profile=profile)
     async with rig.channel() as channel:
         call = channel.stream_stream(PATH)()
         await call.write(encoded(hello))

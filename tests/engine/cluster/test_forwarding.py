@@ -124,6 +124,7 @@ def test_a_node_that_dies_takes_no_stream_with_it(params: SamplingParams, after:
         rest = [delta async for delta in output]
         assert _alike(_joined(begun + rest), expected)
         assert client.forwarding.counts.moved == 1
+        assert b"loraserve_requests_moved_total 1.0" in client.telemetry.render(client.stats())
 
     _visit(visit)
 
