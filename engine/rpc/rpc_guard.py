@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -27,7 +27,6 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
-    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 REQUEST_ID, RETRY_AFTER = "x-request-id", "retry-after"
@@ -59,22 +58,32 @@ Answer = Callable[[Any, RpcCall], Awaitable[Message]]
 
 @dataclass(frozen=True, slots=True)
 class RpcMethod:
-    """One call of a service: what its client must be allowed, what it sends, and what answers it."""
+    """One call of a service: what its client must be allowed, what it sends, and what answers it.
+
+    `fields` has what the message calls HTTP's fields, where that is not what the protocol does.
+    """
 
     name: str
     needed: Permission
     request: type[Message]
     answers: Answers
     streams: bool = True
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def one_answer(name: str, needed: Permission, request: type[Message], answer: Answer) -> RpcMethod:
+def one_answer(
+    name: str,
+    needed: Permission,
+    request: type[Message],
+    answer: Answer,
+    fields: Mapping[str, str] | None = None,
+) -> RpcMethod:
     """Make a method that answers with one message."""
 
     async def once(message: Any, call: RpcCall) -> AsyncGenerator[Message, None]:
         yield await answer(message, call)
 
-    return RpcMethod(name, needed, request, once, streams=False)
+    return RpcMethod(name, needed, request, once, False, fields or {})
 
 
 def code_of(error: ApiError) -> grpc.StatusCode:
@@ -156,15 +165,17 @@ class RpcGuard:
         finally:
             self._log.write_access(record)
         if failure is not None:  # only now: a client hears of nothing before the audit has it
-            await _refuse(context, failure, record)
+            await _refuse(context, failure, record, method.fields)
 
 
-async def _refuse(context: Context, failure: ApiError, record: RequestRecord) -> None:
+async def _refuse(
+    context: Context, failure: ApiError, record: RequestRecord, fields: Mapping[str, str]
+) -> None:
     """End a call with a code, the words of the protocol, and what HTTP tells by headers."""
     told = [(REQUEST_ID, record.request_id)]
     if failure.retry_after_s:
         told.append((RETRY_AFTER, str(failure.retry_after_s)))
-    await context.abort(code_of(failure), _in_wire_words(failure), tuple(told))
+    await context.abort(code_of(failure), _in_wire_words(failure, fields), tuple(told))
 
 
 def _serialized(message: Message) -> bytes:
@@ -178,11 +189,11 @@ def _noted(error: Exception, record: RequestRecord) -> ApiError:
     return failure
 
 
-def _in_wire_words(error: ApiError) -> str:
+def _in_wire_words(error: ApiError, fields: Mapping[str, str]) -> str:
     """Return the message with the field's name as the protocol has it, as far as metadata may hold it."""
     name, message = error.param or "", error.message.encode(errors="backslashreplace").decode()
-    if name and message.startswith(f"{name}:"):
-        message = field_name(name) + message.removeprefix(name)
+    if name and message.startswith((f"{name}:", f"{name}=")):
+        message = fields.get(name, field_name(name)) + message.removeprefix(name)
     return message if len(message) <= _MOST_CHARS else message[: _MOST_CHARS - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""Serve an EngineClient over gRPC, with the names and numbers of vLLM's services.
+"""Serve an EngineClient over gRPC, with the names and numbers of vLLM's services, and one of our own.
 
 It knows no rule of its own: what HTTP refuses is refused here, by the same functions.
 """
@@ -12,11 +12,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.catalogue_admin import CatalogueAdmin
 from engine.api.base import EngineClient
 from engine.api.server.listener import most_connections
 from engine.config.config import ServeConfig
 from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
+from engine.rpc.adapters_service import ADAPTERS, AdaptersService
 from engine.rpc.bounded_server import BoundedServer, RpcBounds, milliseconds
 from engine.rpc.control_service import CONTROL, ControlService
 from engine.rpc.inference_service import INFERENCE, InferenceService
@@ -48,6 +50,7 @@ class RpcServer:
         self._methods = {
             INFERENCE: InferenceService(client, live, self._texts).methods(),
             CONTROL: ControlService(client, admin, config, live, stop).methods(),
+            ADAPTERS: AdaptersService(CatalogueAdmin(client, admin)).methods(),
         }
         self._health = _health.aio.HealthServicer()
         self._server: BoundedServer | None = None

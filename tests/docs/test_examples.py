@@ -87,6 +87,17 @@ def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(
 
 
 @pytest.mark.slow
+def test_the_grpc_client_lists_the_adapters_and_prints_answers_and_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, "--grpc-port", "0") as server:
+        printed = run_here(EXAMPLES / "grpc_client.py", server.rpc_address, patch=monkeypatch)
+    adapters, *answers = printed.splitlines()
+    assert {"reverse", "upper"} <= set(adapters.removeprefix("adapters:").split())
+    assert answers == ["reverse: nedrag", "upper: GARDEN", "nobody: NOT_FOUND"]
+
+
+@pytest.mark.slow
 def test_the_readmes_python_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [block for block in read_page("README.md").blocks if block.startswith("from engine import LLM")]
     assert len(blocks) == 1

@@ -28,7 +28,9 @@ class Server:
         command += ["--kv-cache-bytes", "32MiB", *arguments]
         environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        self.url = self._told(r"ready at (http://\S+:\d+)")
+        self.announced = ""  # the last line that was read of what the server says
+        self.url = self._told(r"ready at (http://[^ ]+:\d+)")
+        self.rpc_address = self.announced.partition(" and grpc://")[2].partition(": ")[0]
         self.peer_address = self._told(r"peers may pull adapters at (\S+:\d+)")
 
     def ask(self, model: str, text: str = "planet", *, stream: bool = False) -> str:
@@ -80,7 +82,7 @@ class Server:
 
     def _told(self, pattern: str) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.announced = self.process.stdout.readline()
         found = re.search(pattern, line)
         assert found, f"the server said {line!r}"
         return found[1]

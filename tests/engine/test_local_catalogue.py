@@ -223,3 +223,22 @@ def test_a_node_of_a_cluster_leaves_its_registry_to_the_coordinator(root: Path) 
         assert [node.name for node in (await engine.catalogue.cluster()).nodes] == ["n1"]
 
     _serve(root, visit)
+
+
+def test_a_scrape_tells_where_adapters_are_and_who_draws_tokens(root: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        output = await engine.submit("low", (7, 8), SamplingParams(max_tokens=100, ignore_eos=True), "a")
+        await anext(output)
+        series = {each.name: dict(each.samples) for each in engine.series()}
+        ((running, waiting, most),) = series["vllm:lora_requests_info"]
+        assert (running, waiting, most) == ("low", "", "256")
+        assert series["vllm:num_requests_running"] == {("base",): 1}
+        assert series["loraserve_adapter_residency"] == {("low", "8", "device", "0"): 1.0}
+        assert series["loraserve_adapters"] == {("device", "8"): 1.0}
+        with pytest.raises(UnknownModel):
+            await engine.submit("nobody", (7,), SamplingParams(max_tokens=1), "b")
+        refused = {each.name: dict(each.samples) for each in engine.series()}["loraserve_requests_refused"]
+        assert refused == {("unknown_model",): 1.0}
+        await output.aclose()
+
+    _serve(root, visit)

@@ -153,7 +153,9 @@ def test_health_ends_with_the_drain_and_reflection_names_the_services() -> None:
     async def scenario(door: Door) -> None:
         assert [await door.health(name) for name in ("vllm.Inference", "vllm.Control")] == [1, 1]
         services = await asyncio.to_thread(reflected, door.address)
-        assert {"vllm.Inference", "vllm.Control", "grpc.health.v1.Health"} <= set(services)
+        assert {"vllm.Inference", "vllm.Control", "loraserve.Adapters", "grpc.health.v1.Health"} <= set(
+            services
+        )
         door.node.gate.clear()
         call = door.stream(Ask(text="hi"))
         await door.node.gate_reached.wait()

@@ -1,0 +1,131 @@
+"""Ask a server over gRPC from asyncio: `engine.client.client`, awaited."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+import grpc
+
+from engine.catalogue.base import AdapterRecord
+from engine.client import calls
+from engine.client.calls import ClientCall, GeneratedText, ServerInfo
+from engine.client.channels import ServerAddress, failure_of
+from scheduler.request import SamplingParams
+
+R = TypeVar("R")
+_DEFAULTS = SamplingParams()
+
+
+class AsyncClient:
+    """A server's client on one event loop; `async with AsyncClient(...) as client` closes it at the end.
+
+    >>> async with AsyncClient("127.0.0.1:8001") as client:
+    ...     async for part in client.stream("garden", SamplingParams(temperature=0), adapter="reverse"):
+    ...         print(part.text)
+
+    Calls raise CallFailed for whatever the server refuses, and InvalidParameter for what would not be sent.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        key: str | None = None,
+        tls: bool = False,
+        authority: str | Path | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Connect when first asked. Calls end after `timeout_s`; `key`, `tls` and `authority` as ServerAddress."""
+        address = ServerAddress(target, key, tls, authority)
+        self._channel, self._metadata, self._timeout_s = address.aio_channel(), address.metadata, timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; what still runs is aborted."""
+        await self._channel.close()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams = _DEFAULTS,
+        adapter: str | None = None,
+        *,
+        request_id: str = "",
+    ) -> tuple[GeneratedText, ...]:
+        """Return the whole answers, `params.n` of them; without an adapter the base answers."""
+        return await self._answer(calls.generate(prompt, params, adapter, request_id))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams = _DEFAULTS,
+        adapter: str | None = None,
+        *,
+        request_id: str = "",
+    ) -> AsyncGenerator[GeneratedText, None]:
+        """Yield the answers in parts, those of all sequences interleaved; closing it aborts what still runs."""
+        call = calls.generate_stream(prompt, params, adapter, request_id)
+        return self._parts(call)
+
+    async def abort(self, *request_ids: str) -> None:
+        """End requests that were begun with the same key, by the ids that they were given."""
+        await self._answer(calls.abort(request_ids))
+
+    async def server_info(self) -> ServerInfo:
+        """Return what the server is."""
+        return await self._answer(calls.server_info())
+
+    async def adapters(self) -> AsyncIterator[AdapterRecord]:
+        """Yield what is known of each adapter, in order of names."""
+        after, more = "", True
+        while more:
+            page, after = await self._answer(calls.list_adapters(after))
+            for record in page:
+                yield record
+            more = bool(after)
+
+    async def adapter(self, name: str) -> AdapterRecord:
+        """Return what is known of one adapter."""
+        return await self._answer(calls.adapter(name))
+
+    async def load_adapter(self, name: str, source: str | Path, *, replace: bool = False) -> AdapterRecord:
+        """Let `name` mean what a folder of the server holds, which lies below one of its allowed roots."""
+        return await self._answer(calls.load_adapter(name, source, replace))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let `name` mean nothing; requests that run under it finish."""
+        await self._answer(calls.unload_adapter(name))
+
+    async def pin_adapter(self, name: str, copies: int = 1) -> AdapterRecord:
+        """Keep at least so many copies of an adapter; 0 undoes that."""
+        return await self._answer(calls.pin_adapter(name, copies))
+
+    async def _answer(self, call: ClientCall[R]) -> R:
+        method = self._channel.unary_unary(
+            call.path, type(call.request).SerializeToString, call.response.FromString
+        )
+        try:
+            return call.read(await method(call.request, timeout=self._timeout_s, metadata=self._metadata))
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(error) from None
+
+    async def _parts(
+        self, call: ClientCall[tuple[GeneratedText, ...]]
+    ) -> AsyncGenerator[GeneratedText, None]:
+        method = self._channel.unary_stream(
+            call.path, type(call.request).SerializeToString, call.response.FromString
+        )
+        running = method(call.request, timeout=self._timeout_s, metadata=self._metadata)
+        try:
+            async for response in running:
+                for text in call.read(response):
+                    yield text
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(error) from None
+        finally:
+            running.cancel()
