@@ -93,7 +93,6 @@ class Telemetry:
         self._gauges = _Gauges()
         self._stalls = _Stalls()
         self._lost_lines: list[Callable[[], Mapping[str, int]]] = []
-        self._moved: list[Callable[[], int]] = []
         self._plain = _PlainSeries()
         self.refusals = Refusals()
         self._registry.register(_AdapterSeries(self._totals))
@@ -125,10 +124,6 @@ class Telemetry:
         """Tell from now on what `counts` returns: for each log, how many lines were left out of it."""
         self._lost_lines.append(counts)
 
-    def watch_moved(self, count: Callable[[], int]) -> None:
-        """Tell from now on what `count` returns: how many requests went on at another node, since theirs was lost."""
-        self._moved.append(count)
-
     def recent(self) -> tuple[str, ...]:
         """List the adapters that have series of their own: those that something was counted for last."""
         return self._totals.recent()
@@ -143,9 +138,6 @@ class Telemetry:
         lost = [((log,), float(count)) for log, count in counts.items()]
         told = "Lines left out, since a log was not written."
         yield MetricSeries("loraserve_log_lines_lost", told, ("log",), lost, "counter")
-        for count in self._moved:
-            told = "Requests that went on at another node."
-            yield MetricSeries("loraserve_requests_moved", told, (), [((), float(count()))], "counter")
 
 
 class _AdapterSeries(Collector):

@@ -26,7 +26,6 @@ def metrics(folder: Path) -> str:
     """What a single server and a router tell."""
     telemetry = Telemetry()
     telemetry.watch_lost_lines(lambda: {"access": 0})
-    telemetry.watch_moved(lambda: 0)
     telemetry.started("a")
     telemetry.finished("a", "error", 1, 1)
     server = AsyncEngine(build(folder).engine, Telemetry(), 4)

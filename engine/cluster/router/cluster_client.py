@@ -66,7 +66,6 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs = self._outputs
-        telemetry.watch_moved(lambda: forwarding.counts.moved)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)

@@ -48,6 +48,7 @@ class RouterSeries:
         counts = self._forwarding.counts
         sent = [((node,), float(count)) for node, count in sorted(counts.sent_to.items())[:_MOST_NODES]]
         plain: tuple[tuple[str, str, float], ...] = (
+            ("requests_moved", "Requests that went on at another node.", counts.moved),
             ("streams_moved", "Sequences that went on at another node.", counts.streams_moved),
             ("replacements", "Times that the coordinator changed the placement.", self._view.replacements),
         )
