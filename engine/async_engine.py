@@ -13,6 +13,7 @@ from engine.catalogue.local_catalogue import LocalCatalogue
 from engine.errors import Draining, EngineStopped, adapter_errors
 from engine.live.live_outputs import LiveOutputs
 from engine.live.step_loop import StepLoop
+from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.structured.grammar_pool import GrammarPool
@@ -27,6 +28,10 @@ from scheduler.request import Request, SamplingParams
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 
 
+NamesByState = Callable[[], tuple[set[str], set[str]]]
+"""Returns the adapters under which tokens are drawn, and those under which some request has none yet."""
+
+
 class AsyncEngine:
     """EngineClient of an engine in this process."""
 
@@ -37,8 +42,10 @@ class AsyncEngine:
         max_waiting: int,
         file: CatalogueFile | None = None,
         roots: AllowedRoots = ANYWHERE,
+        most_running: int = 256,
     ) -> None:
-        """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run.
+        """Take over `engine`, which `close` closes; at most `max_waiting` sequences wait to run, and
+        `most_running` run at once.
 
         What clients ask of adapters is kept in `file`, if there is one; its names are read from below `roots`.
         """
@@ -51,7 +58,8 @@ class AsyncEngine:
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self._outputs = LiveOutputs(engine.tokenizer, telemetry, self.step_loop.finish, self.step_loop.abort)
         self.grammars = GrammarPool(engine.grammars)
-        self._draining = False
+        self._draining, self._most_running = False, most_running
+        self.linked_names: NamesByState = lambda: (set(), set())  # of requests that routers sent
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
         self.catalogue = LocalCatalogue(self._store, self._names, self._outputs.uses, file, roots)
 
@@ -141,6 +149,12 @@ class AsyncEngine:
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
         Overloaded, Draining or EngineStopped; then none is queued.
         """
+        with self.telemetry.refusals.counted():
+            return await self._submit_all(model, prompts, params)
+
+    async def _submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[RequestOutput, ...]:
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
             grammar = await self.grammars.compile(params)
@@ -186,6 +200,26 @@ class AsyncEngine:
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
         return self._names.may_serve(model)
+
+    def series(self) -> tuple[MetricSeries, ...]:
+        """Tell adapters by tier and rank, refusals, and what gateways choose by."""
+        live, blocks, recent = self._core.live(), self._core.block_stats(), self.telemetry.recent()
+        own, linked = self._outputs.names_by_state(), self.linked_names()
+        running, waiting = (
+            tuple(name for name in here | there if name not in self._card.names)
+            for here, there in zip(own, linked, strict=True)
+        )
+        total = blocks.used + blocks.cached + blocks.free
+        adapters = AdapterRequests(running, waiting, self._most_running)
+        return (
+            *gateway_series(
+                self.model_name, live.running, live.waiting, blocks.used / max(1, total), adapters,
+                max(1, len(recent)),
+            ),
+            *census_series(self._store.stats().census),
+            self.catalogue.residency(recent),
+            self.telemetry.refusals.series(),
+        )  # fmt: skip
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""

@@ -244,7 +244,9 @@ def _serve_role(config: ServeConfig) -> None:
                 file = None if config.cluster.role == "node" else registry_file(config)
                 engine = assemble(config.engine)
                 roots = AllowedRoots.below(lora_roots(config))
-                node = AsyncEngine(engine, telemetry, config.max_waiting, file, roots)
+                node = AsyncEngine(
+                    engine, telemetry, config.max_waiting, file, roots, config.engine.max_num_seqs
+                )
                 asyncio.run(_run(node, engine, config))
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from engine.api.parsing import ServedModels
 from engine.catalogue.base import AdapterCatalogue
+from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from lora.adapter import AdapterEntry, AdapterRef
@@ -101,6 +102,10 @@ class EngineClient(ServedModels, Protocol):
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
+        ...
+
+    def series(self) -> Sequence[MetricSeries]:
+        """Tell more of this moment as metrics; of single adapters, only of those that were used last."""
         ...
 
     def stats(self) -> Snapshot:

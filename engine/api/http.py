@@ -220,6 +220,6 @@ class _Routes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
-        stats = self._client.stats()
-        text = await self._pools.views.run(lambda: self._client.telemetry.render(stats))
+        stats, series = self._client.stats(), self._client.series()
+        text = await self._pools.views.run(lambda: self._client.telemetry.render(stats, series))
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})

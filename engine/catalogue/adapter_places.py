@@ -23,11 +23,15 @@ class AdapterPlaces:
 
     def tiers(self, digests: Iterable[str]) -> dict[str, str]:
         """Name the nearest tier of each known content, by digest. It may wait for the disk."""
-        places = self._store.contents.places()[0]
+        places = self.places()
         known = [digest for digest in digests if digest in places]
         absent = [digest for digest in known if places[digest] != "device"]
         nearest = self._store.tiers_of(absent) if absent else {}
         return {digest: "device" if places[digest] == "device" else nearest[digest] for digest in known}
+
+    def places(self) -> dict[str, str]:
+        """Tell of each known content, by digest, whether it is on the device; it never waits."""
+        return self._store.contents.places()[0]
 
     def memory(self) -> ArenaUse:
         """Count the device memory for adapters."""

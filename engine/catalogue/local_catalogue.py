@@ -7,7 +7,7 @@ time. Used on one event loop; files are waited for in threads.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,7 @@ from engine.catalogue.catalogue_file import CatalogueFile, NotWritten, Registere
 from engine.catalogue.pinned_names import PinnedNames
 from engine.errors import AdapterFailed, AskRouter, EngineError, UnknownModel
 from engine.live.adapter_uses import AdapterUses
+from engine.metrics.series import MetricSeries
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
@@ -165,6 +166,20 @@ class LocalCatalogue:
         )  # fmt: skip
         epoch = self._file.epoch if self._file is not None else 0
         return ClusterRecord(epoch, 0, len(self._entries()), [node], replacements=0)
+
+    def residency(self, names: Sequence[str]) -> MetricSeries:
+        """Tell of each of these names where its content is, its rank, and whether it is pinned."""
+        entries, places = self._entries(), self._places.places()
+        samples: list[tuple[tuple[str, ...], float]] = []
+        for name in names:
+            entry = entries.get(name)
+            if entry is not None and entry.ref is not None:
+                asked, tier = self._settings.get(name), places.get(entry.ref.digest, "elsewhere")
+                pinned = str(int(asked is not None and bool(asked.pinned)))
+                samples.append(((name, str(entry.ref.rank), tier, pinned), 1.0))
+        told = "Where an adapter's content is: on the device, or elsewhere."
+        labels = ("adapter", "rank", "tier", "pinned")
+        return MetricSeries("loraserve_adapter_residency", told, labels, samples)
 
     def _check_owner(self) -> None:
         if not self._is_owner:

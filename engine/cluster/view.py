@@ -48,6 +48,7 @@ class ClusterView:
     catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
     table: RoutingTable = EMPTY_TABLE
     known: bool = False
+    replacements: int = 0  # of the placement, in the coordinator's epoch
     changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     def tell(self) -> None:

@@ -84,6 +84,9 @@ class ClusterConfig:
             raise InvalidConfig("nodes", self.nodes, remedy)
         if self.role in ("router", "node") and self.coordinator is None:
             raise InvalidConfig("coordinator", None, f"--role {self.role} needs it: give HOST:PORT")
+        if self.role in ("router", "node") and self.registry_file is not None:
+            remedy = f"the coordinator keeps the catalogue: leave it out of --role {self.role}"
+            raise InvalidConfig("registry_file", str(self.registry_file), remedy)
         if self.role == "coordinator" and self.cluster_listen is None:
             raise InvalidConfig("cluster_listen", None, "--role coordinator needs it: give HOST:PORT")
 

@@ -49,8 +49,13 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     given = _given(
         "engine.serve", "Serve a base model and its LoRA adapters.", SERVE_OPTIONS, arguments, environ
     )
-    if "role" in given and not any(each.partition("=")[0] == "--nodes" for each in arguments):
-        given.pop("nodes", None)  # a file that whoever started this process shares with it
+    if (role := given.get("role")) is not None:
+        # They may stand in a file that whoever started this process shares with it.
+        others = ("nodes", "registry_file") if role.value in ("node", "router") else ("nodes",)
+        written = {each.partition("=")[0] for each in arguments}
+        for key in others:
+            if f"--{key.replace('_', '-')}" not in written:
+                given.pop(key, None)
     cluster = ClusterConfig(**_fields(ClusterConfig, given))
     if cluster.role != "single" and not {"peer", "peer_listen"} & given.keys():
         given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do

@@ -54,6 +54,13 @@ class LiveOutputs:
         output = self._outputs.get(request_id)
         return () if output is None else output.running
 
+    def names_by_state(self) -> tuple[set[str], set[str]]:
+        """Return the names under which tokens are drawn, and those under which some request has none yet."""
+        running, waiting = set[str](), set[str]()
+        for request_id, output in self._outputs.items():
+            (running if output.output_tokens else waiting).add(self._models[request_id])
+        return running, waiting
+
     def hear(self, events: Sequence[TokenEvent]) -> None:
         """Take in events, in order; those of requests that have ended are passed over."""
         now_s = time.monotonic()

@@ -118,6 +118,11 @@ class AdapterTotals:
             found = {name: totals.copy() for name, totals in self._recent.items()}
             return found if self._other is None else found | {OTHER: self._other.copy()}
 
+    def recent(self) -> tuple[str, ...]:
+        """List the adapters whose Totals are told for themselves."""
+        with self._lock:
+            return tuple(self._recent)
+
     def _of(self, adapter: str) -> Totals:
         """Return an adapter's Totals to be counted in, as the most recent; the least recent may make room."""
         if adapter in self._recent:

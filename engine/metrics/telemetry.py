@@ -4,7 +4,7 @@ It may not know requests: the engine tells it what happened, under the names of 
 no client's string ever becomes a label. Its registry is its own: two engines in one process do not meet.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from engine.metrics.adapter_totals import AdapterTotals, Times
+from engine.metrics.series import MetricSeries, Refusals
 from lora.peers.peer_tier import PeerStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
@@ -91,11 +92,13 @@ class Telemetry:
         self._totals = AdapterTotals(most_adapters)
         self._gauges = _Gauges()
         self._stalls = _Stalls()
-        self._lost_lines = _LostLines()
+        self._lost_lines: list[Callable[[], Mapping[str, int]]] = []
+        self._plain = _PlainSeries()
+        self.refusals = Refusals()
         self._registry.register(_AdapterSeries(self._totals))
-        self._registry.register(self._lost_lines)
         self._registry.register(self._stalls)
         self._registry.register(self._gauges)
+        self._registry.register(self._plain)
 
     def started(self, adapter: str) -> None:
         """Count a request that was accepted for `adapter` (the base model's name if for none)."""
@@ -119,16 +122,22 @@ class Telemetry:
 
     def watch_lost_lines(self, counts: Callable[[], Mapping[str, int]]) -> None:
         """Tell from now on what `counts` returns: for each log, how many lines were left out of it."""
-        self._lost_lines.sources.append(counts)
+        self._lost_lines.append(counts)
 
-    def watch_moved(self, count: Callable[[], int]) -> None:
-        """Tell from now on what `count` returns: how many requests went on at another node, since theirs was lost."""
-        self._registry.register(_Moved(count))
+    def recent(self) -> tuple[str, ...]:
+        """List the adapters that have series of their own: those that something was counted for last."""
+        return self._totals.recent()
 
-    def render(self, snapshot: Snapshot) -> bytes:
-        """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
-        self._gauges.snapshot = snapshot
+    def render(self, snapshot: Snapshot, series: Sequence[MetricSeries] = ()) -> bytes:
+        """Return everything, and `series`, in Prometheus' text format (`CONTENT_TYPE`)."""
+        self._gauges.snapshot, self._plain.series = snapshot, (*self._own(), *series)
         return generate_latest(self._registry)
+
+    def _own(self) -> Iterator[MetricSeries]:
+        counts = {log: count for source in self._lost_lines for log, count in source().items()}
+        lost = [((log,), float(count)) for log, count in counts.items()]
+        told = "Lines left out, since a log was not written."
+        yield MetricSeries("loraserve_log_lines_lost", told, ("log",), lost, "counter")
 
 
 class _AdapterSeries(Collector):
@@ -138,11 +147,9 @@ class _AdapterSeries(Collector):
         self._totals = totals
 
     def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the names are known to be distinct."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of one moment, once per scrape."""
         now = self._totals.snapshot()
         started = {name: totals.started for name, totals in now.items()}
         yield _counter("requests_started", "Requests accepted.", started, "adapter")
@@ -179,33 +186,24 @@ class _Stalls(Collector):
             self._counts[bound_s] += seconds > bound_s
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counts since the start, once per scrape."""
         counts = {f"{bound_s * 1000:g}ms": count for bound_s, count in self._counts.items()}
         yield _counter("event_loop_stalls", "Times the event loop was late by more.", counts, "over")
         yield _gauge("event_loop_longest_stall_seconds", "The latest that it was.", self._longest_s)
 
 
-class _LostLines(Collector):
-    """How many lines were left out of logs that were not written fast enough."""
+class _PlainSeries(Collector):
+    """Series that others have made as plain values."""
 
     def __init__(self) -> None:
-        self.sources: list[Callable[[], Mapping[str, int]]] = []
+        self.series: Sequence[MetricSeries] = ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counts since the start, once per scrape."""
-        counts = {log: count for source in self.sources for log, count in source().items()}
-        yield _counter("log_lines_lost", "Lines left out, since a log was not written.", counts, "log")
-
-
-class _Moved(Collector):
-    """How many requests a router sent on to another node."""
-
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the count since the start, once per scrape."""
-        yield _counter("requests_moved", "Requests that went on at another node.", self._count())
+        for each in self.series:
+            family = CounterMetricFamily if each.kind == "counter" else GaugeMetricFamily
+            found = family(each.name, each.told, labels=each.labels)
+            for values, value in each.samples:
+                found.add_metric(values, value)
+            yield found
 
 
 class _Gauges(Collector):
@@ -215,7 +213,6 @@ class _Gauges(Collector):
         self.snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of the last snapshot, once per scrape."""
         if self.snapshot is None:
             return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store
@@ -239,6 +236,7 @@ class _Gauges(Collector):
         yield from _renamed(
             "adapter_fallbacks", "adapter_misses", "Tiers that lacked an adapter.", store.fallbacks, "tier"
         )
+        yield _counter("adapter_tier_bytes", "Bytes that a tier gave.", store.nbytes, "tier")
         yield _counter("adapter_tier_seconds", "Time that what a tier gave took.", store.seconds, "tier")
         yield from _peer_counters(store.peers)
         published = "Adapters copied to host memory for peers."

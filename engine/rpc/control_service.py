@@ -45,12 +45,14 @@ class ControlService:
             one_answer("ListLoras", ask, wire.ListLorasRequest, self._list),
             one_answer("LoadLora", administer, wire.LoadLoraRequest, self._load),
             one_answer("UnloadLora", administer, wire.UnloadLoraRequest, self._unload),
+            one_answer("GetKvEventSources", ask, wire.GetKvEventSourcesRequest, self._kv_event_sources),
         )
 
     async def _server_info(self, message: wire.GetServerInfoRequest, call: RpcCall) -> wire.ServerInfo:
         info = wire.ServerInfo(
             engine_version=software_version(), api_version=_API_VERSION, instance_id=self._instance_id,
             max_model_len=self._client.max_model_len, rl_capabilities=wire.RlCapabilities(),
+            max_loras=self._config.max_waiting,  # each request that waits may have another
         )  # fmt: skip
         engine, blocks = self._config.engine, self._client.stats().blocks
         devices = 1
@@ -105,6 +107,11 @@ class ControlService:
             raise UnknownModel(name)
         await self._client.unload_adapter(name)
         return wire.UnloadLoraResponse(adapter=adapter)
+
+    async def _kv_event_sources(
+        self, message: wire.GetKvEventSourcesRequest, call: RpcCall
+    ) -> wire.GetKvEventSourcesResponse:
+        return wire.GetKvEventSourcesResponse()  # none: who cannot ask does not begin
 
     def _listed(self) -> dict[str, wire.LoraAdapter]:
         models = (model for model in self._admin.models() if model["parent"] is not None)

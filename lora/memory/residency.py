@@ -99,6 +99,15 @@ class Residency:
         ]
         return found, (self.pages.free_pages + sum(loose)) * self.pages.page_bytes
 
+    def census(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """Count the known contents and the bytes of the arena that they take or would take, by place and rank."""
+        found: dict[tuple[str, int], tuple[int, int]] = {}
+        for content in self.contents:
+            key = "device" if content.weights is not None else "elsewhere", content.ref.rank
+            count, nbytes = found.get(key, (0, 0))
+            found[key] = count + 1, nbytes + content.nbytes
+        return found
+
     def on_recall(self, recall: Recall) -> None:
         """Have `recall` asked before the pages of a resident content are reused."""
         self._recall = recall

@@ -254,10 +254,9 @@ class Contents:
     def stats(self) -> ContentStats:
         """Take a snapshot."""
         with self._lock:
-            sizes, pages = [c.nbytes for c in self._residency.contents if c.weights is not None], self._pages
+            pages = self._pages
             return ContentStats(
-                resident=len(sizes),
-                resident_bytes=sum(sizes),
+                census=self._residency.census(),
                 total_pages=pages.num_pages,
                 free_pages=pages.free_pages,
                 loads=self._loads,

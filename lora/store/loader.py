@@ -98,7 +98,8 @@ class AdapterLoader:
         pages, writer = self._pages.rows(content.run), self._pages.writer
         try:
             staged = writer.staging_buffer(pages, content.layout)
-            pulled = self._tiers.fetch(content.ref.digest, content.ref.name, staged)
+            ref = content.ref
+            pulled = self._tiers.fetch(ref.digest, ref.name, staged, ref.nbytes)
             weights = writer.write(pages, staged, content.layout, content.ref.digest)
         except BytesMayLand as unsettled:
             self.contents.retry(content, unsettled.settled)

@@ -130,9 +130,12 @@ class AdapterStore:
     def stats(self) -> StoreStats:
         """Take a snapshot."""
         contents = self.contents.stats()
+        resident, resident_bytes = contents.resident
         return StoreStats(
-            resident=contents.resident,
-            resident_bytes=contents.resident_bytes,
+            resident=resident,
+            resident_bytes=resident_bytes,
+            census=contents.census,
+            nbytes=self._tiers.nbytes,
             total_pages=contents.total_pages,
             free_pages=contents.free_pages,
             loads=contents.loads,

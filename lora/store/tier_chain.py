@@ -54,6 +54,7 @@ class TierChain:
         self._lock = threading.Lock()
         self._hits = Counter[str]()
         self._fallbacks = Counter[str]()
+        self._nbytes = Counter[str]()
         self._seconds = defaultdict[str, float](float)
 
     @property
@@ -61,6 +62,12 @@ class TierChain:
         """How many contents each tier gave."""
         with self._lock:
             return {tier.name: self._hits[tier.name] for tier in self._tiers}
+
+    @property
+    def nbytes(self) -> Mapping[str, int]:
+        """How many bytes of contents each tier gave."""
+        with self._lock:
+            return {tier.name: self._nbytes[tier.name] for tier in self._tiers}
 
     @property
     def fallbacks(self) -> Mapping[str, int]:
@@ -153,8 +160,8 @@ class TierChain:
             found.update(dict.fromkeys(tier.having(wanted), tier.name))
         return found
 
-    def fetch(self, digest: str, name: str, destination: Tensor) -> bool:
-        """Fill `destination` from the first tier that has the content; whether it came from a peer.
+    def fetch(self, digest: str, name: str, destination: Tensor, nbytes: int = 0) -> bool:
+        """Fill `destination` from the first tier that has the content, of `nbytes`; whether it came from a peer.
 
         Raises AdapterLost if none has it, BytesMayLand if the destination must not be used any more.
         """
@@ -163,6 +170,7 @@ class TierChain:
             if tier.fetch(digest, destination):
                 with self._lock:
                     self._hits[tier.name] += 1
+                    self._nbytes[tier.name] += nbytes
                     self._seconds[tier.name] += time.perf_counter() - started_s
                 return tier is self._peers
             with self._lock:

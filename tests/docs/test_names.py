@@ -13,7 +13,9 @@ import pytest
 from tests.docs.pages import ROOT, Page, current_pages, read_page, tree
 
 PAGES = current_pages()
-TOP = ("engine", "scheduler", "model", "lora", "transport", "scripts", "tests", "docs", "examples", "results")
+TOP = (
+    "engine", "scheduler", "model", "lora", "transport", "scripts", "tests", "docs", "examples", "deploy", "results",
+)  # fmt: skip
 WRITTEN = frozenset({"results/gpu_check.jsonl"})
 """Files that commands of the pages write, and that no checkout has."""
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import msgspec
 
 from engine.api import schema
+from engine.async_engine import AsyncEngine
 from engine.config.access_config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
 from engine.metrics.request_log import RequestRecord
 from engine.metrics.telemetry import Telemetry
 from engine.tokenizer import Tokenizer
 from tests.docs.pages import read_page
+from tests.engine.metrics.test_series import router
+from tests.engine.rig import build
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
 
@@ -19,18 +22,20 @@ PAGE = read_page("docs/operating.md")
 ROOT = Path(__file__).parents[2]
 
 
-def metrics() -> str:
+def metrics(folder: Path) -> str:
+    """What a single server and a router tell."""
     telemetry = Telemetry()
     telemetry.watch_lost_lines(lambda: {"access": 0})
-    telemetry.watch_moved(lambda: 0)
     telemetry.started("a")
     telemetry.finished("a", "error", 1, 1)
-    return telemetry.render(FakeClient(Tokenizer(byte_tokenizer())).stats()).decode()
+    server = AsyncEngine(build(folder).engine, Telemetry(), 4)
+    stats = FakeClient(Tokenizer(byte_tokenizer())).stats()
+    return "".join(telemetry.render(stats, each.series()).decode() for each in (server, router(3)))
 
 
-def test_every_metric_that_is_named_is_there_with_its_labels() -> None:
+def test_every_metric_that_is_named_is_there_with_its_labels(tmp_path: Path) -> None:
     named = [span for span in PAGE.spans if span.startswith("loraserve_")]
-    told = metrics()
+    told = metrics(tmp_path)
     assert len(named) > 8
     for metric in named:
         name, _, label = metric.rstrip("}").partition("{")

@@ -369,8 +369,10 @@ def test_every_role_takes_the_members_token_and_needs_no_peers_of_its_own(tmp_pa
 
 def test_a_file_that_asks_for_nodes_may_be_shared_with_the_processes_that_it_starts(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
-    file.write_text("nodes = 2\nslo_ttft_s = 3.0\n")
+    file.write_text('nodes = 2\nslo_ttft_s = 3.0\nregistry_file = "names"\n')
     assert serve_config(["--config", str(file)], {}).cluster.nodes == 2
     line = ["--config", str(file), "--role", "node", "--coordinator", "127.0.0.1:7000", "--peer-plain"]
     started = serve_config(line, {"LORASERVE_PEER_TOKEN": "a-token-of-sixteen"}).cluster
-    assert (started.nodes, started.slo_ttft_s) == (None, 3.0)
+    assert (started.nodes, started.slo_ttft_s, started.registry_file) == (None, 3.0, None)
+    with pytest.raises(InvalidConfig, match=r"^registry_file='.*the coordinator keeps"):
+        serve_config([*line, "--registry-file", "names"], {"LORASERVE_PEER_TOKEN": "a-token-of-sixteen"})

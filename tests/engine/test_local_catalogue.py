@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from engine.catalogue.catalogue_file import CatalogueFile
 from engine.errors import AdapterBusy, AdapterFailed, AskRouter, InvalidAdapterName, UnknownModel
 from engine.metrics.telemetry import Telemetry
 from lora.format.allowed_roots import AllowedRoots
+from scheduler.plan import StepPlan
 from scheduler.request import InvalidParameter, SamplingParams
 from tests.engine.rig import Rig, build
 from tests.oracles.adapters import base_shape, write_adapter
@@ -183,6 +185,7 @@ def test_no_more_requests_than_its_limit_are_under_way_by_a_name(root: Path) -> 
         await engine.catalogue.set("low", EntrySettings(max_requests=2))
         with pytest.raises(InvalidParameter, match="at most 2"):
             await engine.submit_all("low", {str(at): (7,) for at in range(3)}, params)
+        rig.executor.gate.clear()  # or they may have ended before they are looked at
         outputs = await engine.submit_all("low", {"a": (7,), "b": (8,)}, params)
         assert (await engine.catalogue.record("low")).in_flight == 2
         with pytest.raises(AdapterBusy):
@@ -193,6 +196,7 @@ def test_no_more_requests_than_its_limit_are_under_way_by_a_name(root: Path) -> 
         third = await engine.submit("low", (9,), params, "e")
         for output in (outputs[1], third):
             await output.aclose()
+        rig.executor.gate.set()
         record = await engine.catalogue.record("low")
         assert record.in_flight == 0
         assert record.last_use_s is not None
@@ -221,5 +225,32 @@ def test_a_node_of_a_cluster_leaves_its_registry_to_the_coordinator(root: Path) 
             await engine.catalogue.set("low", EntrySettings(pinned=1))
         assert (await engine.catalogue.record("low")).tiers == {"n1": "folder"}
         assert [node.name for node in (await engine.catalogue.cluster()).nodes] == ["n1"]
+
+    _serve(root, visit)
+
+
+def test_a_scrape_tells_where_adapters_are_and_who_draws_tokens(root: Path) -> None:
+    async def visit(engine: AsyncEngine, rig: Rig) -> None:
+        over = threading.Event()
+
+        def hold(plan: StepPlan) -> None:
+            """Let the first tokens be drawn, and no further ones while the scrape is made."""
+            assert len(rig.executor.plans) < 3 or over.wait(60)
+
+        rig.executor.fault = hold
+        output = await engine.submit("low", (7, 8), SamplingParams(max_tokens=100, ignore_eos=True), "a")
+        await anext(output)
+        series = {each.name: dict(each.samples) for each in engine.series()}
+        ((running, waiting, most),) = series["vllm:lora_requests_info"]
+        assert (running, waiting, most) == ("low", "", "256")
+        assert series["vllm:num_requests_running"] == {("base",): 1}
+        assert series["loraserve_adapter_residency"] == {("low", "8", "device", "0"): 1.0}
+        assert series["loraserve_adapters"] == {("device", "8"): 1.0}
+        with pytest.raises(UnknownModel):
+            await engine.submit("nobody", (7,), SamplingParams(max_tokens=1), "b")
+        refused = {each.name: dict(each.samples) for each in engine.series()}["loraserve_requests_refused"]
+        assert refused == {("unknown_model",): 1.0}
+        over.set()
+        await output.aclose()
 
     _serve(root, visit)

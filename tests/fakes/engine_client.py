@@ -17,6 +17,7 @@ from engine.errors import (
     TooManySequences,
     UnknownModel,
 )
+from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
 from engine.tokenizer import Tokenizer
@@ -228,6 +229,9 @@ class FakeClient:
 
     def may_serve(self, model: str) -> bool:
         return model in self.model_names or model in self._known
+
+    def series(self) -> tuple[MetricSeries, ...]:
+        return (self.telemetry.refusals.series(),)
 
     def stats(self) -> Stats:
         return Stats(running=len(self.live), healthy=not self._draining)

@@ -48,7 +48,7 @@ class KeptRig:
         self.refs = [self.rig.load(seed) for seed in range(ADAPTERS)]
         tiers, fetch = self.store._tiers, self.store._tiers.fetch
 
-        def failing(digest: str, name: str, destination: Tensor) -> bool:
+        def failing(digest: str, name: str, destination: Tensor, nbytes: int = 0) -> bool:
             if digest in self.broken:
                 raise AdapterLost(name, "the test says so")
             return fetch(digest, name, destination)

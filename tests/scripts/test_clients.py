@@ -2,24 +2,34 @@
 
 import asyncio
 import json
+import re
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from scripts.bench.serving.server import ServerFailed
 from scripts.clients.__main__ import PAGE, ROWS, main, run_program, summary, try_client
 from scripts.clients.catalogue import CLIENTS, PROGRAMS, Client, clients_named
 from scripts.clients.environments import ClientMissing, Environment, prepared, torch_pin
 from scripts.clients.page import latest, page
 from scripts.clients.probe import Probe, expect
+from scripts.clients.servers import ServerAddress, server_for_clients, wait_for_answer
 from scripts.results import Row, read_rows
 
 CLIENT = CLIENTS[0]
+SERVER = ServerAddress("http://a:1", "a:2")
 
 
 def _row(client: str = CLIENT.name, skipped: str = "", **outcomes: str) -> Row:
     tried = [{"what": what, "outcome": outcome, "why": "so"} for what, outcome in outcomes.items()]
     return {"started": "now", "client": client, "version": "1.0", "skipped": skipped, "tried": tried}
+
+
+def _through_a_router(row: Row) -> Row:
+    return {**row, "nodes": 2}
 
 
 def test_the_page_is_what_the_rows_say() -> None:
@@ -79,6 +89,23 @@ def test_the_page_takes_the_last_row_of_a_client() -> None:
     assert latest(rows) == [rows[2]]
 
 
+def test_a_row_of_a_cluster_takes_no_place_of_one_servers() -> None:
+    through = [_through_a_router(_row(plain=outcome)) for outcome in ("fails", "limit")]
+    one = {**_row(plain="ok"), "nodes": 0}
+    assert latest([through[0], one, through[1]]) == [one, through[1]]
+
+
+def test_the_page_has_a_part_for_the_router() -> None:
+    router, rest = "## The router of a cluster", "ok | – | – | – | – | – | – | – |"
+    alone = page([_row(plain="ok", models="ok")])
+    assert router not in alone
+    both = page([_row(plain="ok", models="ok"), _through_a_router(_row(plain="ok", n="ok"))])
+    one, _, cluster = both.partition(router)
+    for text, other in ((one, "models"), (cluster, "n")):
+        assert f"| {CLIENT.title} | 1.0 | {rest}" in text
+        assert f"- {CLIENT.title}: {other}." in text
+
+
 def test_the_page_has_a_column_for_each_common_attempt_and_names_the_others() -> None:
     text = page([_row(plain="ok", stream="limit", tools="limit", models="ok")])
     assert f"| {CLIENT.title} | 1.0 | ok | no | – | – | – | – | – | – |" in text
@@ -127,7 +154,7 @@ def test_an_attempt_is_recorded_however_it_ends() -> None:
 REPORTS = """import json, pathlib, sys
 print("said", flush=True)
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-out.write_text(json.dumps({"version": "2", "tried": sys.argv[1:5]}))"""
+out.write_text(json.dumps({"version": "2", "tried": sys.argv[1:7]}))"""
 
 
 def _program(text: str) -> Environment:
@@ -135,22 +162,22 @@ def _program(text: str) -> Environment:
 
 
 def test_a_program_is_given_the_server_and_its_report_is_read(tmp_path: Path) -> None:
-    report = asyncio.run(run_program(_program(REPORTS), "http://a:1", tmp_path / "logs" / "a.txt"))
+    report = asyncio.run(run_program(_program(REPORTS), SERVER, tmp_path / "logs" / "a.txt"))
     assert report["version"] == "2"
-    assert report["tried"] == ["--url", "http://a:1", "--key", "a-key-of-the-clients"]
+    assert report["tried"] == ["--url", "http://a:1", "--key", "a-key-of-the-clients", "--rpc", "a:2"]
     assert (tmp_path / "logs" / "a.txt").read_text() == "said\n"
 
 
 def test_a_program_that_ends_without_a_report_fails(tmp_path: Path) -> None:
-    report = asyncio.run(run_program(_program("raise SystemExit(3)"), "http://a:1", tmp_path / "a.txt"))
+    report = asyncio.run(run_program(_program("raise SystemExit(3)"), SERVER, tmp_path / "a.txt"))
     assert [each["outcome"] for each in report["tried"]] == ["fails"]
 
 
 def test_a_client_that_the_system_lacks_is_skipped_with_the_reason(tmp_path: Path) -> None:
     client = Client("a", "A", "a.py", installer="system", commands=("no-such-command",))
-    row = asyncio.run(try_client(client, "http://a:1", tmp_path))
+    row = asyncio.run(try_client(client, SERVER, 2, tmp_path))
     assert row["skipped"] == "no-such-command is not on PATH"
-    assert row["tried"] == []
+    assert (row["nodes"], row["tried"]) == (2, [])
 
 
 @pytest.fixture
@@ -209,7 +236,7 @@ def test_an_installation_that_fails_says_why(tmp_path: Path, monkeypatch: pytest
         raise ClientMissing("it cannot be installed: no such release")
 
     monkeypatch.setattr("scripts.clients.environments._run", fails)
-    row = asyncio.run(try_client(Client("a", "A", "a.py", ("a==1",)), "http://a:1", tmp_path))
+    row = asyncio.run(try_client(Client("a", "A", "a.py", ("a==1",)), SERVER, 0, tmp_path))
     assert row["skipped"] == "it cannot be installed: no such release"
 
 
@@ -224,3 +251,60 @@ def test_the_page_is_written_from_a_rows_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("scripts.clients.__main__.PAGE", written)
     assert main(["--page", "--rows", str(rows)]) == 0
     assert written.read_text() == page(read_rows(rows))
+
+
+LINES = {
+    0: """\
+ready at http://127.0.0.1:3 and grpc://127.0.0.1:4: demo with 8 adapters
+""",
+    2: """\
+coordinator ready at 127.0.0.1:1
+ready at http://127.0.0.1:3 and grpc://127.0.0.1:4: demo with 8 adapters
+router ready at http://127.0.0.1:5 and grpc://127.0.0.1:6: demo
+""",
+}
+
+
+@pytest.mark.parametrize(("nodes", "ports"), [(0, (3, 4)), (2, (5, 6))])
+def test_clients_ask_one_server_or_a_clusters_router_and_never_a_node_of_it(
+    nodes: int, ports: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, ...]] = []
+
+    @asynccontextmanager
+    async def launched(
+        arguments: tuple[str, ...], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes], stop_s: float
+    ) -> AsyncGenerator[re.Match[bytes], None]:
+        started.append(arguments)
+        found = [pattern.search(line) for line in LINES[nodes].encode().splitlines()]
+        yield next(each for each in found if each)
+
+    async def address() -> ServerAddress:
+        async with server_for_clients(nodes, Path()) as found:
+            return found
+
+    monkeypatch.setattr("scripts.clients.servers.launched", launched)
+    monkeypatch.setattr("scripts.clients.servers.wait_for_answer", lambda url, timeout_s: None)
+    http, rpc = (f"127.0.0.1:{port}" for port in ports)
+    assert asyncio.run(address()) == ServerAddress(f"http://{http}", rpc)
+    assert ("--nodes" in started[0]) == bool(nodes)
+
+
+def test_a_server_whose_adapters_do_not_answer_is_not_tried() -> None:
+    with pytest.raises(ServerFailed, match="no adapter was answered after 0 s"):
+        wait_for_answer("http://127.0.0.1:1", 0)
+
+
+def test_a_server_that_does_not_start_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def fails(nodes: int, root: Path) -> AsyncGenerator[ServerAddress, None]:
+        raise ServerFailed(f"none of {nodes} nodes is ready")
+        yield SERVER
+
+    monkeypatch.setattr("scripts.clients.__main__.server_for_clients", fails)
+    with pytest.raises(SystemExit) as ended:
+        main(["--nodes", "3", CLIENT.name])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "python -m scripts.clients: none of 3 nodes is ready\n"

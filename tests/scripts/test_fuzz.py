@@ -16,9 +16,9 @@ from scripts.fuzz import campaign
 from scripts.fuzz.campaign import run_workers
 from scripts.fuzz.case import Case, Finding, Target
 from scripts.fuzz.guided import Inputs, try_guided
+from scripts.fuzz.harnesses.readers import requests
+from scripts.fuzz.harnesses.sound_bodies import SOUND
 from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors
-from scripts.fuzz.readers import requests
-from scripts.fuzz.sound_bodies import SOUND
 from scripts.fuzz.targets import TARGETS, open_target
 from scripts.fuzz.trial import Outcome, Plan, try_cases
 

@@ -94,7 +94,8 @@ class Broadcast:
         if (since_s >= _SETTLE_S and not self._declared.is_busy) or since_s >= _MOST_SETTLE_S:
             self._settled = True
         members = {name: _member(each) for name, each in self._streams.items() if each.is_node}
-        return SharedView(members, self._catalogue.entries, self._coordinator.table, self._settled)
+        table, count = self._coordinator.table, self._coordinator.plans.count
+        return SharedView(members, self._catalogue.entries, table, self._settled, count)
 
 
 def _member(stream: MemberStream) -> Member:

@@ -213,6 +213,7 @@ class ControlClient:
         if told is None:
             return
         view = self.view
+        view.replacements = told.replacements
         if told.settled:
             view.members, view.catalogue, view.known = told.members, told.catalogue, True
         else:

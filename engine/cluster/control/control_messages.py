@@ -159,6 +159,8 @@ class ViewChange(ControlMessage, frozen=True):
     adapters_gone: tuple[Count, ...] = ()
     """Numbers that neither the catalogue nor the table uses any more, and whose routes are gone with them."""
     routes_gone: tuple[Count, ...] = ()
+    replacements: Count = 0
+    """How often the placement was changed in the coordinator's epoch."""
 
 
 FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | StatusAsk | Answer

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
+import msgspec
+
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.control_messages import (
     ViewChange,
@@ -40,6 +42,7 @@ class SharedView:
     catalogue: Mapping[str, CatalogueEntry] = field(default_factory=dict[str, CatalogueEntry])
     table: RoutingTable = EMPTY_TABLE
     settled: bool = True
+    replacements: int = 0
 
 
 class ViewEncoder:
@@ -54,7 +57,8 @@ class ViewEncoder:
         """Return what those who know the last view are to be told, in parts; nothing if it is the same."""
         before, self._known = self._known, view
         same = view.catalogue is before.catalogue and view.table is before.table
-        if same and view.members == before.members and view.settled == before.settled:
+        counts = (view.settled, view.replacements) == (before.settled, before.replacements)
+        if same and view.members == before.members and counts:
             return []
         fresh, gone, routes_gone = self._changed_adapters(before, view)
         rest = ViewChange(
@@ -66,9 +70,13 @@ class ViewEncoder:
             entries_gone=_gone(before.catalogue, view.catalogue),
             adapters_gone=gone,
             routes_gone=routes_gone,
+            replacements=view.replacements,
         )
         items = (*fresh, *self._items(before, view))
-        if not items and rest == ViewChange(False, True, before.settled, before.table.version):
+        former = ViewChange(
+            False, True, before.settled, before.table.version, replacements=before.replacements
+        )
+        if not items and rest == former:
             return []
         return list(_parts(items, rest))
 
@@ -76,7 +84,9 @@ class ViewEncoder:
         """Return what somebody is to be told who knows nothing, in parts."""
         adapters = ((number, WireAdapter.of(ref)) for ref, number in self._numbers.items())
         items = (*adapters, *self._items(SharedView(), self._known))
-        return list(_parts(items, ViewChange(True, True, self._known.settled, self._known.table.version)))
+        known = self._known
+        rest = ViewChange(True, True, known.settled, known.table.version, replacements=known.replacements)
+        return list(_parts(items, rest))
 
     def _changed_adapters(
         self, before: SharedView, view: SharedView
@@ -176,6 +186,7 @@ class ViewDecoder:
             dict(self._catalogue) if "catalogue" in stale else before.catalogue,
             table,
             change.settled,
+            change.replacements,
         )
         self._stale = set[str]()
         return self._shown
@@ -214,11 +225,7 @@ def _parts(items: Iterable[_Item], rest: ViewChange) -> Iterator[ViewChange]:
             part, weight, whole = [], 0, False
         part.append(item)
         weight += _weight(item)
-    yield _part(part, _with_whole(rest, whole))
-
-
-def _with_whole(rest: ViewChange, whole: bool) -> ViewChange:
-    return rest if rest.whole == whole else ViewChange(whole, True, rest.settled, rest.table_version)
+    yield _part(part, msgspec.structs.replace(rest, whole=whole))
 
 
 def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
@@ -236,6 +243,7 @@ def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
         entries_gone=frame.entries_gone,
         adapters_gone=frame.adapters_gone,
         routes_gone=frame.routes_gone,
+        replacements=frame.replacements,
     )
 
 

@@ -74,13 +74,13 @@ class NodeJobs:
         """Forget a request."""
         self._jobs.pop(request_id, None)
 
-    def in_flight(self) -> dict[str, int]:
-        """Count the requests by adapter digest."""
-        counts: dict[str, int] = {}
+    def names_by_state(self) -> tuple[set[str], set[str]]:
+        """Return the adapters under which tokens are drawn, and those under which some request has none yet."""
+        running, waiting = set[str](), set[str]()
         for job in self._jobs.values():
-            digest = job.request.adapter.digest
-            counts[digest] = counts.get(digest, 0) + 1
-        return counts
+            if not job.request.adapter.is_base:
+                (running if job.drawn else waiting).add(job.request.adapter.name)
+        return running, waiting
 
     def load(self, draining: bool) -> NodeLoad:
         """Return what routers are told, but for what was heard from each of them."""
@@ -111,4 +111,6 @@ class NodeJobs:
             kv_tokens=(blocks.used + blocks.cached + blocks.free) * self._room.block_tokens,
             kernel=self._costs.kernel,
             pace=self._costs.pace,
+            waiting=self._core.live().waiting,
+            kv_used_tokens=blocks.used * self._room.block_tokens,
         )

@@ -74,6 +74,7 @@ class NodeRole:
         placed.tell(runner.arrived, runner.displaced, runner.failed)
         room = NodeRoom(config.engine.max_num_seqs, config.max_waiting, config.engine.block_size)
         jobs = NodeJobs(engine.core, self._costs, room, placed.room_bytes, session)
+        self._front.linked_names = jobs.names_by_state
         adapters = NodeAdapters(engine.store.registry, self.view, name, placed)
         identity = NodeIdentity(
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, self._weights

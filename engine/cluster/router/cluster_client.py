@@ -10,9 +10,11 @@ from engine.admission import Admission
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.router.router_series import RouterSeries
 from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
+from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.structured.grammar_cache import GrammarCache
@@ -66,8 +68,8 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs = self._outputs
-        telemetry.watch_moved(lambda: forwarding.counts.moved)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
+        self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
         self._grammars = GrammarPool(GrammarCache(lambda: tokenizer.table(model.vocab_size)))
@@ -143,10 +145,14 @@ class ClusterClient:
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
-        with self._admission.places(len(prompts) * params.n):
-            await self._grammars.compile(
-                params
-            )  # nodes do so again: here a client is told what is wrong with it
+        with self.telemetry.refusals.counted():
+            with self._admission.places(len(prompts) * params.n):
+                await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
+            return self._submit_all(model, prompts, params)
+
+    def _submit_all(
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+    ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
         entry, now_s = self._entry(model), time.monotonic()
@@ -190,6 +196,10 @@ class ClusterClient:
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also before that can be told."""
         return model in self._model.names or model in self.view.catalogue or not self.view.known
+
+    def series(self) -> tuple[MetricSeries, ...]:
+        """Tell sums over the nodes, what was sent, moved and refused, and the shares of recent adapters."""
+        return self._series.collect(self.model_name, self.telemetry.recent())
 
     def stats(self) -> EngineStats:
         """Describe the router at this moment: healthy while a node can be reached."""

@@ -7,6 +7,7 @@ own: it draws by the same seed and stream, and begins with the tokens that it ha
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -54,8 +55,9 @@ class _Flight:
 class ForwardingCounts:
     """What happened since the start."""
 
-    sent: int = 0
+    sent_to: Counter[str] = field(default_factory=Counter[str])  # by node
     moved: int = 0
+    streams_moved: int = 0
     refused: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -183,7 +185,7 @@ class Forwarding:
         flight, outputs = self._flights[order.request_id], self.outputs
         assert outputs is not None, "set before anything is offered"
         flight.node, flight.attempt, flight.keys = order.node, order.attempt, {}
-        self.counts.sent += 1
+        self.counts.sent_to[order.node] += 1
         key = f"{order.request_id}#{order.attempt}"
         if not any(flight.drawn):
             submits = [self._submit(flight.request, key, order.number, (), 0)]
@@ -197,6 +199,7 @@ class Forwarding:
                 drawn = tuple(flight.drawn[index])
                 submits.append(self._submit(alone, name, order.number, drawn, index))
                 flight.keys[name] = index
+            self.counts.streams_moved += len(submits)
         for submit in submits:
             if not self._send(order.node, submit):
                 asyncio.get_running_loop().call_soon(self.lost, order.node)
@@ -242,11 +245,8 @@ class Forwarding:
         """Return the request that a node calls `key`, if that is where it is listened to."""
         request_id = key.rpartition("#")[0]
         flight = self._flights.get(request_id)
-        return (
-            (request_id, flight)
-            if flight is not None and flight.node == node and key in flight.keys
-            else None
-        )
+        known = flight is not None and flight.node == node and key in flight.keys
+        return (request_id, flight) if flight is not None and known else None
 
     def _hear(self, node: str, told: Sequence[TokenTold]) -> None:
         events: list[TokenEvent] = []

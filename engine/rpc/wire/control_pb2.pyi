@@ -151,3 +151,11 @@ class ListLorasResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     adapters: _containers.RepeatedCompositeFieldContainer[LoraAdapter]
     def __init__(self, adapters: _Optional[_Iterable[_Union[LoraAdapter, _Mapping]]] = ...) -> None: ...
+
+class GetKvEventSourcesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetKvEventSourcesResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -46,6 +46,7 @@ class NodeLoad:
     `number` counts what the node says, over its restarts too. `heard` is the last request of the receiver's that
     is in it. A node that is `draining` takes no more. Where `step_rows` is given a step reads no more
     prompt tokens than that. So many sequences as there are `seats` run at once, with K/V of `kv_tokens` tokens.
+    `waiting` sequences wait to run, and K/V of `kv_used_tokens` is in use: both are told for operators alone.
     `kernel` and `pace` are how its steps turned out to cost; None is the profile's kernel.
     """
 
@@ -61,6 +62,8 @@ class NodeLoad:
     kv_tokens: float = float("inf")
     kernel: Kernel | None = None
     pace: Pace = AS_PROFILED
+    waiting: int = 0
+    kv_used_tokens: float = 0.0
 
     def has_room(self, adapter: AdapterRef) -> bool:
         """Return whether a request for `adapter`, which the plan does not keep here, need not wait for

@@ -229,9 +229,12 @@ class Router:
 
     def _due_s(self, pending: _Pending) -> float:
         """Return when something is to be decided about a request that came back, if nothing is heard before."""
-        if pending.due_s > self._now:
-            return pending.due_s
-        return min(pending.expires_s, pending.since_s + self._options.patience_s)
+        return pending.due_s if pending.due_s > self._now else self._given_up_s(pending)
+
+    def _given_up_s(self, pending: _Pending) -> float:
+        """Return when a request that came back is refused, unless it can be sent before."""
+        patience_s = float("inf") if self._view.loads else self._options.patience_s
+        return min(pending.expires_s, pending.since_s + patience_s)
 
     def _send_in_time(self, request_id: str, now: float) -> Send | None:
         """Send a request to the node of the policy's choice, if it would be in time there."""
@@ -250,16 +253,15 @@ class Router:
         pending, options = self._pending[request_id], self._options
         if pending.attempt >= options.attempts:
             return self._refuse(request_id, RefusalReason.FAILED, now)
-        order = None
+        if now >= self._given_up_s(pending):
+            reason = RefusalReason.OVERLOADED if self._view.loads else RefusalReason.NO_NODE
+            return self._refuse(request_id, reason, now)
         if not self._view.loads:
-            if now >= pending.since_s + options.patience_s:
-                return self._refuse(request_id, RefusalReason.NO_NODE, now)
-        elif pending.expires_s == float("inf"):
+            return None
+        if pending.expires_s == float("inf"):
             ask = self._ask(pending)
             node = self._policy.route(ask, self.table, self._view.loads, self._rng)
-            order = self._send(request_id, pending, ask, node, now)
-        elif now >= pending.expires_s:
-            return self._refuse(request_id, RefusalReason.OVERLOADED, now)
+            order: Order | None = self._send(request_id, pending, ask, node, now)
         else:
             order = self._send_in_time(request_id, now)
         if order is not None:

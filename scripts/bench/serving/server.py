@@ -127,42 +127,56 @@ class ServerProbe:
 
 @asynccontextmanager
 async def started(arguments: Sequence[str], cwd: Path, timeout_s: float) -> AsyncGenerator[str, None]:
-    """Start a server on a free port of the loopback interface; it ends with the block.
+    """Start a server on a free port of the loopback interface, and yield its URL; it ends with the block.
 
     Raises ServerFailed.
+    """
+    async with launched(arguments, cwd, timeout_s, READY) as ready:
+        yield ready[0].decode()
+
+
+@asynccontextmanager
+async def launched(
+    arguments: Sequence[str], cwd: Path, timeout_s: float, pattern: re.Pattern[bytes], stop_s: float = STOP_S
+) -> AsyncGenerator[re.Match[bytes], None]:
+    """Start a server on a free port, and yield what `pattern` finds when it is ready; it ends with the block.
+
+    It is killed if it does not end in `stop_s`. Raises ServerFailed.
     """
     command = [sys.executable, "-m", "engine.serve", "--port", "0", *arguments]
     process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None, "a pipe was asked for"
     try:
-        url = await ready_url(process.stdout, timeout_s)
+        ready = await ready_line(process.stdout, timeout_s, pattern)
         drain = asyncio.create_task(process.stdout.read())  # a full pipe would stop the server
-        yield url
+        yield ready
         drain.cancel()
     finally:
-        status = await end(process)
+        status = await end(process, stop_s)
     if status:
         raise ServerFailed(f"the server ended with exit status {status} when it was asked to stop")
 
 
-async def ready_url(lines: asyncio.StreamReader, timeout_s: float) -> str:
-    """Read the URL in the first line that has one. Raises ServerFailed if none comes in time."""
+async def ready_line(
+    lines: asyncio.StreamReader, timeout_s: float, pattern: re.Pattern[bytes]
+) -> re.Match[bytes]:
+    """Read lines until one has the pattern. Raises ServerFailed if none comes in time."""
     try:
         async with asyncio.timeout(timeout_s):
             async for line in lines:
-                if found := READY.search(line):
-                    return found[0].decode()
+                if found := pattern.search(line):
+                    return found
     except TimeoutError as error:
         raise ServerFailed(f"the server was not ready after {timeout_s:.0f} s") from error
     raise ServerFailed("the server ended before it was ready: its messages are above")
 
 
-async def end(process: asyncio.subprocess.Process) -> int:
-    """Ask it to stop, and kill it if it does not; return its exit status."""
+async def end(process: asyncio.subprocess.Process, stop_s: float) -> int:
+    """Ask it to stop, and kill it if it does not in time; return its exit status."""
     if process.returncode is None:
         process.terminate()
     try:
-        async with asyncio.timeout(STOP_S):
+        async with asyncio.timeout(stop_s):
             return await process.wait()
     except TimeoutError:
         process.kill()

@@ -146,6 +146,10 @@ class _Answer:
             if progress is Progress.TOKEN:
                 self.times_s.append(self._clock.now)
 
+    def lose(self, node: str) -> None:
+        """Fail: nothing breaks here."""
+        raise AssertionError(f"the connection to {node} broke")
+
 
 def _tell_at_once(node: SimNode, listener: Listener, news: Sequence[News]) -> None:
     listener.hear(node.name, news)

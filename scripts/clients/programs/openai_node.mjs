@@ -6,7 +6,12 @@ import { parseArgs } from "node:util";
 import OpenAI from "openai";
 
 const { values: given } = parseArgs({
-  options: { url: { type: "string" }, key: { type: "string" }, out: { type: "string" } },
+  options: {
+    url: { type: "string" },
+    key: { type: "string" },
+    rpc: { type: "string" },
+    out: { type: "string" },
+  },
 });
 const WORD = "garden";
 const REVERSED = "nedrag";

@@ -150,6 +150,7 @@ def views(draw: st.DrawFn) -> SharedView:
             ),
         ),
         draw(st.booleans()),
+        draw(st.integers(0, 2)),
     )
 
 
@@ -216,7 +217,7 @@ GARBAGE = [
     msgspec.msgpack.encode(["MemberHello", VERSION, "n" * 300, "node", 1]),
     msgspec.msgpack.encode(["MemberHello", VERSION, "n", "king", 1]),
     msgspec.msgpack.encode(["MemberHello", VERSION, "n", "node", -1]),
-    msgspec.msgpack.encode(["MemberHello", VERSION, "n", "node", 1, "", "", "", "", 0, "more"]),
+    msgspec.msgpack.encode(["MemberHello", VERSION, "n", "node", 1, "", "", "", "", 0, "", "more"]),
     encoded(MemberHello(VERSION, "n", "node", 1)) + b"\x00",
 ]
 

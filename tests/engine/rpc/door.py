@@ -40,8 +40,9 @@ class RpcDoor:
         return method(ask, **how)
 
     async def control(self, name: str, message: Any, **how: Any) -> Any:
-        answer = name.removeprefix("Get") if name.startswith("Get") else name + "Response"
-        return await self._call(f"Control/{name}", message, getattr(control_pb2, answer), how)
+        service = control_pb2.DESCRIPTOR.services_by_name["Control"]
+        answer = getattr(control_pb2, service.methods_by_name[name].output_type.name)
+        return await self._call(f"Control/{name}", message, answer, how)
 
     async def health(self, service: str = "vllm.Inference") -> int:
         stub = cast(Any, health_pb2_grpc).HealthStub(self.channel)

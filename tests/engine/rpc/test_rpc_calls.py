@@ -7,11 +7,13 @@ import grpc
 import pytest
 
 from engine.config.access_config import AccessConfig
+from engine.config.cluster_config import ClusterConfig
 from engine.config.config import EngineConfig, ServeConfig
 from engine.errors import Overloaded
 from engine.rpc.rpc_guard import REQUEST_ID, RETRY_AFTER
 from engine.rpc.wire import control_pb2, inference_pb2
 from tests.engine.rpc.door import Ask, Door, at_door, refusal
+from transport.base import Address
 
 Finish = inference_pb2.FinishInfo
 
@@ -186,6 +188,25 @@ def test_the_server_tells_its_limits() -> None:
 
     engine = EngineConfig(block_size=8, max_num_seqs=5, max_num_batched_tokens=99)
     at_door(scenario, ServeConfig(engine=engine))
+
+
+def test_a_router_tells_how_many_adapters_may_be_asked_for_at_once() -> None:
+    async def scenario(door: Door) -> None:
+        info = await door.control("GetServerInfo", control_pb2.GetServerInfoRequest())
+        assert (info.max_loras, info.max_running_requests, info.total_kv_blocks) == (7, 0, 0)
+
+    at_door(
+        scenario,
+        ServeConfig(cluster=ClusterConfig(role="router", coordinator=Address("127.0.0.1", 1)), max_waiting=7),
+    )
+
+
+def test_no_source_of_kv_events_is_named_to_clients_that_ask_before_they_begin() -> None:
+    async def scenario(door: Door) -> None:
+        answer = await door.control("GetKvEventSources", control_pb2.GetKvEventSourcesRequest())
+        assert answer.SerializeToString() == b""
+
+    at_door(scenario)
 
 
 def test_shutdown_is_for_admins_and_drains_what_runs() -> None:

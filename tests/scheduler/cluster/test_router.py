@@ -197,6 +197,21 @@ def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
     assert _refused(rig.hear("x")) == [("r", RefusalReason.OVERLOADED)]
 
 
+def test_one_that_came_back_while_no_node_is_there_is_refused_when_its_time_is_over() -> None:
+    rig = Rig()
+    rig.hear("x")
+    rig.offer("r")
+    rig.router.refused("r", 1, rig.now)
+    rig.router.lose("x", rig.now)
+    orders: list[Order] = []
+    while not orders:
+        wake_s = rig.router.wake_s()
+        assert wake_s > rig.now
+        orders = rig.wait(wake_s - rig.now)
+    assert _refused(orders) == [("r", RefusalReason.NO_NODE)]
+    assert rig.now <= SLO.ttft_s
+
+
 def test_a_client_that_goes_is_forgotten() -> None:
     rig = Rig()
     rig.hear("x", FULL)
@@ -327,6 +342,8 @@ def test_whatever_happens_each_request_is_answered_once(steps: list[tuple[str, i
                 del at_node[send.request_id]
             case _:
                 pass
+        see(rig.router.advance(rig.now))
+        assert rig.router.wake_s() > rig.now, "it asks to be called now, and does nothing then"
     _answer_all(rig, at_node, answered, see)
     assert len(answered) == offered
     assert not rig.router.pending()

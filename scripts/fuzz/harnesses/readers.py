@@ -13,8 +13,8 @@ from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.batch_lines import BrokenLine, read_line
 from engine.metrics.telemetry import Telemetry
-from scripts.fuzz.bodies import BODIES
 from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.harnesses.bodies import BODIES
 from scripts.fuzz.live_node import ENGINE
 from scripts.fuzz.mutators import spoilt_json
 from transport.base import RemoteRegion

@@ -11,9 +11,9 @@ import msgspec
 
 from engine.api import schema
 from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.harnesses.sound_bodies import SOUND
 from scripts.fuzz.live_node import ANSWER_S, LiveNode
 from scripts.fuzz.mutators import spoilt_json
-from scripts.fuzz.sound_bodies import SOUND
 
 _TURN = {"role": "user", "content": "garden"}
 _PARTS = {"role": "user", "content": [{"type": "text", "text": "garden"}]}

@@ -13,9 +13,9 @@ from engine.batch import Summary, run_batch
 from engine.config.config import BatchConfig
 from engine.errors import InvalidConfig
 from scripts.fuzz.case import Case, Finding
+from scripts.fuzz.harnesses.sound_bodies import SOUND
 from scripts.fuzz.live_node import ENGINE, LiveNode
 from scripts.fuzz.mutators import spoilt_bytes, spoilt_json
-from scripts.fuzz.sound_bodies import SOUND
 
 _MOST_LINES = 5
 _FIELDS = ("custom_id", "method", "url", "body", "metadata")

@@ -1,0 +1,1 @@
+"""What is fuzzed: one harness for each kind of reader, server or cluster."""
