@@ -4,13 +4,20 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+_MOST_SHOWN_CHARS = 200
+
 
 class InvalidParameter(ValueError):
     """A request field whose value cannot be honoured; says which, what it was, and what would be accepted."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field}={value!r} is not accepted: {remedy}")
+        super().__init__(f"{field}={_shown(value)} is not accepted: {remedy}")
         self.field, self.value, self.remedy = field, value, remedy
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN_CHARS else text[: _MOST_SHOWN_CHARS - 1] + "…"
 
 
 def as_integer(field: str, value: Any) -> int:

@@ -23,10 +23,8 @@ _MOST_KEPT = 256  # grammars, and as many refusals as there are among them
 _MOST_KEPT_CHARS = 16 * MAX_STRUCTURE_CHARS
 _TRIED_TOKENS = 8
 _MOST_REASON_CHARS = 300
-_JSON = {
-    "whitespace_pattern": r"[ \n\r\t]{0,40}",
-    "lenient": False,
-}  # else a weak model may write nothing else
+_BLANKS = r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
+_JSON = {"whitespace_pattern": _BLANKS, "lenient": False}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORM = StructuredOutputsParams(json=SCHEMA)
-WARM = SamplingParams(temperature=1, seed=7, max_tokens=120, structured_outputs=FORM)
+WARM = SamplingParams(temperature=1, seed=7, max_tokens=100, structured_outputs=FORM)
 
 
 def fits(text: str) -> bool:
