@@ -213,8 +213,8 @@ class Request:
         """Return the request for a model of `vocab_size` tokens.
 
         End tokens beyond them, which can never be drawn, are left out. Raises InvalidParameter for ids that the
-        model does not have, and where every token would end the sequence before `min_tokens`, or none could end a
-        structured output.
+        model does not have. So it does where every token would end the sequence before `min_tokens`, and where none
+        could end a structured output.
         """
         check_token_ids("prompt", self.prompt_token_ids, vocab_size)
         check_token_ids("drawn_token_ids", self.drawn_token_ids, vocab_size)

@@ -23,7 +23,9 @@ _MOST_KEPT = 256  # grammars, and as many refusals as there are among them
 _MOST_KEPT_CHARS = 16 * MAX_STRUCTURE_CHARS
 _TRIED_TOKENS = 8
 _MOST_REASON_CHARS = 300
-_BLANKS = r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
+_BLANKS = (
+    r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
+)
 _JSON = {"whitespace_pattern": _BLANKS, "lenient": False}
 
 

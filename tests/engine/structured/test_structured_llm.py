@@ -40,7 +40,6 @@ def fits(text: str) -> bool:
         {"top_k": 2, "top_p": 0.5, "min_p": 0.2},
         {"logit_bias": ((5, 50.0),)},
         {"logprobs": 3},
-        {"stop_token_ids": tuple(range(20, 60))},
     ],
     ids=str,
 )
@@ -50,6 +49,14 @@ def test_whatever_else_is_asked_for_the_text_has_its_form(llm: LLM, changes: dic
         assert fits(output.text), output.text
         assert output.finish_reason is FinishReason.STOP
         assert len(output.logprobs) in (0, len(output.token_ids))
+
+
+def test_a_stop_token_is_not_drawn_where_the_form_goes_on_without_it(llm: LLM) -> None:
+    (stop,) = llm.engine.tokenizer.encode("x", add_special=False)
+    params = [replace(WARM, seed=seed, stop_token_ids=(stop,)) for seed in range(3)]
+    for result in llm.chat([ASK] * 3, params):
+        assert fits(result.outputs[0].text)
+        assert "x" not in result.outputs[0].text
 
 
 def test_the_same_seed_gives_the_same_text(llm: LLM) -> None:
@@ -64,7 +71,7 @@ def test_a_text_that_is_cut_short_ends_by_its_length(llm: LLM) -> None:
 
 def test_tokens_that_must_follow_the_form_are_end_tokens(llm: LLM) -> None:
     params = replace(GREEDY, max_tokens=12, structured_outputs=StructuredOutputsParams(choice=("ab",)))
-    for changes, reason in (({"ignore_eos": True}, "length"), ({"min_tokens": 12}, "stop")):
+    for changes, reason in (({"ignore_eos": True}, "length"), ({"min_tokens": 11}, "stop")):
         (output,) = llm.chat([ASK], replace(params, **changes))[0].outputs
         assert (output.text, len(output.token_ids), output.finish_reason.value) == ("ab", 12, reason)
 
