@@ -17,6 +17,7 @@ from engine.structured.grammar_cache import TokenTable
 from engine.text.chat_template import ChatTemplate, template_of
 from engine.text.prompt_bound import most_chars_per_token
 from engine.text.template_renderer import InvalidChat, TemplateRenderer
+from engine.text.tool_syntax import ToolParser, ToolSyntax, tool_syntax
 from engine.text.vocabulary_check import check_vocabulary, end_tokens
 from lora.format.companions import NO_COMPANIONS, Companions, Vocabulary
 from scheduler.request import InvalidParameter
@@ -56,11 +57,17 @@ class Tokenizer:
     `companions` are the adapter's whose tokenizer it is. It can be pickled for another process.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        chat_template: str | None = None,
+        tool_parser: ToolParser = "auto",
+    ) -> None:
         """Take over `tokenizer`; how it decodes bytes is read from its own description.
 
         `chat_template` replaces its own one. Raises BrokenTemplate if it has none that it may be used by itself.
         """
+        self._tool_parser: ToolParser = tool_parser
         self._renderer, self._adapter_renderer = TemplateRenderer(), TemplateRenderer()
         self._template = template_of(tokenizer, chat_template, self._renderer)
         self._special_tokens = dict(tokenizer.special_tokens_map)
@@ -92,6 +99,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """True if `encode_chat` can succeed."""
         return self._template is not None
+
+    @property
+    def tool_syntax(self) -> ToolSyntax | None:
+        """How the model writes calls of tools, if that is known."""
+        return tool_syntax(self._tool_parser, self._template.source if self._template else None)
 
     def of_adapter(self, companions: Companions) -> "Tokenizer":
         """Return the tokenizer of an adapter with its own chat template and end tokens; this one if it has none.
@@ -155,11 +167,12 @@ class Tokenizer:
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         most_tokens: int | None = None,
         field: str = "messages",
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[int, ...]:
         """Turn a conversation into token ids by the chat template. Raises InvalidChat, or PromptTooLong as `encode`.
 
@@ -172,7 +185,7 @@ class Tokenizer:
             )
         most_chars = None if most_tokens is None else self.most_chars(most_tokens)
         write = self._template.render_continued if continue_final_message else self._template.render
-        rendered = write(messages, add_generation_prompt, most_chars)
+        rendered = write(messages, add_generation_prompt, most_chars, tools)
         if rendered.text is None:
             most = rendered.most_chars
             raise PromptTooLong(field, rendered.length, "characters", most_tokens or most, most)

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from msgspec import structs
 
 from engine.api import schema
+from engine.api.chat_messages import chat_messages
 from engine.api.errors import ApiError, refused
+from engine.api.tools.tool_fields import ToolUse, asked_tools, offered
 from engine.errors import UnknownModel
 from engine.structured.wire_forms import asked_form
 from engine.tokenizer import PromptTooLong, Tokenizer
@@ -86,7 +88,7 @@ class GenerateRequest:
     `echo` is the text of each prompt if the response is to begin with it, else empty. `echo_only` asks for
     the echo alone (max_tokens=0): the one token that the engine draws to get there is not shown.
     `wants_prompt_logprobs` is true if the client asked for them, and not only its echo needs them.
-    `request_id` is the client's own name of the response, if it gave one.
+    `request_id` is the client's own name of the response, if it gave one. `tools` says how the answer may call tools.
     """
 
     model: str
@@ -97,6 +99,7 @@ class GenerateRequest:
     echo_only: bool = False
     wants_prompt_logprobs: bool = False
     request_id: str | None = None
+    tools: ToolUse | None = None
 
 
 def completion_request(body: bytes, client: ServedModels) -> GenerateRequest:
@@ -159,7 +162,10 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
     tokenizer = client.tokenizer_of(wire.model)
-    prompt = chat_ids(wire, chat_messages(wire.messages), tokenizer, client.max_model_len)
+    parallel = wire.parallel_tool_calls is not False
+    tools, params = asked_tools(params, wire.tools, wire.tool_choice, parallel, tokenizer.tool_syntax)
+    told = offered(wire.tools, wire.tool_choice)
+    prompt = chat_ids(wire, chat_messages(wire.messages), tokenizer, client.max_model_len, told)
     return GenerateRequest(
         model=wire.model,
         prompts=(prompt,),
@@ -167,14 +173,16 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
         form=_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
         request_id=wire.request_id,
+        tools=tools,
     )
 
 
 def chat_ids(
     wire: schema.Chat | schema.Tokenize,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     most_tokens: int | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[int, ...]:
     """Put a body's conversation through the chat template. Raises InvalidChat, PromptTooLong or ApiError."""
     continues = bool(wire.continue_final_message)
@@ -182,29 +190,13 @@ def chat_ids(
         message = "it excludes add_generation_prompt=true: give one of them"
         raise refused("continue_final_message", message, "invalid_value")
     begins_answer = wire.add_generation_prompt is not False and not continues
-    return tokenizer.encode_chat(messages, begins_answer, continues, most_tokens)
-
-
-def chat_messages(messages: Sequence[schema.Message]) -> list[dict[str, str]]:
-    """Convert messages to what a chat template reads.
-
-    `developer` is what OpenAI now calls `system`; text parts are joined by line breaks.
-    """
-    return [_template_message(message) for message in messages]
+    return tokenizer.encode_chat(messages, begins_answer, continues, most_tokens, tools=tools)
 
 
 def check_model(name: str, client: ServedModels) -> None:
     """Raise UnknownModel unless `name` is the base model or an adapter, as far as is known without asking peers."""
     if not client.may_serve(name):
         raise UnknownModel(name)
-
-
-def _template_message(message: schema.Message) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
-    content = message.content or ""
-    text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-    named = {"name": message.name} if message.name is not None else {}
-    return {"role": role, "content": text} | named
 
 
 def _check_names(wire: schema.Generate, client: ServedModels) -> None:

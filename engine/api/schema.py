@@ -13,6 +13,7 @@ import msgspec
 from engine.api.errors import ApiError, refused
 from engine.api.json_size import check_json_size
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
+from engine.api.tools.tool_fields import Tool, ToolCall, ToolChoice
 from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -24,12 +25,8 @@ RequestId = Annotated[str, msgspec.Meta(max_length=128, pattern=f"^{_ID_CHARS}+$
 Biases = Annotated[
     dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": {"type": "number"}})
 ]
-Nothing = (
-    Annotated[list[Any], msgspec.Meta(max_length=0)]
-    | Annotated[str, msgspec.Meta(max_length=0)]
-    | Annotated[dict[str, Any], msgspec.Meta(max_length=0)]
-    | None
-)
+_EMPTY = msgspec.Meta(max_length=0)
+Nothing = Annotated[list[Any], _EMPTY] | Annotated[str, _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None
 """Null, or an empty list, text or object: what a field that is not implemented may hold within a message."""
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
@@ -39,7 +36,7 @@ _NOT_EMPTY = re.compile(r"Expected `\w+` of length <= 0")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _REMEDIES: Mapping[str, str] = {
-    "role": "give system, developer, user or assistant; tools are not supported",
+    "role": "give system, developer, user, assistant or tool",
     "type": "give text; other kinds of parts are not supported",
 }
 """What to say of a value that none of a field's words is."""
@@ -114,22 +111,22 @@ class TextPart(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 class Message(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One message of a conversation; the last group is what clients send back of answers.
 
-    An assistant's message may have no content.
+    An assistant's message may have no content. What a tool returned names the call by `tool_call_id`.
     """
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: Label | None = None
     id: Label | None = None
     cache_control: Any = None
+    tool_calls: list[ToolCall] | Annotated[str, _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None = None
+    tool_call_id: Label | Annotated[list[Any], _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None = None
 
     refusal: Nothing = None
     annotations: Nothing = None
     audio: Nothing = None
     images: Nothing = None
     tools: Nothing = None
-    tool_calls: Nothing = None
-    tool_call_id: Nothing = None
     function_call: Nothing = None
     parsed: Nothing = None
     reasoning: Nothing = None
@@ -143,6 +140,9 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         """Refuse a message without content in the words of a field that is missing."""
         if self.content is None and self.role != "assistant":
             raise ValueError("Object missing required field `content`")
+        for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+            if getattr(self, field) and self.role != role:
+                raise ValueError(f"{field} is of use in a message of role {role} only: leave it out")
 
 
 class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -154,6 +154,9 @@ class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
     top_logprobs: Int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class Tokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -166,6 +169,7 @@ class Tokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
+    tools: list[Tool] | None = None
 
 
 class Detokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

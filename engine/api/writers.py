@@ -1,11 +1,13 @@
 """Write what was generated in the shapes of OpenAI's text and chat completions, log-probabilities included."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from engine.api.parsing import GenerateRequest, ResponseForm
+from engine.api.tools.call_parser import CallParser
 from engine.output import Delta
 from engine.tokenizer import Tokenizer
-from scheduler.plan import TokenLogprob
+from scheduler.plan import FinishReason, TokenLogprob
 
 LOWEST = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
@@ -148,6 +150,7 @@ class ChatWriter:
     def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
         self._request = request
         self._tokenizer = tokenizer
+        self._calls: dict[int, CallParser] = {}  # by choice
 
     def opening(self) -> tuple[dict[str, object], ...]:
         """Write one entry for each choice that names its role."""
@@ -169,23 +172,57 @@ class ChatWriter:
     def part(self, choice: int, delta: Delta) -> dict[str, object] | None:
         """Write the entry of one Delta; None if there is nothing to show yet."""
         token_ids = delta.token_ids if self._request.form.token_ids else ()
-        if not (delta.text or delta.finish_reason or delta.logprobs or token_ids):
+        text, calls = self._found(choice, delta)
+        if not (text or calls or delta.finish_reason or delta.logprobs or token_ids):
             return None
-        content = {"content": delta.text} if delta.text else {}
-        return {"index": choice, "delta": content} | self._common(delta)
+        content: dict[str, object] = {"content": text} if text else {}
+        if calls:
+            content["tool_calls"] = [{"index": index} | call for index, call in calls.items()]
+        return {"index": choice, "delta": content} | self._common(choice, delta)
 
     def whole(self, choice: int, delta: Delta) -> dict[str, object]:
         """Write the entry of a choice whose Deltas are joined in `delta`."""
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": choice, "message": message} | self._common(delta)
+        text, calls = self._found(choice, delta)
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": list(calls.values())}
+        return {"index": choice, "message": message} | self._common(choice, delta)
 
-    def _common(self, delta: Delta) -> dict[str, object]:
+    def _found(self, choice: int, delta: Delta) -> tuple[str, dict[int, dict[str, Any]]]:
+        """Return the text that a Delta adds, and what it adds to calls of tools, by the call's number."""
+        tools = self._request.tools
+        if tools is None:
+            return delta.text, {}
+        parser = self._calls.setdefault(choice, tools.parser())
+        text, calls = "", dict[int, dict[str, Any]]()
+        for piece in parser.push(delta.text, final=delta.finish_reason is not None):
+            if isinstance(piece, str):
+                text += piece
+                continue
+            call = calls.setdefault(piece.index, {"function": {"arguments": ""}})
+            if piece.name is not None:
+                call |= {"id": piece.call_id, "type": "function"}
+                call["function"] = {"name": piece.name, "arguments": ""}
+            call["function"]["arguments"] += piece.arguments
+        return text, calls
+
+    def _finish_reason(self, choice: int, delta: Delta) -> str | None:
+        """Write why the choice ended; as OpenAI has it, a call of the one tool that was named ends by stop."""
+        if delta.finish_reason is None:
+            return None
+        parser, tools = self._calls.get(choice), self._request.tools
+        calls = parser is not None and parser.calls > 0 and tools is not None and tools.syntax != "named"
+        return (
+            "tool_calls" if calls and delta.finish_reason is FinishReason.STOP else delta.finish_reason.value
+        )
+
+    def _common(self, choice: int, delta: Delta) -> dict[str, object]:
         logprobs = None
         if self._request.params.logprobs is not None:
             logprobs = {"content": [self._token(entry) for entry in delta.logprobs], "refusal": None}
         entry: dict[str, object] = {
             "logprobs": logprobs,
-            "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
+            "finish_reason": self._finish_reason(choice, delta),
             "stop_reason": delta.stop_reason,
         }
         return entry | ({"token_ids": delta.token_ids} if self._request.form.token_ids else {})

@@ -132,7 +132,7 @@ def assemble(config: EngineConfig, wrap: ExecutorWrapper = _unwrapped) -> Engine
 def _assemble(
     config: EngineConfig, wrap: ExecutorWrapper, base: BaseModel, workers: WorkerPool | None, undo: ExitStack
 ) -> Engine:
-    tokenizer = load_tokenizer(base.folder, config.chat_template)
+    tokenizer = load_tokenizer(base.folder, config.chat_template, config.tool_call_parser)
     undo.callback(tokenizer.close)
     weights = base.load(config.progress)
     if workers is not None:

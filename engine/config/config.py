@@ -41,6 +41,7 @@ LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
 UnifiedMemory = Literal["auto", "on", "off"]
 AccessLog = Literal["off", "text", "json"]
 LogLevel = Literal["debug", "info", "warning"]
+ToolParser = Literal["auto", "none", "hermes", "llama3_json", "mistral"]
 
 _NO_PEERS = PeerConfig()
 _OPEN = AccessConfig()
@@ -113,6 +114,14 @@ class EngineConfig:
             "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
         ),
     ] = None
+    tool_call_parser: Annotated[
+        ToolParser,
+        Option(
+            "model",
+            one_of(ToolParser, "NAME"),
+            "how the model writes calls of tools; auto tells it by the chat template",
+        ),
+    ] = "auto"
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from engine.api.parsing import chat_messages
+from engine.api.chat_messages import chat_messages
 from engine.api.schema import Message
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import Tokenizer

@@ -26,7 +26,7 @@ _MOST_REASON_CHARS = 300
 _BLANKS = (
     r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
 )
-_JSON = {"whitespace_pattern": _BLANKS, "lenient": False}
+JSON_WRITING = {"whitespace_pattern": _BLANKS, "lenient": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ def _written(asked: StructuredOutputsParams) -> str:
     """Write the form as llguidance reads it. Raises ValueError for what cannot be written so."""
     match asked.form:
         case "json":
-            return LLMatcher.grammar_from_json_schema(asked.source, overrides=_JSON)
+            return LLMatcher.grammar_from_json_schema(asked.source, overrides=JSON_WRITING)
         case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON)
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_WRITING)
         case "choice":
             return llguidance.grammar_from("lark", "start: " + " | ".join(map(_quoted, asked.choice or ())))
         case "regex":

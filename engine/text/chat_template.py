@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from engine.config.option_types import TEMPLATE_SYMBOLS
 from engine.errors import EngineError, InvalidConfig
@@ -36,15 +36,16 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         most_chars: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Rendered:
-        """Write `messages` as one text of at most `most_chars`. Raises InvalidChat."""
+        """Write `messages`, and the tools on offer, as one text of at most `most_chars`. Raises InvalidChat."""
         variables = {
             **self.special_tokens,
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": None if tools is None else list(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -52,15 +53,16 @@ class ChatTemplate:
 
     def render_continued(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = False,
         most_chars: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Rendered:
         """Write `messages` up to the end of the last one's content, as transformers finds it: by a mark behind it."""
         last = messages[-1]["content"]
         marked = [*messages[:-1], {**messages[-1], "content": last + _MARK}]
         most = MOST_CHARS if most_chars is None else most_chars
-        rendered = self.render(marked, add_generation_prompt, most + _MOST_CLOSING_CHARS)
+        rendered = self.render(marked, add_generation_prompt, most + _MOST_CLOSING_CHARS, tools)
         if rendered.text is None:
             return Rendered(rendered.length, None, most)
         text, mark, rest = rendered.text.rpartition(_MARK.strip())

@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from engine.api import schema
+from engine.api.chat_messages import chat_messages
 from engine.api.errors import refused
 from engine.api.parsing import (
     GenerateRequest,
     ServedModels,
     chat_ids,
-    chat_messages,
     chat_request,
     check_model,
     completion_request,
 )
+from engine.api.tools.tool_fields import offered
 from scheduler.request import check_token_ids
 
 MOST_TRANSLATED = {"characters": 1 << 20, "tokens": 1 << 18}
@@ -36,7 +37,7 @@ def tokenized(body: bytes, models: ServedModels) -> bytes:
         messages = chat_messages(wire.messages or ())
         chars = sum(len(message["content"]) for message in messages)
         _check_length("messages", chars, "characters", models)
-        tokens = chat_ids(wire, messages, tokenizer)
+        tokens = chat_ids(wire, messages, tokenizer, tools=offered(wire.tools, None))
     found = {"count": len(tokens), "max_model_len": models.max_model_len, "tokens": tokens}
     texts = (
         {"token_strs": [tokenizer.token_text(token) for token in tokens]} if wire.return_token_strs else {}

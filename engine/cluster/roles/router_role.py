@@ -39,7 +39,7 @@ class RouterRole:
         security, start = security_of(config), start_ms()
         assert config.cluster.coordinator is not None, "ClusterConfig demands it of a router"
         base = choose_base(config.engine)
-        tokenizer = load_tokenizer(base.folder, config.engine.chat_template)
+        tokenizer = load_tokenizer(base.folder, config.engine.chat_template, config.engine.tool_call_parser)
         names = base_names(config.engine)
         ends = tuple(dict.fromkeys((*base.config.eos_token_ids, *tokenizer.eos_token_ids)))
         longest = config.engine.max_model_len or base.config.max_model_len

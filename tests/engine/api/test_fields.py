@@ -89,9 +89,10 @@ async def test_answers_may_be_sent_back_as_they_came_from_any_server() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("tool_calls", [{"id": "1"}], "does not support"),
+        ("tool_calls", [{"id": "1"}], "required"),
+        ("tool_call_id", "1", "role tool"),
         ("reasoning_content", "hm", "does not support"),
-        ("role", "tool", "tools are not supported"),
+        ("role", "function", "assistant or tool"),
         ("content", None, "required"),
     ],
 )
