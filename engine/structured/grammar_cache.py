@@ -41,9 +41,15 @@ class TokenTable:
 class GrammarCache:
     """Owner of the compiled forms of one model. Which is thrown away first: what was not asked for the longest."""
 
-    def __init__(self, read_table: Callable[[], TokenTable]) -> None:
+    def __init__(
+        self,
+        read_table: Callable[[], TokenTable],
+        most_kept: int = _MOST_KEPT,
+        most_kept_chars: int = _MOST_KEPT_CHARS,
+    ) -> None:
         """Read the tokens, which takes a while, when the first form is compiled."""
         self._read_table = read_table
+        self._most_kept, self._most_kept_chars = most_kept, most_kept_chars
         self._lock = threading.Lock()
         self._kept: OrderedDict[StructuredOutputsParams, Future[Grammar]] = OrderedDict()
         self._kept_chars = 0
@@ -78,7 +84,7 @@ class GrammarCache:
         return _result(found, asked)
 
     def _make_room(self) -> None:
-        while len(self._kept) > _MOST_KEPT or self._kept_chars > _MOST_KEPT_CHARS:
+        while len(self._kept) > self._most_kept or self._kept_chars > self._most_kept_chars:
             old, _ = self._kept.popitem(last=False)
             self._kept_chars -= len(old.source)
 
