@@ -223,5 +223,5 @@ def test_what_is_kept_is_bounded_by_number_and_by_size() -> None:
         forms.compile(StructuredOutputsParams(choice=(f"v{number}",)))
     assert forms.known(first) is None
     forms.compile(first)
-    forms.compile(StructuredOutputsParams(choice=("x" * 98,)))
+    forms.compile(StructuredOutputsParams(choice=("x" * 92,)))
     assert forms.known(first) is None
