@@ -122,7 +122,7 @@ def test_answers_through_a_router_are_those_of_one_engine() -> None:
 @pytest.mark.parametrize(
     ("way", "after"),
     [("greedy", 1), ("greedy", 5), ("seeded", 5), ("penalised", 5), ("n=3", 1), ("n=3", 5), ("logprobs", 1),
-     ("logprobs", 5), ("stop", 2)],
+     ("logprobs", 5), ("stop", 2), ("form", 5)],
 )  # fmt: skip
 def test_a_node_that_dies_takes_no_stream_with_it(way: str, after: int) -> None:
     """After the first token all is as begun anew; what a way of drawing has to carry over shows after more."""
