@@ -100,6 +100,7 @@ class Operation:
     body: type[msgspec.Struct] | None = None
     streams: bool = False
     query: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
+    content: str = "text/plain"  # where `response` is None
 
 
 _ALWAYS = (401, 403, 500, 503)
@@ -149,6 +150,13 @@ OPERATIONS: Sequence[Operation] = (
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
     ),
     Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*_ALWAYS, 404)),
+    Operation("get", "/", "Show the live page", None, (500, 503), content="text/html"),
+    Operation(
+        "get", "/page/{file}", "Load a file of the page", None, (404, 500, 503), content="text/javascript"
+    ),
+    Operation(
+        "get", "/page/events", "Stream what changes on the page", None, _ALWAYS, content="text/event-stream"
+    ),
     Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
     Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, _ALWAYS),
@@ -179,7 +187,7 @@ def _operation(operation: Operation) -> Schema:
     if operation.streams:
         content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for what the events hold
     if operation.response is None:
-        content["text/plain"] = {"schema": _TEXT}
+        content[operation.content] = {"schema": _TEXT}
     responses: Schema = {"200": {"description": "Done", "content": content}}
     for status in sorted(operation.errors):
         error = {"application/json": {"schema": _ref("Error")}}
