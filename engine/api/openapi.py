@@ -21,6 +21,7 @@ from engine.api.admin.admin_schema import (
 )
 from engine.api.admin.catalogue_admin import MOST_LISTED
 from engine.catalogue.base import AdapterRecord, ClusterRecord
+from engine.runner.step_history import StepRecord
 from scheduler.request import RANGES
 
 Schema = dict[str, Any]
@@ -81,6 +82,7 @@ _RESPONSES: Mapping[str, Schema] = {
     "Adapters": _object(
         object={"const": "list"}, data=_array(_ref("Adapter")), has_more={"type": "boolean"}, next=_MAYBE_TEXT
     ),
+    "Steps": _object(object={"const": "list"}, data=_array(_ref("StepRecord"))),
     "Tokens": _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_array(_NUMBER)),
     "Prompt": _object(prompt=_TEXT),
     "Health": _object(status={"enum": ["ok", "unhealthy"]}),
@@ -131,6 +133,7 @@ OPERATIONS: Sequence[Operation] = (
         schema.UnloadAdapter,
     ),
     Operation("get", "/cluster", "Describe the cluster", "Cluster", _ALWAYS),
+    Operation("get", "/debug/steps", "Describe the last steps", "Steps", (*_ALWAYS, 404)),
     Operation(
         "get",
         "/v1/adapters",
@@ -210,7 +213,7 @@ def _operation(operation: Operation) -> Schema:
 def _records() -> dict[str, Schema]:
     """Describe what administrators are told."""
     _, components = msgspec.json.schema_components(
-        (AdapterRecord, ClusterRecord), ref_template=_REF + "{name}"
+        (AdapterRecord, ClusterRecord, StepRecord), ref_template=_REF + "{name}"
     )
     adapter = components.pop("AdapterRecord")
     adapter["properties"]["object"] = {"const": "adapter"}
