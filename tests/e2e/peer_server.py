@@ -11,7 +11,8 @@ from urllib.request import Request, urlopen
 
 import openai
 
-from tests.e2e.program import Program
+from engine.serve import main
+from tests.forked_process import ForkedProcess
 
 STOP_S = 60
 TOKEN = "a token that is long enough".replace(" ", "-")
@@ -25,7 +26,7 @@ class Server:
         token.write_text(TOKEN)
         options = ["--port", "0", "--no-progress", "--peer-plain", "--peer-token-file", str(token)]
         options += ["--peer-path", "stream", "--peer-listen", listen, "--kv-cache-bytes", "32MiB", *arguments]
-        self.process = Program(options, {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"})
+        self.process = ForkedProcess(main, (options,), {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"})
         self.announced = ""  # the last line that was read of what the server says
         self.url = self._told(r"ready at (http://[^ ]+:\d+)")
         self.rpc_address = self.announced.partition(" and grpc://")[2].partition(": ")[0]

@@ -15,7 +15,8 @@ import openai
 import pytest
 
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
-from tests.e2e.program import Program
+from engine.serve import main
+from tests.forked_process import ForkedProcess
 
 START_S, STOP_S = 120, 60
 
@@ -26,7 +27,7 @@ class Server:
 
     url: str
     roots: Path
-    process: Program | subprocess.Popen[str]
+    process: ForkedProcess | subprocess.Popen[str]
 
     @property
     def client(self) -> openai.OpenAI:
@@ -47,13 +48,17 @@ class Server:
         return float(found[1])
 
 
+def _forked(arguments: list[str], environment: dict[str, str]) -> ForkedProcess:
+    return ForkedProcess(main, (arguments,), environment)
+
+
 def _as_an_operator(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "engine.serve", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def _start(
-    roots: Path, start: Callable[[list[str], dict[str, str]], Program | subprocess.Popen[str]]
+    roots: Path, start: Callable[[list[str], dict[str, str]], ForkedProcess | subprocess.Popen[str]]
 ) -> Server:
     environment = {"LORASERVE_API_KEY": "secret", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     options = ["--port", "0", "--lora-root", str(roots), "--no-progress"]
@@ -67,7 +72,7 @@ def _start(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = _start(tmp_path_factory.mktemp("roots"), Program)
+    started = _start(tmp_path_factory.mktemp("roots"), _forked)
     yield started
     started.process.kill()
     started.process.wait(STOP_S)

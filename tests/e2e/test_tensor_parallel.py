@@ -20,11 +20,12 @@ from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 from engine.errors import InvalidConfig, WorkersFailed
 from engine.llm import Result
+from engine.serve import main
 from lora.errors import AdapterRefused
 from lora.target_modules import SITES
-from tests.e2e.program import Program
 from tests.e2e.test_engine_oracle import ADAPTERS
 from tests.engine.tensor_parallel.processes import Watched, workers_of
+from tests.forked_process import ForkedProcess
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -201,7 +202,7 @@ class Server:
         self.log = log
         options = ["--port", "0", "--no-progress", "--dtype", "float32"]
         sizes = ["--kv-cache-bytes", "16MiB", "--adapter-bytes", "16MiB", "--tensor-parallel-size", "2"]
-        self.process = Program([*options, *sizes], os.environ, log)
+        self.process = ForkedProcess(main, ([*options, *sizes],), os.environ, log)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+:\d+", line)
         assert found, f"the server said {line!r} instead of its address: {log.read_text()}"

@@ -1,36 +1,48 @@
-"""A server in a process of its own, without the seconds in which Python imports its libraries.
+"""A process without the seconds in which Python imports its libraries.
 
-The first one starts a process that imports them and does nothing else; each server is forked from it. What an operator
+The first one starts a process that imports them and does nothing else; each is forked from that. What an operator
 starts, `python -m engine.serve`, is tried by test_cluster, test_server, test_hung_stop and the examples.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-from engine.serve import main
+from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["engine.serve"])
+_FORKS.set_forkserver_preload(
+    [
+        "engine.serve",
+        "tests.transport.forger_process",
+        "tests.transport.puller_process",
+        "tests.transport.source_process",
+    ]
+)
 
 
-class Program:
-    """`python -m engine.serve` with `arguments`, and what it prints; errors go to `log` where there is one."""
+class ForkedProcess:
+    """`main(*arguments)` in a process of its own, and what it prints; errors go to `log` where there is one."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+        self,
+        main: Callable[..., int | None],
+        arguments: tuple[Any, ...],
+        environment: Mapping[str, str],
+        log: Path | None = None,
     ) -> None:
         read, write = _FORKS.Pipe(duplex=False)
         with read, write:
-            told = (tuple(arguments), dict(environment), write, log)
+            told = (main, arguments, dict(environment), write, log)
             self._process = _FORKS.Process(target=_be, args=told, daemon=True)
             self._process.start()
             self.stdout: TextIOWrapper = os.fdopen(os.dup(read.fileno()))
+        atexit.register(self.kill)  # a halted one hears nothing else
 
     @property
     def pid(self) -> int:
@@ -46,7 +58,7 @@ class Program:
         """The exit code, once it has ended. Raises TimeoutExpired."""
         self._process.join(timeout_s)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("engine.serve", timeout_s)
+            raise subprocess.TimeoutExpired(self._process.name, timeout_s)
         return self._process.exitcode
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -60,7 +72,11 @@ class Program:
 
 
 def _be(
-    arguments: tuple[str, ...], environment: dict[str, str], printed: Connection, log: Path | None
+    main: Callable[..., int | None],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    printed: Connection,
+    log: Path | None,
 ) -> None:
     """Be the process."""
     os.dup2(printed.fileno(), 1)
@@ -70,4 +86,4 @@ def _be(
             os.dup2(errors.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    raise SystemExit(main(arguments))
+    raise SystemExit(main(*arguments))
