@@ -7,7 +7,7 @@ may begin anew. Used on one event loop.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -73,7 +73,7 @@ class EventFeed:
         return len(self._watchers)
 
     @asynccontextmanager
-    async def watch(self, on_drop: Callable[[], object] = lambda: None) -> AsyncIterator[Watcher]:
+    async def watch(self, on_drop: Callable[[], object] = lambda: None) -> AsyncGenerator[Watcher]:
         """Let one more watch; `on_drop` is to hang up on its client. Raises ApiError where that is too many."""
         if self._closed:
             raise _busy("the server ends")

@@ -51,6 +51,9 @@ def _change(before: Mapping[str, Row], now: Mapping[str, Row]) -> dict[str, obje
     """Return the rows that are new or others, and the keys of those that are gone; nothing if all are the same."""
     if before is now:
         return {}
-    fresh = {key: row for key, row in now.items() if row != before.get(key)}
-    gone = [key for key in before if key not in now]
-    return ({"set": fresh} if fresh else {}) | ({"gone": gone} if gone else {})
+    change: dict[str, object] = {}
+    if fresh := {key: row for key, row in now.items() if row != before.get(key)}:
+        change["set"] = fresh
+    if gone := [key for key in before if key not in now]:
+        change["gone"] = gone
+    return change
