@@ -16,6 +16,7 @@ from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
@@ -220,6 +221,10 @@ class AsyncEngine:
             self.catalogue.residency(recent),
             self.telemetry.refusals.series(),
         )  # fmt: skip
+
+    def recent_steps(self) -> list[StepRecord]:
+        """Describe the last steps, the newest first."""
+        return self._core.history.last()
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""

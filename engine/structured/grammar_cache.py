@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import llguidance
 import numpy as np
@@ -19,6 +20,9 @@ from engine.structured.grammar import Grammar, NoTokenAllowed
 from scheduler.parameter_checks import InvalidParameter
 from scheduler.structured_outputs import MAX_STRUCTURE_CHARS, StructuredOutputsParams
 
+if TYPE_CHECKING:  # the library declares it for type checkers alone
+    from llguidance._lib import JsonCompileOptions
+
 _MOST_KEPT = 256  # grammars, and as many refusals as there are among them
 _MOST_KEPT_CHARS = 16 * MAX_STRUCTURE_CHARS
 _TRIED_TOKENS = 8
@@ -26,7 +30,7 @@ _MOST_REASON_CHARS = 300
 _BLANKS = (
     r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
 )
-_JSON = {"whitespace_pattern": _BLANKS, "lenient": False}
+_JSON: "JsonCompileOptions" = {"whitespace_pattern": _BLANKS, "lenient": False}
 
 
 @dataclass(frozen=True, slots=True)
