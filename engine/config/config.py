@@ -31,9 +31,7 @@ from engine.config.option_types import (
 )
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
-from model.attention.base import AttentionChoice
-from model.checkpoint import DtypeChoice
-from model.linear import Quantization
+from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -23,7 +23,7 @@ from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
-from model.attention.base import AttentionChoice
+from model.config import AttentionChoice
 from scheduler.cluster.cost.profile import to_json
 from scheduler.cluster.policies import POLICIES
 from tests.model.test_attention_choice import CPU, LLAMA

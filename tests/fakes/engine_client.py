@@ -23,8 +23,7 @@ from engine.output import Delta, Detokenizer
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
-from lora.peers.peer_tier import PeerStats
-from lora.peers.published_weights import PublishStats
+from lora.peers.peer_stats import PeerStats, PublishStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.limits import RequestRefused

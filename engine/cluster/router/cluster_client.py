@@ -3,10 +3,11 @@
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine.admission import Admission
+from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
@@ -33,23 +34,12 @@ _NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
 _NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedModel:
-    """The base model as clients see it: its names, where it came from, its limits and its end tokens."""
-
-    names: tuple[str, ...]
-    root: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-
-
 class ClusterClient:
     """EngineClient of a whole cluster. Used on one event loop."""
 
     def __init__(
         self,
-        model: RoutedModel,
+        model: ModelCard,
         tokenizer: Tokenizer,
         telemetry: Telemetry,
         forwarding: Forwarding,

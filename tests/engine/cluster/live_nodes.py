@@ -13,7 +13,7 @@ from engine.cluster.link.link_server import LinkServer
 from engine.cluster.link.node_load import NodeJobs, NodeRoom
 from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
 from engine.cluster.node.node_adapters import NodeAdapters
-from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import ClusterView, Member, ServedModel
@@ -96,7 +96,6 @@ def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     forwarding = Forwarding(
         router, hello, SECURITY, ServedModel(card.max_model_len, card.vocab_size, WEIGHTS)
     )
-    model = RoutedModel(card.names, card.root, card.max_model_len, card.vocab_size, card.eos_token_ids)
     return ClusterClient(
-        model, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
+        card, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
     )
