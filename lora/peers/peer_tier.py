@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lora.adapter import RemoteName
+from lora.adapter import AdapterRef, RemoteName
 from lora.errors import BytesMayLand
 from lora.format.packed import PackedLayout, digest_of
 from lora.peers.directory import Directory, ReportedDirectory
@@ -68,6 +68,10 @@ class PeerTier:
     def look_up(self, name: str) -> Manifest:
         """Ask what `name` means at a peer. UnknownAdapter, AdapterUnreachable."""
         return self._loop.wait(self._discovery.find(name))
+
+    def look_up_content(self, ref: AdapterRef) -> Manifest:
+        """Ask how a content is laid out. UnknownAdapter, AdapterUnreachable."""
+        return self._loop.wait(self._discovery.find_content(ref))
 
     def confirm(self, remote: RemoteName) -> Manifest:
         """Ask what a remote name means now. UnknownAdapter, AdapterUnreachable."""
