@@ -186,6 +186,50 @@ def test_a_request_that_nodes_give_back_is_sent_again_after_a_pause_and_then_fai
     assert _refused(rig.wait(1.0)) == [("r", RefusalReason.FAILED)]
 
 
+def _lose(rig: Rig, request_id: str, attempt: int, tokens: int) -> list[Order]:
+    """Let a node draw tokens and be lost, and come back."""
+    if tokens:
+        assert rig.router.drew(request_id, attempt, tokens)
+    rig.router.lose("x", rig.now)
+    return rig.hear("x")
+
+
+def test_a_stream_that_goes_on_outlives_more_lost_nodes_than_it_has_attempts() -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    rig.offer("r")
+    for attempt in range(1, options.moves + 1):
+        assert _sent(_lose(rig, "r", attempt, 1)) == [("r", attempt + 1, "x")]
+    for attempt in range(options.moves + 1, options.moves + options.attempts):
+        assert _sent(_lose(rig, "r", attempt, 0)) == [("r", attempt + 1, "x")]
+    assert _refused(_lose(rig, "r", options.moves + options.attempts, 0)) == [("r", RefusalReason.FAILED)]
+
+
+def test_a_request_that_ends_its_nodes_at_the_first_token_fails_in_bounded_time() -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    sent = _sent(rig.offer("r"))
+    while sent:
+        (_, last, _), sent = sent[0], _sent(_lose(rig, "r", sent[0][1], 1))
+    assert last == options.moves + options.attempts
+
+
+@settings(deadline=None, max_examples=examples(100))
+@given(st.lists(st.integers(0, 2), max_size=60))
+def test_attempts_count_but_those_that_drew_tokens_on_a_node_that_was_lost(drawn: list[int]) -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    rig.offer("r")
+    for attempt, tokens in enumerate(drawn, 1):
+        orders = _lose(rig, "r", attempt, tokens)
+        moves = min(options.moves, sum(each > 0 for each in drawn[:attempt]))
+        if attempt - moves >= options.attempts:
+            assert _refused(orders) == [("r", RefusalReason.FAILED)]
+            return
+        assert _sent(orders) == [("r", attempt + 1, "x")]
+        assert rig.router.drawn_tokens("r") == sum(drawn[:attempt])
+
+
 def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
     rig = Rig()
     rig.hear("x")
