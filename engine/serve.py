@@ -188,11 +188,14 @@ def stopped_by_signals() -> asyncio.Event:
 def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
     from engine.assembly.assembly import assemble  # noqa: PLC0415 - imports torch
     from engine.async_engine import AsyncEngine  # noqa: PLC0415 - imports torch
+    from engine.cluster.roles.single_role import keep_in_time  # noqa: PLC0415 - imports torch
 
     file = None if config.cluster.role == "node" else registry_file(config)
     engine = assemble(config.engine)
     roots = AllowedRoots.below(lora_roots(config))
     node = AsyncEngine(engine, telemetry, config.max_waiting, file, roots, config.engine.max_num_seqs)
+    if config.cluster.is_alone and config.cluster.has_slo:
+        keep_in_time(config, engine, node)
     asyncio.run(_run(node, engine, config))
 
 

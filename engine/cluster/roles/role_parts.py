@@ -14,7 +14,7 @@ from engine.config.peer_config import trust
 from engine.errors import InvalidConfig
 from lora.format.adapter_files import Flaw, read_regular_file
 from scheduler.cluster.cost.model import CostModel, Kernel
-from scheduler.cluster.cost.profile import Profile, Slo, from_json
+from scheduler.cluster.cost.profile import Profile, from_json
 from scheduler.cluster.policies import Setting
 from transport.base import Address
 from transport.control.security import Security
@@ -68,8 +68,7 @@ def costs_of(config: ServeConfig) -> Costs:
     except (OSError, Flaw, ValueError, KeyError) as error:
         remedy = f"{error}: give a file that scripts.profile_node wrote for {KERNEL.value} kernels"
         raise InvalidConfig("profile", str(given), remedy) from error
-    slo = Slo(config.cluster.slo_ttft_s, config.cluster.slo_tbt_s)
-    return Costs(replace(profile, slo=slo), hashlib.sha256(content).hexdigest())
+    return Costs(replace(profile, slo=config.cluster.slo), hashlib.sha256(content).hexdigest())
 
 
 def _shipped_profile(config: ServeConfig) -> bytes:

@@ -56,7 +56,7 @@ class RouterRole:
         self.control = ControlClient(hello, connection_to(config.cluster.coordinator, security), view, report)
         self.client = ClusterClient(
             card, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,
-            config.cluster.slo_ttft_s,
+            config.cluster.slo.ttft_s,
         )  # fmt: skip
 
     async def start(self) -> None:
