@@ -146,7 +146,7 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[RequestOutput, ...]:
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
@@ -154,10 +154,10 @@ class AsyncEngine:
         Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params)
+            return await self._submit_all(model, prompts, params, tenant)
 
     async def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
@@ -174,6 +174,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
+                    tenant=tenant,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

@@ -1,12 +1,13 @@
 """Hold what an operator may say of a cluster: which part of it a process is, and where the others are."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.option import Option, check_fields, options_of
-from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, one_of
+from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, WEIGHT, one_of
 from engine.errors import InvalidConfig
 from scheduler.cluster.cost.profile import Slo
 from transport.base import Address
@@ -69,6 +70,11 @@ class ClusterConfig:
         float | None,
         Option("cluster", SECONDS, "within which each later token is to come; prompts are read in smaller parts",
                note="in a cluster 0.1 by default; one server alone has no bound that is not given"),
+    ] = None  # fmt: skip
+    tenant_weights: Annotated[
+        Mapping[str, float] | None,
+        Option("cluster", WEIGHT, "how much of the nodes' time a tenant has where all want more", "tenant-weight",
+               many=True, note="a tenant is an API key, by the name that logs call it; others weigh 1"),
     ] = None  # fmt: skip
     profile: Annotated[
         Path | None,

@@ -153,6 +153,7 @@ class FakeClient:
         self.gate_after = 1
         self.gate_reached = asyncio.Event()
         self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
+        self.tenants: list[str] = []  # of each call that submitted
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
@@ -179,7 +180,7 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[FakeStream, ...]:
         if self._draining:
             raise Draining
@@ -191,6 +192,7 @@ class FakeClient:
             raise TooManySequences(count, self.max_waiting)
         if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
+        self.tenants.append(tenant)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(

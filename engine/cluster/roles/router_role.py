@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class RouterRole:
         served = ServedModel(longest, model.vocab_size, weights_digest(folder))
         name = member_name(config, "router", config.port or start)
         costs, cluster = costs_of(config), config.cluster
-        router = POLICIES[cluster.policy].router(costs.setting(cluster.routers))(np.random.default_rng())
+        setting = replace(costs.setting(cluster.routers), weights=cluster.tenant_weights)
+        router = POLICIES[cluster.policy].router(setting)(np.random.default_rng())
         forwarding = Forwarding(router, OpenLink(LINK_VERSION, name, start), security, served)
         view = ClusterView()
 

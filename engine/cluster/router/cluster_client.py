@@ -125,17 +125,17 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[RequestOutput, ...]:
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
         with self.telemetry.refusals.counted():
-            return self._submit_all(model, prompts, params)
+            return self._submit_all(model, prompts, params, tenant)
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -149,7 +149,7 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s,
+                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))

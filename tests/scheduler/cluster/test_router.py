@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Slo
+from scheduler.cluster.policies import OURS, Setting
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
@@ -228,6 +229,22 @@ def test_attempts_count_but_those_that_drew_tokens_on_a_node_that_was_lost(drawn
             return
         assert _sent(orders) == [("r", attempt + 1, "x")]
         assert rig.router.drawn_tokens("r") == sum(drawn[:attempt])
+
+
+def test_a_tenant_of_more_weight_has_more_turns_at_a_router_that_a_policy_makes() -> None:
+    firsts: dict[float, int] = {}
+    for weight in (1.0, 8.0):
+        setting = Setting(FORECAST.model, SLO, weights={"heavy": weight})
+        router = OURS.router(setting)(np.random.default_rng(0))
+        router.adopt(TABLE)
+        router.hear("x", load(1, FULL), 0.0)
+        for at in range(12):
+            tenant = ("light", "heavy")[at % 2]
+            assert not router.offer(Offer(f"{tenant}{at}", A, 10, tenant=tenant), 0.0)
+        router.hear("x", load(2), 0.1)
+        order = [each.request_id for each in router.advance(0.1) if isinstance(each, Send)]
+        firsts[weight] = sum(name.startswith("heavy") for name in order[:6])
+    assert firsts == {1.0: 3, 8.0: 5}
 
 
 def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
