@@ -21,6 +21,7 @@ _SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
 """A chat template has one of these, a file's name none."""
 
+_KEY_NAME = re.compile(r"[0-9a-f]{8}")
 _WEIGHT_REMEDY = "give the eight digits that logs call an API key by, =, and a weight from 0.001 to 1000"
 _SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
@@ -179,10 +180,10 @@ def _parse_weight(raw: str, base: Path) -> tuple[str, float]:
 def _check_weight(value: object) -> None:
     """Accept a pair of a key's name and a weight."""
     match value:
-        case (str(name), int() | float() as weight) if re.fullmatch(r"[0-9a-f]{8}", name):
-            if 0.001 <= weight <= 1000:
-                return
-    raise ValueError(_WEIGHT_REMEDY)
+        case (str(name), int() | float() as weight) if _KEY_NAME.fullmatch(name) and 1e-3 <= weight <= 1e3:
+            pass
+        case _:
+            raise ValueError(_WEIGHT_REMEDY)
 
 
 def is_folder(path: str | Path) -> bool:

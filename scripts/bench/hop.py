@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -29,7 +29,7 @@ async def _served(session: aiohttp.ClientSession, address: str, tokens: int) -> 
     return stream
 
 
-def summary(pairs: Sequence[tuple[TimedStream, TimedStream]]) -> Mapping[str, float]:
+def summary(pairs: Sequence[tuple[TimedStream, TimedStream]]) -> Row:
     """Summarise pairs of a stream by the router and one by the node, in milliseconds."""
     routed, direct = zip(*pairs, strict=True)
     first = [_MS * (by_router.ttft_s - by_node.ttft_s) for by_router, by_node in pairs]
@@ -69,8 +69,8 @@ async def measure(pairs: int, tokens: int, start_s: float) -> Row:
                 streams[address] = await _served(session, address, tokens)
             used_s += cpu_s(pid) - before_s
             found.append((streams[router], streams[node]))
-    row = {"started": started, "tokens": tokens, **summary(found)}
-    return row | {"router_cpu_ms_per_token": _MS * used_s / (pairs * tokens)}
+    used_ms = _MS * used_s / (pairs * tokens)
+    return {"started": started, "tokens": tokens, **summary(found), "router_cpu_ms_per_token": used_ms}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -209,10 +209,11 @@ def test_a_stream_that_goes_on_outlives_more_lost_nodes_than_it_has_attempts() -
 def test_a_request_that_ends_its_nodes_at_the_first_token_fails_in_bounded_time() -> None:
     rig, options = Rig(), RouterOptions()
     rig.hear("x")
-    sent = _sent(rig.offer("r"))
-    while sent:
-        (_, last, _), sent = sent[0], _sent(_lose(rig, "r", sent[0][1], 1))
-    assert last == options.moves + options.attempts
+    rig.offer("r")
+    last = options.moves + options.attempts
+    for attempt in range(1, last):
+        assert _sent(_lose(rig, "r", attempt, 1)) == [("r", attempt + 1, "x")]
+    assert _refused(_lose(rig, "r", last, 1)) == [("r", RefusalReason.FAILED)]
 
 
 @settings(deadline=None, max_examples=examples(100))
