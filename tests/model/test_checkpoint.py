@@ -202,7 +202,7 @@ def test_the_serving_dtype_is_asked_for_or_the_checkpoints(folder: Path) -> None
     config = read_config(folder)
     assert serving_dtype(config, "auto", CPU) == torch_dtype(config.dtype) == torch.float32
     assert serving_dtype(config, "bfloat16", CPU) == torch.bfloat16
-    half = replace(config, dtype=torch.float16)
+    half = replace(config, dtype="float16")
     assert serving_dtype(half, "auto", CPU) == torch.float32
     assert serving_dtype(half, "float16", CPU) == torch.float16
     assert serving_dtype(half, "bfloat16", CPU) == torch.bfloat16
