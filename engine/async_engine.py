@@ -17,6 +17,7 @@ from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.runner.step_history import StepRecord
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -242,6 +243,10 @@ class AsyncEngine:
             self.catalogue.residency(recent),
             self.telemetry.refusals.series(),
         )  # fmt: skip
+
+    def recent_steps(self) -> list[StepRecord]:
+        """Describe the last steps, the newest first."""
+        return self._core.history.last()
 
     def stats(self) -> EngineStats:
         """Describe the engine at this moment."""

@@ -12,6 +12,7 @@ from engine.catalogue.base import AdapterCatalogue
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
+from engine.runner.step_history import StepRecord
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from scheduler.request import SamplingParams
@@ -108,6 +109,10 @@ class EngineClient(ServedModels, Protocol):
 
     def series(self) -> Sequence[MetricSeries]:
         """Tell more of this moment as metrics; of single adapters, only of those that were used last."""
+        ...
+
+    def recent_steps(self) -> Sequence[StepRecord] | None:
+        """Describe the last steps, the newest first; None of what computes none."""
         ...
 
     def stats(self) -> Snapshot:

@@ -214,6 +214,7 @@ def separate(value: object) -> object:
 
 _check_path = _accept("give a path (in Python a pathlib.Path)", lambda value: isinstance(value, Path))
 
+AMOUNT = whole_number("N", 0, 2**31)
 COUNT = whole_number("N", 1, 2**31)
 LENGTH = whole_number("N", 2, 2**31)  # a prompt's token and an answer's
 PORT = whole_number("PORT", 0, 65535)

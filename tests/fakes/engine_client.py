@@ -20,6 +20,7 @@ from engine.errors import (
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
+from engine.runner.step_history import StepRecord
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
@@ -161,6 +162,7 @@ class FakeClient:
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self.catalogue = FakeCatalogue(self)
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
+        self.steps: list[StepRecord] | None = []
         self._draining = False
 
     def tokenizer_of(self, model: str) -> Tokenizer:
@@ -233,6 +235,9 @@ class FakeClient:
 
     def series(self) -> tuple[MetricSeries, ...]:
         return (self.telemetry.refusals.series(),)
+
+    def recent_steps(self) -> list[StepRecord] | None:
+        return self.steps
 
     def stats(self) -> Stats:
         return Stats(running=len(self.live), healthy=not self._draining)

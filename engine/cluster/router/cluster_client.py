@@ -185,6 +185,9 @@ class ClusterClient:
         """Tell sums over the nodes, what was sent, moved and refused, and the shares of recent adapters."""
         return self._series.collect(self.model_name, self.telemetry.recent())
 
+    def recent_steps(self) -> None:
+        """Describe none: a router computes nothing."""
+
     def stats(self) -> EngineStats:
         """Describe the router at this moment: healthy while a node can be reached."""
         waiting = self.forwarding.router.waiting

@@ -58,7 +58,9 @@ class LiveNode:
     @classmethod
     def make(cls, name: str, config: EngineConfig | None = None) -> "LiveNode":
         """Assemble one that is not started."""
-        config = config or EngineConfig(dtype="float32", progress=False, self_test=False)
+        config = config or EngineConfig(
+            dtype="float32", kv_cache_bytes=32 << 20, progress=False, self_test=False
+        )
         engine = assemble(config)
         front, costs = AsyncEngine(engine, Telemetry(), 256), StepCosts((MODEL,), None, 2048)
         engine.core.costs = costs
