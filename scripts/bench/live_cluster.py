@@ -11,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
-from engine.demo.embedded import DEMO_BASE
+from engine.demo.embedded import DEMO_BASE, adapter_folders
 from scripts.bench.serving.client import events
 from scripts.chaos.cluster_processes import ClusterPlan, ClusterProcesses
 
@@ -95,10 +95,19 @@ async def _wait_until_ready(
         if time.monotonic() > end_s:
             raise NotServed(f"{', '.join(waiting)} did not become ready within {start_s:g} s")
         try:
-            async with session.get(f"{processes.address(waiting[0])}/health") as response:
-                if response.status == 200:
-                    waiting.pop(0)
-                    continue
+            if await _is_ready(session, processes.address(waiting[0])):
+                waiting.pop(0)
+                continue
         except aiohttp.ClientError:
             pass
         await asyncio.sleep(_POLL_S)
+
+
+async def _is_ready(session: aiohttp.ClientSession, address: str) -> bool:
+    """Return whether a member can be asked for every adapter; a router hears of them after its nodes."""
+    async with session.get(f"{address}/health") as response:
+        if response.status != 200:
+            return False
+    async with session.get(f"{address}/v1/models") as response:
+        listed = await response.json()
+    return set(adapter_folders()) <= {model["id"] for model in listed["data"]}
