@@ -14,6 +14,7 @@ from engine.errors import AdapterFailed, EngineError, NotInTime
 from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
 from engine.runner.fault_isolation import FailedComputation, StepRetry
 from engine.runner.step_costs import StepCosts
+from engine.runner.step_history import StepHistory
 from engine.step_result import NOTHING, Failure, Probes, StepResult
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
@@ -56,19 +57,16 @@ class EngineCore:
 
         `memory` is what the scheduler shares with `store`, if they share any.
         """
-        self._scheduler = scheduler
-        self._store = store
-        self._executor = executor
-        self._clock = clock
-        self._vocab_size = vocab_size
-        self._memory = memory
+        self._scheduler, self._store, self._executor = scheduler, store, executor
+        self._clock, self._vocab_size, self._memory = clock, vocab_size, memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
         self._probes = Probes()
         self.costs: StepCosts | None = None  # what is told of steps, and bounds their rows; set before any
         self._collected_s = 0.0  # when the last step was done
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
-        self.steps = 0
+        self.steps = 0  # that were committed
+        self.history = StepHistory()
         self.driving = threading.Lock()  # held by whoever calls `step`, for as long as it awaits events
 
     def submit(self, request: Request) -> None:
@@ -219,8 +217,9 @@ class EngineCore:
                 return StepResult((), self._fail_plan(launched.plan, error), idle=False)
             except Exception as error:  # noqa: BLE001 - as in _launch
                 plan, computed = self._retry(launched, error)
+        begun_s, self._collected_s = max(launched.launched_s, self._collected_s), self._clock()
+        self.history.ran(plan, self._collected_s - begun_s)
         if self.costs is not None:
-            begun_s, self._collected_s = max(launched.launched_s, self._collected_s), self._clock()
             self.costs.ran(plan, self._collected_s - begun_s)
         return self._commit(plan, computed)
 

@@ -24,6 +24,9 @@ class AdapterRef:
     sites: tuple[str, ...] = field(compare=False)
     nbytes: int = field(compare=False)
 
+    def __hash__(self) -> int:  # the generated one builds a tuple, and refs are looked up for every token
+        return hash(self.digest)
+
     @property
     def is_base(self) -> bool:
         """True for the base model, which is an adapter of rank 0 and never `None`."""

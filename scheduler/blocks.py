@@ -63,7 +63,8 @@ class BlockPool:
         self._references = [0] * self.most_blocks
         self._digests: list[bytes | None] = [None] * self.most_blocks
         self._published: dict[bytes, int] = {}
-        self._blank = list(range(num_blocks - 1, -1, -1))
+        # The last is handed out next. A dictionary, so that those at the pool's end are taken out without a search.
+        self._blank = OrderedDict.fromkeys(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._hit_tokens = 0
         self._queried_tokens = 0
@@ -122,7 +123,7 @@ class BlockPool:
             if block >= self._open_blocks:
                 self._unpublish(block)
             elif self._digests[block] is None:
-                self._blank.append(block)
+                self._blank[block] = None
             else:
                 self._cached[block] = None
 
@@ -152,19 +153,23 @@ class BlockPool:
     def extend(self, held_blocks: int) -> None:
         """Hold the ids up to `held_blocks`, at most `most_blocks`, and hand all of them out."""
         assert self.held_blocks <= held_blocks <= self.most_blocks
-        added = range(self._open_blocks, held_blocks)
-        self._blank[:0] = [block for block in reversed(added) if not self._references[block]]
+        for block in range(self._open_blocks, held_blocks):
+            if not self._references[block]:
+                self._blank[block] = None
+                self._blank.move_to_end(block, last=False)
         self.held_blocks = self._open_blocks = held_blocks
         self.releases += 1
 
     def retreat(self, held_blocks: int) -> None:
         """Hand out no id from `held_blocks` on; those that someone holds go when they are freed."""
         assert self.num_blocks <= held_blocks <= self._open_blocks
+        for block in range(held_blocks, self._open_blocks):
+            if block in self._cached:
+                del self._cached[block]
+                self._unpublish(block)
+            else:
+                self._blank.pop(block, None)
         self._open_blocks = held_blocks
-        self._blank = [block for block in self._blank if block < held_blocks]
-        for block in [block for block in self._cached if block >= held_blocks]:
-            del self._cached[block]
-            self._unpublish(block)
 
     @property
     def retreating(self) -> bool:
@@ -196,7 +201,7 @@ class BlockPool:
 
     def _take(self) -> int:
         if self._blank:
-            block = self._blank.pop()
+            block, _ = self._blank.popitem()
         else:
             block, _ = self._cached.popitem(last=False)
             self._unpublish(block)

@@ -58,7 +58,7 @@ class SamplingParams:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_integer(name, value))
         self._take_lists()
-        structure: object = self.structured_outputs
+        structure = cast(object, self.structured_outputs)
         if not (structure is None or isinstance(structure, StructuredOutputsParams)):
             raise InvalidParameter("structured_outputs", structure, "give a StructuredOutputsParams")
         for name, low, high in RANGES:

@@ -12,6 +12,7 @@ from engine.catalogue.base import AdapterCatalogue
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
+from engine.runner.step_history import StepRecord
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from scheduler.request import SamplingParams
@@ -71,9 +72,11 @@ class EngineClient(ServedModels, Protocol):
         ...
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> Sequence[OutputStream]:
         """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
+
+        Where tenants take turns they are those of `tenant`.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
         Draining.
@@ -106,6 +109,10 @@ class EngineClient(ServedModels, Protocol):
 
     def series(self) -> Sequence[MetricSeries]:
         """Tell more of this moment as metrics; of single adapters, only of those that were used last."""
+        ...
+
+    def recent_steps(self) -> Sequence[StepRecord] | None:
+        """Describe the last steps, the newest first; None of what computes none."""
         ...
 
     def stats(self) -> Snapshot:

@@ -26,6 +26,10 @@ _PERMISSIONS = {
     "/v1/load_lora_adapter": Permission.ADMINISTER,
     "/v1/unload_lora_adapter": Permission.ADMINISTER,
     "/cluster": Permission.INSPECT,
+    "/debug/steps": Permission.INSPECT,
+    "/": Permission.NOTHING,  # the page has no data in it: it asks for a key, and sends that
+    "/page/{file}": Permission.NOTHING,
+    "/page/events": Permission.INSPECT,
     **dict.fromkeys((f"/v1/adapters{path}" for path in _CATALOGUE), Permission.ADMINISTER),
 }
 RECORD = web.RequestKey("record", RequestRecord)

@@ -22,6 +22,7 @@ from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
 from engine.api.openapi import document, software_version
+from engine.api.page.page_routes import PageRoutes
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
 from engine.api.server.loop_lag import LoopLag
@@ -86,6 +87,8 @@ def http_app(
         ]
     )
 
+    page = PageRoutes(client, pools.views, config.page_watchers)
+    app.add_routes(page.table())
     lag = LoopLag(client.telemetry.loop_was_late)
 
     async def start(_: web.Application) -> None:
@@ -97,6 +100,7 @@ def http_app(
         pools.close()
 
     app.on_startup.append(start)
+    app.on_shutdown.append(page.close)
     app.on_cleanup.append(stop)
     return app
 
@@ -110,7 +114,7 @@ def _generate_handler(
             del body
         record = request[RECORD]
         record.model = parsed.model
-        async with Generation(endpoint, client, parsed, pools.responses) as generation:
+        async with Generation(endpoint, client, parsed, pools.responses, record.key) as generation:
             record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)

@@ -21,6 +21,7 @@ from engine.api.admin.admin_schema import (
 )
 from engine.api.admin.catalogue_admin import MOST_LISTED
 from engine.catalogue.base import AdapterRecord, ClusterRecord
+from engine.runner.step_history import StepRecord
 from scheduler.request import RANGES
 
 Schema = dict[str, Any]
@@ -81,6 +82,7 @@ _RESPONSES: Mapping[str, Schema] = {
     "Adapters": _object(
         object={"const": "list"}, data=_array(_ref("Adapter")), has_more={"type": "boolean"}, next=_MAYBE_TEXT
     ),
+    "Steps": _object(object={"const": "list"}, data=_array(_ref("StepRecord"))),
     "Tokens": _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_array(_NUMBER)),
     "Prompt": _object(prompt=_TEXT),
     "Health": _object(status={"enum": ["ok", "unhealthy"]}),
@@ -100,6 +102,7 @@ class Operation:
     body: type[msgspec.Struct] | None = None
     streams: bool = False
     query: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
+    content: str = "text/plain"  # where `response` is None
 
 
 _ALWAYS = (401, 403, 500, 503)
@@ -130,6 +133,7 @@ OPERATIONS: Sequence[Operation] = (
         schema.UnloadAdapter,
     ),
     Operation("get", "/cluster", "Describe the cluster", "Cluster", _ALWAYS),
+    Operation("get", "/debug/steps", "Describe the last steps", "Steps", (*_ALWAYS, 404)),
     Operation(
         "get",
         "/v1/adapters",
@@ -149,6 +153,13 @@ OPERATIONS: Sequence[Operation] = (
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
     ),
     Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*_ALWAYS, 404)),
+    Operation("get", "/", "Show the live page", None, (500, 503), content="text/html"),
+    Operation(
+        "get", "/page/{file}", "Load a file of the page", None, (404, 500, 503), content="text/javascript"
+    ),
+    Operation(
+        "get", "/page/events", "Stream what changes on the page", None, _ALWAYS, content="text/event-stream"
+    ),
     Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
     Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, _ALWAYS),
@@ -179,7 +190,7 @@ def _operation(operation: Operation) -> Schema:
     if operation.streams:
         content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for what the events hold
     if operation.response is None:
-        content["text/plain"] = {"schema": _TEXT}
+        content[operation.content] = {"schema": _TEXT}
     responses: Schema = {"200": {"description": "Done", "content": content}}
     for status in sorted(operation.errors):
         error = {"application/json": {"schema": _ref("Error")}}
@@ -202,7 +213,7 @@ def _operation(operation: Operation) -> Schema:
 def _records() -> dict[str, Schema]:
     """Describe what administrators are told."""
     _, components = msgspec.json.schema_components(
-        (AdapterRecord, ClusterRecord), ref_template=_REF + "{name}"
+        (AdapterRecord, ClusterRecord, StepRecord), ref_template=_REF + "{name}"
     )
     adapter = components.pop("AdapterRecord")
     adapter["properties"]["object"] = {"const": "adapter"}

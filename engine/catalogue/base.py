@@ -101,12 +101,23 @@ class RouterRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """An adapter whose shares were changed: the nodes that gained it, and those that lost it."""
+
+    name: str
+    gained: Sequence[str]
+    lost: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplacementRecord:
-    """One time that the placement was changed."""
+    """One time that the placement was changed, what had happened before, and the moves of most demand."""
 
     age_s: float
     adapters: int
     bytes: int
+    reasons: Sequence[str] = ()
+    moves: Sequence[MoveRecord] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.config.option import Option, check_fields
-from engine.config.option_types import COUNT, SECONDS, SIZE
+from engine.config.option_types import AMOUNT, COUNT, SECONDS, SIZE
 from engine.errors import InvalidConfig
 
 
@@ -39,6 +39,10 @@ class HttpConfig:
     write_timeout_s: Annotated[
         float, Option("connections", SECONDS, "how long a client may take nothing of what was written")
     ] = 30.0
+    page_watchers: Annotated[
+        int, Option("connections", AMOUNT, "clients that may watch the live page at once; more are told 503",
+                    note="0: no page")
+    ] = 16  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -19,9 +19,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from engine.metrics.adapter_totals import AdapterTotals, Times
+from engine.metrics.adapter_totals import AdapterTotals, Times, Totals
 from engine.metrics.series import MetricSeries, Refusals
-from lora.peers.peer_tier import PeerStats
+from lora.peers.peer_stats import PeerStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 
@@ -127,6 +127,10 @@ class Telemetry:
     def recent(self) -> tuple[str, ...]:
         """List the adapters that have series of their own: those that something was counted for last."""
         return self._totals.recent()
+
+    def totals(self) -> dict[str, Totals]:
+        """Return what was counted by adapter, of all others together under `OTHER`."""
+        return self._totals.snapshot()
 
     def render(self, snapshot: Snapshot, series: Sequence[MetricSeries] = ()) -> bytes:
         """Return everything, and `series`, in Prometheus' text format (`CONTENT_TYPE`)."""

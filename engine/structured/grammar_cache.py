@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import llguidance
 import numpy as np
@@ -19,6 +20,9 @@ from engine.structured.grammar import Grammar, NoTokenAllowed
 from scheduler.parameter_checks import InvalidParameter
 from scheduler.structured_outputs import MAX_STRUCTURE_CHARS, StructuredOutputsParams
 
+if TYPE_CHECKING:  # the library declares it for type checkers alone
+    from llguidance._lib import JsonCompileOptions
+
 _MOST_KEPT = 256  # grammars, and as many refusals as there are among them
 _MOST_KEPT_CHARS = 16 * MAX_STRUCTURE_CHARS
 _TRIED_TOKENS = 8
@@ -26,7 +30,7 @@ _MOST_REASON_CHARS = 300
 _BLANKS = (
     r"( |\r?\n[ \t]{0,20})?"  # as JSON is written; with any number of them a weak model writes nothing else
 )
-JSON_WRITING = {"whitespace_pattern": _BLANKS, "lenient": False}
+JSON_WRITING: "JsonCompileOptions" = {"whitespace_pattern": _BLANKS, "lenient": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,15 @@ class TokenTable:
 class GrammarCache:
     """Owner of the compiled forms of one model. Which is thrown away first: what was not asked for the longest."""
 
-    def __init__(self, read_table: Callable[[], TokenTable]) -> None:
+    def __init__(
+        self,
+        read_table: Callable[[], TokenTable],
+        most_kept: int = _MOST_KEPT,
+        most_kept_chars: int = _MOST_KEPT_CHARS,
+    ) -> None:
         """Read the tokens, which takes a while, when the first form is compiled."""
         self._read_table = read_table
+        self._most_kept, self._most_kept_chars = most_kept, most_kept_chars
         self._lock = threading.Lock()
         self._kept: OrderedDict[StructuredOutputsParams, Future[Grammar]] = OrderedDict()
         self._kept_chars = 0
@@ -78,7 +88,7 @@ class GrammarCache:
         return _result(found, asked)
 
     def _make_room(self) -> None:
-        while len(self._kept) > _MOST_KEPT or self._kept_chars > _MOST_KEPT_CHARS:
+        while len(self._kept) > self._most_kept or self._kept_chars > self._most_kept_chars:
             old, _ = self._kept.popitem(last=False)
             self._kept_chars -= len(old.source)
 

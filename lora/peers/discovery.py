@@ -14,11 +14,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from lora.adapter import RemoteName, is_name
+from lora.adapter import AdapterRef, RemoteName, is_name
 from lora.errors import AdapterUnreachable, UnknownAdapter
 from lora.format.packed import InvalidHeader
 from lora.peers.directory import Directory
-from lora.peers.manifest import Manifest, manifest_name, read_manifest
+from lora.peers.manifest import Manifest, layout_name, manifest_name, read_manifest
 from lora.peers.puller import Puller
 from transport.base import Address
 from transport.errors import NotOffered, TransportError
@@ -63,6 +63,28 @@ class NameDiscovery:
             raise UnknownAdapter(name)
         same = [told for told in nearer if told.ref.digest == digest]
         return min(same or nearer, key=_distance).one_hop_farther()
+
+    async def find_content(self, ref: AdapterRef) -> Manifest:
+        """Ask one holder after another how a content is laid out, whatever it is called there.
+
+        UnknownAdapter if no peer has it, AdapterUnreachable if one could not be asked.
+        """
+        holders, unanswered = self._directory.holders(ref.digest), 0
+        for peer in holders:
+            try:
+                content = await self._puller.read(peer, layout_name(self._base, ref.digest))
+                told = read_manifest(ref.name, content)
+            except NotOffered:
+                continue
+            except (TransportError, InvalidHeader) as error:
+                _log.warning("peer %s: %s", peer, error)
+                unanswered += 1
+                continue
+            if told.ref.digest == ref.digest:
+                return told
+        if unanswered:
+            raise AdapterUnreachable(ref.name, unanswered, len(holders))
+        raise UnknownAdapter(ref.name)
 
     async def _discover(self, name: str) -> Manifest:
         try:

@@ -1,10 +1,11 @@
 """Tell what a node publishes of an adapter, and under which names a transport publishes it.
 
-Two things are published. `name/BASE/NAME` is the manifest, by which a peer learns what a name means; `rows/DIGEST` is
-the packed form itself. A manifest is text: the digest (64 hex digits), the hops from the teller to a node that owns
-the name, and the packed form's header. A second line has the adapter's companions, if there are any. BASE is the digest
-of the base model. An adapter fits the shapes of many models and makes sense over one, so that nodes of different ones
-have nothing to tell each other.
+Three things are published. `name/BASE/NAME` is the manifest, by which a peer learns what a name means.
+`layout/BASE/DIGEST` is the same for a content that is known by its digest. `rows/DIGEST` is the packed form itself. A
+manifest is text: the digest (64 hex digits), the hops from the teller to a node that owns the name, and the packed
+form's header. A second line has the adapter's companions, if there are any. BASE is the digest of the base model. An
+adapter fits the shapes of many models and makes sense over one, so that nodes of different ones have nothing to tell
+each other.
 """
 
 import re
@@ -20,7 +21,7 @@ MOST_HOPS = 4
 _TEXT = re.compile(
     rf"(?P<digest>[0-9a-f]{{64}}) (?P<hops>[0-{MOST_HOPS}]) (?P<header>[^\n]*)(?:\n(?P<companions>.+))?"
 )
-_NAME_PREFIX, _ROWS_PREFIX = "name/", "rows/"
+_NAME_PREFIX, _LAYOUT_PREFIX, _ROWS_PREFIX = "name/", "layout/", "rows/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,17 @@ class Manifest:
 def manifest_name(base: str, name: str) -> str:
     """Return what the manifest of adapter `name` is published as, over the base model of digest `base`."""
     return f"{_NAME_PREFIX}{base}/{name}"
+
+
+def layout_name(base: str, digest: str) -> str:
+    """Return what the manifest of a content is published as, over the base model of digest `base`."""
+    return f"{_LAYOUT_PREFIX}{base}/{digest}"
+
+
+def digest_in_layout(base: str, published: str) -> str | None:
+    """Return the content whose manifest is published as `published`; None if that is something else."""
+    prefix = layout_name(base, "")
+    return published.removeprefix(prefix) if published.startswith(prefix) else None
 
 
 def weights_name(digest: str) -> str:

@@ -7,11 +7,11 @@ when first asked for. No peer is ever asked on another's behalf, so that no ques
 import logging
 from concurrent.futures import Executor, Future
 
-from lora.adapter import is_name
+from lora.adapter import AdapterRef, is_name
 from lora.daemon_threads import CallHangs, DaemonExecutor
 from lora.errors import AdapterLost, AdapterRefused
 from lora.memory.pages import RankPages
-from lora.peers.manifest import name_in_manifest, published_digest
+from lora.peers.manifest import digest_in_layout, name_in_manifest, published_digest
 from lora.peers.published_manifests import PublishedManifests
 from lora.peers.published_weights import LocalAdapters, PublishedWeights
 from lora.peers.regions import ManifestBuffers, PageRegions
@@ -60,14 +60,22 @@ class Publisher:
         digest = published_digest(published)
         if digest is not None:
             return self.weights.publish_copy(digest, local)
+        if (digest := digest_in_layout(self._base, published)) is not None:
+            return _done() if self._publish_layout(digest, local) else None
         name = name_in_manifest(self._base, published)
         if name is None or not is_name(name):
             return None
         if not self.manifests.publish(name):
             return self._executor.submit(self._read, name, local) if local.declares(name) else None
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        return _done()
+
+    def _publish_layout(self, digest: str, local: LocalAdapters) -> bool:
+        """Publish how a content that this node knows is laid out; False if it knows none."""
+        layout = local.layout(digest)
+        if layout is None:
+            return False
+        ref = AdapterRef(digest, "", layout.rank, layout.sites, layout.nbytes)
+        return self.manifests.publish_layout(ref, layout)
 
     def _read(self, name: str, local: LocalAdapters) -> None:
         """Read a declared folder and publish its manifest. Runs on the executor."""
@@ -76,3 +84,9 @@ class Publisher:
         except (AdapterRefused, AdapterLost, CallHangs) as error:
             _log.warning("%s", error)
         self.manifests.publish(name)
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

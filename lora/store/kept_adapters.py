@@ -1,15 +1,19 @@
 """Keep on a node what a coordinator wants there, and tell where each content is.
 
-A content that is not known here is learnt from other members: one of them tells its layout, by its name, and the bytes
-come from whoever has them. What is kept stays known, and comes back to device memory when there are free pages. It
-gives way only to what requests need. What cannot be had is kept no more, and told.
+A content that is not known here is learnt from other members, by its digest: one of them tells its layout, and the
+bytes come from whoever has them. So it does not matter what its name means by then. What is kept stays known, and
+comes back to device memory when there are free pages. It gives way only to what requests need. What cannot be had is
+kept no more, and told.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from lora.adapter import AdapterRef
-from lora.errors import UnknownAdapter
+from lora.errors import AdapterRefused, UnknownAdapter
+from lora.format.packed import PackedLayout
 from lora.peers.directory import KnownHolders, ReportedDirectory
 from lora.store.contents import Contents
 from lora.store.loader import AdapterLoader
@@ -18,6 +22,7 @@ from transport.base import Address
 
 Told = Callable[[AdapterRef], object]
 ToldFailure = Callable[[AdapterRef, Exception], object]
+_MOST_LEARNT = 4096
 _MOST_HOLDERS = 16_384  # digests of which it is remembered who has them
 
 
@@ -35,6 +40,7 @@ class KeptAdapters:
         self._contents: Contents = loader.contents
         self._lock = threading.Lock()
         self._kept: dict[str, AdapterRef] = {}
+        self._learnt: OrderedDict[str, None] = OrderedDict()  # digests that are known without a name
         self._here: set[str] = set()  # of what is kept, what was last seen in device memory
         self._holders: dict[str, tuple[Address, ...]] = {}
         self._arrived: Told = lambda ref: None
@@ -46,13 +52,31 @@ class KeptAdapters:
         self._arrived, self._displaced, self._failed = arrived, displaced, failed
 
     def learn(self, ref: AdapterRef, name: str, sources: Sequence[Address]) -> None:
-        """Make a content known, so that requests may retain it. It waits for files or members.
+        """Make a content known by its digest, so that requests may retain it. It waits for files or members.
 
-        Raises UnknownAdapter if neither this node's name nor a member's means it; AdapterUnreachable, AdapterRefused.
+        Raises UnknownAdapter if neither this node's own name means it nor a member has it; AdapterUnreachable,
+        AdapterRefused.
         """
         self._remember(ref.digest, tuple(sources))
-        if self._contents.layout(ref.digest) is None and self._registry.resolve(name) != ref:
-            raise UnknownAdapter(name)
+        layout = self._contents.layout(ref.digest)
+        if layout is None and self._registry.folder(name) is not None:
+            with suppress(AdapterRefused):  # what the folder holds now may be another version, and refused
+                self._registry.resolve(name)
+            layout = self._contents.layout(ref.digest)
+        self._hold(ref, layout or self._registry.remote.layout_of(ref))
+
+    def _hold(self, ref: AdapterRef, layout: PackedLayout) -> None:
+        """Keep a content known though no name means it here; of many the one that was learnt first is let go."""
+        with self._lock:
+            if ref.digest in self._learnt:
+                self._learnt.move_to_end(ref.digest)
+                return
+            self._contents.bind(ref, layout, ref.name, None)
+            self._learnt[ref.digest] = None
+            oldest = self._learnt.popitem(last=False)[0] if len(self._learnt) > _MOST_LEARNT else None
+            if oldest is not None:
+                self._contents.unbind(oldest)
+        self._contents.advance()
 
     def keep(self, ref: AdapterRef) -> None:
         """Keep a known content. Raises UnknownAdapter if it was forgotten meanwhile."""
@@ -95,7 +119,7 @@ class KeptAdapters:
     def look(self) -> None:
         """Tell what has come, gone or failed since the last look, and bring what is kept where there are free pages."""
         with self._lock:
-            tiers, failures = self._contents.places()[0], self._contents.failures(self._kept)
+            tiers, failures = self._contents.places()[0], self._failures()
             here = {digest for digest in self._kept if tiers.get(digest) == "device"}
             came = [self._kept[digest] for digest in here - self._here]
             went = [self._kept[digest] for digest in self._here - here]
@@ -104,6 +128,10 @@ class KeptAdapters:
             for ref, _ in failed:
                 del self._kept[ref.digest]
                 self._contents.unbind(ref.digest)
+            lost = [digest for digest in self._learnt if digest in failures]
+            for digest in lost:  # whoever asks for it again learns it anew
+                del self._learnt[digest]
+                self._contents.unbind(digest)
             self._here = here
         for ref in went:
             self._displaced(ref)
@@ -111,12 +139,15 @@ class KeptAdapters:
             self._arrived(ref)
         for ref, error in failed:
             self._failed(ref, error)
-        if failed:
+        if failed or lost:
             self._contents.advance()
         given_up = {ref for ref, _ in failed}
         for ref in lacking:
             if ref not in given_up:
                 self._loader.load_if_free(ref.digest)
+
+    def _failures(self) -> Mapping[str, Exception]:
+        return self._contents.failures(self._kept.keys() | self._learnt.keys())
 
     def _remember(self, digest: str, sources: tuple[Address, ...]) -> None:
         """Note whom to ask for a content."""

@@ -12,9 +12,9 @@ from collections.abc import Container, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lora.adapter import RemoteName
+from lora.adapter import AdapterRef, RemoteName
 from lora.daemon_threads import CallHangs, DeadlineCalls
-from lora.errors import AdapterLost, AdapterRefused
+from lora.errors import AdapterLost, AdapterRefused, UnknownAdapter
 from lora.format.adapter_files import Flaw
 from lora.format.allowed_roots import AdapterFolder
 from lora.format.companions import Companions, CompanionsCheck, Vocabulary
@@ -22,7 +22,8 @@ from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
-from lora.peers.peer_tier import PeerStats, PeerTier
+from lora.peers.peer_stats import PeerStats
+from lora.peers.peer_tier import PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
 from lora.target_modules import BaseShape
 
@@ -125,6 +126,12 @@ class TierChain:
         if self._peers is None:
             return None
         return self._checked(self._peers.look_up(name), most_bytes)
+
+    def look_up_content(self, ref: AdapterRef, most_bytes: int) -> Manifest:
+        """Ask peers how a content is laid out. UnknownAdapter, AdapterUnreachable, AdapterRefused."""
+        if self._peers is None:
+            raise UnknownAdapter(ref.name)
+        return self._checked(self._peers.look_up_content(ref), most_bytes)
 
     def confirm(self, remote: RemoteName, most_bytes: int) -> Manifest:
         """Ask peers what a remote name means now. UnknownAdapter, AdapterUnreachable, AdapterRefused."""

@@ -142,8 +142,7 @@ class SimNode:
     def report(self) -> Report:
         """Return the next report to the coordinator."""
         self._rest_if_idle()
-        learnt = self._learnt
-        return self.agent.report(learnt.slowdown, self.store.cached(), learnt.kernel, learnt.pace.rounded())
+        return self.agent.report(self._learnt.slowdown, self.store.cached())
 
     def load(self) -> NodeLoad:
         """Return what routers are told of this node's load, but for what it heard from each (see `load_for`)."""

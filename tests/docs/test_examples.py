@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from engine import batch
 from scheduler.sim.planner import command
 from tests.docs.pages import ROOT, read_page
-from tests.e2e.peer_server import serving
+from tests.e2e.peer_server import Server, serving
 
 EXAMPLES = ROOT / "examples"
 LONGEST_S = 240
@@ -39,6 +40,13 @@ def run_here(program: Path, *arguments: str, patch: pytest.MonkeyPatch) -> str:
     with redirect_stdout(io.StringIO()) as printed:
         runpy.run_path(str(program), run_name="__main__")
     return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that speaks HTTP and gRPC."""
+    with serving(tmp_path_factory.mktemp("server"), "--grpc-port", "0") as started:
+        yield started
 
 
 @pytest.mark.slow
@@ -77,10 +85,9 @@ def test_the_second_of_two_nodes_answers_for_the_adapter_that_it_pulled() -> Non
 
 @pytest.mark.slow
 def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path) as server:
-        printed = run_here(EXAMPLES / "openai_client.py", server.url, patch=monkeypatch)
+    printed = run_here(EXAMPLES / "openai_client.py", server.url, patch=monkeypatch)
     models, *answers = printed.splitlines()
     assert {"demo", "reverse", "upper"} <= set(models.removeprefix("models:").split())
     assert answers == ["reverse: nedrag", "upper: GARDEN"]
@@ -88,10 +95,9 @@ def test_the_client_lists_the_models_and_prints_whole_and_streamed_answers(
 
 @pytest.mark.slow
 def test_the_grpc_client_lists_the_adapters_and_prints_answers_and_a_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path, "--grpc-port", "0") as server:
-        printed = run_here(EXAMPLES / "grpc_client.py", server.rpc_address, patch=monkeypatch)
+    printed = run_here(EXAMPLES / "grpc_client.py", server.rpc_address, patch=monkeypatch)
     adapters, *answers = printed.splitlines()
     assert {"reverse", "upper"} <= set(adapters.removeprefix("adapters:").split())
     assert answers == ["reverse: nedrag", "upper: GARDEN", "nobody: NOT_FOUND"]

@@ -3,8 +3,6 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +10,9 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import openai
+
+from engine.serve import main
+from tests.forked_process import ForkedProcess
 
 STOP_S = 60
 TOKEN = "a token that is long enough".replace(" ", "-")
@@ -23,11 +24,9 @@ class Server:
     def __init__(self, folder: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
         token = folder / "token"
         token.write_text(TOKEN)
-        command = [sys.executable, "-m", "engine.serve", "--port", "0", "--no-progress", "--peer-plain"]
-        command += ["--peer-token-file", str(token), "--peer-path", "stream", "--peer-listen", listen]
-        command += ["--kv-cache-bytes", "32MiB", *arguments]
-        environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        options = ["--port", "0", "--no-progress", "--peer-plain", "--peer-token-file", str(token)]
+        options += ["--peer-path", "stream", "--peer-listen", listen, "--kv-cache-bytes", "32MiB", *arguments]
+        self.process = ForkedProcess(main, (options,), {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"})
         self.announced = ""  # the last line that was read of what the server says
         self.url = self._told(r"ready at (http://[^ ]+:\d+)")
         self.rpc_address = self.announced.partition(" and grpc://")[2].partition(": ")[0]
@@ -81,7 +80,6 @@ class Server:
         return self.process.wait(STOP_S)
 
     def _told(self, pattern: str) -> str:
-        assert self.process.stdout is not None
         line = self.announced = self.process.stdout.readline()
         found = re.search(pattern, line)
         assert found, f"the server said {line!r}"
@@ -97,5 +95,4 @@ def serving(folder: Path, *arguments: str, listen: str = "127.0.0.1:0") -> Itera
     finally:
         server.process.kill()
         server.process.wait(STOP_S)
-        assert server.process.stdout is not None
         server.process.stdout.close()

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -15,6 +15,8 @@ import openai
 import pytest
 
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
+from engine.serve import main
+from tests.forked_process import ForkedProcess
 
 START_S, STOP_S = 120, 60
 
@@ -25,7 +27,7 @@ class Server:
 
     url: str
     roots: Path
-    process: subprocess.Popen[str]
+    process: ForkedProcess | subprocess.Popen[str]
 
     @property
     def client(self) -> openai.OpenAI:
@@ -46,24 +48,21 @@ class Server:
         return float(found[1])
 
 
-def _start(roots: Path) -> Server:
-    command = [
-        sys.executable,
-        "-m",
-        "engine.serve",
-        "--port",
-        "0",
-        "--lora-root",
-        str(roots),
-        "--no-progress",
-    ]
+def _forked(arguments: list[str], environment: dict[str, str]) -> ForkedProcess:
+    return ForkedProcess(main, (arguments,), environment)
+
+
+def _as_an_operator(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "engine.serve", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _start(
+    roots: Path, start: Callable[[list[str], dict[str, str]], ForkedProcess | subprocess.Popen[str]]
+) -> Server:
     environment = {"LORASERVE_API_KEY": "secret", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--kv-cache-bytes", "64MiB", "--adapter-bytes", "32MiB"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    options = ["--port", "0", "--lora-root", str(roots), "--no-progress"]
+    process = start([*options, "--kv-cache-bytes", "64MiB", "--adapter-bytes", "32MiB"], environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+:\d+", line)
@@ -73,7 +72,7 @@ def _start(roots: Path) -> Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = _start(tmp_path_factory.mktemp("roots"))
+    started = _start(tmp_path_factory.mktemp("roots"), _forked)
     yield started
     started.process.kill()
     started.process.wait(STOP_S)
@@ -143,10 +142,10 @@ def test_a_client_that_leaves_frees_what_it_held(server: Server) -> None:
 
 
 def test_a_signal_lets_what_runs_finish(tmp_path: Path) -> None:
-    server = _start(tmp_path)
+    server = _start(tmp_path, _as_an_operator)
     with server.client as client:
         stream = client.completions.create(
-            model="upper", prompt="planet", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+            model="upper", prompt="planet", max_tokens=50, stream=True, extra_body={"ignore_eos": True}
         )
         chunks = iter(stream)
         next(chunks)

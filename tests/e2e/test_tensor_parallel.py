@@ -20,10 +20,12 @@ from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 from engine.errors import InvalidConfig, WorkersFailed
 from engine.llm import Result
+from engine.serve import main
 from lora.errors import AdapterRefused
 from lora.target_modules import SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
 from tests.engine.tensor_parallel.processes import Watched, workers_of
+from tests.forked_process import ForkedProcess
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -198,13 +200,9 @@ class Server:
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        command = [sys.executable, "-m", "engine.serve", "--port", "0", "--no-progress", "--dtype", "float32"]
+        options = ["--port", "0", "--no-progress", "--dtype", "float32"]
         sizes = ["--kv-cache-bytes", "16MiB", "--adapter-bytes", "16MiB", "--tensor-parallel-size", "2"]
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [*command, *sizes], stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
-        assert self.process.stdout is not None
+        self.process = ForkedProcess(main, ([*options, *sizes],), os.environ, log)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+:\d+", line)
         assert found, f"the server said {line!r} instead of its address: {log.read_text()}"
@@ -223,7 +221,6 @@ class Server:
     def wait(self) -> int:
         """The exit code, once it has ended with all its processes."""
         code = self.process.wait(STOP_S)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         assert all(worker.wait() for worker in self.workers)
         return code

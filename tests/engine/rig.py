@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from engine.assembly.assembly import Engine, ModelCard
+from engine.assembly.assembly import Engine
 from engine.assembly.tokenizer_loading import load_tokenizer
+from engine.base.model_card import ModelCard
 from engine.core import EngineCore
 from engine.structured.grammar_cache import GrammarCache
 from lora.daemon_threads import DeadlineCalls

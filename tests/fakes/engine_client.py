@@ -20,11 +20,11 @@ from engine.errors import (
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
+from engine.runner.step_history import StepRecord
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
-from lora.peers.peer_tier import PeerStats
-from lora.peers.published_weights import PublishStats
+from lora.peers.peer_stats import PeerStats, PublishStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.limits import RequestRefused
@@ -154,6 +154,7 @@ class FakeClient:
         self.gate_after = 1
         self.gate_reached = asyncio.Event()
         self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
+        self.tenants: list[str] = []  # of each call that submitted
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
@@ -161,6 +162,7 @@ class FakeClient:
         self.drained_by: Callable[[], None] = lambda: None  # what lets the live requests end
         self.catalogue = FakeCatalogue(self)
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
+        self.steps: list[StepRecord] | None = []
         self._draining = False
 
     def tokenizer_of(self, model: str) -> Tokenizer:
@@ -180,7 +182,7 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[FakeStream, ...]:
         if self._draining:
             raise Draining
@@ -192,6 +194,7 @@ class FakeClient:
             raise TooManySequences(count, self.max_waiting)
         if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
+        self.tenants.append(tenant)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(
@@ -232,6 +235,9 @@ class FakeClient:
 
     def series(self) -> tuple[MetricSeries, ...]:
         return (self.telemetry.refusals.series(),)
+
+    def recent_steps(self) -> list[StepRecord] | None:
+        return self.steps
 
     def stats(self) -> Stats:
         return Stats(running=len(self.live), healthy=not self._draining)

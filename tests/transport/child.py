@@ -1,32 +1,42 @@
-"""Child: a Python module run in a process of its own, told what to do by JSON lines over a socket."""
+"""Child: a program in a process of its own, told what to do by JSON lines over a socket."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from tests.forked_process import ForkedProcess
 
 ROOT = Path(__file__).parents[2]
 ANSWER_S = 120.0
 
 
 class Child:
-    """`launcher` is put before the command line, to place the process in a namespace."""
+    """`main` with a socket in a process; `launcher` is put before its command line, to place it in a namespace."""
 
     def __init__(
-        self, module: str, settings: object, launcher: tuple[str, ...], environment: Mapping[str, str]
+        self,
+        main: Callable[[socket.socket], None],
+        settings: object,
+        launcher: tuple[str, ...],
+        environment: Mapping[str, str],
     ) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [*launcher, sys.executable, "-m", module, str(theirs.fileno())],
-                cwd=ROOT,
-                pass_fds=[theirs.fileno()],
-                env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "OMP_NUM_THREADS": "1", **environment},
-            )
+            given = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "OMP_NUM_THREADS": "1", **environment}
+            if launcher:
+                self._process = subprocess.Popen(
+                    [*launcher, sys.executable, "-m", main.__module__, str(theirs.fileno())],
+                    cwd=ROOT,
+                    pass_fds=[theirs.fileno()],
+                    env=given,
+                )
+            else:
+                self._process = ForkedProcess(main, (theirs,), given)
         self._control.settimeout(ANSWER_S)
         self._lines = self._control.makefile("rw")
         self.say(settings)
@@ -44,7 +54,8 @@ class Child:
     def stop(self) -> None:
         """Freeze it, as a hung machine would be; it has stopped once this returns."""
         self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)  # its threads do not stop at once
+        while not self._is_halted():  # its threads do not stop at once
+            time.sleep(0.01)
 
     def resume(self) -> None:
         """Let a frozen process go on."""
@@ -64,6 +75,12 @@ class Child:
             code = self._process.wait(ANSWER_S)
             assert code == 0, f"the process ended with {code}"
 
+    def _is_halted(self) -> bool:
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        return all((each / "stat").read_text().rpartition(")")[2].split()[0] == "T" for each in tasks)
+
     def _hang_up(self) -> None:
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._lines.close()
         self._control.close()

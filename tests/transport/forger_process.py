@@ -33,7 +33,7 @@ class ProcessForger:
         environment: Mapping[str, str],
     ) -> None:
         settings = {"setup": setup.as_json(), "source": asdict(source), "forgery": forgery}
-        self.child = Child("tests.transport.forger_process", settings, tuple(launcher), environment)
+        self.child = Child(main, settings, tuple(launcher), environment)
         self.address = Address(**self.child.ask("hello"))
 
 

@@ -90,8 +90,12 @@ class SteeredPuller:
         return {"error": error, "took_s": time.monotonic() - start_s}
 
 
-async def main(control: socket.socket) -> None:
+def main(control: socket.socket) -> None:
     """Obey until the other end hangs up."""
+    asyncio.run(_obey(control))
+
+
+async def _obey(control: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=control)
     steered = SteeredPuller(Setup(**json.loads(await reader.readline())))
     commands: dict[str, Callable[..., Awaitable[object]]] = {
@@ -113,4 +117,4 @@ async def main(control: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(socket.socket(fileno=int(sys.argv[1]))))
+    main(socket.socket(fileno=int(sys.argv[1])))

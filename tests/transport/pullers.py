@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tests.transport.child import ANSWER_S, Child
 from tests.transport.node_setup import Setup
+from tests.transport.puller_process import main
 from transport.base import Address, TransportUsage
 
 
@@ -22,7 +23,7 @@ class ProcessPuller:
     def __init__(
         self, setup: Setup, launcher: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        self.child = Child("tests.transport.puller_process", setup.as_json(), launcher, environment or {})
+        self.child = Child(main, setup.as_json(), launcher, environment or {})
 
     def begin(self, peer: Address, name: str, nbytes: int, timeout_s: float) -> None:
         self.child.ask("begin", peer.host, peer.port, name, nbytes, timeout_s)

@@ -8,6 +8,7 @@ from typing import Protocol
 from tests.transport.child import Child
 from tests.transport.node_setup import MIB, Setup
 from tests.transport.pattern import content
+from tests.transport.source_process import main
 from transport.base import Address, Memory, TransportUsage
 from transport.loopback import LoopbackNetwork, LoopbackTransport
 
@@ -33,7 +34,7 @@ class ProcessSource:
     def __init__(
         self, setup: Setup, launcher: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        self.child = Child("tests.transport.source_process", setup.as_json(), launcher, environment or {})
+        self.child = Child(main, setup.as_json(), launcher, environment or {})
         self._address = Address(**self.child.ask("hello"))
 
     @property

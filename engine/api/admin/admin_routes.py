@@ -1,4 +1,4 @@
-"""Answer administrators over HTTP: GET /cluster, and what reads and changes the registry of adapters."""
+"""Answer administrators over HTTP: the cluster, the last steps, and what reads and changes the registry of adapters."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -39,6 +39,7 @@ class AdminRoutes:
         ]
         return [
             web.get("/cluster", self._cluster, allow_head=False),
+            web.get("/debug/steps", self._steps, allow_head=False),
             web.get("/v1/adapters", self._list, allow_head=False),
             web.get("/v1/adapters/{name:.+}", self._one, allow_head=False),
             web.delete("/v1/adapters/{name:.+}", self._remove),
@@ -58,6 +59,9 @@ class AdminRoutes:
 
     async def _cluster(self, request: web.Request) -> web.Response:
         return json_response(await self._admin.cluster())
+
+    async def _steps(self, request: web.Request) -> web.Response:
+        return json_response({"object": "list", "data": self._admin.steps()})
 
     async def _list(self, request: web.Request) -> web.Response:
         return json_response(await self._admin.page(request.query))

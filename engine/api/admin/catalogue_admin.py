@@ -1,15 +1,17 @@
 """Change and describe the registry of adapters for administrators, over whatever protocol they ask."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import msgspec
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.admin.admin_schema import AliasAdapter, LimitAdapter, PinAdapter, RegisterAdapter
 from engine.api.base import EngineClient
-from engine.api.errors import refused
+from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
 from engine.catalogue.base import AdapterRecord, EntrySettings
+from engine.runner.step_history import StepRecord
 
 MOST_LISTED, DEFAULT_LISTED = 1000, 100
 
@@ -42,6 +44,14 @@ class CatalogueAdmin:
     async def cluster(self) -> dict[str, object]:
         """Describe the cluster."""
         return msgspec.to_builtins(await self._client.catalogue.cluster())
+
+    def steps(self) -> list[StepRecord]:
+        """Describe the last steps. Raises ApiError at a router."""
+        found = self._client.recent_steps()
+        if found is None:
+            message = "a router computes no steps: ask a node, at its own HTTP port"
+            raise ApiError(HTTPStatus.NOT_FOUND, message, None, "ask_a_node")
+        return list(found)
 
     async def register(self, wire: RegisterAdapter) -> dict[str, object]:
         """Register a folder under a name, with what is asked for it. Raises as AdapterAdmin.load."""

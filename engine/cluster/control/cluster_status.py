@@ -9,6 +9,7 @@ from engine.catalogue.base import (
     AdapterRecord,
     CatalogueEntry,
     ClusterRecord,
+    MoveRecord,
     NodeRecord,
     ReplacementRecord,
     RouterRecord,
@@ -20,6 +21,7 @@ from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.cluster.view import ClusterView
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.coordinator import Coordinator
+from scheduler.cluster.coordinator.planning import Replacement
 from scheduler.cluster.protocol.messages import Report
 from scheduler.cluster.state import RoutingTable
 
@@ -58,10 +60,7 @@ class CoordinatorStatus:
                 if not each.is_node
             ],
             replacements=plans.count,
-            last_replacements=[
-                ReplacementRecord(round(now_s - each.at_s, 1), each.adapters, each.nbytes)
-                for each in reversed(plans.last)
-            ],
+            last_replacements=[_replacement(each, now_s) for each in reversed(plans.last)],
         )
 
     def adapters(self, names: Sequence[str]) -> list[AdapterRecord]:
@@ -99,6 +98,12 @@ class CoordinatorStatus:
             arriving=len(report.loading),
             cached=len(report.cached),
         )
+
+
+def _replacement(made: Replacement, now_s: float) -> ReplacementRecord:
+    moves = [MoveRecord(each.adapter.name, each.gained, each.lost) for each in made.moves]
+    age_s = round(now_s - made.at_s, 1)
+    return ReplacementRecord(age_s, made.adapters, made.nbytes, made.reasons, moves)
 
 
 def record_of(entry: CatalogueEntry, tiers: Mapping[str, str], table: RoutingTable) -> AdapterRecord:

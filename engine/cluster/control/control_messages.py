@@ -25,7 +25,6 @@ from engine.cluster.control.control_values import (
     WireHardware,
     WireMember,
 )
-from scheduler.cluster.cost.model import Kernel
 from transport.base import Count
 
 VERSION = 2
@@ -77,8 +76,6 @@ class ReportChange(ControlMessage, frozen=True):
     cached: RefsChange
     taken: tuple[tuple[Count, Count], ...]
     slowdown: Positive
-    kernel: Kernel | None
-    pace: tuple[Positive, Positive, Positive]
     machine: WireHardware | None
     """None: as before."""
 

@@ -17,7 +17,6 @@ from engine.cluster.control.control_values import (
     WireHardware,
 )
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.protocol.messages import NodeHardware, Report, RouterReport
 
 MOST_ADAPTERS = 1 << 16
@@ -138,8 +137,6 @@ class ReportEncoder:
             cached=cached,
             taken=taken,
             slowdown=report.slowdown,
-            kernel=report.kernel,
-            pace=(report.pace.fixed, report.pace.prompt, report.pace.lora),
             machine=machine,
         )
 
@@ -175,8 +172,6 @@ class ReportDecoder:
             cached=lists.cached.apply(change.cached, numbers),
             taken=tuple((numbers.ref(number), tokens) for number, tokens in change.taken),
             slowdown=change.slowdown,
-            kernel=change.kernel,
-            pace=Pace(*change.pace),
         )
 
 

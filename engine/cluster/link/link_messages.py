@@ -13,6 +13,7 @@ from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import SamplingParams
 
+SERVICE, METHOD = "loraserve.Link", "Open"
 VERSION = 1
 FailureKind = Literal["busy", "late", "adapter", "request", "step", "structure", "stopped"]
 """Why a node gives a request up. It has no room now, or its first token is overdue; its adapter cannot be had; it can

@@ -23,8 +23,8 @@ from engine.cluster.link.link_messages import (
     encoded,
     read_from_router,
 )
-from engine.cluster.link.node_load import NodeJobs
 from engine.errors import AdapterFailed, EngineError, EngineStopped, NotInTime, StructureFailed
+from engine.live.node_load import NodeJobs
 from engine.live.step_loop import StepLoop
 from engine.structured.grammar_pool import GrammarPool
 from lora.adapter import AdapterRef

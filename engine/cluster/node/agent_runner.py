@@ -90,7 +90,7 @@ class AgentRunner:
         if costs is None:
             return self.agent.report(cached=cached)
         costs.rest_if_idle()
-        return self.agent.report(costs.slowdown, cached, costs.kernel, costs.pace)
+        return self.agent.report(costs.slowdown, cached)
 
     def took(self, ref: AdapterRef, tokens: int) -> None:
         """Count input or output tokens of work that this node took in. The base is placed nowhere."""

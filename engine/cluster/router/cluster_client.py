@@ -3,10 +3,11 @@
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine.admission import Admission
+from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
@@ -35,23 +36,12 @@ _NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
 _NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedModel:
-    """The base model as clients see it: its names, where it came from, its limits and its end tokens."""
-
-    names: tuple[str, ...]
-    root: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-
-
 class ClusterClient:
     """EngineClient of a whole cluster. Used on one event loop."""
 
     def __init__(
         self,
-        model: RoutedModel,
+        model: ModelCard,
         tokenizer: Tokenizer,
         telemetry: Telemetry,
         forwarding: Forwarding,
@@ -139,7 +129,7 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[RequestOutput, ...]:
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
@@ -148,10 +138,10 @@ class ClusterClient:
         with self.telemetry.refusals.counted():
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params)
+            return self._submit_all(model, prompts, params, tenant)
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -165,7 +155,7 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s,
+                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))
@@ -200,6 +190,9 @@ class ClusterClient:
     def series(self) -> tuple[MetricSeries, ...]:
         """Tell sums over the nodes, what was sent, moved and refused, and the shares of recent adapters."""
         return self._series.collect(self.model_name, self.telemetry.recent())
+
+    def recent_steps(self) -> None:
+        """Describe none: a router computes nothing."""
 
     def stats(self) -> EngineStats:
         """Describe the router at this moment: healthy while a node can be reached."""

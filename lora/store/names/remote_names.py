@@ -2,8 +2,9 @@
 
 import logging
 
-from lora.adapter import RemoteName
+from lora.adapter import AdapterRef, RemoteName
 from lora.errors import UnknownAdapter
+from lora.format.packed import PackedLayout
 from lora.peers.manifest import Manifest
 from lora.store.contents import Contents
 from lora.store.names.name_table import NameTable
@@ -41,6 +42,10 @@ class RemoteNames:
         with self._table.lock:
             if name not in self._table.by_name:
                 self._table.bind(NamedAdapter.told(told), told.ref, told.layout)
+
+    def layout_of(self, ref: AdapterRef) -> PackedLayout:
+        """Ask peers how a content is laid out, whatever its name means by now. Raises as `discover`."""
+        return self._tiers.look_up_content(ref, self._most_bytes).layout
 
     def update(self, remote: RemoteName, told: Manifest | None) -> None:
         """Let a remote name mean what peers say now; None if no peer nearer to an owner knows it.

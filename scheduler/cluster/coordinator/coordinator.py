@@ -141,13 +141,15 @@ class Coordinator:
         """Begin a node's session. What it held in the one before counts only as it now says."""
         gone = self._forget(report.node, now)
         member = self._members[report.node] = NodeView(report, now)
-        self._planner.hurry(must=self._settled)
+        self._planner.hurry("node_joined", must=self._settled)
         self._take_in(member, report, now)
         without_home = self._rollout.adapters if len(self._members) == 1 else ()
         return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *without_home)), now)
 
     def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)
+        if any(ref in member.failed for ref in changed):
+            self._planner.note("failed_load")
         self._rollout.changed(member, changed, now)
         return changed
 
@@ -155,7 +157,7 @@ class Coordinator:
         """Learn demand, slowdown and the table's version from a report."""
         self._demanded(member.newly_taken(report), now)
         if member.update_slowdown(report.slowdown):
-            self._planner.hurry()
+            self._planner.hurry("node_pace")
         self._outnumber(report.table_version)
 
     def _outnumber(self, table_version: int) -> None:
@@ -177,14 +179,14 @@ class Coordinator:
         """Count tokens that were asked for."""
         for ref, count in tokens:
             if ref in self._rollout.adapters and self._demand.observe(ref, count, now):
-                self._planner.hurry()
+                self._planner.hurry("demand")
 
     def _lose(self, node: str, session: int, now: float) -> list[Command]:
         member = self._members.get(node)
         self._over[node] = max(session, self._over.get(node, 0))
         if member is None or session < member.session:
             return []
-        self._planner.hurry(must=True)
+        self._planner.hurry("node_left", must=True)
         return self._advance(self._forget(node, now), now)
 
     def _forget(self, node: str, now: float) -> list[AdapterRef]:
@@ -202,7 +204,7 @@ class Coordinator:
         if member is None or session != member.session or member.leaving:
             return []
         member.leave_by_s = now + self._options.leave_s
-        self._planner.hurry(must=True)
+        self._planner.hurry("node_left", must=True)
         return self._advance(list(member.copies), now)
 
     def _add(self, adapter: AdapterRef, now: float) -> list[Command]:
@@ -249,7 +251,7 @@ class Coordinator:
         self._settled = True
         held = {ref: self._rollout.held(ref) for ref in self._rollout.adapters}
         self._rollout.target.update(held)
-        self._planner.hurry(must=not all(held.values()))
+        self._planner.hurry("start", must=not all(held.values()))
         return self._plan(now) + self._advance(list(self._rollout.adapters), now)
 
     def _plan(self, now: float) -> list[Command]:

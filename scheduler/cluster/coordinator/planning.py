@@ -8,22 +8,44 @@ from types import MappingProxyType
 from lora.adapter import AdapterRef
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.node_view import NodeView
-from scheduler.cluster.coordinator.replan import Replanner
+from scheduler.cluster.coordinator.replan import Reason, Replanner
 from scheduler.cluster.coordinator.rollout import Rollout
 from scheduler.cluster.placement.base import Problem, fetched_bytes
 from scheduler.cluster.placement.pins import with_pins
-from scheduler.cluster.state import Placement
+from scheduler.cluster.state import Placement, Shares
 
 _REMEMBERED = 16
+_MOST_MOVES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The nodes that were given an adapter anew, and those that were relieved of it; none if only shares changed."""
+
+    adapter: AdapterRef
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+
+    @classmethod
+    def between(cls, adapter: AdapterRef, before: Shares, after: Shares) -> "Move":
+        """Compare an adapter's shares before and after."""
+        had, has = ({share.node: None for share in shares} for shares in (before, after))
+        gained, lost = (tuple(n for n in a if n not in b) for a, b in ((has, had), (had, has)))
+        return cls(adapter, gained, lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """One time that the placement was changed: when, how many adapters' shares, and the bytes to be fetched."""
+    """One time that the placement was changed: when, how many adapters' shares, and the bytes to be fetched.
+
+    `reasons` are what happened since the plan before. `moves` are those of the adapters that are asked for most.
+    """
 
     at_s: float
     adapters: int
     nbytes: int
+    reasons: tuple[Reason, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 class PlacementPlans:
@@ -35,6 +57,7 @@ class PlacementPlans:
         self._planner, self._demand = planner, demand
         self._members, self._rollout = members, rollout
         self._pins: dict[AdapterRef, int] = {}
+        self._recorded: dict[AdapterRef, Shares] = {}  # the placement after the last plan
         self.count = 0  # of all replacements
         self.last: deque[Replacement] = deque(maxlen=_REMEMBERED)
 
@@ -45,7 +68,7 @@ class PlacementPlans:
         self._pins.pop(adapter, None)
         if copies:
             self._pins[adapter] = copies
-        self._planner.hurry()
+        self._planner.hurry("pin")
 
     def make(self, now: float) -> list[AdapterRef]:
         """Let the rollout go to another placement if that is worth it; return the adapters that move.
@@ -60,17 +83,30 @@ class PlacementPlans:
         placement = with_pins(problem, proposed, self._pins, unable)
         self._rollout.load = self._planner.load(problem, placement)
         homeless = self._leave_out(problem, placement)
-        if placement is problem.previous:
-            return homeless
         target = self._rollout.target
         moved = [ref for ref, shares in placement.shares.items() if shares != target.get(ref)]
         moved.sort(key=lambda ref: -problem.demand.tokens_per_s[ref])
         target.update((ref, placement.shares[ref]) for ref in moved)
-        if moved:
-            changed = Placement(MappingProxyType({ref: placement.shares[ref] for ref in moved}))
-            self.count += 1
-            self.last.append(Replacement(now, len(moved), fetched_bytes(problem, changed)))
+        self._record(problem, now)
         return [*moved, *(ref for ref in homeless if ref not in placement.shares)]
+
+    def _record(self, problem: Problem, now: float) -> None:
+        """Remember how the placement differs from that of the plan before.
+
+        What lost its only home has been given another at once, so this is more than what the plan itself has moved.
+        """
+        before, self._recorded = self._recorded, dict(self._rollout.target)
+        changed = {ref: shares for ref, shares in self._recorded.items() if shares != before.get(ref)}
+        if not changed:
+            return
+        reasons = self._planner.reasons
+        if self.count and any(ref not in before for ref in changed):
+            reasons = (*reasons, "adapter_added")
+        busiest = sorted(changed, key=lambda ref: -problem.demand.tokens_per_s.get(ref, 0.0))[:_MOST_MOVES]
+        moves = tuple(Move.between(ref, before.get(ref, ()), changed[ref]) for ref in busiest)
+        nbytes = fetched_bytes(problem, Placement(MappingProxyType(changed)))
+        self.count += 1
+        self.last.append(Replacement(now, len(changed), nbytes, reasons, moves))
 
     def _unable(self, adapter: AdapterRef) -> set[str]:
         return {member.node for member in self._members.values() if adapter in member.failed}

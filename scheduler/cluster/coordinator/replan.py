@@ -2,9 +2,16 @@
 given, and bytes; no node's condition."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Problem, fetched_bytes
 from scheduler.cluster.state import Placement
+
+Reason = Literal[
+    "start", "node_joined", "node_left", "node_pace", "demand", "pin", "failed_load", "adapter_added"
+]
+"""What happened that a plan is made for: a coordinator began, nodes changed, an adapter's demand or pin did, a node
+could not get one, or one is new. A plan at its usual time, when nothing did, is made for demand as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +40,19 @@ class Replanner:
         self._policy, self._measure, self.options = policy, measure, options
         self._last_s = float("-inf")
         self._urgent = self._must = False
+        self._noted: dict[Reason, None] = {}  # since the last plan
+        self.reasons: tuple[Reason, ...] = ()  # of the last plan
 
-    def hurry(self, must: bool = False) -> None:
+    def note(self, reason: Reason) -> None:
+        """Remember what the next plan will have seen."""
+        self._noted[reason] = None
+
+    def hurry(self, reason: Reason, must: bool = False) -> None:
         """Ask for a plan soon, since something happened that it should see.
 
         `must`: its placement is to be taken whatever it costs, since nodes came or went.
         """
+        self.note(reason)
         self._urgent = True
         self._must = self._must or must
 
@@ -50,6 +64,7 @@ class Replanner:
     def plan(self, problem: Problem, now: float) -> Placement | None:
         """Return the placement to go to, or None to stay with the one before."""
         must, self._must, self._urgent, self._last_s = self._must, False, False, now
+        self.reasons, self._noted = tuple(self._noted) or ("demand",), {}
         if not must and self._busiest(problem, problem.previous) <= self.options.comfort:
             return None
         proposed = self._policy.place(problem)

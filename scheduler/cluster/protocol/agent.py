@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.model import Kernel
-from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.protocol.delivery import Inbox
 from scheduler.cluster.protocol.messages import (
     AllowLeave,
@@ -128,13 +126,7 @@ class NodeAgent:
         """Count input or output tokens of work that this node took in."""
         self._taken[adapter] = self._news[adapter] = self._taken.get(adapter, 0) + tokens
 
-    def report(
-        self,
-        slowdown: float = 1.0,
-        cached: tuple[AdapterRef, ...] = (),
-        kernel: Kernel | None = None,
-        pace: Pace = AS_PROFILED,
-    ) -> Report:
+    def report(self, slowdown: float = 1.0, cached: tuple[AdapterRef, ...] = ()) -> Report:
         """Return the next report; what its steps cost and what it has cached is for the caller to say.
 
         Totals that changed since the last are in it; a lost one's come with the next change.
@@ -153,8 +145,6 @@ class NodeAgent:
             cached=cached,
             taken=tuple(news.items()),
             slowdown=slowdown,
-            kernel=kernel,
-            pace=pace,
         )
 
     def _adopt(self, table: RoutingTable) -> None:

@@ -8,8 +8,6 @@ are cumulative, and commands that change a node are numbered (see `delivery`).
 from dataclasses import dataclass
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.cost.model import Kernel
-from scheduler.cluster.cost.pace import AS_PROFILED, Pace
 from scheduler.cluster.state import OperatingPoints, RoutingTable
 
 
@@ -32,9 +30,8 @@ class Report:
     `cached` those it has beyond that and may free at any time. Their bytes come out of
     `machine.memory_bytes`, but cached ones give way. `taken` are the input and output tokens, since the
     session began, of the work that the node took in, by adapter; adapters whose total did not change since
-    the report before may be left out. `slowdown` is seconds per step over what the profile predicts; `kernel`
-    (None: the profile's) and `pace` say where they go. `table_version` is that of the routing table it routes
-    by, 0 for none.
+    the report before may be left out. `slowdown` is seconds per step over what the profile predicts.
+    `table_version` is that of the routing table it routes by, 0 for none.
     """
 
     node: str
@@ -48,8 +45,6 @@ class Report:
     cached: tuple[AdapterRef, ...] = ()
     taken: tuple[tuple[AdapterRef, int], ...] = ()
     slowdown: float = 1.0
-    kernel: Kernel | None = None
-    pace: Pace = AS_PROFILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import pytest
 
 from engine.api.keys import AccessRules
 from engine.metrics.request_log import RequestLog
+from engine.runner.step_history import StepHistory
+from scheduler.plan import StepPlan
 from tests.engine.api.session import TOKENIZER, ApiSession, session
 from tests.engine.api.test_openapi import SCHEMAS, absent
 from tests.fakes.engine_client import FakeClient
@@ -20,7 +22,7 @@ CHANGES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", f"{ADAPTERS}/limit", {"name": "poet", "max_requests": 3}),
     ("DELETE", f"{ADAPTERS}/team/coder", {}),
 ]
-READS = ["/cluster", ADAPTERS, f"{ADAPTERS}/poet", f"{ADAPTERS}/team/coder"]
+READS = ["/cluster", "/debug/steps", ADAPTERS, f"{ADAPTERS}/poet", f"{ADAPTERS}/team/coder"]
 
 
 @pytest.fixture
@@ -125,3 +127,16 @@ async def test_what_cannot_be_is_refused_by_name(root: Path, path: str, body: An
         assert 400 <= refused.status < 500
         assert refused.error["param"] == param
         assert [each.name for each in api.engine.adapters()] == ["poet", "team/coder"]
+
+
+async def test_the_last_steps_are_told_where_there_are_any() -> None:
+    engine, history = FakeClient(TOKENIZER), StepHistory()
+    history.ran(StepPlan(()), 0.25)
+    engine.steps = history.last()
+    async with session(engine) as api:
+        told = (await api.send("GET", "/debug/steps")).json
+        assert absent(told, SCHEMAS["Steps"]) == []
+        assert [(each["number"], each["seconds"], each["slices"]) for each in told["data"]] == [(1, 0.25, [])]
+        engine.steps = None  # as of a router
+        refused = await api.send("GET", "/debug/steps")
+        assert (refused.status, refused.error["code"]) == (404, "ask_a_node")

@@ -10,14 +10,14 @@ from engine.async_engine import AsyncEngine
 from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
-from engine.cluster.link.node_load import NodeJobs, NodeRoom
 from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
 from engine.cluster.node.node_adapters import NodeAdapters
-from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import ClusterView, Member, ServedModel
 from engine.config.config import EngineConfig
+from engine.live.node_load import NodeJobs, NodeRoom
 from engine.metrics.telemetry import Telemetry
 from engine.runner.step_costs import StepCosts
 from lora.adapter import AdapterRef
@@ -58,7 +58,9 @@ class LiveNode:
     @classmethod
     def make(cls, name: str, config: EngineConfig | None = None) -> "LiveNode":
         """Assemble one that is not started."""
-        config = config or EngineConfig(dtype="float32", progress=False, self_test=False)
+        config = config or EngineConfig(
+            dtype="float32", kv_cache_bytes=32 << 20, progress=False, self_test=False
+        )
         engine = assemble(config)
         front, costs = AsyncEngine(engine, Telemetry(), 256), StepCosts((MODEL,), None, 2048)
         engine.core.costs = costs
@@ -96,7 +98,6 @@ def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     forwarding = Forwarding(
         router, hello, SECURITY, ServedModel(card.max_model_len, card.vocab_size, WEIGHTS)
     )
-    model = RoutedModel(card.names, card.root, card.max_model_len, card.vocab_size, card.eos_token_ids)
     return ClusterClient(
-        model, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
+        card, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
     )

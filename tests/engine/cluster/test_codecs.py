@@ -35,8 +35,6 @@ from engine.cluster.control.view_codec import SharedView, ViewDecoder, ViewEncod
 from engine.cluster.view import Member
 from lora.adapter import AdapterRef
 from lora.format.companions import Companions
-from scheduler.cluster.cost.model import Kernel
-from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.protocol.messages import NodeHardware, Report, RouterReport
 from scheduler.cluster.state import OperatingPoints, RoutingTable, Share
 
@@ -67,8 +65,6 @@ def reports(draw: st.DrawFn) -> Report:
         draw(refs),
         tuple(draw(totals).items()),
         draw(st.floats(0.1, 100)),
-        draw(st.sampled_from([None, *Kernel])),
-        Pace(draw(st.floats(0.1, 9)), 1.0, 2.5),
     )
 
 

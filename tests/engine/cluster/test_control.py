@@ -265,7 +265,8 @@ def test_an_operator_is_told_who_is_there_and_where_each_adapter_is() -> None:
             assert (node.name, node.state, node.memory_bytes) == ("n1", "serving", 1 << 40)
             assert (node.held, node.used_bytes, node.arriving) == (3, 3 << 20, 0)
             assert routed.name == "r1"
-            assert status.replacements is not None
+            assert status.replacements == len(status.last_replacements)
+            assert all("start" in each.reasons and each.moves for each in status.last_replacements[-1:])
             record = await admin.adapter("a")
             assert record is not None
             assert (record.version, record.copies, record.tiers) == (ref_of("a").digest, 1, {"n1": "device"})

@@ -216,13 +216,12 @@ def test_a_form_is_compiled_once_for_all_and_a_refusal_names_each_clients_own_fi
 
 
 def test_what_is_kept_is_bounded_by_number_and_by_size() -> None:
-    forms = GrammarCache(lambda: tokenizer_of("bytes").table(300))
+    forms = GrammarCache(lambda: tokenizer_of("bytes").table(300), most_kept=4, most_kept_chars=100)
     first = StructuredOutputsParams(regex="a{1,2}")
     forms.compile(first)
-    for length in range(300):
-        forms.compile(StructuredOutputsParams(choice=(f"v{length}",)))
+    for number in range(4):
+        forms.compile(StructuredOutputsParams(choice=(f"v{number}",)))
     assert forms.known(first) is None
     forms.compile(first)
-    for length in range(17):
-        forms.compile(StructuredOutputsParams(choice=("x" * (MAX_STRUCTURE_CHARS - 9 - length),)))
+    forms.compile(StructuredOutputsParams(choice=("x" * 92,)))
     assert forms.known(first) is None

@@ -108,7 +108,7 @@ def test_a_comfortable_cluster_is_not_even_planned_for() -> None:
 
 def test_a_plan_that_must_be_is_taken_whatever_it_gains_but_only_once() -> None:
     planner, fixed = _planner()
-    planner.hurry(must=True)
+    planner.hurry("node_left", must=True)
     assert planner.plan(_problem(1, 1), 0.0) is fixed.placement
     assert planner.plan(_problem(1, 1), 0.0) is None
 
@@ -119,6 +119,6 @@ def test_plans_come_at_their_interval_and_sooner_when_hurried() -> None:
     planner.plan(_problem(1, 1), 0.0)
     assert not planner.due(9.0)
     assert planner.due(10.0)
-    planner.hurry()
+    planner.hurry("demand")
     assert not planner.due(0.5)
     assert planner.due(1.0)

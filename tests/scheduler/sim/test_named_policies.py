@@ -23,13 +23,13 @@ from tests.scheduler.sim.clusters import PROFILE, adapters, node_spec, simulator
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_serves_everything_when_there_is_room(name: str) -> None:
     refs, policy = adapters(12), named(name)
-    arrivals = traffic(refs, 4.0, 30.0, seed=1)
+    arrivals = traffic(refs, 4.0, 20.0, seed=1)
     node = replace(node_spec(), store=StoreSpec(policy=policy.residency))
     setting = Setting(node.model, PROFILE.slo, 40.0, seed=1, known_rates=oracle_rates(arrivals))
     spec = simulator_spec(3, refs, node)
     spec = replace(spec, coordinator=policy.coordinator(setting), router=policy.router(setting))
     simulator = Simulator(spec, 1, audit=True)
-    simulator.run(arrivals, 30.0)
+    simulator.run(arrivals, 20.0)
     assert all(record.served for record in simulator.records.values())
 
 
