@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from msgspec import structs
 
 from engine.api import schema
-from engine.api.chat_messages import chat_messages
 from engine.api.errors import ApiError, refused
+from engine.api.tools.chat_messages import chat_messages
 from engine.api.tools.tool_fields import ToolUse, asked_tools, offered
 from engine.errors import UnknownModel
 from engine.structured.wire_forms import asked_form

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import msgspec
 
-from engine.api.chat_messages import chat_messages
 from engine.api.schema import Message
+from engine.api.tools.chat_messages import chat_messages
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, as_integers

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from engine.api import schema
-from engine.api.chat_messages import chat_messages
 from engine.api.errors import refused
 from engine.api.parsing import (
     GenerateRequest,
@@ -15,6 +14,7 @@ from engine.api.parsing import (
     check_model,
     completion_request,
 )
+from engine.api.tools.chat_messages import chat_messages
 from engine.api.tools.tool_fields import offered
 from scheduler.request import check_token_ids
 

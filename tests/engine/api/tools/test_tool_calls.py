@@ -21,7 +21,8 @@ TEMPLATE = (
     "{% if tools %}{% for tool in tools %}<{{ tool.function.name }}>{% endfor %}{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}"
     "{% for call in message.tool_calls or [] %}"
-    "<tool_call>{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>{% endfor %}{{ '\n' }}{% endfor %}"
+    "<tool_call>{{ call.function.name }}{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
 )
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -145,8 +146,10 @@ async def test_what_cannot_be_had_is_refused_by_its_field() -> None:
 def test_a_form_makes_the_embedded_model_call_tools_with_arguments_of_their_schema(
     llm: LLM, parallel: bool
 ) -> None:
-    tools = msgspec.convert(TOOLS, list[Tool])
-    params = SamplingParams(temperature=1, max_tokens=110, n=3, seed=3)
+    schemas = {"weather": WEATHER["function"]["parameters"], "clock": {"additionalProperties": False}}
+    offered = [{"function": {"name": name, "parameters": schema}} for name, schema in schemas.items()]
+    tools = msgspec.convert(offered, list[Tool])
+    params = SamplingParams(temperature=1, max_tokens=110, n=6, seed=3)
     use, params = asked_tools(params, tools, "required", parallel, None)
     assert use is not None
     found = 0
@@ -155,8 +158,7 @@ def test_a_form_makes_the_embedded_model_call_tools_with_arguments_of_their_sche
             continue
         found += 1
         for call in json.loads(output.text):
-            schema = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in TOOLS}
-            jsonschema.validate(call["parameters"], schema[call["name"]])
+            jsonschema.validate(call["parameters"], schemas[call["name"]])
         parser = use.parser()
         parser.push(output.text, final=True)
         assert parser.calls == len(json.loads(output.text)) == (parser.calls if parallel else 1)
