@@ -7,7 +7,7 @@ as models write it; else once the call is complete.
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -43,11 +43,11 @@ class CallParser:
     def __init__(self, syntax: CallSyntax, names: Collection[str], parallel: bool = True) -> None:
         """Begin an answer in which only tools of these names are called, one of them at most without `parallel`."""
         self._syntax, self._names, self._parallel = syntax, names, parallel
-        self._held = ""  # what is not told yet
-        self._opening = ""  # of the call on its way, to be told as text if it is none
+        self._held: str = ""  # what is not told yet
+        self._opening: str = ""  # of the call on its way, to be told as text if it is none
         self._scan, self._scanned = _ObjectScan(), 0
         self.calls = 0
-        self._read: Callable[[bool], list[Piece] | None] = self._arguments
+        self._read: Callable[[bool], Sequence[Piece] | None] = self._arguments
         if syntax != "named":
             self._read = self._text if syntax in _OPENINGS else self._start
 
@@ -64,7 +64,7 @@ class CallParser:
             self._held = self._opening = ""
         return [piece for piece in found if piece != ""]
 
-    def _start(self, final: bool) -> list[Piece] | None:
+    def _start(self, final: bool) -> Sequence[Piece] | None:
         """Look whether the answer begins as a call, after blanks; else all of it is text."""
         begun = self._held.lstrip()
         tagged = begun.removeprefix(LLAMA_TAG).lstrip() if self._syntax == "llama3_json" else begun
@@ -77,7 +77,7 @@ class CallParser:
             self._read = self._text
         return []
 
-    def _text(self, final: bool) -> list[Piece] | None:
+    def _text(self, final: bool) -> Sequence[Piece] | None:
         """Tell text up to where calls begin; blanks before those are not told."""
         opening = _OPENINGS.get(self._syntax, "")
         place = self._held.find(opening) if opening else -1
@@ -94,7 +94,7 @@ class CallParser:
         told, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return [told]
 
-    def _between(self, final: bool) -> list[Piece] | None:
+    def _between(self, final: bool) -> Sequence[Piece] | None:
         """Skip what stands between calls; find where one begins, or where they end."""
         begun = self._held.lstrip(_BLANKS)
         if self._syntax == "mistral" and MISTRAL_OPEN.startswith(begun) and not final:
@@ -121,7 +121,7 @@ class CallParser:
             return None
         return self._give_up(rest)
 
-    def _head(self, final: bool) -> list[Piece] | None:
+    def _head(self, final: bool) -> Sequence[Piece] | None:
         """Wait for a call's name, or for the whole of a call whose name comes later."""
         if head := _HEAD.match(self._held):
             name = _loaded(head[1])
@@ -138,17 +138,17 @@ class CallParser:
         fields = cast(dict[str, Any], call) if isinstance(call, dict) else {}
         name = fields.get("name")
         arguments = fields.get("arguments", fields.get("parameters", {}))
-        if name not in self._names or not isinstance(arguments, dict):
+        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return self._give_up(self._held)
         self._held, self._opening = self._held[end:], ""
         self._read = self._between if self._parallel else self._skip
         return [self._begin(name, json.dumps(arguments, ensure_ascii=False))]
 
-    def _open_call(self, name: str) -> list[Piece]:
+    def _open_call(self, name: str) -> Sequence[Piece]:
         self._opening, self._scan, self._read = "", _ObjectScan(), self._arguments
         return [self._begin(name)]
 
-    def _arguments(self, final: bool) -> list[Piece] | None:
+    def _arguments(self, final: bool) -> Sequence[Piece] | None:
         """Tell arguments as they come, to their end."""
         if not self._held:
             return None
@@ -159,7 +159,7 @@ class CallParser:
             self._read = self._tail if self._parallel else self._skip
         return [CallPiece(self.calls - 1, told)] if told else []
 
-    def _tail(self, final: bool) -> list[Piece] | None:
+    def _tail(self, final: bool) -> Sequence[Piece] | None:
         """Skip the brace that closes a call, if its syntax has one."""
         rest = self._held.lstrip()
         if not rest:
@@ -168,12 +168,12 @@ class CallParser:
         self._held, self._read = rest.removeprefix("}"), self._between
         return []
 
-    def _skip(self, final: bool) -> list[Piece] | None:
+    def _skip(self, final: bool) -> Sequence[Piece] | None:
         """Drop what follows the one call that may be made."""
         self._held = ""
         return None
 
-    def _give_up(self, rest: str) -> list[Piece]:
+    def _give_up(self, rest: str) -> Sequence[Piece]:
         """Take what began like calls for text, all that follows too unless calls have an opening of their own."""
         told, self._opening, self._held = self._opening + rest[:1], "", rest[1:]
         self._read = self._text

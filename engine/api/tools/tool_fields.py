@@ -5,7 +5,7 @@ made is found in what the model writes of itself.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -147,7 +147,7 @@ def repeated_call(field: str, call: ToolCall) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         remedy = "give the text of a JSON object"
         raise InvalidParameter(f"{field}.function.arguments", call.function.arguments, remedy)
-    function = {"name": call.function.name, "arguments": arguments}
+    function: dict[str, Any] = {"name": call.function.name, "arguments": arguments}
     return {"type": "function", "function": function} | ({} if call.id is None else {"id": call.id})
 
 
@@ -167,10 +167,8 @@ def _check(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
 
 def _schema(tool: Tool) -> dict[str, Any]:
     """Return the schema of a tool's arguments, which are an object whatever it says."""
-    given: Mapping[str, Any] = tool.function.parameters or {}
-    return {"type": "object", "properties": {}} | {
-        name: value for name, value in given.items() if name != "type"
-    }
+    least: dict[str, Any] = {"type": "object", "properties": {}}
+    return least | (tool.function.parameters or {}) | {"type": "object"}
 
 
 def _list_of_calls(tools: Sequence[Tool], parallel: bool) -> str:
