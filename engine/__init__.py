@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from engine.llm import LLM, Output, Result
     from engine.offline.inputs import LoRARequest
     from scheduler.request import SamplingParams
+    from scheduler.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "LoRARequest", "Output", "Result", "SamplingParams"]
+__all__ = ["LLM", "LoRARequest", "Output", "Result", "SamplingParams", "StructuredOutputsParams"]
 
-_HOMES = {"LoRARequest": "engine.offline.inputs", "SamplingParams": "scheduler.request"}
+_HOMES = {
+    "LoRARequest": "engine.offline.inputs",
+    "SamplingParams": "scheduler.request",
+    "StructuredOutputsParams": "scheduler.structured_outputs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,18 +11,20 @@ from engine.assembly.assembly import Engine
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.catalogue.local_catalogue import LocalCatalogue
 from engine.errors import Draining, EngineStopped, adapter_errors
+from engine.live.in_time import InTimeAdmission
 from engine.live.live_outputs import LiveOutputs
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
+from engine.structured.grammar_pool import GrammarPool
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
-from scheduler.plan import FinishReason
+from scheduler.plan import FinishReason, SequenceKey
 from scheduler.request import Request, SamplingParams
 
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
@@ -56,11 +58,18 @@ class AsyncEngine:
         self._peers, self._close_engine = engine.peers, engine.close
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
-        self._outputs = LiveOutputs(engine.tokenizer, telemetry, self.step_loop.finish, self.step_loop.abort)
+        self.grammars = GrammarPool(engine.grammars)
+        self._outputs = LiveOutputs(engine.tokenizer, telemetry, self._finish, self._abort)
+        self._in_time: InTimeAdmission | None = None
         self._draining, self._most_running = False, most_running
         self.linked_names: NamesByState = lambda: (set(), set())  # of requests that routers sent
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
         self.catalogue = LocalCatalogue(self._store, self._names, self._outputs.uses, file, roots)
+
+    def keep_in_time(self, admission: InTimeAdmission) -> None:
+        """Refuse from now on what `admission` predicts to be late; to be called before anything is submitted."""
+        self._in_time = admission
+        admission.tell(self._outputs)
 
     @property
     def failure(self) -> EngineStopped | None:
@@ -130,6 +139,7 @@ class AsyncEngine:
         await closing.run_or_leave("the engine", self._close_engine)
         await self.catalogue.close()
         self._names.close()
+        self.grammars.close()
         closing.close()
 
     async def submit(
@@ -140,32 +150,41 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[RequestOutput, ...]:
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
-        Overloaded, Draining or EngineStopped; then none is queued.
+        Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params)
+            return await self._submit_all(model, prompts, params, tenant)
 
     async def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
+            grammar = await self.grammars.compile(params)
             adapter = await self._names.resolve(model)
         self._check_open()
         self._outputs.uses.check(model, len(prompts), self.catalogue.max_requests(model))
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
-        outputs, now_s = list[RequestOutput](), time.monotonic()
+        requests, outputs, now_s = list[Request](), list[RequestOutput](), time.monotonic()
         try:
             with adapter_errors(model):
                 eos = self._end_tokens_of(model)
             for request_id, prompt in prompts.items():
                 seed = random.getrandbits(63) if params.seed is None else params.seed
-                request = Request(request_id, prompt, adapter, replace(params, seed=seed), eos, now_s)
+                request = Request(
+                    request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
+                    first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
+                    tenant=tenant, grammar=grammar,
+                )  # fmt: skip
+                requests.append(request)
+            if self._in_time is not None:
+                self._in_time.check(requests, now_s)
+            for request in requests:
                 outputs.append(self._queue(model, request))
         except BaseException:
             for output in outputs:
@@ -176,8 +195,20 @@ class AsyncEngine:
 
     def _queue(self, model: str, request: Request) -> RequestOutput:
         with adapter_errors(model):
-            self.step_loop.submit(request, self._outputs)
+            self.step_loop.submit(request, self._outputs if self._in_time is None else self._in_time)
+        if self._in_time is not None:
+            self._in_time.begin(request)
         return self._outputs.open(request, model)  # before the event loop runs again, hence before any event
+
+    def _finish(self, key: SequenceKey) -> None:
+        self.step_loop.finish(key)
+        if self._in_time is not None:
+            self._in_time.ended(key)
+
+    def _abort(self, request_id: str) -> None:
+        self.step_loop.abort(request_id)
+        if self._in_time is not None:
+            self._in_time.end(request_id)
 
     async def load_adapter(
         self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE

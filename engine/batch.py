@@ -30,7 +30,7 @@ from engine.errors import EngineStopped, InvalidConfig, OutputFailed, WorkersFai
 from engine.metrics.telemetry import Telemetry
 from engine.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line, open_results_file
 from lora.errors import AdapterRefused
-from model.checkpoint import CheckpointError
+from model.checkpoint_files import CheckpointError
 from model.config import UnsupportedModel
 
 FAILURE, USAGE_ERROR, LINES_FAILED, INTERRUPTED = 1, 2, 3, 130

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from engine.errors import AdapterFailed, EngineError, NotInTime, StepFailed
+from engine.errors import AdapterFailed, EngineError, NotInTime
 from engine.runner.base import Computation, DeviceLost, StepExecutor, StepOutputs
 from engine.runner.fault_isolation import FailedComputation, StepRetry
 from engine.runner.step_costs import StepCosts
@@ -27,10 +27,6 @@ from scheduler.step import StepScheduler
 from scheduler.unified_pool import UnifiedPool
 
 _PREFETCH_DEPTH = 8
-_INVALID_LOGITS = StepFailed(
-    "the model's logits were NaN or infinite: check the weights of the adapter and the base", is_own=True
-)
-_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause", is_own=True)
 _LATE = NotInTime("the request's first token could not be drawn in time", 1)
 _log = logging.getLogger(__name__)
 
@@ -252,7 +248,7 @@ class EngineCore:
     def _commit(self, plan: StepPlan, computed: StepOutputs) -> StepResult:
         with self._lock:
             failures: tuple[Failure, ...] = ()
-            for keys, error in ((computed.faults, _FAULT), (computed.invalid, _INVALID_LOGITS)):
+            for keys, error in computed.failed:
                 failures += self._end_awaited(plan, set(keys), error) if keys else ()
             events = self._scheduler.commit(plan, computed.outputs)
             self._release(event.key.request_id for event in events if event.finish_reason)

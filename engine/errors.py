@@ -116,6 +116,15 @@ class StepFailed(EngineError):
         self.is_own = is_own
 
 
+class StructureFailed(EngineError):
+    """A text that can take the form no more that was asked for: a step could not work it out, or no token goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "structured_outputs: the form leaves no token to go on with, or is too costly to follow: give a simpler one"
+        )
+
+
 class EngineStopped(EngineError):
     """The step loop has ended by an error of its own: nothing runs any more, and the process should start afresh."""
 

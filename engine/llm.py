@@ -233,7 +233,9 @@ class LLM:
             params = replace(params, seed=self._seeds.getrandbits(63))
         self._submitted += 1
         eos = self.engine.end_tokens_of(name)
-        return Request(f"offline-{self._submitted}", token_ids, adapter, params, eos, time.monotonic())
+        asked, name = params.structured_outputs, f"offline-{self._submitted}"
+        grammar = None if asked is None else self.engine.grammars.compile(asked)
+        return Request(name, token_ids, adapter, params, eos, time.monotonic(), grammar=grammar)
 
     def _run(self, outputs: dict[str, RequestOutput], ended: Callable[[int], object]) -> None:
         """Step until every request has ended, and tell `ended` how many did."""

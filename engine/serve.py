@@ -3,6 +3,8 @@
 The first SIGTERM or SIGINT stops accepting, lets what runs finish for up to `drain_s` and exits with 0; a
 second one ends the process at once. When the engine fails, or a process that computes along with it, the server stops
 by itself, with 1, so that a supervisor starts it again.
+
+A role is imported once it is known: only what computes imports torch, which takes seconds and hundreds of megabytes.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
@@ -23,14 +25,9 @@ from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
-from engine.assembly.assembly import Engine, assemble
-from engine.async_engine import AsyncEngine
-from engine.base.base_model import choose_base
+from engine.base.model_card import base_folder
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.launcher import launch
-from engine.cluster.roles.coordinator_role import run_coordinator
-from engine.cluster.roles.node_role import NodeRole
-from engine.cluster.roles.router_role import RouterRole
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
@@ -43,9 +40,13 @@ from engine.rpc.rpc_server import RpcServer
 from lora.daemon_threads import CallHangs, DeadlineCalls
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AllowedRoots
-from model.checkpoint import CheckpointError, weights_digest
+from model.checkpoint_files import CheckpointError, weights_digest
 from model.config import UnsupportedModel
 from transport.control.security import is_loopback
+
+if TYPE_CHECKING:
+    from engine.assembly.assembly import Engine
+    from engine.async_engine import AsyncEngine
 
 USAGE_ERROR, FAILURE = 2, 1
 _log = logging.getLogger(__name__)
@@ -184,10 +185,26 @@ def stopped_by_signals() -> asyncio.Event:
     return stop
 
 
-async def _run(node: AsyncEngine, engine: Engine, config: ServeConfig) -> None:
+def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
+    from engine.assembly.assembly import assemble  # noqa: PLC0415 - imports torch
+    from engine.async_engine import AsyncEngine  # noqa: PLC0415 - imports torch
+    from engine.cluster.roles.single_role import keep_in_time  # noqa: PLC0415 - imports torch
+
+    file = None if config.cluster.role == "node" else registry_file(config)
+    engine = assemble(config.engine)
+    roots = AllowedRoots.below(lora_roots(config))
+    node = AsyncEngine(engine, telemetry, config.max_waiting, file, roots, config.engine.max_num_seqs)
+    if config.cluster.is_alone and config.cluster.has_slo:
+        keep_in_time(config, engine, node)
+    asyncio.run(_run(node, engine, config))
+
+
+async def _run(node: "AsyncEngine", engine: "Engine", config: ServeConfig) -> None:
     workers, membership = engine.workers, None
     if config.cluster.role == "node":
-        weights = weights_digest(choose_base(config.engine).folder)
+        from engine.cluster.roles.node_role import NodeRole  # noqa: PLC0415 - imports torch
+
+        weights = weights_digest(base_folder(config.engine))
         membership = NodeRole(config, engine, node, weights)
 
     def announce(address: str) -> None:
@@ -213,6 +230,8 @@ async def _run(node: AsyncEngine, engine: Engine, config: ServeConfig) -> None:
 
 
 async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
+    from engine.cluster.roles.router_role import RouterRole  # noqa: PLC0415 - imports transformers
+
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
@@ -223,6 +242,8 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
 
 
 async def _run_coordinator(config: ServeConfig) -> None:
+    from engine.cluster.roles.coordinator_role import run_coordinator  # noqa: PLC0415 - imports what places adapters
+
     def announce(address: str) -> None:
         sys.stdout.write(f"coordinator ready at {address}\n")
         sys.stdout.flush()
@@ -241,13 +262,7 @@ def _serve_role(config: ServeConfig) -> None:
             case "router":
                 asyncio.run(_run_router(config, telemetry))
             case _:
-                file = None if config.cluster.role == "node" else registry_file(config)
-                engine = assemble(config.engine)
-                roots = AllowedRoots.below(lora_roots(config))
-                node = AsyncEngine(
-                    engine, telemetry, config.max_waiting, file, roots, config.engine.max_num_seqs
-                )
-                asyncio.run(_run(node, engine, config))
+                _run_engine(config, telemetry)
 
 
 def _tell(error: Exception) -> None:

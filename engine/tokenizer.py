@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from engine.errors import EngineError
+from engine.structured.grammar_cache import TokenTable
 from engine.text.chat_template import ChatTemplate, template_of
 from engine.text.prompt_bound import most_chars_per_token
 from engine.text.template_renderer import InvalidChat, TemplateRenderer
@@ -212,6 +213,12 @@ class Tokenizer:
         if self.is_special(token_id):
             return 0
         return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token_id))
+
+    def table(self, vocab_size: int) -> TokenTable:
+        """Return the bytes of all ids below `vocab_size`, as one that follows a text adds them. It takes a while."""
+        special = frozenset(token_id for token_id in self._special if token_id < vocab_size)
+        tokens = [self.token_bytes(token_id) for token_id in range(vocab_size)]
+        return TokenTable(tokens, special, lambda text: self.encode(text, add_special=False))
 
     def token_text(self, token_id: int) -> str:
         """Write a token as text; one that is no UTF-8 by itself as `bytes:\\xe4\\xbd`, as OpenAI does."""

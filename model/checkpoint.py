@@ -1,75 +1,24 @@
-"""Load checkpoints: a Hugging Face folder or hub name in, a ModelConfig and Weights out.
+"""Load checkpoints: a Hugging Face folder and its ModelConfig in, Weights out.
 
 A layer's matrices are fused and laid out as they are read, so that loading needs little more memory than the model.
 What lies in the files is `model.tensor_files`' to read.
 """
 
-import hashlib
-import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from model.config import ModelConfig
-from model.config_file import parse_config
+from model.config import DtypeChoice, DtypeName, ModelConfig
 from model.linear import make_linear
 from model.parallel import Shard
-from model.tensor_files import CheckpointError, TensorFiles, find_weight_files, open_files, read_json
+from model.tensor_files import TensorFiles, open_files
 from model.weights import LayerWeights, Weights, WeightsForm
 
-DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
-
-_SPANS, _SPAN_BYTES = 64, 4096
 _PLAIN = WeightsForm()
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
-
-
-def find_checkpoint(model: str) -> Path:
-    """The folder of `model`: itself if it is a folder, else a snapshot of the hub model of that name.
-
-    Raises CheckpointError when it is neither, when the hub cannot be reached, or without the `hub` extra.
-    """
-    folder = Path(model)
-    if os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-        return folder
-    if folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
-        raise CheckpointError(f"model={model!r} is not a folder: give one with a checkpoint, or a hub name")
-    return _download(model)
-
-
-def _download(model: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - an optional dependency  # pyright: ignore[reportUnknownVariableType]
-    except ImportError as error:
-        remedy = "give a folder, or run scripts/setup hub, which installs what reads the hub"
-        raise CheckpointError(
-            f"model={model!r} is not a folder, and hub names need huggingface_hub: {remedy}"
-        ) from error
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        told = " ".join(str(error).split())
-        raise CheckpointError(
-            f"model={model!r} is not a folder and was not fetched from the hub: {told}"
-        ) from error
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The model in `folder`, from its config.json and, for the end tokens, generation_config.json if it is
-    there.
-
-    Raises CheckpointError without a config.json, UnsupportedModel for what the forward pass cannot honour.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: give a folder with a Hugging Face checkpoint")
-    generation = folder / "generation_config.json"
-    return parse_config(read_json(path), read_json(generation) if generation.is_file() else {})
 
 
 def serving_dtype(config: ModelConfig, requested: DtypeChoice, device: torch.device) -> torch.dtype:
@@ -78,8 +27,13 @@ def serving_dtype(config: ModelConfig, requested: DtypeChoice, device: torch.dev
     By auto a CPU takes float32 for float16, which few CPUs compute fast and float32 holds exactly.
     """
     if requested != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[requested]
-    return torch.float32 if config.dtype == torch.float16 and device.type == "cpu" else config.dtype
+        return torch_dtype(requested)
+    return torch.float32 if config.dtype == "float16" and device.type == "cpu" else torch_dtype(config.dtype)
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype:
+    """Return torch's dtype of that name."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def load_weights(
@@ -110,20 +64,6 @@ def load_weights(
             norm=tensors.take("model.norm.weight"),
             head=make_linear(_head(tensors, config, form.shard, embedding)),
         )
-
-
-def weights_digest(folder: Path) -> str:
-    """Tells models with different weights apart without reading them whole: sha256 (hex) over each file's size and
-    spans of 4 KiB spread evenly over it, the first of which lists its tensors."""
-    found = hashlib.sha256()
-    for path in find_weight_files(folder):
-        size = path.stat().st_size
-        found.update(size.to_bytes(8, "little"))
-        with path.open("rb") as file:
-            for number in range(_SPANS):
-                file.seek(size * number // _SPANS)
-                found.update(file.read(_SPAN_BYTES))
-    return found.hexdigest()
 
 
 def expected_tensors(config: ModelConfig, own_head: bool = False) -> dict[str, tuple[int, ...]]:

@@ -1,13 +1,19 @@
 """Describe a Llama-family model in one set of words, whatever family it is of.
 
-A family is its fields, never a branch in the forward pass. `model.config_file` reads them from a checkpoint.
+A family is its fields, never a branch in the forward pass. `model.config_file` reads them from a checkpoint. It names
+what may be chosen of the computation, and may not know torch: some processes of a cluster compute nothing.
 """
 
 from dataclasses import dataclass
-
-import torch
+from typing import Literal
 
 from lora.target_modules import BaseShape, SiteShape
+
+DtypeName = Literal["float32", "float16", "bfloat16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+AttentionName = Literal["torch", "triton", "flashinfer"]
+AttentionChoice = Literal["auto", AttentionName]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 class UnsupportedModel(ValueError):
@@ -57,7 +63,7 @@ class ModelConfig:
     qk_norm: bool
     tied_embeddings: bool
     max_model_len: int
-    dtype: torch.dtype
+    dtype: DtypeName
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 

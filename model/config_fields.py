@@ -1,19 +1,13 @@
 """Read single fields of a checkpoint's config.json, and refuse a value of the wrong kind by the field's name."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-import torch
-
-from model.config import UnsupportedModel
+from model.config import DtypeName, UnsupportedModel
 
 _MOST = 2**31 - 1  # of any size
 _MOST_FLOAT = 1e30  # float32 arithmetic must not overflow
-_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+_DTYPES: dict[str, DtypeName] = {name: name for name in get_args(DtypeName)}
 
 
 def read_integer(raw: Mapping[str, Any], field: str, most: int = _MOST) -> int:
@@ -44,7 +38,7 @@ def read_flag(raw: Mapping[str, Any], field: str) -> bool:
     return bool(value)
 
 
-def read_dtype(raw: Mapping[str, Any]) -> torch.dtype:
+def read_dtype(raw: Mapping[str, Any]) -> DtypeName:
     """Return the weights' dtype, which older files call torch_dtype."""
     name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     dtype = _DTYPES.get(str(name).removeprefix("torch."))

@@ -5,17 +5,17 @@ be quantised instead, per output channel and symmetrically: W[n] = scale[n] * Q[
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import Quantization
+
 Linear = Callable[[Tensor], Tensor]
 """[T, in_features] -> [T, out_features], both contiguous and of the weight's dtype."""
 
 
-Quantization = Literal["none", "int8", "fp8"]
 """How a layer's base matrices are kept: as they are; in int8, a CPU's, with the activations as they are; or in
 float8_e4m3fn, a GPU's, with the activations in it too, each row by its own scale."""
 

@@ -1,9 +1,8 @@
 """Open a checkpoint's files and read its tensors, or a device's part of them.
 
-Of `model`, this module alone reads files. Only safetensors are read, by memory map; pickled weights are refused.
+Of `model`, this module alone reads weights. Only safetensors are read, by memory map; pickled weights are refused.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,16 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora.format.sharding import ShardSpec
-from model.linear import Linear, Quantization, make_linear
+from model.checkpoint_files import CheckpointError, find_weight_files
+from model.config import Quantization
+from model.linear import Linear, make_linear
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors call them
 _COMPUTING = ("proj", "norm", "embed_tokens", "lm_head")  # in the names of tensors that a forward pass reads
 _SAMPLED = 1 << 16  # elements of a tensor that are looked at
-
-
-class CheckpointError(ValueError):
-    """A checkpoint whose files do not hold the model that its config.json describes; says what to mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +106,3 @@ def open_files(folder: Path, stack: ExitStack) -> dict[str, Any]:
             raise CheckpointError(f"{str(path)!r} cannot be read, fetch it again: {error}") from error
         files |= dict.fromkeys(file.keys(), file)
     return files
-
-
-def find_weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights. Raises CheckpointError where there are none."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        named: Any = read_json(folder / _INDEX).get("weight_map")
-        shards = cast(dict[str, Any], named).values() if isinstance(named, dict) else ()
-        if not shards or not all(isinstance(name, str) and Path(name).name == name for name in shards):
-            raise CheckpointError(f"{folder / _INDEX} needs a weight_map from tensors to files of its folder")
-        return [folder / name for name in sorted(set(shards))]
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-    found = f"{pickled[0]} is a pickle, which can run code and is never loaded; " if pickled else ""
-    raise CheckpointError(
-        f"{folder} has neither {_SINGLE} nor {_INDEX}: {found}convert the weights to safetensors"
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises CheckpointError."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}: it must be a JSON object")
-    return cast(dict[str, Any], content)

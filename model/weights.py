@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.linear import Linear, Quantization
+from model.config import Quantization
+from model.linear import Linear
 from model.parallel import WHOLE, Shard
 
 

@@ -24,7 +24,7 @@ class PlanDraft:
         self._slices.append(part)
         self.sequences.append(sequence)
         self.rows -= len(part.token_ids)
-        if sequence.penalised and part.samples:
+        if sequence.reads_output and part.samples:
             self.waits_for_token = True
 
     def plan(self) -> StepPlan:

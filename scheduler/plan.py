@@ -41,7 +41,7 @@ class Slice(NamedTuple):
     K/V blocks of positions 0 up to and including the slice's last. `samples` is true when the slice reaches
     the sequence's end. Then its last row's logits yield the next token, which is the sequence's
     `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
-    `request.params.penalised`. `prompt_logprobs` is true when the slice's rows must yield the log-probability
+    `request.params.reads_output`. `prompt_logprobs` is true when the slice's rows must yield the log-probability
     of the prompt token that follows each.
     """
 

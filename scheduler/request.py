@@ -1,12 +1,13 @@
 """Request: what a client asked for, validated once and frozen."""
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, TypeGuard, cast
 
 from lora.adapter import AdapterRef
+from scheduler.parameter_checks import InvalidParameter, as_integer, as_integers, check_token_ids
+from scheduler.structured_outputs import StructuredOutputsParams
 
 MAX_TOP_LOGPROBS = 20
 MAX_N = 128
@@ -18,38 +19,6 @@ MAX_BIASES = 1024
 MAX_PRIORITY = 1000
 
 
-class InvalidParameter(ValueError):
-    """A request field whose value cannot be honoured; says which, what it was, and what would be accepted."""
-
-    def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field}={value!r} is not accepted: {remedy}")
-        self.field, self.value, self.remedy = field, value, remedy
-
-
-def as_integer(field: str, value: Any) -> int:
-    """Return a whole number as an int. Raises InvalidParameter that names `field` for anything else."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise InvalidParameter(field, value, "give a whole number")
-
-
-def as_integers(field: str, values: object) -> tuple[int, ...]:
-    """Return whole numbers as ints. Raises InvalidParameter that names `field` for anything else."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidParameter(field, cast(object, values), "give a list of whole numbers")
-    return tuple(as_integer(field, value) for value in cast(Iterable[Any], values))
-
-
-def check_token_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raise InvalidParameter that names `field` for an id that the model does not have."""
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
-        wrong = next(each for each in token_ids if not 0 <= each < vocab_size)
-        raise InvalidParameter(field, wrong, f"give token ids from 0 to {vocab_size - 1}")
-
-
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn and when a sequence ends. Names and meanings follow the OpenAI API and its common
@@ -59,7 +28,8 @@ class SamplingParams:
     `top_p=1` and `min_p=0` switch their filters off. `logprobs=k` returns the sampled token's log-probability
     and the k most likely ones, `prompt_logprobs` the same for the prompt; both are taken from the unmodified
     distribution. `seed=None` lets the engine choose one. Text leaves out special tokens unless
-    `skip_special_tokens` is false, and what ended it unless `include_stop_str_in_output` is true.
+    `skip_special_tokens` is false, and what ended it unless `include_stop_str_in_output` is true. With
+    `structured_outputs` only tokens are drawn that keep the text to a form, and none ends it before it has that form.
     """
 
     n: int = 1
@@ -81,20 +51,24 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        for field in _INTEGERS:
-            if (value := getattr(self, field)) is not None:
-                object.__setattr__(self, field, as_integer(field, value))
+        for name in _INTEGERS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_integer(name, value))
         self._take_lists()
-        for field, low, high in RANGES:
-            value = getattr(self, field)
-            if value is None and field in _OPTIONAL:
+        structure = cast(object, self.structured_outputs)
+        if not (structure is None or isinstance(structure, StructuredOutputsParams)):
+            raise InvalidParameter("structured_outputs", structure, "give a StructuredOutputsParams")
+        for name, low, high in RANGES:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
                 continue
             if not _is_number(value):
-                raise InvalidParameter(field, value, "give a number")
+                raise InvalidParameter(name, value, "give a number")
             if not low <= value <= high:
-                raise InvalidParameter(field, value, f"give a number from {low} to {high}")
+                raise InvalidParameter(name, value, f"give a number from {low} to {high}")
         if self.top_p == 0:
             raise InvalidParameter("top_p", self.top_p, "give a number above 0, at most 1")
         if self.repetition_penalty < LEAST_PENALTY:  # dividing by less leaves the logits' range
@@ -123,14 +97,15 @@ class SamplingParams:
         )
         biases = tuple(map(_bias, pairs))
         object.__setattr__(self, "logit_bias", tuple(sorted(biases)) if isinstance(bias, Mapping) else biases)
-        for field, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
-            if (count := len(getattr(self, field))) > most:
-                raise InvalidParameter(field, f"{count} entries", f"give at most {most}")
+        for name, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("logit_bias", MAX_BIASES)):
+            if (count := len(getattr(self, name))) > most:
+                raise InvalidParameter(name, f"{count} entries", f"give at most {most}")
 
     @property
-    def penalised(self) -> bool:
+    def reads_output(self) -> bool:
         """Return whether drawing a token needs the tokens that were drawn before it."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0) or self.structured_outputs is not None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -186,7 +161,8 @@ class Request:
     Of those that wait, the lower `priority` goes first. A request that has not drawn its first token by
     `first_token_by_s`, on the same clock, is late. `drawn_token_ids` were drawn elsewhere before the stream
     moved here: they are output, not prompt, and only a request of `n=1` has any. `tenant` is whom the request
-    is counted for. One in the `background` is the engine's own: it goes after all others, uncounted.
+    is counted for. One in the `background` is the engine's own: it goes after all others, uncounted. `grammar` is what
+    the engine made of `params.structured_outputs`: the scheduler passes it on.
     """
 
     request_id: str
@@ -201,6 +177,7 @@ class Request:
     tenant: str = ""
     background: bool = False
     stream: int = 0
+    grammar: object = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:
@@ -236,7 +213,8 @@ class Request:
         """Return the request for a model of `vocab_size` tokens.
 
         End tokens beyond them, which can never be drawn, are left out. Raises InvalidParameter for ids that the
-        model does not have, and where every token would end the sequence before `min_tokens`.
+        model does not have. So it does where every token would end the sequence before `min_tokens`, and where none
+        could end a structured output.
         """
         check_token_ids("prompt", self.prompt_token_ids, vocab_size)
         check_token_ids("drawn_token_ids", self.drawn_token_ids, vocab_size)
@@ -247,4 +225,6 @@ class Request:
         if self.params.min_tokens and len(ends) == vocab_size:
             remedy = "no token is left that does not end the sequence: give 0, or fewer stop_token_ids"
             raise InvalidParameter("min_tokens", self.params.min_tokens, remedy)
+        if self.params.structured_outputs is not None and not eos and not self.params.stop_token_ids:
+            raise self.params.structured_outputs.refusal("the model has no end token: give stop_token_ids")
         return self if eos == self.eos_token_ids else replace(self, eos_token_ids=eos)

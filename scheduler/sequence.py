@@ -57,11 +57,11 @@ class Sequence:
         "no_room_at",
         "order",
         "output_token_ids",
-        "penalised",
         "planned_tokens",
         "prompt_logprobs",
         "prompt_tokens",
         "published_blocks",
+        "reads_output",
         "request",
         "room_tokens",
         "running",
@@ -102,7 +102,7 @@ class Sequence:
         self._block_size = block_size
         self._rotated_by = rotated_by  # as chain_seed takes it
         self._digests: list[bytes] = []
-        self.penalised = params.penalised
+        self.reads_output = params.reads_output
 
     @property
     def total_tokens(self) -> int:
@@ -112,7 +112,7 @@ class Sequence:
     @property
     def may_run_ahead(self) -> bool:
         """Return whether its next slice can be planned before what is in flight has run."""
-        return not self.drawing or (not self.penalised and self.expected_tokens < self.most_tokens)
+        return not self.drawing or (not self.reads_output and self.expected_tokens < self.most_tokens)
 
     @property
     def shareable_blocks(self) -> int:
@@ -170,7 +170,7 @@ class Sequence:
             self.blocks if covers else self.blocks[: -(-stop // self._block_size)],
             stop == total,
             total - self.prompt_tokens,
-            tuple(self.output_token_ids) if self.penalised else (),
+            tuple(self.output_token_ids) if self.reads_output else (),
             scores,
         )
         self.in_flight.append(part)

@@ -19,6 +19,9 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
         "engine.serve",
+        "engine.assembly.assembly",  # a role is imported once it is known
+        "engine.async_engine",
+        "engine.cluster.roles.node_role",
         "tests.transport.forger_process",
         "tests.transport.puller_process",
         "tests.transport.source_process",

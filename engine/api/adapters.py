@@ -11,10 +11,9 @@ from engine.errors import InvalidAdapter, NotInTime, UnknownModel
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry
 from lora.daemon_threads import CallHangs, DeadlineCalls
-from lora.format.adapter_files import short
+from lora.format.adapter_files import WEIGHTS_FILE, short
 from lora.format.allowed_roots import AllowedRoots
 from lora.format.companions import COMPANION_FILES
-from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _MAX_PATH_CHARS = 4096

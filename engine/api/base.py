@@ -72,9 +72,11 @@ class EngineClient(ServedModels, Protocol):
         ...
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> Sequence[OutputStream]:
         """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
+
+        Where tenants take turns they are those of `tenant`.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
         Draining.

@@ -18,6 +18,7 @@ from engine.errors import (
     NotInTime,
     Overloaded,
     PeersSilent,
+    StructureFailed,
     TooManySequences,
     UnknownModel,
 )
@@ -119,6 +120,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), "model", "peers_silent", retry_after_s=2)
         case AdapterFailed():
             return ApiError(503, str(error), "model", "adapter_unavailable", retry_after_s=5)
+        case StructureFailed():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), "structured_outputs", "structure_failed")
         case EngineError():
             return ApiError(500, str(error), None, "engine_error")
         case _:

@@ -51,9 +51,11 @@ class Generation:
     """
 
     def __init__(
-        self, endpoint: Endpoint, client: EngineClient, request: GenerateRequest, pool: TaskPool | None = None
-    ) -> None:
-        """Write what is large in `pool`, if one is given."""
+        self, endpoint: Endpoint, client: EngineClient, request: GenerateRequest, pool: TaskPool | None = None,
+        tenant: str = "",
+    ) -> None:  # fmt: skip
+        """Write what is large in `pool`, if one is given; it is asked for by `tenant`."""
+        self._tenant = tenant
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field = endpoint.prompt_field
@@ -84,7 +86,9 @@ class Generation:
         request = self._request
         prompts = {f"{self._engine_id}-{number}": prompt for number, prompt in enumerate(request.prompts)}
         try:
-            self._streams = await self._client.submit_all(request.model, prompts, request.params)
+            self._streams = await self._client.submit_all(
+                request.model, prompts, request.params, self._tenant
+            )
         except RequestRefused as error:
             raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
         except InvalidParameter as error:

@@ -114,7 +114,7 @@ def _generate_handler(
             del body
         record = request[RECORD]
         record.model = parsed.model
-        async with Generation(endpoint, client, parsed, pools.responses) as generation:
+        async with Generation(endpoint, client, parsed, pools.responses, record.key) as generation:
             record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)

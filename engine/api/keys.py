@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Literal
 
 from engine.api.errors import ApiError
+from engine.config.access_config import key_name
 
 KeylessAdmin = Literal["nobody", "local", "everybody"]
 """Who may administer where there is no admin key: `local` means clients on this machine."""
@@ -46,11 +47,7 @@ class Permission(Enum):
 class _Key:
     digest: bytes
     administers: bool
-
-    @property
-    def name(self) -> str:
-        """What logs call the key: enough to tell it from others, too little to use it."""
-        return self.digest.hex()[:8]
+    name: str
 
 
 class AccessRules:
@@ -64,7 +61,7 @@ class AccessRules:
         open_metrics: bool = False,
     ) -> None:
         kinds = ((api_keys, False), (admin_keys, True))
-        self._keys = tuple(_Key(_digest(key), admin) for keys, admin in kinds for key in keys)
+        self._keys = tuple(_Key(_digest(key), admin, key_name(key)) for keys, admin in kinds for key in keys)
         self._asks_openly, self._has_admin_key = not api_keys, bool(admin_keys)
         self._keyless_admin, self._open_metrics = keyless_admin, open_metrics
 

@@ -13,6 +13,7 @@ from msgspec import structs
 from engine.api import schema
 from engine.api.errors import ApiError, refused
 from engine.errors import UnknownModel
+from engine.structured.wire_forms import asked_form
 from engine.tokenizer import PromptTooLong, Tokenizer
 from scheduler.request import InvalidParameter, SamplingParams, check_token_ids
 
@@ -260,6 +261,7 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
         stop=(wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ()),
         logit_bias=tuple(sorted(_biases(wire.logit_bias or {}).items())),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
+        structured_outputs=asked_form(wire.response_format, wire.structured_outputs),
     )
     check_token_ids("logit_bias", [token_id for token_id, _ in params.logit_bias], vocab_size)
     check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)

@@ -13,6 +13,7 @@ import msgspec
 from engine.api.errors import ApiError, refused
 from engine.api.json_size import check_json_size
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
+from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -79,6 +80,8 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     prompt_logprobs: Int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     lora_path: str | list[str | None] | None = None
     request_id: RequestId | None = None
 

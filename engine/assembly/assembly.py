@@ -4,7 +4,6 @@ It knows every part but what serves requests. Below it stand the runner and tens
 none of them may know who assembles them.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +21,13 @@ from engine.assembly.self_test import SelfTest
 from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
+from engine.base.model_card import ModelCard, base_names, model_card
 from engine.config.config import EngineConfig
-from engine.config.option_types import is_folder
 from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
 from engine.runner.base import StepExecutor
+from engine.structured.grammar_cache import GrammarCache
 from engine.tensor_parallel.parallel_model import ParallelModel, join, start_workers
 from engine.tensor_parallel.worker_pool import WorkerPool
 from engine.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ from lora.store.folder_watch import FolderWatch
 from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from lora.target_modules import BaseShape
-from model.checkpoint import weights_digest
+from model.checkpoint_files import weights_digest
 from model.config import ModelConfig
 from model.llama import Llama
 from scheduler.limits import StepLimits
@@ -52,17 +52,6 @@ _LEAST_LEN = 2  # tokens: one of a prompt and one of its answer
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What is told of the base model; requests may call it by any of its names, the first of which responses use."""
-
-    names: tuple[str, ...]
-    root: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Engine:
     """A core with what those who serve requests need beside it."""
 
@@ -71,6 +60,7 @@ class Engine:
     tokenizer: Tokenizer
     card: ModelCard
     changed: threading.Event  # set when an adapter became resident or failed to
+    grammars: GrammarCache
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
     watch: FolderWatch | None = None  # over the folder of adapters
@@ -153,14 +143,16 @@ def _assemble(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
-    card = _card(config, base, limits, tokenizer.eos_token_ids)
+    longest, ends = limits.max_model_len, tokenizer.eos_token_ids
+    card = model_card(config, base.config, base.folder, longest, ends)
     store.check_companions(tokenizer.check_adapter)
     if config.self_test:
         test = SelfTest(core, changed, card.vocab_size, card.max_model_len)
         test.check_base()
         store.try_contents(test)
     watch = _add_adapters(config, store, card)
-    return Engine(core, store, tokenizer, card, changed, peers, workers, watch)
+    grammars = GrammarCache(lambda: tokenizer.table(card.vocab_size))
+    return Engine(core, store, tokenizer, card, changed, grammars, peers, workers, watch)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
@@ -228,38 +220,3 @@ def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) ->
     if watch is not None and config.lora_dir_poll_s:
         watch.start(config.lora_dir_poll_s)
     return watch
-
-
-def base_names(config: EngineConfig) -> tuple[str, ...]:
-    """Return the base's names. Unlike an adapter's they may be any printable text. Raises InvalidConfig."""
-    names = _written_names(config)
-    for name in names:
-        if not name.isprintable():
-            remedy = "the base model's name is no printable text: give another with --served-model-name"
-            raise InvalidConfig("served_model_name", name, remedy)
-    return names
-
-
-def _written_names(config: EngineConfig) -> tuple[str, ...]:
-    """Return the base's names as they were written: a folder's last part, links not followed, or the hub id."""
-    if config.served_model_name:
-        given = config.served_model_name
-        return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
-    if config.model is None:
-        return ("demo",)
-    if not is_folder(config.model):
-        return (str(config.model),)
-    return (Path(os.path.abspath(config.model)).name or str(config.model),)  # noqa: PTH100 - keeps links
-
-
-def _card(
-    config: EngineConfig, base: BaseModel, limits: StepLimits, tokenizer_ends: tuple[int, ...]
-) -> ModelCard:
-    """Describe the base model; sequences end with what its files or its tokenizer name."""
-    return ModelCard(
-        names=base_names(config),
-        root=str(config.model or base.folder),
-        max_model_len=limits.max_model_len,
-        vocab_size=base.config.vocab_size,
-        eos_token_ids=tuple(dict.fromkeys((*base.config.eos_token_ids, *tokenizer_ends))),
-    )

@@ -14,7 +14,7 @@ from engine.core import EngineCore
 from engine.errors import EngineError, NotInTime, StepFailed
 from lora.adapter import BASE, AdapterRef, Effect
 from lora.errors import AdapterRefused
-from model.tensor_files import CheckpointError
+from model.checkpoint_files import CheckpointError
 from scheduler.plan import TokenEvent, TokenLogprob
 from scheduler.request import MAX_TOP_LOGPROBS, Request, SamplingParams
 

@@ -9,9 +9,9 @@ import torch
 
 from engine.config.config import EngineConfig, LoraDtype
 from engine.errors import InvalidConfig
-from model.attention.base import AttentionName, UnsupportedAttention
+from model.attention.base import UnsupportedAttention
 from model.attention.choice import choose_attention
-from model.config import ModelConfig
+from model.config import AttentionName, ModelConfig
 
 _LORA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from engine.base.backends import Backends, choose_backends
+from engine.base.model_card import base_folder
 from engine.config.config import Device, EngineConfig
-from engine.demo.embedded import DEMO_BASE
 from engine.errors import InvalidConfig
 from lora.format.sharding import ShardSpec
 from lora.target_modules import BaseShape, SiteGroup
 from model.attention.choice import make_attention
-from model.checkpoint import find_checkpoint, load_weights, read_config, serving_dtype
-from model.config import ModelConfig
+from model.checkpoint import load_weights, serving_dtype
+from model.checkpoint_files import read_config
+from model.config import ModelConfig, Quantization
 from model.kv_cache import KVLayout
-from model.linear import Quantization
 from model.llama import Llama
 from model.ops.choice import make_ops
 from model.parallel import Collective, Shard, shard_sizes
@@ -73,7 +73,7 @@ def choose_base(config: EngineConfig) -> BaseModel:
     Raises CheckpointError, UnsupportedModel or InvalidConfig.
     """
     device = _device(config.device)
-    folder = DEMO_BASE if config.model is None else find_checkpoint(str(config.model))
+    folder = base_folder(config)
     model = read_config(folder)
     dtype = serving_dtype(model, config.dtype, device)
     size = config.tensor_parallel_size

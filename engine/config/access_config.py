@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,11 @@ class AccessConfig:
     def read_admin_keys(self) -> tuple[str, ...]:
         """Return every admin key, those in the file included. Raises InvalidConfig."""
         return (*self.admin_keys, *_keys_of("admin_key_file", self.admin_key_file))
+
+
+def key_name(key: str) -> str:
+    """Return what logs and tenants' weights call a key: enough to tell it from others, too little to use it."""
+    return sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def _keys_of(option: str, file: Path | None) -> Sequence[str]:

@@ -1,18 +1,22 @@
 """Hold what an operator may say of a cluster: which part of it a process is, and where the others are."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.option import Option, check_fields, options_of
-from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, one_of
+from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, WEIGHT, one_of
 from engine.errors import InvalidConfig
+from scheduler.cluster.cost.profile import Slo
 from transport.base import Address
 
 Role = Literal["single", "router", "node", "coordinator"]
 PolicyName = Literal[
     "ours", "paper", "slora-random", "slora-contiguous", "first-fit", "rendezvous", "least-loaded", "toppings"
 ]
+_CLUSTER_SLO = Slo(2.0, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,20 @@ class ClusterConfig:
         ),
     ] = None
     slo_ttft_s: Annotated[
-        float, Option("cluster", SECONDS, "within which a first token is to come; what cannot be is refused")
-    ] = 2.0
-    slo_tbt_s: Annotated[float, Option("cluster", SECONDS, "within which each later token is to come")] = 0.1
+        float | None,
+        Option("cluster", SECONDS, "within which a first token is to come; what cannot be is refused",
+               note="in a cluster 2 by default; one server alone has no bound that is not given"),
+    ] = None  # fmt: skip
+    slo_tbt_s: Annotated[
+        float | None,
+        Option("cluster", SECONDS, "within which each later token is to come; prompts are read in smaller parts",
+               note="in a cluster 0.1 by default; one server alone has no bound that is not given"),
+    ] = None  # fmt: skip
+    tenant_weights: Annotated[
+        Mapping[str, float] | None,
+        Option("cluster", WEIGHT, "how much of the nodes' time a tenant has where all want more", "tenant-weight",
+               many=True, note="a tenant is an API key, by the name that logs call it; others weigh 1"),
+    ] = None  # fmt: skip
     profile: Annotated[
         Path | None,
         Option("cluster", FILE, "what steps cost, as scripts.profile_node measured it; the same for all members",
@@ -77,7 +92,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.role == "single" and self.nodes is None:
+        if self.is_alone:
             self._check_alone()
         if self.nodes is not None and self.role != "single":
             remedy = f"--nodes starts every role itself: leave out --role {self.role}"
@@ -90,10 +105,27 @@ class ClusterConfig:
         if self.role == "coordinator" and self.cluster_listen is None:
             raise InvalidConfig("cluster_listen", None, "--role coordinator needs it: give HOST:PORT")
 
+    @property
+    def is_alone(self) -> bool:
+        """Return whether this is a server without a cluster."""
+        return self.role == "single" and self.nodes is None
+
+    @property
+    def has_slo(self) -> bool:
+        """Return whether some latency is promised."""
+        return not self.is_alone or self.slo_ttft_s is not None or self.slo_tbt_s is not None
+
+    @property
+    def slo(self) -> Slo:
+        """Return the latencies that are promised, endless where none is."""
+        default = Slo(math.inf, math.inf) if self.is_alone else _CLUSTER_SLO
+        return Slo(self.slo_ttft_s or default.ttft_s, self.slo_tbt_s or default.tbt_s)
+
     def _check_alone(self) -> None:
         """Refuse what would do nothing for a server that is in no cluster."""
+        honoured = {"registry_file", "slo_ttft_s", "slo_tbt_s", *(["profile"] if self.has_slo else [])}
         for option in options_of(ClusterConfig):
             value = getattr(self, option.field)
-            if value != option.default and option.field != "registry_file":
+            if value != option.default and option.field not in honoured:
                 remedy = "it does nothing without a cluster: give --nodes or --role too, or leave it out"
                 raise InvalidConfig(option.key, option.shown(value), remedy)

@@ -118,8 +118,8 @@ def _value(option: Option, raw: _Raw) -> object:
 
 
 def _distinct(option: Option, items: Sequence[object]) -> Sequence[object]:
-    """Return the items. Raises InvalidConfig for an adapter's name that is given twice."""
-    names = [str(item[0]) for item in items if option.type is LORA and isinstance(item, tuple)]  # pyright: ignore[reportUnknownArgumentType]
+    """Return the items. Raises InvalidConfig for a name that is given twice."""
+    names = [str(item[0]) for item in items if option.type.container is dict and isinstance(item, tuple)]  # pyright: ignore[reportUnknownArgumentType]
     for name in names:
         if names.count(name) > 1:
             raise InvalidConfig(option.key, name, "the name is given twice: drop one")

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from engine.config.access_config import AccessConfig
+from engine.config.access_config import AccessConfig, key_name
 from engine.config.cluster_config import ClusterConfig
 from engine.config.http_config import HttpConfig
 from engine.config.option import Option, check_fields
@@ -31,9 +31,7 @@ from engine.config.option_types import (
 )
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
-from model.attention.base import AttentionChoice
-from model.checkpoint import DtypeChoice
-from model.linear import Quantization
+from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -222,6 +220,11 @@ class ServeConfig:
         if self.access_log_file is not None and self.access_log == "off":
             remedy = "it does nothing without --access-log: give text or json there, or leave it out"
             raise InvalidConfig("access_log_file", str(self.access_log_file), remedy)
+        known = {key_name(key) for key in self.access.read_api_keys()}
+        for tenant in self.cluster.tenant_weights or ():
+            if tenant not in known:
+                remedy = "no API key has that name: give the eight digits that logs call one by"
+                raise InvalidConfig("tenant_weight", tenant, remedy)
 
 
 @dataclass(frozen=True, slots=True)

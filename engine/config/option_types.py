@@ -21,6 +21,8 @@ _SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
 """A chat template has one of these, a file's name none."""
 
+_KEY_NAME = re.compile(r"[0-9a-f]{8}")
+_WEIGHT_REMEDY = "give the eight digits that logs call an API key by, =, and a weight from 0.001 to 1000"
 _SIZE_REMEDY = "give a size like 2GiB, 512MiB or a number of bytes"
 _UNITS = {"": 1} | {
     prefix + binary: (1024 if binary else 1000) ** power
@@ -167,6 +169,23 @@ def _check_lora(value: object) -> None:
             raise ValueError("give NAME=DIR (in Python a mapping from names to folders)")
 
 
+def _parse_weight(raw: str, base: Path) -> tuple[str, float]:
+    name, _, weight = raw.partition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ValueError(_WEIGHT_REMEDY) from None
+
+
+def _check_weight(value: object) -> None:
+    """Accept a pair of a key's name and a weight."""
+    match value:
+        case (str(name), int() | float() as weight) if _KEY_NAME.fullmatch(name) and 1e-3 <= weight <= 1e3:
+            pass
+        case _:
+            raise ValueError(_WEIGHT_REMEDY)
+
+
 def is_folder(path: str | Path) -> bool:
     """Tell whether a path is a folder's; what no path can be is none."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for names that are too long
@@ -246,6 +265,7 @@ READABLE_FILE = OptionType("FILE", _path, _check_readable)
 DIRECTORY = OptionType("DIR", _path, _check_path)
 FOLDER = OptionType("DIR", _path, _check_folder)
 ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
+WEIGHT = OptionType("KEY=WEIGHT", _parse_weight, _check_weight, container=dict)
 LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)
 
 WRITTEN = (SIZE, FILE, READABLE_FILE, DIRECTORY, FOLDER, ADDRESS)

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from engine.metrics.adapter_totals import AdapterTotals, Times, Totals
 from engine.metrics.series import MetricSeries, Refusals
-from lora.peers.peer_tier import PeerStats
+from lora.peers.peer_stats import PeerStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 

@@ -15,11 +15,6 @@ _UNSUPPORTED: Mapping[tuple[str, int], str] = {
     ("GenerateRequest", 12): "priority",
     ("GenerateRequest", 14): "media",
     ("DecodingParameters", 5): "allowed_token_ids",
-    ("DecodingParameters", 6): "json",
-    ("DecodingParameters", 7): "regex",
-    ("DecodingParameters", 8): "choice",
-    ("DecodingParameters", 9): "grammar",
-    ("DecodingParameters", 10): "json_object",
     ("DecodingParameters", 11): "structural_tag",
 }
 """What vLLM's clients may send and the declarations lack, by message and number."""

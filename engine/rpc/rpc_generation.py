@@ -38,8 +38,8 @@ class RpcGeneration:
         if self._stream is not None:
             await self._stream.aclose()
 
-    async def submit(self, request: GenerateRequest) -> None:
-        """Submit a request of one prompt.
+    async def submit(self, request: GenerateRequest, tenant: str) -> None:
+        """Submit a request of one prompt, asked for by `tenant`.
 
         Raises what EngineClient.submit_all raises, or ApiError for its RequestRefused.
         """
@@ -47,7 +47,8 @@ class RpcGeneration:
         self._running.update(range(request.params.n))
         if self._aborted:
             return
-        work = self._client.submit_all(request.model, {self._engine_id: self.prompt}, request.params)
+        prompts = {self._engine_id: self.prompt}
+        work = self._client.submit_all(request.model, prompts, request.params, tenant)
         self._submitting = asyncio.ensure_future(work)
         try:
             (self._stream,) = await self._submitting

@@ -40,7 +40,7 @@ _REASONS = {
 
 def field_name(param: str) -> str:
     """Return what the protocol calls a field of HTTP's bodies, or an entry of it as `stop[3]`."""
-    name, bracket, entry = param.partition("[")
+    name, bracket, entry = param.removeprefix("structured_outputs.").partition("[")
     return _NAMES.get(name, name) + bracket + entry
 
 
@@ -137,6 +137,10 @@ def _body(wire: inference_pb2.GenerateRequest, model: str) -> dict[str, object]:
     }
     top = _candidates("output_candidates", asked, asked.output_logprobs)
     prompt_top = _candidates("prompt_candidates", asked, asked.prompt_logprobs)
+    form = decoding.WhichOneof("structured_outputs")
+    if form is not None:
+        value = list(decoding.choice.choices) if form == "choice" else getattr(decoding, form)
+        body["structured_outputs"] = {form: value}
     return body | {"logprobs": top, "prompt_logprobs": prompt_top}
 
 

@@ -15,12 +15,13 @@ from engine.runner.base import DrawnTokens, StepGraphs, StepOutputs, StepSampler
 from engine.runner.executor import FinishedComputation, adapter_segments
 from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import sample_row, sample_step
+from engine.runner.token_masks import TokenMasks
 from lora.segments import NO_SEGMENTS, AdapterLease, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
 from model.sampling.sample import SampleRow
-from scheduler.plan import SliceOutput, StepPlan
+from scheduler.plan import SequenceKey, SliceOutput, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class RunningComputation:
 
     inputs: InputBatch
     drawn: DrawnTokens
+    stuck: tuple[SequenceKey, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -42,7 +44,9 @@ class RunningComputation:
         outputs = [SliceOutput(None)] * len(slices)
         for i, token_id in zip(sampling, tokens, strict=True):
             outputs[places[i]] = SliceOutput(token_id)
-        return StepOutputs(tuple(outputs), tuple(slices[sampling[row]].key for row in invalid))
+        return StepOutputs(
+            tuple(outputs), tuple(slices[sampling[row]].key for row in invalid), stuck=self.stuck
+        )
 
 
 class AsyncExecutor:
@@ -59,6 +63,8 @@ class AsyncExecutor:
         self._segments = NO_SEGMENTS
         self._rows: tuple[SampleRow, ...] = ()  # what the sampler's rows were set to, before they advanced
         self._adjusts = False  # whether any of them changes logits
+        self._masks = TokenMasks()
+        self._stuck: tuple[SequenceKey, ...] = ()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, lease: AdapterLease) -> RunningComputation | FinishedComputation:
@@ -67,7 +73,7 @@ class AsyncExecutor:
         segments = self._find_segments(inputs, lease)
         if self._reads_back(inputs):
             self._rows = ()
-            return FinishedComputation(sample_step(inputs, self._forward(inputs, segments)))
+            return FinishedComputation(sample_step(inputs, self._forward(inputs, segments), self._masks))
         rows = self._set_sampler(inputs)
         if self._graphs is not None and not self._adjusts and self._graphs.takes(inputs):
             self._graphs.run(inputs, segments)
@@ -76,7 +82,7 @@ class AsyncExecutor:
             if self._adjusts:
                 self._sampler.adjust(logits, rows)
             self._sampler.draw(logits, advance=True)
-        return RunningComputation(inputs, self._sampler.fetch(len(inputs.sampling)))
+        return RunningComputation(inputs, self._sampler.fetch(len(inputs.sampling)), self._stuck)
 
     def _find_segments(self, inputs: InputBatch, lease: AdapterLease) -> SegmentTable:
         """Return the last step's table where it is this one's too, so that backends recognise it, or a new one."""
@@ -102,7 +108,9 @@ class AsyncExecutor:
         They are already if the batch continues the last one and no logits are adjusted.
         """
         if self._adjusts or not (inputs.continues and self._rows):
-            self._rows = tuple(sample_row(inputs.slices[i]) for i in inputs.sampling)
+            sampling = [inputs.slices[i] for i in inputs.sampling]
+            allowed, self._stuck = self._masks.of(sampling)
+            self._rows = tuple(sample_row(part, allowed) for part in sampling)
             self._adjusts = any(row.adjusts for row in self._rows)
             self._sampler.refill(self._rows)
         return self._rows

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import AcceleratorError, Tensor
 
+from engine.errors import EngineError, StepFailed, StructureFailed
 from engine.runner.input_batch import InputBatch
 from lora.segments import AdapterLease, SegmentTable
 from model.sampling.sample import SampleRow
@@ -14,18 +15,31 @@ from scheduler.plan import SequenceKey, SliceOutput, StepPlan
 DeviceLost = AcceleratorError
 """What a device raises that computes nothing more in this process, such as after an assertion in a kernel."""
 
+_INVALID_LOGITS = StepFailed(
+    "the model's logits were NaN or infinite: check the weights of the adapter and the base", is_own=True
+)
+_FAULT = StepFailed("the request's part of a step failed; the server's log has the cause", is_own=True)
+_STUCK = StructureFailed()
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
     """A plan's outputs, aligned with its slices.
 
     `invalid` are the sequences whose logits were NaN or infinite, as an adapter with wild weights can make them.
-    `faults` are those that could not be computed at all. The outputs of both mean nothing; the others' are sound.
+    `faults` are those that could not be computed at all, `stuck` those whose grammar leaves no token to draw. The
+    outputs of all three mean nothing; the others' are sound.
     """
 
     outputs: tuple[SliceOutput, ...]
     invalid: tuple[SequenceKey, ...]
     faults: tuple[SequenceKey, ...] = ()
+    stuck: tuple[SequenceKey, ...] = ()
+
+    @property
+    def failed(self) -> tuple[tuple[tuple[SequenceKey, ...], EngineError], ...]:
+        """Return the sequences whose outputs mean nothing, each kind with the error that ends them."""
+        return (self.faults, _FAULT), (self.invalid, _INVALID_LOGITS), (self.stuck, _STUCK)
 
 
 class Computation(Protocol):
@@ -95,7 +109,7 @@ class StepSampler(Protocol):
         ...
 
     def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        """Apply the rows' penalties, biases and bans to logits [L, vocab], in place."""
+        """Apply the rows' penalties, biases, bans and masks to logits [L, vocab], in place."""
         ...
 
     def draw(self, logits: Tensor, advance: bool = False) -> Tensor:

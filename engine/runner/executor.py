@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import sample_step
+from engine.runner.token_masks import TokenMasks
 from lora.segments import AdapterLease, Segment, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
@@ -35,6 +36,7 @@ class Executor:
         self._model = model
         self._cache = cache
         self._inputs = InputBatchBuilder(cache.block_size)
+        self._masks = TokenMasks()
 
     def launch(self, plan: StepPlan, lease: AdapterLease) -> FinishedComputation:
         """Compute the plan; see StepExecutor."""
@@ -46,7 +48,7 @@ class Executor:
         inputs = self._inputs.build(plan)
         assert not inputs.pending.size, "a plan that is computed at once leaves no token to be drawn"
         logits = self._model.forward(self._forward_batch(inputs, lease), self._cache)
-        return sample_step(inputs, logits)
+        return sample_step(inputs, logits, self._masks)
 
     def _forward_batch(self, inputs: InputBatch, lease: AdapterLease) -> ForwardBatch:
         return ForwardBatch(

@@ -43,6 +43,7 @@ class StepRetry:
         self._executor, self._plan, self._lease = executor, plan, lease
         self._found: dict[SequenceKey, SliceOutput] = {}
         self._invalid: set[SequenceKey] = set()
+        self._stuck: set[SequenceKey] = set()
 
     def run(self, error: Exception, sequences: int) -> StepOutputs:
         """Return the plan's outputs. `error` is what a step raised of so many sequences, the plan's among them.
@@ -62,6 +63,7 @@ class StepRetry:
             outputs=tuple(self._found.get(part.key, SliceOutput(None)) for part in slices),
             invalid=tuple(part.key for part in slices if part.key in self._invalid),
             faults=faults,
+            stuck=tuple(part.key for part in slices if part.key in self._stuck),
         )
 
     def _try(self, part: Sequence[Slice]) -> bool:
@@ -78,6 +80,7 @@ class StepRetry:
             return False
         self._found.update(zip((each.key for each in part), outputs.outputs, strict=True))
         self._invalid.update(outputs.invalid)
+        self._stuck.update(outputs.stuck)
         return True
 
     def _probe(self, error: Exception) -> None:

@@ -1,18 +1,23 @@
 """Sample and score a step's logits as its slices ask: the scheduler's values in and out, the sampler's between."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 
 from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatch, Integers
+from engine.runner.token_masks import TokenMasks
+from engine.structured.grammar import Words
 from model.sampling.sample import InvalidLogits, Logprob, Sampled, SampleRow, prompt_logprobs, sample
-from scheduler.plan import Slice, SliceOutput, TokenLogprob
+from scheduler.plan import SequenceKey, Slice, SliceOutput, TokenLogprob
 
 
-def sample_step(inputs: InputBatch, logits: Tensor) -> StepOutputs:
-    """Sample and score from the logits [L, vocab] of a batch's logit rows."""
+def sample_step(inputs: InputBatch, logits: Tensor, masks: TokenMasks) -> StepOutputs:
+    """Sample and score from the logits [L, vocab] of a batch's logit rows; `masks` restricts some of its sequences."""
     after = np.cumsum(inputs.scored + [part.samples for part in inputs.slices])
-    tokens, invalid = _sample(inputs, logits, after - 1)
+    allowed, stuck = masks.of([inputs.slices[i] for i in inputs.sampling])
+    tokens, invalid = _sample(inputs, logits, after - 1, allowed)
     prompts, invalid_prompts = _score_prompts(inputs, logits, after)
     outputs: list[SliceOutput] = [SliceOutput(None)] * len(inputs.slices)
     for i, place in enumerate(inputs.places.tolist()):
@@ -23,13 +28,15 @@ def sample_step(inputs: InputBatch, logits: Tensor) -> StepOutputs:
             prompt_logprobs=prompts.get(i, ()),
         )
     failed = sorted({*invalid, *invalid_prompts}, key=lambda i: inputs.places[i])
-    return StepOutputs(tuple(outputs), tuple(inputs.slices[i].key for i in failed))
+    return StepOutputs(tuple(outputs), tuple(inputs.slices[i].key for i in failed), stuck=stuck)
 
 
-def _sample(inputs: InputBatch, logits: Tensor, rows: Integers) -> tuple[dict[int, Sampled], list[int]]:
+def _sample(
+    inputs: InputBatch, logits: Tensor, rows: Integers, allowed: Mapping[SequenceKey, Words]
+) -> tuple[dict[int, Sampled], list[int]]:
     """Draw tokens by slice of the batch, and find the slices whose logits are invalid.
 
-    rows: [S], each slice's last row of logits.
+    rows: [S], each slice's last row of logits; `allowed` are the tokens that sequences are restricted to.
     """
     samplers = list(inputs.sampling)
     invalid: list[int] = []
@@ -37,7 +44,7 @@ def _sample(inputs: InputBatch, logits: Tensor, rows: Integers) -> tuple[dict[in
         every = len(samplers) == len(logits)  # as usual: then nothing is copied
         chosen = logits if every else logits[rows[samplers].tolist()]
         try:
-            drawn = sample(chosen, [sample_row(inputs.slices[i]) for i in samplers])
+            drawn = sample(chosen, [sample_row(inputs.slices[i], allowed) for i in samplers])
         except InvalidLogits as error:
             invalid += [samplers[row] for row in error.rows]
             samplers = [i for row, i in enumerate(samplers) if row not in error.rows]
@@ -70,8 +77,9 @@ def _score_prompts(
     return scored, invalid
 
 
-def sample_row(part: Slice) -> SampleRow:
-    """Make the parameters by which the slice's token is drawn."""
+def sample_row(part: Slice, allowed: Mapping[SequenceKey, Words]) -> SampleRow:
+    """Make the parameters by which the slice's token is drawn; `allowed` as TokenMasks.of returns it."""
+    words = allowed.get(part.key)
     request, params = part.request, part.request.params
     assert params.seed is not None, "a Request's seed is chosen when it is made"
     return SampleRow(
@@ -86,10 +94,11 @@ def sample_row(part: Slice) -> SampleRow:
         seed=params.seed,
         stream=part.request.stream + part.key.index,
         position=part.output_index,
-        prompt_token_ids=request.prompt_token_ids if params.penalised else (),
+        prompt_token_ids=request.prompt_token_ids if params.reads_output else (),
         output_token_ids=part.output_token_ids,
-        banned_token_ids=_banned(part),
+        banned_token_ids=_banned(part) if words is None else (),
         logprobs=params.logprobs,
+        allowed=words,
     )
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from model.attention.base import AttentionName
 from model.batch import ForwardBatch
-from model.linear import Quantization
+from model.config import AttentionName, Quantization
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

@@ -36,7 +36,7 @@ from engine.tensor_parallel.messages import (
 from lora.format.packed import read_header
 from lora.memory.sharded import ShardArena
 from model.batch import ForwardBatch
-from model.checkpoint import read_config
+from model.checkpoint_files import read_config
 from model.kv_cache import KVCache
 from model.llama import Llama
 from model.parallel import Shard

@@ -5,17 +5,21 @@ published) is converted, such that its tokens are those of SentencePiece itself.
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineError, InvalidConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 _TOKENIZER_FILE, _SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
 _CONFIG_FILE = "tokenizer_config.json"
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # two names of one class
 _REMEDY = f"give a folder with a {_TOKENIZER_FILE} or a {_SENTENCEPIECE_FILE}"
 
 
@@ -49,22 +53,34 @@ def readable(model: str | Path) -> Generator[None]:
 
 def _read(model: str) -> object:
     folder = Path(model)
+    config, told = _entries(folder / "config.json"), _entries(folder / _CONFIG_FILE)
+    if config.get("model_type") == "llama" and _is_plain(told) and (folder / _TOKENIZER_FILE).is_file():
+        # What is chosen for these below too, without importing torch.
+        return PreTrainedTokenizerFast.from_pretrained(model, local_files_only=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    from transformers import AutoTokenizer  # noqa: PLC0415 - imports torch, which a router may do without
+
     # transformers leaves what follows untyped. Code that comes with a model is not run.
     return AutoTokenizer.from_pretrained(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        model, config=_naming(folder), local_files_only=folder.is_dir(), trust_remote_code=False
+        model, config=_naming(model, config, told), local_files_only=folder.is_dir(), trust_remote_code=False
     )
 
 
-def _naming(folder: Path) -> PreTrainedConfig | None:
+def _is_plain(told: Mapping[str, Any]) -> bool:
+    """Return whether a tokenizer's configuration names a class that takes tokenizer.json as it is."""
+    return told.get("tokenizer_class") in _PLAIN and "auto_map" not in told
+
+
+def _naming(model: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> "PreTrainedConfig | None":
     """Return what a folder's config.json says of its tokenizer, where tokenizer_config.json names a class.
 
     transformers would otherwise import its code of the model's family to find that out, which takes seconds.
     """
-    config, named = _entries(folder / "config.json"), _entries(folder / _CONFIG_FILE).get("tokenizer_class")
-    if not (config and named):
+    from transformers import PreTrainedConfig  # noqa: PLC0415 - imports torch, see above
+
+    if not (config and told.get("tokenizer_class")):
         return None
     made = PreTrainedConfig()
-    made.name_or_path = str(folder)
+    made.name_or_path = str(Path(model))
     for key in ("model_type", "model_name", "tokenizer_class"):
         if key in config:
             setattr(made, key, config[key])

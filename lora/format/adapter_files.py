@@ -13,6 +13,7 @@ from typing import cast
 
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots, OutsideRoots
 
+WEIGHTS_FILE = "adapter_model.safetensors"
 MOST_CONFIG_BYTES = 1 << 20
 _MOST_NESTING = 32
 _SHORT_CHARS = 60

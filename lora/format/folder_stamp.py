@@ -7,8 +7,8 @@ elsewhere changes the stamp.
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora.format.adapter_files import WEIGHTS_FILE
 from lora.format.companions import COMPANION_FILES
-from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 
 _ABSENT = ("absent",)

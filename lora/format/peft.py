@@ -19,13 +19,12 @@ from torch import Tensor
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused
-from lora.format.adapter_files import Flaw, read_regular_file, short
+from lora.format.adapter_files import WEIGHTS_FILE, Flaw, read_regular_file, short
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
 from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
 from lora.target_modules import SITES, BaseShape, SiteGroup
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 MOST_HEADER_BYTES = 1 << 24
 _MOST_UPDATE = math.sqrt(torch.finfo(torch.float32).max)
 PICKLE_FILE = "adapter_model.bin"

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from concurrent.futures import wait
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from lora.peers.directory import Directory, ReportedDirectory
 from lora.peers.discovery import NameDiscovery
 from lora.peers.loop_thread import LoopThread
 from lora.peers.manifest import Manifest, weights_name
+from lora.peers.peer_stats import PeerStats
 from lora.peers.publisher import Publisher
 from lora.peers.puller import Puller
 from lora.peers.regions import PageRegions
@@ -26,24 +27,6 @@ from transport.errors import NotOffered, TransportError
 
 _SETTLING_S = 2.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStats:
-    """Counts since the start. `pulls` took `seconds` and brought `nbytes`; `refused` of them had another digest.
-
-    `absent` counts holders that had let the content go, `failed` those that died or were too slow.
-    """
-
-    pulls: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    refused: int = 0
-    absent: int = 0
-    failed: int = 0
-
-    def __add__(self, more: "PeerStats") -> "PeerStats":
-        return PeerStats(*(mine + other for mine, other in zip(astuple(self), astuple(more), strict=True)))
 
 
 class PeerTier:

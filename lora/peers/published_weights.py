@@ -22,6 +22,7 @@ from lora.format.packed import PackedLayout
 from lora.memory.base import PageRun
 from lora.memory.pages import RankPages
 from lora.peers.manifest import weights_name
+from lora.peers.peer_stats import PublishStats
 from lora.peers.regions import PageRegions
 from transport.base import Transport
 
@@ -42,18 +43,6 @@ class LocalAdapters:
     read: Callable[[str], None]
     layout: Callable[[str], PackedLayout | None]
     fetch: Callable[[str, Tensor], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class PublishStats:
-    """Counts since the start: `copies` made in host memory for peers, `crowded` contents that found no room there.
-
-    `free_pages` of the copies' pages hold nothing.
-    """
-
-    copies: int = 0
-    crowded: int = 0
-    free_pages: int = 0
 
 
 class PublishedWeights:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lora.peers.peer_tier import PeerStats
-from lora.peers.published_weights import PublishStats
+from lora.peers.peer_stats import PeerStats, PublishStats
 
 Census = Mapping[tuple[str, int], tuple[int, int]]
 """By place (`device` or `elsewhere`) and rank: how many contents, and the device memory that they need."""

@@ -15,8 +15,9 @@ from lora.daemon_threads import DaemonExecutor, DeadlineCalls
 from lora.errors import UnknownAdapter
 from lora.format.companions import CompanionsCheck
 from lora.memory.residency import Residency
+from lora.peers.peer_stats import PublishStats
 from lora.peers.peer_tier import Peering
-from lora.peers.published_weights import LocalAdapters, PublishStats
+from lora.peers.published_weights import LocalAdapters
 from lora.segments import AdapterLease
 from lora.store.kept_adapters import KeptAdapters
 from lora.store.loader import AdapterLoader

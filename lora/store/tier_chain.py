@@ -22,7 +22,8 @@ from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import PackedLayout
 from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
-from lora.peers.peer_tier import PeerStats, PeerTier
+from lora.peers.peer_stats import PeerStats
+from lora.peers.peer_tier import PeerTier
 from lora.store.tiers import PackedTier, SourceTier, Tier
 from lora.target_modules import BaseShape
 

@@ -1,14 +1,11 @@
 """Define attention's seam. Every backend passes tests/conformance/test_attention.py; none knows another."""
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
-
-AttentionName = Literal["torch", "triton", "flashinfer"]
-AttentionChoice = Literal["auto", AttentionName]
 
 
 class AttentionStep(Protocol):

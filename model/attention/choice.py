@@ -7,12 +7,12 @@ import importlib.util
 
 import torch
 
-from model.attention.base import AttentionBackend, AttentionChoice, AttentionName, UnsupportedAttention
+from model.attention.base import AttentionBackend, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES as FLASHINFER_DTYPES
 from model.attention.flashinfer_paged import HEAD_DIMS as FLASHINFER_HEAD_DIMS
 from model.attention.flashinfer_paged import FlashInferAttention, load_flashinfer
 from model.attention.torch_paged import TorchPagedAttention
-from model.config import ModelConfig
+from model.config import AttentionChoice, AttentionName, ModelConfig
 
 
 def choose_attention(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.sampling.draw_kernel import draw_tokens
+from model.sampling.masks import keep_allowed
 from model.sampling.rows import ROW, edits_of, pack_rows
 from model.sampling.sample import SampleRow
 
@@ -74,10 +75,11 @@ class DeviceSampler:
         self._parameters[: len(rows)].copy_(self._pinned(packed), non_blocking=True)
 
     def adjust(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        """Apply the rows' penalties, biases and bans to logits [L, vocab] float32, in place."""
+        """Apply the rows' penalties, biases, bans and masks to logits [L, vocab] float32, in place."""
         edits = edits_of(rows)
         if len(edits):
             _apply(logits, self._sent(edits.places), self._sent(edits.values))
+        keep_allowed(logits, rows)
 
     def draw(self, logits: Tensor, advance: bool = False) -> Tensor:
         """Draw a token for each row of logits [L, vocab]; returns [L] int64, a view of `tokens`. Launches one kernel

@@ -1,8 +1,8 @@
 """Draw one token for each row of logits, and tell its log-probability.
 
 A row's logits go through, in this order: repetition penalty, presence and frequency penalties, logit bias,
-banned tokens; then, unless greedy: temperature, top_k, top_p (over what top_k kept), min_p; then one draw.
-Every filter keeps the tokens above some logit, so tokens that tie with the last one kept are kept too. A draw
+banned tokens, allowed tokens; then, unless greedy: temperature, top_k, top_p (over what top_k kept), min_p; then
+one draw. Every filter keeps the tokens above some logit, so tokens that tie with the last one kept are kept too. A draw
 is a function of the row's logits and of (seed, stream, position): never of its neighbours in the batch. Knows
 no request.
 """
@@ -10,13 +10,15 @@ no request.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from model.sampling.masks import keep_allowed
 from model.sampling.philox import uniforms
 
 _NUCLEUS_LOOK = 64  # likeliest tokens among which the nucleus is sought before the whole vocabulary is sorted
@@ -38,8 +40,8 @@ class SampleRow:
     """How to draw one token. Fields are named as in the request; `stream` is which of its n sequences draws,
     `position` the index of the token to be drawn. The token ids are needed only where a penalty is not
     neutral: repetition looks at prompt and output, presence and frequency at the output. `banned_token_ids`
-    cannot be drawn. `logprobs` is how many alternatives to report beside the token, None for no
-    log-probability at all.
+    cannot be drawn; `allowed`, if given, has a bit for each token that can. `logprobs` is how many alternatives
+    to report beside the token, None for no log-probability at all.
     """
 
     temperature: float = 1.0
@@ -57,12 +59,14 @@ class SampleRow:
     output_token_ids: tuple[int, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    allowed: NDArray[np.int32] | None = field(default=None, compare=False)
 
     @property
     def adjusts(self) -> bool:
         """True if the row's logits are changed before temperature."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != (1, 0, 0) or bool(self.logit_bias) or bool(self.banned_token_ids)
+        edits = bool(self.logit_bias) or bool(self.banned_token_ids)
+        return penalties != (1, 0, 0) or edits or self.allowed is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ def _adjusted(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     logits = logits.clone()
     for i in changed:
         _adjust(logits[i], rows[i])
+    keep_allowed(logits, rows)
     return logits
 
 

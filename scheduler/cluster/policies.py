@@ -47,7 +47,8 @@ class Setting:
     mean request.
 
     `seed` is of what is drawn. In replays `known_rates` is the future. `others` are the profile's models of other
-    kernels, which nodes may turn out to have. There are so many `routers`.
+    kernels, which nodes may turn out to have. There are so many `routers`; tenants not in
+    `weights` weigh 1.
     """
 
     model: CostModel
@@ -59,6 +60,7 @@ class Setting:
     limits: Limits = ROOMY
     routers: int = 2
     others: tuple[CostModel, ...] = ()
+    weights: Mapping[str, float] | None = None
 
     @property
     def forecast(self) -> Forecast:
@@ -143,6 +145,7 @@ class Policy:
                 LoadView(setting.routers),
                 rng,
                 RouterOptions(node_chunks=node_chunks),
+                setting.weights,
             )
 
         return of

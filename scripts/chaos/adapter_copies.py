@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.demo.embedded import TASKS, Task, adapter_folders
-from lora.format.peft import WEIGHTS_FILE
+from lora.format.adapter_files import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
 
 RANKS = (8, 16, 32, 64, 128)

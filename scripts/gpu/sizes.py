@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from model.config import ModelConfig, RopeConfig
+from model.config import DtypeName, ModelConfig, RopeConfig
 
 
 def llama(
-    hidden: int, inner: int, layers: int, heads: tuple[int, int, int], vocab: int, dtype: torch.dtype
+    hidden: int, inner: int, layers: int, heads: tuple[int, int, int], vocab: int, dtype: DtypeName
 ) -> ModelConfig:
     """Make a Llama 3.1 with these sizes; `heads` are query heads, K/V heads, and the size of one."""
     return ModelConfig(
@@ -59,10 +59,10 @@ class CheckSizes:
 
 FULL = CheckSizes(
     layers=(
-        llama(4096, 14336, 1, (32, 8, 128), 8, torch.bfloat16),
-        llama(320, 672, 1, (6, 2, 64), 8, torch.float32),
+        llama(4096, 14336, 1, (32, 8, 128), 8, "bfloat16"),
+        llama(320, 672, 1, (6, 2, 64), 8, "float32"),
     ),
-    timed=llama(4096, 14336, 32, (32, 8, 128), 128256, torch.bfloat16),
+    timed=llama(4096, 14336, 32, (32, 8, 128), 128256, "bfloat16"),
     widths=(32, 64, 128),
     context_tokens=1024,
     prefill_rows=8192,
@@ -78,10 +78,10 @@ FULL = CheckSizes(
 
 TINY = CheckSizes(
     layers=(
-        llama(64, 144, 1, (4, 2, 16), 8, torch.bfloat16),
-        llama(64, 144, 1, (4, 2, 16), 8, torch.float32),
+        llama(64, 144, 1, (4, 2, 16), 8, "bfloat16"),
+        llama(64, 144, 1, (4, 2, 16), 8, "float32"),
     ),
-    timed=llama(32, 48, 2, (4, 2, 8), 96, torch.float32),
+    timed=llama(32, 48, 2, (4, 2, 8), 96, "float32"),
     widths=(4, 8),
     context_tokens=24,
     prefill_rows=96,

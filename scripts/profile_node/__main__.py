@@ -23,7 +23,7 @@ from random import Random
 from tqdm import tqdm
 
 from engine.errors import EngineError
-from model.checkpoint import CheckpointError
+from model.checkpoint_files import CheckpointError
 from model.config import UnsupportedModel
 from scheduler.cluster.cost.model import Kernel
 from scheduler.cluster.cost.profile import Lengths, Limits, Profile, Slo, to_json

@@ -14,7 +14,9 @@ import torch
 from engine.assembly.assembly import Engine, ExecutorWrapper, assemble
 from engine.config.config import Device, EngineConfig
 from lora.adapter import AdapterRef
-from model.checkpoint import DtypeChoice, find_checkpoint, read_config, serving_dtype
+from model.checkpoint import serving_dtype
+from model.checkpoint_files import find_checkpoint, read_config
+from model.config import DtypeChoice
 from scheduler.limits import StepLimits
 from scripts.bench import machine
 from scripts.bench.llama import RANKS, LlamaShape, read_index

@@ -81,7 +81,7 @@ class Geometry:
             qk_norm=False,
             tied_embeddings=False,
             max_model_len=4096,
-            dtype=self.dtype,
+            dtype="bfloat16" if self.dtype == torch.bfloat16 else "float32",
             bos_token_id=None,
             eos_token_ids=(),
         )

@@ -82,7 +82,7 @@ CONFIG = ModelConfig(
     qk_norm=False,
     tied_embeddings=False,
     max_model_len=4096,
-    dtype=torch.float32,
+    dtype="float32",
     bos_token_id=None,
     eos_token_ids=(),
 )

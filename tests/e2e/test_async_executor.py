@@ -1,6 +1,7 @@
 """Steps that the host does not wait for yield what steps that it waits for do, whatever runs together."""
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import LLM, SamplingParams
+from engine import LLM, SamplingParams, StructuredOutputsParams
 from engine.llm import Result
 from lora.adapter import BASE
 from model.batch import ForwardBatch
@@ -112,6 +113,16 @@ def test_log_probabilities_beside_draws_that_are_not_read_back(pair: tuple[LLM, 
     params = [plain, replace(plain, logprobs=2), plain, replace(plain, prompt_logprobs=0, max_tokens=3)]
     found = _compare(pair, params, seed=4)
     assert len(found[1].outputs[0].logprobs) == len(found[1].outputs[0].token_ids)
+
+
+def test_texts_of_a_form_beside_others(pair: tuple[LLM, LLM, CountedCapture]) -> None:
+    plain = SamplingParams(max_tokens=14, temperature=1.3, seed=5)
+    form = replace(plain, structured_outputs=StructuredOutputsParams(regex="(a|bc){3,6}"))
+    params = [plain, form, replace(form, presence_penalty=1.5), replace(form, n=2, logprobs=1), plain, form]
+    found = _compare(pair, params, seed=5)
+    for asked, result in zip(params, found, strict=True):
+        if asked.structured_outputs is not None:
+            assert all(re.fullmatch("(a|bc){3,6}", output.text) for output in result.outputs)
 
 
 def test_a_sequence_whose_logits_are_no_numbers_ends_alone(

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from engine import LLM, SamplingParams
 from lora.target_modules import SITES
-from model.checkpoint import DtypeChoice
+from model.config import DtypeChoice
 from tests.oracles import hf
 from tests.oracles.peft_model import PeftOracle, write_adapter
 from tests.oracles.tokenizer import write_tokenizer

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from engine.assembly.assembly import Engine, ModelCard
+from engine.assembly.assembly import Engine
 from engine.assembly.tokenizer_loading import load_tokenizer
+from engine.base.model_card import ModelCard
 from engine.core import EngineCore
+from engine.structured.grammar_cache import GrammarCache
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
@@ -64,7 +66,9 @@ def build(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     card = ModelCard(("base",), str(folder), 128, vocab_size, (2,))
-    return Rig(Engine(core, store, load_tokenizer(folder), card, changed), executor, folders)
+    tokenizer = load_tokenizer(folder)
+    grammars = GrammarCache(lambda: tokenizer.table(vocab_size))
+    return Rig(Engine(core, store, tokenizer, card, changed, grammars), executor, folders)
 
 
 def is_clean(engine: Engine) -> bool:

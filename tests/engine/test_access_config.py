@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.access_config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, AccessConfig
+from engine.config.access_config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, AccessConfig, key_name
 from engine.config.command_line import serve_config
 from engine.errors import InvalidConfig
 
@@ -70,3 +70,24 @@ def test_what_contradicts_itself_is_refused(arguments: list[str], field: str) ->
 
 def test_no_key_is_shown_by_a_configuration() -> None:
     assert "sesame" not in repr(serve_config(["--api-key", "sesame1", "--admin-key", "sesame2"], {}))
+
+
+def test_a_tenants_weight_is_that_of_an_api_key_by_its_name() -> None:
+    name = key_name("sesame")
+    asked = ["--nodes", "2", "--api-key", "sesame,other"]
+    config = serve_config([*asked, "--tenant-weight", f"{name}=2.5"], {})
+    assert config.cluster.tenant_weights == {name: 2.5}
+    for weights, value in (
+        (["00000000=2"], "no API key has that name"),
+        ([f"{name}=0"], "weight from"),
+        ([f"{name}=nan"], "weight from"),
+        ([name], "weight from"),
+        (["sesame=2"], "weight from"),
+        ([f"{name}=1", f"{name}=2"], "given twice"),
+    ):
+        options = [word for weight in weights for word in ("--tenant-weight", weight)]
+        with pytest.raises(InvalidConfig, match=value) as refusal:
+            serve_config([*asked, *options], {})
+        assert refusal.value.field in ("tenant_weight", "tenant_weights")
+    with pytest.raises(InvalidConfig, match="without a cluster"):
+        serve_config(["--api-key", "sesame", "--tenant-weight", f"{name}=2"], {})

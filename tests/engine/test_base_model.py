@@ -10,7 +10,7 @@ from engine.base.base_model import choose_base, device_of
 from engine.config.config import Device, EngineConfig
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
-from model.linear import Quantization
+from model.config import Quantization
 from model.parallel import Shard
 from transport.base import Address
 

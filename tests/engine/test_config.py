@@ -23,8 +23,8 @@ from engine.config.http_config import HttpConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
-from model.attention.base import AttentionChoice
-from scheduler.cluster.cost.profile import to_json
+from model.config import AttentionChoice
+from scheduler.cluster.cost.profile import Slo, to_json
 from scheduler.cluster.policies import POLICIES
 from tests.model.test_attention_choice import CPU, LLAMA
 from transport.base import Address
@@ -321,12 +321,20 @@ def test_what_concerns_a_cluster_is_refused_where_there_is_none() -> None:
     for option, value in (
         ("zone", "a"),
         ("coordinator", "127.0.0.1:7"),
-        ("slo-ttft-s", "1"),
+        ("profile", "node.json"),
         ("routers", "2"),
     ):
         with pytest.raises(InvalidConfig, match=rf"^{option.replace('-', '_')}=.* without a cluster"):
             serve_config([f"--{option}", value], {})
     assert serve_config(["--nodes", "2", "--routers", "2", "--slo-ttft-s", "1"], {}).cluster.routers == 2
+
+
+def test_one_server_alone_promises_only_what_it_is_told_to() -> None:
+    nothing, some = serve_config([], {}).cluster, serve_config(["--slo-ttft-s", "1"], {}).cluster
+    assert (nothing.has_slo, nothing.slo) == (False, Slo(math.inf, math.inf))
+    assert (some.has_slo, some.slo) == (True, Slo(1.0, math.inf))
+    assert serve_config(["--slo-tbt-s", "1", "--profile", "node.json"], {}).cluster.slo == Slo(math.inf, 1.0)
+    assert serve_config(["--nodes", "2", "--slo-tbt-s", "1"], {}).cluster.slo == Slo(2.0, 1.0)
 
 
 def test_a_cluster_tells_costs_by_the_profile_it_is_given_and_by_its_own_slo(tmp_path: Path) -> None:

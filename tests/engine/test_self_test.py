@@ -10,7 +10,7 @@ from engine import LLM, SamplingParams
 from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.serve import USAGE_ERROR, main
 from lora.errors import AdapterRefused
-from model.tensor_files import CheckpointError
+from model.checkpoint_files import CheckpointError
 
 SIZES = {"max_model_len": 64, "kv_cache_bytes": 1 << 20}
 

@@ -24,8 +24,7 @@ from engine.runner.step_history import StepRecord
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
-from lora.peers.peer_tier import PeerStats
-from lora.peers.published_weights import PublishStats
+from lora.peers.peer_stats import PeerStats, PublishStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.limits import RequestRefused
@@ -155,6 +154,7 @@ class FakeClient:
         self.gate_after = 1
         self.gate_reached = asyncio.Event()
         self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
+        self.tenants: list[str] = []  # of each call that submitted
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
@@ -182,7 +182,7 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[FakeStream, ...]:
         if self._draining:
             raise Draining
@@ -194,6 +194,7 @@ class FakeClient:
             raise TooManySequences(count, self.max_waiting)
         if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
+        self.tenants.append(tenant)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(

@@ -39,7 +39,7 @@ LLAMA_8B = ModelConfig(
     qk_norm=False,
     tied_embeddings=False,
     max_model_len=131072,
-    dtype=BF16,
+    dtype="bfloat16",
     bos_token_id=None,
     eos_token_ids=(),
 )

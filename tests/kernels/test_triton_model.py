@@ -11,7 +11,8 @@ from lora.ops.grouped import GroupedLora
 from lora.ops.triton.op import TritonLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.attention.torch_paged import TorchPagedAttention
-from model.checkpoint import load_weights, read_config
+from model.checkpoint import load_weights
+from model.checkpoint_files import read_config
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
 from model.ops.base import LayerOps

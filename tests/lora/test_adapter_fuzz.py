@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora.errors import AdapterRefused
-from lora.format.peft import WEIGHTS_FILE, pack
+from lora.format.adapter_files import WEIGHTS_FILE
+from lora.format.peft import pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
 from scripts.fuzz.mutators import file_spoiler
 from tests.chance import chances, examples

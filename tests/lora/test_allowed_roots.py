@@ -11,10 +11,9 @@ import torch
 
 from lora.errors import AdapterLost, AdapterRefused
 from lora.format import allowed_roots
-from lora.format.adapter_files import PassingFlaw, read_regular_file
+from lora.format.adapter_files import WEIGHTS_FILE, PassingFlaw, read_regular_file
 from lora.format.allowed_roots import AdapterFolder, AllowedRoots
 from lora.format.companions import read_companions, read_vocabulary
-from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 from lora.store.tiers import SourceTier
 from tests.chance import examples

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora.errors import UnknownAdapter
+from lora.format.adapter_files import WEIGHTS_FILE
 from lora.format.allowed_roots import AdapterFolder
-from lora.format.peft import WEIGHTS_FILE
 from lora.format.peft_config import CONFIG_FILE
 from lora.store.folder_watch import FolderWatch
 from lora.store.tier_chain import TierChain

@@ -12,7 +12,8 @@ from lora.ops.base import LoraOp, LoraStep
 from lora.segments import NO_SEGMENTS, SegmentTable
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
-from model.checkpoint import load_weights, read_config
+from model.checkpoint import load_weights
+from model.checkpoint_files import read_config
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama
 from model.ops.eager import EagerOps

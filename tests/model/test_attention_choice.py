@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.attention.base import AttentionName, UnsupportedAttention
+from model.attention.base import UnsupportedAttention
 from model.attention.choice import choose_attention, make_attention
 from model.attention.torch_paged import TorchPagedAttention
+from model.config import AttentionName
 from tests.conformance.test_attention import Geometry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

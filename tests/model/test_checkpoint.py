@@ -12,15 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model.checkpoint import (
-    CheckpointError,
-    expected_tensors,
-    find_checkpoint,
-    load_weights,
-    read_config,
-    serving_dtype,
-    weights_digest,
-)
+from model.checkpoint import expected_tensors, load_weights, serving_dtype, torch_dtype
+from model.checkpoint_files import CheckpointError, find_checkpoint, read_config, weights_digest
 from model.weights import Weights
 from tests.model.driver import CPU, Driver
 from tests.oracles import hf
@@ -207,9 +200,9 @@ def test_a_hub_name_becomes_its_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_the_serving_dtype_is_asked_for_or_the_checkpoints(folder: Path) -> None:
     config = read_config(folder)
-    assert serving_dtype(config, "auto", CPU) == config.dtype == torch.float32
+    assert serving_dtype(config, "auto", CPU) == torch_dtype(config.dtype) == torch.float32
     assert serving_dtype(config, "bfloat16", CPU) == torch.bfloat16
-    half = replace(config, dtype=torch.float16)
+    half = replace(config, dtype="float16")
     assert serving_dtype(half, "auto", CPU) == torch.float32
     assert serving_dtype(half, "float16", CPU) == torch.float16
     assert serving_dtype(half, "bfloat16", CPU) == torch.bfloat16

@@ -15,7 +15,8 @@ from lora.ops.grouped import GroupedLora
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from lora.target_modules import SITES
 from model.attention.torch_paged import TorchPagedAttention
-from model.checkpoint import load_weights, read_config
+from model.checkpoint import load_weights
+from model.checkpoint_files import read_config
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.llama import Llama

@@ -11,8 +11,10 @@ from torch import Tensor
 from engine import LLM, SamplingParams
 from engine.errors import InvalidConfig
 from lora.target_modules import SITES
-from model.checkpoint import load_weights, read_config
-from model.linear import Fp8Linear, Int8Linear, Quantization, make_linear
+from model.checkpoint import load_weights
+from model.checkpoint_files import read_config
+from model.config import Quantization
+from model.linear import Fp8Linear, Int8Linear, make_linear
 from model.parallel import Shard
 from model.weights import WeightsForm
 from tests.model.driver import CPU

@@ -245,3 +245,22 @@ def test_broken_logits_are_named_not_sampled(poison: float) -> None:
 def test_a_row_with_every_token_banned_is_named() -> None:
     with pytest.raises(InvalidLogits):
         sample(make_logits(1), [SampleRow(banned_token_ids=tuple(range(VOCAB)))])
+
+
+def test_only_allowed_tokens_are_drawn_and_neighbours_draw_what_they_draw_alone() -> None:
+    logits = torch.randn(6, 70, generator=torch.Generator().manual_seed(3))
+    allowed = np.zeros((3, 3), np.int32)  # rows 0, 2 and 5: tokens 0 and 31, 32 and 69, none but 64
+    allowed[0, 0], allowed[1, 1], allowed[1, 2], allowed[2, 2] = -(2**31) + 1, 1, 1 << 5, 1
+    masks = {0: allowed[0], 2: allowed[1], 5: allowed[2]}
+    free = [SampleRow(seed=seed, temperature=seed % 2, logprobs=1) for seed in range(6)]
+    rows = [replace(row, allowed=masks.get(i)) for i, row in enumerate(free)]
+    before, alone, drawn = logits.clone(), sample(logits, free), sample(logits, rows)
+    assert torch.equal(logits, before)
+    assert drawn[0].token_id in (0, 31)
+    assert drawn[2].token_id in (32, 69)
+    assert drawn[5].token_id == 64
+    assert [drawn[i] for i in (1, 3, 4)] == [alone[i] for i in (1, 3, 4)]
+    (own,) = prompt_logprobs(logits[5:], [64], 1)  # as if nothing were excluded
+    told = drawn[5].logprob
+    assert told is not None
+    assert (told.rank, told.logprob) == (own.rank, pytest.approx(own.logprob))

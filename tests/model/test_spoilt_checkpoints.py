@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from engine.assembly.tokenizer_loading import load_tokenizer
 from engine.errors import InvalidConfig
-from model.checkpoint import CheckpointError, load_weights, read_config
+from model.checkpoint import load_weights
+from model.checkpoint_files import CheckpointError, read_config
 from model.config import UnsupportedModel
 from scripts.fuzz.mutators import spoilt_json, spoilt_safetensors, spoilt_value
 from tests.chance import chances

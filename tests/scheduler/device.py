@@ -23,7 +23,7 @@ def content(adapter: AdapterRef, before: int, token_id: int) -> int:
 
 def draw(request: Request, index: int, context: tuple[int, ...], outputs: tuple[int, ...]) -> int:
     """The next token of the request's `index`-th sequence, whose K/V are `context`."""
-    seen = outputs if request.params.penalised else ()
+    seen = outputs if request.params.reads_output else ()
     token_id = hash((context, seen, request.params.seed, index)) % VOCABULARY
     banned = len(outputs) < request.params.min_tokens
     return (EOS + 1) % VOCABULARY if banned and token_id == EOS else token_id
@@ -83,7 +83,7 @@ class Device:
         if not part.samples:
             token_id = None
         else:
-            outputs = part.output_token_ids if part.request.params.penalised else (0,) * part.output_index
+            outputs = part.output_token_ids if part.request.params.reads_output else (0,) * part.output_index
             token_id = draw(part.request, part.key.index, context, outputs)
         return SliceOutput(
             token_id=token_id,

@@ -17,7 +17,7 @@ from aiohttp import web
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from engine.demo.embedded import TASKS, adapter_folders
-from lora.format.peft import WEIGHTS_FILE
+from lora.format.adapter_files import WEIGHTS_FILE
 from lora.format.peft_config import read_settings
 from scripts.chaos.adapter_copies import RANKS, AdapterCopy, plan_copies, write_copies
 from scripts.chaos.load import ClientLoad

@@ -13,10 +13,12 @@ from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import SamplingParams
 
+SERVICE, METHOD = "loraserve.Link", "Open"
 VERSION = 1
-FailureKind = Literal["busy", "late", "adapter", "request", "step", "stopped"]
+FailureKind = Literal["busy", "late", "adapter", "request", "step", "structure", "stopped"]
 """Why a node gives a request up. It has no room now, or its first token is overdue; its adapter cannot be had; it can
-never run; its own part of a step failed; or the engine has stopped."""
+never run; its own part of a step failed; its text cannot take the form that was asked for; or the engine has
+stopped."""
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Small = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]

@@ -14,11 +14,18 @@ from typing import Any, cast
 import grpc
 
 from engine.api.server.rate_limited_log import RateLimitedLog, printable
-from engine.cluster.link.link_messages import VERSION, LinkError, LoadTold, OpenLink, read_from_router
+from engine.cluster.link.link_messages import (
+    METHOD,
+    SERVICE,
+    VERSION,
+    LinkError,
+    LoadTold,
+    OpenLink,
+    read_from_router,
+)
 from engine.cluster.link.router_stream import Context, LinkedNode, NodeIdentity, RouterStream
 from engine.rpc.bounded_server import RpcService
 
-SERVICE, METHOD = "loraserve.Link", "Open"
 LOAD_S = 0.1
 _HELLO_S = 5.0
 _log = logging.getLogger(__name__)

@@ -9,6 +9,8 @@ import grpc
 import grpc.aio
 
 from engine.cluster.link.link_messages import (
+    METHOD,
+    SERVICE,
     VERSION,
     FromRouter,
     LinkError,
@@ -20,7 +22,6 @@ from engine.cluster.link.link_messages import (
     encoded,
     read_from_node,
 )
-from engine.cluster.link.link_server import METHOD, SERVICE
 from engine.cluster.link.silence_bound import silence_bound
 from engine.cluster.trusted_channels import call_metadata, member_channel
 from engine.cluster.view import Member

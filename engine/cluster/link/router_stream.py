@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from engine.cluster.link.link_messages import (
@@ -23,13 +23,14 @@ from engine.cluster.link.link_messages import (
     encoded,
     read_from_router,
 )
-from engine.cluster.link.node_load import NodeJobs
-from engine.errors import AdapterFailed, EngineError, EngineStopped, NotInTime
+from engine.errors import AdapterFailed, EngineError, EngineStopped, NotInTime, StructureFailed
+from engine.live.node_load import NodeJobs
 from engine.live.step_loop import StepLoop
+from engine.structured.grammar_pool import GrammarPool
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused, UnknownAdapter
 from scheduler.plan import SequenceKey, TokenEvent
-from scheduler.request import Request
+from scheduler.request import InvalidParameter, Request
 
 _MOST_FRAMES = 16_384  # that a router has not taken
 Context = Any  # grpc.aio's context of bytes in and out is generic only to type checkers
@@ -43,6 +44,8 @@ def _kind(error: EngineError) -> FailureKind:
             return "adapter"
         case EngineStopped():
             return "stopped"
+        case StructureFailed():
+            return "structure"
         case _:
             return "step"
 
@@ -84,6 +87,7 @@ class LinkedNode:
     jobs: NodeJobs
     adapters: AdapterSource
     watcher: NodeWatcher
+    grammars: GrammarPool
     draining: bool = False
 
 
@@ -97,7 +101,7 @@ class RouterStream:
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_MOST_FRAMES)
         self._requests: dict[str, str] = {}  # request id by key
         self._keys: dict[str, str] = {}
-        self._learning: set[asyncio.Task[None]] = set()
+        self._preparing: set[asyncio.Task[None]] = set()
         self._ended = False
 
     def send(self, message: FromNode) -> None:
@@ -114,7 +118,7 @@ class RouterStream:
         if self._ended:
             return
         self._ended = True
-        for task in self._learning:
+        for task in self._preparing:
             task.cancel()
         for request_id in tuple(self._keys):
             self._loop.abort(request_id)
@@ -193,7 +197,28 @@ class RouterStream:
         self._requests[asked.key], self._keys[request_id] = request_id, asked.key
         self._node.jobs.begin(request)
         self._node.watcher.took(request.adapter, len(request.prompt_token_ids))
-        self._run(request, learn=True)
+        if request.params.structured_outputs is None:
+            self._run(request, learn=True)
+        else:
+            self._begin(self._compile(request))
+
+    def _begin(self, preparation: Coroutine[None, None, None]) -> None:
+        """Have something done before a request is queued."""
+        task = asyncio.create_task(preparation)
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+
+    async def _compile(self, request: Request) -> None:
+        """Queue a request with the grammar of the form that its text is to have."""
+        try:
+            grammar = await self._node.grammars.compile(request.params)
+        except InvalidParameter as error:
+            self._fail(request.request_id, "structure", str(error))
+        except NotInTime as error:
+            self._fail(request.request_id, "busy", str(error))
+        else:
+            if request.request_id in self._keys:
+                self._run(replace(request, grammar=grammar), learn=True)
 
     def _run(self, request: Request, learn: bool) -> None:
         """Queue a request; one whose adapter is not known here waits until it is, once."""
@@ -204,9 +229,7 @@ class RouterStream:
             if not learn:
                 self.fail(request.request_id, AdapterFailed(str(error)))
                 return
-            task = asyncio.create_task(self._learn(request))
-            self._learning.add(task)
-            task.add_done_callback(self._learning.discard)
+            self._begin(self._learn(request))
         except ValueError as error:  # an InvalidParameter or a RequestRefused
             self._fail(request.request_id, "request", str(error))
 

@@ -5,7 +5,6 @@ from engine.async_engine import AsyncEngine
 from engine.cluster.control.control_client import ControlClient
 from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.link.link_server import LinkServer
-from engine.cluster.link.node_load import NodeJobs, NodeRoom
 from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
 from engine.cluster.node.agent_runner import AgentRunner
 from engine.cluster.node.node_adapters import NodeAdapters
@@ -22,6 +21,7 @@ from engine.cluster.roles.role_parts import (
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import ClusterView
 from engine.config.config import ServeConfig
+from engine.live.node_load import NodeJobs, NodeRoom
 from engine.runner.step_costs import StepCosts
 from lora.adapter import AdapterRef
 from lora.format.allowed_roots import AllowedRoots
@@ -46,7 +46,7 @@ class NodeRole:
         self._security = security_of(config)
         self._profiled = costs_of(config)
         most_rows = config.engine.max_num_batched_tokens
-        self._costs = StepCosts((self._profiled.model,), config.cluster.slo_tbt_s, most_rows)
+        self._costs = StepCosts((self._profiled.model,), config.cluster.slo.tbt_s, most_rows)
         engine.core.costs = self._costs
         self._listen = config.cluster.cluster_listen or _ANY_PORT
         self._link: LinkServer | None = None
@@ -79,7 +79,8 @@ class NodeRole:
         identity = NodeIdentity(
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, self._weights
         )
-        link = LinkServer(LinkedNode(identity, self._front.step_loop, jobs, adapters, runner))
+        node = LinkedNode(identity, self._front.step_loop, jobs, adapters, runner, self._front.grammars)
+        link = LinkServer(node)
         server = MemberServer(self._security, [link.service()])
         try:
             address = await server.start(self._listen)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from engine.cluster.control.control_client import CoordinatorConnection
 from engine.cluster.trusted_channels import call_metadata, member_channel
 from engine.config.config import ServeConfig
@@ -16,7 +14,7 @@ from engine.config.peer_config import trust
 from engine.errors import InvalidConfig
 from lora.format.adapter_files import Flaw, read_regular_file
 from scheduler.cluster.cost.model import CostModel, Kernel
-from scheduler.cluster.cost.profile import Profile, Slo, from_json
+from scheduler.cluster.cost.profile import Profile, from_json
 from scheduler.cluster.policies import Setting
 from transport.base import Address
 from transport.control.security import Security
@@ -24,6 +22,7 @@ from transport.errors import HelloRefused
 
 _PROFILES = {"cpu": "cpu_100m.json", "cuda": "h100_llama8b.json"}
 _MOST_PROFILE_BYTES = 1 << 20
+_CUDA_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the second is Windows' for Linux
 KERNEL = Kernel.EXACT  # this engine's
 
 
@@ -69,13 +68,21 @@ def costs_of(config: ServeConfig) -> Costs:
     except (OSError, Flaw, ValueError, KeyError) as error:
         remedy = f"{error}: give a file that scripts.profile_node wrote for {KERNEL.value} kernels"
         raise InvalidConfig("profile", str(given), remedy) from error
-    slo = Slo(config.cluster.slo_ttft_s, config.cluster.slo_tbt_s)
-    return Costs(replace(profile, slo=slo), hashlib.sha256(content).hexdigest())
+    return Costs(replace(profile, slo=config.cluster.slo), hashlib.sha256(content).hexdigest())
 
 
 def _shipped_profile(config: ServeConfig) -> bytes:
-    has_cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+    has_cuda = config.engine.device != "cpu" and _sees_cuda()
     return (files("scheduler.cluster") / "profiles" / _PROFILES["cuda" if has_cuda else "cpu"]).read_bytes()
+
+
+def _sees_cuda() -> bool:
+    """Return whether torch sees a CUDA device; where there is no driver it is not asked."""
+    if not any(driver.exists() for driver in _CUDA_DRIVERS):
+        return False
+    import torch  # noqa: PLC0415 - a coordinator and a router compute nothing, and it takes seconds
+
+    return torch.cuda.is_available()
 
 
 def _profile_file(path: Path) -> bytes:

@@ -2,12 +2,12 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
-from engine.assembly.assembly import base_names
 from engine.assembly.tokenizer_loading import load_tokenizer
-from engine.base.base_model import choose_base
+from engine.base.model_card import base_folder, model_card
 from engine.cluster.control.control_client import ControlClient
 from engine.cluster.control.control_messages import VERSION, MemberHello
 from engine.cluster.link.link_messages import VERSION as LINK_VERSION
@@ -19,12 +19,12 @@ from engine.cluster.roles.role_parts import (
     security_of,
     start_ms,
 )
-from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.view import ClusterView, ServedModel
 from engine.config.config import ServeConfig
 from engine.metrics.telemetry import Telemetry
-from model.checkpoint import weights_digest
+from model.checkpoint_files import read_config, weights_digest
 from scheduler.cluster.policies import POLICIES
 from scheduler.cluster.protocol.messages import RouterReport
 
@@ -38,17 +38,16 @@ class RouterRole:
         """Read the model's files but for its weights. Raises what assembling an engine raises."""
         security, start = security_of(config), start_ms()
         assert config.cluster.coordinator is not None, "ClusterConfig demands it of a router"
-        base = choose_base(config.engine)
-        tokenizer = load_tokenizer(base.folder, config.engine.chat_template)
-        names = base_names(config.engine)
-        ends = tuple(dict.fromkeys((*base.config.eos_token_ids, *tokenizer.eos_token_ids)))
-        longest = config.engine.max_model_len or base.config.max_model_len
-        root = str(config.engine.model or base.folder)
-        model = RoutedModel(names, root, longest, base.config.vocab_size, ends)
-        served = ServedModel(longest, base.config.vocab_size, weights_digest(base.folder))
+        folder = base_folder(config.engine)
+        model = read_config(folder)
+        tokenizer = load_tokenizer(folder, config.engine.chat_template)
+        longest = config.engine.max_model_len or model.max_model_len
+        card = model_card(config.engine, model, folder, longest, tokenizer.eos_token_ids)
+        served = ServedModel(longest, model.vocab_size, weights_digest(folder))
         name = member_name(config, "router", config.port or start)
         costs, cluster = costs_of(config), config.cluster
-        router = POLICIES[cluster.policy].router(costs.setting(cluster.routers))(np.random.default_rng())
+        setting = replace(costs.setting(cluster.routers), weights=cluster.tenant_weights)
+        router = POLICIES[cluster.policy].router(setting)(np.random.default_rng())
         forwarding = Forwarding(router, OpenLink(LINK_VERSION, name, start), security, served)
         view = ClusterView()
 
@@ -58,8 +57,8 @@ class RouterRole:
         hello = MemberHello(VERSION, name, "router", start, profile=costs.digest)
         self.control = ControlClient(hello, connection_to(config.cluster.coordinator, security), view, report)
         self.client = ClusterClient(
-            model, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,
-            config.cluster.slo_ttft_s,
+            card, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,
+            config.cluster.slo.ttft_s,
         )  # fmt: skip
 
     async def start(self) -> None:

@@ -3,10 +3,11 @@
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine.admission import Admission
+from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
@@ -17,6 +18,8 @@ from engine.live.live_outputs import LiveOutputs
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
+from engine.structured.grammar_cache import GrammarCache
+from engine.structured.grammar_pool import GrammarPool
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef
 from lora.format.adapter_files import Flaw
@@ -33,23 +36,12 @@ _NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
 _NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedModel:
-    """The base model as clients see it: its names, where it came from, its limits and its end tokens."""
-
-    names: tuple[str, ...]
-    root: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-
-
 class ClusterClient:
     """EngineClient of a whole cluster. Used on one event loop."""
 
     def __init__(
         self,
-        model: RoutedModel,
+        model: ModelCard,
         tokenizer: Tokenizer,
         telemetry: Telemetry,
         forwarding: Forwarding,
@@ -70,6 +62,7 @@ class ClusterClient:
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
+        self._grammars = GrammarPool(GrammarCache(lambda: tokenizer.table(model.vocab_size)))
         self._draining = False
 
     @property
@@ -126,6 +119,7 @@ class ClusterClient:
         self._outputs.end_all(Draining(), FinishReason.ABORT.value)
         await self.forwarding.close()
         self.tokenizer.close()
+        self._grammars.close()
 
     async def submit(
         self, model: str, prompt_token_ids: tuple[int, ...], params: SamplingParams, request_id: str
@@ -135,17 +129,19 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
     ) -> tuple[RequestOutput, ...]:
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
         with self.telemetry.refusals.counted():
-            return self._submit_all(model, prompts, params)
+            with self._admission.places(len(prompts) * params.n):
+                await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
+            return self._submit_all(model, prompts, params, tenant)
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -159,7 +155,7 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s,
+                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))

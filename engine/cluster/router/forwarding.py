@@ -25,7 +25,7 @@ from engine.cluster.link.link_messages import (
 )
 from engine.cluster.link.node_connection import NodeConnection
 from engine.cluster.view import Member, ServedModel
-from engine.errors import AdapterFailed, EngineError, NotAdmitted, NotInTime, StepFailed
+from engine.errors import AdapterFailed, EngineError, NotAdmitted, NotInTime, StepFailed, StructureFailed
 from engine.live.live_outputs import LiveOutputs
 from scheduler.cluster.routing.orders import Offer, Order, RefusalReason, Refuse, Send
 from scheduler.cluster.routing.router import Router
@@ -293,7 +293,8 @@ class Forwarding:
                         self._send(node, Abort(name))
                 flight.node = None
                 self.router.refused(request_id, flight.attempt, time.monotonic())
-            case "request" | "step":
+            case "request" | "step" | "structure":
                 self.abort(request_id)
+                error = StructureFailed() if failed.kind == "structure" else StepFailed(failed.reason, True)
                 if self.outputs is not None:
-                    self.outputs.fail(request_id, StepFailed(failed.reason, is_own=True))
+                    self.outputs.fail(request_id, error)

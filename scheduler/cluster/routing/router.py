@@ -31,11 +31,13 @@ from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 class RouterOptions:
     """How long a router tries.
 
-    A request is sent at most `attempts` times. What no node is reachable for waits at most `patience_s`, and what
-    a node refused is sent again after `pause_s`. One call looks at `most_tries` requests that wait.
+    A request is sent at most `attempts` times, and `moves` times more after a node was lost that had drawn new tokens
+    for it: a request that goes on losing nodes may be what ends them. What no node is reachable for waits at most
+    `patience_s`; what a node refused is sent again after `pause_s`. One call looks at `most_tries` that wait.
     """
 
     attempts: int = 8
+    moves: int = 24
     patience_s: float = 30.0
     pause_s: float = 0.3
     most_tries: int = 64
@@ -56,6 +58,8 @@ class _Pending:
     attempt: int = 0
     node: str | None = None
     drawn_tokens: int = 0
+    sent_drawn_tokens: int = 0  # of these, what it began the attempt with
+    moves: int = 0  # attempts that do not count
     since_s: float = 0.0
     due_s: float = 0.0
 
@@ -190,6 +194,7 @@ class Router:
         for request_id, pending in self._pending.items():
             if pending.node == node:
                 pending.expires_s = float("inf")  # it was accepted
+                pending.moves += pending.drawn_tokens > pending.sent_drawn_tokens
                 self._send_later(request_id, now, now)
 
     def is_waiting_for(self, request_id: str, node: str, attempt: int) -> bool:
@@ -251,7 +256,7 @@ class Router:
     def _send_again(self, request_id: str, now: float) -> Order | None:
         """Send a request that came back; None while no node can be reached, or is in time for one not begun."""
         pending, options = self._pending[request_id], self._options
-        if pending.attempt >= options.attempts:
+        if pending.attempt - min(pending.moves, options.moves) >= options.attempts:
             return self._refuse(request_id, RefusalReason.FAILED, now)
         if now >= self._given_up_s(pending):
             reason = RefusalReason.OVERLOADED if self._view.loads else RefusalReason.NO_NODE
@@ -270,7 +275,7 @@ class Router:
 
     def _send(self, request_id: str, pending: _Pending, ask: RouteRequest, node: str, now: float) -> Send:
         pending.attempt += 1
-        pending.node = node
+        pending.node, pending.sent_drawn_tokens = node, pending.drawn_tokens
         number = self._view.sent(node, ask)
         self._prefixes.sent(node, pending.offer.chunks)
         if self._admission is not None:

@@ -49,14 +49,17 @@ class SloAdmission:
         """Return in which time a request's first token is wanted, with some to spare."""
         return arrived_s + self._options.first_token_part * self.slo.ttft_s - now
 
-    def is_in_time(self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0) -> bool:
+    def is_in_time(
+        self, ask: RouteRequest, node: str, load: NodeLoad, fetch_s: float = 0.0, may_wait: bool = False
+    ) -> bool:
         """Say whether the node would give the first token when it is wanted, and the others in the SLO's time.
 
         Where it has no room now the request is better off at the door: whichever node has room first takes it.
+        Where there is one node alone it `may_wait` there.
         """
         first_token_s, step_s, _, full = self._costs.estimate(ask, node, load, fetch_s)
         in_time = first_token_s <= ask.first_token_in_s and step_s <= self._options.step_part * self.slo.tbt_s
-        return in_time and full <= 1
+        return in_time and (may_wait or full <= 1)
 
     def sent(self, work_s: float, now: float) -> None:
         """Note that a request of that work was sent."""

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from engine import LLM, Result, SamplingParams
-from model.checkpoint import DtypeChoice
+from model.config import DtypeChoice
 from scripts.arguments import seconds
 from scripts.bench import machine
 from scripts.bench.engine import workload

@@ -17,9 +17,11 @@ from engine.errors import InvalidConfig
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import PromptTooLong, TokenizerFailed
 from lora.errors import AdapterRefused
-from lora.format.peft import WEIGHTS_FILE, pack
+from lora.format.adapter_files import WEIGHTS_FILE
+from lora.format.peft import pack
 from lora.format.peft_config import CONFIG_FILE, HONOURED, REFUSED
-from model.checkpoint import CheckpointError, load_weights, read_config
+from model.checkpoint import load_weights
+from model.checkpoint_files import CheckpointError, read_config
 from model.config import UnsupportedModel
 from scheduler.request import InvalidParameter
 from scripts.fuzz.case import Case, Finding

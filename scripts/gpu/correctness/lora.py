@@ -10,6 +10,7 @@ from lora.ops.base import LoraOp
 from lora.segments import AdapterWeights, SegmentTable
 from lora.target_modules import BaseShape, SiteGroup
 from model.batch import ForwardBatch
+from model.checkpoint import torch_dtype
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.ops.base import GraphOps, LayerStep
@@ -43,7 +44,7 @@ BLOCK_SIZE = 16
 def findings(context: CheckContext) -> Iterator[Finding]:
     """Check each model, each batch, each group of sites."""
     for config in context.sizes.layers:
-        base, dtype = config.base_shape(), config.dtype
+        base, dtype = config.base_shape(), torch_dtype(config.dtype)
         adapters = [adapter(context, base, dtype, rank, *_sites(rank)) for rank in RANKS]
         op, ops = context.backends.lora(base, dtype), context.backends.ops(config, dtype)
         for spec in BATCHES:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora.segments import NO_SEGMENTS
 from model.batch import ForwardBatch
+from model.checkpoint import torch_dtype
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
 from model.linear import Fp8Linear
@@ -44,7 +45,7 @@ def findings(context: CheckContext) -> Iterator[Finding]:
     """Check each model's norm, and every way of sampling."""
     for config in context.sizes.layers:
         yield from _norms(context, config)
-        if config.dtype == torch.bfloat16:
+        if config.dtype == "bfloat16":
             yield from _products(context, config)
     for number, (name, way) in enumerate(WAYS.items()):
         drawn = [replace(way, seed=1000 * number + row, stream=row % 3, position=row) for row in range(_ROWS)]
@@ -54,7 +55,7 @@ def findings(context: CheckContext) -> Iterator[Finding]:
 
 
 def _norms(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
-    width, dtype = config.hidden_size, config.dtype
+    width, dtype = config.hidden_size, torch_dtype(config.dtype)
     nothing = torch.zeros(1, dtype=torch.int64, device=context.device)
     batch = ForwardBatch(nothing, nothing, nothing, (1,), (1,), nothing[None], nothing, NO_SEGMENTS)
     ops = context.backends.ops(config, dtype)
@@ -72,11 +73,12 @@ def _norms(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
 
 def _products(context: CheckContext, config: ModelConfig) -> Iterator[Finding]:
     """Check a matrix in fp8 against the numbers that it holds, the input rounded as it rounds it."""
-    weight = context.normal(config.intermediate_size, config.hidden_size, dtype=config.dtype)
-    linear = Fp8Linear(weight * context.normal(len(weight), 1, dtype=config.dtype), None)
+    dtype = torch_dtype(config.dtype)
+    weight = context.normal(config.intermediate_size, config.hidden_size, dtype=dtype)
+    linear = Fp8Linear(weight * context.normal(len(weight), 1, dtype=dtype), None)
     held = linear.weight.double() * linear.scale.double().t()
     for rows in (1, 67):
-        x = context.normal(rows, config.hidden_size, dtype=config.dtype)
+        x = context.normal(rows, config.hidden_size, dtype=dtype)
 
         def product(x: Tensor = x) -> Tensor:
             return linear(x)

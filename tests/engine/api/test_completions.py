@@ -1,10 +1,13 @@
 """POST /v1/completions as OpenAI's own client sees it."""
 
+from typing import Any
+
 import openai
 import pytest
 
 from engine.errors import StepFailed
 from scheduler.request import SamplingParams
+from scheduler.structured_outputs import StructuredOutputsParams
 from tests.engine.api.session import TOKENIZER, events, session
 
 
@@ -49,6 +52,48 @@ async def test_every_field_reaches_the_engine() -> None:
             ignore_eos=True, logprobs=3, prompt_logprobs=1,
         )  # fmt: skip
         assert api.engine.submitted == [("base", TOKENIZER.encode("hi"), expected)]
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "null"}, "a": {}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, StructuredOutputsParams(json_object=True)),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            StructuredOutputsParams(json=SCHEMA),
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, StructuredOutputsParams(json=SCHEMA)),
+        (
+            {"structured_outputs": {"json": '{"type": "null"}'}},
+            StructuredOutputsParams(json={"type": "null"}),
+        ),
+        ({"structured_outputs": {"json_object": True}}, StructuredOutputsParams(json_object=True)),
+        ({"structured_outputs": {"regex": "a+", "json_object": False}}, StructuredOutputsParams(regex="a+")),
+        ({"structured_outputs": {"choice": ["b", "a"]}}, StructuredOutputsParams(choice=("b", "a"))),
+        ({"structured_outputs": {"grammar": "start: /a/"}}, StructuredOutputsParams(grammar="start: /a/")),
+        ({"structured_outputs": {"json": None}}, None),
+    ],
+    ids=str,
+)
+async def test_the_form_of_a_text_reaches_the_engine(fields: dict[str, Any], expected: object) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": "hi"},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    }
+    async with session() as api:
+        for url, body in bodies.items():
+            response = await api.http.post(url, json={"model": "base"} | body | fields)
+            assert response.status == 200, await response.text()
+        assert [params.structured_outputs for _, _, params in api.engine.submitted] == [expected] * 2
 
 
 async def test_null_means_not_given() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from engine.api.errors import ApiError
 from engine.api.keys import AccessRules, KeylessAdmin, Permission
+from engine.config.access_config import key_name
 from tests.engine.api.session import session
 
 LOAD, UNLOAD, COMPLETIONS = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
@@ -62,6 +63,13 @@ async def test_an_api_key_never_administers_beside_an_admin_key(
 async def test_an_admin_key_administers_from_anywhere(headers: dict[str, str]) -> None:
     async with session(rules=AccessRules(["ask"], ["admin1", "admin2"], "nobody")) as api:
         assert (await api.post(UNLOAD, {"lora_name": "poet"}, headers=headers)).status == 200
+
+
+async def test_requests_are_those_of_the_tenant_that_the_key_names() -> None:
+    async with session(rules=AccessRules(["ask1", "ask2"], [])) as api:
+        for key in ("ask1", "ask2", "ask1"):
+            assert (await api.post(COMPLETIONS, COMPLETION, headers=bearer(key))).status == 200
+        assert api.engine.tenants == [key_name(key) for key in ("ask1", "ask2", "ask1")]
 
 
 async def test_without_api_keys_everybody_asks_and_only_admin_keys_administer() -> None:

@@ -57,6 +57,20 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"store": True}, "store"),
     ({"service_tier": "priority"}, "service_tier"),
     ({"guided_json": {}}, "guided_json"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format.json_schema.schema",
+    ),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+    ({"structured_outputs": {"surprise": "x"}}, "structured_outputs.surprise"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+    ),
 ]
 COMPLETION_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
@@ -94,7 +108,6 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"prompt": "hi"}, "prompt"),

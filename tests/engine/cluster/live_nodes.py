@@ -10,14 +10,14 @@ from engine.async_engine import AsyncEngine
 from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
-from engine.cluster.link.node_load import NodeJobs, NodeRoom
 from engine.cluster.link.router_stream import LinkedNode, NodeIdentity
 from engine.cluster.node.node_adapters import NodeAdapters
-from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import ClusterView, Member, ServedModel
 from engine.config.config import EngineConfig
+from engine.live.node_load import NodeJobs, NodeRoom
 from engine.metrics.telemetry import Telemetry
 from engine.runner.step_costs import StepCosts
 from lora.adapter import AdapterRef
@@ -71,7 +71,7 @@ class LiveNode:
         identity = NodeIdentity(
             name, session, card.max_model_len, card.vocab_size, card.eos_token_ids, WEIGHTS
         )
-        link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher))
+        link = LinkServer(LinkedNode(identity, front.step_loop, jobs, adapters, watcher, front.grammars))
         return cls(name, engine, front, link, MemberServer(SECURITY, [link.service()]), watcher)
 
     async def start(self) -> Member:
@@ -98,7 +98,6 @@ def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     forwarding = Forwarding(
         router, hello, SECURITY, ServedModel(card.max_model_len, card.vocab_size, WEIGHTS)
     )
-    model = RoutedModel(card.names, card.root, card.max_model_len, card.vocab_size, card.eos_token_ids)
     return ClusterClient(
-        model, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
+        card, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
     )

@@ -15,6 +15,7 @@ from engine.output import Delta, RequestOutput, join_deltas
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.request import SamplingParams
+from scheduler.structured_outputs import StructuredOutputsParams
 from tests.engine.cluster.live_nodes import LiveNode, make_router
 
 T = TypeVar("T")
@@ -94,6 +95,12 @@ WAYS = {  # parameters under each of which an answer must be the same wherever i
     "penalised": SamplingParams(seed=3, presence_penalty=1.5, max_tokens=60, ignore_eos=True),
     "n=3": SamplingParams(temperature=1.5, seed=5, n=3, max_tokens=60, ignore_eos=True),
     "logprobs": SamplingParams(temperature=0, logprobs=2, prompt_logprobs=1, max_tokens=60, ignore_eos=True),
+    "form": SamplingParams(
+        temperature=1.5,
+        seed=13,
+        max_tokens=60,
+        structured_outputs=StructuredOutputsParams(regex="(ab|cd|e){8,12}"),
+    ),
     "stop": SamplingParams(temperature=1.5, seed=11, stop=("q", "zz"), max_tokens=60, ignore_eos=True),
 }
 
@@ -115,7 +122,7 @@ def test_answers_through_a_router_are_those_of_one_engine() -> None:
 @pytest.mark.parametrize(
     ("way", "after"),
     [("greedy", 1), ("greedy", 5), ("seeded", 5), ("penalised", 5), ("n=3", 1), ("n=3", 5), ("logprobs", 1),
-     ("logprobs", 5), ("stop", 2)],
+     ("logprobs", 5), ("stop", 2), ("form", 5)],
 )  # fmt: skip
 def test_a_node_that_dies_takes_no_stream_with_it(way: str, after: int) -> None:
     """After the first token all is as begun anew; what a way of drawing has to carry over shows after more."""

@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import grpc
 
-from engine.cluster.link.link_messages import VERSION, LoadTold, NodeReady, OpenLink, encoded
-from engine.cluster.link.link_server import METHOD, SERVICE
+from engine.cluster.link.link_messages import METHOD, SERVICE, VERSION, LoadTold, NodeReady, OpenLink, encoded
 from engine.cluster.link.node_connection import NodeConnection
 from engine.cluster.trusted_channels import MemberServer
 from engine.cluster.view import Member

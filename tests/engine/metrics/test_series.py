@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, NodeReady, OpenLink
-from engine.cluster.router.cluster_client import ClusterClient, RoutedModel
+from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.view import ClusterView, ServedModel
 from engine.errors import AdapterBusy, UnknownModel
@@ -49,7 +50,7 @@ def router(adapters: int) -> ClusterClient:
     forwarding = Forwarding(
         made(np.random.default_rng(0)), OpenLink(VERSION, "r", 1), SECURITY, ServedModel(512, 260, "w")
     )
-    model = RoutedModel(("base",), "/models/base", 512, 260, (2,))
+    model = ModelCard(("base",), "/models/base", 512, 260, (2,))
     tokenizer, telemetry = Tokenizer(byte_tokenizer()), Telemetry(5)
     return ClusterClient(model, tokenizer, telemetry, forwarding, view, CoordinatorAsks(), 64, SLO.ttft_s)
 

@@ -69,7 +69,7 @@ REFUSED = [
     (Ask(text="hi", response={"output_candidates": {"all": True}}), "INVALID_ARGUMENT", "output_candidates"),
     (Ask(text="hi", stopping={"max_new_tokens": 4000}), "INVALID_ARGUMENT", "maximum context length"),
     (Ask.FromString(b"\x1a\x02hi\x60\x05"), "INVALID_ARGUMENT", "priority"),
-    (Ask.FromString(b"\x1a\x02hi\x3a\x03\x3a\x01x"), "INVALID_ARGUMENT", "regex"),
+    (Ask.FromString(b"\x1a\x02hi\x3a\x03\x5a\x01x"), "INVALID_ARGUMENT", "structural_tag"),
 ]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Slo
+from scheduler.cluster.policies import OURS, Setting
 from scheduler.cluster.routing.base import NodeLoad, RouteRequest
 from scheduler.cluster.routing.cost_estimator import CostEstimator
 from scheduler.cluster.routing.load_view import LoadView
@@ -184,6 +185,67 @@ def test_a_request_that_nodes_give_back_is_sent_again_after_a_pause_and_then_fai
         assert _sent(rig.wait(0.3)) == [("r", attempt + 1, "x")]
     rig.router.refused("r", attempts, rig.now)
     assert _refused(rig.wait(1.0)) == [("r", RefusalReason.FAILED)]
+
+
+def _lose(rig: Rig, request_id: str, attempt: int, tokens: int) -> list[Order]:
+    """Let a node draw tokens and be lost, and come back."""
+    if tokens:
+        assert rig.router.drew(request_id, attempt, tokens)
+    rig.router.lose("x", rig.now)
+    return rig.hear("x")
+
+
+def test_a_stream_that_goes_on_outlives_more_lost_nodes_than_it_has_attempts() -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    rig.offer("r")
+    for attempt in range(1, options.moves + 1):
+        assert _sent(_lose(rig, "r", attempt, 1)) == [("r", attempt + 1, "x")]
+    for attempt in range(options.moves + 1, options.moves + options.attempts):
+        assert _sent(_lose(rig, "r", attempt, 0)) == [("r", attempt + 1, "x")]
+    assert _refused(_lose(rig, "r", options.moves + options.attempts, 0)) == [("r", RefusalReason.FAILED)]
+
+
+def test_a_request_that_ends_its_nodes_at_the_first_token_fails_in_bounded_time() -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    rig.offer("r")
+    last = options.moves + options.attempts
+    for attempt in range(1, last):
+        assert _sent(_lose(rig, "r", attempt, 1)) == [("r", attempt + 1, "x")]
+    assert _refused(_lose(rig, "r", last, 1)) == [("r", RefusalReason.FAILED)]
+
+
+@settings(deadline=None, max_examples=examples(100))
+@given(st.lists(st.integers(0, 2), max_size=60))
+def test_attempts_count_but_those_that_drew_tokens_on_a_node_that_was_lost(drawn: list[int]) -> None:
+    rig, options = Rig(), RouterOptions()
+    rig.hear("x")
+    rig.offer("r")
+    for attempt, tokens in enumerate(drawn, 1):
+        orders = _lose(rig, "r", attempt, tokens)
+        moves = min(options.moves, sum(each > 0 for each in drawn[:attempt]))
+        if attempt - moves >= options.attempts:
+            assert _refused(orders) == [("r", RefusalReason.FAILED)]
+            return
+        assert _sent(orders) == [("r", attempt + 1, "x")]
+        assert rig.router.drawn_tokens("r") == sum(drawn[:attempt])
+
+
+def test_a_tenant_of_more_weight_has_more_turns_at_a_router_that_a_policy_makes() -> None:
+    firsts: dict[float, int] = {}
+    for weight in (1.0, 8.0):
+        setting = Setting(FORECAST.model, SLO, weights={"heavy": weight})
+        router = OURS.router(setting)(np.random.default_rng(0))
+        router.adopt(TABLE)
+        router.hear("x", load(1, FULL), 0.0)
+        for at in range(12):
+            tenant = ("light", "heavy")[at % 2]
+            assert not router.offer(Offer(f"{tenant}{at}", A, 10, tenant=tenant), 0.0)
+        router.hear("x", load(2), 0.1)
+        order = [each.request_id for each in router.advance(0.1) if isinstance(each, Send)]
+        firsts[weight] = sum(name.startswith("heavy") for name in order[:6])
+    assert firsts == {1.0: 3, 8.0: 5}
 
 
 def test_one_that_has_not_begun_is_not_sent_again_too_late() -> None:
