@@ -24,10 +24,13 @@ HOSTILE = (
 async def test_the_page_shows_the_cluster_and_follows_a_kill() -> None:
     cluster = SimulatedCluster(4, 200)
     cluster.pass_time(1, 100)
+    cluster.nodes.reverse()
     async with open_page(cluster) as page:
         await page.until(LIVE)
         await page.until("document.querySelectorAll('#nodes tbody tr').length === 4")
         assert "4 of 4" in await page.text("#summary")
+        names = await page.tab.locator("#nodes tbody th").all_inner_texts()
+        assert names == ["node-0", "node-1", "node-2", "node-3"]
         ranks = await page.tab.locator("#latency tbody th").all_inner_texts()
         assert set(ranks) <= {"8", "16", "32", "64", "128"}
         assert ranks == sorted(ranks, key=int)

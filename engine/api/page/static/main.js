@@ -62,7 +62,7 @@ function show() {
 /** Order the map anew where adapters, nodes or the filter changed; else only draw it. */
 function showHeat() {
   const adapters = tables.rows("adapters");
-  const nodes = [...tables.rows("nodes").keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const nodes = panels.inOrder(tables.rows("nodes").keys());
   const filter = byId("filter").value.trim().toLowerCase();
   const now = [tables.shape, filter, ...nodes].join("\n");
   heat.adapters = adapters;

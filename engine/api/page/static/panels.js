@@ -21,6 +21,11 @@ const COUNTERS = {
   streams_moved: "streams moved to another node",
 };
 
+/** Return names in order, numbers within them by their size. */
+export function inOrder(names) {
+  return [...names].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+}
+
 /** Show the numbers at the top. */
 export function showSummary(tables) {
   const { server } = tables;
@@ -50,7 +55,7 @@ export function showNodes(tables) {
     { title: "Arriving", kind: "number", wide: true }, { title: "Pace", kind: "number", wide: true },
     { title: "Zone", wide: true },
   ];
-  const rows = [...tables.rows("nodes").values()].map((node) => [
+  const rows = inOrder(tables.rows("nodes").keys()).map((name) => tables.rows("nodes").get(name)).map((node) => [
     node.name,
     element("span", { class: "badge", "data-state": node.state }, node.state),
     node.load === undefined ? "–" : meter(node.load, percent(node.load), "load"),

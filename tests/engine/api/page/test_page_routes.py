@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from contextlib import suppress
 from importlib.resources import files
 
 import aiohttp
@@ -13,11 +14,13 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
+from engine.api.page import event_feed
 from engine.api.page.page_assets import POLICY
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
 from engine.metrics.request_log import RequestLog
 from tests.engine.api.session import TOKENIZER, ApiSession, session
+from tests.engine.api.test_connections import connected
 from tests.fakes.engine_client import FakeClient
 from tests.page.simulated_cluster import SimulatedCluster
 
@@ -132,3 +135,25 @@ async def test_a_server_that_stops_ends_the_streams_of_who_watches() -> None:
         await server.close()
         rest = await reading  # which raises for a stream that is cut off
     assert rest == b"" or rest.startswith(b"event: delta")
+
+
+@pytest.mark.slow
+async def test_a_client_that_takes_nothing_is_hung_up_on_and_its_place_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_feed, "_MOST_EVENTS", 1)
+    long_names = [f"{at} {'x' * 4000}" for at in range(3000)]  # more than the system takes without a reader
+    cluster = SimulatedCluster(2, 1, long_names)
+    async with (
+        session(cluster.engine, config=HttpConfig(page_watchers=1)) as api,
+        connected(api, 4096) as idle,
+    ):
+        await idle.send(b"GET /page/events HTTP/1.1\r\nHost: a\r\n\r\n")
+        statuses = {503}
+        while statuses == {503}:  # as many watch as may, until the server has hung up
+            await asyncio.sleep(0.05)
+            async with api.http.get("/page/events") as response:
+                statuses = {response.status}
+        assert statuses == {200}
+        with suppress(ConnectionError):
+            await idle.rest()  # which ends only with the connection
