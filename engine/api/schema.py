@@ -13,21 +13,18 @@ import msgspec
 from engine.api.errors import ApiError, refused
 from engine.api.json_size import check_json_size
 from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
-from engine.api.tools.tool_fields import Tool, ToolCall, ToolChoice
+from engine.api.tools.chat_messages import Label, Message
+from engine.api.tools.tool_fields import Tool, ToolChoice
 from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Prompt = str | list[str | TokenId | list[TokenId]]
-Label = Annotated[str, msgspec.Meta(max_length=512)]
 _ID_CHARS = "[A-Za-z0-9._:/+=@-]"
 RequestId = Annotated[str, msgspec.Meta(max_length=128, pattern=f"^{_ID_CHARS}+$")]
 Biases = Annotated[
     dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": {"type": "number"}})
 ]
-_EMPTY = msgspec.Meta(max_length=0)
-Nothing = Annotated[list[Any], _EMPTY] | Annotated[str, _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None
-"""Null, or an empty list, text or object: what a field that is not implemented may hold within a message."""
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -97,52 +94,6 @@ class Completion(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True
     logprobs: Int | bool | None = None
     best_of: Int | None = None
     add_special_tokens: bool | None = None
-
-
-class TextPart(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A part of a message; only text is implemented. Beginnings are cached without a word."""
-
-    type: Literal["text"]
-    text: str
-    annotations: Nothing = None
-    cache_control: Any = None
-
-
-class Message(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation; the last group is what clients send back of answers.
-
-    An assistant's message may have no content. What a tool returned names the call by `tool_call_id`.
-    """
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: Label | None = None
-    id: Label | None = None
-    cache_control: Any = None
-    tool_calls: list[ToolCall] | Annotated[str, _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None = None
-    tool_call_id: Label | Annotated[list[Any], _EMPTY] | Annotated[dict[str, Any], _EMPTY] | None = None
-
-    refusal: Nothing = None
-    annotations: Nothing = None
-    audio: Nothing = None
-    images: Nothing = None
-    tools: Nothing = None
-    function_call: Nothing = None
-    parsed: Nothing = None
-    reasoning: Nothing = None
-    reasoning_content: Nothing = None
-    reasoning_details: Nothing = None
-    thinking_blocks: Nothing = None
-    provider_specific_fields: Nothing = None
-    prefix: Literal[False] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a message without content in the words of a field that is missing."""
-        if self.content is None and self.role != "assistant":
-            raise ValueError("Object missing required field `content`")
-        for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
-            if getattr(self, field) and self.role != role:
-                raise ValueError(f"{field} is of use in a message of role {role} only: leave it out")
 
 
 class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
