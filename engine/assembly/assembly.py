@@ -89,6 +89,7 @@ class Engine:
             self.watch.close()
         self.store.close()
         self.tokenizer.close()
+        self.grammars.close()
         if self.workers is not None:
             self.workers.close()
 

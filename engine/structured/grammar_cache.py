@@ -1,7 +1,7 @@
 """Compile forms into grammars, once for all who ask for the same. Any thread may.
 
-What a stranger's form may cost is bounded by llguidance's limits; the first tokens are tried here, so that a form
-which exceeds them is refused before a step meets it.
+What a stranger's form may cost is bounded by llguidance's limits, and those of a process in which it is tried first.
+The first tokens are tried here, so that a form which exceeds the limits is refused before a step meets it.
 """
 
 import json
@@ -17,6 +17,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from engine.structured.grammar import Grammar, NoTokenAllowed
+from engine.structured.grammar_trial import LIMITS, GrammarTrial
 from scheduler.parameter_checks import InvalidParameter
 from scheduler.structured_outputs import MAX_STRUCTURE_CHARS, StructuredOutputsParams
 
@@ -57,6 +58,7 @@ class GrammarCache:
         self._lock = threading.Lock()
         self._kept: OrderedDict[StructuredOutputsParams, Future[Grammar]] = OrderedDict()
         self._kept_chars = 0
+        self._trial = GrammarTrial()
         self._tokenizer: LLTokenizer | None = None
         self._reading = threading.Lock()
 
@@ -87,6 +89,10 @@ class GrammarCache:
                     self._forget(asked)
         return _result(found, asked)
 
+    def close(self) -> None:
+        """End the process in which forms are tried; a form that comes later starts another."""
+        self._trial.close()
+
     def _make_room(self) -> None:
         while len(self._kept) > self._most_kept or self._kept_chars > self._most_kept_chars:
             old, _ = self._kept.popitem(last=False)
@@ -100,7 +106,12 @@ class GrammarCache:
     def _compile(self, asked: StructuredOutputsParams) -> Grammar:
         tokenizer = self._read_tokens()
         try:
-            matcher = LLMatcher(tokenizer, _written(asked), log_level=0, limits=_limits())
+            written = _written(asked)
+            if reason := self._trial.refusal(written):
+                raise asked.refusal(_remedy(reason))
+            matcher = LLMatcher(tokenizer, written, log_level=0, limits=LLParserLimits(**LIMITS))
+        except InvalidParameter:
+            raise
         except Exception as error:
             raise asked.refusal(_remedy(str(error))) from error
         except BaseException as error:
@@ -147,14 +158,6 @@ class _TableTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         return list(self._encode(text))
-
-
-def _limits() -> LLParserLimits:
-    """Return what a form may cost: some seconds when it is compiled, some milliseconds in a step."""
-    return LLParserLimits(
-        initial_lexer_fuel=500_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000,
-        max_grammar_size=100_000, verbose_errors=False,
-    )  # fmt: skip
 
 
 def _written(asked: StructuredOutputsParams) -> str:

@@ -47,3 +47,4 @@ class GrammarPool:
     def close(self) -> None:
         """Take no more work; nobody waits for what runs."""
         self._pool.close()
+        self._cache.close()

@@ -225,3 +225,13 @@ def test_what_is_kept_is_bounded_by_number_and_by_size() -> None:
     forms.compile(first)
     forms.compile(StructuredOutputsParams(choice=("x" * 92,)))
     assert forms.known(first) is None
+
+
+def test_a_form_that_is_costly_to_compile_is_refused_and_the_next_one_is_not_held_up() -> None:
+    forms = GrammarCache(lambda: tokenizer_of("bytes").table(300))
+    with pytest.raises(InvalidParameter, match="more than 2 s of processor time"):
+        forms.compile(StructuredOutputsParams(json={"type": "integer", "multipleOf": 999_983}))
+    forms.compile(StructuredOutputsParams(regex="a+"))
+    forms.close()
+    forms.compile(StructuredOutputsParams(regex="b+"))
+    forms.close()
