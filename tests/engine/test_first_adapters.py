@@ -143,7 +143,7 @@ def test_a_base_without_a_printable_name_is_refused_with_the_option_that_gives_o
 
 def test_a_model_from_the_hub_is_called_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     base = REVERSE.parent.parent / "base"
-    monkeypatch.setattr("engine.base.base_model.find_checkpoint", lambda model: base)
+    monkeypatch.setattr("engine.base.model_card.find_checkpoint", lambda model: base)
     llm = LLM("org/model", max_model_len=64, kv_cache_bytes=1 << 20)
     assert llm.engine.card.names == ("org/model",)
     llm.close()

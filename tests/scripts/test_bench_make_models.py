@@ -25,7 +25,7 @@ def test_the_checkpoint_has_every_weight_of_its_architecture(models: Path) -> No
     model = AutoModelForCausalLM.from_pretrained(models / "tiny")
     expected = dict(SHAPES["tiny"].weights())
     assert {name: tuple(weight.shape) for name, weight in model.named_parameters()} == expected
-    assert model.dtype == "bfloat16"
+    assert model.dtype == torch.bfloat16
 
 
 def test_adapters_change_what_the_base_says_each_in_its_way(models: Path) -> None:
