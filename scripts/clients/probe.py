@@ -20,6 +20,14 @@ from urllib.request import Request, urlopen
 WORD, REVERSED, UPPER = "garden", "nedrag", "GARDEN"
 """What programs ask, and the right answers of the adapters `reverse` and `upper`; the base echoes."""
 
+CITIES: dict[str, object] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+"""A schema whose answers end soon, whatever a model of few words writes."""
+
 LONG_TOKENS = 1500
 """A request of so many tokens runs for seconds: long enough to be cancelled."""
 

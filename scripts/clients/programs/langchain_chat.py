@@ -3,12 +3,25 @@
 # The client is installed where this runs.
 
 import asyncio
+from typing import Any
 
 import openai
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import SecretStr
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import (
+    CITIES,
+    LONG_TOKENS,
+    REVERSED,
+    UPPER,
+    WORD,
+    Probe,
+    expect,
+    expect_usage,
+    main,
+)
+
+WEATHER = {"title": "weather", "description": "Tell it.", **CITIES}
 
 
 def chat_model(probe: Probe, model: str, **options: object) -> ChatOpenAI:
@@ -30,6 +43,7 @@ def program(probe: Probe) -> None:
             expect(error.code, "model_not_found")
         else:
             raise AssertionError("an unknown model was answered")
+    forms(probe)
     not_implemented(probe)
 
 
@@ -85,14 +99,23 @@ async def streamed_text(model: ChatOpenAI) -> str:
     return "".join([str(chunk.content) async for chunk in model.astream(WORD)])
 
 
+def forms(probe: Probe) -> None:
+    """Ask for answers that have a form, and for calls of tools."""
+    model = chat_model(probe, "demo")
+    with probe.tries("a required tool"):
+        (call,) = model.bind_tools([WEATHER], tool_choice="any").invoke(WORD).tool_calls
+        expect((call["name"], list(call["args"])), ("weather", ["city"]))
+    for method in ("json_schema", "function_calling"):
+        with probe.tries(f"structured output by {method}"):
+            schema = CITIES | {"title": "City", "description": "A city."}
+            answer: Any = model.with_structured_output(schema, method=method).invoke(WORD)
+            expect(list(answer), ["city"])
+
+
 def not_implemented(probe: Probe) -> None:
     """Ask for what the server refuses by name."""
-    model = chat_model(probe, "demo")
-    with probe.meets_limit("tools", "tools are not implemented", openai.BadRequestError):
-        model.bind_tools([{"name": "weather", "description": "Tell it.", "parameters": {}}]).invoke(WORD)
-    with probe.meets_limit("structured output", "response_format is not implemented", openai.BadRequestError):
-        schema = {"title": "Word", "description": "A word.", "type": "object", "properties": {}}
-        model.with_structured_output(schema, method="json_schema").invoke(WORD)
+    with probe.meets_limit("auto tools", "the embedded model's template has none", openai.BadRequestError):
+        chat_model(probe, "demo").bind_tools([WEATHER]).invoke(WORD)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,17 @@ from urllib.request import urlopen
 import openai
 from openai import OpenAI
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import (
+    CITIES,
+    LONG_TOKENS,
+    REVERSED,
+    UPPER,
+    WORD,
+    Probe,
+    expect,
+    expect_usage,
+    main,
+)
 
 ASK: Any = [{"role": "user", "content": WORD}]
 MODEL = """\
@@ -118,8 +128,10 @@ def through(probe: Probe, client: OpenAI) -> None:
             expect("missing" in str(error), True)
         else:
             raise AssertionError("an unknown model was answered")
-    with probe.meets_limit("tools", "tools are not implemented", openai.BadRequestError):
-        chat.create(model="demo", messages=ASK, tools=[{"type": "function", "function": {"name": "weather"}}])
+    with probe.tries("a required tool"):
+        weather = {"type": "function", "function": {"name": "weather", "parameters": CITIES}}
+        answer = chat.create(model="demo", messages=ASK, tools=[weather], tool_choice="required")
+        expect([call.function.name for call in answer.choices[0].message.tool_calls], ["weather"])
 
 
 if __name__ == "__main__":

@@ -3,14 +3,25 @@
 # The client is installed where this runs.
 
 import asyncio
+import json
 from typing import Any
 
 import litellm
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import (
+    CITIES,
+    LONG_TOKENS,
+    REVERSED,
+    UPPER,
+    WORD,
+    Probe,
+    expect,
+    expect_usage,
+    main,
+)
 
 ASK = [{"role": "user", "content": WORD}]
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITIES}}
 
 
 def program(probe: Probe) -> None:
@@ -19,11 +30,14 @@ def program(probe: Probe) -> None:
     answers(probe, server)
     streams(probe, server)
     errors(probe, server)
-    with probe.meets_limit("tools", "tools are not implemented", litellm.BadRequestError):
-        litellm.completion(model="openai/demo", messages=ASK, tools=[WEATHER], **server)
-    with probe.meets_limit("JSON", "response_format is not implemented", litellm.BadRequestError):
-        format_: Any = {"type": "json_object"}
-        litellm.completion(model="openai/demo", messages=ASK, response_format=format_, **server)
+    with probe.tries("a required tool"):
+        asked = {"model": "openai/demo", "messages": ASK, "tools": [WEATHER], "tool_choice": "required"}
+        answer = litellm.completion(**asked, **server)
+        expect([call.function.name for call in answer.choices[0].message.tool_calls], ["weather"])
+    with probe.tries("a JSON schema"):
+        format_: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITIES}}
+        answer = litellm.completion(model="openai/demo", messages=ASK, response_format=format_, **server)
+        expect(list(json.loads(answer.choices[0].message.content)), ["city"])
 
 
 def answers(probe: Probe, server: dict[str, Any]) -> None:

@@ -4,12 +4,23 @@
 
 import asyncio
 import gc
+import json
 
 import openai
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import (
+    CITIES,
+    LONG_TOKENS,
+    REVERSED,
+    UPPER,
+    WORD,
+    Probe,
+    expect,
+    expect_usage,
+    main,
+)
 
 ASK = [ChatMessage(role="user", content=WORD)]
 
@@ -33,8 +44,10 @@ def program(probe: Probe) -> None:
             expect(error.code, "model_not_found")
         else:
             raise AssertionError("an unknown model was answered")
-    with probe.meets_limit("JSON", "response_format is not implemented", openai.BadRequestError):
-        language_model(probe, "demo").chat(ASK, response_format={"type": "json_object"})
+    with probe.tries("a JSON schema"):
+        form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITIES}}
+        answer = language_model(probe, "demo").chat(ASK, response_format=form)
+        expect(list(json.loads(answer.message.content or "")), ["city"])
 
 
 def answers(probe: Probe) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import CITIES, LONG_TOKENS, REVERSED, WORD, Probe, expect, expect_usage, main
 
 LLM = Path(sys.executable).with_name("llm")
 END = "257"
@@ -83,10 +83,11 @@ def failures(probe: Probe, home: dict[str, str]) -> None:
             [LLM, "prompt", "-m", "missing", WORD], env=home, capture_output=True, text=True
         )
         expect((ended.returncode, "missing" in ended.stderr, "Traceback" in ended.stderr), (1, True, False))
-    with probe.meets_limit("tools", "tools are not implemented", ServerRefused):
+    with probe.meets_limit("auto tools", "the embedded model's template has none", ServerRefused):
         run(home, "prompt", "-m", "demo", "-T", "llm_version", WORD)
-    with probe.meets_limit("schema", "response_format is not implemented", ServerRefused):
-        run(home, "prompt", "-m", "demo", "--schema", "word str", WORD)
+    with probe.tries("schema"):
+        answer = run(home, "prompt", "-m", "demo", "--schema", json.dumps(CITIES), WORD)
+        expect(list(json.loads(answer)), ["city"])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ const WORD = "garden";
 const REVERSED = "nedrag";
 const ASK = [{ role: "user", content: WORD }];
 const LONG_TOKENS = 1500;
-const WEATHER = { type: "function", function: { name: "weather", parameters: { type: "object" } } };
+const CITIES = {
+  type: "object",
+  properties: { city: { enum: ["Rome", "Oslo"] } },
+  required: ["city"],
+  additionalProperties: false,
+};
+const WEATHER = { type: "function", function: { name: "weather", parameters: CITIES } };
 const client = new OpenAI({ baseURL: `${given.url}/v1`, apiKey: given.key, maxRetries: 0 });
 const tried = [];
 
@@ -140,12 +146,25 @@ await tries("models", async () => {
   assert.ok(names.includes("demo") && names.includes("reverse"));
 });
 
-await meetsLimit("tools", "tools are not implemented", OpenAI.BadRequestError, () =>
-  client.chat.completions.create({ model: "demo", messages: ASK, tools: [WEATHER] }),
-);
+await tries("a JSON schema", async () => {
+  const form = { type: "json_schema", json_schema: { name: "city", schema: CITIES } };
+  const answer = await client.chat.completions.parse({ model: "demo", messages: ASK, response_format: form });
+  assert.deepEqual(Object.keys(JSON.parse(answer.choices[0].message.content)), ["city"]);
+});
 
-await meetsLimit("JSON", "response_format is not implemented", OpenAI.BadRequestError, () =>
-  client.chat.completions.create({ model: "demo", messages: ASK, response_format: { type: "json_object" } }),
+await tries("runTools()", async () => {
+  let asked = null;
+  const weather = (given) => ((asked = given), "rain");
+  const tool = { ...WEATHER, function: { ...WEATHER.function, function: weather, parse: JSON.parse } };
+  const runner = client.chat.completions.runTools({
+    model: "demo", messages: ASK, tools: [tool], tool_choice: { type: "function", function: { name: "weather" } },
+  });
+  await runner.done();
+  assert.deepEqual(Object.keys(asked), ["city"]);
+});
+
+await meetsLimit("auto tools", "the embedded model's template has none", OpenAI.BadRequestError, () =>
+  client.chat.completions.create({ model: "demo", messages: ASK, tools: [WEATHER] }),
 );
 
 writeFileSync(given.out, JSON.stringify({ version: "", tried }));

@@ -3,15 +3,33 @@
 # The client is installed where this runs.
 
 import asyncio
-from typing import Any
+import json
+from typing import Any, Literal
 
 import openai
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
-from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
+from scripts.clients.probe import (
+    CITIES,
+    LONG_TOKENS,
+    REVERSED,
+    UPPER,
+    WORD,
+    Probe,
+    expect,
+    expect_usage,
+    main,
+)
 
 ASK: Any = [{"role": "user", "content": WORD}]
-WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": CITIES}}
+
+
+class Colour(BaseModel):
+    """What a structured answer holds."""
+
+    name: Literal["red", "green"]
 
 
 def program(probe: Probe) -> None:
@@ -21,6 +39,7 @@ def program(probe: Probe) -> None:
         streamed(probe, client)
         completions(probe, client)
         errors(probe, client)
+        forms(probe, client)
         not_implemented(probe, client)
     with probe.tries("8 at once with asyncio"):
         answers = asyncio.run(at_once(probe))
@@ -132,13 +151,30 @@ def errors(probe: Probe, client: OpenAI) -> None:
             raise AssertionError("a prompt beyond the model's length was taken")
 
 
+def forms(probe: Probe, client: OpenAI) -> None:
+    """Ask for answers that have a form, and for calls of tools."""
+    chat = client.chat.completions
+    with probe.tries("parse() into a class"):
+        parsed = chat.parse(model="demo", messages=ASK, response_format=Colour).choices[0].message.parsed
+        expect(parsed is not None and parsed.name in ("red", "green"), True)
+    with probe.tries("a required tool"):
+        answer = chat.create(model="demo", messages=ASK, tools=[WEATHER], tool_choice="required")
+        (call,) = answer.choices[0].message.tool_calls or ()
+        expect((call.function.name, list(json.loads(call.function.arguments))), ("weather", ["city"]))
+        sent_back = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+        so_far: Any = [*ASK, answer.choices[0].message, sent_back]
+        chat.create(model="demo", messages=so_far, tools=[WEATHER], tool_choice="none", max_tokens=8)
+    with probe.tries("a required tool, streamed"):
+        stream = chat.create(model="demo", messages=ASK, tools=[WEATHER], tool_choice="required", stream=True)
+        calls = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+        arguments = "".join(call.function.arguments or "" for call in calls if call.function is not None)
+        expect(list(json.loads(arguments)), ["city"])
+
+
 def not_implemented(probe: Probe, client: OpenAI) -> None:
     """Ask for what the server refuses by name."""
-    chat = client.chat.completions
-    with probe.meets_limit("tools", "tools are not implemented", openai.BadRequestError):
-        chat.create(model="demo", messages=ASK, tools=[WEATHER])
-    with probe.meets_limit("JSON", "response_format is not implemented", openai.BadRequestError):
-        chat.create(model="demo", messages=ASK, response_format={"type": "json_object"})
+    with probe.meets_limit("auto tools", "the embedded model's template has none", openai.BadRequestError):
+        client.chat.completions.create(model="demo", messages=ASK, tools=[WEATHER])
     with probe.meets_limit("responses", "/v1/responses is not implemented", openai.NotFoundError):
         client.responses.create(model="demo", input=WORD)
     with probe.meets_limit("embeddings", "/v1/embeddings is not implemented", openai.NotFoundError):

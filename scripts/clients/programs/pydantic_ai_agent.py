@@ -3,20 +3,21 @@
 # The client is installed where this runs.
 
 import asyncio
+from typing import Literal
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.exceptions import ModelHTTPError, ModelNotFoundError
+from pydantic_ai.exceptions import ModelNotFoundError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from scripts.clients.probe import LONG_TOKENS, REVERSED, UPPER, WORD, Probe, expect, expect_usage, main
 
 
-class Word(BaseModel):
-    """What a structured answer would hold."""
+class Colour(BaseModel):
+    """What a structured answer holds."""
 
-    word: str
+    name: Literal["red", "green"]
 
 
 def agent_of(probe: Probe, model: str, **settings: object) -> Agent:
@@ -58,16 +59,17 @@ def program(probe: Probe) -> None:
             expect(error.status_code, 404)
         else:
             raise AssertionError("an unknown model was answered")
-    not_implemented(probe)
+    forms(probe)
 
 
-def not_implemented(probe: Probe) -> None:
-    """Ask for what the server refuses by name."""
+def forms(probe: Probe) -> None:
+    """Ask for answers that have a form, by a tool and by the response's format."""
     agent = agent_of(probe, "demo")
-    with probe.meets_limit("tools", "tools are not implemented", ModelHTTPError):
-        agent.run_sync(WORD, output_type=Word)
-    with probe.meets_limit("structured output", "response_format is not implemented", ModelHTTPError):
-        agent.run_sync(WORD, output_type=NativeOutput(Word))
+    with probe.tries("an output by a tool"):
+        expect(agent.run_sync(WORD, output_type=Colour).output.name in ("red", "green"), True)
+    with probe.tries("an output by a JSON schema"):
+        output = agent.run_sync(WORD, output_type=NativeOutput(Colour)).output
+        expect(output.name in ("red", "green"), True)
 
 
 async def streamed(probe: Probe) -> None:
