@@ -154,17 +154,18 @@ def errors(probe: Probe, client: OpenAI) -> None:
 def forms(probe: Probe, client: OpenAI) -> None:
     """Ask for answers that have a form, and for calls of tools."""
     chat = client.chat.completions
+    one: Any = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
     with probe.tries("parse() into a class"):
         parsed = chat.parse(model="demo", messages=ASK, response_format=Colour).choices[0].message.parsed
         expect(parsed is not None and parsed.name in ("red", "green"), True)
     with probe.tries("a required tool"):
-        answer = chat.create(model="demo", messages=ASK, tools=[WEATHER], tool_choice="required")
+        answer = chat.create(model="demo", messages=ASK, **one)
         (call,) = answer.choices[0].message.tool_calls or ()
         expect((call.function.name, list(json.loads(call.function.arguments))), ("weather", ["city"]))
         sent_back = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
         so_far: Any = [*ASK, answer.choices[0].message, sent_back]
         chat.create(model="demo", messages=so_far, tools=[WEATHER], tool_choice="none", max_tokens=8)
-    with probe.tries("a required tool, streamed"):
+    with probe.tries("a required tool in a stream"):
         stream = chat.create(model="demo", messages=ASK, tools=[WEATHER], tool_choice="required", stream=True)
         calls = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
         arguments = "".join(call.function.arguments or "" for call in calls if call.function is not None)
