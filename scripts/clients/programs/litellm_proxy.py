@@ -129,8 +129,8 @@ def through(probe: Probe, client: OpenAI) -> None:
         else:
             raise AssertionError("an unknown model was answered")
     with probe.tries("a required tool"):
-        weather = {"type": "function", "function": {"name": "weather", "parameters": CITIES}}
-        answer = chat.create(model="demo", messages=ASK, tools=[weather], tool_choice="required")
+        weather: Any = {"type": "function", "function": {"name": "weather", "parameters": CITIES}}
+        answer: Any = chat.create(model="demo", messages=ASK, tools=[weather], tool_choice="required")
         expect([call.function.name for call in answer.choices[0].message.tool_calls], ["weather"])
 
 

@@ -159,8 +159,8 @@ def forms(probe: Probe, client: OpenAI) -> None:
         parsed = chat.parse(model="demo", messages=ASK, response_format=Colour).choices[0].message.parsed
         expect(parsed is not None and parsed.name in ("red", "green"), True)
     with probe.tries("a required tool"):
-        answer = chat.create(model="demo", messages=ASK, **one)
-        (call,) = answer.choices[0].message.tool_calls or ()
+        answer: Any = chat.create(model="demo", messages=ASK, **one)
+        (call,) = answer.choices[0].message.tool_calls
         expect((call.function.name, list(json.loads(call.function.arguments))), ("weather", ["city"]))
         sent_back = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
         so_far: Any = [*ASK, answer.choices[0].message, sent_back]

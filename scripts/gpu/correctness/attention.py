@@ -28,13 +28,13 @@ STEPS: dict[str, list[SequenceRows]] = {
     "mixed": [(40, 41), (0, 77), (100, 180), (1500, 1501), (600, 620), (15, 16)],
 }
 GEOMETRIES: dict[str, tuple[ModelConfig, torch.dtype]] = {
-    "8 of 32 heads of 128, bf16": (llama(64, 64, 1, (32, 8, 128), 8, torch.bfloat16), torch.bfloat16),
-    "2 of 14 heads of 64, bf16": (llama(64, 64, 1, (14, 2, 64), 8, torch.bfloat16), torch.bfloat16),
+    "8 of 32 heads of 128, bf16": (llama(64, 64, 1, (32, 8, 128), 8, "bfloat16"), torch.bfloat16),
+    "2 of 14 heads of 64, bf16": (llama(64, 64, 1, (14, 2, 64), 8, "bfloat16"), torch.bfloat16),
     "window of 70, bf16": (
-        replace(llama(64, 64, 1, (8, 4, 64), 8, torch.bfloat16), windows=(70,)),
+        replace(llama(64, 64, 1, (8, 4, 64), 8, "bfloat16"), windows=(70,)),
         torch.bfloat16,
     ),
-    "2 of 4 heads of 32, float32": (llama(64, 64, 1, (4, 2, 32), 8, torch.float32), torch.float32),
+    "2 of 4 heads of 32, float32": (llama(64, 64, 1, (4, 2, 32), 8, "float32"), torch.float32),
 }
 
 
