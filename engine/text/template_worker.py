@@ -2,20 +2,16 @@
 
 A template comes with a model or an adapter, and is a program: nothing else bounds what its loops and products cost. So
 the operating system bounds this process: a render that takes too much processor time ends it, one that takes too much
-memory fails. It imports nothing of the project, so that it starts quickly. Its environment is that of transformers'
+memory fails. Its environment is that of transformers'
 `apply_chat_template`, whose templates these are.
 """
 
 import json
-import resource
-import signal
-import socket
-import struct
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
@@ -24,7 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-LENGTH = struct.Struct("<Q")
+from engine.text.bounded_jobs import serve_jobs
+
 _MOST_COMPILED = 64  # templates that are kept compiled
 
 
@@ -110,26 +107,8 @@ def render(job: Mapping[str, Any], compiled: Callable[[str], Any]) -> dict[str, 
     return {"text": "".join(parts)} if length <= job["most_chars"] else {"length": length}
 
 
-def serve(jobs: BinaryIO, answers: BinaryIO, most_cpu_s: float) -> None:
-    """Answer jobs until the other end closes."""
-    compiled = lru_cache(_MOST_COMPILED)(make_environment().from_string)
-    while len(header := jobs.read(LENGTH.size)) == LENGTH.size:
-        job = json.loads(jobs.read(LENGTH.unpack(header)[0]))
-        signal.setitimer(
-            signal.ITIMER_PROF, most_cpu_s
-        )  # its signal ends a process that has no handler for it
-        answer = json.dumps(render(job, compiled)).encode()
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(LENGTH.pack(len(answer)) + answer)
-        answers.flush()
-
-
-def main(descriptor: int, most_cpu_s: float, most_bytes: int) -> None:
-    """Bound this process, and serve the socket that has this descriptor."""
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
-    with socket.socket(fileno=descriptor) as end, end.makefile("rb") as jobs, end.makefile("wb") as answers:
-        serve(jobs, answers, most_cpu_s)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    compile_template = lru_cache(_MOST_COMPILED)(make_environment().from_string)
+    serve_jobs(
+        lambda job: render(job, compile_template), int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from engine.errors import EngineError
-from engine.text.template_worker import LENGTH
+from engine.text.bounded_jobs import LENGTH
 
 Content = bytes | bytearray | memoryview
 

@@ -26,7 +26,7 @@ from engine.api.bodies.body_messages import (
 from engine.api.bodies.body_readers import READERS
 from engine.api.errors import FORESEEN, as_api_error
 from engine.api.parsing import ServedModels
-from engine.text.template_worker import LENGTH
+from engine.text.bounded_jobs import LENGTH
 from engine.tokenizer import Tokenizer
 
 

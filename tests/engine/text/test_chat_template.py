@@ -94,8 +94,8 @@ def test_a_text_that_is_too_long_is_measured_and_not_returned(renderer: Template
 def test_a_renderer_that_is_dropped_ends_its_process() -> None:
     renderer = TemplateRenderer()
     ChatTemplate(CHATML, {}, renderer).check(ENCODE)
-    assert renderer._worker is not None
-    process: subprocess.Popen[bytes] = renderer._worker._process
+    assert renderer._process._worker is not None
+    process: subprocess.Popen[bytes] = renderer._process._worker._process
     assert process.poll() is None
     del renderer
     assert process.poll() is not None
