@@ -107,19 +107,13 @@ class GrammarCache:
         tokenizer = self._read_tokens()
         try:
             written = _written(asked)
-            if reason := self._trial.refusal(written):
-                raise asked.refusal(_remedy(reason))
-            matcher = LLMatcher(tokenizer, written, log_level=0, limits=LLParserLimits(**LIMITS))
-        except InvalidParameter:
-            raise
-        except Exception as error:
+        except ValueError as error:
             raise asked.refusal(_remedy(str(error))) from error
-        except BaseException as error:
-            if (
-                type(error).__name__ != "PanicException"
-            ):  # of a library in Rust: no Exception, and not importable
-                raise
-            raise asked.refusal(_remedy("the compiler failed")) from error
+        if reason := self._trial.refusal(
+            written
+        ):  # here a panic of the library has ended a process, not this one
+            raise asked.refusal(_remedy(reason))
+        matcher = LLMatcher(tokenizer, written, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise asked.refusal(_remedy(matcher.get_error()))
         grammar = Grammar(matcher, tokenizer.vocab_size - 1)

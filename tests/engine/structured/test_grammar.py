@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.errors import EngineError
 from engine.structured.grammar import Grammar, NoTokenAllowed
 from engine.structured.grammar_cache import GrammarCache, TokenTable
 from engine.tokenizer import Tokenizer
@@ -234,4 +235,15 @@ def test_a_form_that_is_costly_to_compile_is_refused_and_the_next_one_is_not_hel
     forms.compile(StructuredOutputsParams(regex="a+"))
     forms.close()
     forms.compile(StructuredOutputsParams(regex="b+"))
+    forms.close()
+
+
+def test_a_process_that_cannot_be_started_is_no_fault_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = GrammarCache(lambda: tokenizer_of("bytes").table(300))
+    asked = StructuredOutputsParams(regex="a+")
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", "/nowhere/python")
+        with pytest.raises(EngineError, match="no process can be started to try a form"):
+            forms.compile(asked)
+    forms.compile(asked)
     forms.close()
