@@ -125,7 +125,6 @@ class ControlClient:
         """Hold a stream to the coordinator for as long as this member lives."""
         wait_s = _LEAST_WAIT_S
         while True:
-            self.is_connected = False
             channel = self._connection.channel()
             try:
                 await self._hold(channel)
@@ -136,6 +135,7 @@ class ControlClient:
             finally:
                 await channel.close()
             wait_s = _LEAST_WAIT_S if self.is_connected else min(_MOST_WAIT_S, 2 * wait_s)
+            self.is_connected = False
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:

@@ -318,6 +318,7 @@ def test_a_pin_is_kept_by_its_name_and_brings_copies_whatever_the_name_comes_to_
             with pytest.raises(UnknownModel):
                 await admin.set("nobody", EntrySettings(pinned=1))
             await rig.kill_coordinator()
+            await until(lambda: not router.is_connected)
             server = await rig.coordinator(tmp_path / "catalogue")
             assert server.catalogue.entries["poet"].pinned == 2
             await until(lambda: router.is_connected)
