@@ -8,6 +8,7 @@ A role is imported once it is known: only what computes imports torch, which tak
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -185,6 +186,14 @@ def stopped_by_signals() -> asyncio.Event:
     return stop
 
 
+def tell_ready(text: str) -> None:
+    """Write `text` to standard output, and have garbage collection skip what start-up made."""
+    gc.collect()
+    gc.freeze()  # it lives as long as the process; to look through it again would hold every thread half a second
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
     from engine.assembly.assembly import assemble  # noqa: PLC0415 - imports torch
     from engine.async_engine import AsyncEngine  # noqa: PLC0415 - imports torch
@@ -208,16 +217,15 @@ async def _run(node: "AsyncEngine", engine: "Engine", config: ServeConfig) -> No
         membership = NodeRole(config, engine, node, weights)
 
     def announce(address: str) -> None:
-        adapters = len(node.adapters())
-        sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
+        told = f"ready at {address}: {node.model_name} with {len(node.adapters())} adapters\n"
         if node.peer_address is not None:
-            chosen = (
+            free = (
                 ""
                 if config.engine.peers.listen
                 else " (a free port of this machine: --peer-listen names one)"
             )
-            sys.stdout.write(f"peers may pull adapters at {node.peer_address}{chosen}\n")
-        sys.stdout.flush()
+            told += f"peers may pull adapters at {node.peer_address}{free}\n"
+        tell_ready(told)
 
     stop, loop = stopped_by_signals(), asyncio.get_running_loop()
     node.on_failure(stop.set)
@@ -235,8 +243,7 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
-        sys.stdout.write(f"router ready at {address}: {role.client.model_name}\n")
-        sys.stdout.flush()
+        tell_ready(f"router ready at {address}: {role.client.model_name}\n")
 
     await serve(role.client, config, announce, stopped_by_signals(), role)
 
@@ -245,8 +252,7 @@ async def _run_coordinator(config: ServeConfig) -> None:
     from engine.cluster.roles.coordinator_role import run_coordinator  # noqa: PLC0415 - imports what places adapters
 
     def announce(address: str) -> None:
-        sys.stdout.write(f"coordinator ready at {address}\n")
-        sys.stdout.flush()
+        tell_ready(f"coordinator ready at {address}\n")
 
     await run_coordinator(config, announce, stopped_by_signals())
 

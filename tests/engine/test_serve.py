@@ -1,6 +1,7 @@
 """Serving and stopping: the address that is told is the one that answers, and what runs may finish."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from engine.api.server.listener import HttpServer
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
-from engine.serve import FAILURE, access_rules, main, serve, stopped_by_signals
+from engine.serve import FAILURE, access_rules, main, serve, stopped_by_signals, tell_ready
 from engine.tokenizer import Tokenizer
 from scheduler.step import StepScheduler
 from scripts.certificates import make_certificates
@@ -114,6 +115,19 @@ def test_the_first_signal_stops_and_the_second_finds_the_system_s_default(number
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
     asyncio.run(scenario())
+
+
+def test_garbage_collection_skips_what_was_made_before_a_server_is_ready(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made: list[list[int]] = [[] for _ in range(1000)]
+    try:
+        tell_ready("ready\n")
+        seen = {id(each) for each in gc.get_objects()}
+        assert not seen & {id(each) for each in made}
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().out == "ready\n"
 
 
 @pytest.mark.parametrize(
