@@ -30,6 +30,7 @@ _OWN_OPTIONS = {
     "--port": 1,
     "--host": 1,
     "--registry-file": 1,
+    "--batch-dir": 1,
     "--grpc-port": 1,
 }
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -131,7 +132,7 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
     ports = iter(_free_ports(1 + 3 * nodes))
     coordinator = f"{_LOCAL}:{next(ports)}"
     trust = ("--peer-plain",) if config.engine.peers.tls_cert is None else ()
-    registry = config.cluster.registry_file
+    registry, batches = config.cluster.registry_file, config.batches.batch_dir
     parts = [
         Part(
             "coordinator",
@@ -164,7 +165,7 @@ def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
                 f"router-{at}",
                 (*shared, *trust, "--role", "router", "--coordinator", coordinator, "--host", config.host,
                  "--routers", str(routers), "--node-name", f"router-{at}",
-                 "--port", port, *rpc),
+                 "--port", port, *rpc, *(("--batch-dir", str(batches)) if batches else ())),
             )
         )  # fmt: skip
     return tuple(parts)

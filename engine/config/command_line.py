@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.config.access_config import AccessConfig
+from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
@@ -21,7 +22,15 @@ from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
     option
-    for owner in (EngineConfig, ServeConfig, HttpConfig, AccessConfig, PeerConfig, ClusterConfig)
+    for owner in (
+        EngineConfig,
+        ServeConfig,
+        HttpConfig,
+        BatchesConfig,
+        AccessConfig,
+        PeerConfig,
+        ClusterConfig,
+    )
     for option in options_of(owner)
 )
 BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
@@ -30,6 +39,12 @@ _BATCH_PURPOSE = (
     "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
 )
 _ANY_LOCAL = "127.0.0.1:0"
+_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "coordinator": ("nodes", "batch_dir"),
+    "node": ("nodes", "registry_file", "batch_dir"),
+    "router": ("nodes", "registry_file"),
+}
+"""What a role does not read of what all roles share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +66,7 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     )
     if (role := given.get("role")) is not None:
         # They may stand in a file that whoever started this process shares with it.
-        others = ("nodes", "registry_file") if role.value in ("node", "router") else ("nodes",)
+        others = _OTHERS.get(str(role.value), ("nodes",))
         written = {each.partition("=")[0] for each in arguments}
         for key in others:
             if f"--{key.replace('_', '-')}" not in written:
@@ -65,9 +80,9 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
-    return ServeConfig(
-        **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster
-    )
+    batches = BatchesConfig(**_fields(BatchesConfig, given))
+    rest = _fields(ServeConfig, given)
+    return ServeConfig(**rest, engine=engine, access=access, http=http, batches=batches, cluster=cluster)
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:
