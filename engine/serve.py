@@ -27,7 +27,8 @@ from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.base.model_card import base_folder
 from engine.catalogue.catalogue_file import CatalogueFile
-from engine.cluster.launcher import launch
+from engine.cluster.launching.local_launcher import launch
+from engine.cluster.launching.ray_launcher import launch_on_ray
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
@@ -276,6 +277,8 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
+        if config.launch.launcher == "ray":
+            return launch_on_ray(arguments, config)
         if config.cluster.nodes is not None:
             return launch(arguments, config)
         _serve_role(config)
