@@ -10,12 +10,10 @@ A role is imported once it is known: only what computes imports torch, which tak
 import asyncio
 import logging
 import os
-import signal
 import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,17 +25,18 @@ from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.base.model_card import base_folder
 from engine.catalogue.catalogue_file import CatalogueFile
-from engine.cluster.launcher import launch
+from engine.cluster.launching.local_launcher import launch
+from engine.cluster.launching.ray_launcher import launch_on_ray
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
-from engine.metrics.log_queue import CLOSE_S, server_log
+from engine.metrics.log_queue import server_log
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
-from lora.daemon_threads import CallHangs, DeadlineCalls
+from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AllowedRoots
 from model.checkpoint_files import CheckpointError, weights_digest
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 USAGE_ERROR, FAILURE = 2, 1
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Membership(Protocol):
@@ -171,21 +169,6 @@ async def _listen(server: HttpServer, config: ServeConfig) -> str:
         raise InvalidConfig("port", config.port, reason) from error
 
 
-def stopped_by_signals() -> asyncio.Event:
-    """Return an event that the first signal sets; the second signal finds the system's default and kills."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def begin() -> None:
-        stop.set()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, begin)
-    return stop
-
-
 def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
     from engine.assembly.assembly import assemble  # noqa: PLC0415 - imports torch
     from engine.async_engine import AsyncEngine  # noqa: PLC0415 - imports torch
@@ -209,21 +192,21 @@ async def _run(node: "AsyncEngine", engine: "Engine", config: ServeConfig) -> No
         membership = NodeRole(config, engine, node, weights)
 
     def announce(address: str) -> None:
-        adapters = len(node.adapters())
-        sys.stdout.write(f"ready at {address}: {node.model_name} with {adapters} adapters\n")
+        told = f"ready at {address}: {node.model_name} with {len(node.adapters())} adapters\n"
         if node.peer_address is not None:
-            chosen = (
+            free = (
                 ""
                 if config.engine.peers.listen
                 else " (a free port of this machine: --peer-listen names one)"
             )
-            sys.stdout.write(f"peers may pull adapters at {node.peer_address}{chosen}\n")
-        sys.stdout.flush()
+            told += f"peers may pull adapters at {node.peer_address}{free}\n"
+        tell_ready(told)
 
     stop, loop = stopped_by_signals(), asyncio.get_running_loop()
     node.on_failure(stop.set)
     if workers is not None:
         workers.on_failure(lambda: loop.call_soon_threadsafe(stop.set))
+    freeze_objects()
     await serve(node, config, announce, stop, membership)
     failure = node.failure or (workers.failure if workers is not None else None)
     if failure is not None:
@@ -236,9 +219,9 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
-        sys.stdout.write(f"router ready at {address}: {role.client.model_name}\n")
-        sys.stdout.flush()
+        tell_ready(f"router ready at {address}: {role.client.model_name}\n")
 
+    freeze_objects()
     await serve(role.client, config, announce, stopped_by_signals(), role)
 
 
@@ -246,8 +229,8 @@ async def _run_coordinator(config: ServeConfig) -> None:
     from engine.cluster.roles.coordinator_role import run_coordinator  # noqa: PLC0415 - imports what places adapters
 
     def announce(address: str) -> None:
-        sys.stdout.write(f"coordinator ready at {address}\n")
-        sys.stdout.flush()
+        freeze_objects()
+        tell_ready(f"coordinator ready at {address}\n")
 
     await run_coordinator(config, announce, stopped_by_signals())
 
@@ -266,25 +249,20 @@ def _serve_role(config: ServeConfig) -> None:
                 _run_engine(config, telemetry)
 
 
-def _tell(error: Exception) -> None:
-    """Say on standard error what ends the server; nothing waits long for one that nobody reads."""
-    with suppress(CallHangs):
-        line = f"python -m engine.serve: {error}\n"
-        DeadlineCalls(CLOSE_S).run("standard error", lambda: sys.stderr.write(line))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
+        if config.launch.launcher == "ray":
+            return launch_on_ray(arguments, config)
         if config.cluster.nodes is not None:
             return launch(arguments, config)
         _serve_role(config)
     except (InvalidConfig, CheckpointError, UnsupportedModel, AdapterRefused) as error:
-        _tell(error)
+        tell_end(error)
         return USAGE_ERROR
     except (EngineStopped, WorkersFailed) as error:
-        _tell(error)
+        tell_end(error)
         return FAILURE
     return 0
 

@@ -14,6 +14,7 @@ from engine.config.access_config import AccessConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
@@ -30,6 +31,7 @@ SERVE_OPTIONS = tuple(
         AccessConfig,
         PeerConfig,
         ClusterConfig,
+        LaunchConfig,
     )
     for option in options_of(owner)
 )
@@ -60,13 +62,17 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     )
     if (role := given.get("role")) is not None:
         # They may stand in a file that whoever started this process shares with it.
-        others = ("nodes", "registry_file") if role.value in ("node", "router") else ("nodes",)
+        others = ["nodes", *(option.key for option in options_of(LaunchConfig))]
+        if role.value in ("node", "router"):
+            others.append("registry_file")
         written = {each.partition("=")[0] for each in arguments}
         for key in others:
             if f"--{key.replace('_', '-')}" not in written:
                 given.pop(key, None)
     cluster = ClusterConfig(**_fields(ClusterConfig, given))
-    if cluster.role != "single" and not {"peer", "peer_listen"} & given.keys():
+    launch = LaunchConfig(**_fields(LaunchConfig, given))
+    starts_far = launch.launcher == "ray" and cluster.nodes is not None and not launch.commands
+    if (cluster.role != "single" or starts_far) and not {"peer", "peer_listen"} & given.keys():
         given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
@@ -76,7 +82,7 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
     return ServeConfig(
-        **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster
+        **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster, launch=launch
     )
 
 

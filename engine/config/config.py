@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from engine.config.access_config import AccessConfig, key_name
 from engine.config.cluster_config import ClusterConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
     CHAT_TEMPLATE,
@@ -47,6 +48,7 @@ _NO_SOURCES = SourceConfig()
 _OPEN = AccessConfig()
 _BOUNDED = HttpConfig()
 _SINGLE = ClusterConfig()
+_LOCAL = LaunchConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +228,11 @@ class ServeConfig:
     access: AccessConfig = _OPEN
     http: HttpConfig = _BOUNDED
     cluster: ClusterConfig = _SINGLE
+    launch: LaunchConfig = _LOCAL
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.launch.check_cluster(self.cluster)
         if self.access_log_file is not None and self.access_log == "off":
             remedy = "it does nothing without --access-log: give text or json there, or leave it out"
             raise InvalidConfig("access_log_file", str(self.access_log_file), remedy)

@@ -20,6 +20,7 @@ from engine.config.cluster_config import ClusterConfig, PolicyName
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.config.source_config import SourceConfig
@@ -276,11 +277,12 @@ def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers", "sources"}),
         (SourceConfig, set[str]()),
-        (ServeConfig, {"engine", "access", "http", "cluster"}),
+        (ServeConfig, {"engine", "access", "http", "cluster", "launch"}),
         (HttpConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
         (ClusterConfig, set[str]()),
+        (LaunchConfig, set[str]()),
     ):
         assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
     for options in (SERVE_OPTIONS, BATCH_OPTIONS):

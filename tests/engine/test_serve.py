@@ -1,6 +1,7 @@
 """Serving and stopping: the address that is told is the one that answers, and what runs may finish."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -19,7 +20,8 @@ from engine.api.server.listener import HttpServer
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
-from engine.serve import FAILURE, access_rules, main, serve, stopped_by_signals
+from engine.serve import FAILURE, access_rules, main, serve
+from engine.server_process import freeze_objects, stopped_by_signals
 from engine.tokenizer import Tokenizer
 from scheduler.step import StepScheduler
 from scripts.certificates import make_certificates
@@ -114,6 +116,16 @@ def test_the_first_signal_stops_and_the_second_finds_the_system_s_default(number
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
     asyncio.run(scenario())
+
+
+def test_garbage_collection_skips_what_lives_when_a_server_is_ready() -> None:
+    made: list[list[int]] = [[] for _ in range(1000)]
+    try:
+        freeze_objects()
+        seen = {id(each) for each in gc.get_objects()}
+        assert not seen & {id(each) for each in made}
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(

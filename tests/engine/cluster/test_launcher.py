@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.cluster.launcher import plan
+from engine.cluster.launching.local_launcher import plan
 from engine.config.command_line import serve_config
 
 
