@@ -26,7 +26,8 @@ from engine.api.server.listener import HttpServer
 from engine.base.model_card import base_folder
 from engine.batches.batch_routes import BatchRoutes
 from engine.catalogue.catalogue_file import CatalogueFile
-from engine.cluster.launcher import launch
+from engine.cluster.launching.local_launcher import launch
+from engine.cluster.launching.ray_launcher import launch_on_ray
 from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
@@ -79,8 +80,9 @@ async def serve(
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
     roots, log = lora_roots(config), _request_log(config)
+    sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
-    rules, admin = access_rules(config), AdapterAdmin(client, roots)
+    rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
     batches = _batches(client, config)
     app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http, batches)
     server = HttpServer(app, _tls(config.access), config.http)
@@ -265,6 +267,8 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop, and return the process's exit code."""
     try:
         config = serve_config(arguments, os.environ)
+        if config.launch.launcher == "ray":
+            return launch_on_ray(arguments, config)
         if config.cluster.nodes is not None:
             return launch(arguments, config)
         _serve_role(config)

@@ -33,7 +33,9 @@ class ClusterConfig:
     ] = "single"
     nodes: Annotated[
         int | None,
-        Option("cluster", COUNT, "start a router, a coordinator and so many nodes on this machine"),
+        Option(
+            "cluster", COUNT, "start a router, a coordinator and so many nodes, on this machine or by Ray"
+        ),
     ] = None
     routers: Annotated[
         int, Option("cluster", COUNT, "routers that --nodes starts, at consecutive ports from --port on")

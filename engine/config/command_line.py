@@ -15,25 +15,29 @@ from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
     option
     for owner in (
         EngineConfig,
+        SourceConfig,
         ServeConfig,
         HttpConfig,
         BatchesConfig,
         AccessConfig,
         PeerConfig,
         ClusterConfig,
+        LaunchConfig,
     )
     for option in options_of(owner)
 )
-BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
+BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig), *options_of(SourceConfig))
 _BATCH_PURPOSE = (
     "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
     "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
@@ -66,23 +70,31 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     )
     if (role := given.get("role")) is not None:
         # They may stand in a file that whoever started this process shares with it.
-        others = _OTHERS.get(str(role.value), ("nodes",))
+        others = (
+            *_OTHERS.get(str(role.value), ("nodes",)),
+            *(option.key for option in options_of(LaunchConfig)),
+        )
         written = {each.partition("=")[0] for each in arguments}
         for key in others:
             if f"--{key.replace('_', '-')}" not in written:
                 given.pop(key, None)
     cluster = ClusterConfig(**_fields(ClusterConfig, given))
-    if cluster.role != "single" and not {"peer", "peer_listen"} & given.keys():
+    launch = LaunchConfig(**_fields(LaunchConfig, given))
+    starts_far = launch.launcher == "ray" and cluster.nodes is not None and not launch.commands
+    if (cluster.role != "single" or starts_far) and not {"peer", "peer_listen"} & given.keys():
         given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
     peers = PeerConfig(**_fields(PeerConfig, given))
-    engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
+    sources = SourceConfig(**_fields(SourceConfig, given))
+    engine = EngineConfig(**_fields(EngineConfig, given), peers=peers, sources=sources)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
     batches = BatchesConfig(**_fields(BatchesConfig, given))
-    rest = _fields(ServeConfig, given)
-    return ServeConfig(**rest, engine=engine, access=access, http=http, batches=batches, cluster=cluster)
+    return ServeConfig(
+        **_fields(ServeConfig, given), engine=engine, access=access, http=http, batches=batches, cluster=cluster,
+        launch=launch,
+    )  # fmt: skip
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:
@@ -91,7 +103,9 @@ def batch_config(arguments: Sequence[str]) -> BatchConfig:
     for name in ("input", "output"):
         if name not in given:
             raise InvalidConfig(name, None, f"name a file with -{name[0]}")
-    return BatchConfig(**_fields(BatchConfig, given), engine=EngineConfig(**_fields(EngineConfig, given)))
+    sources = SourceConfig(**_fields(SourceConfig, given))
+    engine = EngineConfig(**_fields(EngineConfig, given), sources=sources)
+    return BatchConfig(**_fields(BatchConfig, given), engine=engine)
 
 
 def _given(

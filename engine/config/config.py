@@ -13,6 +13,7 @@ from engine.config.access_config import AccessConfig, key_name
 from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Option, check_fields
 from engine.config.option_types import (
     CHAT_TEMPLATE,
@@ -31,6 +32,7 @@ from engine.config.option_types import (
     one_of,
 )
 from engine.config.peer_config import PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
@@ -43,18 +45,20 @@ LogLevel = Literal["debug", "info", "warning"]
 ToolParser = Literal["auto", "none", "hermes", "llama3_json", "mistral"]
 
 _NO_PEERS = PeerConfig()
+_NO_SOURCES = SourceConfig()
 _OPEN = AccessConfig()
 _BOUNDED = HttpConfig()
 _SINGLE = ClusterConfig()
 _NO_BATCHES = BatchesConfig()
+_LOCAL = LaunchConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """One engine: a base model, its adapters, and how much of the machine it may use.
 
-    `loras` maps names to PEFT folders that are loaded at start. Every PEFT folder below `lora_dir` is known by its
-    folder's name and loaded when first asked for. Sizes left None are derived at start from model and machine.
+    `loras` maps names to PEFT folders or URLs that are loaded at start. Every PEFT folder below `lora_dir` is known by
+    its folder's name and loaded when first asked for. Sizes left None are derived at start from model and machine.
     """
 
     model: Annotated[
@@ -63,7 +67,7 @@ class EngineConfig:
     ] = None
     loras: Annotated[
         Mapping[str, str | Path] | None,
-        Option("adapters", LORA, "load this PEFT folder at start", "lora", many=True),
+        Option("adapters", LORA, "load this PEFT folder or URL at start", "lora", many=True),
     ] = None
     dtype: Annotated[
         DtypeChoice,
@@ -183,6 +187,7 @@ class EngineConfig:
     ] = None
     block_size: Annotated[int, Option("scheduling", COUNT, "tokens per block of K/V")] = DEFAULTS.block_size
     peers: PeerConfig = _NO_PEERS
+    sources: SourceConfig = _NO_SOURCES
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -226,9 +231,11 @@ class ServeConfig:
     http: HttpConfig = _BOUNDED
     batches: BatchesConfig = _NO_BATCHES
     cluster: ClusterConfig = _SINGLE
+    launch: LaunchConfig = _LOCAL
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.launch.check_cluster(self.cluster)
         if self.access_log_file is not None and self.access_log == "off":
             remedy = "it does nothing without --access-log: give text or json there, or leave it out"
             raise InvalidConfig("access_log_file", str(self.access_log_file), remedy)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from lora.sources.allowed_sources import AllowedSources, SourceTemplate
+from lora.sources.source_url import AdapterSource, SourceUrl, is_url
 from transport.base import Address
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
@@ -153,20 +155,44 @@ def _check_readable(value: object) -> None:
         raise ValueError(f"it cannot be read ({error.strerror}): give a file") from error
 
 
-def _parse_lora(raw: str, base: Path) -> tuple[str, Path]:
+def _parse_lora(raw: str, base: Path) -> tuple[str, str | Path]:
     name, separator, folder = raw.partition("=")
     if not (name and separator and folder):
-        raise ValueError("give NAME=DIR")
-    return name, _path(folder, base)
+        raise ValueError("give NAME=DIR or NAME=URL")
+    return name, folder if is_url(folder) else _path(folder, base)
 
 
 def _check_lora(value: object) -> None:
-    """Accept a pair of a name and a folder, which in Python may be a text as well."""
+    """Accept a pair of a name and a folder, which in Python may be a text as well, or a URL."""
     match value:
         case (str(name), str() | Path() as folder) if name:
-            _check_folder(Path(folder))
+            source = operator_source(folder)
+            if isinstance(source, Path):
+                _check_folder(source)
         case _:
             raise ValueError("give NAME=DIR (in Python a mapping from names to folders)")
+
+
+def operator_source(given: str | Path) -> AdapterSource:
+    """Read the place of an adapter that an operator names; a `file` URL is but a path. Raises ValueError."""
+    if isinstance(given, Path) or not is_url(given):
+        return Path(given)
+    url = SourceUrl.parse(given)
+    return url.path if url.scheme == "file" else url
+
+
+def _check_source(value: object) -> None:
+    """Accept a URL that adapters may lie below."""
+    if not isinstance(value, str):
+        raise ValueError("give a URL")
+    AllowedSources.of((value,))
+
+
+def _check_template(value: object) -> None:
+    """Accept a URL with a place for a name."""
+    if not isinstance(value, str):
+        raise ValueError("give a URL with {name} in it")
+    SourceTemplate.parse(value)
 
 
 def _parse_weight(raw: str, base: Path) -> tuple[str, float]:
@@ -266,7 +292,9 @@ DIRECTORY = OptionType("DIR", _path, _check_path)
 FOLDER = OptionType("DIR", _path, _check_folder)
 ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
 WEIGHT = OptionType("KEY=WEIGHT", _parse_weight, _check_weight, container=dict)
-LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)
+SOURCE = OptionType("URL", _text, _check_source, secret=True)  # it may have been given with a password
+TEMPLATE = OptionType("URL", _text, _check_template, secret=True)
+LORA = OptionType("NAME=DIR|URL", _parse_lora, _check_lora, container=dict)
 
 WRITTEN = (SIZE, FILE, READABLE_FILE, DIRECTORY, FOLDER, ADDRESS)
 """Types whose values may be texts in Python too, as they are on the command line."""

@@ -21,8 +21,10 @@ from engine.config.cluster_config import ClusterConfig, PolicyName
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
 from engine.config.http_config import HttpConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice
 from scheduler.cluster.cost.profile import Slo, to_json
@@ -274,13 +276,15 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
-        (EngineConfig, {"peers"}),
-        (ServeConfig, {"engine", "access", "http", "batches", "cluster"}),
+        (EngineConfig, {"peers", "sources"}),
+        (SourceConfig, set[str]()),
+        (ServeConfig, {"engine", "access", "http", "batches", "cluster", "launch"}),
         (HttpConfig, set[str]()),
         (BatchesConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
         (ClusterConfig, set[str]()),
+        (LaunchConfig, set[str]()),
     ):
         assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
     for options in (SERVE_OPTIONS, BATCH_OPTIONS):
