@@ -6,6 +6,7 @@ import pytest
 
 from engine.cluster.launching.local_launcher import plan
 from engine.config.command_line import serve_config
+from engine.config.peer_config import PEER_TOKEN_VARIABLE
 from engine.errors import InvalidConfig
 
 
@@ -37,8 +38,9 @@ def test_files_and_batches_are_kept_by_the_router() -> None:
 
 
 @pytest.mark.parametrize(
-    "others", [("--nodes", "2", "--routers", "2"), ("--role", "node", "--coordinator", "127.0.0.1:1")]
+    "others",
+    [("--nodes", "2", "--routers", "2"), ("--role", "node", "--coordinator", "127.0.0.1:1", "--peer-plain")],
 )
 def test_files_and_batches_are_refused_where_nobody_would_find_them(others: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidConfig, match=r"^batch_dir='kept' .*router"):
-        serve_config(["--batch-dir", "kept", *others], {})
+    with pytest.raises(InvalidConfig, match="^batch_dir=.*router"):
+        serve_config(["--batch-dir", "kept", *others], {PEER_TOKEN_VARIABLE: "x" * 32})
