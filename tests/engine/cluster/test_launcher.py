@@ -42,5 +42,5 @@ def test_files_and_batches_are_kept_by_the_router() -> None:
     [("--nodes", "2", "--routers", "2"), ("--role", "node", "--coordinator", "127.0.0.1:1", "--peer-plain")],
 )
 def test_files_and_batches_are_refused_where_nobody_would_find_them(others: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidConfig, match="^batch_dir=.*router"):
+    with pytest.raises(InvalidConfig, match=r"^batch_dir=.*router"):
         serve_config(["--batch-dir", "kept", *others], {PEER_TOKEN_VARIABLE: "x" * 32})
