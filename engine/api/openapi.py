@@ -103,6 +103,7 @@ class Operation:
     streams: bool = False
     query: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
     content: str = "text/plain"  # where `response` is None
+    parts: tuple[str, ...] = ()  # files of a multipart body
 
 
 _ALWAYS = (401, 403, 500, 503)
@@ -151,6 +152,14 @@ OPERATIONS: Sequence[Operation] = (
     Operation("post", "/v1/adapters/unpin", "Undo a pin", "Adapter", _CHANGING, UnpinAdapter),
     Operation(
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
+    ),
+    Operation(
+        "put",
+        "/v1/adapters/{name}",
+        "Send an adapter",
+        "PushedAdapter",
+        (*_CHANGING, 415),
+        parts=("config", "weights"),
     ),
     Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*_ALWAYS, 404)),
     Operation("get", "/", "Show the live page", None, (500, 503), content="text/html"),
@@ -201,6 +210,9 @@ def _operation(operation: Operation) -> Schema:
     if operation.body is not None:
         body = {"application/json": {"schema": _ref(operation.body.__name__)}}
         described["requestBody"] = {"required": True, "content": body}
+    if operation.parts:
+        files = _object(**{part: {"type": "string", "format": "binary"} for part in operation.parts})
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": files}}}
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     told: list[Schema] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -220,7 +232,8 @@ def _records() -> dict[str, Schema]:
     cluster = components.pop("ClusterRecord")
     for each in (adapter, cluster, *components.values()):
         each["required"] = list(each["properties"])
-    return components | {"Adapter": adapter, "Cluster": cluster}
+    pushed = {"allOf": [_ref("Adapter"), _object(digest=_TEXT)]}
+    return components | {"Adapter": adapter, "Cluster": cluster, "PushedAdapter": pushed}
 
 
 def _bodies() -> dict[str, Schema]:

@@ -11,8 +11,9 @@ import aiohttp
 import openai
 
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.pushed_files import PushOptions
 from engine.api.guard import RequestGuard
-from engine.api.http import http_app
+from engine.api.http import NO_PUSH, http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
@@ -71,13 +72,15 @@ async def session(
     log: RequestLog | None = None,
     config: HttpConfig | None = None,
     sources: AllowedSources = NOWHERE,
+    push: PushOptions = NO_PUSH,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
     log = log or RequestLog()
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
-        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config), config=config
+        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, push),
+        config=config,
     )
     url = await server.listen("127.0.0.1", 0)
     plain = openai.DefaultAsyncHttpxClient(verify=False)  # no authorities are read, as nothing is encrypted
