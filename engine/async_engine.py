@@ -156,18 +156,24 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
-    ) -> tuple[RequestOutput, ...]:
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
+        priority: int = 0,
+    ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
         Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params, tenant)
+            return await self._submit_all(model, prompts, params, tenant, priority)
 
     async def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str,
+        priority: int,
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         await self._names.find(model)  # without a place in the queue: a source may be slow
@@ -186,7 +192,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
-                    tenant=tenant, grammar=grammar,
+                    tenant=tenant, grammar=grammar, priority=priority,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

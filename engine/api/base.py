@@ -72,11 +72,16 @@ class EngineClient(FetchedModels, Protocol):
         ...
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str = "",
+        priority: int = 0,
     ) -> Sequence[OutputStream]:
         """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
 
-        Where tenants take turns they are those of `tenant`.
+        Where tenants take turns they are those of `tenant`. Of what waits, the lower `priority` goes first.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
         Draining.

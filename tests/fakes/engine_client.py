@@ -155,6 +155,7 @@ class FakeClient:
         self.gate_reached = asyncio.Event()
         self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
         self.tenants: list[str] = []  # of each call that submitted
+        self.priorities: list[int] = []
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
@@ -185,8 +186,9 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
-    ) -> tuple[FakeStream, ...]:
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
+        priority: int = 0,
+    ) -> tuple[FakeStream, ...]:  # fmt: skip
         if self._draining:
             raise Draining
         if self.refusal is not None:
@@ -198,6 +200,7 @@ class FakeClient:
         if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
         self.tenants.append(tenant)
+        self.priorities.append(priority)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from aiohttp import BodyPartReader, web
 
 from engine.api.errors import ApiError, refused
-from engine.api.server.body import send_continue
+from engine.api.server.body import NO_MULTIPART, let_come
 from engine.waiting.task_pool import TaskPool
 from lora.format.adapter_files import MOST_CONFIG_BYTES, WEIGHTS_FILE, short
 from lora.format.peft_config import CONFIG_FILE
@@ -56,7 +56,7 @@ class PushedFiles:
         staged, folder = self._root / f"{_STAGED}{name}", self._root / name
         try:
             await self._pool.run(lambda: staged.mkdir(parents=True))
-            await send_continue(request)
+            await let_come(request)
             async with asyncio.timeout(self._options.timeout_s):
                 await self._receive(request, staged)
             await self._pool.run(lambda: staged.rename(folder))
@@ -65,9 +65,6 @@ class PushedFiles:
                 f"the adapter did not come within {self._options.timeout_s:g} s (--lora-source-timeout-s)"
             )
             raise ApiError(408, f"{message}: send it faster", None, "timeout") from None
-        except web.RequestPayloadError as error:
-            message = "the request's body does not end as its headers say"
-            raise ApiError(400, message, None, "bad_request") from error
         except OSError as error:
             message = f"the adapter cannot be kept here ({error.strerror}): its operator has to look"
             raise ApiError(503, message, None, "not_kept", retry_after_s=30) from error
@@ -92,7 +89,7 @@ class PushedFiles:
                 if name not in missing:
                     raise refused(name, "it comes twice: send it once", "invalid_value")
                 await self._write(part, folder / missing.pop(name))
-        except (ValueError, AssertionError, LookupError) as error:
+        except NO_MULTIPART as error:
             message = "the body is no sound multipart/form-data: send the parts config and weights"
             raise ApiError(400, message, None, "bad_request") from error
         for name in missing:

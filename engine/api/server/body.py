@@ -10,10 +10,14 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import BadHttpMessage
 
 from engine.api.errors import ApiError
 from engine.config.http_config import HttpConfig
 from engine.waiting.task_pool import TaskPool
+
+NO_MULTIPART = (ValueError, AssertionError, RuntimeError, BadHttpMessage, web.RequestPayloadError)
+"""What aiohttp raises for a body that is no multipart."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the formats
@@ -53,7 +57,7 @@ class BodyReader:
             raise ApiError(415, message, None, "unsupported_encoding")
         if (request.content_length or 0) > held.most:
             raise held.too_large()
-        await send_continue(request)
+        await let_come(request)
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 body = await self._receive(request, held)
@@ -108,8 +112,8 @@ class _Held:
         self.nbytes += nbytes
 
 
-async def send_continue(request: web.Request) -> None:
-    """Have a client send its body that waits for a word."""
+async def let_come(request: web.Request) -> None:
+    """Tell a client that waits for it to send the body."""
     if "Expect" in request.headers and request.version == HttpVersion11:
         await request.writer.write(_CONTINUE)
         request.writer.output_size = 0  # the response has not begun

@@ -140,8 +140,9 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
-    ) -> tuple[RequestOutput, ...]:
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
+        priority: int = 0,
+    ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
@@ -150,10 +151,15 @@ class ClusterClient:
             await self.find(model)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, tenant)
+            return self._submit_all(model, prompts, params, tenant, priority)
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str,
+        priority: int,
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -167,7 +173,7 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant,
+                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant, priority=priority,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))

@@ -13,7 +13,7 @@ import openai
 from engine.api.adapters import AdapterAdmin
 from engine.api.admin.pushed_files import PushOptions
 from engine.api.guard import RequestGuard
-from engine.api.http import NO_PUSH, http_app
+from engine.api.http import NO_PUSH, MoreRoutes, http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
@@ -71,6 +71,7 @@ async def session(
     cors_origins: Sequence[str] = (),
     log: RequestLog | None = None,
     config: HttpConfig | None = None,
+    more: MoreRoutes | None = None,
     sources: AllowedSources = NOWHERE,
     push: PushOptions = NO_PUSH,
 ) -> AsyncIterator[ApiSession]:
@@ -79,7 +80,7 @@ async def session(
     log = log or RequestLog()
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
-        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, push),
+        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, more, push),
         config=config,
     )
     url = await server.listen("127.0.0.1", 0)
