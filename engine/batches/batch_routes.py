@@ -11,7 +11,13 @@ from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES
 from engine.api.errors import ApiError, refused
 from engine.api.guard import RECORD, json_response
-from engine.api.server.body import NO_MULTIPART, BodyReader, let_come, wait_with_continue
+from engine.api.server.body import (
+    NO_MULTIPART,
+    BodyReader,
+    ignore_part_warnings,
+    let_come,
+    wait_with_continue,
+)
 from engine.batches.batch_operations import DESCRIPTION
 from engine.batches.batch_queue import BatchQueue
 from engine.batches.batch_records import BatchObject, FileObject, NewBatch
@@ -41,6 +47,7 @@ class BatchRoutes:
         self._queue = BatchQueue(client, self._store, self._pool, config.batch_in_flight)
         self._timeout_s, self._closed = body_timeout_s, False
         self.description = DESCRIPTION
+        ignore_part_warnings()
 
     async def start(self) -> None:
         """Go on with what an earlier server has not finished."""

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from aiohttp import BodyPartReader, web
 
 from engine.api.errors import ApiError, refused
-from engine.api.server.body import NO_MULTIPART, let_come
+from engine.api.server.body import NO_MULTIPART, ignore_part_warnings, let_come
 from engine.waiting.task_pool import TaskPool
 from lora.format.adapter_files import MOST_CONFIG_BYTES, WEIGHTS_FILE, short
 from lora.format.peft_config import CONFIG_FILE
@@ -41,6 +41,7 @@ class PushedFiles:
 
     def __init__(self, root: Path, options: PushOptions, pool: TaskPool) -> None:
         self._root, self._options, self._pool = root, options, pool
+        ignore_part_warnings()
 
     async def receive(self, request: web.Request) -> Path:
         """Return a new folder with both files. Raises ApiError or NotInTime."""

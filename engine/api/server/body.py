@@ -4,11 +4,12 @@ Nothing of a body is read before its request has passed the guard: until then th
 """
 
 import asyncio
+import warnings
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from aiohttp import web
+from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, web
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import BadHttpMessage
 
@@ -110,6 +111,12 @@ class _Held:
     def add(self, nbytes: int) -> None:
         self._reader.hold(nbytes)
         self.nbytes += nbytes
+
+
+def ignore_part_warnings() -> None:
+    """Let what aiohttp warns of the parts of clients' bodies fill no log: these are answered."""
+    for warning in (BadContentDispositionHeader, BadContentDispositionParam):
+        warnings.simplefilter("ignore", warning)
 
 
 async def let_come(request: web.Request) -> None:
