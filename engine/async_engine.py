@@ -13,6 +13,7 @@ from engine.catalogue.local_catalogue import LocalCatalogue
 from engine.errors import Draining, EngineStopped, adapter_errors
 from engine.live.in_time import InTimeAdmission
 from engine.live.live_outputs import LiveOutputs
+from engine.live.request_spans import RequestSpans
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
@@ -53,7 +54,10 @@ class AsyncEngine:
         """
         self.tokenizer, self.telemetry = engine.tokenizer, telemetry
         self.created_s = int(time.time())
-        self.step_loop = StepLoop(engine.core, engine.store.loader)
+        spans = RequestSpans(telemetry.tracing)
+        self.step_loop = StepLoop(engine.core, engine.store.loader, spans)
+        if telemetry.tracing is not None:
+            engine.core.watch = spans.ran
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers, self._close_engine = engine.peers, engine.close
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
@@ -150,7 +154,12 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str = "",
+        trace: str = "",
     ) -> tuple[RequestOutput, ...]:
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
@@ -158,10 +167,15 @@ class AsyncEngine:
         Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params, tenant)
+            return await self._submit_all(model, prompts, params, tenant, trace)
 
     async def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str,
+        trace: str,
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         with self._admission.places(len(prompts) * params.n):
@@ -179,7 +193,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
-                    tenant=tenant, grammar=grammar,
+                    tenant=tenant, trace=trace, grammar=grammar,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

@@ -72,11 +72,16 @@ class EngineClient(ServedModels, Protocol):
         ...
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str = "",
+        trace: str = "",
     ) -> Sequence[OutputStream]:
         """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
 
-        Where tenants take turns they are those of `tenant`.
+        Where tenants take turns they are those of `tenant`. Their spans are below `trace`, unless it is empty.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
         Draining.

@@ -114,7 +114,9 @@ def _generate_handler(
             del body
         record = request[RECORD]
         record.model = parsed.model
-        async with Generation(endpoint, client, parsed, pools.responses, record.key) as generation:
+        async with Generation(
+            endpoint, client, parsed, pools.responses, record.key, record.trace
+        ) as generation:
             record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)

@@ -16,6 +16,7 @@ from transport.base import Address
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
+_ENDPOINT = re.compile(r"https?://[^/?#\s,:@]+:\d{1,5}/?", re.ASCII)
 _MOST_SECONDS = 10**9  # what every clock and lock can wait
 _SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
@@ -251,6 +252,13 @@ ORIGINS = OptionType(
         lambda value: isinstance(value, str) and _ORIGIN.fullmatch(value) is not None,
     ),
     separated=True,
+)  # fmt: skip
+ENDPOINT = OptionType(
+    "URL", _text,
+    _accept(
+        "give a URL like http://collector.example:4317, or with https",
+        lambda value: isinstance(value, str) and _ENDPOINT.fullmatch(value) is not None,
+    ),
 )  # fmt: skip
 MODEL = OptionType(
     "DIR|ID", _parse_model,

@@ -79,7 +79,7 @@ class InferenceService:
             request = await self._texts.run(lambda: translation.read_generate(wire, self._client))
             record.model, record.counts = request.model, generation
             async with generation:
-                await generation.submit(request, record.key)
+                await generation.submit(request, record.key, record.trace)
                 yield generation
 
 

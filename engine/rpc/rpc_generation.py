@@ -38,8 +38,8 @@ class RpcGeneration:
         if self._stream is not None:
             await self._stream.aclose()
 
-    async def submit(self, request: GenerateRequest, tenant: str) -> None:
-        """Submit a request of one prompt, asked for by `tenant`.
+    async def submit(self, request: GenerateRequest, tenant: str, trace: str = "") -> None:
+        """Submit a request of one prompt, asked for by `tenant` and traced below `trace`.
 
         Raises what EngineClient.submit_all raises, or ApiError for its RequestRefused.
         """
@@ -48,7 +48,7 @@ class RpcGeneration:
         if self._aborted:
             return
         prompts = {self._engine_id: self.prompt}
-        work = self._client.submit_all(request.model, prompts, request.params, tenant)
+        work = self._client.submit_all(request.model, prompts, request.params, tenant, trace)
         self._submitting = asyncio.ensure_future(work)
         try:
             (self._stream,) = await self._submitting

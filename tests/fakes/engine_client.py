@@ -182,7 +182,12 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str = "",
+        trace: str = "",
     ) -> tuple[FakeStream, ...]:
         if self._draining:
             raise Draining

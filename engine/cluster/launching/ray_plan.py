@@ -12,6 +12,7 @@ from engine.config.config import ServeConfig
 from engine.config.option import options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
+from transport.control.security import is_loopback
 
 _GROUP_PREFIX = "loraserve-nodes-"
 
@@ -49,7 +50,7 @@ class Service:
 
     def _http_host(self, machine: str) -> str:
         """Return where a node serves HTTP: to other machines only if routers do."""
-        return self.lines.host if self.lines.host in ("127.0.0.1", "::1", "localhost") else machine
+        return self.lines.host if is_loopback(self.lines.host) else machine
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -11,6 +11,7 @@ from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.router.forwarding_account import ForwardingSpans
 from engine.cluster.router.router_series import RouterSeries
 from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
@@ -57,7 +58,7 @@ class ClusterClient:
         self.forwarding = forwarding
         self._model, self._administration = model, administration
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
-        forwarding.outputs = self._outputs
+        forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
@@ -129,7 +130,12 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = ""
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str = "",
+        trace: str = "",
     ) -> tuple[RequestOutput, ...]:
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
@@ -138,10 +144,15 @@ class ClusterClient:
         with self.telemetry.refusals.counted():
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, tenant)
+            return self._submit_all(model, prompts, params, tenant, trace)
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str
+        self,
+        model: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        tenant: str,
+        trace: str,
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -155,7 +166,7 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant,
+                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant, trace=trace,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))
