@@ -4,13 +4,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from engine.admission import Admission
 from engine.assembly.assembly import Engine
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.catalogue.local_catalogue import LocalCatalogue
-from engine.errors import Draining, EngineStopped, adapter_errors
+from engine.errors import Draining, EngineStopped, NotFetched, adapter_errors
 from engine.live.in_time import InTimeAdmission
 from engine.live.live_outputs import LiveOutputs
 from engine.live.request_spans import RequestSpans
@@ -25,6 +24,7 @@ from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.sources.source_url import AdapterSource
 from scheduler.plan import FinishReason, SequenceKey
 from scheduler.request import Request, SamplingParams
 
@@ -112,8 +112,14 @@ class AsyncEngine:
 
     def tokenizer_of(self, model: str) -> Tokenizer:
         """Return the tokenizer of `model`, with its own chat template. As EngineClient.tokenizer_of."""
+        if self._names.may_fetch(model):
+            raise NotFetched(model)
         with adapter_errors(model):
             return self._tokenizer_of(model)
+
+    async def find(self, model: str) -> None:
+        """Have what `model` means fetched. As EngineClient.find."""
+        await self._names.find(model)
 
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when an error has ended the step loop."""
@@ -178,6 +184,7 @@ class AsyncEngine:
         trace: str,
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
+        await self._names.find(model)  # without a place in the queue: a source may be slow
         with self._admission.places(len(prompts) * params.n):
             grammar = await self.grammars.compile(params)
             adapter = await self._names.resolve(model)
@@ -225,7 +232,7 @@ class AsyncEngine:
             self._in_time.end(request_id)
 
     async def load_adapter(
-        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        self, name: str, folder: AdapterSource, replaces: bool = True, roots: AllowedRoots = ANYWHERE
     ) -> AdapterRef:
         """Read, check and register an adapter, off the step loop. Raises what AdapterNames.load raises."""
         return await self.catalogue.load(name, folder, replaces, roots)

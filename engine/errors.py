@@ -4,7 +4,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, NameTaken, UnknownAdapter
+from lora.errors import (
+    AdapterRefused,
+    AdapterUnreachable,
+    InvalidName,
+    NameTaken,
+    SourceAbsent,
+    UnknownAdapter,
+)
 from lora.format.adapter_files import short
 
 
@@ -81,6 +88,10 @@ class InvalidAdapter(EngineError):
     """The adapter's files cannot be served as they are; the request fails until they are changed."""
 
 
+class AdapterAbsent(InvalidAdapter):
+    """There is no adapter where its source says."""
+
+
 class AdapterFailed(EngineError):
     """The adapter could not be read, or not made resident, for a reason that may pass."""
 
@@ -95,6 +106,14 @@ class NotInTime(EngineError):
     def __init__(self, reason: str, retry_after_s: int) -> None:
         super().__init__(f"{reason}: retry in {retry_after_s} s")
         self.retry_after_s = retry_after_s
+
+
+class NotFetched(NotInTime):
+    """A model whose files are to be fetched before more can be told of it: whoever asks awaits that, and asks again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{short(name)} is still to be fetched from its source", 2)
+        self.name = name
 
 
 class NotAdmitted(EngineError):
@@ -179,5 +198,7 @@ def adapter_errors(name: str) -> Generator[None]:
         raise InvalidAdapterName(name, error.reason) from error
     except NameTaken as error:
         raise AdapterExists(name) from error
+    except SourceAbsent as error:
+        raise AdapterAbsent(str(error)) from error
     except AdapterRefused as error:
         raise (AdapterFailed if error.may_pass else InvalidAdapter)(str(error)) from error

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from engine.output import Delta, RequestOutput, join_deltas
 from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
+from lora.sources.source_url import is_url, source_text
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import InvalidParameter, Request, SamplingParams
@@ -211,8 +213,9 @@ class LLM:
             return BASE
         registry = self.engine.store.registry
         if choice.folder is not None:
-            bound = {entry.name: entry.folder for entry in registry.entries()}.get(choice.name)
-            if bound is None or bound.absolute() != choice.folder:
+            bound = registry.source(choice.name)
+            known = bound if is_url(bound) else str(Path(bound).absolute())
+            if not bound or known != source_text(choice.folder):
                 return registry.load(choice.name, choice.folder)
         return registry.resolve(choice.name)
 

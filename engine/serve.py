@@ -80,8 +80,9 @@ async def serve(
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
     roots, log = lora_roots(config), _request_log(config, client.telemetry.tracing)
+    sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
-    rules, admin = access_rules(config), AdapterAdmin(client, roots)
+    rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
     app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http)
     server = HttpServer(app, _tls(config.access), config.http)
     guard = RpcGuard(rules, log, config.http.write_timeout_s)

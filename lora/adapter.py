@@ -53,7 +53,8 @@ class AdapterEntry:
     """A name that requests may use. `folder` is None where a peer told the name, `ref` until the folder was read.
 
     `inertia` says why the adapter changes no output, "" if it may, None where that is not known. `refusal` says why
-    the folder is not served, if it was read and is not. `effect` is None until the adapter has been tried.
+    the folder is not served, if it was read and is not. `effect` is None until the adapter has been tried. `url` is
+    what the folder's files were fetched from, "" where it is this machine's own; it may hold secrets.
     """
 
     name: str
@@ -62,6 +63,12 @@ class AdapterEntry:
     inertia: str | None = None
     refusal: str | None = None
     effect: Effect | None = None
+    url: str = field(default="", repr=False)
+
+    @property
+    def source(self) -> str:
+        """What names the adapter's place: the URL, the path, "" where a peer told the name. It may hold secrets."""
+        return self.url or ("" if self.folder is None else str(self.folder))
 
 
 def is_name(text: str) -> bool:

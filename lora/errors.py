@@ -27,6 +27,10 @@ class NameTaken(AdapterRefused):
         super().__init__(name, "the name is loaded already")
 
 
+class SourceAbsent(AdapterRefused):
+    """There is no adapter at its source."""
+
+
 class UnknownAdapter(LookupError):
     """No adapter of this name is known, or its content is gone."""
 

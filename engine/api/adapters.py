@@ -15,6 +15,8 @@ from lora.format.adapter_files import WEIGHTS_FILE, short
 from lora.format.allowed_roots import AllowedRoots
 from lora.format.companions import COMPANION_FILES
 from lora.format.peft_config import CONFIG_FILE
+from lora.sources.allowed_sources import NOWHERE, AllowedSources
+from lora.sources.source_url import AdapterSource, InvalidSource, SourceUrl, is_url, shown_source
 
 _MAX_PATH_CHARS = 4096
 _PATH_THREADS = 4
@@ -24,10 +26,12 @@ _FILES = (CONFIG_FILE, WEIGHTS_FILE, *COMPANION_FILES)
 
 
 class AdapterAdmin:
-    """Lists models and loads adapters from below `roots`; without any, clients may load none."""
+    """Lists models and loads adapters from below `roots`, or from `sources`; without any, clients may load none."""
 
-    def __init__(self, client: EngineClient, roots: Sequence[Path]) -> None:
-        self._client = client
+    def __init__(
+        self, client: EngineClient, roots: Sequence[Path], sources: AllowedSources = NOWHERE
+    ) -> None:
+        self._client, self._sources = client, sources
         self._roots = AllowedRoots.below(roots)
         self._paths = TaskPool("path", _PATH_THREADS)
         self._calls = DeadlineCalls(_PATH_S)
@@ -44,7 +48,7 @@ class AdapterAdmin:
         raise UnknownModel(name)
 
     async def load(self, wire: LoadAdapter) -> dict[str, object]:
-        """Load an adapter from a folder; return its model object.
+        """Load an adapter from a folder or a URL; return its model object.
 
         A name that is there already gets the folder's content, unless `load_inplace` is false. Raises
         ApiError, InvalidAdapterName, AdapterFailed or NotInTime.
@@ -53,18 +57,22 @@ class AdapterAdmin:
         if wire.base_model_name is not None and wire.base_model_name not in self._client.model_names:
             message = f"give {self._client.model_name!r}, or leave the field out"
             raise refused("base_model_name", message, "invalid_value")
-        folder = await self._paths.run(lambda: self._followed(wire.lora_path))
+        folder = await self._source(wire.lora_path)
         try:
             replaces = wire.load_inplace is not False
             ref = await self._client.load_adapter(name, folder, replaces, self._roots)
         except InvalidAdapter as error:
             raise refused("lora_path", str(error), "invalid_adapter") from error
-        loaded = AdapterEntry(name, folder, ref)  # whatever has become of the name since
+        is_path = isinstance(folder, Path)
+        url = "" if is_path else folder.text
+        loaded = AdapterEntry(name, folder if is_path else None, ref, url=url)  # whatever it has become since
         known = (entry for entry in self._client.adapters() if (entry.name, entry.ref) == (name, ref))
         return self._adapter(next(known, loaded))
 
     def source(self, name: str, folder: str) -> str:
-        """Tell clients where an adapter comes from: its folder from below an allowed root, else its name."""
+        """Tell clients where an adapter comes from: a URL without secrets, a folder below a root, else its name."""
+        if is_url(folder):
+            return shown_source(folder)
         root = self._roots.root_of(Path(folder)) if folder else None
         return str(Path(folder).relative_to(root)) if root is not None else name
 
@@ -81,7 +89,7 @@ class AdapterAdmin:
 
     def _root_of(self, adapter: AdapterEntry) -> str:
         """Return an adapter's folder from below an allowed root, else its name: no path of this machine."""
-        return self.source(adapter.name, str(adapter.folder) if adapter.folder is not None else "")
+        return self.source(adapter.name, adapter.source)
 
     def _object(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         return {
@@ -93,6 +101,22 @@ class AdapterAdmin:
             "parent": parent,
             "max_model_len": self._client.max_model_len,
         }
+
+    async def _source(self, given: str) -> AdapterSource:
+        """Read what a client gives. Raises ApiError for what is not allowed."""
+        if not is_url(given):
+            return await self._paths.run(lambda: self._followed(given))
+        if self._sources.is_empty:
+            message = "lora_path: loading by URL is off: start the server with --lora-source"
+            raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "loading_is_off")
+        try:
+            url = SourceUrl.parse(given)
+        except InvalidSource as error:
+            raise refused("lora_path", str(error), "invalid_value") from None
+        if not self._sources.allows(url):
+            message = f"lora_path: {short(url.shown)} is outside of what this server may fetch from"
+            raise ApiError(HTTPStatus.FORBIDDEN, message, "lora_path", "outside_sources")
+        return url
 
     def _followed(self, path: str) -> Path:
         """Return the folder that `path` names, unless it is not allowed or its file system does not answer."""

@@ -4,10 +4,9 @@
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
-from engine.api.parsing import ServedModels
+from engine.api.parsing import FetchedModels
 from engine.catalogue.base import AdapterCatalogue
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Snapshot, Telemetry
@@ -15,6 +14,7 @@ from engine.output import Delta
 from engine.runner.step_history import StepRecord
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.sources.source_url import AdapterSource
 from scheduler.request import SamplingParams
 
 
@@ -36,7 +36,7 @@ class OutputStream(Protocol):
         ...
 
 
-class EngineClient(ServedModels, Protocol):
+class EngineClient(FetchedModels, Protocol):
     """An engine as the API sees it."""
 
     @property
@@ -89,11 +89,11 @@ class EngineClient(ServedModels, Protocol):
         ...
 
     async def load_adapter(
-        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        self, name: str, folder: AdapterSource, replaces: bool = True, roots: AllowedRoots = ANYWHERE
     ) -> AdapterRef:
         """Read, check and register an adapter; without `replaces` only under a name that means nothing yet.
 
-        Its files are read only from below `roots`, now and later.
+        A folder's files are read only from below `roots`, now and later; a URL's are fetched first.
 
         Raises InvalidAdapterName, AdapterExists, InvalidAdapter or AdapterFailed.
         """

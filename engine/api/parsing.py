@@ -42,7 +42,7 @@ class ServedModels(Protocol):
     def tokenizer_of(self, model: str) -> Tokenizer:
         """Return the tokenizer of a model, with its own chat template. Not for the event loop: it may wait.
 
-        Raises UnknownModel, or what an adapter's reader refuses with.
+        Raises UnknownModel, or what an adapter's reader refuses with; NotFetched for one that `find` has to fetch.
         """
         ...
 
@@ -63,6 +63,14 @@ class ServedModels(Protocol):
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
+        ...
+
+
+class FetchedModels(ServedModels, Protocol):
+    """The same, some of which are to be fetched before they can be read for."""
+
+    async def find(self, model: str) -> None:
+        """Have what `model` means fetched, if it is to be fetched from its source. Raises as `tokenizer_of`."""
         ...
 
 

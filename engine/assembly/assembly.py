@@ -23,6 +23,7 @@ from engine.base.base_model import BaseModel, choose_base
 from engine.base.machine_memory import retain_freed_memory
 from engine.base.model_card import ModelCard, base_names, model_card
 from engine.config.config import EngineConfig
+from engine.config.option_types import operator_source
 from engine.core import EngineCore
 from engine.demo.embedded import adapter_folders
 from engine.errors import InvalidConfig
@@ -188,11 +189,12 @@ def _store(
     files = DeadlineCalls(config.adapter_read_timeout_s)
     disk = _disk_tier(config.adapter_cache_dir, files) if config.adapter_cache_dir else None
     residency = Residency(pages, CheapestWindow())
+    sources = config.sources.options(config.adapter_cache_dir, (config.loras or {}).values())
     if peers is None:
-        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files))
+        return AdapterStore(base, dtype, residency, disk, StoreThreads(1, files), sources=sources)
     members = len(config.peers.addresses) or _MOST_LOADER_THREADS  # a coordinator tells them later
     threads = min(_MOST_LOADER_THREADS, 1 + config.peers.pulls * members)
-    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering)
+    return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering, sources)
 
 
 def _disk_tier(folder: Path, files: DeadlineCalls) -> DiskTier:
@@ -215,7 +217,7 @@ def _core(
 def _add_adapters(config: EngineConfig, store: AdapterStore, card: ModelCard) -> FolderWatch | None:
     """Let the store know the configuration's adapters; the embedded model brings its own."""
     store.registry.reserve(card.names)
-    named = {name: Path(folder) for name, folder in (config.loras or {}).items()}
+    named = {name: operator_source(folder) for name, folder in (config.loras or {}).items()}
     embedded = adapter_folders() if config.model is None else {}
     watch = add_adapters(store.registry, named, config.lora_dir, embedded)
     if watch is not None and config.lora_dir_poll_s:

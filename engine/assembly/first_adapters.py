@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lora.errors import AdapterRefused
+from lora.sources.source_url import AdapterSource, SourceUrl
 from lora.store.folder_watch import FolderWatch
 from lora.store.registry import AdapterRegistry
 
 
 def add_adapters(
-    registry: AdapterRegistry, named: Mapping[str, Path], lora_dir: Path | None, embedded: Mapping[str, Path]
+    registry: AdapterRegistry,
+    named: Mapping[str, AdapterSource],
+    lora_dir: Path | None,
+    embedded: Mapping[str, Path],
 ) -> FolderWatch | None:
     """Declare all adapters, then load those that were named. Raises AdapterRefused for one of these.
 
@@ -29,9 +33,10 @@ def add_adapters(
     return watch
 
 
-def _add_named(add: Callable[[str, Path], object], named: Mapping[str, Path]) -> None:
-    for name, folder in named.items():
+def _add_named(add: Callable[[str, AdapterSource], object], named: Mapping[str, AdapterSource]) -> None:
+    for name, source in named.items():
+        shown = source.shown if isinstance(source, SourceUrl) else source
         try:
-            add(name, folder)
+            add(name, source)
         except AdapterRefused as refusal:
-            raise type(refusal)(name, f"{refusal.reason} (in {folder})", refusal.may_pass) from refusal
+            raise type(refusal)(name, f"{refusal.reason} (in {shown})", refusal.may_pass) from refusal

@@ -31,6 +31,7 @@ from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.sources.source_url import AdapterSource, InvalidSource, is_url, source_of, source_text
 from lora.store.store import AdapterStore
 from scheduler.request import InvalidParameter
 
@@ -98,14 +99,14 @@ class LocalCatalogue:
         settings = self._settings.get(name)
         return (settings.max_requests or 0) if settings is not None else 0
 
-    async def load(self, name: str, folder: Path, replaces: bool, roots: AllowedRoots) -> AdapterRef:
+    async def load(self, name: str, folder: AdapterSource, replaces: bool, roots: AllowedRoots) -> AdapterRef:
         """Load an adapter under a name, and keep that. Raises as AdapterNames.load, or AdapterFailed."""
         ref = await self._names.load(name, folder, replaces, roots)
         async with self._changing:
             self._aliases.pop(name, None)
             self._missing.pop(name, None)
             self._registered.add(name)
-            await self._write(name, ref, folder)
+            await self._write(name, ref, source_text(folder))
         return ref
 
     async def unload(self, name: str) -> None:
@@ -130,7 +131,7 @@ class LocalCatalogue:
             self._missing.pop(name, None)
             self._registered.add(name)
             if entry.ref is not None:
-                await self._write(name, entry.ref, entry.folder)
+                await self._write(name, entry.ref, entry.source)
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         """Ask something else for a name. As AdapterCatalogue.set."""
@@ -143,7 +144,7 @@ class LocalCatalogue:
                 raise UnknownModel(name)
             self._remember(name, settings)
             entry = self._entries().get(name)
-            await self._write(name, ref, entry.folder if entry is not None else None)
+            await self._write(name, ref, entry.source if entry is not None else "")
 
     async def records(self, after: str, limit: int) -> list[AdapterRecord]:
         """Describe the first `limit` names after `after`."""
@@ -202,7 +203,7 @@ class LocalCatalogue:
             name=name,
             version=ref.digest if ref is not None else None,
             alias_of=self._aliases.get(name),
-            source=str(entry.folder) if entry.folder is not None else "",
+            source=entry.source,
             rank=ref.rank if ref is not None else None,
             bytes=ref.nbytes if ref is not None else None,
             effect=entry.effect,
@@ -226,13 +227,13 @@ class LocalCatalogue:
         else:
             self._pinned.unpin(name)
 
-    async def _write(self, name: str, ref: AdapterRef, folder: Path | None) -> None:
+    async def _write(self, name: str, ref: AdapterRef, source: str) -> None:
         """Keep what a name means and what is asked for it; one that a peer told is not kept. Raises AdapterFailed."""
-        if self._file is None or folder is None:
+        if self._file is None or not source:
             return
         file, asked = self._file, self._settings.get(name, EntrySettings())
         entry = CatalogueEntry(
-            name, ref, str(folder), pinned=asked.pinned or 0, alias_of=self._aliases.get(name, ""),
+            name, ref, source, pinned=asked.pinned or 0, alias_of=self._aliases.get(name, ""),
             max_requests=asked.max_requests or 0,
         )  # fmt: skip
         owner = "" if name in self._registered else _OPTIONS
@@ -247,10 +248,10 @@ class LocalCatalogue:
     def _declare(self, entry: CatalogueEntry) -> None:
         """Let a name of the file mean its folder, unless this server's options give it. Waits for files."""
         try:
-            folder = Path(entry.root)
-            is_known = entry.alias_of and self._registry.folder(entry.alias_of) == folder
+            is_known = entry.alias_of and self._registry.source(entry.alias_of) == entry.root
             roots = ANYWHERE if is_known else self._roots
-            self._registry.declare(entry.name, folder, replaces=False, roots=roots)
-        except (AdapterRefused, EngineError) as error:
+            self._registry.declare(entry.name, source_of(entry.root), replaces=False, roots=roots)
+        except (AdapterRefused, EngineError, InvalidSource) as error:
             _log.warning("adapter %s of the registry file is left out for now: %s", entry.name, error)
-            self._missing[entry.name] = AdapterEntry(entry.name, Path(entry.root), None, refusal=str(error))
+            folder, url = (None, entry.root) if is_url(entry.root) else (Path(entry.root), "")
+            self._missing[entry.name] = AdapterEntry(entry.name, folder, None, refusal=str(error), url=url)

@@ -5,10 +5,11 @@ The values come from the coordinator, over the control stream. They stay in forc
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, EntrySettings
+from lora.adapter import AdapterRef
+from lora.sources.source_url import AdapterSource, SourceUrl, is_url
 from scheduler.cluster.state import EMPTY_TABLE, RoutingTable
 
 
@@ -51,6 +52,14 @@ class ClusterView:
     replacements: int = 0  # of the placement, in the coordinator's epoch
     changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
+    def source_of(self, ref: AdapterRef) -> SourceUrl | None:
+        """Return the URL that some name of a content was registered from, if one was."""
+        named = self.catalogue.get(ref.name)
+        for entry in (*((named,) if named is not None else ()), *self.catalogue.values()):
+            if entry.ref == ref and is_url(entry.root):
+                return SourceUrl.parse(entry.root)
+        return None
+
     def tell(self) -> None:
         """Call whoever wants to know of changes."""
         for each in tuple(self.changed):
@@ -60,8 +69,8 @@ class ClusterView:
 class AdapterAdministration(Protocol):
     """Whoever changes the cluster's catalogue on a client's behalf."""
 
-    async def register(self, name: str, folder: Path, replaces: bool) -> CatalogueEntry:
-        """Have a node read, check and try a PEFT folder, then let `name` mean it everywhere.
+    async def register(self, name: str, folder: AdapterSource, replaces: bool) -> CatalogueEntry:
+        """Have a node read, check and try a PEFT folder or a URL, then let `name` mean it everywhere.
 
         Raises InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, or NotInTime without a coordinator.
         """

@@ -18,12 +18,14 @@ from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
     option
     for owner in (
         EngineConfig,
+        SourceConfig,
         ServeConfig,
         HttpConfig,
         AccessConfig,
@@ -33,7 +35,7 @@ SERVE_OPTIONS = tuple(
     )
     for option in options_of(owner)
 )
-BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig))
+BATCH_OPTIONS = (*options_of(BatchConfig), *options_of(EngineConfig), *options_of(SourceConfig))
 _BATCH_PURPOSE = (
     "Answer a file of OpenAI batch requests. Run it again to go on where it was stopped. Exit codes: 0 every line "
     "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
@@ -75,7 +77,8 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing
     peers = PeerConfig(**_fields(PeerConfig, given))
-    engine = EngineConfig(**_fields(EngineConfig, given), peers=peers)
+    sources = SourceConfig(**_fields(SourceConfig, given))
+    engine = EngineConfig(**_fields(EngineConfig, given), peers=peers, sources=sources)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
     return ServeConfig(
@@ -89,7 +92,9 @@ def batch_config(arguments: Sequence[str]) -> BatchConfig:
     for name in ("input", "output"):
         if name not in given:
             raise InvalidConfig(name, None, f"name a file with -{name[0]}")
-    return BatchConfig(**_fields(BatchConfig, given), engine=EngineConfig(**_fields(EngineConfig, given)))
+    sources = SourceConfig(**_fields(SourceConfig, given))
+    engine = EngineConfig(**_fields(EngineConfig, given), sources=sources)
+    return BatchConfig(**_fields(BatchConfig, given), engine=engine)
 
 
 def _given(

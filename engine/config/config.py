@@ -32,6 +32,7 @@ from engine.config.option_types import (
     one_of,
 )
 from engine.config.peer_config import PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
@@ -44,6 +45,7 @@ LogLevel = Literal["debug", "info", "warning"]
 ToolParser = Literal["auto", "none", "hermes", "llama3_json", "mistral"]
 
 _NO_PEERS = PeerConfig()
+_NO_SOURCES = SourceConfig()
 _OPEN = AccessConfig()
 _BOUNDED = HttpConfig()
 _SINGLE = ClusterConfig()
@@ -54,8 +56,8 @@ _LOCAL = LaunchConfig()
 class EngineConfig:
     """One engine: a base model, its adapters, and how much of the machine it may use.
 
-    `loras` maps names to PEFT folders that are loaded at start. Every PEFT folder below `lora_dir` is known by its
-    folder's name and loaded when first asked for. Sizes left None are derived at start from model and machine.
+    `loras` maps names to PEFT folders or URLs that are loaded at start. Every PEFT folder below `lora_dir` is known by
+    its folder's name and loaded when first asked for. Sizes left None are derived at start from model and machine.
     """
 
     model: Annotated[
@@ -64,7 +66,7 @@ class EngineConfig:
     ] = None
     loras: Annotated[
         Mapping[str, str | Path] | None,
-        Option("adapters", LORA, "load this PEFT folder at start", "lora", many=True),
+        Option("adapters", LORA, "load this PEFT folder or URL at start", "lora", many=True),
     ] = None
     dtype: Annotated[
         DtypeChoice,
@@ -184,6 +186,7 @@ class EngineConfig:
     ] = None
     block_size: Annotated[int, Option("scheduling", COUNT, "tokens per block of K/V")] = DEFAULTS.block_size
     peers: PeerConfig = _NO_PEERS
+    sources: SourceConfig = _NO_SOURCES
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_or
 
 from engine.config.option_types import TEXT, WRITTEN, OptionType
 from engine.errors import InvalidConfig, UnknownOption
+from lora.sources.source_url import is_url, shown_source
 from transport.base import Address
 
 T = TypeVar("T")
@@ -96,7 +97,8 @@ class Option:
             return "(hidden)"
         match item:
             case (str(name), str() | Path() as folder):
-                return f"{name}={folder}"
+                told = shown_source(folder) if isinstance(folder, str) and is_url(folder) else folder
+                return f"{name}={told}"
             case Path() | Address():
                 return str(item)
             case _:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from lora.sources.allowed_sources import AllowedSources, SourceTemplate
+from lora.sources.source_url import AdapterSource, SourceUrl, is_url
 from transport.base import Address
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
-_ENDPOINT = re.compile(r"https?://[^/?#\s,:@]+:\d{1,5}/?", re.ASCII)
 _MOST_SECONDS = 10**9  # what every clock and lock can wait
 _SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
@@ -73,6 +73,11 @@ def _accept(remedy: str, accepts: Callable[[Any], bool]) -> Callable[[object], N
             raise ValueError(remedy)
 
     return check
+
+
+def _match(remedy: str, pattern: str) -> Callable[[object], None]:
+    """Make a check that a text is wholly as a pattern says; it raises ValueError with `remedy`."""
+    return _accept(remedy, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 
 def _is_int(value: object) -> bool:
@@ -154,20 +159,44 @@ def _check_readable(value: object) -> None:
         raise ValueError(f"it cannot be read ({error.strerror}): give a file") from error
 
 
-def _parse_lora(raw: str, base: Path) -> tuple[str, Path]:
+def _parse_lora(raw: str, base: Path) -> tuple[str, str | Path]:
     name, separator, folder = raw.partition("=")
     if not (name and separator and folder):
-        raise ValueError("give NAME=DIR")
-    return name, _path(folder, base)
+        raise ValueError("give NAME=DIR or NAME=URL")
+    return name, folder if is_url(folder) else _path(folder, base)
 
 
 def _check_lora(value: object) -> None:
-    """Accept a pair of a name and a folder, which in Python may be a text as well."""
+    """Accept a pair of a name and a folder, which in Python may be a text as well, or a URL."""
     match value:
         case (str(name), str() | Path() as folder) if name:
-            _check_folder(Path(folder))
+            source = operator_source(folder)
+            if isinstance(source, Path):
+                _check_folder(source)
         case _:
             raise ValueError("give NAME=DIR (in Python a mapping from names to folders)")
+
+
+def operator_source(given: str | Path) -> AdapterSource:
+    """Read the place of an adapter that an operator names; a `file` URL is but a path. Raises ValueError."""
+    if isinstance(given, Path) or not is_url(given):
+        return Path(given)
+    url = SourceUrl.parse(given)
+    return url.path if url.scheme == "file" else url
+
+
+def _check_source(value: object) -> None:
+    """Accept a URL that adapters may lie below."""
+    if not isinstance(value, str):
+        raise ValueError("give a URL")
+    AllowedSources.of((value,))
+
+
+def _check_template(value: object) -> None:
+    """Accept a URL with a place for a name."""
+    if not isinstance(value, str):
+        raise ValueError("give a URL with {name} in it")
+    SourceTemplate.parse(value)
 
 
 def _parse_weight(raw: str, base: Path) -> tuple[str, float]:
@@ -229,35 +258,24 @@ TEXT = OptionType(
     "NAME", _text,
     _accept("give a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip())),
 )  # fmt: skip
-SECRET = OptionType(
-    "KEY", _text,
-    _accept(
-        "give printable ASCII without spaces",
-        lambda value: isinstance(value, str) and re.fullmatch(r"[!-~]+", value) is not None,
-    ),
-    secret=True,
-)  # fmt: skip
+SECRET = OptionType("KEY", _text, _match("give printable ASCII without spaces", r"[!-~]+"), secret=True)
 KEYS = OptionType(
-    "KEY", _text,
-    _accept(
-        "give printable ASCII without spaces or commas",
-        lambda value: isinstance(value, str) and re.fullmatch(r"[!-+\--~]+", value) is not None,
-    ),
+    "KEY", _text, _match("give printable ASCII without spaces or commas", r"[!-+\--~]+"),
     secret=True, separated=True,
 )  # fmt: skip
 ORIGINS = OptionType(
     "ORIGIN", _text,
-    _accept(
+    _match(
         "give an origin like https://app.example:8443, without a path, or *",
-        lambda value: isinstance(value, str) and _ORIGIN.fullmatch(value) is not None,
+        r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+",
     ),
     separated=True,
 )  # fmt: skip
 ENDPOINT = OptionType(
     "URL", _text,
-    _accept(
+    _match(
         "give a URL like http://collector.example:4317, or with https",
-        lambda value: isinstance(value, str) and _ENDPOINT.fullmatch(value) is not None,
+        r"https?://[^/?#\s,:@]+:[0-9]{1,5}/?",
     ),
 )  # fmt: skip
 MODEL = OptionType(
@@ -274,7 +292,9 @@ DIRECTORY = OptionType("DIR", _path, _check_path)
 FOLDER = OptionType("DIR", _path, _check_folder)
 ADDRESS = OptionType("HOST:PORT", _parse_address, _check_address)
 WEIGHT = OptionType("KEY=WEIGHT", _parse_weight, _check_weight, container=dict)
-LORA = OptionType("NAME=DIR", _parse_lora, _check_lora, container=dict)
+SOURCE = OptionType("URL", _text, _check_source, secret=True)  # it may have been given with a password
+TEMPLATE = OptionType("URL", _text, _check_template, secret=True)
+LORA = OptionType("NAME=DIR|URL", _parse_lora, _check_lora, container=dict)
 
 WRITTEN = (SIZE, FILE, READABLE_FILE, DIRECTORY, FOLDER, ADDRESS)
 """Types whose values may be texts in Python too, as they are on the command line."""

@@ -14,6 +14,7 @@ from engine.api.schema import Message
 from engine.api.tools.chat_messages import chat_messages
 from engine.text.template_renderer import InvalidChat
 from engine.tokenizer import Tokenizer
+from lora.sources.source_url import AdapterSource, InvalidSource, source_of
 from scheduler.request import InvalidParameter, SamplingParams, as_integers
 
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -24,7 +25,7 @@ _PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 @dataclass(frozen=True, slots=True)
 class LoRARequest:
-    """An adapter by its name and PEFT folder, which is read when the name is first used; vLLM's has the same fields.
+    """An adapter by its name and PEFT folder or URL, read when the name is first used; vLLM's has the same fields.
 
     Without `lora_path` the name is one that the engine knows. `lora_int_id` is taken for vLLM's sake.
     """
@@ -41,10 +42,10 @@ LoRARequests = LoRARequest | Sequence[LoRARequest | None]
 
 @dataclass(frozen=True, slots=True)
 class AdapterChoice:
-    """The adapter of one prompt: its name, None for the base, and the folder to read it from, if one is given."""
+    """The adapter of one prompt: its name, None for the base, and the folder or URL to read it from, if given."""
 
     name: str | None
-    folder: Path | None = None
+    folder: AdapterSource | None = None
 
 
 def prompt_list(prompts: Any) -> list[Any]:
@@ -120,7 +121,7 @@ def each_adapter(adapters: object, lora_request: object, count: int) -> list[Ada
 
 def check_one_folder_a_name(choices: Sequence[AdapterChoice]) -> None:
     """Raise InvalidParameter if one call gives a name two folders."""
-    folders: dict[str | None, Path | None] = {}
+    folders: dict[str | None, AdapterSource | None] = {}
     for number, choice in enumerate(choices):
         if folders.setdefault(choice.name, choice.folder) != choice.folder:
             remedy = f"{choice.name!r} has another folder before it in the same call, give each its own name"
@@ -137,7 +138,13 @@ def _choice(field: str, request: Any) -> AdapterChoice:
         raise InvalidParameter(field, request, "give a LoRARequest, or None for the base")
     if not isinstance(folder, str | Path | None):
         raise InvalidParameter(f"{field}.lora_path", folder, "give the path of a PEFT folder")
-    return AdapterChoice(name, Path(folder).absolute() if folder else None)
+    if not folder:
+        return AdapterChoice(name)
+    try:
+        source = source_of(str(folder))
+    except InvalidSource as error:
+        raise InvalidParameter(f"{field}.lora_path", "(hidden)", str(error)) from None
+    return AdapterChoice(name, source.absolute() if isinstance(source, Path) else source)
 
 
 def _each(field: str, given: Any, count: int) -> list[Any]:

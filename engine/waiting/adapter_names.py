@@ -5,17 +5,18 @@ Files and peers are waited for in threads of their own, and never without an end
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 from engine.errors import InvalidAdapterName, adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import BASE, AdapterEntry, AdapterRef, is_name
 from lora.errors import InvalidName
 from lora.format.allowed_roots import AllowedRoots
+from lora.sources.source_url import AdapterSource, SourceUrl
 from lora.store.registry import AdapterRegistry
 
 _THREADS = 8
 _MOST_WAIT_S = 300.0  # what reads files and asks peers has deadlines of its own, which are sooner
+_MOST_FETCHES = 64  # names that wait for a thread, which a slow source keeps long
 
 
 class AdapterNames:
@@ -27,6 +28,7 @@ class AdapterNames:
         self._registry = registry
         self._asks_peers = asks_peers
         self._pool = TaskPool("adapter", _THREADS, _MOST_WAIT_S)
+        self._fetches = TaskPool("source", _THREADS, _MOST_WAIT_S, _MOST_FETCHES)
         self._resolving: dict[str, asyncio.Task[AdapterRef]] = {}
 
     def entries(self) -> tuple[AdapterEntry, ...]:
@@ -34,17 +36,27 @@ class AdapterNames:
         return self._registry.entries()
 
     def may_serve(self, model: str) -> bool:
-        """Return False if `model` is neither the base nor an adapter; True also for what a peer may have."""
+        """Return False if `model` is neither the base nor an adapter; True also for what may be found elsewhere."""
         known = model in self._base_names or model in self._registry.names()
-        return known or (self._asks_peers and is_name(model))
+        return known or ((self._asks_peers or self._registry.may_fetch(model)) and is_name(model))
 
-    async def load(self, name: str, folder: Path, replaces: bool, roots: AllowedRoots) -> AdapterRef:
+    def may_fetch(self, model: str) -> bool:
+        """Tell whether to resolve a name may take as long as a source does: `find` is to be awaited before."""
+        return model not in self._base_names and self._registry.may_fetch(model)
+
+    async def find(self, model: str) -> None:
+        """Have what a name means fetched, if that is to be. Raises as `resolve`."""
+        if self.may_fetch(model):
+            await self.resolve(model)
+
+    async def load(self, name: str, folder: AdapterSource, replaces: bool, roots: AllowedRoots) -> AdapterRef:
         """Read, check and register an adapter; `replaces` says that the name may mean something already.
 
         Raises InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed or NotInTime.
         """
         with adapter_errors(name):
-            return await self._pool.run(lambda: self._registry.load(name, folder, replaces, roots))
+            pool = self._fetches if isinstance(folder, SourceUrl) else self._pool
+            return await pool.run(lambda: self._registry.load(name, folder, replaces, roots))
 
     async def alias(self, name: str, target: str) -> AdapterEntry:
         """Let `name` mean what `target` means now; return what is told of it.
@@ -78,12 +90,14 @@ class AdapterNames:
     def close(self) -> None:
         """Begin nothing more; nobody waits for what has begun."""
         self._pool.close()
+        self._fetches.close()
 
     def _task(self, model: str) -> asyncio.Task[AdapterRef]:
         """Return the one task that finds out what a name means, for all who ask meanwhile: it takes one thread."""
         task = self._resolving.get(model)
         if task is None:
-            work = self._pool.run(lambda: self._registry.resolve(model))
+            pool = self._fetches if self._registry.may_fetch(model) else self._pool
+            work = pool.run(lambda: self._registry.resolve(model))
             task = self._resolving[model] = asyncio.create_task(work)
             task.add_done_callback(lambda done: self._forget(model, done))
         return task

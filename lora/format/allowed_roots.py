@@ -57,10 +57,19 @@ ANYWHERE = AllowedRoots()
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """A PEFT folder, and where its files may lead: below a root if a client named it, anywhere if the operator did."""
+    """A PEFT folder, and where its files may lead: below a root if a client named it, anywhere if the operator did.
+
+    `url` is where its files are fetched from, "" for a folder that is this machine's own.
+    """
 
     path: Path
     roots: AllowedRoots = ANYWHERE
+    url: str = ""
+
+    @property
+    def source(self) -> str:
+        """What names the adapter's place: the URL with all that it has, or else the path."""
+        return self.url or str(self.path)
 
 
 def _resolved(path: Path) -> Path:

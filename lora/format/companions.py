@@ -14,10 +14,10 @@ from lora.format.adapter_files import Flaw, read_json_object, read_regular_file,
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 
 TOKENIZER_FILE = "tokenizer.json"
-_TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 _ADDED_FILE, _GENERATION_FILE = "added_tokens.json", "generation_config.json"
-COMPANION_FILES = (TOKENIZER_FILE, _TEMPLATE_FILE, _CONFIG_FILE, _ADDED_FILE, _GENERATION_FILE)
-_MOST_TOKENIZER_BYTES = 1 << 26
+COMPANION_FILES = (TOKENIZER_FILE, TEMPLATE_FILE, _CONFIG_FILE, _ADDED_FILE, _GENERATION_FILE)
+MOST_TOKENIZER_BYTES = 1 << 26
 MOST_TEMPLATE_BYTES = 1 << 18
 
 
@@ -72,7 +72,7 @@ def read_vocabulary(folder: Path, roots: AllowedRoots = ANYWHERE) -> Vocabulary:
         found.append((text, _id(_CONFIG_FILE, text, int(written) if written.isdecimal() else written)))
     padding = config.get("pad_token")
     try:
-        tokenizer = bytes(read_regular_file(folder / TOKENIZER_FILE, _MOST_TOKENIZER_BYTES, roots))
+        tokenizer = bytes(read_regular_file(folder / TOKENIZER_FILE, MOST_TOKENIZER_BYTES, roots))
     except FileNotFoundError:
         tokenizer = None
     return Vocabulary(
@@ -104,11 +104,11 @@ def parse_companions(text: str) -> Companions:
 def _template(folder: Path, roots: AllowedRoots, configured: object) -> str | None:
     """Return the folder's chat template: of its own file, or of the tokenizer's configuration."""
     try:
-        return read_regular_file(folder / _TEMPLATE_FILE, MOST_TEMPLATE_BYTES, roots).decode()
+        return read_regular_file(folder / TEMPLATE_FILE, MOST_TEMPLATE_BYTES, roots).decode()
     except FileNotFoundError:
         found = _default(cast(list[object], configured)) if isinstance(configured, list) else configured
     except UnicodeDecodeError as error:
-        raise Flaw(f"{_TEMPLATE_FILE} is no text ({error}): save it in UTF-8") from error
+        raise Flaw(f"{TEMPLATE_FILE} is no text ({error}): save it in UTF-8") from error
     if found is None or isinstance(found, str):
         return found
     told = short(cast(object, configured))

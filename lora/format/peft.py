@@ -73,6 +73,11 @@ class _Pair:
     step: float = 1.0
 
 
+def most_file_bytes(most_bytes: int, dtype: torch.dtype) -> int:
+    """Return how large a weights file may be whose packed form takes `most_bytes`: its numbers take 4 bytes at most."""
+    return most_bytes // dtype.itemsize * 4 + MOST_HEADER_BYTES
+
+
 def pack(
     name: str,
     folder: Path,
@@ -87,7 +92,7 @@ def pack(
     """
     try:
         settings = read_settings(folder, roots)
-        pairs = _read_pairs(folder, most_bytes // dtype.itemsize, roots)
+        pairs = _read_pairs(folder, most_file_bytes(most_bytes, dtype), roots)
         _check_targets(settings, pairs, base)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
@@ -105,11 +110,11 @@ def pack(
     return PackedAdapter(ref, layout, rows)
 
 
-def _read_pairs(folder: Path, most_numbers: int, roots: AllowedRoots) -> dict[str, _Pair]:
+def _read_pairs(folder: Path, most_bytes: int, roots: AllowedRoots) -> dict[str, _Pair]:
     """Every module's A and B, by module path."""
     halves: dict[str, dict[str, Tensor]] = {}
     matches: dict[str, re.Match[str]] = {}
-    for tensor_name, tensor in _read_tensors(folder, most_numbers, roots).items():
+    for tensor_name, tensor in _read_tensors(folder, most_bytes, roots).items():
         match = _match(tensor_name)
         sides = halves.setdefault(match["path"], {})
         if match["side"] in sides:
@@ -126,11 +131,11 @@ def _read_pairs(folder: Path, most_numbers: int, roots: AllowedRoots) -> dict[st
     return {path: _pair(matches[path], sides) for path, sides in halves.items()}
 
 
-def _read_tensors(folder: Path, most_numbers: int, roots: AllowedRoots) -> Mapping[str, Tensor]:
-    """All tensors of the folder, whose numbers take four bytes at most."""
+def _read_tensors(folder: Path, most_bytes: int, roots: AllowedRoots) -> Mapping[str, Tensor]:
+    """All tensors of the folder, whose file has at most so many bytes."""
     path = folder / WEIGHTS_FILE
     try:
-        content = read_regular_file(path, most_numbers * 4 + MOST_HEADER_BYTES, roots)
+        content = read_regular_file(path, most_bytes, roots)
         header_bytes = int.from_bytes(content[:8], "little")
         if header_bytes > MOST_HEADER_BYTES:
             raise ValueError(f"a header of {header_bytes} bytes, at most {MOST_HEADER_BYTES} are read")

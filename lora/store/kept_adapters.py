@@ -13,8 +13,10 @@ from contextlib import suppress
 
 from lora.adapter import AdapterRef
 from lora.errors import AdapterRefused, UnknownAdapter
+from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import PackedLayout
 from lora.peers.directory import KnownHolders, ReportedDirectory
+from lora.sources.source_url import SourceUrl
 from lora.store.contents import Contents
 from lora.store.loader import AdapterLoader
 from lora.store.registry import AdapterRegistry
@@ -65,13 +67,25 @@ class KeptAdapters:
             layout = self._contents.layout(ref.digest)
         self._hold(ref, layout or self._registry.remote.layout_of(ref))
 
-    def _hold(self, ref: AdapterRef, layout: PackedLayout) -> None:
+    def fetch(self, ref: AdapterRef, url: SourceUrl) -> None:
+        """Make a content known from the URL that its name was registered from. It waits for the source.
+
+        Raises AdapterRefused, also if another content is there by now.
+        """
+        packed, folder = self._registry.fetch(ref.name, url)
+        if packed.ref != ref:
+            raise AdapterRefused(
+                ref.name, "its source holds another content than was registered: load it again"
+            )
+        self._hold(ref, packed.layout, folder)
+
+    def _hold(self, ref: AdapterRef, layout: PackedLayout, folder: AdapterFolder | None = None) -> None:
         """Keep a content known though no name means it here; of many the one that was learnt first is let go."""
         with self._lock:
             if ref.digest in self._learnt:
                 self._learnt.move_to_end(ref.digest)
                 return
-            self._contents.bind(ref, layout, ref.name, None)
+            self._contents.bind(ref, layout, ref.name, folder)
             self._learnt[ref.digest] = None
             oldest = self._learnt.popitem(last=False)[0] if len(self._learnt) > _MOST_LEARNT else None
             if oldest is not None:

@@ -4,19 +4,23 @@ Folders are read here, and peers asked, before a name means something; afterward
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from lora.adapter import NAME_RULE, AdapterEntry, AdapterRef, is_name
-from lora.errors import AdapterRefused, InvalidName, NameTaken, UnknownAdapter
+from lora.errors import AdapterRefused, AdapterUnreachable, InvalidName, NameTaken, UnknownAdapter
 from lora.format.allowed_roots import ANYWHERE, AdapterFolder, AllowedRoots
 from lora.format.companions import NO_COMPANIONS, Companions
 from lora.format.folder_stamp import FolderStamp
 from lora.format.peft import PackedAdapter
 from lora.memory.residency import Content
 from lora.peers.published_manifests import PublishedManifests
+from lora.sources.source_folders import SourceFolders
+from lora.sources.source_url import AdapterSource, SourceUrl
 from lora.store.loader import AdapterLoader
 from lora.store.names.folder_reader import FolderReader, check_is_adapter
+from lora.store.names.found_names import FoundNames
+from lora.store.names.name_binder import NameBinder
 from lora.store.names.name_table import NameTable
 from lora.store.names.named_adapter import NamedAdapter
 from lora.store.names.remote_names import RemoteNames
@@ -33,15 +37,22 @@ class AdapterRegistry:
     """
 
     def __init__(
-        self, loader: AdapterLoader, tiers: TierChain, published: PublishedManifests | None, most_bytes: int
+        self,
+        loader: AdapterLoader,
+        tiers: TierChain,
+        published: PublishedManifests | None,
+        most_bytes: int,
+        fetched: SourceFolders,
     ) -> None:
-        """Know no name; no adapter may be larger than `most_bytes`."""
+        """Know no name; no adapter may be larger than `most_bytes`. `fetched` has the files that URLs name."""
         self._loader = loader
         self._contents = loader.contents
-        self._tiers = tiers
+        self._fetched = fetched
         self.trials = ContentTrials(self._contents)
         self._reader = FolderReader(tiers, most_bytes)
         self._table = NameTable(self._contents, published)
+        self._binder = NameBinder(self._table, loader, tiers, self.trials)
+        self._found = FoundNames(self._binder, self._reader, fetched)
         self.remote = RemoteNames(self._table, self._contents, tiers, most_bytes)
         self._reserved: frozenset[str] = frozenset()
 
@@ -56,29 +67,33 @@ class AdapterRegistry:
         if name in self._reserved:
             raise InvalidName(name, "the base model has that name: choose another")
 
-    def declare(self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE) -> bool:
-        """Remember a name and its PEFT folder; the weights are read when first asked for, from below `roots`.
+    def declare(
+        self, name: str, source: AdapterSource, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+    ) -> bool:
+        """Remember a name and its PEFT folder or URL; it is read when first asked for, a folder from below `roots`.
 
         Return False if it does not replace what this node knows by that name. Raises InvalidName or another
         AdapterRefused.
         """
         self.check_name(name)
-        check_is_adapter(name, folder)
+        folder = self._fetched.folder_of(source, roots)
+        if not folder.url:
+            check_is_adapter(name, folder.path)
         with self._table.lock:
             current = self._table.by_name.get(name)
             if current is not None and current.folder is not None and not replaces:
                 return False
             self._table.unbind(current)
-            self._table.by_name[name] = NamedAdapter(name, AdapterFolder(folder, roots))
+            self._table.by_name[name] = NamedAdapter(name, folder)
         self._contents.advance()
         return True
 
     def load(
-        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        self, name: str, source: AdapterSource, replaces: bool = True, roots: AllowedRoots = ANYWHERE
     ) -> AdapterRef:
         """Read, check and keep an adapter, then let `name` mean it; what the name meant before stays until unused.
 
-        Whenever its files are read, they must lie below `roots`.
+        Whenever a folder's files are read, they must lie below `roots`.
 
         Resident on return if there are free pages. Raises InvalidName, NameTaken for a name that it would have to
         replace and may not, or another AdapterRefused; then nothing has changed.
@@ -86,11 +101,19 @@ class AdapterRegistry:
         self.check_name(name)
         if not replaces and name in self.names():
             raise NameTaken(name)
-        entry = NamedAdapter(name, AdapterFolder(folder, roots))
-        packed = self._reader.read(entry, AdapterFolder(folder, roots))
-        if not self._bind_packed(entry, packed, lambda current: replaces or current is None, tries=True):
+        folder = self._fetched.folder_of(source, roots)
+        entry = NamedAdapter(name, folder)
+        packed = self._reader.read(entry, folder)
+        if not self._binder.bind_packed(
+            entry, packed, lambda current: replaces or current is None, tries=True
+        ):
             raise NameTaken(name)
         return packed.ref
+
+    def fetch(self, name: str, url: SourceUrl) -> tuple[PackedAdapter, AdapterFolder]:
+        """Read and keep what is at a URL, though no name comes to mean it. Raises AdapterRefused."""
+        folder = self._fetched.folder_of(url, ANYWHERE)
+        return self._reader.read(NamedAdapter(name, folder), folder), folder
 
     def alias(self, name: str, target: str) -> AdapterEntry:
         """Let `name` mean, in one step, the content that `target` means now; return what is told of it.
@@ -116,6 +139,20 @@ class AdapterRegistry:
             entry = self._table.by_name.get(name)
             return entry.path if entry else None
 
+    def source(self, name: str) -> str:
+        """Tell what names the place of a name that this node owns: a path, or a URL with all that it has."""
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
+            return entry.folder.source if entry is not None and entry.folder is not None else ""
+
+    def may_fetch(self, name: str) -> bool:
+        """Tell whether to resolve a name may take as long as a source does."""
+        with self._table.lock:
+            entry = self._table.by_name.get(name)
+            if entry is None:
+                return self._fetched.finds_names
+            return entry.ref is None and entry.folder is not None and bool(entry.folder.url)
+
     def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
         """Read the folder of a name again if it was read before and has changed since.
 
@@ -131,7 +168,7 @@ class AdapterRegistry:
         fresh = NamedAdapter(name, entry.folder)
         try:
             packed = self._reader.read(fresh, entry.folder)
-            bound = self._bind_packed(fresh, packed, lambda current: current is entry, tries=True)
+            bound = self._binder.bind_packed(fresh, packed, lambda current: current is entry, tries=True)
         except AdapterRefused as refusal:
             if refusal.may_pass:
                 raise
@@ -161,7 +198,7 @@ class AdapterRegistry:
                 if not self._needs_trial(entry) or self._try_bound(entry, ref):
                     return ref
             elif entry is None or entry.folder is None:
-                self.remote.discover(name)
+                self._discover(name)
             else:
                 self._read(entry)
 
@@ -213,7 +250,8 @@ class AdapterRegistry:
         """Tell whether `name` has a folder that was not read yet."""
         with self._table.lock:
             entry = self._table.by_name.get(name)
-            return entry is not None and entry.ref is None and entry.folder is not None
+            folder = entry.folder if entry is not None and entry.ref is None else None
+            return folder is not None and not folder.url  # what is fetched takes longer than a peer waits
 
     def read(self, name: str) -> None:
         """Read the folder of a declared name. Raises AdapterRefused."""
@@ -222,12 +260,20 @@ class AdapterRegistry:
         if entry is not None:
             self._read(entry)
 
+    def _discover(self, name: str) -> None:
+        """Let a name that is not known mean what peers say, or else what is found where the template says."""
+        try:
+            self.remote.discover(name)
+        except (UnknownAdapter, AdapterUnreachable):
+            if name in self._reserved or not self._found.discover(name):
+                raise
+
     def _read(self, entry: NamedAdapter) -> None:
         """Let a declared name mean what its folder holds, unless it means something. Raises AdapterRefused."""
         with entry.packing:
             if entry.ref is None and entry.folder is not None:
                 packed = self._reader.read(entry, entry.folder)
-                self._bind_packed(entry, packed, lambda current: current is entry, tries=False)
+                self._binder.bind_packed(entry, packed, lambda current: current is entry, tries=False)
 
     def _needs_trial(self, entry: NamedAdapter) -> bool:
         return self.trials.are_made and not entry.tried
@@ -250,26 +296,3 @@ class AdapterRegistry:
         with self._table.lock:
             self._table.lose(entry)
         self._contents.advance()
-
-    def _bind_packed(
-        self,
-        entry: NamedAdapter,
-        packed: PackedAdapter,
-        may_replace: Callable[[NamedAdapter | None], bool],
-        tries: bool,
-    ) -> bool:
-        """Let the entry's name mean the packed content, if that may replace what the name means by now; tell so.
-
-        With `tries` it is tried before. Raises AdapterRefused then, and nothing has changed.
-        """
-        with self.trials.known(packed.ref, packed.layout, entry.name, entry.folder):
-            self._loader.fill(packed)
-            if tries:
-                self.trials.run(entry, packed.ref, waits=True)
-            with self._table.lock:
-                if not may_replace(self._table.by_name.get(entry.name)):
-                    return False
-                self._table.bind(entry, packed.ref, packed.layout)
-        self._tiers.trim(self._contents.retained() | {packed.ref.digest})
-        self._contents.advance()
-        return True

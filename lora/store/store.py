@@ -14,11 +14,13 @@ from lora.adapter import AdapterRef
 from lora.daemon_threads import DaemonExecutor, DeadlineCalls
 from lora.errors import UnknownAdapter
 from lora.format.companions import CompanionsCheck
+from lora.format.peft import most_file_bytes
 from lora.memory.residency import Residency
 from lora.peers.peer_stats import PublishStats
 from lora.peers.peer_tier import Peering
 from lora.peers.published_weights import LocalAdapters
 from lora.segments import AdapterLease
+from lora.sources.source_folders import NOTHING_FETCHED, SourceFolders, SourceOptions
 from lora.store.kept_adapters import KeptAdapters
 from lora.store.loader import AdapterLoader
 from lora.store.names.refresh import NameRefresher
@@ -56,16 +58,18 @@ class AdapterStore:
         disk: DiskTier | None,
         workers: int | Executor | StoreThreads = 1,
         peering: Peering | None = None,
+        sources: SourceOptions = NOTHING_FETCHED,
     ) -> None:
         """Own `residency`, which knows nothing yet; `peering` shares its arena.
 
-        `workers` is how many threads load, or the executor to load with.
+        `workers` is how many threads load, or the executor to load with. `sources` says what may be fetched.
         """
         threads = workers if isinstance(workers, StoreThreads) else StoreThreads(workers)
         most_bytes = residency.pages.nbytes
         publisher = peering.publisher if peering else None
         peer_tier = peering.tier if peering else None
-        tiers = TierChain(base, dtype, disk or HostTier(_HOST_BYTES), peer_tier, threads.files)
+        self._fetched = SourceFolders(sources, most_file_bytes(most_bytes, dtype))
+        tiers = TierChain(base, dtype, disk or HostTier(_HOST_BYTES), peer_tier, threads.files, self._fetched)
         loads = threads.loads
         executor = loads if isinstance(loads, Executor) else DaemonExecutor(loads, "adapter-load")
         weights = publisher.weights if publisher else None
@@ -74,7 +78,7 @@ class AdapterStore:
         )
         self.contents = self.loader.contents
         manifests = publisher.manifests if publisher else None
-        self.registry = AdapterRegistry(self.loader, tiers, manifests, most_bytes)
+        self.registry = AdapterRegistry(self.loader, tiers, manifests, most_bytes, self._fetched)
         self.refresher = NameRefresher(
             self.registry.remote, tiers, most_bytes, peering.refresh_s if peering else None
         )
@@ -157,3 +161,4 @@ class AdapterStore:
         """Start no more loads, and wait for those under way, as long as the executor waits."""
         self.refresher.close()
         self.loader.close()
+        self._fetched.close()

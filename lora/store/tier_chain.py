@@ -24,6 +24,7 @@ from lora.format.peft import PackedAdapter
 from lora.peers.manifest import Manifest
 from lora.peers.peer_stats import PeerStats
 from lora.peers.peer_tier import PeerTier
+from lora.sources.source_folders import SourceFolders
 from lora.store.tiers import PackedTier, SourceTier, Tier
 from lora.target_modules import BaseShape
 
@@ -44,12 +45,13 @@ class TierChain:
         packed: PackedTier,
         peers: PeerTier | None,
         files: DeadlineCalls | None = None,
+        fetched: SourceFolders | None = None,
     ) -> None:
         self._base = base
         self._dtype = dtype
         self._packed = packed
         self._peers = peers
-        self._source = SourceTier(base, dtype, files)
+        self._source = SourceTier(base, dtype, files, fetched)
         self._tiers: tuple[Tier, ...] = (packed, *((peers,) if peers else ()), self._source)
         self._check: CompanionsCheck = lambda companions, vocabulary: None
         self._lock = threading.Lock()

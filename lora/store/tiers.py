@@ -24,6 +24,7 @@ from lora.format.companions import Companions, CompanionsCheck, read_companions,
 from lora.format.folder_stamp import FolderStamp, folder_stamp
 from lora.format.packed import InvalidHeader
 from lora.format.peft import PackedAdapter, pack
+from lora.sources.source_folders import SourceFolders
 from lora.store.packed_file import read_rows, remove_file, status_of, write_packed
 from lora.target_modules import BaseShape
 
@@ -191,13 +192,23 @@ class _Source:
 
 
 class SourceTier:
-    """The PEFT folders themselves, packed again and checked against the digest that is asked for."""
+    """The PEFT folders themselves, packed again and checked against the digest that is asked for.
+
+    What a folder's URL names is fetched first, by `fetched`.
+    """
 
     name = "source"
 
-    def __init__(self, base: BaseShape, dtype: torch.dtype, files: DeadlineCalls | None = None) -> None:
+    def __init__(
+        self,
+        base: BaseShape,
+        dtype: torch.dtype,
+        files: DeadlineCalls | None = None,
+        fetched: SourceFolders | None = None,
+    ) -> None:
         self._base = base
         self._dtype = dtype
+        self._fetched = fetched or SourceFolders()
         self._files = files or DeadlineCalls()
         self._lock = threading.Lock()
         self._sources: dict[str, _Source] = {}
@@ -212,10 +223,15 @@ class SourceTier:
         return self._in_time(name, folder, lambda: pack(name, path, base, dtype, most_bytes, roots))
 
     def stamp(self, name: str, folder: AdapterFolder) -> FolderStamp:
-        """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
-        return self._in_time(name, folder, lambda: folder_stamp(folder.path))
+        """Look at a folder without reading it; a URL is asked for its files anew.
 
-    def _in_time(self, name: str, folder: AdapterFolder, call: Callable[[], R]) -> R:
+        Raises AdapterRefused, which may pass, if it does not answer.
+        """
+        return self._in_time(name, folder, lambda: folder_stamp(folder.path), fresh=True)
+
+    def _in_time(self, name: str, folder: AdapterFolder, call: Callable[[], R], fresh: bool = False) -> R:
+        if folder.url:
+            return self._fetched.reading(name, folder, fresh, call)
         try:
             return self._files.run(str(folder.path), call)
         except CallHangs as error:

@@ -11,12 +11,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.lora.sources.source_server import source_server
+
 READY_S = 60.0
+ADAPTERS = Path("engine/demo/adapters").resolve()
 
 
 def free_port() -> int:
@@ -29,7 +33,7 @@ def free_port() -> int:
 class LiveCluster:
     """The launcher's process, and the router's address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: str) -> None:
         self.port = free_port()
         self.registry = folder / "registry.sqlite"
         self._log = (folder / "log").open("wb")
@@ -38,6 +42,7 @@ class LiveCluster:
                 *(sys.executable, "-m", "engine.serve", "--nodes", "2", "--port", str(self.port)),
                 *("--dtype", "float32", "--drain-s", "5", "--slo-ttft-s", "30", "--slo-tbt-s", "5"),
                 *("--no-progress", "--registry-file", str(self.registry)),
+                *("--lora-source", sources, "--lora-source-template", f"{sources}/{{name}}"),
             ],
             stdout=self._log,
             stderr=self._log,
@@ -93,8 +98,17 @@ class LiveCluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
-    """A router, a coordinator and two nodes."""
-    live = LiveCluster(tmp_path_factory.mktemp("cluster"))
+    """A router, a coordinator and two nodes, and a server of adapters' files."""
+    served = tmp_path_factory.mktemp("served")
+    for name in ("reverse", "upper"):
+        copytree(ADAPTERS / name, served / f"far-{name}")
+    with source_server(served) as server:
+        yield from run_cluster(tmp_path_factory.mktemp("cluster"), server.url)
+
+
+def run_cluster(folder: Path, sources: str) -> Iterator[LiveCluster]:
+    """Run a cluster, and see to it that it ends as a whole."""
+    live = LiveCluster(folder, sources)
     try:
         live.wait_ready()
         yield live
@@ -109,6 +123,19 @@ def test_every_adapter_answers_through_the_router(cluster: LiveCluster) -> None:
     assert cluster.chat("upper", "garden") == "GARDEN"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         cluster.chat("nobody", "garden")
+
+
+def test_an_adapter_comes_from_its_source_through_the_router(cluster: LiveCluster) -> None:
+    assert cluster.chat("far-reverse", "garden") == "nedrag"  # nobody has loaded it
+    source = str(cluster.ask("/v1/adapters/far-reverse")["source"])
+    cluster.ask(
+        "/v1/load_lora_adapter", {"lora_name": "other", "lora_path": source.replace("reverse", "upper")}
+    )
+    assert cluster.chat("other", "garden") == "GARDEN"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        cluster.ask("/v1/load_lora_adapter", {"lora_name": "bad", "lora_path": "http://127.0.0.1:1/a"})
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        cluster.chat("far-nobody", "garden")
 
 
 def test_a_stream_outlives_its_node_and_the_node_comes_back(cluster: LiveCluster) -> None:

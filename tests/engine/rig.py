@@ -15,6 +15,7 @@ from engine.structured.grammar_cache import GrammarCache
 from lora.daemon_threads import DeadlineCalls
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
+from lora.sources.source_folders import NOTHING_FETCHED, SourceOptions
 from lora.store.store import AdapterStore, StoreThreads
 from lora.store.tiers import DiskTier
 from scheduler.blocks import BlockPool
@@ -48,13 +49,15 @@ def build(
     lags: bool = False,
     vocab_size: int = VOCAB_SIZE,
     read_timeout_s: float = 60.0,
+    sources: SourceOptions = NOTHING_FETCHED,
 ) -> Rig:
     """A rig whose files live in `folder`, with packed adapters kept in `cache`."""
     write_tokenizer(folder)
     base = base_shape()
     residency = Residency(RankPages(adapter_pages, PAGE_BYTES), CheapestWindow())
     threads = StoreThreads(files=DeadlineCalls(read_timeout_s))
-    store = AdapterStore(base, torch.float32, residency, DiskTier(cache) if cache else None, threads)
+    disk = DiskTier(cache) if cache else None
+    store = AdapterStore(base, torch.float32, residency, disk, threads, sources=sources)
     folders = {name: write_adapter(folder / name, base, rank, seed=rank) for name, rank in RANKS.items()}
     store.registry.reserve(("base",))
     for name, path in folders.items():

@@ -23,6 +23,7 @@ from engine.config.http_config import HttpConfig
 from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
+from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice
 from scheduler.cluster.cost.profile import Slo, to_json
@@ -274,7 +275,8 @@ def test_help_shows_the_new_names_only(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
-        (EngineConfig, {"peers"}),
+        (EngineConfig, {"peers", "sources"}),
+        (SourceConfig, set[str]()),
         (ServeConfig, {"engine", "access", "http", "cluster", "launch"}),
         (HttpConfig, set[str]()),
         (PeerConfig, set[str]()),

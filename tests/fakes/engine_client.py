@@ -168,6 +168,9 @@ class FakeClient:
     def tokenizer_of(self, model: str) -> Tokenizer:
         return self.tokenizers.get(model, self.tokenizer)
 
+    async def find(self, model: str) -> None:
+        self.calls.append(f"find {model}")
+
     async def start(self) -> None:
         self.calls.append("start")
 

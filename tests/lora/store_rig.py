@@ -7,6 +7,7 @@ import torch
 from lora.adapter import AdapterRef
 from lora.memory.pages import RankPages
 from lora.memory.residency import Residency
+from lora.sources.source_folders import NOTHING_FETCHED, SourceOptions
 from lora.store.store import AdapterStore
 from lora.store.tiers import DiskTier
 from scheduler.residency import CheapestWindow
@@ -22,14 +23,20 @@ class StoreRig:
     """A store over a small arena with numbered adapters of rank 4, and how to bring them in."""
 
     def __init__(
-        self, root: Path, adapters_that_fit: int, *, disk: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        root: Path,
+        adapters_that_fit: int,
+        *,
+        disk: bool = True,
+        dtype: torch.dtype = torch.float32,
+        sources: SourceOptions = NOTHING_FETCHED,
     ) -> None:
         self.root = root
         self.pages = RankPages(adapters_that_fit * PAGES_OF_RANK_4, PAGE_BYTES)
         self.executor = InlineExecutor()
         tier = DiskTier(root / "cache") if disk else None
         residency = Residency(self.pages, CheapestWindow())
-        self.store = AdapterStore(BASE_SHAPE, dtype, residency, tier, self.executor)
+        self.store = AdapterStore(BASE_SHAPE, dtype, residency, tier, self.executor, sources=sources)
 
     def folder(self, seed: int, rank: int = 4) -> Path:
         """A PEFT folder with content of its own for each seed."""

@@ -21,8 +21,8 @@ from engine.api.bodies.body_messages import (
 )
 from engine.api.bodies.body_readers import READERS
 from engine.api.errors import ApiError
-from engine.api.parsing import GenerateRequest, ServedModels
-from engine.errors import NotInTime
+from engine.api.parsing import FetchedModels, GenerateRequest, ServedModels
+from engine.errors import NotFetched, NotInTime
 from engine.text.worker_process import WorkerProcess
 from engine.waiting.task_pool import TaskPool
 
@@ -38,7 +38,7 @@ _MESSAGES: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 class BodyParser:
     """Reads bodies by their path; a large one waits for the large ones before it, and for no other."""
 
-    def __init__(self, models: ServedModels, pool: TaskPool) -> None:
+    def __init__(self, models: FetchedModels, pool: TaskPool) -> None:
         """Read in `pool` what is not large."""
         self._models, self._pool = models, pool
         self._process = BodyProcess(models)
@@ -62,6 +62,14 @@ class BodyParser:
         self._process.close()
 
     async def _read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
+        """Read a body; a model that is to be fetched before is awaited, while no thread waits."""
+        try:
+            return await self._read_once(path, body)
+        except NotFetched as error:
+            await self._models.find(error.name)
+            return await self._read_once(path, body)
+
+    async def _read_once(self, path: str, body: bytearray) -> GenerateRequest | bytes:
         if len(body) > LARGE_BODY_BYTES:
             return await self._large.run(lambda: self._process.read(path, body))
         return await self._pool.run(lambda: READERS[path](bytes(body), self._models))

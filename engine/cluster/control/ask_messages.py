@@ -19,6 +19,7 @@ from engine.cluster.control.control_values import (
     WireEntry,
 )
 from engine.errors import (
+    AdapterAbsent,
     AdapterExists,
     AdapterFailed,
     EngineError,
@@ -32,14 +33,16 @@ from transport.base import Count
 MOST_RECORDS = 1000
 """Of one answer."""
 MOST_STATUS_BYTES = 6 << 20
-Fault = Literal["name", "exists", "invalid", "failed", "later", "unknown"]
-"""Why an ask failed: an InvalidAdapterName, AdapterExists, InvalidAdapter, AdapterFailed, NotInTime, UnknownModel."""
+Fault = Literal["name", "exists", "absent", "invalid", "failed", "later", "unknown"]
+"""Why an ask failed: an InvalidAdapterName, AdapterExists, AdapterAbsent, InvalidAdapter, AdapterFailed, NotInTime,
+UnknownModel."""
 RouterAct = Literal["register", "remove", "alias", "set"]
 NodeAct = Literal["resolve", "load", "unload"]
 RETRY_AFTER_S = 2
 _ERRORS: Mapping[Fault, type[EngineError]] = {
     "name": InvalidAdapterName,
     "exists": AdapterExists,
+    "absent": AdapterAbsent,  # before InvalidAdapter, of which it is a kind
     "invalid": InvalidAdapter,
     "failed": AdapterFailed,
     "later": NotInTime,
@@ -91,6 +94,8 @@ class Answer(ControlMessage, frozen=True):
                 raise UnknownModel(name)
             case "later":
                 raise NotInTime(self.reason, RETRY_AFTER_S)
+            case "absent":
+                raise AdapterAbsent(self.reason)
             case "invalid":
                 raise InvalidAdapter(self.reason)
             case "failed":

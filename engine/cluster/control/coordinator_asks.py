@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -14,6 +13,7 @@ from engine.cluster.control.control_messages import FromMember
 from engine.cluster.control.control_values import MOST_FOLDER_CHARS
 from engine.errors import InvalidAdapter, InvalidAdapterName, NotInTime
 from lora.adapter import NAME_RULE, is_name
+from lora.sources.source_url import AdapterSource, source_text
 
 T = TypeVar("T")
 _STATUS_S = 5.0
@@ -47,11 +47,12 @@ class CoordinatorAsks:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
-    async def register(self, name: str, folder: Path, replaces: bool) -> CatalogueEntry:
+    async def register(self, name: str, folder: AdapterSource, replaces: bool) -> CatalogueEntry:
         """Register an adapter. As AdapterAdministration.register."""
-        if len(str(folder)) > MOST_FOLDER_CHARS:
-            raise InvalidAdapter(f"lora_path has {len(str(folder))} characters: at most {MOST_FOLDER_CHARS}")
-        return _entry(name, await self._ask("register", name, str(folder), replaces))
+        text = source_text(folder)
+        if len(text) > MOST_FOLDER_CHARS:
+            raise InvalidAdapter(f"lora_path has {len(text)} characters: at most {MOST_FOLDER_CHARS}")
+        return _entry(name, await self._ask("register", name, text, replaces))
 
     async def remove(self, name: str) -> None:
         """Remove a name. As AdapterAdministration.remove."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from engine.cluster.control.ask_messages import Answer, Ask
 from engine.cluster.control.control_values import WireEntry
+from engine.cluster.node.node_adapters import PlacedSource, learn
 from engine.cluster.node.node_names import NodeNames
 from engine.cluster.view import ClusterView
 from engine.errors import EngineError
@@ -25,12 +26,8 @@ _FETCH_S = 120.0
 _log = logging.getLogger(__name__)
 
 
-class PlacedContents(Protocol):
-    """The part of a node's store that a coordinator rules. `learn` blocks; all may be called from any thread."""
-
-    def learn(self, ref: AdapterRef, name: str, sources: Sequence[Address]) -> None:
-        """Come to know a content by its digest. Raises UnknownAdapter or AdapterRefused."""
-        ...
+class PlacedContents(PlacedSource, Protocol):
+    """The part of a node's store that a coordinator rules. What learns blocks; all may be called from any thread."""
 
     def keep(self, ref: AdapterRef) -> None:
         """Keep a known content, and have it fetched when there is room."""
@@ -184,12 +181,12 @@ class AgentRunner:
         """Come to know and keep a content; the store says when it has arrived."""
         addresses = self._addresses(sources)
 
-        def learn() -> None:
-            self._placed.learn(ref, ref.name, addresses)
+        def learn_and_keep() -> None:
+            learn(self._placed, self.view, ref, addresses)
             self._placed.keep(ref)
 
         try:
-            await self._pool.run(learn)
+            await self._pool.run(learn_and_keep)
         except Exception as error:  # noqa: BLE001 - whatever it is ends this fetch alone, and the coordinator sees it
             self._fail(ref, error)
         else:

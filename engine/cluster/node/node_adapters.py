@@ -7,7 +7,8 @@ from engine.cluster.view import ClusterView
 from engine.errors import AdapterFailed, adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterRef
-from lora.errors import UnknownAdapter
+from lora.errors import AdapterUnreachable, UnknownAdapter
+from lora.sources.source_url import SourceUrl
 from lora.store.registry import AdapterRegistry
 from transport.base import Address
 
@@ -24,6 +25,24 @@ class PlacedSource(Protocol):
         Raises UnknownAdapter, AdapterUnreachable or AdapterRefused.
         """
         ...
+
+    def fetch(self, ref: AdapterRef, url: SourceUrl) -> None:
+        """Make a content known that is to be at a URL. It waits. Raises AdapterRefused."""
+        ...
+
+
+def learn(placed: PlacedSource, view: ClusterView, ref: AdapterRef, sources: Sequence[Address]) -> None:
+    """Make a content known by whoever has it: members first, then the URL that its name was registered from.
+
+    Raises UnknownAdapter, AdapterUnreachable or AdapterRefused.
+    """
+    try:
+        placed.learn(ref, ref.name, sources)
+    except (UnknownAdapter, AdapterUnreachable):
+        url = view.source_of(ref)
+        if url is None:
+            raise
+        placed.fetch(ref, url)
 
 
 class NodeAdapters:
@@ -58,7 +77,7 @@ class NodeAdapters:
             return
         if self._placed is None:
             raise AdapterFailed(f"no member can give adapter {ref.name!r} of digest {ref.digest[:12]}")
-        self._placed.learn(ref, ref.name, self.sources(ref))
+        learn(self._placed, self._view, ref, self.sources(ref))
 
     def _has(self, ref: AdapterRef) -> bool:
         """Tell whether this node's own name means the content, read now if it was not before."""

@@ -4,14 +4,14 @@ These are names that the node's own options declare, and those that it was asked
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from engine.catalogue.base import CatalogueEntry
-from engine.errors import UnknownModel, adapter_errors
+from engine.errors import InvalidAdapter, UnknownModel, adapter_errors
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.companions import Companions
+from lora.sources.source_url import AdapterSource, InvalidSource, source_of
 
 _THREADS = 4
 _MOST_WAIT_S = 290.0  # less than the coordinator waits
@@ -33,8 +33,8 @@ class ReadNames(Protocol):
         ...
 
 
-LoadFolder = Callable[[str, Path, bool], Awaitable[AdapterRef]]
-"""Load a PEFT folder from below the server's allowed roots under a name; it may replace what that means."""
+LoadFolder = Callable[[str, AdapterSource, bool], Awaitable[AdapterRef]]
+"""Load a URL, or a PEFT folder from below the server's allowed roots under a name; it may replace what that means."""
 
 
 class NodeNames:
@@ -58,8 +58,12 @@ class NodeNames:
             return await self._pool.run(lambda: self._entry(name))
 
     async def load(self, name: str, folder: str, replaces: bool) -> CatalogueEntry:
-        """Load a folder under a name. Raises InvalidAdapterName, AdapterExists, and as `resolve`."""
-        await self._load(name, Path(folder), replaces)
+        """Load a folder or a URL under a name. Raises InvalidAdapterName, AdapterExists, and as `resolve`."""
+        try:
+            source = source_of(folder)
+        except InvalidSource as error:
+            raise InvalidAdapter(str(error)) from error
+        await self._load(name, source, replaces)
         return await self.resolve(name)
 
     async def unload(self, name: str) -> None:
@@ -76,5 +80,5 @@ class NodeNames:
     def _entry(self, name: str) -> CatalogueEntry:
         ref, companions = self._registry.resolve(name), self._registry.companions(name)
         told = next((entry for entry in self._registry.entries() if entry.name == name), None)
-        root = str(told.folder) if told is not None and told.folder is not None else ""
+        root = told.source if told is not None else ""
         return CatalogueEntry(name, ref, root, companions, told.effect if told is not None else None)

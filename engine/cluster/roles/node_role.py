@@ -25,6 +25,7 @@ from engine.live.node_load import NodeJobs, NodeRoom
 from engine.runner.step_costs import StepCosts
 from lora.adapter import AdapterRef
 from lora.format.allowed_roots import AllowedRoots
+from lora.sources.source_url import AdapterSource
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import NodeHardware
 from scheduler.cluster.state import OperatingPoints
@@ -66,8 +67,8 @@ class NodeRole:
         agent = NodeAgent(name, self._hardware(), session)
         roots = AllowedRoots.below(config.lora_roots)
 
-        async def load(adapter: str, folder: object, replaces: bool) -> AdapterRef:
-            return await self._front.load_adapter(adapter, folder, replaces, roots)  # pyright: ignore[reportArgumentType]
+        async def load(adapter: str, folder: AdapterSource, replaces: bool) -> AdapterRef:
+            return await self._front.load_adapter(adapter, folder, replaces, roots)
 
         names = NodeNames(engine.store.registry, load, self._front.unload_adapter)
         runner = AgentRunner(agent, placed, contents.retained, names, self.view, self._costs)

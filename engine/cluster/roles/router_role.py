@@ -21,6 +21,7 @@ from engine.cluster.roles.role_parts import (
 )
 from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.router.name_finder import NameFinder
 from engine.cluster.view import ClusterView, ServedModel
 from engine.config.config import ServeConfig
 from engine.metrics.telemetry import Telemetry
@@ -56,9 +57,12 @@ class RouterRole:
 
         hello = MemberHello(VERSION, name, "router", start, profile=costs.digest)
         self.control = ControlClient(hello, connection_to(config.cluster.coordinator, security), view, report)
+        sources = config.engine.sources
+        template = sources.allowed().template
+        finder = NameFinder(view, self.control.administration, template, sources.absent_s)
         self.client = ClusterClient(
             card, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,
-            config.cluster.slo.ttft_s,
+            config.cluster.slo.ttft_s, finder,
         )  # fmt: skip
 
     async def start(self) -> None:

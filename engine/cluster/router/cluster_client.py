@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from engine.admission import Admission
 from engine.base.model_card import ModelCard
@@ -12,9 +11,10 @@ from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.router.forwarding_account import ForwardingSpans
+from engine.cluster.router.name_finder import NameFinder
 from engine.cluster.router.router_series import RouterSeries
 from engine.cluster.view import AdapterAdministration, ClusterView
-from engine.errors import Draining, InvalidAdapter, NotInTime, UnknownModel
+from engine.errors import Draining, InvalidAdapter, NotFetched, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import EngineStats, Telemetry
@@ -25,6 +25,7 @@ from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef
 from lora.format.adapter_files import Flaw
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.sources.source_url import AdapterSource
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.cluster.routing.orders import Offer
@@ -50,6 +51,7 @@ class ClusterClient:
         administration: AdapterAdministration,
         max_waiting: int,
         slo_ttft_s: float,
+        finder: NameFinder | None = None,
     ) -> None:
         """Serve `model` by the nodes of `view`. At most `max_waiting` sequences wait to be sent."""
         self.tokenizer, self.telemetry = tokenizer, telemetry
@@ -57,6 +59,7 @@ class ClusterClient:
         self.view = view
         self.forwarding = forwarding
         self._model, self._administration = model, administration
+        self._finder = finder or NameFinder(view, administration, None, 0.0)
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
         forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
@@ -93,7 +96,9 @@ class ClusterClient:
         return self._model.vocab_size
 
     def tokenizer_of(self, model: str) -> Tokenizer:
-        """Return the tokenizer of `model`, with its own chat template. Raises UnknownModel, InvalidAdapter."""
+        """Return the tokenizer of `model`, with its own chat template. As EngineClient.tokenizer_of."""
+        if self._may_find(model):
+            raise NotFetched(model)
         entry = self._entry(model)
         if entry is None:
             return self.tokenizer
@@ -101,6 +106,11 @@ class ClusterClient:
             return self.tokenizer.of_adapter(entry.companions)
         except Flaw as error:
             raise InvalidAdapter(str(error)) from error
+
+    async def find(self, model: str) -> None:
+        """Have a node fetch what `model` means. As EngineClient.find."""
+        if self._may_find(model):
+            await self._finder.find(model)
 
     async def start(self) -> None:
         """Link to the nodes, those of now and those to come."""
@@ -118,6 +128,7 @@ class ClusterClient:
         if self._follow in self.view.changed:
             self.view.changed.remove(self._follow)
         self._outputs.end_all(Draining(), FinishReason.ABORT.value)
+        await self._finder.close()
         await self.forwarding.close()
         self.tokenizer.close()
         self._grammars.close()
@@ -142,6 +153,7 @@ class ClusterClient:
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
         with self.telemetry.refusals.counted():
+            await self.find(model)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
             return self._submit_all(model, prompts, params, tenant, trace)
@@ -178,7 +190,7 @@ class ClusterClient:
         return tuple(outputs)
 
     async def load_adapter(
-        self, name: str, folder: Path, replaces: bool = True, roots: AllowedRoots = ANYWHERE
+        self, name: str, folder: AdapterSource, replaces: bool = True, roots: AllowedRoots = ANYWHERE
     ) -> AdapterRef:
         """Have a node read, check and try an adapter, and let the name mean it everywhere."""
         return (await self._administration.register(name, folder, replaces)).ref
@@ -196,7 +208,8 @@ class ClusterClient:
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also before that can be told."""
-        return model in self._model.names or model in self.view.catalogue or not self.view.known
+        known = model in self._model.names or model in self.view.catalogue or not self.view.known
+        return known or self._may_find(model)
 
     def series(self) -> tuple[MetricSeries, ...]:
         """Tell sums over the nodes, what was sent, moved and refused, and the shares of recent adapters."""
@@ -217,6 +230,9 @@ class ClusterClient:
             blocks=_NO_BLOCKS,
             store=_NO_STORE,
         )
+
+    def _may_find(self, model: str) -> bool:
+        return model not in self._model.names and self._finder.may_find(model)
 
     def _entry(self, model: str) -> CatalogueEntry | None:
         """Return what an adapter's name means; None for the base. Raises UnknownModel, NotInTime."""

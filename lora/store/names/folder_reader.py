@@ -8,6 +8,7 @@ from lora.format.allowed_roots import AdapterFolder
 from lora.format.packed import inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
+from lora.sources.source_url import shown_source
 from lora.store.names.named_adapter import NamedAdapter
 from lora.store.tier_chain import TierChain
 
@@ -44,7 +45,7 @@ class FolderReader:
             packed = self._tiers.pack(entry.name, folder, self._most_bytes)
         except AdapterRefused as refusal:
             entry.refuse(stamp, refusal)
-            _log.warning("%s (in %s)", refusal, folder.path)
+            _log.warning("%s (in %s)", refusal, shown_source(folder.url) if folder.url else folder.path)
             raise
         entry.accept(stamp, inertia(packed.layout, packed.rows))
         return packed

@@ -60,7 +60,8 @@ class NamedAdapter:
     def entry(self) -> AdapterEntry:
         """Return what is told of the name."""
         refusal = self.refusal if self.ref is None else None
-        return AdapterEntry(self.name, self.path, self.ref, self.inertia, refusal, self.effect)
+        url = self.folder.url if self.folder else ""
+        return AdapterEntry(self.name, self.path, self.ref, self.inertia, refusal, self.effect, url)
 
     def accept(self, stamp: FolderStamp, inertia: str | None) -> None:
         """Remember that the folder is served as it is, and why that changes no output, if so."""

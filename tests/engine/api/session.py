@@ -18,6 +18,7 @@ from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
 from engine.metrics.request_log import RequestLog
 from engine.tokenizer import Tokenizer
+from lora.sources.allowed_sources import NOWHERE, AllowedSources
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
 
@@ -62,20 +63,21 @@ class ApiSession:
 
 @asynccontextmanager
 async def session(
-    engine: FakeClient | None = None,
+    engine: Any = None,
     roots: Sequence[Path] = (),
     api_key: str | None = None,
     rules: AccessRules | None = None,
     cors_origins: Sequence[str] = (),
     log: RequestLog | None = None,
     config: HttpConfig | None = None,
+    sources: AllowedSources = NOWHERE,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
     log = log or RequestLog()
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
-        http_app(engine, AdapterAdmin(engine, roots), guard, cors_origins, config), config=config
+        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config), config=config
     )
     url = await server.listen("127.0.0.1", 0)
     plain = openai.DefaultAsyncHttpxClient(verify=False)  # no authorities are read, as nothing is encrypted

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.ask_messages import Ask
 from engine.cluster.node.agent_runner import AgentRunner
 from engine.cluster.node.node_names import NodeNames
@@ -12,6 +13,7 @@ from engine.cluster.view import ClusterView, Member
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.errors import AdapterRefused, UnknownAdapter
 from lora.format.companions import NO_COMPANIONS, Companions
+from lora.sources.source_url import SourceUrl
 from scheduler.cluster.protocol.agent import NodeAgent
 from scheduler.cluster.protocol.messages import AllowLeave, Drop, Pull, Rejoin
 from tests.engine.cluster.control_rig import MACHINE, control_rig, ref_of, until
@@ -25,6 +27,7 @@ class FakePlaced:
 
     def __init__(self) -> None:
         self.learnt: dict[str, tuple[Address, ...]] = {}
+        self.fetched: dict[str, str] = {}
         self.kept: set[str] = set()
         self.missing: set[str] = set()
         self.used: set[str] = set()
@@ -36,6 +39,9 @@ class FakePlaced:
         if ref.digest in self.missing:
             raise UnknownAdapter(name)
         self.learnt[name] = tuple(sources)
+
+    def fetch(self, ref: AdapterRef, url: SourceUrl) -> None:
+        self.fetched[ref.name] = str(url)
 
     def keep(self, ref: AdapterRef) -> None:
         self.kept.add(ref.digest)
@@ -73,6 +79,21 @@ def runner_of(placed: FakePlaced, name: str = "n1", view: ClusterView | None = N
 
     names = NodeNames(FakeNames(), load, unload)
     return AgentRunner(NodeAgent(name, MACHINE, 5), placed, lambda: placed.used, names, view or ClusterView())
+
+
+def test_what_no_member_has_is_fetched_from_where_its_name_was_registered() -> None:
+    async def scenario() -> None:
+        placed = FakePlaced()
+        placed.missing |= {A.digest, B.digest}
+        entries = {"a": CatalogueEntry("a", A, "s3://bucket/a"), "b": CatalogueEntry("b", B, "/folder/b")}
+        runner = runner_of(placed, view=ClusterView(catalogue=entries))
+        runner.obey(Pull("n1", 5, 1, A, ()))
+        runner.obey(Pull("n1", 5, 2, B, ()))
+        await until(lambda: runner.agent.keeps(A) and not runner.agent.holds(B))
+        assert placed.fetched == {"a": "s3://bucket/a"}
+        await runner.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_pull_is_learnt_from_its_sources_first_and_then_from_any_member() -> None:

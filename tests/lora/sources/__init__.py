@@ -1,0 +1,1 @@
+"""Adapters fetched from servers that behave well, badly, or not at all."""
