@@ -26,7 +26,7 @@ from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
 from scheduler.plan import FinishReason, SequenceKey
-from scheduler.request import Request, SamplingParams
+from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 
@@ -160,28 +160,18 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str = "",
-        trace: str = "",
-    ) -> tuple[RequestOutput, ...]:
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin = NOWHERE
+    ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
         Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params, tenant, trace)
+            return await self._submit_all(model, prompts, params, origin)
 
     async def _submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str,
-        trace: str,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         await self._names.find(model)  # without a place in the queue: a source may be slow
@@ -200,7 +190,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
-                    tenant=tenant, trace=trace, grammar=grammar,
+                    tenant=origin.tenant, priority=origin.priority, trace=origin.trace, grammar=grammar,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

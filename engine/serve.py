@@ -24,6 +24,7 @@ from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.base.model_card import base_folder
+from engine.batches.batch_routes import BatchRoutes
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.launching.local_launcher import launch
 from engine.cluster.launching.ray_launcher import launch_on_ray
@@ -83,7 +84,8 @@ async def serve(
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
-    app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http)
+    batches = _batches(client, config)
+    app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http, batches)
     server = HttpServer(app, _tls(config.access), config.http)
     guard = RpcGuard(rules, log, config.http.write_timeout_s)
     rpc = RpcServer(client, admin, guard, config, stop.set)
@@ -91,6 +93,8 @@ async def serve(
     try:
         if membership is not None:
             await membership.start()
+        if batches is not None:
+            await batches.start()
         address = await _listen(server, config)
         if config.grpc_port is not None:
             address += f" and {await rpc.listen(config.host, config.grpc_port)}"
@@ -98,16 +102,26 @@ async def serve(
         await stop.wait()
         await rpc.stop_serving()
         await server.stop_listening()
+        if batches is not None:
+            await batches.close()
         if membership is not None:
             await membership.drain(config.drain_s)
         await client.drain(config.drain_s)
     finally:
+        if batches is not None:
+            await batches.close()
         if membership is not None:
             await membership.close()
         await client.close()
         await rpc.close()
         await server.close()
         log.close()
+
+
+def _batches(client: EngineClient, config: ServeConfig) -> BatchRoutes | None:
+    if config.batches.batch_dir is None:
+        return None
+    return BatchRoutes(client, config.batches, config.http.body_timeout_s)
 
 
 def lora_roots(config: ServeConfig) -> tuple[Path, ...]:

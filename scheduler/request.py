@@ -151,6 +151,18 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from: the tenant that it counts for, its priority, and the span above its own."""
+
+    tenant: str = ""
+    priority: int = 0
+    trace: str = ""
+
+
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, one adapter, `params.n` sequences. `request_id` is unique among live requests.
 

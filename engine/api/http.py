@@ -7,6 +7,7 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -21,7 +22,7 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
-from engine.api.openapi import document, software_version
+from engine.api.openapi import Description, document, software_version
 from engine.api.page.page_routes import PageRoutes
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
@@ -29,6 +30,7 @@ from engine.api.server.loop_lag import LoopLag
 from engine.config.http_config import HttpConfig
 from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
+from scheduler.request import Origin
 
 _MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _log = logging.getLogger(__name__)
@@ -54,20 +56,35 @@ class HttpPools:
             pool.close()
 
 
+class MoreRoutes(Protocol):
+    """Routes that not every server has."""
+
+    @property
+    def description(self) -> Description:
+        """What the OpenAPI document tells of them."""
+        ...
+
+    def table(self, bodies: BodyReader) -> Sequence[web.RouteDef]:
+        """List them; `bodies` reads what they are sent."""
+        ...
+
+
 def http_app(
     client: EngineClient,
     adapters: AdapterAdmin,
     guard: RequestGuard,
     cors_origins: Sequence[str] = (),
     config: HttpConfig | None = None,
+    more: MoreRoutes | None = None,
 ) -> web.Application:
-    """Make the application: every route of the server, behind `guard`."""
+    """Make the application: every route of the server, and `more` that need its reader of bodies, behind `guard`."""
     config, cors = config or HttpConfig(), Cors(cors_origins)
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=[note_beginning, cors, guard])
     app.on_response_prepare.extend((set_request_id, cors.mark))
     pools = HttpPools.make()
     bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
-    routes = _Routes(client, adapters, pools, bodies, parser)
+    described = more.description if more is not None else Description()
+    routes = _Routes(client, adapters, pools, bodies, parser, described)
     for path, endpoint in ENDPOINTS.items():
         handler = _generate_handler(client, endpoint, pools, bodies, parser)
         app.router.add_post(path, handler, expect_handler=wait_with_continue)
@@ -84,6 +101,7 @@ def http_app(
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi, allow_head=False),
             *AdminRoutes(CatalogueAdmin(client, adapters), bodies).table(),
+            *(more.table(bodies) if more is not None else ()),
         ]
     )
 
@@ -115,7 +133,7 @@ def _generate_handler(
         record = request[RECORD]
         record.model = parsed.model
         async with Generation(
-            endpoint, client, parsed, pools.responses, record.key, record.trace
+            endpoint, client, parsed, pools.responses, Origin(record.key, trace=record.trace)
         ) as generation:
             record.counts = generation
             if parsed.form.stream:
@@ -173,12 +191,14 @@ class _Routes:
         pools: HttpPools,
         bodies: BodyReader,
         parser: BodyParser,
+        more: Description,
     ) -> None:
         self._client = client
         self._adapters = adapters
         self._pools = pools
         self._bodies = bodies
         self._parser = parser
+        self._more = more
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
@@ -222,7 +242,7 @@ class _Routes:
 
     async def openapi(self, request: web.Request) -> web.Response:
         """Answer GET /openapi.json."""
-        return json_response(document(software_version()))
+        return json_response(document(software_version(), self._more))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""

@@ -26,67 +26,73 @@ from scheduler.request import RANGES
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/"
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "integer"}
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "integer"}
 _MAYBE_TEXT: Schema = {"type": ["string", "null"]}
 _ANY: Schema = {}
 _LOWER = {"max_tokens": 0, "top_k": -1}  # what HTTP takes below SamplingParams' ranges
 
 
-def _object(**properties: Schema) -> Schema:
+def object_schema(**properties: Schema) -> Schema:
+    """Describe an object that always has these properties."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _array(items: Schema) -> Schema:
+def array_schema(items: Schema) -> Schema:
+    """Describe an array of such items."""
     return {"type": "array", "items": items}
 
 
-def _ref(name: str) -> Schema:
+def ref_schema(name: str) -> Schema:
+    """Refer to the schema of this name."""
     return {"$ref": _REF + name}
 
 
 def _response(kind: str, choice: Schema, **more: Schema) -> Schema:
-    head = {"id": _TEXT, "object": {"const": kind}, "created": _NUMBER, "model": _TEXT}
-    return _object(**head, choices=_array(choice), usage=_ref("Usage"), **more)
+    head = {"id": TEXT, "object": {"const": kind}, "created": NUMBER, "model": TEXT}
+    return object_schema(**head, choices=array_schema(choice), usage=ref_schema("Usage"), **more)
 
 
 def _choice(**more: Schema) -> Schema:
-    return _object(index=_NUMBER, logprobs=_ANY, finish_reason=_TEXT, stop_reason=_ANY, **more)
+    return object_schema(index=NUMBER, logprobs=_ANY, finish_reason=TEXT, stop_reason=_ANY, **more)
 
 
 _RESPONSES: Mapping[str, Schema] = {
-    "Error": _object(error=_object(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT)),
-    "Usage": _object(
-        prompt_tokens=_NUMBER,
-        completion_tokens=_NUMBER,
-        total_tokens=_NUMBER,
-        prompt_tokens_details=_object(cached_tokens=_NUMBER),
+    "Error": object_schema(error=object_schema(message=TEXT, type=TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT)),
+    "Usage": object_schema(
+        prompt_tokens=NUMBER,
+        completion_tokens=NUMBER,
+        total_tokens=NUMBER,
+        prompt_tokens_details=object_schema(cached_tokens=NUMBER),
     ),
-    "CompletionResponse": _response("text_completion", _choice(text=_TEXT)),
+    "CompletionResponse": _response("text_completion", _choice(text=TEXT)),
     "ChatResponse": _response(
         "chat.completion",
-        _choice(message=_object(role={"const": "assistant"}, content=_TEXT, refusal=_MAYBE_TEXT)),
+        _choice(message=object_schema(role={"const": "assistant"}, content=TEXT, refusal=_MAYBE_TEXT)),
         prompt_logprobs=_ANY,
     ),
-    "Model": _object(
-        id=_TEXT,
+    "Model": object_schema(
+        id=TEXT,
         object={"const": "model"},
-        created=_NUMBER,
-        owned_by=_TEXT,
+        created=NUMBER,
+        owned_by=TEXT,
         parent=_MAYBE_TEXT,
-        max_model_len=_NUMBER,
+        max_model_len=NUMBER,
     ),
-    "Models": _object(object={"const": "list"}, data=_array(_ref("Model"))),
-    "Deleted": _object(id=_TEXT, object={"const": "model"}, deleted={"const": True}),
-    "AdapterDeleted": _object(id=_TEXT, object={"const": "adapter"}, deleted={"const": True}),
-    "Adapters": _object(
-        object={"const": "list"}, data=_array(_ref("Adapter")), has_more={"type": "boolean"}, next=_MAYBE_TEXT
+    "Models": object_schema(object={"const": "list"}, data=array_schema(ref_schema("Model"))),
+    "Deleted": object_schema(id=TEXT, object={"const": "model"}, deleted={"const": True}),
+    "AdapterDeleted": object_schema(id=TEXT, object={"const": "adapter"}, deleted={"const": True}),
+    "Adapters": object_schema(
+        object={"const": "list"},
+        data=array_schema(ref_schema("Adapter")),
+        has_more={"type": "boolean"},
+        next=_MAYBE_TEXT,
     ),
-    "Steps": _object(object={"const": "list"}, data=_array(_ref("StepRecord"))),
-    "Tokens": _object(count=_NUMBER, max_model_len=_NUMBER, tokens=_array(_NUMBER)),
-    "Prompt": _object(prompt=_TEXT),
-    "Health": _object(status={"enum": ["ok", "unhealthy"]}),
-    "Version": _object(version=_TEXT),
+    "Steps": object_schema(object={"const": "list"}, data=array_schema(ref_schema("StepRecord"))),
+    "Tokens": object_schema(count=NUMBER, max_model_len=NUMBER, tokens=array_schema(NUMBER)),
+    "Prompt": object_schema(prompt=TEXT),
+    "Health": object_schema(status={"enum": ["ok", "unhealthy"]}),
+    "Version": object_schema(version=TEXT),
 }
 
 
@@ -103,12 +109,13 @@ class Operation:
     streams: bool = False
     query: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
     content: str = "text/plain"  # where `response` is None
+    form: Schema | None = None  # of a multipart body
 
 
-_ALWAYS = (401, 403, 500, 503)
-_WITH_BODY = (*_ALWAYS, 400, 408, 413)
-_CHANGING = (*_WITH_BODY, 404)
-_ASKING = (*_WITH_BODY, 404, 429)
+ALWAYS = (401, 403, 500, 503)
+WITH_BODY = (*ALWAYS, 400, 408, 413)
+_CHANGING = (*WITH_BODY, 404)
+_ASKING = (*WITH_BODY, 404, 429)
 
 OPERATIONS: Sequence[Operation] = (
     Operation(
@@ -117,32 +124,32 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "post", "/v1/chat/completions", "Answer a conversation", "ChatResponse", _ASKING, schema.Chat, True
     ),
-    Operation("post", "/tokenize", "Turn text into token ids", "Tokens", (*_WITH_BODY, 404), schema.Tokenize),
+    Operation("post", "/tokenize", "Turn text into token ids", "Tokens", (*WITH_BODY, 404), schema.Tokenize),
     Operation(
-        "post", "/detokenize", "Turn token ids into text", "Prompt", (*_WITH_BODY, 404), schema.Detokenize
+        "post", "/detokenize", "Turn token ids into text", "Prompt", (*WITH_BODY, 404), schema.Detokenize
     ),
-    Operation("get", "/v1/models", "List the base model and its adapters", "Models", _ALWAYS),
-    Operation("get", "/v1/models/{name}", "Describe one model", "Model", (*_ALWAYS, 404)),
-    Operation("post", "/v1/load_lora_adapter", "Load an adapter", "Model", _WITH_BODY, schema.LoadAdapter),
+    Operation("get", "/v1/models", "List the base model and its adapters", "Models", ALWAYS),
+    Operation("get", "/v1/models/{name}", "Describe one model", "Model", (*ALWAYS, 404)),
+    Operation("post", "/v1/load_lora_adapter", "Load an adapter", "Model", WITH_BODY, schema.LoadAdapter),
     Operation(
         "post",
         "/v1/unload_lora_adapter",
         "Forget an adapter",
         "Deleted",
-        (*_WITH_BODY, 404),
+        (*WITH_BODY, 404),
         schema.UnloadAdapter,
     ),
-    Operation("get", "/cluster", "Describe the cluster", "Cluster", _ALWAYS),
-    Operation("get", "/debug/steps", "Describe the last steps", "Steps", (*_ALWAYS, 404)),
+    Operation("get", "/cluster", "Describe the cluster", "Cluster", ALWAYS),
+    Operation("get", "/debug/steps", "Describe the last steps", "Steps", (*ALWAYS, 404)),
     Operation(
         "get",
         "/v1/adapters",
         "List the registry of adapters, a page at a time",
         "Adapters",
-        (*_ALWAYS, 400),
-        query={"after": _TEXT, "limit": _NUMBER | {"minimum": 1, "maximum": MOST_LISTED}},
+        (*ALWAYS, 400),
+        query={"after": TEXT, "limit": NUMBER | {"minimum": 1, "maximum": MOST_LISTED}},
     ),
-    Operation("get", "/v1/adapters/{name}", "Describe one adapter", "Adapter", (*_ALWAYS, 404)),
+    Operation("get", "/v1/adapters/{name}", "Describe one adapter", "Adapter", (*ALWAYS, 404)),
     Operation("post", "/v1/adapters", "Register an adapter", "Adapter", _CHANGING, RegisterAdapter),
     Operation(
         "post", "/v1/adapters/alias", "Give a name another's meaning", "Adapter", _CHANGING, AliasAdapter
@@ -152,32 +159,48 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
     ),
-    Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*_ALWAYS, 404)),
+    Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*ALWAYS, 404)),
     Operation("get", "/", "Show the live page", None, (500, 503), content="text/html"),
     Operation(
         "get", "/page/{file}", "Load a file of the page", None, (404, 500, 503), content="text/javascript"
     ),
     Operation(
-        "get", "/page/events", "Stream what changes on the page", None, _ALWAYS, content="text/event-stream"
+        "get", "/page/events", "Stream what changes on the page", None, ALWAYS, content="text/event-stream"
     ),
     Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
-    Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, _ALWAYS),
-    Operation("get", "/openapi.json", "Describe the API", "Document", _ALWAYS),
+    Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, ALWAYS),
+    Operation("get", "/openapi.json", "Describe the API", "Document", ALWAYS),
 )
 
 
-def document(version: str) -> Schema:
-    """Make the OpenAPI document of a server of this version."""
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is told of operations that not every server has: they, their responses, and the records in those."""
+
+    operations: tuple[Operation, ...] = ()
+    responses: Mapping[str, Schema] = field(default_factory=dict[str, Schema])
+    records: tuple[type[msgspec.Struct], ...] = ()
+
+
+def document(version: str, more: Description = Description()) -> Schema:
+    """Make the OpenAPI document of a server of this version that has `more` operations."""
+    operations = (*OPERATIONS, *more.operations)
     paths: dict[str, Schema] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "loraserve", "version": version},
         "paths": paths,
         "components": {
-            "schemas": _bodies() | _records() | dict(_RESPONSES) | {"Document": {"type": "object"}},
+            "schemas": {
+                **_bodies(operations),
+                **_records(more.records),
+                **_RESPONSES,
+                **more.responses,
+                "Document": {"type": "object"},
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -186,20 +209,25 @@ def document(version: str) -> Schema:
 
 def _operation(operation: Operation) -> Schema:
     """Describe one operation."""
-    content: Schema = {"application/json": {"schema": _ref(operation.response)}} if operation.response else {}
+    content: Schema = (
+        {"application/json": {"schema": ref_schema(operation.response)}} if operation.response else {}
+    )
     if operation.streams:
         content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for what the events hold
     if operation.response is None:
-        content[operation.content] = {"schema": _TEXT}
+        content[operation.content] = {"schema": TEXT}
     responses: Schema = {"200": {"description": "Done", "content": content}}
     for status in sorted(operation.errors):
-        error = {"application/json": {"schema": _ref("Error")}}
+        error = {"application/json": {"schema": ref_schema("Error")}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
     if operation.path == "/health":
         responses["503"] = {"description": "The engine does not run", "content": content}
     described: Schema = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
-        body = {"application/json": {"schema": _ref(operation.body.__name__)}}
+        body = {"application/json": {"schema": ref_schema(operation.body.__name__)}}
+        described["requestBody"] = {"required": True, "content": body}
+    if operation.form is not None:
+        body = {"multipart/form-data": {"schema": operation.form}}
         described["requestBody"] = {"required": True, "content": body}
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     told: list[Schema] = [
@@ -210,10 +238,10 @@ def _operation(operation: Operation) -> Schema:
     return described | ({"parameters": told} if told else {})
 
 
-def _records() -> dict[str, Schema]:
-    """Describe what administrators are told."""
+def _records(more: Sequence[type[msgspec.Struct]]) -> dict[str, Schema]:
+    """Describe what administrators are told, and `more`."""
     _, components = msgspec.json.schema_components(
-        (AdapterRecord, ClusterRecord, StepRecord), ref_template=_REF + "{name}"
+        (AdapterRecord, ClusterRecord, StepRecord, *more), ref_template=_REF + "{name}"
     )
     adapter = components.pop("AdapterRecord")
     adapter["properties"]["object"] = {"const": "adapter"}
@@ -223,9 +251,9 @@ def _records() -> dict[str, Schema]:
     return components | {"Adapter": adapter, "Cluster": cluster}
 
 
-def _bodies() -> dict[str, Schema]:
+def _bodies(operations: Sequence[Operation]) -> dict[str, Schema]:
     """Describe what the bodies are decoded by. Fields that are not implemented show what asks for nothing."""
-    kinds = [operation.body for operation in OPERATIONS if operation.body is not None]
+    kinds = [operation.body for operation in operations if operation.body is not None]
     wire = [schema.WIRE.get(kind, kind) for kind in kinds]
     _, components = msgspec.json.schema_components(wire, ref_template=_REF + "{name}")
     for kind in kinds:

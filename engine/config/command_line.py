@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.config.access_config import AccessConfig
+from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
@@ -28,6 +29,7 @@ SERVE_OPTIONS = tuple(
         SourceConfig,
         ServeConfig,
         HttpConfig,
+        BatchesConfig,
         AccessConfig,
         PeerConfig,
         ClusterConfig,
@@ -41,6 +43,12 @@ _BATCH_PURPOSE = (
     "has an answer, 1 the run failed, 2 an option or a file cannot be used, 3 some lines have errors, 130 interrupted."
 )
 _ANY_LOCAL = "127.0.0.1:0"
+_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "coordinator": ("nodes", "batch_dir"),
+    "node": ("nodes", "registry_file", "batch_dir"),
+    "router": ("nodes", "registry_file"),
+}
+"""What a role does not read of what all roles share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +70,10 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     )
     if (role := given.get("role")) is not None:
         # They may stand in a file that whoever started this process shares with it.
-        others = ["nodes", *(option.key for option in options_of(LaunchConfig))]
-        if role.value in ("node", "router"):
-            others.append("registry_file")
+        others = (
+            *_OTHERS.get(str(role.value), ("nodes",)),
+            *(option.key for option in options_of(LaunchConfig)),
+        )
         written = {each.partition("=")[0] for each in arguments}
         for key in others:
             if f"--{key.replace('_', '-')}" not in written:
@@ -81,9 +90,11 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     engine = EngineConfig(**_fields(EngineConfig, given), peers=peers, sources=sources)
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
+    batches = BatchesConfig(**_fields(BatchesConfig, given))
     return ServeConfig(
-        **_fields(ServeConfig, given), engine=engine, access=access, http=http, cluster=cluster, launch=launch
-    )
+        **_fields(ServeConfig, given), engine=engine, access=access, http=http, batches=batches, cluster=cluster,
+        launch=launch,
+    )  # fmt: skip
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:

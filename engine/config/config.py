@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from engine.config.access_config import AccessConfig, key_name
+from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.http_config import HttpConfig
 from engine.config.launch_config import LaunchConfig
@@ -49,6 +50,7 @@ _NO_SOURCES = SourceConfig()
 _OPEN = AccessConfig()
 _BOUNDED = HttpConfig()
 _SINGLE = ClusterConfig()
+_NO_BATCHES = BatchesConfig()
 _LOCAL = LaunchConfig()
 
 
@@ -233,6 +235,7 @@ class ServeConfig:
     ] = ()
     access: AccessConfig = _OPEN
     http: HttpConfig = _BOUNDED
+    batches: BatchesConfig = _NO_BATCHES
     cluster: ClusterConfig = _SINGLE
     launch: LaunchConfig = _LOCAL
 
@@ -242,6 +245,13 @@ class ServeConfig:
         if self.access_log_file is not None and self.access_log == "off":
             remedy = "it does nothing without --access-log: give text or json there, or leave it out"
             raise InvalidConfig("access_log_file", str(self.access_log_file), remedy)
+        if self.batches.batch_dir is not None and self.cluster.role in ("node", "coordinator"):
+            remedy = f"clients send files to a router: leave it out of --role {self.cluster.role}"
+            raise InvalidConfig("batch_dir", str(self.batches.batch_dir), remedy)
+        if self.batches.batch_dir is not None and self.cluster.nodes and self.cluster.routers > 1:
+            raise InvalidConfig(
+                "batch_dir", str(self.batches.batch_dir), "one router keeps files: give --routers 1"
+            )
         known = {key_name(key) for key in self.access.read_api_keys()}
         for tenant in self.cluster.tenant_weights or ():
             if tenant not in known:

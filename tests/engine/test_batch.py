@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine import batch, batch_lines
+from engine import batch
 from engine.batch import Summary, run_batch
+from engine.batches import batch_lines
 from engine.config.config import BatchConfig, EngineConfig
 from engine.errors import EngineStopped, InvalidConfig, StepFailed
 from engine.tokenizer import Tokenizer

@@ -16,9 +16,9 @@ import pytest
 
 from engine import batch
 from engine.batch import Summary, run_batch
+from engine.batches.results_file import RESULT_PREFIX, open_results_file
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.errors import InvalidConfig, OutputFailed
-from engine.results_file import RESULT_PREFIX, open_results_file
 from tests.engine.test_batch import CODEC, files, line, results, run
 from tests.fakes.engine_client import FakeClient
 
@@ -86,7 +86,7 @@ def test_a_byte_order_mark_costs_no_line_and_another_encoding_is_named(tmp_path:
 def test_a_line_that_is_too_long_keeps_the_name_that_it_begins_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.batch_lines.MAX_LINE_BYTES", 200)
+    monkeypatch.setattr("engine.batches.batch_lines.MAX_LINE_BYTES", 200)
     config = files(tmp_path, [line("a", user="x" * 500)])
     run(config)
     (result,) = results(config)

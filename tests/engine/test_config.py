@@ -16,6 +16,7 @@ from engine.base.backends import choose_backends
 from engine.cluster.roles.role_parts import costs_of, security_of
 from engine.config.__main__ import reference
 from engine.config.access_config import AccessConfig
+from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig, PolicyName
 from engine.config.command_line import BATCH_OPTIONS, SERVE_OPTIONS, batch_config, serve_config
 from engine.config.config import BatchConfig, EngineConfig, LoraDtype, ServeConfig
@@ -277,8 +278,9 @@ def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers", "sources"}),
         (SourceConfig, set[str]()),
-        (ServeConfig, {"engine", "access", "http", "cluster", "launch"}),
+        (ServeConfig, {"engine", "access", "http", "batches", "cluster", "launch"}),
         (HttpConfig, set[str]()),
+        (BatchesConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
         (ClusterConfig, set[str]()),

@@ -53,9 +53,7 @@ class BodyReader:
             raise ApiError(415, message, None, "unsupported_encoding")
         if (request.content_length or 0) > held.most:
             raise held.too_large()
-        if "Expect" in request.headers and request.version == HttpVersion11:
-            await request.writer.write(_CONTINUE)
-            request.writer.output_size = 0  # the response has not begun
+        await let_come(request)
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 body = await self._receive(request, held)
@@ -108,6 +106,13 @@ class _Held:
     def add(self, nbytes: int) -> None:
         self._reader.hold(nbytes)
         self.nbytes += nbytes
+
+
+async def let_come(request: web.Request) -> None:
+    """Tell a client that waits for it to send the body."""
+    if "Expect" in request.headers and request.version == HttpVersion11:
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # the response has not begun
 
 
 async def wait_with_continue(request: web.Request) -> web.StreamResponse | None:

@@ -17,7 +17,9 @@ KINDS = ("router", "node", "coordinator")
 """Every kind of member, in the order in which they are ended."""
 
 _OWN_OPTIONS = {
-    **dict.fromkeys(("--nodes", "--routers", "--port", "--host", "--registry-file", "--grpc-port"), 1),
+    **dict.fromkeys(
+        ("--nodes", "--routers", "--port", "--host", "--registry-file", "--batch-dir", "--grpc-port"), 1
+    ),
     **{f"--{option.name}": int(option.type is not FLAG) for option in options_of(LaunchConfig)},
     **{f"--no-{option.name}": 0 for option in options_of(LaunchConfig) if option.type is FLAG},
 }
@@ -45,15 +47,16 @@ class MemberLines:
     host: str
     port: int
     grpc_port: int | None
+    batches: str | None
 
     @classmethod
     def of(cls, arguments: Sequence[str], config: ServeConfig, coordinator: str) -> "MemberLines":
         """Take from the launcher's own line what all members are told too."""
         trust = ("--peer-plain",) if config.engine.peers.tls_cert is None else ()
-        registry = config.cluster.registry_file
+        registry, batches = config.cluster.registry_file, config.batches.batch_dir
         return cls(
             (*_without(arguments, _OWN_OPTIONS), *trust), coordinator, str(registry) if registry else None,
-            config.cluster.routers, config.host, config.port, config.grpc_port,
+            config.cluster.routers, config.host, config.port, config.grpc_port, str(batches) if batches else None,
         )  # fmt: skip
 
     def coordinator_part(self) -> Part:
@@ -73,6 +76,7 @@ class MemberLines:
         """Return a router."""
         rpc = () if self.grpc_port is None else ("--grpc-port", str(self.grpc_port and self.grpc_port + at))
         own = ("--host", self.host, "--port", str(self.port and self.port + at))
+        own += ("--batch-dir", self.batches) if self.batches else ()
         return Part(f"router-{at}", (*self._member("router", at), "--routers", str(self.routers), *own, *rpc))
 
     def _member(self, role: str, at: int) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from scheduler.cluster.routing.orders import Offer
 from scheduler.cluster.routing.prefix_index import prefix_chunks
 from scheduler.limits import check_length
 from scheduler.plan import FinishReason
-from scheduler.request import Request, SamplingParams
+from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
 _NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
@@ -141,13 +141,8 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str = "",
-        trace: str = "",
-    ) -> tuple[RequestOutput, ...]:
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin = NOWHERE
+    ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
@@ -156,15 +151,10 @@ class ClusterClient:
             await self.find(model)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, tenant, trace)
+            return self._submit_all(model, prompts, params, origin)
 
     def _submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str,
-        trace: str,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -178,7 +168,8 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant, trace=trace,
+                    priority=origin.priority, first_token_by_s=now_s + self._slo_ttft_s, tenant=origin.tenant,
+                    trace=origin.trace,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))

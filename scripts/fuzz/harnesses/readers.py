@@ -11,7 +11,7 @@ from engine.api.errors import as_api_error
 from engine.api.schema import decoded
 from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
-from engine.batch_lines import BrokenLine, read_line
+from engine.batches.batch_lines import BrokenLine, read_line
 from engine.metrics.telemetry import Telemetry
 from scripts.fuzz.case import Case, Finding
 from scripts.fuzz.harnesses.bodies import BODIES

@@ -12,7 +12,7 @@ import openai
 
 from engine.api.adapters import AdapterAdmin
 from engine.api.guard import RequestGuard
-from engine.api.http import http_app
+from engine.api.http import MoreRoutes, http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
@@ -70,6 +70,7 @@ async def session(
     cors_origins: Sequence[str] = (),
     log: RequestLog | None = None,
     config: HttpConfig | None = None,
+    more: MoreRoutes | None = None,
     sources: AllowedSources = NOWHERE,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
@@ -77,7 +78,8 @@ async def session(
     log = log or RequestLog()
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
-        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config), config=config
+        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, more),
+        config=config,
     )
     url = await server.listen("127.0.0.1", 0)
     plain = openai.DefaultAsyncHttpxClient(verify=False)  # no authorities are read, as nothing is encrypted

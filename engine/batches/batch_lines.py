@@ -14,7 +14,6 @@ import msgspec
 from engine.api.errors import ApiError, refused
 from engine.api.generation import ENDPOINTS, Endpoint
 from engine.api.schema import decoded
-from engine.errors import InvalidConfig
 
 MAX_LINE_BYTES = 16 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -47,6 +46,10 @@ class _Named(msgspec.Struct):
     """What is read of a line that breaks the schema: whose it is."""
 
     custom_id: str | None = None
+
+
+class NotJsonLines(ValueError):
+    """A file does not hold JSON lines as a whole; the message says why, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,10 @@ def numbered_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def count_lines(path: Path) -> int:
-    """Count the lines that are not blank. Raises InvalidConfig for a file that is none of JSON lines."""
+    """Count the lines that are not blank. Raises NotJsonLines for a file that has none."""
     with path.open("rb") as file:
         if file.read(2) in _UTF16:
-            raise InvalidConfig("input", str(path), "its encoding is UTF-16: save it as UTF-8")
+            raise NotJsonLines("its encoding is UTF-16: save it as UTF-8")
         file.seek(0)
         return sum(1 for _ in numbered_lines(file))
 
