@@ -1,10 +1,17 @@
 """Serve files and batches over HTTP as OpenAI does: /v1/files and /v1/batches."""
 
 import asyncio
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    MultipartReader,
+    web,
+)
 from aiohttp.http_exceptions import BadHttpMessage
 
 from engine.api import schema
@@ -44,6 +51,8 @@ class BatchRoutes:
         self._queue = BatchQueue(client, self._store, self._pool, config.batch_in_flight)
         self._timeout_s, self._closed = body_timeout_s, False
         self.description = DESCRIPTION
+        for warning in (BadContentDispositionHeader, BadContentDispositionParam):
+            warnings.simplefilter("ignore", warning)  # of clients' bodies: they are answered, and fill no log
 
     async def start(self) -> None:
         """Go on with what an earlier server has not finished."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -331,6 +332,36 @@ async def test_what_is_no_multipart_body_is_refused(
     async with served(tmp_path) as api:
         assert (await api.send("POST", "/v1/files", data=body, headers=headers)).status == status
         assert list((tmp_path / "uploads").iterdir()) == []
+
+
+WHOLE = (
+    b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+    b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\n\r\n--b--\r\n'
+)
+SPOILT_BY = (
+    b"\r\n", b"--b", b"--b--", b'name="_charset_"', b"filename*=utf-8''%ff", b"Content-Length: -1\r\n",
+    b"Content-Encoding: gzip\r\n", b"Content-Type: multipart/mixed; boundary=c\r\n", b"\x00", b"\xff", b": \r\n",
+)  # fmt: skip
+
+
+async def test_a_spoilt_form_is_never_an_error_of_the_server(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    chance, statuses = Random(7), set[int]()
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with served(tmp_path) as api:
+        for _ in range(200):
+            body = bytearray(WHOLE)
+            for _ in range(chance.randint(1, 4)):
+                at = chance.randrange(len(body))
+                if chance.random() < 0.5:
+                    body[at:at] = chance.choice(SPOILT_BY)
+                else:
+                    del body[at : at + chance.randint(1, 30)]
+            statuses.add((await api.send("POST", "/v1/files", data=bytes(body), headers=headers)).status)
+            assert list((tmp_path / "uploads").iterdir()) == []
+    assert statuses == {200, 400}
+    assert [str(each.message) for each in recwarn if "aiohttp" in each.filename] == []
 
 
 async def test_a_file_that_stops_coming_is_given_up(tmp_path: Path) -> None:
