@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.pushed_files import PushOptions
 from engine.api.base import EngineClient
 from engine.api.guard import RequestGuard
 from engine.api.http import http_app
@@ -84,8 +85,11 @@ async def serve(
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
+    limits = config.engine.sources
+    push = PushOptions(config.lora_push_dir, limits.most_bytes, limits.timeout_s)
     batches = _batches(client, config)
-    app = http_app(client, admin, RequestGuard(rules, log), config.access.cors_origins, config.http, batches)
+    guarded = RequestGuard(rules, log)
+    app = http_app(client, admin, guarded, config.access.cors_origins, config.http, batches, push)
     server = HttpServer(app, _tls(config.access), config.http)
     guard = RpcGuard(rules, log, config.http.write_timeout_s)
     rpc = RpcServer(client, admin, guard, config, stop.set)
@@ -126,7 +130,8 @@ def _batches(client: EngineClient, config: ServeConfig) -> BatchRoutes | None:
 
 def lora_roots(config: ServeConfig) -> tuple[Path, ...]:
     """Return the folders that clients may load adapters from."""
-    return config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
+    roots = config.lora_roots or ((config.engine.lora_dir,) if config.engine.lora_dir else ())
+    return roots if config.lora_push_dir is None else (*roots, config.lora_push_dir)
 
 
 def registry_file(config: ServeConfig) -> CatalogueFile | None:

@@ -14,8 +14,10 @@ from aiohttp import web
 
 from engine.api import schema
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.adapter_push import AdapterPush
 from engine.api.admin.admin_routes import AdminRoutes
 from engine.api.admin.catalogue_admin import CatalogueAdmin
+from engine.api.admin.pushed_files import PushOptions
 from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES, BodyParser
 from engine.api.cors import Cors
@@ -32,6 +34,7 @@ from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
 from scheduler.request import Origin
 
+NO_PUSH = PushOptions()
 _MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ def http_app(
     cors_origins: Sequence[str] = (),
     config: HttpConfig | None = None,
     more: MoreRoutes | None = None,
+    push: PushOptions = NO_PUSH,
 ) -> web.Application:
     """Make the application: every route of the server, and `more` that need its reader of bodies, behind `guard`."""
     config, cors = config or HttpConfig(), Cors(cors_origins)
@@ -85,6 +89,7 @@ def http_app(
     bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
     described = more.description if more is not None else Description()
     routes = _Routes(client, adapters, pools, bodies, parser, described)
+    pushed = AdapterPush(client, push)
     for path, endpoint in ENDPOINTS.items():
         handler = _generate_handler(client, endpoint, pools, bodies, parser)
         app.router.add_post(path, handler, expect_handler=wait_with_continue)
@@ -100,7 +105,7 @@ def http_app(
             web.get("/version", routes.version),
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi, allow_head=False),
-            *AdminRoutes(CatalogueAdmin(client, adapters), bodies).table(),
+            *AdminRoutes(CatalogueAdmin(client, adapters), bodies, pushed).table(),
             *(more.table(bodies) if more is not None else ()),
         ]
     )
@@ -114,6 +119,7 @@ def http_app(
 
     async def stop(_: web.Application) -> None:
         lag.stop()
+        await pushed.close()
         parser.close()
         pools.close()
 

@@ -28,6 +28,7 @@ Schema = dict[str, Any]
 _REF = "#/components/schemas/"
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "integer"}
+BINARY: Schema = {"type": "string", "format": "binary"}
 _MAYBE_TEXT: Schema = {"type": ["string", "null"]}
 _ANY: Schema = {}
 _LOWER = {"max_tokens": 0, "top_k": -1}  # what HTTP takes below SamplingParams' ranges
@@ -159,6 +160,14 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
     ),
+    Operation(
+        "put",
+        "/v1/adapters/{name}",
+        "Send an adapter",
+        "PushedAdapter",
+        (*_CHANGING, 415),
+        form=object_schema(config=BINARY, weights=BINARY),
+    ),
     Operation("delete", "/v1/adapters/{name}", "Forget an adapter", "AdapterDeleted", (*ALWAYS, 404)),
     Operation("get", "/", "Show the live page", None, (500, 503), content="text/html"),
     Operation(
@@ -248,7 +257,8 @@ def _records(more: Sequence[type[msgspec.Struct]]) -> dict[str, Schema]:
     cluster = components.pop("ClusterRecord")
     for each in (adapter, cluster, *components.values()):
         each["required"] = list(each["properties"])
-    return components | {"Adapter": adapter, "Cluster": cluster}
+    pushed = {"allOf": [ref_schema("Adapter"), object_schema(digest=TEXT)]}
+    return components | {"Adapter": adapter, "Cluster": cluster, "PushedAdapter": pushed}
 
 
 def _bodies(operations: Sequence[Operation]) -> dict[str, Schema]:

@@ -187,7 +187,11 @@ def _store(
 ) -> AdapterStore:
     """Make the store. With peers, as many threads may wait for a pull as peers are asked at once, and one may copy."""
     files = DeadlineCalls(config.adapter_read_timeout_s)
-    disk = _disk_tier(config.adapter_cache_dir, files) if config.adapter_cache_dir else None
+    disk = (
+        _disk_tier(config.adapter_cache_dir, config.adapter_cache_bytes, files)
+        if config.adapter_cache_dir
+        else None
+    )
     residency = Residency(pages, CheapestWindow())
     sources = config.sources.options(config.adapter_cache_dir, (config.loras or {}).values())
     if peers is None:
@@ -197,9 +201,9 @@ def _store(
     return AdapterStore(base, dtype, residency, disk, StoreThreads(threads, files), peers.peering, sources)
 
 
-def _disk_tier(folder: Path, files: DeadlineCalls) -> DiskTier:
+def _disk_tier(folder: Path, most_bytes: int | None, files: DeadlineCalls) -> DiskTier:
     try:
-        return DiskTier(folder, files=files)
+        return DiskTier(folder, most_bytes, files)
     except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
         told = error.strerror if isinstance(error, OSError) else error
         remedy = f"the folder cannot be used ({told}): give another one"

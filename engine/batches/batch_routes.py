@@ -1,25 +1,23 @@
 """Serve files and batches over HTTP as OpenAI does: /v1/files and /v1/batches."""
 
 import asyncio
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from aiohttp import (
-    BadContentDispositionHeader,
-    BadContentDispositionParam,
-    BodyPartReader,
-    MultipartReader,
-    web,
-)
-from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp import BodyPartReader, MultipartReader, web
 
 from engine.api import schema
 from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES
 from engine.api.errors import ApiError, refused
 from engine.api.guard import RECORD, json_response
-from engine.api.server.body import BodyReader, let_come, wait_with_continue
+from engine.api.server.body import (
+    NO_MULTIPART,
+    BodyReader,
+    ignore_part_warnings,
+    let_come,
+    wait_with_continue,
+)
 from engine.batches.batch_operations import DESCRIPTION
 from engine.batches.batch_queue import BatchQueue
 from engine.batches.batch_records import BatchObject, FileObject, NewBatch
@@ -29,8 +27,6 @@ from engine.config.batches_config import BatchesConfig
 from engine.waiting.task_pool import TaskPool
 
 _PIECE_BYTES, _PROGRESS_BYTES, _FIELD_BYTES = 1 << 18, 1 << 20, 1 << 10
-_NO_MULTIPART = (ValueError, AssertionError, RuntimeError, BadHttpMessage, web.RequestPayloadError)
-"""What aiohttp raises for a body that is no multipart."""
 _DEFAULT_LISTED, _MOST_LISTED = 20, 100
 _MOST_FILES = 10_000
 Listed = TypeVar("Listed", FileObject, BatchObject)
@@ -51,8 +47,7 @@ class BatchRoutes:
         self._queue = BatchQueue(client, self._store, self._pool, config.batch_in_flight)
         self._timeout_s, self._closed = body_timeout_s, False
         self.description = DESCRIPTION
-        for warning in (BadContentDispositionHeader, BadContentDispositionParam):
-            warnings.simplefilter("ignore", warning)  # of clients' bodies: they are answered, and fill no log
+        ignore_part_warnings()
 
     async def start(self) -> None:
         """Go on with what an earlier server has not finished."""
@@ -101,12 +96,12 @@ class BatchRoutes:
         except TimeoutError:
             message = f"{_PROGRESS_BYTES} bytes did not come within {self._timeout_s:g} s: send them faster"
             raise ApiError(408, message, None, "timeout") from None
-        except _NO_MULTIPART as error:
+        except NO_MULTIPART as error:
             message = "the body is not multipart/form-data as its headers say"
             raise ApiError(400, message, None, "bad_request") from error
 
     async def _receive(self, parts: MultipartReader, upload: Upload) -> str:
-        """Receive the parts of a body; return the file's name. Raises ApiError, TimeoutError or _NO_MULTIPART."""
+        """Receive the parts of a body; return the file's name. Raises ApiError, TimeoutError or NO_MULTIPART."""
         filename = purpose = None
         while True:
             async with asyncio.timeout(self._timeout_s):

@@ -171,6 +171,9 @@ class EngineConfig:
     adapter_cache_dir: Annotated[
         Path | None, Option("adapters", DIRECTORY, "keep packed adapters on disk here")
     ] = None
+    adapter_cache_bytes: Annotated[
+        int | None, Option("adapters", SIZE, "most bytes of packed adapters there; none: no bound")
+    ] = None
     adapter_patience_s: Annotated[
         float, Option("adapters", SECONDS, "how long a request may be passed over for others")
     ] = DEFAULTS.adapter_patience_s
@@ -192,6 +195,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.adapter_cache_bytes is not None and self.adapter_cache_dir is None:
+            remedy = "it does nothing without --adapter-cache-dir: give that too, or leave it out"
+            raise InvalidConfig("adapter_cache_bytes", self.adapter_cache_bytes, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +239,15 @@ class ServeConfig:
         tuple[Path, ...],
         Option("server", FOLDER, "adapters may be loaded by path from below here", "lora-root", many=True),
     ] = ()
+    lora_push_dir: Annotated[
+        Path | None,
+        Option(
+            "server",
+            DIRECTORY,
+            "keep adapters here that are sent as bytes",
+            note="in a cluster a folder of all members",
+        ),
+    ] = None
     access: AccessConfig = _OPEN
     http: HttpConfig = _BOUNDED
     batches: BatchesConfig = _NO_BATCHES

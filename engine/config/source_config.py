@@ -34,10 +34,13 @@ class SourceConfig:
         ),
     ] = None
     most_bytes: Annotated[
-        int, Option("adapters", SIZE, "most bytes of the weights that are fetched", "lora-source-max-bytes")
+        int,
+        Option(
+            "adapters", SIZE, "most bytes of the weights that are fetched or sent", "lora-source-max-bytes"
+        ),
     ] = 4 << 30
     timeout_s: Annotated[
-        float, Option("adapters", SECONDS, "how long one adapter may take to fetch", "lora-source-timeout-s")
+        float, Option("adapters", SECONDS, "how long one adapter may take to come", "lora-source-timeout-s")
     ] = 200.0
     absent_s: Annotated[
         float,

@@ -6,6 +6,7 @@ The event loop's default pool is used nowhere: one kind of work that hangs would
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from engine.errors import NotInTime
@@ -43,6 +44,11 @@ class TaskPool:
             reason = f"{self._purpose} work was not done within {self._timeout_s:g} s"
             raise NotInTime(reason, _RETRY_AFTER_S)
         return future.result()
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Have work done in a thread that nobody waits for; a pool that is full or closed leaves it undone."""
+        with suppress(QueueFull, RuntimeError):
+            self._executor.submit(work)
 
     async def run_or_leave(self, part: str, end: Callable[[], object]) -> None:
         """Wait while `end` ends a part of the process; one that hangs is left to itself."""

@@ -43,6 +43,7 @@ class LiveCluster:
                 *("--dtype", "float32", "--drain-s", "5", "--slo-ttft-s", "30", "--slo-tbt-s", "5"),
                 *("--no-progress", "--registry-file", str(self.registry)),
                 *("--lora-source", sources, "--lora-source-template", f"{sources}/{{name}}"),
+                *("--lora-push-dir", str(folder / "pushed")),
             ],
             stdout=self._log,
             stderr=self._log,
@@ -86,6 +87,13 @@ class LiveCluster:
             assert self.process.poll() is None, Path(self._log.name).read_text()
             assert time.monotonic() < deadline_s, Path(self._log.name).read_text()
             time.sleep(0.1)
+
+    def wait_for(self, name: str) -> None:
+        """Wait until the router has heard of a name."""
+        deadline_s = time.monotonic() + READY_S
+        while name not in [model["id"] for model in self.ask("/v1/models")["data"]]:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
 
     def stop(self) -> int:
         """Tell it to end; return its exit code."""
@@ -131,11 +139,33 @@ def test_an_adapter_comes_from_its_source_through_the_router(cluster: LiveCluste
     cluster.ask(
         "/v1/load_lora_adapter", {"lora_name": "other", "lora_path": source.replace("reverse", "upper")}
     )
+    cluster.wait_for("other")
     assert cluster.chat("other", "garden") == "GARDEN"
     with pytest.raises(urllib.error.HTTPError, match="403"):
         cluster.ask("/v1/load_lora_adapter", {"lora_name": "bad", "lora_path": "http://127.0.0.1:1/a"})
     with pytest.raises(urllib.error.HTTPError, match="404"):
         cluster.chat("far-nobody", "garden")
+
+
+def test_an_adapter_is_sent_through_the_router(cluster: LiveCluster) -> None:
+    files = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
+    body = b"".join(
+        f'--b\r\nContent-Disposition: form-data; name="{part}"; filename="f"\r\n\r\n'.encode()
+        + (ADAPTERS / "upper" / file).read_bytes()
+        + b"\r\n"
+        for part, file in files.items()
+    )
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{cluster.port}/v1/adapters/sent",
+        body + b"--b--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=b"},
+        method="PUT",
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        digest = json.loads(response.read())["digest"]
+    assert cluster.ask(f"/v1/adapters/sent@{digest[:16]}")["alias_of"] == "sent"
+    cluster.wait_for("sent")
+    assert cluster.chat("sent", "garden") == "GARDEN"
 
 
 def test_a_stream_outlives_its_node_and_the_node_comes_back(cluster: LiveCluster) -> None:

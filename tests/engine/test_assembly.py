@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import LLM
+from engine.errors import InvalidConfig
 from tests.fakes.tokenizers import EOS, byte_tokenizer
 from tests.oracles import hf
 
@@ -38,3 +39,19 @@ def test_sequences_end_with_the_tokenizers_end_and_those_that_the_files_name(
     (end,) = llm.tokenizer.encode(EOS, add_special=False)
     assert set(llm.engine.card.eos_token_ids) == {end, *(generation or [2])}
     llm.close()
+
+
+def test_packed_adapters_on_disk_are_bounded(tmp_path: Path) -> None:
+    bounded = LLM(
+        adapter_cache_dir=tmp_path,
+        adapter_cache_bytes=1,
+        max_model_len=64,
+        kv_cache_bytes=1 << 20,
+        self_test=False,
+    )
+    for name in ("reverse", "upper"):
+        bounded.engine.store.registry.resolve(name)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    bounded.close()
+    with pytest.raises(InvalidConfig, match="--adapter-cache-dir"):
+        LLM(adapter_cache_bytes=1)

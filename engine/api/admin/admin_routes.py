@@ -6,6 +6,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from engine.api import schema
+from engine.api.admin.adapter_push import AdapterPush
 from engine.api.admin.admin_schema import (
     AliasAdapter,
     LimitAdapter,
@@ -24,8 +25,8 @@ Body = TypeVar("Body", RegisterAdapter, AliasAdapter, PinAdapter, UnpinAdapter, 
 class AdminRoutes:
     """The handlers of the administrators' routes."""
 
-    def __init__(self, admin: CatalogueAdmin, bodies: BodyReader) -> None:
-        self._admin, self._bodies = admin, bodies
+    def __init__(self, admin: CatalogueAdmin, bodies: BodyReader, push: AdapterPush) -> None:
+        self._admin, self._bodies, self._push = admin, bodies, push
 
     def table(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -43,6 +44,7 @@ class AdminRoutes:
             web.get("/v1/adapters", self._list, allow_head=False),
             web.get("/v1/adapters/{name:.+}", self._one, allow_head=False),
             web.delete("/v1/adapters/{name:.+}", self._remove),
+            web.put("/v1/adapters/{name:.+}", self._put, expect_handler=wait_with_continue),
             *(web.post(path, handler, expect_handler=wait_with_continue) for path, handler in posts),
         ]
 
@@ -72,4 +74,13 @@ class AdminRoutes:
     async def _remove(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         request[RECORD].model = name
-        return json_response(await self._admin.remove(name))
+        before = await self._push.record(name)
+        removed = await self._admin.remove(name)
+        await self._push.forget(name, before)
+        return json_response(removed)
+
+    async def _put(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        request[RECORD].model = name
+        digest = await self._push.put(name, request)
+        return json_response(await self._admin.one(name) | {"digest": digest})

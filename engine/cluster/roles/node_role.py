@@ -65,7 +65,8 @@ class NodeRole:
         self._front.catalogue.hand_over(name)
         placed, contents = engine.store.kept, engine.store.contents
         agent = NodeAgent(name, self._hardware(), session)
-        roots = AllowedRoots.below(config.lora_roots)
+        pushed = () if config.lora_push_dir is None else (config.lora_push_dir,)
+        roots = AllowedRoots.below((*config.lora_roots, *pushed))
 
         async def load(adapter: str, folder: AdapterSource, replaces: bool) -> AdapterRef:
             return await self._front.load_adapter(adapter, folder, replaces, roots)

@@ -11,8 +11,9 @@ import aiohttp
 import openai
 
 from engine.api.adapters import AdapterAdmin
+from engine.api.admin.pushed_files import PushOptions
 from engine.api.guard import RequestGuard
-from engine.api.http import MoreRoutes, http_app
+from engine.api.http import NO_PUSH, MoreRoutes, http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer
 from engine.config.http_config import HttpConfig
@@ -72,13 +73,14 @@ async def session(
     config: HttpConfig | None = None,
     more: MoreRoutes | None = None,
     sources: AllowedSources = NOWHERE,
+    push: PushOptions = NO_PUSH,
 ) -> AsyncIterator[ApiSession]:
     """Serve `engine`, or a fake of its own, and connect clients to it."""
     engine = engine or FakeClient(TOKENIZER)
     log = log or RequestLog()
     guard = RequestGuard(rules or AccessRules([api_key] if api_key else []), log)
     server = HttpServer(
-        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, more),
+        http_app(engine, AdapterAdmin(engine, roots, sources), guard, cors_origins, config, more, push),
         config=config,
     )
     url = await server.listen("127.0.0.1", 0)
