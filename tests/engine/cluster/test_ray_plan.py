@@ -142,6 +142,7 @@ def test_a_node_takes_gpus_where_there_are_any(trust: list[str]) -> None:
     [
         (["--api-key", "sesame"], {}, r"^api_key='\(hidden\)' .*--api-key-file"),
         (["--admin-key=sesame"], {}, r"^admin_key='\(hidden\)' .*--admin-key-file"),
+        (["--lora", "a=https://host/a.zip?signature=sesame"], {}, r"^lora='\(hidden\)' .*--config"),
         ([], {"LORASERVE_API_KEY": "sesame"}, r"^api_key='\(hidden\)' .*--api-key-file"),
     ],
 )
