@@ -12,6 +12,7 @@ from engine.catalogue.local_catalogue import LocalCatalogue
 from engine.errors import Draining, EngineStopped, NotFetched, adapter_errors
 from engine.live.in_time import InTimeAdmission
 from engine.live.live_outputs import LiveOutputs
+from engine.live.request_spans import RequestSpans
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
 from engine.metrics.telemetry import EngineStats, Telemetry
@@ -25,7 +26,7 @@ from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
 from scheduler.plan import FinishReason, SequenceKey
-from scheduler.request import Request, SamplingParams
+from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 
@@ -53,7 +54,10 @@ class AsyncEngine:
         """
         self.tokenizer, self.telemetry = engine.tokenizer, telemetry
         self.created_s = int(time.time())
-        self.step_loop = StepLoop(engine.core, engine.store.loader)
+        spans = RequestSpans(telemetry.tracing)
+        self.step_loop = StepLoop(engine.core, engine.store.loader, spans)
+        if telemetry.tracing is not None:
+            engine.core.watch = spans.ran
         self._core, self._store, self._card = engine.core, engine.store, engine.card
         self._peers, self._close_engine = engine.peers, engine.close
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
@@ -156,8 +160,7 @@ class AsyncEngine:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
-        priority: int = 0,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin = NOWHERE
     ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
@@ -165,15 +168,10 @@ class AsyncEngine:
         Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
-            return await self._submit_all(model, prompts, params, tenant, priority)
+            return await self._submit_all(model, prompts, params, origin)
 
     async def _submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str,
-        priority: int,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         await self._names.find(model)  # without a place in the queue: a source may be slow
@@ -192,7 +190,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
-                    tenant=tenant, grammar=grammar, priority=priority,
+                    tenant=origin.tenant, priority=origin.priority, trace=origin.trace, grammar=grammar,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

@@ -62,6 +62,7 @@ class EngineCore:
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
         self._probes = Probes()
+        self.watch: Callable[[StepPlan, float], None] | None = None  # is told of every step, and what it took
         self.costs: StepCosts | None = None  # what is told of steps, and bounds their rows; set before any
         self._collected_s = 0.0  # when the last step was done
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
@@ -221,6 +222,8 @@ class EngineCore:
         self.history.ran(plan, self._collected_s - begun_s)
         if self.costs is not None:
             self.costs.ran(plan, self._collected_s - begun_s)
+        if self.watch is not None:
+            self.watch(plan, self._collected_s - begun_s)
         return self._commit(plan, computed)
 
     def _retry(self, failed: _Launch, error: Exception) -> tuple[StepPlan, StepOutputs]:

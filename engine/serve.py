@@ -36,6 +36,7 @@ from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.metrics.log_queue import server_log
 from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
+from engine.metrics.tracing import Tracing, tracing_of
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
 from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
@@ -80,7 +81,7 @@ async def serve(
 
     `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
     """
-    roots, log = lora_roots(config), _request_log(config)
+    roots, log = lora_roots(config), _request_log(config, client.telemetry.tracing)
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
@@ -152,10 +153,10 @@ def access_rules(config: ServeConfig) -> AccessRules:
     return AccessRules(api_keys, access.read_admin_keys(), keyless, access.allow_metrics_without_key)
 
 
-def _request_log(config: ServeConfig) -> RequestLog:
+def _request_log(config: ServeConfig, tracing: Tracing | None) -> RequestLog:
     """Open the files of audit and access lines. Raises InvalidConfig."""
     try:
-        return RequestLog(config.audit_log, config.access_log, config.access_log_file)
+        return RequestLog(config.audit_log, config.access_log, config.access_log_file, tracing=tracing)
     except OSError as error:
         option = "audit_log" if error.filename == str(config.audit_log) else "access_log_file"
         remedy = f"it cannot be written ({error.strerror}): give a file in a folder that is there"
@@ -257,15 +258,20 @@ async def _run_coordinator(config: ServeConfig) -> None:
 def _serve_role(config: ServeConfig) -> None:
     """Serve as what the configuration says, until told to stop."""
     with server_log(config.log_level) as lines:
-        telemetry = Telemetry(config.metrics_adapters)
+        tracing = tracing_of(config)
+        telemetry = Telemetry(config.metrics_adapters, tracing)
         telemetry.watch_lost_lines(lambda: {"server": lines.lost})
-        match config.cluster.role:
-            case "coordinator":
-                asyncio.run(_run_coordinator(config))
-            case "router":
-                asyncio.run(_run_router(config, telemetry))
-            case _:
-                _run_engine(config, telemetry)
+        try:
+            match config.cluster.role:
+                case "coordinator":
+                    asyncio.run(_run_coordinator(config))
+                case "router":
+                    asyncio.run(_run_router(config, telemetry))
+                case _:
+                    _run_engine(config, telemetry)
+        finally:
+            if tracing is not None:
+                tracing.close()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -151,6 +151,18 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from: the tenant that it counts for, its priority, and the span above its own."""
+
+    tenant: str = ""
+    priority: int = 0
+    trace: str = ""
+
+
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, one adapter, `params.n` sequences. `request_id` is unique among live requests.
 
@@ -162,7 +174,8 @@ class Request:
     `first_token_by_s`, on the same clock, is late. `drawn_token_ids` were drawn elsewhere before the stream
     moved here: they are output, not prompt, and only a request of `n=1` has any. `tenant` is whom the request
     is counted for. One in the `background` is the engine's own: it goes after all others, uncounted. `grammar` is what
-    the engine made of `params.structured_outputs`: the scheduler passes it on.
+    the engine made of `params.structured_outputs`, and `trace` the span that its own are below (W3C's traceparent, or
+    empty): the scheduler passes both on.
     """
 
     request_id: str
@@ -177,6 +190,7 @@ class Request:
     tenant: str = ""
     background: bool = False
     stream: int = 0
+    trace: str = ""
     grammar: object = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

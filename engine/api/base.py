@@ -15,7 +15,7 @@ from engine.runner.step_history import StepRecord
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
-from scheduler.request import SamplingParams
+from scheduler.request import NOWHERE, Origin, SamplingParams
 
 
 class OutputStream(Protocol):
@@ -76,12 +76,11 @@ class EngineClient(FetchedModels, Protocol):
         model: str,
         prompts: Mapping[str, tuple[int, ...]],
         params: SamplingParams,
-        tenant: str = "",
-        priority: int = 0,
+        origin: Origin = NOWHERE,
     ) -> Sequence[OutputStream]:
         """Queue a request for each of `prompts`, whose keys are request ids: all of them or none.
 
-        Where tenants take turns they are those of `tenant`. Of what waits, the lower `priority` goes first.
+        Where tenants take turns it is by the origin's; of what waits, the lower priority goes first.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
         Draining.

@@ -19,7 +19,7 @@ from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
 from engine.waiting.task_pool import TaskPool
 from scheduler.limits import RequestRefused
-from scheduler.request import InvalidParameter
+from scheduler.request import NOWHERE, InvalidParameter, Origin
 
 INLINE_TOKENS = 256  # what tells of more of them is written in a thread
 
@@ -52,10 +52,10 @@ class Generation:
 
     def __init__(
         self, endpoint: Endpoint, client: EngineClient, request: GenerateRequest, pool: TaskPool | None = None,
-        tenant: str = "", priority: int = 0,
+        origin: Origin = NOWHERE,
     ) -> None:  # fmt: skip
-        """Write what is large in `pool`, if one is given; it is asked for by `tenant`, at `priority`."""
-        self._tenant, self._priority = tenant, priority
+        """Write what is large in `pool`, if one is given."""
+        self._origin = origin
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field = endpoint.prompt_field
@@ -87,7 +87,7 @@ class Generation:
         prompts = {f"{self._engine_id}-{number}": prompt for number, prompt in enumerate(request.prompts)}
         try:
             self._streams = await self._client.submit_all(
-                request.model, prompts, request.params, self._tenant, self._priority
+                request.model, prompts, request.params, self._origin
             )
         except RequestRefused as error:
             raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None

@@ -89,6 +89,8 @@ class RequestGuard:
     ) -> web.StreamResponse:
         needed = _needed(request)
         record.administers = needed is Permission.ADMINISTER
+        if needed in (Permission.ASK, Permission.ADMINISTER):  # what looks in every few seconds is no request
+            self._log.begin(record, request.headers)
         try:
             authorization = request.headers.get("Authorization")
             inspects = needed is Permission.INSPECT  # nothing else depends on where a client is

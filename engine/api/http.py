@@ -32,6 +32,7 @@ from engine.api.server.loop_lag import LoopLag
 from engine.config.http_config import HttpConfig
 from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
+from scheduler.request import Origin
 
 NO_PUSH = PushOptions()
 _MOST_RESPONSES = 1 << 20  # waiting to be written: what was generated is not refused any more
@@ -137,7 +138,9 @@ def _generate_handler(
             del body
         record = request[RECORD]
         record.model = parsed.model
-        async with Generation(endpoint, client, parsed, pools.responses, record.key) as generation:
+        async with Generation(
+            endpoint, client, parsed, pools.responses, Origin(record.key, trace=record.trace)
+        ) as generation:
             record.counts = generation
             if parsed.form.stream:
                 return await _stream(request, generation)

@@ -20,6 +20,7 @@ from engine.batches.batch_lines import BatchLine, BrokenLine, numbered_lines, re
 from engine.batches.results_file import RESULT_PREFIX, ResultsFile, key_of, key_of_line
 from engine.errors import EngineStopped
 from engine.waiting.task_pool import TaskPool
+from scheduler.request import Origin
 
 _ERRORS_TOLD = 20
 _PASSING = (429, 503)
@@ -226,8 +227,8 @@ class BatchRun:
         request = await self._reader.request(line.url, bytearray(line.body))
         if request.form.stream:
             raise refused("stream", "a batch has no streams: leave it out", "unsupported_value")
-        tenant, priority = self._terms.tenant, self._terms.priority
-        async with Generation(endpoint, self._client, request, None, tenant, priority) as generation:
+        origin = Origin(self._terms.tenant, self._terms.priority)
+        async with Generation(endpoint, self._client, request, None, origin) as generation:
             return await generation.whole()
 
     async def _fail(self, number: int, line: BrokenLine, results: ResultsFile) -> None:

@@ -19,6 +19,7 @@ from engine.config.option_types import (
     CHAT_TEMPLATE,
     COUNT,
     DIRECTORY,
+    ENDPOINT,
     FILE,
     FLAG,
     FOLDER,
@@ -222,6 +223,11 @@ class ServeConfig:
     access_log_file: Annotated[
         Path | None, Option("server", FILE, "where access lines go; none: the log")
     ] = None
+    otlp_endpoint: Annotated[
+        str | None,
+        Option("server", ENDPOINT, "where spans of requests go, by OpenTelemetry's protocol over gRPC",
+               variable="OTEL_EXPORTER_OTLP_ENDPOINT", note="needs the extra otel; none: no spans are made"),
+    ] = None  # fmt: skip
     max_waiting: Annotated[int, Option("server", COUNT, "requests that may queue before 429")] = (
         DEFAULTS.max_waiting
     )

@@ -17,7 +17,6 @@ from transport.base import Address
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[([^\[\]\s]+)\]|([^\[\]:\s]+)):(\d{1,5})", re.ASCII)
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 _MOST_SECONDS = 10**9  # what every clock and lock can wait
 _SECONDS_REMEDY = f"give a number of seconds from 0 to {_MOST_SECONDS}"
 TEMPLATE_SYMBOLS = "{}\n"
@@ -74,6 +73,11 @@ def _accept(remedy: str, accepts: Callable[[Any], bool]) -> Callable[[object], N
             raise ValueError(remedy)
 
     return check
+
+
+def _match(remedy: str, pattern: str) -> Callable[[object], None]:
+    """Make a check that a text is wholly as a pattern says; it raises ValueError with `remedy`."""
+    return _accept(remedy, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 
 def _is_int(value: object) -> bool:
@@ -254,29 +258,25 @@ TEXT = OptionType(
     "NAME", _text,
     _accept("give a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip())),
 )  # fmt: skip
-SECRET = OptionType(
-    "KEY", _text,
-    _accept(
-        "give printable ASCII without spaces",
-        lambda value: isinstance(value, str) and re.fullmatch(r"[!-~]+", value) is not None,
-    ),
-    secret=True,
-)  # fmt: skip
+SECRET = OptionType("KEY", _text, _match("give printable ASCII without spaces", r"[!-~]+"), secret=True)
 KEYS = OptionType(
-    "KEY", _text,
-    _accept(
-        "give printable ASCII without spaces or commas",
-        lambda value: isinstance(value, str) and re.fullmatch(r"[!-+\--~]+", value) is not None,
-    ),
+    "KEY", _text, _match("give printable ASCII without spaces or commas", r"[!-+\--~]+"),
     secret=True, separated=True,
 )  # fmt: skip
 ORIGINS = OptionType(
     "ORIGIN", _text,
-    _accept(
+    _match(
         "give an origin like https://app.example:8443, without a path, or *",
-        lambda value: isinstance(value, str) and _ORIGIN.fullmatch(value) is not None,
+        r"\*|[a-z][a-z0-9+.-]*://[^/?#\s,]+",
     ),
     separated=True,
+)  # fmt: skip
+ENDPOINT = OptionType(
+    "URL", _text,
+    _match(
+        "give a URL like http://collector.example:4317, or with https",
+        r"https?://[^/?#\s,:@]+:[0-9]{1,5}/?",
+    ),
 )  # fmt: skip
 MODEL = OptionType(
     "DIR|ID", _parse_model,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from engine.core import EngineCore
 from engine.errors import EngineError, EngineStopped
+from engine.live.request_spans import RequestSpans
 from engine.step_result import StepResult
 from engine.waiting.task_pool import TaskPool
 from lora.store.loader import AdapterLoader
@@ -46,10 +47,10 @@ class _Submitted:
 class StepLoop:
     """The thread that steps, and who waits for which request. Its methods are called on the event loop."""
 
-    def __init__(self, core: EngineCore, loader: AdapterLoader) -> None:
-        """Step `core`, also whenever `loader` has brought an adapter."""
+    def __init__(self, core: EngineCore, loader: AdapterLoader, spans: RequestSpans | None = None) -> None:
+        """Step `core`, also whenever `loader` has brought an adapter; `spans` are told of every request."""
         self.failure: EngineStopped | None = None  # what ended the thread, if not `close`
-        self._core, self._loader = core, loader
+        self._core, self._loader, self._spans = core, loader, spans or RequestSpans()
         self._requests: dict[str, _Submitted] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -82,7 +83,12 @@ class StepLoop:
 
         Raises what EngineCore.submit raises. Call `wake` once all that belongs together is queued.
         """
-        self._core.submit(request)
+        self._spans.begin(request)
+        try:
+            self._core.submit(request)
+        except BaseException:
+            self._spans.ended(request.request_id, "refused")
+            raise
         self._requests[request.request_id] = _Submitted(listener, set(range(request.params.n)))
 
     def wake(self) -> None:
@@ -92,11 +98,13 @@ class StepLoop:
     def finish(self, key: SequenceKey) -> None:
         """End one sequence because its text is complete: no event follows."""
         self._core.finish(key)
+        self._spans.finished(key.request_id, key.index)
         self._end(key)
 
     def abort(self, request_id: str) -> None:
         """End all sequences of a request: no event follows. Unknown ids are fine, and so is a core that failed."""
         self._requests.pop(request_id, None)
+        self._spans.ended(request_id, "abort")
         if self.failure is None:
             self._core.abort(request_id)
 
@@ -131,11 +139,13 @@ class StepLoop:
         """End what runs, now that nothing will come of it, and tell whoever watches."""
         requests, self._requests = self._requests, {}
         for request_id, submitted in requests.items():
+            self._spans.ended(request_id, "stopped")
             submitted.listener.fail(request_id, failure)
         for callback in self._on_failure:
             callback()
 
     def _deliver(self, result: StepResult) -> None:
+        self._spans.heard(result.events)
         heard: dict[int, tuple[StepListener, list[TokenEvent]]] = {}
         for event in result.events:
             submitted = self._requests.get(event.key.request_id)
@@ -148,6 +158,7 @@ class StepLoop:
         for listener, events in heard.values():
             listener.hear(events)
         for failure in result.failures:
+            self._spans.ended(failure.request_id, "failed")
             if (submitted := self._requests.pop(failure.request_id, None)) is not None:
                 submitted.listener.fail(failure.request_id, failure.error)
 

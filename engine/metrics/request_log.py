@@ -22,10 +22,12 @@ from typing import Protocol
 from engine.config.config import AccessLog
 from engine.errors import NotInTime
 from engine.metrics.log_queue import AUDIT, CLOSE_S, WRITTEN, LogQueue
+from engine.metrics.tracing import Attributes, LiveSpan, Tracing
 
 _MOST_CHARS = 200
 _AUDIT_S = 5.0  # for audit lines to be written
 _RETRY_AFTER_S = 5
+_TOLD = ("request_id", "model", "prompt_tokens", "output_tokens", "ttft_s", "client_gone")  # by a span
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +66,12 @@ class RequestRecord:
     administers: bool = False
     model: str | None = None  # or the adapter that was administered
     counts: GenerationCounts | None = None
+    span: LiveSpan | None = None
+
+    @property
+    def trace(self) -> str:
+        """Return what spans of this request are below; empty if nobody traces it."""
+        return "" if self.span is None else self.span.trace
 
     def access(self) -> dict[str, object]:
         """Return the fields of an access line."""
@@ -100,8 +108,13 @@ class RequestLog:
         access: AccessLog = "off",
         access_file: Path | None = None,
         audit_s: float = _AUDIT_S,
+        tracing: Tracing | None = None,
     ) -> None:
-        """Open the files; audit lines have `audit_s` to be written. Raises OSError."""
+        """Open the files; audit lines have `audit_s` to be written. With `tracing` every request is a span.
+
+        Raises OSError.
+        """
+        self._tracing = tracing
         self._access_format, self._audit_s = access, audit_s
         audit = _ToLog() if audit_file is None else _LineFile(audit_file, keeps_lines=True)
         self._audit_lines = LogQueue(audit, "audit")
@@ -113,6 +126,11 @@ class RequestLog:
         if access_file is not None:
             self._access_lines = LogQueue(_LineFile(access_file), "access")
             self._access = _logger("engine.access", self._access_lines)
+
+    def begin(self, record: RequestRecord, headers: Mapping[str, str]) -> None:
+        """Begin the span of a request, below the one that its headers name."""
+        if self._tracing is not None:
+            record.span = self._tracing.begin_server(f"{record.method} {record.path[:_MOST_CHARS]}", headers)
 
     async def wait_for_audit(self) -> None:
         """Wait until all audit lines so far are written. Raises NotInTime."""
@@ -130,7 +148,9 @@ class RequestLog:
             _log.error("the audit line of request %s is not written yet", record.request_id)
 
     def write_access(self, record: RequestRecord) -> None:
-        """Write the access line of a request that has ended, if that is wanted."""
+        """Write the access line of a request that has ended, if that is wanted, and end its span."""
+        if record.span is not None:
+            record.span.end(*_span_end(record))
         if self._access_format == "json":
             self._access.info("%s", _json(record.access()))
         elif self._access_format == "text":
@@ -221,6 +241,20 @@ def _json(fields: Mapping[str, object]) -> str:
 
 def _text(fields: Mapping[str, object]) -> str:
     return " ".join(f"{name}={json.dumps(_short(value))}" for name, value in fields.items())
+
+
+def _span_end(record: RequestRecord) -> tuple[Attributes, str | None]:
+    """Return what a span says of a request, and the failure, if it is the server's."""
+    told = {f"loraserve.{name}": value for name, value in record.access().items() if name in _TOLD}
+    attributes = {
+        name: value[:_MOST_CHARS] if isinstance(value, str) else value
+        for name, value in told.items()
+        if isinstance(value, str | int | float)
+    }
+    failed = record.status >= 500 or record.status == 0
+    return {
+        "http.response.status_code": record.status
+    } | attributes, record.code or "gone" if failed else None
 
 
 def _short(value: object) -> object:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from engine.metrics.adapter_totals import AdapterTotals, Times, Totals
 from engine.metrics.series import MetricSeries, Refusals
+from engine.metrics.tracing import Tracing
 from lora.peers.peer_stats import PeerStats
 from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
@@ -87,14 +88,14 @@ class EngineStats:
 class Telemetry:
     """Counters and histograms of the `most_adapters` most recent adapters; `render` adds the gauges of a Snapshot."""
 
-    def __init__(self, most_adapters: int = MOST_ADAPTERS) -> None:
+    def __init__(self, most_adapters: int = MOST_ADAPTERS, tracing: Tracing | None = None) -> None:
         self._registry = CollectorRegistry()
         self._totals = AdapterTotals(most_adapters)
         self._gauges = _Gauges()
         self._stalls = _Stalls()
         self._lost_lines: list[Callable[[], Mapping[str, int]]] = []
         self._plain = _PlainSeries()
-        self.refusals = Refusals()
+        self.refusals, self.tracing = Refusals(), tracing
         self._registry.register(_AdapterSeries(self._totals))
         self._registry.register(self._stalls)
         self._registry.register(self._gauges)

@@ -15,6 +15,7 @@ from engine.rpc.rpc_generation import RpcGeneration
 from engine.rpc.rpc_guard import RpcCall, RpcMethod, one_answer
 from engine.rpc.wire import inference_pb2
 from engine.waiting.task_pool import TaskPool
+from scheduler.request import Origin
 
 INFERENCE = "vllm.Inference"
 _RANK = "x-data-parallel-rank"
@@ -79,7 +80,7 @@ class InferenceService:
             request = await self._texts.run(lambda: translation.read_generate(wire, self._client))
             record.model, record.counts = request.model, generation
             async with generation:
-                await generation.submit(request, record.key)
+                await generation.submit(request, Origin(record.key, trace=record.trace))
                 yield generation
 
 

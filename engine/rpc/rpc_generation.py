@@ -10,6 +10,7 @@ from engine.api.parsing import GenerateRequest
 from engine.output import Delta
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason
+from scheduler.request import Origin
 
 
 class RpcGeneration:
@@ -38,8 +39,8 @@ class RpcGeneration:
         if self._stream is not None:
             await self._stream.aclose()
 
-    async def submit(self, request: GenerateRequest, tenant: str) -> None:
-        """Submit a request of one prompt, asked for by `tenant`.
+    async def submit(self, request: GenerateRequest, origin: Origin) -> None:
+        """Submit a request of one prompt.
 
         Raises what EngineClient.submit_all raises, or ApiError for its RequestRefused.
         """
@@ -48,7 +49,7 @@ class RpcGeneration:
         if self._aborted:
             return
         prompts = {self._engine_id: self.prompt}
-        work = self._client.submit_all(request.model, prompts, request.params, tenant)
+        work = self._client.submit_all(request.model, prompts, request.params, origin)
         self._submitting = asyncio.ensure_future(work)
         try:
             (self._stream,) = await self._submitting

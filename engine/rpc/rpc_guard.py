@@ -139,6 +139,8 @@ class RpcGuard:
         record = RequestRecord(given if is_request_id(given) else uuid.uuid4().hex, host, "gRPC", path)
         record.administers = method.needed is Permission.ADMINISTER
         call = RpcCall(context, record, metadata)
+        if method.needed in (Permission.ASK, Permission.ADMINISTER):
+            self._log.begin(record, metadata)
         failure: ApiError | None = None
         try:
             try:

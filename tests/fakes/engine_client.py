@@ -29,7 +29,7 @@ from lora.store.stats import StoreStats
 from scheduler.blocks import BlockStats
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent, TokenLogprob
-from scheduler.request import SamplingParams
+from scheduler.request import NOWHERE, Origin, SamplingParams
 from tests.fakes.tokenizers import EOS
 
 BLOCKS = BlockStats(used=1, cached=2, free=3, hit_tokens=4, queried_tokens=5)
@@ -186,8 +186,7 @@ class FakeClient:
         self.calls.append("close")
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
-        priority: int = 0,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin = NOWHERE
     ) -> tuple[FakeStream, ...]:  # fmt: skip
         if self._draining:
             raise Draining
@@ -199,8 +198,8 @@ class FakeClient:
             raise TooManySequences(count, self.max_waiting)
         if max(map(len, prompts.values())) + (params.max_tokens or 1) > self.max_model_len:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
-        self.tenants.append(tenant)
-        self.priorities.append(priority)
+        self.tenants.append(origin.tenant)
+        self.priorities.append(origin.priority)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(

@@ -3,6 +3,7 @@
 Nodes are numbered from 0 on. A group is room that Ray sets aside, and gives back, at once: its placement group.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from engine.config.config import ServeConfig
 from engine.config.option import options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
+from transport.control.security import is_loopback
 
 _GROUP_PREFIX = "loraserve-nodes-"
+_SIGNED_URL = re.compile(r"://[^/?#]*@|://.*\?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Service:
 
     def _http_host(self, machine: str) -> str:
         """Return where a node serves HTTP: to other machines only if routers do."""
-        return self.lines.host if self.lines.host in ("127.0.0.1", "::1", "localhost") else machine
+        return self.lines.host if is_loopback(self.lines.host) else machine
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,6 +116,11 @@ def refuse_secrets(arguments: Sequence[str], environ: dict[str, str], config: Se
 
     Members on other machines do not see this process's environment, and a command line is seen by all who look.
     """
+    if any(_SIGNED_URL.search(each) for each in arguments):
+        remedy = (
+            "a URL with a query or a password may be a secret, which Ray would tell: write it in --config"
+        )
+        raise InvalidConfig("lora", "(hidden)", remedy)
     written = {each.partition("=")[0] for each in arguments}
     for owner in (AccessConfig, PeerConfig):
         for option in options_of(owner):

@@ -14,7 +14,7 @@ from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import SamplingParams
 
 SERVICE, METHOD = "loraserve.Link", "Open"
-VERSION = 1
+VERSION = 2
 FailureKind = Literal["busy", "late", "adapter", "request", "step", "structure", "stopped"]
 """Why a node gives a request up. It has no room now, or its first token is overdue; its adapter cannot be had; it can
 never run; its own part of a step failed; its text cannot take the form that was asked for; or the engine has
@@ -22,6 +22,7 @@ stopped."""
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Small = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Trace = Annotated[str, msgspec.Meta(max_length=64)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
@@ -47,7 +48,7 @@ class Submit(_LinkMessage, frozen=True):
     """Run a request, which the router calls `key`; it is the `number`-th that it sends there.
 
     The fields are those of scheduler.request.Request; `first_token_in_s` is from now on, and the first of its sequences
-    draws by `stream`.
+    draws by `stream`. `trace` is the router's span of it, as W3C's traceparent; empty if nobody traces it.
     """
 
     key: Key
@@ -61,6 +62,7 @@ class Submit(_LinkMessage, frozen=True):
     first_token_in_s: float | None = None
     drawn_token_ids: tuple[TokenId, ...] = ()
     stream: Small = 0
+    trace: Trace = ""
 
     @property
     def ref(self) -> AdapterRef:

@@ -187,6 +187,7 @@ class RouterStream:
                 drawn_token_ids=asked.drawn_token_ids,
                 tenant=asked.tenant,
                 stream=asked.stream,
+                trace=asked.trace,
             )
         except ValueError as error:
             self._refuse(asked.key, "request", str(error))

@@ -10,6 +10,7 @@ from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
+from engine.cluster.router.forwarding_account import ForwardingSpans
 from engine.cluster.router.name_finder import NameFinder
 from engine.cluster.router.router_series import RouterSeries
 from engine.cluster.view import AdapterAdministration, ClusterView
@@ -31,7 +32,7 @@ from scheduler.cluster.routing.orders import Offer
 from scheduler.cluster.routing.prefix_index import prefix_chunks
 from scheduler.limits import check_length
 from scheduler.plan import FinishReason
-from scheduler.request import Request, SamplingParams
+from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _NO_BLOCKS = BlockStats(0, 0, 0, 0, 0)
 _NO_STORE = StoreStats(0, 0, 0, 0, 0, 0.0, 0, {})
@@ -60,7 +61,7 @@ class ClusterClient:
         self._model, self._administration = model, administration
         self._finder = finder or NameFinder(view, administration, None, 0.0)
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
-        forwarding.outputs = self._outputs
+        forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
@@ -140,8 +141,7 @@ class ClusterClient:
         return output
 
     async def submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, tenant: str = "",
-        priority: int = 0,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin = NOWHERE
     ) -> tuple[RequestOutput, ...]:  # fmt: skip
         """Offer a request for each of `prompts`, whose keys are request ids: all of them or none.
 
@@ -151,15 +151,10 @@ class ClusterClient:
             await self.find(model)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, tenant, priority)
+            return self._submit_all(model, prompts, params, origin)
 
     def _submit_all(
-        self,
-        model: str,
-        prompts: Mapping[str, tuple[int, ...]],
-        params: SamplingParams,
-        tenant: str,
-        priority: int,
+        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
@@ -173,7 +168,8 @@ class ClusterClient:
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
-                    first_token_by_s=now_s + self._slo_ttft_s, tenant=tenant, priority=priority,
+                    priority=origin.priority, first_token_by_s=now_s + self._slo_ttft_s, tenant=origin.tenant,
+                    trace=origin.trace,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))

@@ -7,7 +7,6 @@ own: it draws by the same seed and stream, and begins with the tokens that it ha
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +23,7 @@ from engine.cluster.link.link_messages import (
     TokenTold,
 )
 from engine.cluster.link.node_connection import NodeConnection
+from engine.cluster.router.forwarding_account import ForwardingCounts, ForwardingSpans
 from engine.cluster.view import Member, ServedModel
 from engine.errors import AdapterFailed, EngineError, NotAdmitted, NotInTime, StepFailed, StructureFailed
 from engine.live.live_outputs import LiveOutputs
@@ -51,22 +51,12 @@ class _Flight:
     failure: EngineError | None = None  # what a node last gave it up for
 
 
-@dataclass(slots=True)
-class ForwardingCounts:
-    """What happened since the start."""
-
-    sent_to: Counter[str] = field(default_factory=Counter[str])  # by node
-    moved: int = 0
-    streams_moved: int = 0
-    refused: dict[str, int] = field(default_factory=dict[str, int])
-
-
 class Forwarding:
     """Owner of the links and of the requests that are on them; a LinkListener. Used on one event loop."""
 
     def __init__(self, router: Router, hello: OpenLink, security: Security, model: ServedModel) -> None:
         """Link to nobody yet. Nodes that serve another model are not sent to."""
-        self.counts = ForwardingCounts()
+        self.counts, self.spans = ForwardingCounts(), ForwardingSpans()
         self.outputs: LiveOutputs | None = None  # who is told of tokens; set before anything is offered
         self.router = router
         self.ready: dict[str, NodeReady] = {}  # the nodes that are connected
@@ -115,6 +105,7 @@ class Forwarding:
         flight = self._flights.pop(request_id, None)
         if flight is None:
             return
+        self.spans.ended(request_id, "abort")
         if flight.node is not None:
             for name in flight.keys:
                 self._send(flight.node, Abort(name))
@@ -153,6 +144,7 @@ class Forwarding:
             _log.warning("node %s is lost: %d requests move", node, len(here))
         for request_id in here:
             self._flights[request_id].node = None
+            self.spans.left(request_id, "lost")
         self.router.lose(node, time.monotonic())
         self._advance()
 
@@ -186,14 +178,14 @@ class Forwarding:
         assert outputs is not None, "set before anything is offered"
         flight.node, flight.attempt, flight.keys = order.node, order.attempt, {}
         self.counts.sent_to[order.node] += 1
-        key = f"{order.request_id}#{order.attempt}"
+        key, trace = f"{order.request_id}#{order.attempt}", self.spans.sent(flight.request, order.node)
         if not any(flight.drawn):
-            submits = [self._submit(flight.request, key, order.number, (), 0)]
+            submits = [self._submit(replace(flight.request, trace=trace), key, order.number, (), 0)]
             flight.keys[key] = None
         else:
             self.counts.moved += 1
             submits: list[Submit] = []
-            alone = replace(flight.request, params=replace(flight.request.params, n=1))
+            alone = replace(flight.request, params=replace(flight.request.params, n=1), trace=trace)
             for index in outputs.running(order.request_id):
                 name = f"{key}.{index}"
                 drawn = tuple(flight.drawn[index])
@@ -219,6 +211,7 @@ class Forwarding:
             first_token_in_s=None if by_s is None or drawn else max(0.0, by_s - time.monotonic()),
             drawn_token_ids=drawn,
             stream=stream,
+            trace=request.trace,
         )
 
     def _send(self, node: str, message: Submit | Finish | Abort) -> bool:
@@ -227,6 +220,7 @@ class Forwarding:
 
     def _refuse(self, order: Refuse) -> None:
         flight, outputs = self._flights.pop(order.request_id), self.outputs
+        self.spans.ended(order.request_id, order.reason.value)
         self.counts.refused[order.reason.value] = self.counts.refused.get(order.reason.value, 0) + 1
         retry_s = max(1, round(order.retry_after_s))
         match order.reason:
@@ -275,6 +269,7 @@ class Forwarding:
             flight = self._flights.get(request_id)
             if flight is not None and not self.outputs.running(request_id):
                 del self._flights[request_id]
+                self.spans.ended(request_id, "done")
                 self.router.ended(request_id, flight.attempt)
 
     def _failed(self, node: str, failed: RequestFailed) -> None:
@@ -292,8 +287,10 @@ class Forwarding:
                     if name != failed.key:
                         self._send(node, Abort(name))
                 flight.node = None
+                self.spans.left(request_id, failed.kind)
                 self.router.refused(request_id, flight.attempt, time.monotonic())
             case "request" | "step" | "structure":
+                self.spans.ended(request_id, failed.kind)
                 self.abort(request_id)
                 error = StructureFailed() if failed.kind == "structure" else StepFailed(failed.reason, True)
                 if self.outputs is not None:

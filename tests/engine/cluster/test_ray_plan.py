@@ -142,6 +142,7 @@ def test_a_node_takes_gpus_where_there_are_any(trust: list[str]) -> None:
     [
         (["--api-key", "sesame"], {}, r"^api_key='\(hidden\)' .*--api-key-file"),
         (["--admin-key=sesame"], {}, r"^admin_key='\(hidden\)' .*--admin-key-file"),
+        (["--lora", "a=https://host/a.zip?signature=sesame"], {}, r"^lora='\(hidden\)' .*--config"),
         ([], {"LORASERVE_API_KEY": "sesame"}, r"^api_key='\(hidden\)' .*--api-key-file"),
     ],
 )
@@ -196,7 +197,7 @@ def test_options_of_launching_that_make_no_sense_together_are_refused(
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidConfig, match=r"^launcher='ray' .*pip install 'loraserve\[ray\]'"):
+    with pytest.raises(InvalidConfig, match=r"^launcher='ray' .*scripts/setup ray"):
         RayCluster(None)
 
 
