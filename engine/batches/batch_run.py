@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from engine.api.base import EngineClient
+from engine.api.bodies.body_parser import read_when_fetched
 from engine.api.errors import FORESEEN, ApiError, as_api_error, refused
 from engine.api.generation import ENDPOINTS, Endpoint, Generation
 from engine.api.parsing import GenerateRequest
@@ -70,7 +71,11 @@ class InlineReader:
 
     async def request(self, path: str, body: bytearray) -> GenerateRequest:
         """Read what is to be generated. Raises what `engine.api.parsing` raises."""
-        return ENDPOINTS[path].read(bytes(body), self._client)
+
+        async def read() -> GenerateRequest:
+            return ENDPOINTS[path].read(bytes(body), self._client)
+
+        return await read_when_fetched(self._client, read)
 
 
 @dataclass(frozen=True, slots=True)

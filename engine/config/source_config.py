@@ -7,10 +7,12 @@ from typing import Annotated
 
 from engine.config.option import Option, check_fields
 from engine.config.option_types import SECONDS, SIZE, SOURCE, TEMPLATE, operator_source
+from engine.errors import InvalidConfig
 from lora.sources.allowed_sources import AllowedSources
 from lora.sources.source_folders import SourceOptions
 from lora.sources.source_url import SourceUrl
 
+_MOST_TIMEOUT_S = 240.0
 _FETCHED_FOLDER = "fetched"
 
 
@@ -61,6 +63,9 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not 0 < self.timeout_s <= _MOST_TIMEOUT_S:
+            remedy = f"requests wait 300 s at most: give more than 0, and {_MOST_TIMEOUT_S:g} at most"
+            raise InvalidConfig("lora_source_timeout_s", self.timeout_s, remedy)
 
     def allowed(self, named: Iterable[str | Path] = ()) -> AllowedSources:
         """Return what may be fetched: also what the operator `named` by URL."""

@@ -92,6 +92,6 @@ def tracing_of(config: ServeConfig) -> Tracing | None:
         otlp = import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
         exporter = otlp.OTLPSpanExporter(endpoint, timeout=_EXPORT_S)
     except ImportError as error:
-        remedy = "the library opentelemetry is not installed: pip install 'loraserve[otel]', or leave it out"
+        remedy = "the library opentelemetry is not installed: run scripts/setup otel, or leave it out"
         raise InvalidConfig("otlp_endpoint", endpoint, remedy) from error
     return Tracing(exporter, config.cluster.role, config.cluster.node_name or config.cluster.role)

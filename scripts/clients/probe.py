@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.request import Request, urlopen
 
 WORD, REVERSED, UPPER = "garden", "nedrag", "GARDEN"
@@ -123,6 +123,32 @@ def expect_usage(prompt_tokens: int | None, output_tokens: int | None) -> None:
     """Raise AssertionError unless these are a usage of a one-word answer: its letters, and the end."""
     if not prompt_tokens or output_tokens != len(WORD) + 1:
         raise AssertionError(f"usage of {prompt_tokens} prompt tokens and {output_tokens} output tokens")
+
+
+def batch_lines() -> bytes:
+    """Write a file of two requests, `one` of `reverse` and `two` of `upper`."""
+    asked = {"messages": [{"role": "user", "content": WORD}], "temperature": 0}
+    head = {"method": "POST", "url": "/v1/chat/completions"}
+    lines = [
+        {"custom_id": name, **head, "body": {"model": model, **asked}}
+        for name, model in (("one", "reverse"), ("two", "upper"))
+    ]
+    return "".join(f"{json.dumps(each)}\n" for each in lines).encode()
+
+
+def answered_batch(look: Callable[[], Any]) -> Any:
+    """Return the client's batch when it has ended. Raises AssertionError if it does not within 60 s."""
+    for _ in range(300):
+        if (batch := look()).status in ("completed", "failed", "expired", "cancelled"):
+            return batch
+        time.sleep(0.2)
+    raise AssertionError("the batch has not ended")
+
+
+def batch_answers(content: bytes) -> dict[str, str]:
+    """Return what a file of results holds: texts by the names of their lines."""
+    found = [json.loads(line) for line in content.splitlines()]
+    return {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in found}
 
 
 def main(program: Callable[[Probe], None]) -> None:

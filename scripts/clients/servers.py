@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -37,10 +38,12 @@ async def server_for_clients(nodes: int, root: Path) -> AsyncGenerator[ServerAdd
     """Run a cluster of so many nodes, or one server for 0, until the block ends. Raises ServerFailed."""
     cluster = ("--nodes", str(nodes), "--drain-s", "5") if nodes else ()
     pattern = _ROUTER if nodes else _ONE
-    async with launched((*_OPTIONS, *cluster), root, _START_S, pattern, _STOP_S) as ready:
-        address = ServerAddress(ready[1].decode(), ready[2].decode())
-        await asyncio.to_thread(wait_for_answer, address.url, _START_S)
-        yield address
+    with TemporaryDirectory() as folder:
+        options = (*_OPTIONS, *cluster, "--batch-dir", folder)
+        async with launched(options, root, _START_S, pattern, _STOP_S) as ready:
+            address = ServerAddress(ready[1].decode(), ready[2].decode())
+            await asyncio.to_thread(wait_for_answer, address.url, _START_S)
+            yield address
 
 
 def wait_for_answer(url: str, timeout_s: float) -> None:

@@ -26,6 +26,6 @@ def test_an_extra_that_is_not_there_is_refused_before_anything_is_installed() ->
 def test_remedies_name_extras_that_are_there_and_no_package_that_is_nowhere() -> None:
     sources = [path.read_text() for floor in FLOORS for path in (ROOT / floor).rglob("*.py")]
     named = {extra for source in sources for extra in re.findall(r"scripts/setup (\w+)", source)}
-    assert named == {"cuda", "hub", "ucx"}
+    assert named == {"cuda", "hub", "otel", "ray", "ucx"}
     assert named <= extras()
     assert not [source for source in sources if "pip install 'loraserve" in source]

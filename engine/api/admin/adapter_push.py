@@ -65,9 +65,8 @@ class AdapterPush:
             async with self._alone(name):
                 before = await self._record(name)
                 try:
-                    ref = await self._client.load_adapter(
-                        name, folder, True, AllowedRoots.below([self._root])
-                    )
+                    roots = AllowedRoots((self._root,))
+                    ref = await self._client.load_adapter(name, folder, True, roots)
                 except BaseException as error:
                     files.remove(folder)
                     if isinstance(error, InvalidAdapter):

@@ -3,7 +3,9 @@
 import logging
 import pickle
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +28,7 @@ from engine.errors import NotFetched, NotInTime
 from engine.text.worker_process import WorkerProcess
 from engine.waiting.task_pool import TaskPool
 
+T = TypeVar("T")
 LARGE_BODY_BYTES = 1 << 19
 """What is longer is not decoded in the server's own process, whose lock decoding holds: 10 ms for so many bytes."""
 
@@ -33,6 +36,15 @@ _MOST_S = 45.0  # for the process to say something, its start included
 _RETRY_AFTER_S = 5
 _log = logging.getLogger(__name__)
 _MESSAGES: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+async def read_when_fetched(models: FetchedModels, read: Callable[[], Awaitable[T]]) -> T:
+    """Read a body; a model that is to be fetched before is awaited, while no thread waits, and the body read again."""
+    try:
+        return await read()
+    except NotFetched as error:
+        await models.find(error.name)
+        return await read()
 
 
 class BodyParser:
@@ -62,12 +74,7 @@ class BodyParser:
         self._process.close()
 
     async def _read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
-        """Read a body; a model that is to be fetched before is awaited, while no thread waits."""
-        try:
-            return await self._read_once(path, body)
-        except NotFetched as error:
-            await self._models.find(error.name)
-            return await self._read_once(path, body)
+        return await read_when_fetched(self._models, lambda: self._read_once(path, body))
 
     async def _read_once(self, path: str, body: bytearray) -> GenerateRequest | bytes:
         if len(body) > LARGE_BODY_BYTES:

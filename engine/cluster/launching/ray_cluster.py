@@ -42,7 +42,7 @@ class RayCluster:
         try:
             self._ray: Any = import_module("ray")
         except ImportError as error:
-            remedy = "the library ray is not installed: pip install 'loraserve[ray]', on every machine"
+            remedy = "the library ray is not installed: run scripts/setup ray on every machine"
             raise InvalidConfig("launcher", "ray", remedy) from error
         where = os.environ.get("RAY_ADDRESS", "auto") if address is None else str(address)
         try:

@@ -15,6 +15,9 @@ from scripts.clients.probe import (
     UPPER,
     WORD,
     Probe,
+    answered_batch,
+    batch_answers,
+    batch_lines,
     expect,
     expect_usage,
     main,
@@ -30,6 +33,15 @@ def program(probe: Probe) -> None:
     answers(probe, server)
     streams(probe, server)
     errors(probe, server)
+    with probe.tries("a batch of a file"):
+        where = {"custom_llm_provider": "openai", "api_base": probe.base_url, "api_key": probe.key}
+        file = litellm.create_file(file=("asked.jsonl", batch_lines()), purpose="batch", **where)
+        made = litellm.create_batch(
+            completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, **where
+        )
+        done = answered_batch(lambda: litellm.retrieve_batch(batch_id=made.id, **where))
+        content = litellm.file_content(file_id=done.output_file_id, **where).content
+        expect(batch_answers(content), {"one": REVERSED, "two": UPPER})
     with probe.tries("a required tool"):
         asked = {"model": "openai/demo", "messages": ASK, "tools": [WEATHER], "tool_choice": "required"}
         answer = litellm.completion(**asked, **server)

@@ -17,6 +17,9 @@ from scripts.clients.probe import (
     UPPER,
     WORD,
     Probe,
+    answered_batch,
+    batch_answers,
+    batch_lines,
     expect,
     expect_usage,
     main,
@@ -40,10 +43,26 @@ def program(probe: Probe) -> None:
         completions(probe, client)
         errors(probe, client)
         forms(probe, client)
+        batches(probe, client)
         not_implemented(probe, client)
     with probe.tries("8 at once with asyncio"):
         answers = asyncio.run(at_once(probe))
         expect(answers, [REVERSED, UPPER] * 4)
+
+
+def batches(probe: Probe, client: OpenAI) -> None:
+    """Have a file answered."""
+    with probe.tries("a batch of a file"):
+        file = client.files.create(file=("asked.jsonl", batch_lines()), purpose="batch")
+        made = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        expect(answered_batch(lambda: client.batches.retrieve(made.id)).status, "completed")
+        found = client.batches.retrieve(made.id).output_file_id
+        assert found is not None
+        expect(batch_answers(client.files.content(found).content), {"one": REVERSED, "two": UPPER})
+        expect([each.id for each in client.batches.list()], [made.id])
+        expect(client.files.delete(file.id).deleted, True)
 
 
 def whole(probe: Probe, client: OpenAI) -> None:

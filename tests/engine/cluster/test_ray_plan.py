@@ -197,7 +197,7 @@ def test_options_of_launching_that_make_no_sense_together_are_refused(
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidConfig, match=r"^launcher='ray' .*pip install 'loraserve\[ray\]'"):
+    with pytest.raises(InvalidConfig, match=r"^launcher='ray' .*scripts/setup ray"):
         RayCluster(None)
 
 
