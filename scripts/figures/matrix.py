@@ -71,6 +71,7 @@ def _cells() -> Iterator[Cell]:
         yield Cell(f"faults {faults}", replace(BASE, rate=9.0, faults=faults), FAULTY)
     yield Cell("flash crowd on one adapter", replace(BASE, law="flash", rate=12.0))
     yield Cell("ablations, zipf 0.8", replace(zipf, adapters=220, rate=12.0), ABLATED)
+    yield Cell("ablations, memory short", replace(zipf, adapters=530, rate=10.0), ABLATED)
     yield Cell("uniform", replace(BASE, law="uniform"))
     yield Cell("zipf 1.2", replace(BASE, law="zipf:1.2"))
     yield Cell("bursts (gamma, cv 2)", replace(BASE, arrivals="gamma", rate=12.0))
