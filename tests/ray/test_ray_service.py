@@ -191,6 +191,9 @@ def test_stop_leaves_no_actor_no_room_and_no_process(ray: LocalRay, service: sub
     assert spread.stdout is not None
     try:
         assert spread.stdout.readline().startswith("ready at"), "the room was given back"
+        refused = ray.run("--scale", str(len(ray.raylets) + 1), "--ray-wait-s", "2")
+        assert re.search(r"scale=\d is not accepted: .* on a machine of its own", refused.stderr), refused
+        assert len(ray.members()) == 4
     finally:
         spread.send_signal(signal.SIGINT)
         spread.communicate(timeout=30)

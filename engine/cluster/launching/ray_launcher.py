@@ -66,7 +66,7 @@ class RayLauncher:
             raise InvalidConfig("nodes", nodes, remedy)
         service = self._service(arguments, config)
         change = change_to(nodes, (), cluster.groups(), service.spread)
-        self._reserve(service, change, nodes)
+        self._reserve(service, change, "nodes", nodes)
         others = ["coordinator", *(f"router-{at}" for at in range(service.lines.routers))]
         try:
             cluster.start(service, "coordinator", 0)
@@ -116,7 +116,7 @@ class RayLauncher:
             remedy = "its coordinator does not answer: try again" if self._cluster.names() else _NOTHING
             raise InvalidConfig("scale", nodes, remedy)
         change = change_to(nodes, self._cluster.nodes(), self._cluster.groups(), service.spread)
-        self._reserve(service, change, nodes)
+        self._reserve(service, change, "scale", nodes)
         started = [f"node-{at}" for at in change.start]
         for at in change.start:
             self._cluster.start(service, "node", at)
@@ -148,7 +148,7 @@ class RayLauncher:
             config.launch.ray_spread,
         )
 
-    def _reserve(self, service: Service, change: Change, nodes: int) -> None:
+    def _reserve(self, service: Service, change: Change, option: str, nodes: int) -> None:
         free = self._cluster.free()
         if not self._cluster.reserve(service, change.reserve, self._wait_s):
             each = ", ".join(f"{amount} {name}" for name, amount in service.bundle.items())
@@ -157,7 +157,7 @@ class RayLauncher:
                 f"Ray had no room for {sum(group.size for group in change.reserve)} more within "
                 f"{self._wait_s:g} s: each takes {each}{apart}, and free were {free}; give fewer, or add machines"
             )
-            raise InvalidConfig("nodes", nodes, remedy)
+            raise InvalidConfig(option, nodes, remedy)
 
     def _until_ready(self, names: Sequence[str]) -> list[ActorStatus]:
         """Wait until members are ready, and tell how they do. Raises InvalidConfig for one that can never be."""
