@@ -258,6 +258,37 @@ def test_what_has_not_changed_is_not_sent_again(tmp_path: Path, server: SourceSe
     assert sent == [200, 304]
 
 
+def test_a_content_is_learnt_by_its_digest_from_where_its_name_was_registered(
+    tmp_path: Path, server: SourceServer
+) -> None:
+    url = SourceUrl.parse(f"{server.url}/one")
+    ref = make_rig(tmp_path, server).store.registry.load("a", url)
+    other = make_rig(tmp_path, server).store
+    other.kept.fetch(ref, url)
+    assert other.contents.layout(ref.digest) is not None
+    assert other.registry.names() == ()
+    write_adapter(server.root / "one", BASE_SHAPE, 4, 2)
+    with pytest.raises(AdapterRefused, match="another content"):
+        make_rig(tmp_path, server).store.kept.fetch(ref, url)
+
+
+def test_a_content_that_nobody_kept_is_fetched_again(tmp_path: Path, server: SourceServer) -> None:
+    rig = make_rig(tmp_path, server)
+    store, first = rig.store, rig.store.registry.load("a", SourceUrl.parse(f"{server.url}/one"))
+    others = [rig.load(seed) for seed in range(2, 8)]  # more than there is room for on the device
+    for ref in (*others, first):
+        if ref == first:
+            assert first.digest not in store.ready()
+            for path in (*tmp_path.glob("cache/*"), *tmp_path.glob("fetched/*/*")):
+                path.unlink()
+            server.asked.clear()
+        store.retain(ref)
+        store.loader.prefetch([ref])
+        rig.step(ref)
+        store.release(ref)
+    assert WEIGHTS in dict(server.asked)
+
+
 def test_an_unknown_name_is_looked_for_by_the_template_once(tmp_path: Path, server: SourceServer) -> None:
     rig = make_rig(tmp_path, server, template=True)
     registry = rig.store.registry
