@@ -133,7 +133,10 @@ def test_without_the_token_nobody_joins(given: tuple[str, ...]) -> None:
     async def scenario() -> None:
         async with open_port() as port:
             metadata = tuple(("authorization", each) for each in given)
-            assert await port.code_of(HELLO, metadata=metadata) is grpc.StatusCode.UNAUTHENTICATED
+            assert await port.code_of(metadata=metadata) is grpc.StatusCode.UNAUTHENTICATED
+            # A client that is refused while it speaks may lose the status: gRPC's core then calls it internal.
+            refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL)
+            assert await port.code_of(HELLO, metadata=metadata) in refusals
             await port.goes_on()
 
     asyncio.run(scenario())
