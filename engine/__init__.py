@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.llm import LLM, Output, Result
+    from engine.llm import LLM
     from engine.offline.inputs import LoRARequest
+    from engine.offline.result import Output, Result
     from scheduler.request import SamplingParams
     from scheduler.structured_outputs import StructuredOutputsParams
 
@@ -16,6 +17,8 @@ __all__ = ["LLM", "LoRARequest", "Output", "Result", "SamplingParams", "Structur
 
 _HOMES = {
     "LoRARequest": "engine.offline.inputs",
+    "Output": "engine.offline.result",
+    "Result": "engine.offline.result",
     "SamplingParams": "scheduler.request",
     "StructuredOutputsParams": "scheduler.structured_outputs",
 }

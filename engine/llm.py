@@ -3,8 +3,8 @@
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
@@ -29,13 +29,14 @@ from engine.offline.inputs import (
     prompt_token_ids,
 )
 from engine.offline.interruption import interruptible_between_steps
-from engine.output import Delta, RequestOutput, join_deltas
+from engine.offline.offered_tools import OfferedTools, with_calls
+from engine.offline.result import Result, result_of
+from engine.output import RequestOutput
 from engine.step_result import StepResult
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterRef
 from lora.sources.source_url import is_url, source_text
 from scheduler.limits import RequestRefused
-from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import InvalidParameter, Request, SamplingParams
 
 P = ParamSpec("P")
@@ -50,28 +51,6 @@ def _like(
         return constructor
 
     return same
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One of a request's `n` answers. `logprobs` is empty unless asked for."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A prompt's answers. `token_times_s` are seconds from submission to each token of output 0."""
-
-    prompt_token_ids: tuple[int, ...]
-    outputs: tuple[Output, ...]
-    prompt_logprobs: tuple[TokenLogprob, ...]
-    cached_tokens: int
-    token_times_s: tuple[float, ...]
 
 
 class LLM:
@@ -142,21 +121,26 @@ class LLM:
         sampling_params: Params | None = None,
         lora_request: LoRARequests | None = None,
         use_tqdm: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """Answer every conversation, a list of messages as /v1/chat/completions takes them; the rest as `generate`.
 
-        The messages of one conversation alone are taken too; its result is a list of one. Raises InvalidChat for
-        messages that are none, where there is no chat template, and where it refuses them.
+        The messages of one conversation alone are taken too; its result is a list of one. `tools` are offered to all,
+        in OpenAI's form; calls stand in `tool_calls` of outputs. Raises InvalidChat for messages that are none, where
+        there is no chat template, and where it refuses them.
         """
-        several = conversation_list(conversations)
+        several, on_offer = conversation_list(conversations), OfferedTools.of(tools, tool_choice)
         choices = each_adapter(adapters, lora_request, len(several))
         each = each_params(params, sampling_params, len(several))
         tokenizers, most = self._tokenizers(choices), self.engine.card.max_model_len
+        asked = [on_offer.asked(one, tokenizers[choices[i]]) for i, one in enumerate(each)]
         token_ids = [
-            chat_token_ids(f"conversations[{i}]", one, tokenizers[choices[i]], most)
+            chat_token_ids(f"conversations[{i}]", one, tokenizers[choices[i]], most, on_offer.told)
             for i, one in enumerate(several)
         ]
-        return self._answer(token_ids, each, choices, use_tqdm)
+        results = self._answer(token_ids, [params for _, params in asked], choices, use_tqdm)
+        return [with_calls(result, use) for result, (use, _) in zip(results, asked, strict=True)]
 
     def close(self) -> None:
         """Stop what is shared with peers, the adapter loader's threads and the other devices' processes, once."""
@@ -193,7 +177,7 @@ class LLM:
             finally:
                 for request_id in outputs:
                     self.engine.core.abort(request_id)
-        return [_result(output) for output in outputs.values()]
+        return [result_of(output) for output in outputs.values()]
 
     def _tokenizers(self, choices: Sequence[AdapterChoice]) -> dict[AdapterChoice, Tokenizer]:
         """Return the tokenizers of the chosen adapters, whose chat templates may be their own."""
@@ -267,23 +251,3 @@ class LLM:
                 self.engine.core.finish(event.key)
             ended += not output.is_open
         return ended
-
-
-def _result(output: RequestOutput) -> Result:
-    """Put together what came of a request that has ended."""
-    by_index: list[list[Delta]] = [[] for _ in range(output.request.params.n)]
-    for delta in output.take():
-        by_index[delta.index].append(delta)
-    joined = [join_deltas(deltas) for deltas in by_index]
-    return Result(
-        prompt_token_ids=output.request.prompt_token_ids,
-        outputs=tuple(map(_output, joined)),
-        prompt_logprobs=joined[0].prompt_logprobs,
-        cached_tokens=output.cached_tokens,
-        token_times_s=tuple(output.token_times_s[0]),
-    )
-
-
-def _output(joined: Delta) -> Output:
-    assert joined.finish_reason is not None, "a sequence's last Delta says why it ended"
-    return Output(joined.index, joined.text, joined.token_ids, joined.finish_reason, joined.logprobs)

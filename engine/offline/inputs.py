@@ -81,12 +81,18 @@ def conversation_list(conversations: Any) -> list[Any]:
 
 
 def chat_token_ids(
-    field: str, conversation: object, tokenizer: Tokenizer, most_tokens: int
+    field: str,
+    conversation: object,
+    tokenizer: Tokenizer,
+    most_tokens: int,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[int, ...]:
     """Return a conversation's token ids by the chat template. Raises InvalidChat or PromptTooLong, with `field`."""
     try:
         messages = msgspec.convert(conversation, list[Message], from_attributes=False)
-        return tokenizer.encode_chat(chat_messages(messages), most_tokens=most_tokens, field=field)
+        return tokenizer.encode_chat(
+            chat_messages(messages), most_tokens=most_tokens, field=field, tools=tools
+        )
     except (msgspec.ValidationError, InvalidChat) as error:
         raise InvalidChat(f"chat refuses these messages, {field}: {error}") from None
 

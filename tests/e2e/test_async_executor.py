@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine import LLM, SamplingParams, StructuredOutputsParams
-from engine.llm import Result
+from engine.offline.result import Result
 from lora.adapter import BASE
 from model.batch import ForwardBatch
 from model.llama import Llama

@@ -19,7 +19,7 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, adapter_folders, held_out_inputs
 from engine.errors import InvalidConfig, WorkersFailed
-from engine.llm import Result
+from engine.offline.result import Result
 from engine.serve import main
 from lora.errors import AdapterRefused
 from lora.target_modules import SITES

@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine import SamplingParams
-from engine.llm import Result
+from engine.offline.result import Result
 
 GREEDY = SamplingParams(temperature=0)
 
