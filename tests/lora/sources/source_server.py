@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 from aiohttp import web
+
+from lora.sources import file_download
 
 Fault = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 
@@ -58,7 +61,7 @@ class SourceServer:
 
 @contextmanager
 def source_server(root: Path) -> Generator[SourceServer]:
-    """Serve a folder on a free port of this machine."""
+    """Serve a folder on a free port of this machine; who fetches from it in this process tries again at once."""
     server, loop = SourceServer(root), asyncio.new_event_loop()
     app = web.Application()
     app.router.add_get("/{path:.*}", server.answer)
@@ -80,7 +83,8 @@ def source_server(root: Path) -> Generator[SourceServer]:
     thread.start()
     assert started.wait(10)
     try:
-        yield server
+        with patch.object(file_download, "_PAUSE_S", 0.0):
+            yield server
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
