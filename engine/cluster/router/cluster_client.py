@@ -232,6 +232,8 @@ class ClusterClient:
         entry = self.view.catalogue.get(model)
         if entry is None and not self.view.known:
             raise NotInTime("this router has not heard from the coordinator yet", 1)
+        if entry is None and not self.view.members:  # those that are to come may know it
+            raise NotInTime("no node has joined this cluster yet", 1)
         if entry is None:
             raise UnknownModel(model)
         return entry

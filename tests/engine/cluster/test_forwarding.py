@@ -10,7 +10,7 @@ import pytest
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.view import ClusterView
-from engine.errors import UnknownModel
+from engine.errors import NotInTime, UnknownModel
 from engine.output import Delta, RequestOutput, join_deltas
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
@@ -182,5 +182,17 @@ def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
         await asyncio.gather(task, return_exceptions=True)
         (output,) = await client.submit_all("demo", {"left": (1, 2, 3)}, GREEDY)
         await output.aclose()
+
+    _visit(visit)
+
+
+def test_a_name_is_not_unknown_while_there_is_no_node_that_could_know_it() -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        members, client.view.members = client.view.members, {}
+        with pytest.raises(NotInTime, match="no node has joined"):
+            await _ask(client, "nobody", "garden", GREEDY)
+        client.view.members = members
+        with pytest.raises(UnknownModel):
+            await _ask(client, "nobody", "garden", GREEDY)
 
     _visit(visit)
