@@ -165,8 +165,9 @@ def test_a_request_reads_what_a_step_does_and_its_door_beside(paths: dict[str, s
     assert step < chat
     assert step < offline
     assert not any(name.startswith("engine/api/") for name in step)
-    # One rule for messages at both doors.
-    shared = {"engine/api/parsing.py", "engine/api/schema.py", "engine/api/tools/chat_messages.py"}
+    # One rule for messages, and one for tools, at both doors.
+    tools = {"engine/api/tools/chat_messages.py", "engine/api/tools/tool_fields.py"}
+    shared = {"engine/api/parsing.py", "engine/api/schema.py", *tools}
     assert {name for name in offline if name.startswith("engine/api/")} <= shared
     assert any(name.startswith("engine/api/") for name in chat)
 

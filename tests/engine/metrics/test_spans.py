@@ -173,7 +173,7 @@ def test_a_collector_without_the_library_is_refused_with_the_remedy(
     arguments: list[str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(InvalidConfig, match=r"^otlp_endpoint='http://a:4317' .*loraserve\[otel\]"):
+    with pytest.raises(InvalidConfig, match=r"^otlp_endpoint='http://a:4317' .*scripts/setup otel"):
         tracing_of(serve_config(arguments, environ))
 
 
