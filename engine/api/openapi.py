@@ -26,6 +26,7 @@ from scheduler.request import RANGES
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/"
+_EVENTS = "text/event-stream"  # OpenAPI 3.1 has no words for what the events hold
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "integer"}
 BINARY: Schema = {"type": "string", "format": "binary"}
@@ -173,9 +174,7 @@ OPERATIONS: Sequence[Operation] = (
     Operation(
         "get", "/page/{file}", "Load a file of the page", None, (404, 500, 503), content="text/javascript"
     ),
-    Operation(
-        "get", "/page/events", "Stream what changes on the page", None, ALWAYS, content="text/event-stream"
-    ),
+    Operation("get", "/page/events", "Stream what changes on the page", None, ALWAYS, content=_EVENTS),
     Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
     Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, ALWAYS),
@@ -222,9 +221,9 @@ def _operation(operation: Operation) -> Schema:
         {"application/json": {"schema": ref_schema(operation.response)}} if operation.response else {}
     )
     if operation.streams:
-        content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for what the events hold
+        content[_EVENTS] = {}
     if operation.response is None:
-        content[operation.content] = {"schema": TEXT}
+        content[operation.content] = {} if operation.content == _EVENTS else {"schema": TEXT}
     responses: Schema = {"200": {"description": "Done", "content": content}}
     for status in sorted(operation.errors):
         error = {"application/json": {"schema": ref_schema("Error")}}
