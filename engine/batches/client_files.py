@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from io import FileIO
 from pathlib import Path
@@ -20,21 +20,26 @@ class ClientFiles:
     def __init__(self, store: BatchStore, pool: TaskPool, config: BatchesConfig) -> None:
         """Use `store` in `pool`, which has one thread."""
         self._store, self._pool, self._config = store, pool, config
-        self._coming_bytes = 0
+        self._uploads: set[Upload] = set()
+
+    async def _used_bytes(self) -> int:
+        """Count the bytes of all files, those that come included."""
+        kept = await self._pool.run(self._store.used_bytes)
+        return kept + sum(upload.nbytes for upload in self._uploads)
 
     @asynccontextmanager
     async def upload(self) -> AsyncGenerator["Upload"]:
         """Begin to take a file; what is not kept when the context ends is deleted."""
         file_id = f"file-{uuid.uuid4().hex}"
         path = self._store.upload_path(file_id)
-        used = await self._pool.run(self._store.used_bytes)
         file = await self._pool.run(lambda: path.open("wb", buffering=0))
-        upload = Upload(file_id, file, self._pool, self._config, used + self._coming_bytes)
+        upload = Upload(file_id, file, self._pool, self._config, self._used_bytes)
+        self._uploads.add(upload)
         try:
             yield upload
         finally:
-            file.close()
-            await self._pool.run(lambda: path.unlink(missing_ok=True))
+            self._uploads.discard(upload)
+            await self._pool.run(lambda: _end(file, path))
 
     async def keep(self, upload: "Upload", owner: str, filename: str) -> FileObject:
         """Register what has come as the owner's file of requests."""
@@ -46,6 +51,7 @@ class ClientFiles:
             purpose="batch",
         )
         await self._pool.run(lambda: self._store.add_file(owner, record))
+        self._uploads.discard(upload)
         return record
 
     async def list(self, owner: str, purpose: str | None, oldest_first: bool) -> list[FileObject]:
@@ -78,9 +84,14 @@ class Upload:
     """A file that comes. Not more of it is written than there may be."""
 
     def __init__(
-        self, file_id: str, file: FileIO, pool: TaskPool, config: BatchesConfig, used_bytes: int
+        self,
+        file_id: str,
+        file: FileIO,
+        pool: TaskPool,
+        config: BatchesConfig,
+        used_bytes: Callable[[], Awaitable[int]],
     ) -> None:
-        """Write to `file`; others have `used_bytes` already."""
+        """Write to `file`; `used_bytes` counts all files, this one included."""
         self.file_id, self.nbytes = file_id, 0
         self._file, self._pool, self._config, self._used_bytes = file, pool, config, used_bytes
 
@@ -91,7 +102,7 @@ class Upload:
             most = self._config.batch_file_bytes
             message = f"the file is over {most} bytes (--batch-file-bytes): send it in parts"
             raise ApiError(413, message, "file", "file_too_large")
-        if self._used_bytes + self.nbytes > self._config.batch_dir_bytes:
+        if await self._used_bytes() > self._config.batch_dir_bytes:
             message = (
                 f"all files together would be over {self._config.batch_dir_bytes} bytes (--batch-dir-bytes): "
                 "delete some first"
@@ -105,6 +116,11 @@ def check_filename(name: str | None) -> str:
     if not name or len(name) > 255 or not name.isprintable():
         raise refused("file", "give the part a filename of at most 255 printable characters", "invalid_value")
     return name
+
+
+def _end(file: FileIO, path: Path) -> None:
+    file.close()
+    path.unlink(missing_ok=True)
 
 
 def _write_all(file: FileIO, piece: bytes) -> None:

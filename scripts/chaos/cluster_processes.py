@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cluster.launching.member_lines import LOCAL, free_ports
 from engine.config.peer_config import PEER_TOKEN_VARIABLE
 from scripts.certificates import make_certificates
 from scripts.chaos.network import Network
 
-LOCAL = "127.0.0.1"
 _PAUSE_S = 0.5  # before a member that has ended is started again
 _END_S = 30.0
 _COORDINATOR = "coordinator"
@@ -47,7 +46,7 @@ class ClusterProcesses:
         self.plan, self.network = plan, network
         self.starts = dict.fromkeys(plan.names, 0)
         self._hosts = network.hosts if network else dict.fromkeys(plan.names, LOCAL)
-        ports = iter(_free_ports(3 * len(plan.names)))
+        ports = iter(free_ports(LOCAL, 3 * len(plan.names)))
         self._ports = {name: (next(ports), next(ports), next(ports)) for name in plan.names}
         self._trust = self._trust_options()
         self._commands = {name: self._command(name) for name in plan.names}
@@ -147,15 +146,3 @@ class ClusterProcesses:
         made = make_certificates(self.plan.work / "trust", sorted(set(self._hosts.values())))
         options = ("--peer-tls-ca", "--peer-tls-cert", "--peer-tls-key")
         return [word for pair in zip(options, made, strict=True) for word in pair]
-
-
-def _free_ports(amount: int) -> list[int]:
-    """Return ports of this machine that nobody listens at now, all different."""
-    sockets = [socket.socket() for _ in range(amount)]
-    try:
-        for each in sockets:
-            each.bind((LOCAL, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -385,6 +385,18 @@ async def test_files_together_are_bounded(tmp_path: Path) -> None:
         await api.openai.files.create(file=("b", b"12"), purpose="batch")
 
 
+async def test_files_that_come_at_once_are_bounded_together(tmp_path: Path) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 900_000
+        await asyncio.sleep(0.3)
+        yield b'\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with served(tmp_path, batch_dir_bytes=1_500_000) as api:
+        sent = [api.send("POST", "/v1/files", data=slow(), headers=headers) for _ in range(2)]
+        assert 413 in {each.status for each in await asyncio.gather(*sent)}
+
+
 async def test_a_file_that_a_batch_reads_is_not_deleted(tmp_path: Path) -> None:
     engine = FakeClient(TOKENIZER)
     engine.gate.clear()
