@@ -100,6 +100,10 @@ class Router:
         """Return the requests that have not ended."""
         return list(self._pending)
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Let tenants have turns by these weights from now on; others weigh 1."""
+        self._queue.weigh(weights)
+
     def adopt(self, table: RoutingTable) -> None:
         """Route by `table` from now on, unless it is older than the one in use."""
         if table.version > self.table.version:
