@@ -130,7 +130,7 @@ class BatchRun:
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         finally:
-            file.close()
+            await self._files.run(file.close)
         return self.summary
 
     async def _begin_all(self, file: BinaryIO, results: ResultsFile, running: asyncio.TaskGroup) -> None:
@@ -203,7 +203,7 @@ class BatchRun:
             status, body, error = told.status, told.body(), {"code": told.code, "message": told.message}
         response = {"status_code": status, "request_id": request_id, "body": body}
         result = {"id": request_id, "custom_id": line.custom_id, "response": response, "error": error}
-        await self._files.run(lambda: results.append(result))
+        await self._append(result, results)
         if error is None:
             self.summary.answered += 1
         else:
@@ -239,8 +239,17 @@ class BatchRun:
         told = {"code": error.code, "message": error.message, "line": number}
         result_id = f"{RESULT_PREFIX}{uuid.uuid4().hex}"
         result = {"id": result_id, "custom_id": line.custom_id, "response": None, "error": told}
-        await self._files.run(lambda: results.append(result))
+        await self._append(result, results)
         self._count_error(number, line.custom_id, error.message)
+
+    async def _append(self, result: dict[str, object], results: ResultsFile) -> None:
+        """Write a result; a run that is stopped meanwhile stops after that, so that no answer is lost."""
+        written = asyncio.ensure_future(self._files.run(lambda: results.append(result)))
+        try:
+            await asyncio.shield(written)
+        except asyncio.CancelledError:
+            await written
+            raise
 
     def _count_error(self, number: int, custom_id: str | None, message: str) -> None:
         self.summary.errors += 1

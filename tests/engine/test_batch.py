@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from engine import batch
 from engine.batch import Summary, run_batch
 from engine.batches import batch_lines
+from engine.batches.results_file import ResultsFile
 from engine.config.config import BatchConfig, EngineConfig
 from engine.errors import EngineStopped, InvalidConfig, StepFailed
 from engine.tokenizer import Tokenizer
@@ -136,12 +138,38 @@ def test_a_stopped_run_leaves_whole_lines_and_nothing_running(tmp_path: Path) ->
         config = files(tmp_path, [line("short", max_tokens=1), line("long")])
         running = asyncio.create_task(run_batch(node, config))
         await node.gate_reached.wait()
+        while not results(config):
+            await asyncio.sleep(0.001)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         assert node.live == {}
         assert [result["custom_id"] for result in results(config)] == ["short"]
 
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_is_being_written_when_the_run_is_stopped_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, stopped, append = threading.Event(), threading.Event(), ResultsFile.append
+
+    def slow_append(file: ResultsFile, result: object) -> None:
+        begun.set()
+        assert stopped.wait(10)
+        append(file, result)
+
+    async def scenario() -> None:
+        config = files(tmp_path, [line("short")])
+        running = asyncio.create_task(run_batch(FakeClient(CODEC), config))
+        assert await asyncio.to_thread(begun.wait, 10)
+        running.cancel()
+        asyncio.get_running_loop().call_later(0.05, stopped.set)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert [result["custom_id"] for result in results(config)] == ["short"]
+
+    monkeypatch.setattr(ResultsFile, "append", slow_append)
     asyncio.run(scenario())
 
 
