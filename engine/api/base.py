@@ -128,13 +128,13 @@ class ChoiceWriter(Protocol):
     """Writes what was generated as the entries of `choices` in one endpoint's responses."""
 
     @property
-    def chunk_object(self) -> str:
-        """The `object` of a stream's chunks."""
+    def chunk_object(self) -> str | None:
+        """The `object` of a stream's chunks; None if they have none."""
         ...
 
     @property
-    def whole_object(self) -> str:
-        """The `object` of a response that comes whole."""
+    def whole_object(self) -> str | None:
+        """The `object` of a response that comes whole; None if it has none."""
         ...
 
     def opening(self) -> tuple[dict[str, object], ...]:

@@ -1,6 +1,7 @@
 """Generate the response to one GenerateRequest: all its prompts at once, whole or in chunks.
 
-ENDPOINTS are OpenAI's two ways to ask for text, each with its way to read a body and to write a response.
+ENDPOINTS are OpenAI's two ways to ask for text, and vLLM's to ask for token ids. Each has its way to read a body and
+to write a response.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ from engine.api.base import ChoiceWriter, EngineClient, OutputStream
 from engine.api.bodies.body_readers import GENERATING
 from engine.api.errors import ApiError
 from engine.api.parsing import GenerateRequest, ServedModels
+from engine.api.tokens.token_parsing import SAMPLING
+from engine.api.tokens.token_writer import TokenWriter
 from engine.api.writers import ChatWriter, CompletionWriter
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
@@ -28,18 +31,36 @@ INLINE_TOKENS = 256  # what tells of more of them is written in a thread
 class Endpoint:
     """One way to ask: `read` parses a body, `writer` makes what writes the response to it.
 
-    Response ids begin with `prefix`; `prompt_field` is the body's field that holds what is to be continued.
+    Response ids stand in `id_field` and begin with `prefix`, unless vLLM's `request_id` tells the client's own.
+    `prompt_field` is the body's field that holds what is to be continued; `sampling` is what the names of the fields
+    that say how tokens are drawn begin with.
     """
 
     prefix: str
     prompt_field: str
     read: Callable[[bytes, ServedModels], GenerateRequest]
     writer: Callable[[GenerateRequest, Tokenizer], ChoiceWriter]
+    id_field: str = "id"
+    sampling: str = ""
+
+    def response_id(self, engine_id: str, own: str | None) -> str:
+        """Return the id that a response tells, where the client gave its `own` or none."""
+        if own is None:
+            return engine_id
+        return f"{self.prefix}-{own}" if self.id_field == "id" else own
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint("cmpl", "prompt", GENERATING["/v1/completions"], CompletionWriter),
     "/v1/chat/completions": Endpoint("chatcmpl", "messages", GENERATING["/v1/chat/completions"], ChatWriter),
+    "/inference/v1/generate": Endpoint(
+        "generate-tokens",
+        "token_ids",
+        GENERATING["/inference/v1/generate"],
+        TokenWriter,
+        "request_id",
+        SAMPLING,
+    ),
 }
 
 
@@ -58,13 +79,12 @@ class Generation:
         self._origin = origin
         self._pool = pool
         self._client, self._request = client, request
-        self._prompt_field = endpoint.prompt_field
+        self._prompt_field, self._sampling = endpoint.prompt_field, endpoint.sampling
         self._writer = endpoint.writer(request, client.tokenizer)
         self._engine_id = f"{endpoint.prefix}-{uuid.uuid4().hex}"  # unique, as a client's own may not be
-        self._id = (
-            self._engine_id if request.request_id is None else f"{endpoint.prefix}-{request.request_id}"
-        )
-        self._head: dict[str, object] = {"id": self._id, "created": int(time.time()), "model": request.model}
+        response_id = endpoint.response_id(self._engine_id, request.request_id)
+        self._head: dict[str, object] = {endpoint.id_field: response_id, "created": int(time.time())}
+        self._head["model"] = request.model
         self._streams: Sequence[OutputStream] = ()
         self._merged: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._by_choice: dict[int, list[Delta]] = {}
@@ -92,8 +112,13 @@ class Generation:
         except RequestRefused as error:
             raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
         except InvalidParameter as error:
-            raise (self._unknown_token(error) if error.field == "prompt" else error) from None
+            raise self._in_the_client_s_words(error) from None
         return self
+
+    def _in_the_client_s_words(self, error: InvalidParameter) -> InvalidParameter:
+        if error.field == "prompt":
+            return self._unknown_token(error)
+        return InvalidParameter(self._sampling + error.field, error.value, error.remedy)
 
     def _unknown_token(self, error: InvalidParameter) -> InvalidParameter:
         """Say in the client's words that the tokenizer has a token that the model has not."""
@@ -171,8 +196,8 @@ class Generation:
             usage = {"usage": self._usage() if form.continuous_usage else None}
         return self._object(self._writer.chunk_object, [entry]) | usage
 
-    def _object(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
-        return self._head | {"object": kind, "choices": choices}
+    def _object(self, kind: str | None, choices: list[dict[str, object]]) -> dict[str, object]:
+        return self._head | ({} if kind is None else {"object": kind}) | {"choices": choices}
 
     def _usage(self) -> dict[str, object]:
         """Write OpenAI's usage object for what was generated so far."""

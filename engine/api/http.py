@@ -24,7 +24,8 @@ from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
-from engine.api.openapi import Description, document, software_version
+from engine.api.openapi.document import document, software_version
+from engine.api.openapi.operations import NOTHING_MORE, Description
 from engine.api.page.page_routes import PageRoutes
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
@@ -87,7 +88,7 @@ def http_app(
     app.on_response_prepare.extend((set_request_id, cors.mark))
     pools = HttpPools.make()
     bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
-    described = more.description if more is not None else Description()
+    described = more.description if more is not None else NOTHING_MORE
     routes = _Routes(client, adapters, pools, bodies, parser, described)
     pushed = AdapterPush(client, push)
     for path, endpoint in ENDPOINTS.items():

@@ -107,6 +107,37 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """Of requests for text, tokens included: a field that an endpoint implements is looked for there first."""
 
+TOKENS_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "features": (),
+    "token_offsets": (),
+    "assistant_tokens_mask": (),
+    "cache_salt": (),
+    "priority": (0,),
+    "kv_transfer_params": ({},),
+}
+"""Of requests of token ids for token ids."""
+
+SAMPLING_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "extra_args": ({},),
+    "prompt_logprob_token_ids": (),
+    "prompt_logprob_start": (0,),
+    "logprob_token_ids": (),
+    "routed_experts_prompt_start": (0,),
+    "trace_decode_token_ids": (),
+    "thinking_token_budget": (-1,),
+    "repetition_detection": (),
+    "skip_reading_prefix_cache": _OFF,
+    "detokenize": _EITHER,  # no text is told
+    "flat_logprobs": _EITHER,  # this and the next say how vLLM keeps in memory what it answers
+    "skip_clone": _EITHER,
+    "output_kind": (0, 1, 2),
+    "stream_interval": (1,),
+    "spaces_between_special_tokens": _EITHER,
+}
+"""Of the sampling parameters of such requests."""
+
 ADAPTER_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "is_3d_lora_weight": _OFF,
     "pinned": _OFF,

@@ -136,14 +136,14 @@ def from_completion(wire: schema.Completion, client: ServedModels) -> GenerateRe
     fields: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
     if echo and logprobs is not None:
         fields["prompt_logprobs"] = max(logprobs, wire.prompt_logprobs or 0)
-    params = _params(wire, fields, client.vocab_size)
+    params = sampling_params(wire, fields, client.vocab_size)
     prompts = _prompt_ids(wire.prompt, client, wire.add_special_tokens is not False)
     check_token_ids("prompt", [token_id for ids in prompts for token_id in ids], client.vocab_size)
     return GenerateRequest(
         model=wire.model,
         prompts=prompts,
         params=params,
-        form=_form(wire),
+        form=response_form(wire),
         echo=_echo_texts(wire.prompt, prompts, client.tokenizer) if echo else (),
         echo_only=echo_only,
         wants_prompt_logprobs=wire.prompt_logprobs is not None,
@@ -166,7 +166,7 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
     max_tokens = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
     try:
-        params = _params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
+        params = sampling_params(wire, {"max_tokens": max_tokens, "logprobs": logprobs}, client.vocab_size)
     except InvalidParameter as error:
         raise _renamed(error, wire) from None
     tokenizer = client.tokenizer_of(wire.model)
@@ -178,7 +178,7 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
         model=wire.model,
         prompts=(prompt,),
         params=params,
-        form=_form(wire),
+        form=response_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
         request_id=wire.request_id,
         tools=tools,
@@ -251,7 +251,7 @@ def _echo_texts(
     return texts or tuple(tokenizer.decode(token_ids) for token_ids in prompts)
 
 
-def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> SamplingParams:
+def sampling_params(wire: schema.Sampling, fields: dict[str, Any], vocab_size: int) -> SamplingParams:
     """Make SamplingParams of the shared fields and `fields`, whose entries win. Raises InvalidParameter."""
     given = structs.asdict(wire)
     same = {name: given[name] for name in _SAME if given[name] is not None}
@@ -261,7 +261,7 @@ def _params(wire: schema.Generate, fields: dict[str, Any], vocab_size: int) -> S
         stop=(wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ()),
         logit_bias=tuple(sorted(_biases(wire.logit_bias or {}).items())),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
-        structured_outputs=asked_form(wire.response_format, wire.structured_outputs),
+        structured_outputs=asked_form(given.get("response_format"), wire.structured_outputs),
     )
     check_token_ids("logit_bias", [token_id for token_id, _ in params.logit_bias], vocab_size)
     check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
@@ -277,7 +277,7 @@ def _biases(given: Mapping[str, Any]) -> dict[int, float]:
     return {int(key): value for key, value in given.items()}
 
 
-def _form(wire: schema.Generate) -> ResponseForm:
+def response_form(wire: schema.Generate | schema.TokenGenerate) -> ResponseForm:
     """Read how the response is to be written."""
     options, stream = wire.stream_options or schema.StreamOptions(), bool(wire.stream)
     include_usage, continuous = bool(options.include_usage), bool(options.continuous_usage_stats)
@@ -287,8 +287,8 @@ def _form(wire: schema.Generate) -> ResponseForm:
         stream=stream,
         include_usage=include_usage,
         continuous_usage=continuous,
-        token_ids=bool(wire.return_token_ids),
-        tokens_as_ids=bool(wire.return_tokens_as_token_ids),
+        token_ids=isinstance(wire, schema.TokenGenerate) or bool(wire.return_token_ids),
+        tokens_as_ids=isinstance(wire, schema.TokenGenerate) or bool(wire.return_tokens_as_token_ids),
     )
 
 

@@ -6,13 +6,21 @@ neither is refused. Nothing is accepted and then ignored.
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from engine.api.errors import ApiError, refused
 from engine.api.json_size import check_json_size
-from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, asks_for_nothing, remedy
+from engine.api.neutral import (
+    ADAPTER_NEUTRAL,
+    NEUTRAL,
+    SAMPLING_NEUTRAL,
+    TOKENS_NEUTRAL,
+    asks_for_nothing,
+    remedy,
+)
 from engine.api.tools.chat_messages import Label, Message
 from engine.api.tools.tool_fields import Tool, ToolChoice
 from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
@@ -47,10 +55,9 @@ class StreamOptions(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     include_obfuscation: Literal[False] | None = None
 
 
-class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What completions and chat completions share; the second group is the common extension of OpenAI's."""
+class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How tokens are drawn and when an answer ends; the second group is the common extension of OpenAI's."""
 
-    model: str
     max_tokens: Int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -60,8 +67,6 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Biases | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
     top_k: Int | None = None
     min_p: float | None = None
@@ -72,10 +77,18 @@ class Generate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: Int | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class Generate(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What completions and chat completions share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     lora_path: str | list[str | None] | None = None
     request_id: RequestId | None = None
 
@@ -108,6 +121,23 @@ class Chat(Generate, kw_only=True, frozen=True, forbid_unknown_fields=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+
+
+class TokenSampling(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The `sampling_params` of POST /inference/v1/generate, as vLLM names them."""
+
+    logprobs: Int | None = None
+
+
+class TokenGenerate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /inference/v1/generate: token ids in, token ids out. Without `model` the base answers."""
+
+    token_ids: Annotated[list[TokenId], msgspec.Meta(min_length=1)]
+    sampling_params: TokenSampling
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    request_id: RequestId | None = None
 
 
 class Tokenize(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -153,9 +183,14 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _TABLES: Mapping[type[msgspec.Struct], Mapping[str, tuple[object, ...]]] = {
     Completion: NEUTRAL,
     Chat: NEUTRAL,
+    TokenGenerate: TOKENS_NEUTRAL,
+    TokenSampling: SAMPLING_NEUTRAL,
     Tokenize: NEUTRAL,
     Detokenize: NEUTRAL,
     LoadAdapter: ADAPTER_NEUTRAL,
+}
+_WITHIN: Mapping[type[msgspec.Struct], Mapping[str, type[msgspec.Struct]]] = {
+    TokenGenerate: {"sampling_params": TokenSampling},
 }
 
 
@@ -170,9 +205,16 @@ def neutral_of(kind: type[msgspec.Struct]) -> dict[str, tuple[object, ...]]:
     return {name: values for name, values in table.items() if name not in kind.__struct_fields__}
 
 
-def _with_neutral(kind: type[Body]) -> type[Body]:
+def within(kind: type[msgspec.Struct]) -> Mapping[str, type[msgspec.Struct]]:
+    """Return the fields of a body that hold objects with a table of such fields of their own."""
+    return _WITHIN.get(kind, {})
+
+
+@cache
+def _with_neutral(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """Make the type of bodies that may hold `neutral_of(kind)` beside the fields of `kind`."""
-    fields = [(name, Any, None) for name in neutral_of(kind)]
+    fields: list[Any] = [(name, _with_neutral(inner)) for name, inner in within(kind).items()]
+    fields += [(name, Any, None) for name in neutral_of(kind)]
     return msgspec.defstruct(  # pyright: ignore[reportReturnType] - made of `kind`, which its type does not say
         kind.__name__, fields, bases=(kind,), kw_only=True, frozen=True, forbid_unknown_fields=True
     )
@@ -195,10 +237,17 @@ def decoded(body: bytes, kind: type[Body], what: str = "the request body") -> Bo
         raise ApiError(400, f"{what} is not JSON: {error}{surrogate}", None, "invalid_json") from None
     except RecursionError:
         raise ApiError(400, f"{what} is nested too deeply", None, "invalid_json") from None
+    _check_neutral(value, kind)
+    return value
+
+
+def _check_neutral(value: msgspec.Struct, kind: type[msgspec.Struct], place: str = "") -> None:
+    """Refuse what asks for what is not implemented, in a body of `kind` and in the objects that it holds."""
     for field, neutral in neutral_of(kind).items():
         if not asks_for_nothing(getattr(value, field), neutral):
-            raise refused(field, remedy(field), "unsupported_value")
-    return value
+            raise refused(_joined(place, field), remedy(field), "unsupported_value")
+    for field, inner in within(kind).items():
+        _check_neutral(getattr(value, field), inner, _joined(place, field))
 
 
 def converted(value: object, kind: type[Body]) -> Body:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.api.openapi import (
+from engine.api.openapi.operations import (
     ALWAYS,
     NUMBER,
     TEXT,

@@ -7,7 +7,7 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.base import EngineClient
 from engine.api.errors import refused
 from engine.api.keys import Permission
-from engine.api.openapi import software_version
+from engine.api.openapi.document import software_version
 from engine.api.schema import LoadAdapter
 from engine.config.config import ServeConfig
 from engine.errors import AdapterExists, UnknownModel

@@ -1,7 +1,8 @@
 """Keep the adapters of a folder as its subfolders come, change and go, in a thread of its own.
 
-A subfolder is taken up when it looked the same twice in a row, so that one which is still being written is not. What
-happens to one is logged in a line, and no request waits for it: a folder that hangs holds up this thread alone.
+A subfolder is taken up when it looked the same twice in a row, so that one which is still being written is not; or at
+once when a request names it. What happens to one is logged in a line. A folder that hangs holds up this thread alone,
+and those who name it.
 """
 
 import logging
@@ -23,7 +24,7 @@ class FolderWatch:
     """Declares the PEFT folders directly below `folder` by their names, but for hidden ones (a leading dot).
 
     Names that this node has from elsewhere are left alone, and so is a name that was unloaded, until its folder
-    changes. One thread at a time calls `take_all` and `scan`.
+    changes. One thread at a time calls `take_all` and `scan`; any thread calls the rest.
     """
 
     def __init__(self, registry: AdapterRegistry, folder: Path) -> None:
@@ -46,18 +47,31 @@ class FolderWatch:
 
     def scan(self) -> None:
         """Take up what has changed, and has not since the last look."""
+        known = tuple(self._taken)  # a name that is taken while this looks is not gone
         before, self._seen = self._seen, self._look()
         for name, stamp in self._seen.items():
             if before.get(name) == stamp and not stamp.is_unreadable:
                 self._take_up(name, stamp)
-        for name in [name for name in self._taken if name not in self._seen and name not in before]:
-            del self._taken[name]
+        for name in [name for name in known if name not in self._seen and name not in before]:
+            self._taken.pop(name, None)
             with suppress(UnknownAdapter):
                 self._registry.unload(name, self._folder / name)
                 _log.info("adapter %s is unloaded, since its folder is gone", name)
 
+    def path_of(self, name: str) -> Path | None:
+        """Tell where the folder of a name would be; None if it can have none."""
+        return None if name[:1] in ("", ".") or "/" in name else self._folder / name
+
+    def take_now(self, name: str, stamp: FolderStamp) -> bool:
+        """Declare the folder of a name that a request gives, which looks like `stamp`; False if it is not to be."""
+        if not stamp.is_whole or self._taken.get(name) == stamp:
+            return False
+        self._take(name, stamp)
+        return self._registry.folder(name) == self._folder / name
+
     def start(self, every_s: float) -> None:
-        """Scan again and again, in a thread."""
+        """Scan again and again, in a thread. What requests name is taken up at once from now on."""
+        self._registry.found.look_in(self)
         self._thread = threading.Thread(
             target=self._run, args=(every_s,), name="adapter-folders", daemon=True
         )
@@ -95,6 +109,7 @@ class FolderWatch:
     def _take_up(self, name: str, stamp: FolderStamp) -> None:
         path = self._folder / name
         if name in self._taken and self._registry.folder(name) == path:
+            self._taken[name] = stamp
             try:
                 self._registry.follow(name, path, stamp)
             except AdapterRefused as refusal:
@@ -105,13 +120,15 @@ class FolderWatch:
     def _take(self, name: str, stamp: FolderStamp) -> bool:
         """Declare a name, or say why not; tell whether it was declared."""
         path = self._folder / name
-        self._taken[name] = stamp
         try:
-            if self._registry.declare(name, path, replaces=False):
-                return True
+            is_new = self._registry.declare(name, path, replaces=False)
+            self._taken[name] = stamp  # afterwards: who finds it here takes the name for unloaded
         except AdapterRefused as refusal:
+            self._taken[name] = stamp
             _log.warning("%s is passed over: %s", path, refusal)
             return False
+        if is_new:
+            return True
         other = self._registry.folder(name)
         if other is None or not other.exists() or not path.samefile(other):
             _log.warning("%s is passed over: the name is given to %s", path, other)

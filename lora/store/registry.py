@@ -52,7 +52,7 @@ class AdapterRegistry:
         self._reader = FolderReader(tiers, most_bytes)
         self._table = NameTable(self._contents, published)
         self._binder = NameBinder(self._table, loader, tiers, self.trials)
-        self._found = FoundNames(self._binder, self._reader, fetched)
+        self.found = FoundNames(self._binder, self._reader, fetched)
         self.remote = RemoteNames(self._table, self._contents, tiers, most_bytes)
         self._reserved: frozenset[str] = frozenset()
 
@@ -150,7 +150,7 @@ class AdapterRegistry:
         with self._table.lock:
             entry = self._table.by_name.get(name)
             if entry is None:
-                return self._fetched.finds_names
+                return self.found.looks
             return entry.ref is None and entry.folder is not None and bool(entry.folder.url)
 
     def follow(self, name: str, folder: Path, stamp: FolderStamp) -> None:
@@ -261,11 +261,13 @@ class AdapterRegistry:
             self._read(entry)
 
     def _discover(self, name: str) -> None:
-        """Let a name that is not known mean what peers say, or else what is found where the template says."""
+        """Let a name that is not known mean its watched folder, what peers say, or what the template finds."""
+        if name not in self._reserved and self.found.take_up(name):
+            return
         try:
             self.remote.discover(name)
         except (UnknownAdapter, AdapterUnreachable):
-            if name in self._reserved or not self._found.discover(name):
+            if name in self._reserved or not self.found.discover(name):
                 raise
 
     def _read(self, entry: NamedAdapter) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from engine.api import schema
-from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL
+from engine.api.neutral import ADAPTER_NEUTRAL, NEUTRAL, SAMPLING_NEUTRAL, TOKENS_NEUTRAL
 from engine.api.parsing import MAX_PROMPTS
 from engine.rpc.rpc_guard import CODES
 from scheduler.request import (
@@ -39,14 +39,24 @@ def shown(table: Mapping[str, tuple[object, ...]]) -> dict[str, str]:
 
 
 def test_the_fields_that_ask_for_nothing_are_those_of_the_tables() -> None:
-    of_requests, of_adapters = NOTHING.split("When an adapter is loaded:")
+    of_requests, others = NOTHING.split("Around token ids:")
+    of_tokens, others = others.split("In `sampling_params`:")
+    of_sampling, of_adapters = others.split("When an adapter is loaded:")
+    assert told(of_tokens) == shown(TOKENS_NEUTRAL)
+    assert told(of_sampling) == shown(SAMPLING_NEUTRAL)
     assert told(of_requests) == shown(NEUTRAL)
     assert told(of_adapters) == shown(ADAPTER_NEUTRAL)
 
 
 def test_every_field_that_is_honoured_is_named() -> None:
     named = set(re.findall(r"`(\w+)", HONOURED))
-    for kind in (schema.Completion, schema.Chat, schema.LoadAdapter):
+    for kind in (
+        schema.Completion,
+        schema.Chat,
+        schema.TokenGenerate,
+        schema.TokenSampling,
+        schema.LoadAdapter,
+    ):
         assert set(kind.__struct_fields__) - named == set()
 
 

@@ -216,3 +216,61 @@ def test_a_broken_folder_is_read_again_only_when_it_has_changed(
     watched.put("poet", 1)
     assert watched.registry.resolve("poet").rank == 4
     assert watched.registry.entries()[0].refusal is None
+
+
+def test_a_name_that_is_asked_for_is_taken_up_at_once(watched: Watched) -> None:
+    watched.watch.take_all()
+    watched.registry.found.look_in(watched.watch)
+    watched.put("poet", 1)
+    assert watched.registry.resolve("poet").rank == 4
+    assert watched.scan() == ("poet",)
+    shutil.rmtree(watched.folder / "poet")
+    assert watched.scan() == ()
+    with pytest.raises(UnknownAdapter):
+        watched.registry.resolve("poet")
+
+
+def test_what_is_no_whole_folder_of_its_own_name_is_not_taken_up_for_a_request(watched: Watched) -> None:
+    watched.watch.take_all()
+    watched.registry.found.look_in(watched.watch)
+    (watched.put("part", 1) / WEIGHTS_FILE).unlink()
+    watched.put(".hidden", 1)
+    watched.put("base", 1)
+    (watched.folder / "deep").mkdir()
+    watched.put("deep/poet", 1)
+    for name in ("part", ".hidden", "base", "deep/poet", "../watched/part", "none", ""):
+        with pytest.raises(UnknownAdapter):
+            watched.registry.resolve(name)
+    assert watched.registry.names() == ()
+
+
+def test_an_unloaded_name_is_not_taken_up_again_for_a_request(watched: Watched) -> None:
+    watched.watch.take_all()
+    watched.registry.found.look_in(watched.watch)
+    watched.put("poet", 1)
+    watched.registry.resolve("poet")
+    watched.put("poet", 2)
+    watched.scan()
+    watched.registry.unload("poet")
+    assert watched.scan(3) == ()
+    with pytest.raises(UnknownAdapter):
+        watched.registry.resolve("poet")
+
+
+def test_a_folder_that_comes_while_others_are_looked_at_stays(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.watch.take_all()
+    watched.registry.found.look_in(watched.watch)
+    look = watched.watch._look
+
+    def come_afterwards() -> object:
+        seen = look()
+        watched.put("poet", 1)
+        watched.registry.resolve("poet")
+        return seen
+
+    monkeypatch.setattr(watched.watch, "_look", come_afterwards)
+    assert watched.scan(1) == ("poet",)
+    monkeypatch.undo()
+    assert watched.scan() == ("poet",)

@@ -14,6 +14,7 @@ from engine.api.parsing import (
     check_model,
     completion_request,
 )
+from engine.api.tokens.token_parsing import token_request
 from engine.api.tools.chat_messages import chat_messages
 from engine.api.tools.tool_fields import offered
 from scheduler.request import check_token_ids
@@ -64,6 +65,7 @@ def _check_length(field: str, amount: int, unit: str, models: ServedModels) -> N
 GENERATING: Mapping[str, Callable[[bytes, ServedModels], GenerateRequest]] = {
     "/v1/completions": completion_request,
     "/v1/chat/completions": chat_request,
+    "/inference/v1/generate": token_request,
 }
 """What reads the bodies of each endpoint that generates, by its path."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from engine.api.base import EngineClient
-from engine.api.openapi import software_version
+from engine.api.openapi.document import software_version
 from engine.api.page.rank_latencies import RankLatencies
 from engine.api.page.table_changes import Row, Tables
 from engine.catalogue.base import AdapterRecord, ClusterRecord, NodeRecord, ReplacementRecord, RouterRecord

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AdapterFolder
+from lora.format.folder_stamp import FolderStamp
 from lora.format.packed import inertia
 from lora.format.peft import PackedAdapter
 from lora.format.peft_config import CONFIG_FILE
@@ -32,6 +33,10 @@ class FolderReader:
         """Refuse adapters larger than `most_bytes`."""
         self._tiers = tiers
         self._most_bytes = most_bytes
+
+    def stamp(self, name: str, path: Path) -> FolderStamp:
+        """Look at a folder without reading it. Raises AdapterRefused, which may pass, if it does not answer."""
+        return self._tiers.stamp(name, AdapterFolder(path))
 
     def read(self, entry: NamedAdapter, folder: AdapterFolder) -> PackedAdapter:
         """Read the folder, unless it is known to be refused as it is, and tell `entry` what was found.

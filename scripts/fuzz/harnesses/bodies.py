@@ -55,6 +55,13 @@ BODIES: Mapping[str, tuple[type[msgspec.Struct], tuple[dict[str, Any], ...]]] = 
             },
         ),
     ),
+    "/inference/v1/generate": (
+        schema.TokenGenerate,
+        (
+            {"token_ids": [1, 2], "sampling_params": {"logprobs": 2, "n": 2, **_FEW}},
+            {"model": "upper", "token_ids": [5], "sampling_params": _FEW, "stream": True},
+        ),
+    ),
     "/tokenize": (schema.Tokenize, ({"prompt": "garden"}, {"model": "demo", "messages": [_TURN]})),
     "/detokenize": (schema.Detokenize, ({"tokens": [1, 2, 3]},)),
     "/v1/load_lora_adapter": (schema.LoadAdapter, ({"lora_name": "new", "lora_path": "reverse"},)),

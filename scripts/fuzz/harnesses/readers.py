@@ -9,6 +9,7 @@ import msgspec
 from engine.api import parsing
 from engine.api.errors import as_api_error
 from engine.api.schema import decoded
+from engine.api.tokens.token_parsing import token_request
 from engine.assembly.assembly import assemble
 from engine.async_engine import AsyncEngine
 from engine.batches.batch_lines import BrokenLine, read_line
@@ -24,6 +25,7 @@ from transport.errors import WireError
 _PARSERS: Mapping[str, Callable[[bytes, AsyncEngine], object]] = {
     "/v1/completions": parsing.completion_request,
     "/v1/chat/completions": parsing.chat_request,
+    "/inference/v1/generate": token_request,
 }
 _LINE, _MESSAGE = "batch line", "message"
 _MESSAGES: Sequence[messages.Message] = (

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from engine.api.keys import AccessRules
-from engine.api.openapi import document
+from engine.api.openapi.document import document
 from engine.batches.batch_operations import DESCRIPTION
 from engine.batches.batch_routes import BatchRoutes
 from engine.batches.batch_store import BatchStore

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.api.openapi import OPERATIONS
+from engine.api.openapi.routes import OPERATIONS
 from engine.api.schema import neutral_of
 from tests.chance import examples
 from tests.engine.api.session import HI, ApiSession, Response, events, session
@@ -21,6 +21,7 @@ GENERATE: dict[str, Any] = {
 VALID: dict[str, dict[str, Any]] = {
     "/v1/completions": GENERATE | {"prompt": ["hi", "ho"], "echo": True},
     "/v1/chat/completions": GENERATE | {"messages": HI, "top_logprobs": 2},
+    "/inference/v1/generate": {"token_ids": [104, 105], "sampling_params": {"max_tokens": 3}, "stream": True},
     "/tokenize": {"prompt": "hi", "return_token_strs": True},
     "/detokenize": {"tokens": [1, 2]},
     "/v1/load_lora_adapter": {"lora_name": "new", "lora_path": "nowhere", "load_inplace": True},

@@ -6,8 +6,8 @@ from engine.api.adapters import AdapterAdmin
 from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
-from engine.api.openapi import document
-from engine.api.schema import Chat, Completion, neutral_of
+from engine.api.openapi.document import document
+from engine.api.schema import Chat, Completion, TokenGenerate, TokenSampling, neutral_of
 from engine.metrics.request_log import RequestLog
 from scheduler.request import MAX_N
 from tests.engine.api.session import HI, TOKENIZER, session
@@ -49,7 +49,7 @@ def test_the_document_is_complete_in_itself() -> None:
 
 
 def test_fields_are_described_as_they_are_taken() -> None:
-    for kind in (Completion, Chat):
+    for kind in (Completion, Chat, TokenGenerate, TokenSampling):
         described = SCHEMAS[kind.__name__]
         assert set(described["properties"]) == {*kind.__struct_fields__, *neutral_of(kind)}
         assert described["additionalProperties"] is False
@@ -63,6 +63,7 @@ async def test_responses_have_the_fields_that_are_described() -> None:
     asked: dict[str, tuple[str, str, dict[str, Any] | None]] = {
         "CompletionResponse": ("POST", "/v1/completions", {"model": "poet", "prompt": "hi"}),
         "ChatResponse": ("POST", "/v1/chat/completions", {"model": "poet", "messages": HI}),
+        "TokenResponse": ("POST", "/inference/v1/generate", {"token_ids": [1], "sampling_params": {}}),
         "Error": ("POST", "/v1/completions", {}),
         "Models": ("GET", "/v1/models", None),
         "Model": ("GET", "/v1/models/poet", None),
