@@ -37,6 +37,7 @@ from engine.config.source_config import SourceConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
+from scheduler.request import LogprobsMode
 
 Device = Literal["auto", "cpu", "cuda"]
 LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
@@ -127,6 +128,10 @@ class EngineConfig:
             "how the model writes calls of tools; auto tells it by the chat template",
         ),
     ] = "auto"
+    logprobs_mode: Annotated[
+        LogprobsMode,
+        Option("model", one_of(LogprobsMode, "MODE"), "which log-probabilities are told, unless asked"),
+    ] = "raw_logprobs"
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,
