@@ -187,8 +187,8 @@ class SimCluster:
         if not node.up:
             return
         load = node.load()
-        for router in self.routers:
-            told = node.load_for(router, load)
+        for router, listener in self.routers.items():
+            told = node.load_for(listener, load)
             self.network.post(
                 name, router, lambda router=router, told=told: self.routers[router].hear_load(name, told)
             )

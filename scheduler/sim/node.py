@@ -41,7 +41,7 @@ News = tuple[str, Progress]
 
 
 class Listener(Protocol):
-    """Who sent a request, and hears of it."""
+    """Who sent a request, and hears of it. A router that starts anew is another one, of the same name."""
 
     name: str
     up: bool
@@ -82,7 +82,7 @@ class SimNode:
         self.store = SimStore(agent, memory, spec.store, transfer, self._adapter_came)
         self._memory = UnifiedPool(split, self._blocks, self.store)
         self._clock, self._tell = clock, tell
-        self._heard: dict[str, int] = {}  # the last request of each router
+        self._heard: dict[Listener, int] = {}  # the last request of each router
         self._loads_told = 0
         self._learnt = LearntCost((spec.model, *spec.others))
         self._costs = TrueCosts(spec.deviation, spec.model, agent.node)
@@ -108,7 +108,7 @@ class SimNode:
     def submit(self, request: Request, listener: Listener, number: int = 0) -> None:
         """Run `request`, the `number`-th of its router, and tell how it goes; refuses what it has no room for."""
         adapter = request.adapter
-        self._heard[listener.name] = max(number, self._heard.get(listener.name, 0))
+        self._heard[listener] = max(number, self._heard.get(listener, 0))
         if self.draining or self._is_full(request) or not self.store.retain(adapter):
             self._tell(self, listener, [(request.request_id, Progress.REFUSED)])
             return
@@ -174,7 +174,7 @@ class SimNode:
             pace=self._learnt.pace.rounded(),
         )
 
-    def load_for(self, router: str, load: NodeLoad) -> NodeLoad:
+    def load_for(self, router: Listener, load: NodeLoad) -> NodeLoad:
         """Return `load` as that router is told."""
         return replace(load, heard=self._heard.get(router, 0))
 
@@ -277,19 +277,19 @@ class SimNode:
         self._stepping = False
         self.store.end_step(plan.adapters)
         outputs = [_DRAWN if part.samples else _READ for part in plan.slices]
-        news: dict[str, tuple[Listener, list[News]]] = {}
+        news: dict[Listener, list[News]] = {}
         for event in self._scheduler.commit(plan, outputs):
             name = event.key.request_id
             job = self._jobs[name]
             job.drawn_tokens += 1
             self.agent.took(job.request.adapter, 1)
-            _, told = news.setdefault(job.listener.name, (job.listener, []))
+            told = news.setdefault(job.listener, [])
             told.append((name, Progress.TOKEN))
             if event.finish_reason is not None:
                 del self._jobs[name]
                 self.store.release(job.request.adapter)
                 told.append((name, Progress.DONE))
-        for listener, told in news.values():
+        for listener, told in news.items():
             self._tell(self, listener, told)
         self._give_up_hopeless()
         self._step()

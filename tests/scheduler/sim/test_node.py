@@ -19,6 +19,21 @@ from tests.scheduler.sim.clusters import node_spec
 SMALL, MIDDLE, LARGE = adapter("small", 8), adapter("middle", 16), adapter("large", 64)
 
 
+class Router:
+    """Keeps what it is told of each request."""
+
+    def __init__(self) -> None:
+        self.name, self.up = "router", True
+        self.told: dict[str, list[Progress]] = {}
+
+    def hear(self, node: str, news: Sequence[News]) -> None:
+        for name, progress in news:
+            self.told.setdefault(name, []).append(progress)
+
+    def lose(self, node: str) -> None:
+        raise AssertionError("nothing breaks here")
+
+
 class Rig:
     """One node with 64 MiB for adapters; a transfer takes a second."""
 
@@ -32,26 +47,18 @@ class Rig:
             self._transfer,
             lambda node, listener, news: listener.hear(node.name, news),
         )
-        self.name, self.up = "router", True
-        self.told: dict[str, list[Progress]] = {}
+        self.router = Router()
+        self.told = self.router.told
         self._orders = 0
 
     def _transfer(self, ref: AdapterRef, sources: Sequence[str], done: Action) -> None:
         self.clock.after(1.0, done)
 
-    def hear(self, node: str, news: Sequence[News]) -> None:
-        for name, progress in news:
-            self.told[name].append(progress)
-
-    def lose(self, node: str) -> None:
-        raise AssertionError("nothing breaks here")
-
     def ask(self, name: str, ref: AdapterRef, output_tokens: int = 10, prompt_tokens: int = 20) -> None:
         params = SamplingParams(max_tokens=output_tokens, ignore_eos=True, seed=0)
         self.told[name] = []
-        self.node.submit(
-            Request(name, (len(self.told),) * prompt_tokens, ref, params, (), self.clock.now), self
-        )
+        request = Request(name, (len(self.told),) * prompt_tokens, ref, params, (), self.clock.now)
+        self.node.submit(request, self.router)
         self.node.check()
 
     def order(self, kind: type[Pull] | type[Drop], ref: AdapterRef) -> None:
@@ -74,6 +81,17 @@ def test_an_adapter_that_is_not_here_is_fetched_and_stays_cached() -> None:
     assert rig.told["r"] == [*[Progress.TOKEN] * 10, Progress.DONE]
     assert rig.node.report().cached == (SMALL,)
     assert rig.node.report().held == ()
+
+
+def test_a_router_that_starts_anew_hears_of_its_own_requests_alone() -> None:
+    rig, before, after = Rig(), Router(), Router()
+    params = SamplingParams(max_tokens=2, ignore_eos=True, seed=0)
+    for router, name, number in ((before, "old", 7), (after, "new", 1)):
+        rig.node.submit(Request(name, (1,) * 20, SMALL, params, (), 0.0), router, number)
+    rig.wait(3.0)
+    assert (set(before.told), set(after.told)) == ({"old"}, {"new"})
+    load = rig.node.load()
+    assert [rig.node.load_for(router, load).heard for router in (before, after)] == [7, 1]
 
 
 def test_cached_adapters_give_way_and_the_longest_unused_first() -> None:
