@@ -73,8 +73,8 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token's natural-log probability under the distribution that was asked for, its rank there (1 = most likely),
-    and the most likely tokens as (token id, log-probability), most likely first."""
+    """A token's natural-log probability under the distribution that was asked for, and its rank there (1 = most
+    likely). `top` are the most likely tokens as (token id, log-probability), most likely first."""
 
     token_id: int
     logprob: float
