@@ -19,6 +19,7 @@ from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool
+from engine.tenants.accounts import TenantAccounts
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -63,7 +64,8 @@ class AsyncEngine:
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self.grammars = GrammarPool(engine.grammars)
-        self._outputs = LiveOutputs(engine.tokenizer, telemetry, self._finish, self._abort)
+        self.accounts = TenantAccounts(engine.card.names, engine.card.max_model_len)
+        self._outputs = LiveOutputs(engine.tokenizer, telemetry, self._finish, self._abort, self.accounts)
         self._in_time: InTimeAdmission | None = None
         self._draining, self._most_running = False, most_running
         self.linked_names: NamesByState = lambda: (set(), set())  # of requests that routers sent
@@ -165,7 +167,7 @@ class AsyncEngine:
         """Queue a request for `model` (the base or an adapter) for each of `prompts`, whose keys are request ids.
 
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
-        Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
+        BeyondLimit, RateLimited, Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
         with self.telemetry.refusals.counted():
             return await self._submit_all(model, prompts, params, origin)
@@ -174,12 +176,14 @@ class AsyncEngine:
         self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
+        priority = self.accounts.check_access(origin, model)
         await self._names.find(model)  # without a place in the queue: a source may be slow
         with self._admission.places(len(prompts) * params.n):
             grammar = await self.grammars.compile(params)
             adapter = await self._names.resolve(model)
         self._check_open()
         self._outputs.uses.check(model, len(prompts), self.catalogue.max_requests(model))
+        self.accounts.check(origin.tenant, model, prompts.values(), params)
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
         requests, outputs, now_s = list[Request](), list[RequestOutput](), time.monotonic()
         try:
@@ -190,7 +194,7 @@ class AsyncEngine:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
-                    tenant=origin.tenant, priority=origin.priority, trace=origin.trace, grammar=grammar,
+                    tenant=origin.tenant, priority=priority, trace=origin.trace, grammar=grammar,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

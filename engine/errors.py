@@ -43,6 +43,24 @@ class AdapterBusy(EngineError):
         self.retry_after_s = 1
 
 
+class RateLimited(EngineError):
+    """A tenant has used what it may for now; trying again in `retry_after_s` is sensible."""
+
+    def __init__(self, what: str, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"this key has used its {limit} {what}: retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class BeyondLimit(EngineError):
+    """A tenant asks for more at once than it ever may; sending it again would not help."""
+
+    def __init__(self, asked: int, what: str, limit: int) -> None:
+        super().__init__(
+            f"the request asks for {asked}, and this key may have {limit} {what}: send fewer or shorter prompts at "
+            "once, or lower max_tokens or n"
+        )
+
+
 class TooManySequences(EngineError):
     """A request for more sequences than may ever wait; sending it again would not help."""
 

@@ -10,7 +10,6 @@ A role is imported once it is known: only what computes imports torch, which tak
 import asyncio
 import logging
 import os
-import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,13 +22,12 @@ from engine.api.base import EngineClient
 from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
-from engine.api.server.listener import HttpServer
+from engine.api.server.listener import HttpServer, tls_of
 from engine.base.model_card import base_folder
 from engine.batches.batch_routes import BatchRoutes
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.launching.local_launcher import launch
 from engine.cluster.launching.ray_launcher import launch_on_ray
-from engine.config.access_config import AccessConfig
 from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
@@ -40,6 +38,8 @@ from engine.metrics.tracing import Tracing, tracing_of
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
 from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
+from engine.tenant_watch import TenantWatch
+from engine.tenants.tenant import Tenant
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AllowedRoots
 from model.checkpoint_files import CheckpointError, weights_digest
@@ -85,12 +85,18 @@ async def serve(
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
+
+    def adopt(tenants: tuple[Tenant, ...]) -> None:
+        rules.adopt(tenants)
+        client.accounts.adopt(tenants)
+
+    watch = TenantWatch(config, adopt)
     limits = config.engine.sources
     push = PushOptions(config.lora_push_dir, limits.most_bytes, limits.timeout_s)
     batches = _batches(client, config)
     guarded = RequestGuard(rules, log)
     app = http_app(client, admin, guarded, config.access.cors_origins, config.http, batches, push)
-    server = HttpServer(app, _tls(config.access), config.http)
+    server = HttpServer(app, tls_of(config.access), config.http)
     guard = RpcGuard(rules, log, config.http.write_timeout_s)
     rpc = RpcServer(client, admin, guard, config, stop.set)
     await client.start()
@@ -102,6 +108,7 @@ async def serve(
         address = await _listen(server, config)
         if config.grpc_port is not None:
             address += f" and {await rpc.listen(config.host, config.grpc_port)}"
+        watch.start()
         ready(address)
         await stop.wait()
         await rpc.stop_serving()
@@ -119,6 +126,7 @@ async def serve(
         await client.close()
         await rpc.close()
         await server.close()
+        await watch.close()
         log.close()
 
 
@@ -143,14 +151,15 @@ def registry_file(config: ServeConfig) -> CatalogueFile | None:
 def access_rules(config: ServeConfig) -> AccessRules:
     """Return who may do what; warn of a server that answers everybody who reaches it."""
     access, is_local = config.access, is_loopback(config.host)
-    api_keys = access.read_api_keys()
-    if not (api_keys or is_local):
+    api_keys, tenants = access.read_api_keys(), config.tenants.read()
+    if not (api_keys or tenants or is_local):
         _log.warning(
             "listening at %s without an API key: whoever reaches this server may use it; give --api-key-file "
             "or LORASERVE_API_KEY", config.host,
         )  # fmt: skip
     keyless = "everybody" if access.allow_admin_without_key else "local" if is_local else "nobody"
-    return AccessRules(api_keys, access.read_admin_keys(), keyless, access.allow_metrics_without_key)
+    admin_keys, open_metrics = access.read_admin_keys(), access.allow_metrics_without_key
+    return AccessRules(api_keys, admin_keys, keyless, open_metrics, tenants)
 
 
 def _request_log(config: ServeConfig, tracing: Tracing | None) -> RequestLog:
@@ -161,23 +170,6 @@ def _request_log(config: ServeConfig, tracing: Tracing | None) -> RequestLog:
         option = "audit_log" if error.filename == str(config.audit_log) else "access_log_file"
         remedy = f"it cannot be written ({error.strerror}): give a file in a folder that is there"
         raise InvalidConfig(option, error.filename, remedy) from error
-
-
-def _tls(access: AccessConfig) -> ssl.SSLContext | None:
-    """Return what HTTPS is served with, if there is a certificate. Raises InvalidConfig."""
-    if access.tls_cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # A password is never asked for: a server has nobody at its terminal.
-        context.load_cert_chain(access.tls_cert, access.tls_key, password="")
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
-        remedy = (
-            f"with {str(access.tls_key)!r} it cannot be used ({reason}): give a PEM certificate and its key"
-        )
-        raise InvalidConfig("tls_cert", str(access.tls_cert), remedy) from error
-    return context
 
 
 async def _listen(server: HttpServer, config: ServeConfig) -> str:

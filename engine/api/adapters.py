@@ -36,13 +36,16 @@ class AdapterAdmin:
         self._paths = TaskPool("path", _PATH_THREADS)
         self._calls = DeadlineCalls(_PATH_S)
 
-    def models(self) -> list[dict[str, object]]:
-        """Return OpenAI's model objects: the base by each of its names, then its adapters."""
-        return [*map(self._base, self._client.model_names), *map(self._adapter, self._client.adapters())]
+    def models(self, tenant: str = "") -> list[dict[str, object]]:
+        """Return OpenAI's model objects, of what a tenant may use: the base by each of its names, then its adapters."""
+        accounts = self._client.accounts
+        bases = (name for name in self._client.model_names if accounts.may_use(tenant, name))
+        adapters = (each for each in self._client.adapters() if accounts.may_use(tenant, each.name))
+        return [*map(self._base, bases), *map(self._adapter, adapters)]
 
-    def model(self, name: str) -> dict[str, object]:
+    def model(self, name: str, tenant: str = "") -> dict[str, object]:
         """Return one model object. Raises UnknownModel."""
-        for model in self.models():
+        for model in self.models(tenant):
             if model["id"] == name:
                 return model
         raise UnknownModel(name)

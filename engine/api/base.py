@@ -12,6 +12,7 @@ from engine.metrics.series import MetricSeries
 from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from engine.runner.step_history import StepRecord
+from engine.tenants.accounts import TenantAccounts
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
@@ -42,6 +43,11 @@ class EngineClient(FetchedModels, Protocol):
     @property
     def telemetry(self) -> Telemetry:
         """What the engine counts and times."""
+        ...
+
+    @property
+    def accounts(self) -> TenantAccounts:
+        """What tenants may use, and how much they have used of it."""
         ...
 
     @property
@@ -82,8 +88,8 @@ class EngineClient(FetchedModels, Protocol):
 
         Where tenants take turns it is by the origin's; of what waits, the lower priority goes first.
 
-        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, Overloaded or
-        Draining.
+        Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused, TooManySequences, BeyondLimit,
+        RateLimited, Overloaded or Draining.
         """
         ...
 

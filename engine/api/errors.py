@@ -9,6 +9,7 @@ from engine.errors import (
     AdapterExists,
     AdapterFailed,
     AskRouter,
+    BeyondLimit,
     Draining,
     EngineError,
     EngineStopped,
@@ -18,6 +19,7 @@ from engine.errors import (
     NotInTime,
     Overloaded,
     PeersSilent,
+    RateLimited,
     StructureFailed,
     TooManySequences,
     UnknownModel,
@@ -104,6 +106,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.BAD_REQUEST, str(error), "n", "too_many_sequences")
         case Overloaded():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
+        case RateLimited():
+            return ApiError(429, str(error), None, "rate_limit_exceeded", error.retry_after_s)
+        case BeyondLimit():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), None, "beyond_limit")
         case AskRouter():
             return ApiError(HTTPStatus.FORBIDDEN, str(error), None, "ask_a_router")
         case AdapterBusy():

@@ -54,10 +54,11 @@ def _error_response(error: ApiError) -> web.Response:
 
 
 async def set_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Tell the client its request id: a signal of every response that is about to be sent."""
+    """Tell the client its request id and what is left of its limits: a signal of every response before it is sent."""
     if (record := request.get(RECORD)) is not None:
         record.status = response.status
         response.headers["X-Request-Id"] = record.request_id
+        response.headers.update(record.rates())
 
 
 @web.middleware
@@ -93,9 +94,8 @@ class RequestGuard:
             self._log.begin(record, request.headers)
         try:
             authorization = request.headers.get("Authorization")
-            inspects = needed is Permission.INSPECT  # nothing else depends on where a client is
-            local = (record.administers or inspects) and is_local(request.remote, request.headers)
-            record.key = self._rules.admit(needed, authorization, local)
+            bearer = self._rules.admit(needed, authorization, is_local(request.remote, request.headers))
+            record.key, record.tenant, record.sees_all = bearer.key, bearer.tenant, bearer.sees_all
             if record.administers:
                 await self._log.wait_for_audit()
             response = await handler(request)

@@ -7,6 +7,7 @@ It may not know how text is made: `engine.api.generation` takes bodies, and what
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -135,12 +136,15 @@ def _generate_handler(
 ) -> Handler:
     async def generate(request: web.Request) -> web.StreamResponse:
         async with bodies.read(request) as body:
-            parsed = await parser.request(request.path, body)
+            record = request[RECORD]
+            parsed = await parser.request(request.path, body, record.tenant)
             del body
-        record = request[RECORD]
-        record.model = parsed.model
+        record.model, record.rates = (
+            parsed.model,
+            partial(client.accounts.headers, record.tenant, parsed.model),
+        )
         async with Generation(
-            endpoint, client, parsed, pools.responses, Origin(record.key, trace=record.trace)
+            endpoint, client, parsed, pools.responses, Origin(record.tenant, trace=record.trace)
         ) as generation:
             record.counts = generation
             if parsed.form.stream:
@@ -209,13 +213,13 @@ class _Routes:
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models."""
-        listed = self._adapters.models
-        return await self._pools.views.run(lambda: json_response({"object": "list", "data": listed()}))
+        listed, tenant = self._adapters.models, request[RECORD].tenant
+        return await self._pools.views.run(lambda: json_response({"object": "list", "data": listed(tenant)}))
 
     async def model(self, request: web.Request) -> web.Response:
         """Answer GET /v1/models/{name}."""
-        name = request.match_info["name"]
-        return await self._pools.views.run(lambda: json_response(self._adapters.model(name)))
+        name, tenant = request.match_info["name"], request[RECORD].tenant
+        return await self._pools.views.run(lambda: json_response(self._adapters.model(name, tenant)))
 
     async def load(self, request: web.Request) -> web.Response:
         """Answer POST /v1/load_lora_adapter."""
@@ -235,7 +239,7 @@ class _Routes:
     async def translate(self, request: web.Request) -> web.Response:
         """Answer POST /tokenize and POST /detokenize."""
         async with self._bodies.read(request) as body:
-            content = await self._parser.response(request.path, body)
+            content = await self._parser.response(request.path, body, request[RECORD].tenant)
         return web.Response(body=content, content_type="application/json")
 
     async def health(self, request: web.Request) -> web.Response:

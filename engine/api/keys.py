@@ -7,13 +7,13 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
 from typing import Literal
 
 from engine.api.errors import ApiError
 from engine.config.access_config import key_name
+from engine.tenants.tenant import Tenant, key_digest
 
 KeylessAdmin = Literal["nobody", "local", "everybody"]
 """Who may administer where there is no admin key: `local` means clients on this machine."""
@@ -44,6 +44,15 @@ class Permission(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Bearer:
+    """Who asks: the name of its key and the tenant of that, "" without a key, and whether it may see everybody's."""
+
+    key: str = ""
+    tenant: str = ""
+    sees_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Key:
     digest: bytes
     administers: bool
@@ -51,7 +60,7 @@ class _Key:
 
 
 class AccessRules:
-    """The keys of a server and what each opens. Without API keys everybody may ask."""
+    """The keys of a server and what each opens. Without API keys everybody may ask. Used on one event loop."""
 
     def __init__(
         self,
@@ -59,26 +68,48 @@ class AccessRules:
         admin_keys: Sequence[str] = (),
         keyless_admin: KeylessAdmin = "local",
         open_metrics: bool = False,
+        tenants: Iterable[Tenant] = (),
     ) -> None:
         kinds = ((api_keys, False), (admin_keys, True))
-        self._keys = tuple(_Key(_digest(key), admin, key_name(key)) for keys, admin in kinds for key in keys)
-        self._asks_openly, self._has_admin_key = not api_keys, bool(admin_keys)
+        self._own_keys = tuple(
+            _Key(bytes.fromhex(key_digest(key)), admin, key_name(key))
+            for keys, admin in kinds
+            for key in keys
+        )
+        self._has_api_key, self._has_admin_key = bool(api_keys), bool(admin_keys)
         self._keyless_admin, self._open_metrics = keyless_admin, open_metrics
+        self.adopt(tenants)
 
-    def admit(self, needed: Permission, authorization: str | None, is_local: bool) -> str:
-        """Return the name of the client's key, "" if it has none. Raises ApiError if it may not do that.
+    def adopt(self, tenants: Iterable[Tenant]) -> None:
+        """Let in the keys of these tenants from now on, and no longer those of former ones."""
+        self._tenants = {digest: tenant.name for tenant in tenants for digest in tenant.key_digests}
+        given = tuple(_Key(bytes.fromhex(digest), False, digest[:8]) for digest in self._tenants)
+        self._keys = (*self._own_keys, *given)
+        self._asks_openly = not (self._has_api_key or self._tenants)
+
+    def admit(self, needed: Permission, authorization: str | None, is_local: bool) -> Bearer:
+        """Return who the client is. Raises ApiError if it may not do that.
 
         `authorization` is the header, `is_local` whether the client is certainly on this machine.
         """
         key = self._find(authorization)
+        if needed is Permission.METRICS and self._tenants and not self._open_metrics:
+            needed = Permission.INSPECT  # metrics tell of all tenants' adapters
         if needed in (Permission.ADMINISTER, Permission.INSPECT):
             self._check_admin(key, is_local)
         elif key is None and not self._asks_openly and not self._opens(needed):
             raise _unauthorised("API key")
-        return "" if key is None else key.name
+        if key is None:
+            return Bearer(sees_all=not self._has_admin_key and self._administers_keyless(is_local))
+        tenant = self._tenants.get(key.digest.hex(), key.name)
+        sees_all = key.administers or (not self._has_admin_key and self._administers_keyless(is_local))
+        return Bearer(key.name, tenant, sees_all)
 
     def _opens(self, needed: Permission) -> bool:
         return needed is Permission.NOTHING or (needed is Permission.METRICS and self._open_metrics)
+
+    def _administers_keyless(self, is_local: bool) -> bool:
+        return self._keyless_admin == "everybody" or (self._keyless_admin == "local" and is_local)
 
     def _check_admin(self, key: _Key | None, is_local: bool) -> None:
         if key is None and (self._has_admin_key or not self._asks_openly):
@@ -88,7 +119,7 @@ class AccessRules:
         if self._has_admin_key:
             message = "this key may ask but not administer: send an admin key"
             raise ApiError(HTTPStatus.FORBIDDEN, message, None, "admin_key_required")
-        if self._keyless_admin == "nobody" or (self._keyless_admin == "local" and not is_local):
+        if not self._administers_keyless(is_local):
             message = (
                 "administration is off for this client, since the server has no admin key: start it with "
                 "--admin-key-file or LORASERVE_ADMIN_KEY, or with --allow-admin-without-key"
@@ -98,13 +129,9 @@ class AccessRules:
     def _find(self, authorization: str | None) -> _Key | None:
         """Return the key that a header bears; the scheme's case does not matter (RFC 9110)."""
         scheme, _, given = (authorization or "").partition(" ")
-        digest = _digest(given.strip())
+        digest = bytes.fromhex(key_digest(given.strip()))
         matching = [key for key in self._keys if compare_digest(key.digest, digest)]
         return matching[0] if matching and scheme.lower() == "bearer" else None
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode(errors="surrogatepass")).digest()
 
 
 def _unauthorised(kind: str) -> ApiError:

@@ -68,7 +68,7 @@ class BatchRoutes:
         async def create(request: web.Request) -> web.Response:
             async with bodies.read(request, LARGE_BODY_BYTES) as body:
                 wire = schema.decoded(bytes(body), NewBatch)
-            return json_response(await self._queue.create(request[RECORD].key, wire))
+            return json_response(await self._queue.create(request[RECORD].tenant, wire))
 
         return [
             web.post("/v1/files", self._upload, expect_handler=wait_with_continue),
@@ -92,7 +92,7 @@ class BatchRoutes:
         try:
             async with self._files.upload() as upload:
                 filename = await self._receive(MultipartReader(request.headers, request.content), upload)
-                return json_response(await self._files.keep(upload, request[RECORD].key, filename))
+                return json_response(await self._files.keep(upload, request[RECORD].tenant, filename))
         except TimeoutError:
             message = f"{_PROGRESS_BYTES} bytes did not come within {self._timeout_s:g} s: send them faster"
             raise ApiError(408, message, None, "timeout") from None
@@ -140,31 +140,31 @@ class BatchRoutes:
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise refused("order", f"{order!r} is not supported: give 'asc' or 'desc'", "invalid_value")
-        found = await self._files.list(request[RECORD].key, query.get("purpose"), order == "asc")
+        found = await self._files.list(request[RECORD].tenant, query.get("purpose"), order == "asc")
         return json_response(_page(found, query, _MOST_FILES, _MOST_FILES))
 
     async def _file(self, request: web.Request) -> web.Response:
-        return json_response(await self._files.one(request[RECORD].key, request.match_info["file_id"]))
+        return json_response(await self._files.one(request[RECORD].tenant, request.match_info["file_id"]))
 
     async def _remove(self, request: web.Request) -> web.Response:
         file_id = request.match_info["file_id"]
-        await self._files.remove(request[RECORD].key, file_id)
+        await self._files.remove(request[RECORD].tenant, file_id)
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
     async def _content(self, request: web.Request) -> web.StreamResponse:
-        path = await self._files.content(request[RECORD].key, request.match_info["file_id"])
+        path = await self._files.content(request[RECORD].tenant, request.match_info["file_id"])
         return web.FileResponse(path, headers={"Content-Type": "application/jsonl"})
 
     async def _list_batches(self, request: web.Request) -> web.Response:
         query = _query(request)
-        found = await self._queue.list(request[RECORD].key)
+        found = await self._queue.list(request[RECORD].tenant)
         return json_response(_page(found, query, _DEFAULT_LISTED, _MOST_LISTED))
 
     async def _batch(self, request: web.Request) -> web.Response:
-        return json_response(await self._queue.one(request[RECORD].key, request.match_info["batch_id"]))
+        return json_response(await self._queue.one(request[RECORD].tenant, request.match_info["batch_id"]))
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        return json_response(await self._queue.cancel(request[RECORD].key, request.match_info["batch_id"]))
+        return json_response(await self._queue.cancel(request[RECORD].tenant, request.match_info["batch_id"]))
 
 
 def _query(request: web.Request, *more: str) -> Mapping[str, str]:

@@ -58,7 +58,7 @@ class Summary:
 class LineReader(Protocol):
     """What reads the bodies of lines, as bodies over HTTP are read."""
 
-    async def request(self, path: str, body: bytearray) -> GenerateRequest:
+    async def request(self, path: str, body: bytearray, tenant: str = "") -> GenerateRequest:
         """Read what is to be generated. Raises what `engine.api.parsing` raises."""
         ...
 
@@ -69,7 +69,7 @@ class InlineReader:
     def __init__(self, client: EngineClient) -> None:
         self._client = client
 
-    async def request(self, path: str, body: bytearray) -> GenerateRequest:
+    async def request(self, path: str, body: bytearray, tenant: str = "") -> GenerateRequest:
         """Read what is to be generated. Raises what `engine.api.parsing` raises."""
 
         async def read() -> GenerateRequest:
@@ -224,7 +224,7 @@ class BatchRun:
                 await asyncio.sleep(min(_MOST_WAIT_S, max(_LEAST_WAIT_S, told.retry_after_s)))
 
     async def _answer(self, line: BatchLine, endpoint: Endpoint) -> dict[str, object]:
-        request = await self._reader.request(line.url, bytearray(line.body))
+        request = await self._reader.request(line.url, bytearray(line.body), self._terms.tenant)
         if request.form.stream:
             raise refused("stream", "a batch has no streams: leave it out", "unsupported_value")
         origin = Origin(self._terms.tenant, self._terms.priority)

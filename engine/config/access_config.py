@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
 from engine.config.option import Option, check_fields
 from engine.config.option_types import FLAG, KEYS, ORIGINS, READABLE_FILE
 from engine.errors import InvalidConfig
+from engine.tenants.tenant import key_digest
 
 API_KEY_VARIABLE = "LORASERVE_API_KEY"
 ADMIN_KEY_VARIABLE = "LORASERVE_ADMIN_KEY"
@@ -83,7 +83,7 @@ class AccessConfig:
 
 def key_name(key: str) -> str:
     """Return what logs and tenants' weights call a key: enough to tell it from others, too little to use it."""
-    return sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+    return key_digest(key)[:8]
 
 
 def _keys_of(option: str, file: Path | None) -> Sequence[str]:

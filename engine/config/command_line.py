@@ -20,6 +20,7 @@ from engine.config.option import Configuration, Option, options_of, renamed, sug
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
 from engine.config.source_config import SourceConfig
+from engine.config.tenants_config import TenantsConfig
 from engine.errors import InvalidConfig
 
 SERVE_OPTIONS = tuple(
@@ -31,6 +32,7 @@ SERVE_OPTIONS = tuple(
         HttpConfig,
         BatchesConfig,
         AccessConfig,
+        TenantsConfig,
         PeerConfig,
         ClusterConfig,
         LaunchConfig,
@@ -91,9 +93,10 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     access = AccessConfig(**_fields(AccessConfig, given))
     http = HttpConfig(**_fields(HttpConfig, given))
     batches = BatchesConfig(**_fields(BatchesConfig, given))
+    tenants = TenantsConfig(**_fields(TenantsConfig, given))
     return ServeConfig(
         **_fields(ServeConfig, given), engine=engine, access=access, http=http, batches=batches, cluster=cluster,
-        launch=launch,
+        launch=launch, tenants=tenants,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from engine.config.option_types import (
 )
 from engine.config.peer_config import PeerConfig
 from engine.config.source_config import SourceConfig
+from engine.config.tenants_config import TenantsConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
@@ -53,6 +54,7 @@ _BOUNDED = HttpConfig()
 _SINGLE = ClusterConfig()
 _NO_BATCHES = BatchesConfig()
 _LOCAL = LaunchConfig()
+_NO_TENANTS = TenantsConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,7 @@ class ServeConfig:
     batches: BatchesConfig = _NO_BATCHES
     cluster: ClusterConfig = _SINGLE
     launch: LaunchConfig = _LOCAL
+    tenants: TenantsConfig = _NO_TENANTS
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -272,6 +275,7 @@ class ServeConfig:
             raise InvalidConfig(
                 "batch_dir", str(self.batches.batch_dir), "one router keeps files: give --routers 1"
             )
+        self.tenants.read_for(self.access, self.cluster)
         known = {key_name(key) for key in self.access.read_api_keys()}
         for tenant in self.cluster.tenant_weights or ():
             if tenant not in known:

@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from engine.errors import EngineError, StepFailed
+from engine.errors import EngineError, NotAdmitted, NotInTime, StepFailed
 from engine.live.adapter_uses import AdapterUses
 from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
+from engine.tenants.accounts import TenantAccounts
 from engine.tokenizer import Tokenizer
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent
 from scheduler.request import Request
@@ -29,11 +30,15 @@ class LiveOutputs:
         telemetry: Telemetry,
         finish: Callable[[SequenceKey], None],
         abort: Callable[[str], None],
+        accounts: TenantAccounts | None = None,
     ) -> None:
-        """Know none. `finish` ends a sequence whose text is complete, `abort` a request that nobody wants any more."""
+        """Know none. `finish` ends a sequence whose text is complete, `abort` a request that nobody wants any more.
+
+        `accounts` are told when a tenant's request begins and ends.
+        """
         self._tokenizer, self._telemetry = tokenizer, telemetry
         self._finish, self._abort = finish, abort
-        self.uses = AdapterUses()
+        self.uses, self.accounts = AdapterUses(), accounts or TenantAccounts()
         self._outputs: dict[str, RequestOutput] = {}
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._ended = asyncio.Event()  # set when the last request has ended
@@ -47,6 +52,7 @@ class LiveOutputs:
         self._models[request.request_id] = model
         self._telemetry.started(model)
         self.uses.began(model)
+        self.accounts.began(request, model)
         return output
 
     def running(self, request_id: str) -> tuple[int, ...]:
@@ -71,7 +77,8 @@ class LiveOutputs:
 
     def fail(self, request_id: str, error: EngineError) -> None:
         """End a request's output with an error."""
-        if (output := self._forget(request_id, "error")) is not None:
+        was_refused = isinstance(error, NotAdmitted | NotInTime)
+        if (output := self._forget(request_id, "error", was_refused)) is not None:
             output.fail(error)
 
     def end_all(self, error: EngineError, reason: str) -> None:
@@ -96,11 +103,12 @@ class LiveOutputs:
         self._abort(request_id)
         self._forget(request_id, FinishReason.ABORT.value)
 
-    def _forget(self, request_id: str, reason: str) -> RequestOutput | None:
+    def _forget(self, request_id: str, reason: str, was_refused: bool = False) -> RequestOutput | None:
         output = self._outputs.pop(request_id, None)
         if output is not None:
             model, prompt_tokens = self._models.pop(request_id), len(output.request.prompt_token_ids)
             self.uses.ended(model)
+            self.accounts.ended(request_id, prompt_tokens + output.output_tokens, was_refused)
             self._telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
         if not self._outputs:
             self._ended.set()

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,6 +60,8 @@ class RequestRecord:
     path: str
     began_s: float = field(default_factory=time.monotonic)
     key: str = ""  # the name of the client's key
+    tenant: str = ""
+    sees_all: bool = False  # what is of other tenants too
     status: int = 0
     code: str | None = None  # of the error that was answered
     client_gone: bool = False
@@ -67,6 +69,9 @@ class RequestRecord:
     model: str | None = None  # or the adapter that was administered
     counts: GenerationCounts | None = None
     span: LiveSpan | None = None
+    rates: Callable[[], Mapping[str, str]] = dict[
+        str, str
+    ]  # headers that tell what is left of its tenant's limits
 
     @property
     def trace(self) -> str:

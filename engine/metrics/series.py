@@ -13,6 +13,7 @@ from typing import Literal
 from engine.errors import (
     AdapterBusy,
     AdapterFailed,
+    BeyondLimit,
     Draining,
     EngineError,
     EngineStopped,
@@ -20,6 +21,7 @@ from engine.errors import (
     NotInTime,
     Overloaded,
     PeersSilent,
+    RateLimited,
     TooManySequences,
     UnknownModel,
 )
@@ -30,6 +32,7 @@ MOST_RANKS = 32  # of one metric; beyond it ranks are told by the next power of 
 _REASONS: Mapping[type[Exception], str] = {
     AdapterBusy: "adapter_busy",
     AdapterFailed: "adapter_failed",
+    BeyondLimit: "beyond_limit",
     Draining: "draining",
     EngineStopped: "stopped",
     InvalidAdapter: "invalid_adapter",
@@ -37,6 +40,7 @@ _REASONS: Mapping[type[Exception], str] = {
     NotInTime: "not_in_time",
     Overloaded: "overloaded",
     PeersSilent: "peers_silent",
+    RateLimited: "rate_limited",
     RequestRefused: "too_long",
     TooManySequences: "too_many_sequences",
     UnknownModel: "unknown_model",

@@ -87,7 +87,7 @@ class ControlService:
         return wire.AbortResponse()
 
     async def _list(self, message: wire.ListLorasRequest, call: RpcCall) -> wire.ListLorasResponse:
-        return wire.ListLorasResponse(adapters=self._listed().values())
+        return wire.ListLorasResponse(adapters=self._listed(call.record.tenant).values())
 
     async def _load(self, message: wire.LoadLoraRequest, call: RpcCall) -> wire.LoadLoraResponse:
         name = call.record.model = message.lora_name
@@ -113,7 +113,7 @@ class ControlService:
     ) -> wire.GetKvEventSourcesResponse:
         return wire.GetKvEventSourcesResponse()  # none: who cannot ask does not begin
 
-    def _listed(self) -> dict[str, wire.LoraAdapter]:
-        models = (model for model in self._admin.models() if model["parent"] is not None)
+    def _listed(self, tenant: str = "") -> dict[str, wire.LoraAdapter]:
+        models = (model for model in self._admin.models(tenant) if model["parent"] is not None)
         named = {str(model["id"]): str(model["root"]) for model in models}
         return {name: translation.lora_adapter(name, root) for name, root in named.items()}

@@ -3,8 +3,10 @@
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from engine.api.base import EngineClient
+from engine.api.bodies.tenant_models import TenantModels
 from engine.api.errors import refused
 from engine.api.keys import Permission
 from engine.api.schema import is_request_id
@@ -77,10 +79,12 @@ class InferenceService:
         generation = RpcGeneration(self._client, f"rpc-{uuid.uuid4().hex}")
         with self._live.hold(record.key, record.request_id, generation, bool(wire.request_id)):
             await call.begin()
-            request = await self._texts.run(lambda: translation.read_generate(wire, self._client))
+            models = TenantModels(self._client, record.tenant)
+            request = await self._texts.run(lambda: translation.read_generate(wire, models))
             record.model, record.counts = request.model, generation
+            record.rates = partial(self._client.accounts.headers, record.tenant, request.model)
             async with generation:
-                await generation.submit(request, Origin(record.key, trace=record.trace))
+                await generation.submit(request, Origin(record.tenant, trace=record.trace))
                 yield generation
 
 

@@ -145,7 +145,8 @@ class RpcGuard:
         try:
             try:
                 local = is_local(host, metadata)
-                record.key = self._rules.admit(method.needed, metadata.get("authorization"), local)
+                bearer = self._rules.admit(method.needed, metadata.get("authorization"), local)
+                record.key, record.tenant, record.sees_all = bearer.key, bearer.tenant, bearer.sees_all
                 if record.administers:
                     await self._log.wait_for_audit()
                 message = read_message(method.request, sent)
@@ -154,6 +155,7 @@ class RpcGuard:
                         await call.begin()
                         yield each
                 record.status = 200
+                context.set_trailing_metadata(tuple(record.rates().items()))
             except FORESEEN as error:
                 failure = _noted(error, record)
             except Exception as error:  # noqa: BLE001 - the server's boundary: logged, and answered
@@ -177,6 +179,7 @@ async def _refuse(
     told = [(REQUEST_ID, record.request_id)]
     if failure.retry_after_s:
         told.append((RETRY_AFTER, str(failure.retry_after_s)))
+    told += record.rates().items()
     await context.abort(code_of(failure), _in_wire_words(failure, fields), tuple(told))
 
 

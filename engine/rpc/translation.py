@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.api import schema
-from engine.api.base import EngineClient
+from engine.api.bodies.tenant_models import TenantModels
 from engine.api.errors import refused
 from engine.api.parsing import GenerateRequest, from_completion
 from engine.errors import UnknownModel
@@ -44,7 +44,7 @@ def field_name(param: str) -> str:
     return _NAMES.get(name, name) + bracket + entry
 
 
-def read_generate(wire: inference_pb2.GenerateRequest, client: EngineClient) -> GenerateRequest:
+def read_generate(wire: inference_pb2.GenerateRequest, client: TenantModels) -> GenerateRequest:
     """Check a request against the model that will answer. Raises ApiError, UnknownModel or InvalidParameter.
 
     Not for the event loop: a long text takes a while.
@@ -98,7 +98,7 @@ def lora_adapter(name: str, root: str) -> control_pb2.LoraAdapter:
     )
 
 
-def _model(wire: inference_pb2.GenerateRequest, client: EngineClient) -> str:
+def _model(wire: inference_pb2.GenerateRequest, client: TenantModels) -> str:
     """Return the adapter, or the base model where none is named; never the base for another's name."""
     if wire.model and wire.model not in client.model_names:
         raise UnknownModel(wire.model)

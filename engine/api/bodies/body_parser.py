@@ -22,6 +22,7 @@ from engine.api.bodies.body_messages import (
     unpacked_ids,
 )
 from engine.api.bodies.body_readers import READERS
+from engine.api.bodies.tenant_models import AccountedModels, TenantModels
 from engine.api.errors import ApiError
 from engine.api.parsing import FetchedModels, GenerateRequest, ServedModels
 from engine.errors import NotFetched, NotInTime
@@ -48,23 +49,26 @@ async def read_when_fetched(models: FetchedModels, read: Callable[[], Awaitable[
 
 
 class BodyParser:
-    """Reads bodies by their path; a large one waits for the large ones before it, and for no other."""
+    """Reads bodies by their path; a large one waits for the large ones before it, and for no other.
 
-    def __init__(self, models: FetchedModels, pool: TaskPool) -> None:
+    Each is read for a tenant: what that may not use is unknown.
+    """
+
+    def __init__(self, models: AccountedModels, pool: TaskPool) -> None:
         """Read in `pool` what is not large."""
         self._models, self._pool = models, pool
         self._process = BodyProcess(models)
         self._large = TaskPool("large body", 1)
 
-    async def request(self, path: str, body: bytearray) -> GenerateRequest:
+    async def request(self, path: str, body: bytearray, tenant: str = "") -> GenerateRequest:
         """Read what is to be generated. Raises what `engine.api.parsing` raises, or NotInTime."""
-        found = await self._read(path, body)
+        found = await self._read(path, body, tenant)
         assert isinstance(found, GenerateRequest)
         return found
 
-    async def response(self, path: str, body: bytearray) -> bytes:
+    async def response(self, path: str, body: bytearray, tenant: str = "") -> bytes:
         """Read a body that asks for nothing of the engine; return its response. Raises as `request`."""
-        found = await self._read(path, body)
+        found = await self._read(path, body, tenant)
         assert isinstance(found, bytes)
         return found
 
@@ -73,13 +77,14 @@ class BodyParser:
         self._large.close()
         self._process.close()
 
-    async def _read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
-        return await read_when_fetched(self._models, lambda: self._read_once(path, body))
+    async def _read(self, path: str, body: bytearray, tenant: str) -> GenerateRequest | bytes:
+        models = TenantModels(self._models, tenant)
+        return await read_when_fetched(models, lambda: self._read_once(path, body, models))
 
-    async def _read_once(self, path: str, body: bytearray) -> GenerateRequest | bytes:
+    async def _read_once(self, path: str, body: bytearray, models: FetchedModels) -> GenerateRequest | bytes:
         if len(body) > LARGE_BODY_BYTES:
-            return await self._large.run(lambda: self._process.read(path, body))
-        return await self._pool.run(lambda: READERS[path](bytes(body), self._models))
+            return await self._large.run(lambda: self._process.read(path, body, models))
+        return await self._pool.run(lambda: READERS[path](bytes(body), models))
 
 
 class BodyProcess:
@@ -93,8 +98,11 @@ class BodyProcess:
         self._lock = threading.Lock()
         self._worker: WorkerProcess | None = None
 
-    def read(self, path: str, body: bytearray) -> GenerateRequest | bytes:
-        """Read a body. Raises ApiError, NotInTime, or what the models raise of the model that it names."""
+    def read(self, path: str, body: bytearray, models: ServedModels | None = None) -> GenerateRequest | bytes:
+        """Read a body, for somebody who sees `models`.
+
+        Raises ApiError, NotInTime, or what the models raise of the model that it names.
+        """
         with self._lock:
             worker, is_fresh = self._running()
             try:
@@ -102,7 +110,7 @@ class BodyProcess:
                     worker.send(self._setup)
                 worker.send(path.encode())
                 worker.send(body)
-                return self._read(worker)
+                return self._read(worker, models or self._models)
             except OSError:
                 code = worker.end()
                 if self._worker is not worker:  # `close` has ended it
@@ -129,11 +137,11 @@ class BodyProcess:
         self._worker = WorkerProcess(self, "read a large body", program, (), self._most_s)
         return self._worker, True
 
-    def _read(self, worker: WorkerProcess) -> GenerateRequest | bytes:
+    def _read(self, worker: WorkerProcess, models: ServedModels) -> GenerateRequest | bytes:
         while True:
             match _MESSAGES.decode(worker.receive()):
                 case Question() as question:
-                    self._answer(worker, question)
+                    _answer(worker, question, models)
                 case ReadRequest(request, count):
                     prompts = [unpacked_ids(worker.receive()) for _ in range(count)]
                     return replace(request, prompts=tuple(prompts))
@@ -144,13 +152,14 @@ class BodyProcess:
                 case BodyFailure(traceback):
                     raise RuntimeError(f"a large body could not be read:\n{traceback}")
 
-    def _answer(self, worker: WorkerProcess, question: Question) -> None:
-        """Say what is asked; of a model that cannot be asked now the error is raised, and the body given up."""
-        if question.about == "served":
-            worker.send(msgspec.msgpack.encode(Told(served=self._models.may_serve(question.model))))
-            return
-        told = Told()
-        try:
-            told = Told(companions=self._models.tokenizer_of(question.model).companions)
-        finally:
-            worker.send(msgspec.msgpack.encode(told))
+
+def _answer(worker: WorkerProcess, question: Question, models: ServedModels) -> None:
+    """Say what is asked; of a model that cannot be asked now the error is raised, and the body given up."""
+    if question.about == "served":
+        worker.send(msgspec.msgpack.encode(Told(served=models.may_serve(question.model))))
+        return
+    told = Told()
+    try:
+        told = Told(companions=models.tokenizer_of(question.model).companions)
+    finally:
+        worker.send(msgspec.msgpack.encode(told))

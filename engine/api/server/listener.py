@@ -10,6 +10,7 @@ from aiohttp import web
 
 from engine.api.server.connection import ConnectionLimit, HttpConnection
 from engine.api.server.rate_limited_log import RateLimitedLog
+from engine.config.access_config import AccessConfig
 from engine.config.http_config import HttpConfig
 from engine.errors import InvalidConfig
 
@@ -92,3 +93,20 @@ def most_connections(asked: int | None, usual: int = _CONNECTIONS) -> int:
         remedy = f"the process may open {soft} files: give at most {possible}, or raise ulimit -n"
         raise InvalidConfig("max_connections", asked, remedy)
     return min(wanted, possible)
+
+
+def tls_of(access: AccessConfig) -> ssl.SSLContext | None:
+    """Return what HTTPS is served with, if there is a certificate. Raises InvalidConfig."""
+    if access.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password is never asked for: a server has nobody at its terminal.
+        context.load_cert_chain(access.tls_cert, access.tls_key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
+        remedy = (
+            f"with {str(access.tls_key)!r} it cannot be used ({reason}): give a PEM certificate and its key"
+        )
+        raise InvalidConfig("tls_cert", str(access.tls_cert), remedy) from error
+    return context

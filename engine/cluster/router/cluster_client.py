@@ -21,6 +21,7 @@ from engine.metrics.telemetry import EngineStats, Telemetry
 from engine.output import RequestOutput
 from engine.structured.grammar_cache import GrammarCache
 from engine.structured.grammar_pool import GrammarPool
+from engine.tenants.accounts import TenantAccounts
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef
 from lora.format.adapter_files import Flaw
@@ -60,7 +61,8 @@ class ClusterClient:
         self.forwarding = forwarding
         self._model, self._administration = model, administration
         self._finder = finder or NameFinder(view, administration, None, 0.0)
-        self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort)
+        self.accounts = TenantAccounts(model.names, model.max_model_len, weigh=forwarding.router.weigh)
+        self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort, self.accounts)
         forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
         self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
@@ -148,10 +150,11 @@ class ClusterClient:
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
         with self.telemetry.refusals.counted():
+            priority = self.accounts.check_access(origin, model)
             await self.find(model)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, origin)
+            return self._submit_all(model, prompts, params, replace(origin, priority=priority))
 
     def _submit_all(
         self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
@@ -175,6 +178,7 @@ class ClusterClient:
                 requests.append(request.within(self.vocab_size))
         most = entry.max_requests if entry is not None else 0
         self._outputs.uses.check(model, len(prompts), most)
+        self.accounts.check(origin.tenant, model, prompts.values(), params)
         outputs = [self._outputs.open(request, model) for request in requests]
         for request in requests:
             self.forwarding.offer(request, _offer(request))

@@ -75,6 +75,10 @@ class FairQueue:
             heappop(self._expiries)
         return self._expiries[0][0] if self._expiries else float("inf")
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Weigh tenants so from now on."""
+        self._weights = dict(weights)
+
     def work_before_s(self, request: QueuedRequest) -> float:
         """Return the work that will go before `request` if it is added now.
 

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora.adapter import AdapterRef
-from scheduler.cluster.routing.base import (
-    NodeLoad,
-    RouteRequest,
-    RoutingPolicy,
-    fetch_s,
-)
+from scheduler.cluster.routing.base import NodeLoad, RouteRequest, RoutingPolicy, fetch_s
 from scheduler.cluster.routing.fair_queue import FairQueue, QueuedRequest
 from scheduler.cluster.routing.load_view import LoadView
 from scheduler.cluster.routing.orders import Offer, Order, RefusalReason, Refuse, Send
@@ -100,6 +95,10 @@ class Router:
         """Return the requests that have not ended."""
         return list(self._pending)
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Let tenants have turns by these weights from now on; others weigh 1."""
+        self._queue.weigh(weights)
+
     def adopt(self, table: RoutingTable) -> None:
         """Route by `table` from now on, unless it is older than the one in use."""
         if table.version > self.table.version:
@@ -143,10 +142,8 @@ class Router:
         self._view.expire(now)
         orders: list[Order] = []
         for request_id in list(self._resend):
-            if (
-                self._pending[request_id].due_s <= now
-                and (order := self._send_again(request_id, now)) is not None
-            ):
+            is_due = self._pending[request_id].due_s <= now
+            if is_due and (order := self._send_again(request_id, now)) is not None:
                 orders.append(order)
         reason = RefusalReason.OVERLOADED if self._view.loads else RefusalReason.NO_NODE
         orders += [self._refuse(each.request_id, reason, now) for each in self._queue.expired(now)]

@@ -135,8 +135,8 @@ async def test_metrics_can_be_left_open_alone() -> None:
 
 def test_a_key_s_name_tells_keys_apart_and_is_not_the_key() -> None:
     names = {
-        BOTH.admit(Permission.ASK, f"Bearer {key}", False) for key in ("ask1", "ask2", "admin1", "admin2")
+        BOTH.admit(Permission.ASK, f"Bearer {key}", False).key for key in ("ask1", "ask2", "admin1", "admin2")
     }
     assert len(names) == 4
     assert all(len(name) == 8 and int(name, 16) >= 0 for name in names)
-    assert BOTH.admit(Permission.NOTHING, None, False) == ""
+    assert BOTH.admit(Permission.NOTHING, None, False).key == ""

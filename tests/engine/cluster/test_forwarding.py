@@ -10,11 +10,12 @@ import pytest
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.view import ClusterView
-from engine.errors import NotInTime, UnknownModel
+from engine.errors import NotInTime, RateLimited, UnknownModel
 from engine.output import Delta, RequestOutput, join_deltas
+from engine.tenants.tenant import Tenant, TenantLimits
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
-from scheduler.request import SamplingParams
+from scheduler.request import Origin, SamplingParams
 from scheduler.structured_outputs import StructuredOutputsParams
 from tests.engine.cluster.live_nodes import LiveNode, make_router
 
@@ -194,5 +195,22 @@ def test_a_name_is_not_unknown_while_there_is_no_node_that_could_know_it() -> No
         client.view.members = members
         with pytest.raises(UnknownModel):
             await _ask(client, "nobody", "garden", GREEDY)
+
+    _visit(visit)
+
+
+def test_a_router_holds_tenants_to_what_they_may() -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        client.accounts.adopt(
+            [Tenant("a", weight=2.0, adapters=("sort",), limits=TenantLimits(requests_per_minute=1))]
+        )
+        assert client.forwarding.router._queue._weights == {"a": 2.0}
+        ids, origin = tuple(client.tokenizer.encode("garden")), Origin("a")
+        with pytest.raises(UnknownModel):
+            await client.submit_all("reverse", {"1": ids}, GREEDY, origin)
+        await _whole((await client.submit_all("sort", {"2": ids}, GREEDY, origin))[0])
+        with pytest.raises(RateLimited):
+            await client.submit_all("sort", {"3": ids}, GREEDY, origin)
+        await _whole((await client.submit_all("reverse", {"4": ids}, GREEDY, Origin("b")))[0])
 
     _visit(visit)

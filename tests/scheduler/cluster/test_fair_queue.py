@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,8 +43,11 @@ def test_a_tenant_with_many_requests_does_not_delay_one_with_few() -> None:
     assert first.count("few") == 3
 
 
-def test_tenants_are_served_by_weight_and_work() -> None:
-    queue = FairQueue({"heavy": 3.0})
+@pytest.mark.parametrize("later", [False, True])
+def test_tenants_are_served_by_weight_and_work(later: bool) -> None:
+    queue = FairQueue({"light": 3.0} if later else {"heavy": 3.0})
+    if later:
+        queue.weigh({"heavy": 3.0})
     for at in range(200):
         queue.add(_request(at, "heavy", work_s=1.0))
         queue.add(_request(1000 + at, "light", work_s=0.5))
