@@ -137,12 +137,8 @@ class EngineConfig:
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,
-        Option(
-            "model",
-            FLAG,
-            "compute a short prompt with the base at start, and with an adapter before it serves",
-        ),
-    ] = True
+        Option("model", FLAG, "compute a short prompt with the base at start, and with an adapter before it serves"),
+    ] = True  # fmt: skip
     lora_dir: Annotated[
         Path | None,
         Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),
