@@ -22,7 +22,7 @@ from lora.store.store import AdapterStore
 from scheduler.blocks import BlockStats
 from scheduler.limits import MOST_ROWS
 from scheduler.plan import Live, SequenceKey, StepPlan, TokenEvent
-from scheduler.request import Request
+from scheduler.request import LogprobsMode, Request
 from scheduler.step import StepScheduler
 from scheduler.unified_pool import UnifiedPool
 
@@ -64,6 +64,7 @@ class EngineCore:
         self._probes = Probes()
         self.watch: Callable[[StepPlan, float], None] | None = None  # is told of every step, and what it took
         self.costs: StepCosts | None = None  # what is told of steps, and bounds their rows; set before any
+        self.logprobs_mode: LogprobsMode = "raw_logprobs"  # of requests that ask for none; set before any
         self._collected_s = 0.0  # when the last step was done
         self._launched: _Launch | None = None  # the one step whose outputs are still to come
         self.steps = 0  # that were committed
@@ -76,7 +77,7 @@ class EngineCore:
         Raises InvalidParameter for token ids that the model does not have, RequestRefused if it can never run,
         UnknownAdapter if its adapter is gone.
         """
-        request = request.within(self._vocab_size)
+        request = request.within(self._vocab_size).told_by(self.logprobs_mode)
         with self._lock:
             self._store.retain(request.adapter)
             try:

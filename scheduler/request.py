@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, TypeGuard, cast
+from typing import Any, Literal, TypeGuard, cast, get_args
 
 from lora.adapter import AdapterRef
 from scheduler.parameter_checks import InvalidParameter, as_integer, as_integers, check_token_ids
@@ -17,6 +17,8 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_BIASES = 1024
 MAX_PRIORITY = 1000
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+"""Whose log-probabilities are told: the model's, or those that a token was drawn by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,9 @@ class SamplingParams:
 
     `max_tokens=None` means up to the model's context length. `temperature=0` is greedy. `top_k=0` and
     `top_p=1` and `min_p=0` switch their filters off. `logprobs=k` returns the sampled token's log-probability
-    and the k most likely ones, `prompt_logprobs` the same for the prompt; both are taken from the unmodified
-    distribution. `seed=None` lets the engine choose one. Text leaves out special tokens unless
+    and the k most likely ones, `prompt_logprobs` the same for the prompt. Both are taken from the unmodified
+    distribution; those of sampled tokens, with `logprobs_mode="processed_logprobs"`, from the one that was drawn by.
+    None means the engine's mode. `seed=None` lets the engine choose one. Text leaves out special tokens unless
     `skip_special_tokens` is false, and what ended it unless `include_stop_str_in_output` is true. With
     `structured_outputs` only tokens are drawn that keep the text to a form, and none ends it before it has that form.
     """
@@ -52,6 +55,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    logprobs_mode: LogprobsMode | None = None
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:
@@ -61,6 +65,9 @@ class SamplingParams:
         structure = cast(object, self.structured_outputs)
         if not (structure is None or isinstance(structure, StructuredOutputsParams)):
             raise InvalidParameter("structured_outputs", structure, "give a StructuredOutputsParams")
+        if self.logprobs_mode not in (None, *get_args(LogprobsMode)):
+            remedy = f"give {' or '.join(get_args(LogprobsMode))}"
+            raise InvalidParameter("logprobs_mode", self.logprobs_mode, remedy)
         for name, low, high in RANGES:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -242,3 +249,10 @@ class Request:
         if self.params.structured_outputs is not None and not eos and not self.params.stop_token_ids:
             raise self.params.structured_outputs.refusal("the model has no end token: give stop_token_ids")
         return self if eos == self.eos_token_ids else replace(self, eos_token_ids=eos)
+
+    def told_by(self, mode: LogprobsMode) -> "Request":
+        """Return the request with its log-probabilities told by `mode`, unless it asks for another or for none."""
+        params = self.params
+        if params.logprobs is None or params.logprobs_mode is not None:
+            return self
+        return replace(self, params=replace(params, logprobs_mode=mode))

@@ -27,7 +27,7 @@ _TOKEN_ID = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _SAME = (
     *("n", "temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "min_tokens", "ignore_eos", "prompt_logprobs"),
-    *("skip_special_tokens", "include_stop_str_in_output"),
+    *("skip_special_tokens", "include_stop_str_in_output", "logprobs_mode"),
 )
 
 

@@ -24,6 +24,7 @@ from engine.api.neutral import (
 from engine.api.tools.chat_messages import Label, Message
 from engine.api.tools.tool_fields import Tool, ToolChoice
 from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
+from scheduler.request import LogprobsMode
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -42,6 +43,7 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _REMEDIES: Mapping[str, str] = {
     "role": "give system, developer, user, assistant or tool",
+    "logprobs_mode": "give raw_logprobs or processed_logprobs",
     "type": "give text; other kinds of parts are not supported",
 }
 """What to say of a value that none of a field's words is."""
@@ -78,6 +80,7 @@ class Sampling(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     skip_special_tokens: bool | None = None
     prompt_logprobs: Int | None = None
     structured_outputs: StructuredOutputs | None = None
+    logprobs_mode: LogprobsMode | None = None
 
 
 class Generate(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):

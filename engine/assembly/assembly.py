@@ -145,6 +145,7 @@ def _assemble(
     changed = threading.Event()
     store.loader.on_ready(changed.set)
     core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
+    core.logprobs_mode = config.logprobs_mode
     longest, ends = limits.max_model_len, tokenizer.eos_token_ids
     card = model_card(config, base.config, base.folder, longest, ends)
     store.check_companions(tokenizer.check_adapter)

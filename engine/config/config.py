@@ -38,6 +38,7 @@ from engine.config.tenants_config import TenantsConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice, DtypeChoice, Quantization
 from scheduler.limits import DEFAULTS
+from scheduler.request import LogprobsMode
 
 Device = Literal["auto", "cpu", "cuda"]
 LoraDtype = Literal["auto", "float32", "bfloat16", "fp8"]
@@ -129,15 +130,15 @@ class EngineConfig:
             "how the model writes calls of tools; auto tells it by the chat template",
         ),
     ] = "auto"
+    logprobs_mode: Annotated[
+        LogprobsMode,
+        Option("model", one_of(LogprobsMode, "MODE"), "which log-probabilities are told, unless asked"),
+    ] = "raw_logprobs"
     progress: Annotated[bool, Option("model", FLAG, "show progress while the model is read")] = True
     self_test: Annotated[
         bool,
-        Option(
-            "model",
-            FLAG,
-            "compute a short prompt with the base at start, and with an adapter before it serves",
-        ),
-    ] = True
+        Option("model", FLAG, "compute a short prompt with the base at start, and with an adapter before it serves"),
+    ] = True  # fmt: skip
     lora_dir: Annotated[
         Path | None,
         Option("adapters", FOLDER, "every PEFT folder below is known by its name", note="hidden ones apart"),

@@ -98,6 +98,7 @@ def sample_row(part: Slice, allowed: Mapping[SequenceKey, Words]) -> SampleRow:
         output_token_ids=part.output_token_ids,
         banned_token_ids=_banned(part) if words is None else (),
         logprobs=params.logprobs,
+        processed=params.logprobs_mode == "processed_logprobs",
         allowed=words,
     )
 

@@ -41,7 +41,8 @@ class SampleRow:
     `position` the index of the token to be drawn. The token ids are needed only where a penalty is not
     neutral: repetition looks at prompt and output, presence and frequency at the output. `banned_token_ids`
     cannot be drawn; `allowed`, if given, has a bit for each token that can. `logprobs` is how many alternatives
-    to report beside the token, None for no log-probability at all.
+    to report beside the token, None for no log-probability at all. They are those of the unmodified distribution, or
+    with `processed` of the one that was drawn by.
     """
 
     temperature: float = 1.0
@@ -59,6 +60,7 @@ class SampleRow:
     output_token_ids: tuple[int, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    processed: bool = False
     allowed: NDArray[np.int32] | None = field(default=None, compare=False)
 
     @property
@@ -71,8 +73,8 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token's natural-log probability under the unmodified distribution, its rank there (1 = most likely),
-    and the most likely tokens as (token id, log-probability), most likely first."""
+    """A token's natural-log probability under the distribution that was asked for, and its rank there (1 = most
+    likely). `top` are the most likely tokens as (token id, log-probability), most likely first."""
 
     token_id: int
     logprob: float
@@ -104,7 +106,8 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         for i, token in zip(random, drawn, strict=True):
             tokens[i] = token
     told = [i for i, row in enumerate(rows) if row.logprobs is not None]
-    described = _logprobs(logits[told], [tokens[i] for i in told], [rows[i].logprobs or 0 for i in told])
+    shown = _shown(logits, adjusted, rows, told)
+    described = _logprobs(shown, [tokens[i] for i in told], [rows[i].logprobs or 0 for i in told])
     logprob_of = dict(zip(told, described, strict=True))
     return [Sampled(token, logprob_of.get(i)) for i, token in enumerate(tokens)]
 
@@ -123,6 +126,16 @@ def _check(largest: Tensor) -> None:
     if not sound.all():
         unsound = cast(list[int], (~sound).nonzero()[:, 0].tolist())
         raise InvalidLogits(tuple(unsound))
+
+
+def _shown(logits: Tensor, adjusted: Tensor, rows: Sequence[SampleRow], told: Sequence[int]) -> Tensor:
+    """Return the logits that the rows of `told` are described by: as they came, or as they were drawn by."""
+    shown = logits[told]
+    for place, i in enumerate(told):
+        if rows[i].processed:
+            drawn_by = adjusted[i : i + 1]
+            shown[place] = (_filtered(drawn_by, rows[i : i + 1]) if rows[i].temperature > 0 else drawn_by)[0]
+    return shown
 
 
 def _adjusted(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -172,12 +185,17 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> list[int]:
 
 def _weights(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Return [R, vocab]: each token's probability times a constant of the row; 0 where a filter excludes it."""
+    return _filtered(logits, rows).exp_()
+
+
+def _filtered(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Return [R, vocab]: the logits that the rows draw by, the likeliest 0, and -inf where a filter excludes."""
     scaled = logits - logits.amax(dim=-1, keepdim=True)
     scaled /= _column([max(row.temperature, COLDEST) for row in rows], logits)
     _keep_top_k(scaled, [row.top_k for row in rows])
     _keep_top_p(scaled, [row.top_p for row in rows])
     _keep_min_p(scaled, [row.min_p for row in rows])
-    return scaled.exp_()
+    return scaled
 
 
 def _keep_top_k(scaled: Tensor, top_k: list[int]) -> None:

@@ -19,13 +19,13 @@ EMBEDDED = adapter_folders()
 Visit = Callable[[ApiSession, AsyncEngine, Path], Awaitable[object]]
 
 
-def serve(folder: Path, visit: Visit) -> None:
+def serve(folder: Path, visit: Visit, **options: Any) -> None:
     """Run `visit` with the embedded model's server, whose folder of adapters is `folder`, empty at start."""
 
     async def run() -> None:
         config = EngineConfig(
             dtype="float32", kv_cache_bytes=32 << 20, progress=False, self_test=False,
-            lora_dir=folder, lora_dir_poll_s=3600.0,
+            lora_dir=folder, lora_dir_poll_s=3600.0, **options,
         )  # fmt: skip
         engine = AsyncEngine(assemble(config), Telemetry(), 64)
         await engine.start()
@@ -149,3 +149,37 @@ def test_versions_are_loaded_in_place_and_beside_each_other(tmp_path: Path) -> N
             assert (await api.post("/v1/unload_lora_adapter", body)).status == 200
 
     serve(tmp_path / "lora", visit)
+
+
+def test_logprobs_are_the_model_s_or_those_of_the_draw_as_server_and_request_say(tmp_path: Path) -> None:
+    async def visit(api: ApiSession, engine: AsyncEngine, folder: Path) -> None:
+        sampling = {"max_tokens": 3, "temperature": 0.7, "top_k": 1, "logprobs": 1, "seed": 1}
+
+        async def told(**fields: object) -> list[float]:
+            body = {"token_ids": [7, 8, 9], "sampling_params": sampling | fields}
+            choice = (await api.post("/inference/v1/generate", body)).json["choices"][0]
+            return [entry["logprob"] for entry in choice["logprobs"]["content"]]
+
+        assert (
+            await told()
+            == await told(logprobs_mode="processed_logprobs")
+            == pytest.approx([0, 0, 0], abs=1e-6)
+        )
+        raw = await told(logprobs_mode="raw_logprobs")
+        assert max(raw) < -1e-6
+        chat = {
+            "model": "demo",
+            "messages": [{"role": "user", "content": "garden"}],
+            "logprobs": True,
+            **sampling,
+        }
+        refused = await api.post(
+            "/v1/completions", {"model": "demo", "prompt": "a", "logprobs_mode": "raw_logits"}
+        )
+        assert (refused.status, refused.error["param"]) == (400, "logprobs_mode")
+        answer = await api.post(
+            "/v1/chat/completions", chat | {"logprobs": True, "logprobs_mode": "raw_logprobs"}
+        )
+        assert answer.status == 200
+
+    serve(tmp_path / "lora", visit, logprobs_mode="processed_logprobs")

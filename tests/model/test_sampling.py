@@ -220,6 +220,48 @@ def test_logprobs_are_those_of_the_unmodified_distribution() -> None:
         assert [value for _, value in told.top] == pytest.approx(exact[i, order].tolist(), abs=1e-5)
 
 
+def test_processed_logprobs_are_those_that_the_token_was_drawn_by() -> None:
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(3)) * 3
+    before = logits.clone()
+    bias = ((4, 2.0), (9, -50.0))
+    rows = [
+        SampleRow(temperature=0.5, logprobs=3, processed=True),
+        SampleRow(temperature=2.0, top_k=5, logprobs=VOCAB, processed=True),
+        SampleRow(temperature=0.7, top_p=0.6, min_p=0.01, logit_bias=bias, logprobs=VOCAB, processed=True),
+        SampleRow(temperature=0, logit_bias=bias, banned_token_ids=(1,), logprobs=VOCAB, processed=True),
+        SampleRow(temperature=0.5, top_k=1, logprobs=0, processed=True),
+        SampleRow(temperature=0.5, top_k=1, logprobs=1),
+    ]
+    drawn = sample(logits, rows)
+    assert torch.equal(logits, before)
+    biased = logits.clone()
+    biased[2:4, 4] += 2
+    biased[2:4, 9] -= 50
+    biased[3, 1] = -torch.inf
+    for i, row in enumerate(rows[:5]):
+        told = drawn[i].logprob
+        assert told is not None
+        scaled = biased[i] / (row.temperature or 1)
+        if row.top_k > 0:
+            scaled[scaled < scaled.topk(row.top_k).values[-1]] = -torch.inf
+        if row.top_p < 1:
+            likeliest = scaled.softmax(0).sort(descending=True)
+            kept = likeliest.indices[likeliest.values.cumsum(0) - likeliest.values < row.top_p]
+            least = max(float(scaled[kept].min()), float(scaled.max()) + math.log(row.min_p))
+            scaled[scaled < least] = -torch.inf
+        exact = scaled.log_softmax(0)
+        assert told.logprob == pytest.approx(float(exact[told.token_id]), abs=1e-5)
+        assert math.isfinite(told.logprob)
+        assert told.rank == int((exact > exact[told.token_id]).sum()) + 1
+        for token, value in told.top:
+            assert value == pytest.approx(float(exact[token]), abs=1e-5)
+    raw = drawn[5].logprob
+    assert drawn[4].logprob is not None
+    assert drawn[4].logprob.logprob == pytest.approx(0, abs=1e-6)
+    assert raw is not None
+    assert raw.logprob == pytest.approx(float(logits[5].log_softmax(0).max()), abs=1e-5)
+
+
 def test_prompt_logprobs_describe_the_next_tokens() -> None:
     logits, following = make_logits(5), [3, 1, 4, 1, 5]
     exact = logits.double().log_softmax(-1)
