@@ -1,32 +1,26 @@
 """Serve files and batches over HTTP as OpenAI does: /v1/files and /v1/batches."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import web
 
 from engine.api import schema
 from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES
-from engine.api.errors import ApiError, refused
+from engine.api.errors import refused
 from engine.api.guard import RECORD, json_response
-from engine.api.server.body import (
-    NO_MULTIPART,
-    BodyReader,
-    ignore_part_warnings,
-    let_come,
-    wait_with_continue,
-)
+from engine.api.server.body import BodyReader, wait_with_continue
+from engine.api.server.multipart_form import FormPart, MultipartForm
 from engine.batches.batch_operations import DESCRIPTION
 from engine.batches.batch_queue import BatchQueue
 from engine.batches.batch_records import BatchObject, FileObject, NewBatch
 from engine.batches.batch_store import BatchStore
-from engine.batches.client_files import ClientFiles, Upload, check_filename
+from engine.batches.client_files import ClientFiles, check_filename
 from engine.config.batches_config import BatchesConfig
 from engine.waiting.task_pool import TaskPool
 
-_PIECE_BYTES, _PROGRESS_BYTES, _FIELD_BYTES = 1 << 18, 1 << 20, 1 << 10
+_FIELD_BYTES = 1 << 10
 _DEFAULT_LISTED, _MOST_LISTED = 20, 100
 _MOST_FILES = 10_000
 Listed = TypeVar("Listed", FileObject, BatchObject)
@@ -45,9 +39,8 @@ class BatchRoutes:
         self._store = BatchStore(config.batch_dir)
         self._files = ClientFiles(self._store, self._pool, config)
         self._queue = BatchQueue(client, self._store, self._pool, config.batch_in_flight)
-        self._timeout_s, self._closed = body_timeout_s, False
+        self._form, self._closed = MultipartForm(("file", "purpose"), body_timeout_s), False
         self.description = DESCRIPTION
-        ignore_part_warnings()
 
     async def start(self) -> None:
         """Go on with what an earlier server has not finished."""
@@ -83,57 +76,22 @@ class BatchRoutes:
         ]
 
     async def _upload(self, request: web.Request) -> web.Response:
-        if request.content_type != "multipart/form-data":
-            message = (
-                f"the body is {request.content_type}: send multipart/form-data with a file and its purpose"
-            )
-            raise ApiError(415, message, None, "unsupported_type")
-        await let_come(request)
-        try:
-            async with self._files.upload() as upload:
-                filename = await self._receive(MultipartReader(request.headers, request.content), upload)
-                return json_response(await self._files.keep(upload, request[RECORD].tenant, filename))
-        except TimeoutError:
-            message = f"{_PROGRESS_BYTES} bytes did not come within {self._timeout_s:g} s: send them faster"
-            raise ApiError(408, message, None, "timeout") from None
-        except NO_MULTIPART as error:
-            message = "the body is not multipart/form-data as its headers say"
-            raise ApiError(400, message, None, "bad_request") from error
+        told: dict[str, str] = {}
 
-    async def _receive(self, parts: MultipartReader, upload: Upload) -> str:
-        """Receive the parts of a body; return the file's name. Raises ApiError, TimeoutError or NO_MULTIPART."""
-        filename = purpose = None
-        while True:
-            async with asyncio.timeout(self._timeout_s):
-                part = await parts.next()
-            match part:
-                case None:
-                    break
-                case BodyPartReader(name="file") if filename is None:
-                    filename = check_filename(part.filename)
-                    await self._receive_file(part, upload)
-                case BodyPartReader(name="purpose") if purpose is None:
-                    async with asyncio.timeout(self._timeout_s):
-                        purpose = (await part.read_chunk(_FIELD_BYTES)).decode()
-                case _:
-                    name = part.name if isinstance(part, BodyPartReader) else None
-                    raise refused(name or "body", "send one file and its purpose, and nothing else")
-        if filename is None:
-            raise refused("file", "send a file", "missing_field")
-        if purpose != "batch":
-            raise refused("purpose", f"{purpose!r} is not supported: give 'batch'", "invalid_value")
-        return filename
-
-    async def _receive_file(self, part: BodyPartReader, upload: Upload) -> None:
-        counted, deadline_s = 0, asyncio.get_running_loop().time() + self._timeout_s
-        while True:
-            async with asyncio.timeout_at(deadline_s):
-                piece = await part.read_chunk(_PIECE_BYTES)
-            if not piece:
+        async def take(part: FormPart) -> None:
+            if part.name == "purpose":
+                told["purpose"] = await part.text(_FIELD_BYTES)
                 return
-            await upload.write(piece)
-            if upload.nbytes - counted >= _PROGRESS_BYTES:
-                counted, deadline_s = upload.nbytes, asyncio.get_running_loop().time() + self._timeout_s
+            told["filename"] = check_filename(part.filename)
+            async for piece in part.pieces():
+                await upload.write(piece)
+
+        async with self._files.upload() as upload:
+            await self._form.receive(request, take)
+            if told["purpose"] != "batch":
+                remedy = f"{told['purpose']!r} is not supported: give 'batch'"
+                raise refused("purpose", remedy, "invalid_value")
+            return json_response(await self._files.keep(upload, request[RECORD].key, told["filename"]))
 
     async def _list_files(self, request: web.Request) -> web.Response:
         query = _query(request, "purpose", "order")

@@ -95,7 +95,7 @@ class Upload:
         self.file_id, self.nbytes = file_id, 0
         self._file, self._pool, self._config, self._used_bytes = file, pool, config, used_bytes
 
-    async def write(self, piece: bytes) -> None:
+    async def write(self, piece: bytearray) -> None:
         """Write the next piece. Raises ApiError if the file or all files together become too large."""
         self.nbytes += len(piece)
         if self.nbytes > self._config.batch_file_bytes:
@@ -123,7 +123,7 @@ def _end(file: FileIO, path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _write_all(file: FileIO, piece: bytes) -> None:
+def _write_all(file: FileIO, piece: bytearray) -> None:
     rest = memoryview(piece)
     while rest:
         rest = rest[file.write(rest) or 0 :]

@@ -4,21 +4,16 @@ Nothing of a body is read before its request has passed the guard: until then th
 """
 
 import asyncio
-import warnings
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, web
+from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.http_exceptions import BadHttpMessage
 
 from engine.api.errors import ApiError
 from engine.config.http_config import HttpConfig
 from engine.waiting.task_pool import TaskPool
-
-NO_MULTIPART = (ValueError, AssertionError, RuntimeError, BadHttpMessage, web.RequestPayloadError)
-"""What aiohttp raises for a body that is no multipart."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the formats
@@ -111,12 +106,6 @@ class _Held:
     def add(self, nbytes: int) -> None:
         self._reader.hold(nbytes)
         self.nbytes += nbytes
-
-
-def ignore_part_warnings() -> None:
-    """Let what aiohttp warns of the parts of clients' bodies fill no log: these are answered."""
-    for warning in (BadContentDispositionHeader, BadContentDispositionParam):
-        warnings.simplefilter("ignore", warning)
 
 
 async def let_come(request: web.Request) -> None:
