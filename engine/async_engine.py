@@ -71,7 +71,7 @@ class AsyncEngine:
         self._draining, self._most_running = False, most_running
         self.linked_names: NamesByState = lambda: (set(), set())  # of requests that routers sent
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
-        self.catalogue = LocalCatalogue(self._store, self._names, self._outputs.uses, file, roots)
+        self.catalogue = LocalCatalogue(self._store, self._names, self._outputs, file, roots)
 
     def keep_in_time(self, admission: InTimeAdmission) -> None:
         """Refuse from now on what `admission` predicts to be late; to be called before anything is submitted."""

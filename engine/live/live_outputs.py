@@ -95,6 +95,18 @@ class LiveOutputs:
         if (output := self._forget(request_id, "error", was_refused)) is not None:
             output.fail(error)
 
+    def abort(self, name: str) -> int:
+        """End all requests under a name as aborted, with the tokens that they have; return how many they were."""
+        now_s = time.monotonic()
+        found = [request_id for request_id, model in self._models.items() if model == name]
+        for request_id in found:
+            self._abort(request_id)
+            output = self._outputs[request_id]
+            for index in output.running:
+                end = TokenEvent(SequenceKey(request_id, index), None, finish_reason=FinishReason.ABORT)
+                self._try_to_push(output, end, now_s)
+        return len(found)
+
     def end_all(self, error: EngineError, reason: str) -> None:
         """Abort what still runs, and end its outputs with an error."""
         for request_id in tuple(self._outputs):

@@ -97,6 +97,7 @@ class FakeCatalogue:
         self._client = client
         self.asked: dict[str, EntrySettings] = {}
         self.aliases: dict[str, str] = {}
+        self.held: dict[str, float] = {}
 
     async def records(self, after: str, limit: int) -> list[AdapterRecord]:
         names = [entry.name for entry in self._client.adapters()]
@@ -108,7 +109,9 @@ class FakeCatalogue:
                 digest, asked = entry.ref.digest if entry.ref else None, self.asked.get(name, EntrySettings())
                 pinned, most = asked.pinned or 0, asked.max_requests or 0
                 source, alias = str(entry.folder), self.aliases.get(name)
-                return AdapterRecord(name, digest, alias, source, pinned=pinned, max_requests=most)
+                return AdapterRecord(
+                    name, digest, alias, source, pinned=pinned, max_requests=most, held_s=self.held.get(name)
+                )
         raise UnknownModel(name)
 
     async def set_alias(self, name: str, target: str) -> None:
@@ -125,6 +128,18 @@ class FakeCatalogue:
             known.pinned if settings.pinned is None else settings.pinned,
             known.max_requests if settings.max_requests is None else settings.max_requests,
         )
+
+    async def hold(self, name: str, seconds: float) -> None:
+        await self.record(name)
+        self.held[name] = seconds
+
+    async def release(self, name: str) -> None:
+        await self.record(name)
+        self.held.pop(name, None)
+
+    async def abort(self, name: str) -> int:
+        await self.record(name)
+        return len(self._client.live)
 
     async def cluster(self) -> ClusterRecord:
         return ClusterRecord(7, 3, len(self._client.adapters()), [NodeRecord("n1", "serving")])

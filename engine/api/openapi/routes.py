@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from engine.api import schema
 from engine.api.admin.admin_schema import (
+    AbortAdapter,
     AliasAdapter,
+    HoldAdapter,
     LimitAdapter,
     PinAdapter,
     RegisterAdapter,
+    ReleaseAdapter,
     UnpinAdapter,
 )
 from engine.api.admin.catalogue_admin import MOST_LISTED
@@ -76,6 +79,7 @@ RESPONSES: Mapping[str, Schema] = {
     "Models": object_schema(object={"const": "list"}, data=array_schema(ref_schema("Model"))),
     "Deleted": object_schema(id=TEXT, object={"const": "model"}, deleted={"const": True}),
     "AdapterDeleted": object_schema(id=TEXT, object={"const": "adapter"}, deleted={"const": True}),
+    "AdapterAborted": object_schema(id=TEXT, object={"const": "adapter"}, aborted=NUMBER),
     "Adapters": object_schema(
         object={"const": "list"},
         data=array_schema(ref_schema("Adapter")),
@@ -140,6 +144,11 @@ OPERATIONS: Sequence[Operation] = (
     Operation("post", "/v1/adapters/unpin", "Undo a pin", "Adapter", _CHANGING, UnpinAdapter),
     Operation(
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
+    ),
+    Operation("post", "/v1/adapters/hold", "Hold an adapter", "Adapter", _CHANGING, HoldAdapter),
+    Operation("post", "/v1/adapters/release", "Undo a hold", "Adapter", _CHANGING, ReleaseAdapter),
+    Operation(
+        "post", "/v1/adapters/abort", "End an adapter's requests", "AdapterAborted", _CHANGING, AbortAdapter
     ),
     Operation(
         "put",

@@ -65,7 +65,7 @@ class ClusterClient:
         self.accounts = TenantAccounts(model.names, model.max_model_len, weigh=forwarding.router.weigh)
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort, self.accounts)
         forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
-        self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
+        self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
