@@ -13,6 +13,7 @@ from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from engine.runner.step_history import StepRecord
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
@@ -48,6 +49,11 @@ class EngineClient(FetchedModels, Protocol):
     @property
     def accounts(self) -> TenantAccounts:
         """What tenants may use, and how much they have used of it."""
+        ...
+
+    @property
+    def usage(self) -> UsageCounts:
+        """What tenants have used by day and adapter, and nobody keeps yet."""
         ...
 
     @property

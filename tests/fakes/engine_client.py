@@ -22,6 +22,7 @@ from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
 from engine.runner.step_history import StepRecord
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
@@ -160,6 +161,7 @@ class FakeClient:
         self.model_names: tuple[str, ...] = ("base",)
         self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
         self.accounts = TenantAccounts(self.model_names, self.max_model_len)
+        self.usage = UsageCounts()
         self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
         self.refusal: Exception | None = None
         self.failure: Exception | None = None

@@ -224,7 +224,8 @@ def test_a_batch_is_held_to_its_tenant_s_limits_and_every_key_of_the_tenant_sees
         form.add_field("purpose", "batch")
         _, file, _ = await doors.send("few", "POST", "/v1/files", data=form)
         asked = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
-        _, batch, _ = await doors.send("few", "POST", "/v1/batches", json=asked)
+        status, batch, _ = await doors.send("few", "POST", "/v1/batches", json=asked)
+        assert status == 200, batch
         while (counts := await doors.send("few", "GET", f"/v1/batches/{batch['id']}"))[1]["status"] not in (
             "completed",
             "failed",
