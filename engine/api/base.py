@@ -31,6 +31,11 @@ class OutputStream(Protocol):
         """Prompt tokens that the prefix cache supplied; known with the first Delta."""
         ...
 
+    @property
+    def adapter_digest(self) -> str:
+        """The digest of the adapter's content that answers; empty for the base model."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 
     async def aclose(self) -> None:

@@ -14,6 +14,8 @@ from lora.format.companions import NO_COMPANIONS, Companions
 MOST_COPIES = 4096
 MOST_REQUESTS = 1 << 20
 MOST_HELD_S = 3600.0
+VERSION_CHARS = 16
+"""Of a content's digest, where a version is told to clients."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class FakeStream:
     def __init__(self, client: "FakeClient", request_id: str, deltas: AsyncIterator[Delta]) -> None:
         self._client, self._request_id, self._deltas = client, request_id, deltas
         self.cached_tokens = client.cached_tokens
+        self.adapter_digest = ""
         self.ended = False
         self.closed = asyncio.Event()
 
@@ -227,6 +228,7 @@ class FakeClient:
         assert request_id not in self.live, "request ids are unique among live requests"
         self.submitted.append((model, prompt, params))
         stream = FakeStream(self, request_id, self._deltas(model, prompt, params, request_id))
+        stream.adapter_digest = "" if model in self.model_names else f"digest-of-{model}"
         self.live[request_id] = stream
         return stream
 

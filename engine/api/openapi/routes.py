@@ -36,6 +36,7 @@ _ASKING = (*WITH_BODY, 404, 429)
 
 def _response(kind: str, choice: Schema, **more: Schema) -> Schema:
     head = {"id": TEXT, "object": {"const": kind}, "created": NUMBER, "model": TEXT}
+    head["system_fingerprint"] = MAYBE_TEXT
     return object_schema(**head, choices=array_schema(choice), usage=ref_schema("Usage"), **more)
 
 
@@ -59,6 +60,7 @@ RESPONSES: Mapping[str, Schema] = {
     ),
     "TokenResponse": object_schema(
         request_id=TEXT,
+        system_fingerprint=MAYBE_TEXT,
         created=NUMBER,
         model=TEXT,
         choices=array_schema(
