@@ -129,7 +129,10 @@ class Sequence:
     def digests(self, count: int) -> list[bytes]:
         """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
-        parent = known[-1] if known else chain_seed(self.request.adapter.digest, self._rotated_by)
+        if known:
+            parent = known[-1]
+        else:
+            parent = chain_seed(self.request.adapter.digest, self._rotated_by, self.request.cache_salt)
         for block in range(len(known), count):
             parent = block_digest(parent, self._tokens(block * size, (block + 1) * size))
             known.append(parent)

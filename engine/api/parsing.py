@@ -97,7 +97,7 @@ class GenerateRequest:
     the echo alone (max_tokens=0): the one token that the engine draws to get there is not shown.
     `wants_prompt_logprobs` is true if the client asked for them, and not only its echo needs them.
     `request_id` is the client's own name of the response, if it gave one. `tools` says how the answer may call tools.
-    What has the lower `priority` goes first, of what waits.
+    What has the lower `priority` goes first, of what waits. K/V are shared only with requests of the same `cache_salt`.
     """
 
     model: str
@@ -110,6 +110,7 @@ class GenerateRequest:
     request_id: str | None = None
     tools: ToolUse | None = None
     priority: int = 0
+    cache_salt: str = ""
 
 
 def completion_request(body: bytes, client: ServedModels) -> GenerateRequest:
@@ -118,7 +119,7 @@ def completion_request(body: bytes, client: ServedModels) -> GenerateRequest:
 
 
 def chat_request(body: bytes, client: ServedModels) -> GenerateRequest:
-    """Parse a body of POST /v1/chat/completions. Raises as `completion_request`, or InvalidChat."""
+    """Parse a chat's body. Raises ApiError, UnknownModel, InvalidChat or InvalidParameter."""
     return from_chat(schema.decoded(body, schema.Chat), client)
 
 
@@ -148,6 +149,7 @@ def from_completion(wire: schema.Completion, client: ServedModels) -> GenerateRe
         wants_prompt_logprobs=wire.prompt_logprobs is not None,
         request_id=wire.request_id,
         priority=wire.priority or 0,
+        cache_salt=wire.cache_salt or "",
     )
 
 
@@ -180,6 +182,7 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
         request_id=wire.request_id,
         priority=wire.priority or 0,
         tools=tools,
+        cache_salt=wire.cache_salt or "",
     )
 
 
