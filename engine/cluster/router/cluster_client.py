@@ -255,5 +255,5 @@ def _offer(request: Request) -> Offer:
         prompt_tokens=len(request.prompt_token_ids),
         tenant=request.tenant,
         priority=request.priority,
-        chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids),
+        chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids, request.adapted_from),
     )
