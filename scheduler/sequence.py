@@ -144,7 +144,11 @@ class Sequence:
         """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
         adapter = self.request.adapter.digest
-        parent = known[-1] if known else chain_seed("" if self.adapted_from else adapter, self._rotated_by)
+        if known:
+            parent = known[-1]
+        else:
+            first = "" if self.adapted_from else adapter
+            parent = chain_seed(first, self._rotated_by, self.request.cache_salt)
         adapted = self.adapted_from // size if self.adapted_from else NEVER
         for block in range(len(known), count):
             if block == adapted:

@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
@@ -78,7 +78,7 @@ class Generation:
         origin: Origin = NOWHERE,
     ) -> None:  # fmt: skip
         """Write what is large in `pool`, if one is given."""
-        self._origin = origin
+        self._origin = replace(origin, cache_salt=request.cache_salt)
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field, self._sampling = endpoint.prompt_field, endpoint.sampling

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 CHUNK_TOKENS = 256
 
 
-def prefix_chunks(adapter: str, token_ids: Sequence[int], adapted_from: int = 0) -> tuple[int, ...]:
+def prefix_chunks(
+    adapter: str, token_ids: Sequence[int], adapted_from: int = 0, salt: str = ""
+) -> tuple[int, ...]:
     """Hash the whole chunks of a prompt under the adapter of that digest, each with those before it.
 
-    Chunks that end before position `adapted_from` are the base's, as in `Request`.
+    Chunks that end before position `adapted_from` are the base's, and all are apart by `salt`, as in `Request`.
     """
-    parent = hash("" if adapted_from else adapter)
+    parent = hash(("" if adapted_from else adapter) + salt)
     adapted = adapted_from // CHUNK_TOKENS * CHUNK_TOKENS if adapted_from else -1
     chunks: list[int] = []
     for start in range(0, len(token_ids) - CHUNK_TOKENS + 1, CHUNK_TOKENS):
