@@ -27,7 +27,7 @@ from engine.cluster.control.control_values import (
 )
 from transport.base import Count
 
-VERSION = 3
+VERSION = 4
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 
