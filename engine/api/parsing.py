@@ -159,9 +159,8 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
     if wire.top_logprobs is not None and not wire.logprobs:
         raise refused("top_logprobs", "it needs logprobs=true: set that, or leave it out", "invalid_value")
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
-        raise refused(
-            "max_tokens", "it differs from max_completion_tokens: give one of them", "invalid_value"
-        )
+        message = "it differs from max_completion_tokens: give one of them"
+        raise refused("max_tokens", message, "invalid_value")
     max_tokens = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
     try:
