@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
@@ -18,6 +18,7 @@ from engine.api.parsing import GenerateRequest, ServedModels
 from engine.api.tokens.token_parsing import SAMPLING
 from engine.api.tokens.token_writer import TokenWriter
 from engine.api.writers import ChatWriter, CompletionWriter
+from engine.catalogue.base import VERSION_CHARS
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
 from engine.waiting.task_pool import TaskPool
@@ -67,7 +68,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 class Generation:
     """One response, whole or in chunks. Use as `async with`, and ask for one of the two once.
 
-    Entering submits every prompt, or raises and leaves none behind. Leaving aborts what still runs.
+    Entering submits every prompt, or raises and leaves none behind. Leaving aborts what still runs. All is answered by
+    one content of the adapter, which the response tells as OpenAI's `system_fingerprint`.
     Choices count over the prompts and then over `n`.
     """
 
@@ -76,7 +78,7 @@ class Generation:
         origin: Origin = NOWHERE,
     ) -> None:  # fmt: skip
         """Write what is large in `pool`, if one is given."""
-        self._origin = origin
+        self._origin = replace(origin, cache_salt=request.cache_salt)
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field, self._sampling = endpoint.prompt_field, endpoint.sampling
@@ -113,6 +115,7 @@ class Generation:
             raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
         except InvalidParameter as error:
             raise self._in_the_client_s_words(error) from None
+        self._head["system_fingerprint"] = self._streams[0].adapter_digest[:VERSION_CHARS] or None
         return self
 
     def _in_the_client_s_words(self, error: InvalidParameter) -> InvalidParameter:

@@ -40,4 +40,5 @@ def from_tokens(wire: schema.TokenGenerate, client: ServedModels) -> GenerateReq
         form=response_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
         request_id=wire.request_id,
+        cache_salt=wire.cache_salt or "",
     )
