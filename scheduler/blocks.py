@@ -27,6 +27,16 @@ def chain_seed(adapter_digest: str, rotated_by: int = 0, salt: str = "") -> byte
     return blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
+def adapted_parent(parent: bytes, adapter_digest: str, adapted_from: int) -> bytes:
+    """Return the parent of the first block that an activated LoRA acts in, after the base's of digest `parent`.
+
+    The adapter acts from position `adapted_from` on. Equal blocks of tokens may differ in that, since an invocation
+    may begin in one block and end in the next.
+    """
+    content = f"{adapter_digest}@{adapted_from}".encode()
+    return blake2b(parent + content, digest_size=_DIGEST_BYTES).digest()
+
+
 def block_digest(parent: bytes, token_ids: Iterable[int]) -> bytes:
     """Return the digest of a full block of `token_ids` that follows the block (or seed) of digest `parent`."""
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=_DIGEST_BYTES).digest()

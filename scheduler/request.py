@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, TypeGuard, cast, get_args
 
+from lora.activation import activation
 from lora.adapter import AdapterRef
 from scheduler.parameter_checks import InvalidParameter, as_integer, as_integers, check_token_ids
 from scheduler.structured_outputs import StructuredOutputsParams
@@ -188,7 +189,8 @@ class Request:
     is counted for. One in the `background` is the engine's own: it goes after all others, uncounted. K/V are
     shared only among requests of one `cache_salt`. `grammar` is what the engine made of
     `params.structured_outputs`, and `trace` the span that its own are below (W3C's traceparent, or empty): the
-    scheduler passes both on.
+    scheduler passes both on. Tokens before position `adapted_from` run under the base model. It is 0 but for an
+    activated LoRA, whose invocation is looked for in the prompt.
     """
 
     request_id: str
@@ -206,6 +208,7 @@ class Request:
     trace: str = ""
     cache_salt: str = ""
     grammar: object = field(default=None, compare=False, repr=False)
+    adapted_from: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:
@@ -215,6 +218,9 @@ class Request:
             raise InvalidParameter("first_token_by_s", self.first_token_by_s, "give seconds, or None")
         if self.drawn_token_ids:
             self._check_drawn()
+        if self.adapter.invocation:
+            position = activation(self.adapter.invocation, self.prompt_token_ids)
+            object.__setattr__(self, "adapted_from", position)
 
     def _check_drawn(self) -> None:
         """Refuse drawn tokens of several sequences, or of a sequence that they have ended."""

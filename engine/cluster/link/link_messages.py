@@ -14,7 +14,7 @@ from scheduler.plan import FinishReason, TokenLogprob
 from scheduler.request import MOST_SALT_CHARS, SamplingParams
 
 SERVICE, METHOD = "loraserve.Link", "Open"
-VERSION = 3
+VERSION = 4
 FailureKind = Literal["busy", "late", "adapter", "request", "step", "structure", "stopped"]
 """Why a node gives a request up. It has no room now, or its first token is overdue; its adapter cannot be had; it can
 never run; its own part of a step failed; its text cannot take the form that was asked for; or the engine has

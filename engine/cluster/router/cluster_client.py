@@ -265,5 +265,7 @@ def _offer(request: Request) -> Offer:
         prompt_tokens=len(request.prompt_token_ids),
         tenant=request.tenant,
         priority=request.priority,
-        chunks=prefix_chunks(request.adapter.digest + request.cache_salt, request.prompt_token_ids),
+        chunks=prefix_chunks(
+            request.adapter.digest, request.prompt_token_ids, request.adapted_from, request.cache_salt
+        ),
     )
