@@ -20,6 +20,7 @@ from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from engine.tokenizer import Tokenizer
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -70,12 +71,17 @@ class AsyncEngine:
         self._draining, self._most_running = False, most_running
         self.linked_names: NamesByState = lambda: (set(), set())  # of requests that routers sent
         self._names = AdapterNames(self._card.names, self._store.registry, self._peers is not None)
-        self.catalogue = LocalCatalogue(self._store, self._names, self._outputs.uses, file, roots)
+        self.catalogue = LocalCatalogue(self._store, self._names, self._outputs, file, roots)
 
     def keep_in_time(self, admission: InTimeAdmission) -> None:
         """Refuse from now on what `admission` predicts to be late; to be called before anything is submitted."""
         self._in_time = admission
         admission.tell(self._outputs)
+
+    @property
+    def usage(self) -> UsageCounts:
+        """What tenants use."""
+        return self._outputs.usage
 
     @property
     def failure(self) -> EngineStopped | None:
@@ -169,7 +175,7 @@ class AsyncEngine:
         Raises UnknownModel, InvalidAdapter, InvalidParameter, RequestRefused (one can never run), TooManySequences,
         BeyondLimit, RateLimited, Overloaded, NotAdmitted, Draining or EngineStopped; then none is queued.
         """
-        with self.telemetry.refusals.counted():
+        with self._outputs.refusals(origin.tenant, model, lambda: self._is_known(model)):
             return await self._submit_all(model, prompts, params, origin)
 
     async def _submit_all(
@@ -207,6 +213,9 @@ class AsyncEngine:
             raise
         self.step_loop.wake()
         return tuple(outputs)
+
+    def _is_known(self, model: str) -> bool:
+        return model in self._card.names or self._names.known(model) is not None
 
     def _queue(self, model: str, request: Request) -> RequestOutput:
         with adapter_errors(model):

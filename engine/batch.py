@@ -81,7 +81,10 @@ async def run_batch(client: EngineClient, config: BatchConfig) -> Summary:
     def tell(text: str) -> None:
         bar.write(text, file=sys.stderr)
 
-    files, terms = TaskPool("batch file", 1), BatchTerms(asyncio.Semaphore(config.in_flight))
+    files, terms = (
+        TaskPool("batch file", 1),
+        BatchTerms(asyncio.Semaphore(config.in_flight), config.in_flight),
+    )
     watcher = BatchWatcher(bar.update, tell)
     try:
         with bar, open_results_file(config.output, config.retry_errors) as results:

@@ -43,6 +43,14 @@ class AdapterBusy(EngineError):
         self.retry_after_s = 1
 
 
+class AdapterHeld(EngineError):
+    """An adapter's name takes no requests for now; trying again in `retry_after_s` is sensible."""
+
+    def __init__(self, name: str, retry_after_s: int) -> None:
+        super().__init__(f"{short(name)} is held by an administrator: retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class RateLimited(EngineError):
     """A tenant has used what it may for now; trying again in `retry_after_s` is sensible."""
 

@@ -69,6 +69,11 @@ class RequestOutput:
         self._changed = asyncio.Event()
 
     @property
+    def adapter_digest(self) -> str:
+        """The digest of the adapter's content that answers; empty for the base model."""
+        return self.request.adapter.digest
+
+    @property
     def is_open(self) -> bool:
         """True while a sequence still runs."""
         return bool(self._running)

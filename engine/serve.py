@@ -23,6 +23,7 @@ from engine.api.guard import RequestGuard
 from engine.api.http import http_app
 from engine.api.keys import AccessRules
 from engine.api.server.listener import HttpServer, tls_of
+from engine.api.usage_routes import UsageRoutes
 from engine.base.model_card import base_folder
 from engine.batches.batch_routes import BatchRoutes
 from engine.catalogue.catalogue_file import CatalogueFile
@@ -39,7 +40,7 @@ from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
 from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
 from engine.tenant_watch import TenantWatch
-from engine.tenants.tenant import Tenant
+from engine.tenants.usage_log import UsageLog
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AllowedRoots
 from model.checkpoint_files import CheckpointError, weights_digest
@@ -85,17 +86,14 @@ async def serve(
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
-
-    def adopt(tenants: tuple[Tenant, ...]) -> None:
-        rules.adopt(tenants)
-        client.accounts.adopt(tenants)
-
-    watch = TenantWatch(config, adopt)
+    watch = TenantWatch(config, (rules, client.accounts))
     limits = config.engine.sources
     push = PushOptions(config.lora_push_dir, limits.most_bytes, limits.timeout_s)
-    batches = _batches(client, config)
+    batches, kept = _batches(client, config), config.tenants
+    usage = UsageLog.open(client.usage, kept.usage_file, kept.usage_days)
+    more = [*([batches] if batches else []), *([UsageRoutes(usage)] if usage else [])]
     guarded = RequestGuard(rules, log)
-    app = http_app(client, admin, guarded, config.access.cors_origins, config.http, batches, push)
+    app = http_app(client, admin, guarded, config.access.cors_origins, config.http, more, push)
     server = HttpServer(app, tls_of(config.access), config.http)
     guard = RpcGuard(rules, log, config.http.write_timeout_s)
     rpc = RpcServer(client, admin, guard, config, stop.set)
@@ -109,6 +107,8 @@ async def serve(
         if config.grpc_port is not None:
             address += f" and {await rpc.listen(config.host, config.grpc_port)}"
         watch.start()
+        if usage is not None:
+            usage.start()
         ready(address)
         await stop.wait()
         await rpc.stop_serving()
@@ -127,6 +127,8 @@ async def serve(
         await rpc.close()
         await server.close()
         await watch.close()
+        if usage is not None:
+            await usage.close()
         log.close()
 
 

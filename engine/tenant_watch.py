@@ -5,8 +5,9 @@ A file that cannot be used changes nothing: the log says what is wrong with it, 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig, NotInTime
@@ -17,16 +18,24 @@ _PERIOD_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+class TenantHolder(Protocol):
+    """What holds tenants to something."""
+
+    def adopt(self, tenants: Iterable[Tenant]) -> None:
+        """Hold these from now on, and no others."""
+        ...
+
+
 class TenantWatch:
     """The tenants of a server, as its files say. Used on one event loop."""
 
-    def __init__(self, config: ServeConfig, adopt: Callable[[tuple[Tenant, ...]], object]) -> None:
-        """Give `adopt` the tenants now, and again when they have changed. Raises InvalidConfig."""
-        self._config, self._adopt = config, adopt
+    def __init__(self, config: ServeConfig, holders: Sequence[TenantHolder]) -> None:
+        """Let `holders` adopt the tenants now, and again when they have changed. Raises InvalidConfig."""
+        self._config, self._holders = config, holders
         self._pool = TaskPool("tenants' file", 1)
         self._flaw = ""
         self._tenants = self._read()
-        adopt(self._tenants)
+        self._adopt(self._tenants)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -55,6 +64,10 @@ class TenantWatch:
                 self._tenants = found
                 self._adopt(found)
                 _log.info("the tenants have changed: %s", ", ".join(each.name for each in found))
+
+    def _adopt(self, tenants: tuple[Tenant, ...]) -> None:
+        for holder in self._holders:
+            holder.adopt(tenants)
 
     def _read(self) -> tuple[Tenant, ...]:
         return self._config.tenants.read_for(self._config.access, self._config.cluster)

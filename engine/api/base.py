@@ -13,6 +13,7 @@ from engine.metrics.telemetry import Snapshot, Telemetry
 from engine.output import Delta
 from engine.runner.step_history import StepRecord
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from lora.adapter import AdapterEntry, AdapterRef
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.sources.source_url import AdapterSource
@@ -28,6 +29,11 @@ class OutputStream(Protocol):
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that the prefix cache supplied; known with the first Delta."""
+        ...
+
+    @property
+    def adapter_digest(self) -> str:
+        """The digest of the adapter's content that answers; empty for the base model."""
         ...
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
@@ -48,6 +54,11 @@ class EngineClient(FetchedModels, Protocol):
     @property
     def accounts(self) -> TenantAccounts:
         """What tenants may use, and how much they have used of it."""
+        ...
+
+    @property
+    def usage(self) -> UsageCounts:
+        """What tenants have used by day and adapter, and nobody keeps yet."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from engine.errors import (
     AdapterBusy,
     AdapterExists,
     AdapterFailed,
+    AdapterHeld,
     AskRouter,
     BeyondLimit,
     Draining,
@@ -114,6 +115,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.FORBIDDEN, str(error), None, "ask_a_router")
         case AdapterBusy():
             return ApiError(429, str(error), "model", "adapter_busy", error.retry_after_s)
+        case AdapterHeld():
+            return ApiError(503, str(error), "model", "adapter_held", error.retry_after_s)
         case NotAdmitted():
             return ApiError(429, str(error), None, "overloaded", max(1, error.retry_after_s))
         case Draining():

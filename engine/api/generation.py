@@ -18,6 +18,7 @@ from engine.api.parsing import GenerateRequest, ServedModels
 from engine.api.tokens.token_parsing import SAMPLING
 from engine.api.tokens.token_writer import TokenWriter
 from engine.api.writers import ChatWriter, CompletionWriter
+from engine.catalogue.base import VERSION_CHARS
 from engine.output import Delta, join_deltas
 from engine.tokenizer import Tokenizer
 from engine.waiting.task_pool import TaskPool
@@ -67,7 +68,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 class Generation:
     """One response, whole or in chunks. Use as `async with`, and ask for one of the two once.
 
-    Entering submits every prompt, or raises and leaves none behind. Leaving aborts what still runs.
+    Entering submits every prompt, or raises and leaves none behind. Leaving aborts what still runs. All is answered by
+    one content of the adapter, which the response tells as OpenAI's `system_fingerprint`.
     Choices count over the prompts and then over `n`.
     """
 
@@ -113,6 +115,7 @@ class Generation:
             raise ApiError(400, str(error), self._prompt_field, "context_length_exceeded") from None
         except InvalidParameter as error:
             raise self._in_the_client_s_words(error) from None
+        self._head["system_fingerprint"] = self._streams[0].adapter_digest[:VERSION_CHARS] or None
         return self
 
     def _in_the_client_s_words(self, error: InvalidParameter) -> InvalidParameter:

@@ -18,7 +18,7 @@ from engine.api.schema import is_request_id
 from engine.metrics.request_log import RequestLog, RequestRecord
 from lora.format.adapter_files import short
 
-_CATALOGUE = ("", "/{name}", "/alias", "/pin", "/unpin", "/limit")
+_CATALOGUE = ("", "/{name}", "/alias", "/pin", "/unpin", "/limit", "/hold", "/release", "/abort")
 _PERMISSIONS = {
     "/health": Permission.NOTHING,
     "/version": Permission.NOTHING,

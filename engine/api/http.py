@@ -26,7 +26,7 @@ from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
 from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
 from engine.api.openapi.document import document, software_version
-from engine.api.openapi.operations import NOTHING_MORE, Description
+from engine.api.openapi.operations import Description, joined
 from engine.api.page.page_routes import PageRoutes
 from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.server.connection import note_beginning
@@ -80,7 +80,7 @@ def http_app(
     guard: RequestGuard,
     cors_origins: Sequence[str] = (),
     config: HttpConfig | None = None,
-    more: MoreRoutes | None = None,
+    more: Sequence[MoreRoutes] = (),
     push: PushOptions = NO_PUSH,
 ) -> web.Application:
     """Make the application: every route of the server, and `more` that need its reader of bodies, behind `guard`."""
@@ -89,7 +89,7 @@ def http_app(
     app.on_response_prepare.extend((set_request_id, cors.mark))
     pools = HttpPools.make()
     bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
-    described = more.description if more is not None else NOTHING_MORE
+    described = joined(each.description for each in more)
     routes = _Routes(client, adapters, pools, bodies, parser, described)
     pushed = AdapterPush(client, push)
     for path, endpoint in ENDPOINTS.items():
@@ -108,7 +108,7 @@ def http_app(
             web.get("/metrics", routes.metrics),
             web.get("/openapi.json", routes.openapi, allow_head=False),
             *AdminRoutes(CatalogueAdmin(client, adapters), bodies, pushed).table(),
-            *(more.table(bodies) if more is not None else ()),
+            *(route for each in more for route in each.table(bodies)),
         ]
     )
 

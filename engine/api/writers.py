@@ -25,8 +25,13 @@ def token_name(token_id: int, tokenizer: Tokenizer, form: ResponseForm) -> str:
 
 def prompt_logprobs_entries(
     entries: Sequence[TokenLogprob], prompt: Sequence[int], tokenizer: Tokenizer
-) -> list[dict[str, object] | None]:
-    """Write one entry per token of `prompt`, the first null: by token id, the token and the likeliest ones."""
+) -> list[dict[str, object] | None] | None:
+    """Write one entry per token of `prompt`, the first null: by token id, the token and the likeliest ones.
+
+    None for a prompt that was aborted before it was scored.
+    """
+    if len(prompt) > 1 and not entries:
+        return None
     assert len(entries) == len(prompt) - 1, "the engine scores every prompt token but the first"
     return [None, *(_entry(entry, tokenizer) for entry in entries)]
 
@@ -80,7 +85,7 @@ class CompletionWriter:
             "finish_reason": delta.finish_reason.value if delta.finish_reason else None,
             "stop_reason": delta.stop_reason,
         }
-        if self._request.echo_only and ends:
+        if self._request.echo_only and ends and delta.finish_reason is not FinishReason.ABORT:
             entry |= {"finish_reason": "length", "stop_reason": None}
         prompt = self._request.prompts[choice // self._request.params.n]
         if first and self._request.wants_prompt_logprobs:

@@ -91,7 +91,7 @@ class BatchRoutes:
             if told["purpose"] != "batch":
                 remedy = f"{told['purpose']!r} is not supported: give 'batch'"
                 raise refused("purpose", remedy, "invalid_value")
-            return json_response(await self._files.keep(upload, request[RECORD].key, told["filename"]))
+            return json_response(await self._files.keep(upload, request[RECORD].tenant, told["filename"]))
 
     async def _list_files(self, request: web.Request) -> web.Response:
         query = _query(request, "purpose", "order")

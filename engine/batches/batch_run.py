@@ -82,11 +82,13 @@ class InlineReader:
 class BatchTerms:
     """How the lines of a batch are asked.
 
-    At most `slots` run at once, of all batches that share them. Every line has to ask `url`, if it is given. With
-    `waits`, what is refused for a while is asked again; else that refusal is the line's result.
+    At most `slots` run at once, of all batches that share them, and `most_lines` of this one run or wait. Every line
+    has to ask `url`, if it is given. With `waits`, what is refused for a while is asked again, and holds no slot until
+    then: others go on. Else that refusal is the line's result.
     """
 
     slots: asyncio.Semaphore
+    most_lines: int
     url: str | None = None
     tenant: str = ""
     priority: int = 0
@@ -116,6 +118,7 @@ class BatchRun:
         self._client, self._reader, self._files = client, reader, files
         self._terms, self._watcher = terms, watcher
         self._seen: set[bytes] = set()
+        self._lines = asyncio.Semaphore(terms.most_lines)
         self.summary = Summary()
 
     async def run(self, source: Path, results: ResultsFile) -> Summary:
@@ -141,9 +144,9 @@ class BatchRun:
             if accepted is None:
                 self._watcher.line_done()
                 continue
-            await self._terms.slots.acquire()
+            await self._lines.acquire()
             task = running.create_task(self._answer_line(number, *accepted, results))
-            task.add_done_callback(lambda _: self._terms.slots.release())  # also if it is cancelled unbegun
+            task.add_done_callback(lambda _: self._lines.release())  # also if it is cancelled unbegun
 
     async def _accept(
         self, number: int, raw: bytes, results: ResultsFile
@@ -214,7 +217,8 @@ class BatchRun:
         """Answer a line; wait where it is refused for a while only."""
         while True:
             try:
-                return await self._answer(line, endpoint)
+                async with self._terms.slots:
+                    return await self._answer(line, endpoint)
             except EngineStopped:
                 raise
             except FORESEEN as error:

@@ -13,6 +13,9 @@ from lora.format.companions import NO_COMPANIONS, Companions
 
 MOST_COPIES = 4096
 MOST_REQUESTS = 1 << 20
+MOST_HELD_S = 3600.0
+VERSION_CHARS = 16
+"""Of a content's digest, where a version is told to clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class AdapterRecord:
     """What administrators are told of a name. `version` is the digest of its content, None before it was read.
 
     `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
-    `shares` are the parts of its traffic by node. `in_flight` and `last_use_s` are of the server that was asked.
+    `shares` are the parts of its traffic by node. `in_flight`, `last_use_s` and `held_s` are of the server that was
+    asked. The last is for how long it still takes no requests.
     """
 
     name: str
@@ -65,6 +69,7 @@ class AdapterRecord:
     shares: Mapping[str, float] = field(default_factory=dict[str, float])
     in_flight: int = 0
     last_use_s: float | None = None
+    held_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,21 @@ class AdapterCatalogue(Protocol):
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         """Ask something else for a name. Raises UnknownModel, InvalidParameter, AdapterFailed or NotInTime."""
+        ...
+
+    async def hold(self, name: str, seconds: float) -> None:
+        """Let a name take no requests at this server for so long. Raises UnknownModel."""
+        ...
+
+    async def release(self, name: str) -> None:
+        """Let a name take requests again. Raises UnknownModel."""
+        ...
+
+    async def abort(self, name: str) -> int:
+        """End the requests that this server has under a name, with what they have; return how many they were.
+
+        Raises UnknownModel for a name that means nothing, and that no request runs under.
+        """
         ...
 
     async def cluster(self) -> ClusterRecord:

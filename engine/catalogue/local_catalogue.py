@@ -24,7 +24,7 @@ from engine.catalogue.base import (
 from engine.catalogue.catalogue_file import CatalogueFile, NotWritten, RegisteredName, Superseded
 from engine.catalogue.pinned_names import PinnedNames
 from engine.errors import AdapterFailed, AskRouter, EngineError, UnknownModel
-from engine.live.adapter_uses import AdapterUses
+from engine.live.live_outputs import LiveOutputs
 from engine.metrics.series import MetricSeries
 from engine.waiting.adapter_names import AdapterNames
 from engine.waiting.task_pool import TaskPool
@@ -49,12 +49,13 @@ class LocalCatalogue:
         self,
         store: AdapterStore,
         names: AdapterNames,
-        uses: AdapterUses,
+        outputs: LiveOutputs,
         file: CatalogueFile | None = None,
         roots: AllowedRoots = ANYWHERE,
     ) -> None:
         """Know what the store knows; `start` takes up what `file` has, from below `roots`."""
-        self._names, self._uses, self._file, self._roots = names, uses, file, roots
+        self._names, self._file, self._roots = names, file, roots
+        self._outputs, self._uses = outputs, outputs.uses
         self._registry, self._places = store.registry, AdapterPlaces(store)
         self._pinned = PinnedNames(store.kept, names)
         self._settings: dict[str, EntrySettings] = {}
@@ -158,6 +159,25 @@ class LocalCatalogue:
             raise UnknownModel(name)
         return (await self._described([entry]))[0]
 
+    async def hold(self, name: str, seconds: float) -> None:
+        """Let a name take no requests here for so long. Raises UnknownModel."""
+        self._check_owner()
+        await self.record(name)
+        self._uses.hold(name, seconds)
+
+    async def release(self, name: str) -> None:
+        """Let a name take requests again. Raises UnknownModel."""
+        self._check_owner()
+        await self.record(name)
+        self._uses.release(name)
+
+    async def abort(self, name: str) -> int:
+        """End the requests under a name. As AdapterCatalogue.abort."""
+        self._check_owner()
+        if not self._uses.in_flight(name):
+            await self.record(name)
+        return self._outputs.abort(name)
+
     async def cluster(self) -> ClusterRecord:
         """Describe this server as a cluster of one node."""
         memory = self._places.memory()
@@ -214,6 +234,7 @@ class LocalCatalogue:
             tiers={} if tier is None else {self._node: tier},
             in_flight=self._uses.in_flight(name),
             last_use_s=self._uses.last_use_s(name),
+            held_s=self._uses.held_s(name),
         )
 
     def _remember(self, name: str, settings: EntrySettings) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from engine.config.access_config import AccessConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.option import Option, check_fields
-from engine.config.option_types import READABLE_FILE
+from engine.config.option_types import FILE, READABLE_FILE, whole_number
 from engine.errors import InvalidConfig
 from engine.tenants.tenant import Tenant, key_digest
 from engine.tenants.tenants_file import TenantsFlaw, read_tenants
@@ -26,6 +26,16 @@ class TenantsConfig:
             note="it is read again when it changes",
         ),
     ] = None  # fmt: skip
+
+    usage_file: Annotated[
+        Path | None,
+        Option(
+            "tenants", FILE, "SQLite file that keeps what tenants use, by day and adapter", note="none: it is not kept"
+        ),
+    ] = None  # fmt: skip
+    usage_days: Annotated[
+        int, Option("tenants", whole_number("N", 1, 36_500), "days that it keeps, today included")
+    ] = 400
 
     def __post_init__(self) -> None:
         check_fields(self)

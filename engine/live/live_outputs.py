@@ -7,16 +7,19 @@ were drawn. Used on one event loop.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 from engine.errors import EngineError, NotAdmitted, NotInTime, StepFailed
 from engine.live.adapter_uses import AdapterUses
 from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from engine.tokenizer import Tokenizer
+from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason, SequenceKey, TokenEvent
-from scheduler.request import Request
+from scheduler.request import InvalidParameter, Request
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class LiveOutputs:
         self._tokenizer, self._telemetry = tokenizer, telemetry
         self._finish, self._abort = finish, abort
         self.uses, self.accounts = AdapterUses(), accounts or TenantAccounts()
+        self.usage = UsageCounts()
         self._outputs: dict[str, RequestOutput] = {}
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
         self._ended = asyncio.Event()  # set when the last request has ended
@@ -54,6 +58,16 @@ class LiveOutputs:
         self.uses.began(model)
         self.accounts.began(request, model)
         return output
+
+    @contextmanager
+    def refusals(self, tenant: str, model: str, is_known: Callable[[], bool]) -> Generator[None]:
+        """Count what is raised for a client of a tenant; under the name of `model` only if that is known."""
+        with self._telemetry.refusals.counted():
+            try:
+                yield
+            except (EngineError, RequestRefused, InvalidParameter):
+                self._refused(tenant, model if is_known() else "")
+                raise
 
     def running(self, request_id: str) -> tuple[int, ...]:
         """List the sequences of a request whose text is not complete; none if it has ended."""
@@ -80,6 +94,18 @@ class LiveOutputs:
         was_refused = isinstance(error, NotAdmitted | NotInTime)
         if (output := self._forget(request_id, "error", was_refused)) is not None:
             output.fail(error)
+
+    def abort(self, name: str) -> int:
+        """End all requests under a name as aborted, with the tokens that they have; return how many they were."""
+        now_s = time.monotonic()
+        found = [request_id for request_id, model in self._models.items() if model == name]
+        for request_id in found:
+            self._abort(request_id)
+            output = self._outputs[request_id]
+            for index in output.running:
+                end = TokenEvent(SequenceKey(request_id, index), None, finish_reason=FinishReason.ABORT)
+                self._try_to_push(output, end, now_s)
+        return len(found)
 
     def end_all(self, error: EngineError, reason: str) -> None:
         """Abort what still runs, and end its outputs with an error."""
@@ -110,9 +136,23 @@ class LiveOutputs:
             self.uses.ended(model)
             self.accounts.ended(request_id, prompt_tokens + output.output_tokens, was_refused)
             self._telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
+            self._count(output, model, reason, was_refused)
         if not self._outputs:
             self._ended.set()
         return output
+
+    def _count(self, output: RequestOutput, model: str, reason: str, was_refused: bool) -> None:
+        """Count for its tenant what a request has used."""
+        tenant, prompt_tokens = output.request.tenant, len(output.request.prompt_token_ids)
+        if was_refused:
+            self._refused(tenant, model)
+            return
+        self._telemetry.tenants.finished(tenant, reason, prompt_tokens, output.output_tokens)
+        self.usage.ended(tenant, model, prompt_tokens, output.cached_tokens, output.output_tokens)
+
+    def _refused(self, tenant: str, model: str) -> None:
+        self._telemetry.tenants.finished(tenant, "refused", 0, 0)
+        self.usage.refused(tenant, model)
 
     def _try_to_push(self, output: RequestOutput, event: TokenEvent, now_s: float) -> None:
         """Give an event to its output; what cannot be turned into text ends its own request."""

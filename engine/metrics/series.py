@@ -25,6 +25,7 @@ from engine.errors import (
     TooManySequences,
     UnknownModel,
 )
+from engine.metrics.adapter_totals import Totals
 from scheduler.limits import RequestRefused
 from scheduler.request import InvalidParameter
 
@@ -125,6 +126,23 @@ def census_series(census: Mapping[tuple[str, int], tuple[int, int]]) -> tuple[Me
     return (
         MetricSeries("loraserve_adapters", "Adapters that are known, by tier and rank.", labels, counts),
         MetricSeries("loraserve_adapter_bytes", "Their device memory, if they were there.", labels, sizes),
+    )
+
+
+def tenant_series(totals: Mapping[str, Totals]) -> tuple[MetricSeries, ...]:
+    """Tell what became of tenants' requests, and their tokens."""
+    ends = [((name, why), float(n)) for name, each in totals.items() for why, n in each.finished.items()]
+    prompt = [((name,), float(each.prompt_tokens)) for name, each in totals.items()]
+    output = [((name,), float(each.output_tokens)) for name, each in totals.items()]
+    told = "Requests of tenants that ended or were refused, by what ended them."
+    return (
+        MetricSeries("loraserve_tenant_requests", told, ("tenant", "reason"), ends, "counter"),
+        MetricSeries(
+            "loraserve_tenant_prompt_tokens", "Prompt tokens of those.", ("tenant",), prompt, "counter"
+        ),
+        MetricSeries(
+            "loraserve_tenant_output_tokens", "Tokens sampled for them.", ("tenant",), output, "counter"
+        ),
     )
 
 

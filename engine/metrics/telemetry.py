@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from engine.metrics.adapter_totals import AdapterTotals, Times, Totals
-from engine.metrics.series import MetricSeries, Refusals
+from engine.metrics.series import MetricSeries, Refusals, tenant_series
 from engine.metrics.tracing import Tracing
 from lora.peers.peer_stats import PeerStats
 from lora.store.stats import StoreStats
@@ -91,6 +91,7 @@ class Telemetry:
     def __init__(self, most_adapters: int = MOST_ADAPTERS, tracing: Tracing | None = None) -> None:
         self._registry = CollectorRegistry()
         self._totals = AdapterTotals(most_adapters)
+        self.tenants = AdapterTotals(most_adapters)  # the same by tenant: the most recent ones
         self._gauges = _Gauges()
         self._stalls = _Stalls()
         self._lost_lines: list[Callable[[], Mapping[str, int]]] = []
@@ -139,6 +140,7 @@ class Telemetry:
         return generate_latest(self._registry)
 
     def _own(self) -> Iterator[MetricSeries]:
+        yield from tenant_series(self.tenants.snapshot())
         counts = {log: count for source in self._lost_lines for log, count in source().items()}
         lost = [((log,), float(count)) for log, count in counts.items()]
         told = "Lines left out, since a log was not written."

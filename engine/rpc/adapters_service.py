@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from engine.api.admin.admin_schema import AliasAdapter, LimitAdapter, PinAdapter, RegisterAdapter
+from engine.api.admin.admin_schema import AliasAdapter, HoldAdapter, LimitAdapter, PinAdapter, RegisterAdapter
 from engine.api.admin.catalogue_admin import DEFAULT_LISTED, CatalogueAdmin
 from engine.api.errors import refused
 from engine.api.keys import Permission
@@ -36,6 +36,9 @@ class AdaptersService:
             one_answer("Unpin", administer, wire.UnpinAdapterRequest, self._unpin),
             one_answer("SetAlias", administer, wire.SetAliasRequest, self._set_alias, _FIELDS),
             one_answer("SetLimit", administer, wire.SetLimitRequest, self._set_limit),
+            one_answer("Hold", administer, wire.HoldAdapterRequest, self._hold),
+            one_answer("Release", administer, wire.ReleaseAdapterRequest, self._release),
+            one_answer("Abort", administer, wire.AbortAdapterRequest, self._abort),
         )
 
     async def _list(self, message: wire.ListAdaptersRequest, call: RpcCall) -> wire.ListAdaptersResponse:
@@ -83,6 +86,21 @@ class AdaptersService:
         call.record.model = message.name
         fields = {"name": message.name, "max_requests": message.max_requests}
         return _adapter(await self._admin.limit(converted(fields, LimitAdapter)))
+
+    async def _hold(self, message: wire.HoldAdapterRequest, call: RpcCall) -> wire.Adapter:
+        call.record.model = message.name
+        seconds = message.seconds if message.HasField("seconds") else None
+        fields = {"name": message.name, "seconds": seconds}
+        return _adapter(await self._admin.hold(converted(fields, HoldAdapter)))
+
+    async def _release(self, message: wire.ReleaseAdapterRequest, call: RpcCall) -> wire.Adapter:
+        call.record.model = message.name
+        return _adapter(await self._admin.release(message.name))
+
+    async def _abort(self, message: wire.AbortAdapterRequest, call: RpcCall) -> wire.AbortAdapterResponse:
+        call.record.model = message.name
+        told: dict[str, Any] = await self._admin.abort(message.name)
+        return wire.AbortAdapterResponse(aborted=told["aborted"])
 
 
 def _adapter(told: Mapping[str, object]) -> wire.Adapter:

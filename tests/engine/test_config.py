@@ -25,6 +25,7 @@ from engine.config.launch_config import LaunchConfig
 from engine.config.option import Configuration, options_of
 from engine.config.peer_config import PeerConfig
 from engine.config.source_config import SourceConfig
+from engine.config.tenants_config import TenantsConfig
 from engine.errors import InvalidConfig
 from model.config import AttentionChoice
 from scheduler.cluster.cost.profile import Slo, to_json
@@ -278,13 +279,14 @@ def test_every_field_but_a_configuration_is_an_option_of_one_name() -> None:
     for owner, inner in (
         (EngineConfig, {"peers", "sources"}),
         (SourceConfig, set[str]()),
-        (ServeConfig, {"engine", "access", "http", "batches", "cluster", "launch"}),
+        (ServeConfig, {"engine", "access", "http", "batches", "cluster", "launch", "tenants"}),
         (HttpConfig, set[str]()),
         (BatchesConfig, set[str]()),
         (PeerConfig, set[str]()),
         (AccessConfig, set[str]()),
         (ClusterConfig, set[str]()),
         (LaunchConfig, set[str]()),
+        (TenantsConfig, set[str]()),
     ):
         assert {field.name for field in fields(owner)} == {o.field for o in options_of(owner)} | inner
     for options in (SERVE_OPTIONS, BATCH_OPTIONS):

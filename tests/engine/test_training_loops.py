@@ -13,7 +13,7 @@ from engine.async_engine import AsyncEngine
 from engine.config.config import EngineConfig
 from engine.demo.embedded import adapter_folders
 from engine.metrics.telemetry import Telemetry
-from tests.engine.api.session import ApiSession, session
+from tests.engine.api.session import ApiSession, events, session
 
 EMBEDDED = adapter_folders()
 Visit = Callable[[ApiSession, AsyncEngine, Path], Awaitable[object]]
@@ -183,3 +183,36 @@ def test_logprobs_are_the_model_s_or_those_of_the_draw_as_server_and_request_say
         assert answer.status == 200
 
     serve(tmp_path / "lora", visit, logprobs_mode="processed_logprobs")
+
+
+def test_every_answer_tells_the_version_that_gave_it(tmp_path: Path) -> None:
+    async def visit(api: ApiSession, engine: AsyncEngine, folder: Path) -> None:
+        async def version(path: str, model: str, **fields: object) -> str | None:
+            whole = (await api.post(path, {"model": model} | fields)).json["system_fingerprint"]
+            chunks = events((await api.post(path, {"model": model, "stream": True} | fields)).body)[:-1]
+            assert {chunk["system_fingerprint"] for chunk in chunks} == {whole}
+            return whole
+
+        async def versions(model: str) -> set[str | None]:
+            return {
+                await version("/v1/completions", model, prompt=[7, 8], max_tokens=2, n=2),
+                await version(
+                    "/v1/chat/completions", model, messages=[{"role": "user", "content": "a"}], max_tokens=2
+                ),
+                await version(
+                    "/inference/v1/generate", model, token_ids=[7], sampling_params={"max_tokens": 2}
+                ),
+            }
+
+        assert await versions("demo") == {None}
+        told: set[str | None] = set()
+        for task in ("upper", "reverse", "upper"):
+            body = {"lora_name": "policy", "lora_path": str(EMBEDDED[task]), "load_inplace": True}
+            assert (await api.post("/v1/load_lora_adapter", body)).status == 200
+            record = (await api.send("GET", "/v1/adapters/policy")).json
+            (found,) = await versions("policy")
+            assert found == record["version"][:16]
+            told.add(found)
+        assert len(told) == 2
+
+    serve(tmp_path / "lora", visit)

@@ -22,6 +22,7 @@ from engine.metrics.telemetry import Telemetry
 from engine.output import Delta, Detokenizer
 from engine.runner.step_history import StepRecord
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterEntry, AdapterRef, is_name
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
@@ -68,6 +69,7 @@ class FakeStream:
     def __init__(self, client: "FakeClient", request_id: str, deltas: AsyncIterator[Delta]) -> None:
         self._client, self._request_id, self._deltas = client, request_id, deltas
         self.cached_tokens = client.cached_tokens
+        self.adapter_digest = ""
         self.ended = False
         self.closed = asyncio.Event()
 
@@ -96,6 +98,7 @@ class FakeCatalogue:
         self._client = client
         self.asked: dict[str, EntrySettings] = {}
         self.aliases: dict[str, str] = {}
+        self.held: dict[str, float] = {}
 
     async def records(self, after: str, limit: int) -> list[AdapterRecord]:
         names = [entry.name for entry in self._client.adapters()]
@@ -107,7 +110,9 @@ class FakeCatalogue:
                 digest, asked = entry.ref.digest if entry.ref else None, self.asked.get(name, EntrySettings())
                 pinned, most = asked.pinned or 0, asked.max_requests or 0
                 source, alias = str(entry.folder), self.aliases.get(name)
-                return AdapterRecord(name, digest, alias, source, pinned=pinned, max_requests=most)
+                return AdapterRecord(
+                    name, digest, alias, source, pinned=pinned, max_requests=most, held_s=self.held.get(name)
+                )
         raise UnknownModel(name)
 
     async def set_alias(self, name: str, target: str) -> None:
@@ -124,6 +129,18 @@ class FakeCatalogue:
             known.pinned if settings.pinned is None else settings.pinned,
             known.max_requests if settings.max_requests is None else settings.max_requests,
         )
+
+    async def hold(self, name: str, seconds: float) -> None:
+        await self.record(name)
+        self.held[name] = seconds
+
+    async def release(self, name: str) -> None:
+        await self.record(name)
+        self.held.pop(name, None)
+
+    async def abort(self, name: str) -> int:
+        await self.record(name)
+        return len(self._client.live)
 
     async def cluster(self) -> ClusterRecord:
         return ClusterRecord(7, 3, len(self._client.adapters()), [NodeRecord("n1", "serving")])
@@ -145,6 +162,7 @@ class FakeClient:
         self.model_names: tuple[str, ...] = ("base",)
         self.max_model_len, self.vocab_size, self.created_s = 512, tokenizer.vocab_size, 1_700_000_000
         self.accounts = TenantAccounts(self.model_names, self.max_model_len)
+        self.usage = UsageCounts()
         self.says: Callable[[str, str], str] = lambda model, prompt: f"{model} heard {prompt}"
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
@@ -210,6 +228,7 @@ class FakeClient:
         assert request_id not in self.live, "request ids are unique among live requests"
         self.submitted.append((model, prompt, params))
         stream = FakeStream(self, request_id, self._deltas(model, prompt, params, request_id))
+        stream.adapter_digest = "" if model in self.model_names else f"digest-of-{model}"
         self.live[request_id] = stream
         return stream
 

@@ -17,7 +17,7 @@ from engine.api.admin.catalogue_admin import MOST_LISTED
 from engine.api.admin.pushed_files import PushedFiles, PushOptions
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError
-from engine.catalogue.base import AdapterRecord
+from engine.catalogue.base import VERSION_CHARS, AdapterRecord
 from engine.errors import EngineError, InvalidAdapter, InvalidAdapterName, UnknownModel
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import MOST_NAME_CHARS, is_name
@@ -25,7 +25,6 @@ from lora.format.allowed_roots import AllowedRoots
 
 _MOST_AT_ONCE = 4
 _RETRY_AFTER_S = 5
-_DIGEST_CHARS = 16
 _KEPT_S = 600.0  # the files of a content that no name means: requests that run may still need them
 _WRITE_S = 120.0
 
@@ -102,8 +101,8 @@ class AdapterPush:
             raise InvalidAdapterName(
                 name, "a version is named by @: leave it out, it is given by the content"
             )
-        if not is_name(version_name(name, "0" * _DIGEST_CHARS)):
-            most = MOST_NAME_CHARS - _DIGEST_CHARS - 1
+        if not is_name(version_name(name, "0" * VERSION_CHARS)):
+            most = MOST_NAME_CHARS - VERSION_CHARS - 1
             raise InvalidAdapterName(
                 name, f"give at most {most} letters, digits or any of ._:+-, and single slashes"
             )
@@ -170,4 +169,4 @@ class AdapterPush:
 
 def version_name(name: str, digest: str) -> str:
     """Return the name of one version of an adapter."""
-    return f"{name}@{digest[:_DIGEST_CHARS]}"
+    return f"{name}@{digest[:VERSION_CHARS]}"

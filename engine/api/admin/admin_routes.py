@@ -8,10 +8,13 @@ from aiohttp import web
 from engine.api import schema
 from engine.api.admin.adapter_push import AdapterPush
 from engine.api.admin.admin_schema import (
+    AbortAdapter,
     AliasAdapter,
+    HoldAdapter,
     LimitAdapter,
     PinAdapter,
     RegisterAdapter,
+    ReleaseAdapter,
     UnpinAdapter,
 )
 from engine.api.admin.catalogue_admin import CatalogueAdmin
@@ -19,7 +22,10 @@ from engine.api.bodies.body_parser import LARGE_BODY_BYTES
 from engine.api.guard import RECORD, Handler, json_response
 from engine.api.server.body import BodyReader, wait_with_continue
 
-Body = TypeVar("Body", RegisterAdapter, AliasAdapter, PinAdapter, UnpinAdapter, LimitAdapter)
+Body = TypeVar(
+    "Body", RegisterAdapter, AliasAdapter, PinAdapter, UnpinAdapter, LimitAdapter, HoldAdapter, ReleaseAdapter,
+    AbortAdapter,
+)  # fmt: skip
 
 
 class AdminRoutes:
@@ -37,6 +43,9 @@ class AdminRoutes:
             ("/v1/adapters/pin", self._change(PinAdapter, admin.pin)),
             ("/v1/adapters/unpin", self._change(UnpinAdapter, lambda wire: admin.unpin(wire.name))),
             ("/v1/adapters/limit", self._change(LimitAdapter, admin.limit)),
+            ("/v1/adapters/hold", self._change(HoldAdapter, admin.hold)),
+            ("/v1/adapters/release", self._change(ReleaseAdapter, lambda wire: admin.release(wire.name))),
+            ("/v1/adapters/abort", self._change(AbortAdapter, lambda wire: admin.abort(wire.name))),
         ]
         return [
             web.get("/cluster", self._cluster, allow_head=False),
@@ -49,7 +58,7 @@ class AdminRoutes:
         ]
 
     def _change(self, kind: type[Body], change: Callable[[Body], Awaitable[dict[str, object]]]) -> Handler:
-        """Make the handler of a change: it reads a body of this kind, and answers with the adapter's record."""
+        """Make the handler of a change: it reads a body of this kind, and answers with what came of it."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             async with self._bodies.read(request, LARGE_BODY_BYTES) as body:

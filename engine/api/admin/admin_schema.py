@@ -4,9 +4,10 @@ from typing import Annotated
 
 import msgspec
 
-from engine.catalogue.base import MOST_COPIES, MOST_REQUESTS
+from engine.catalogue.base import MOST_COPIES, MOST_HELD_S, MOST_REQUESTS
 
 Copies = Annotated[int, msgspec.Meta(ge=1, le=MOST_COPIES)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=MOST_HELD_S)]
 Requests = Annotated[int, msgspec.Meta(ge=0, le=MOST_REQUESTS)]
 
 
@@ -36,6 +37,25 @@ class PinAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
 
 class UnpinAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """POST /v1/adapters/unpin."""
+
+    name: str
+
+
+class HoldAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/hold: let a name take no requests for so many `seconds`, a minute if none are given."""
+
+    name: str
+    seconds: Seconds | None = None
+
+
+class ReleaseAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/release: undo a hold."""
+
+    name: str
+
+
+class AbortAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/adapters/abort: end the requests under a name, with what they have."""
 
     name: str
 

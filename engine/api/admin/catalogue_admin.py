@@ -6,7 +6,7 @@ from http import HTTPStatus
 import msgspec
 
 from engine.api.adapters import AdapterAdmin
-from engine.api.admin.admin_schema import AliasAdapter, LimitAdapter, PinAdapter, RegisterAdapter
+from engine.api.admin.admin_schema import AliasAdapter, HoldAdapter, LimitAdapter, PinAdapter, RegisterAdapter
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
@@ -14,6 +14,7 @@ from engine.catalogue.base import AdapterRecord, EntrySettings
 from engine.runner.step_history import StepRecord
 
 MOST_LISTED, DEFAULT_LISTED = 1000, 100
+_HELD_S = 60.0
 
 
 class CatalogueAdmin:
@@ -79,6 +80,20 @@ class CatalogueAdmin:
     async def limit(self, wire: LimitAdapter) -> dict[str, object]:
         """Bound the requests under way by a name. Raises UnknownModel."""
         return await self._set(wire.name, EntrySettings(max_requests=wire.max_requests))
+
+    async def hold(self, wire: HoldAdapter) -> dict[str, object]:
+        """Let a name take no requests for a while. Raises UnknownModel."""
+        await self._client.catalogue.hold(wire.name, _HELD_S if wire.seconds is None else wire.seconds)
+        return await self.one(wire.name)
+
+    async def release(self, name: str) -> dict[str, object]:
+        """Let a name take requests again. Raises UnknownModel."""
+        await self._client.catalogue.release(name)
+        return await self.one(name)
+
+    async def abort(self, name: str) -> dict[str, object]:
+        """End the requests under a name. Raises UnknownModel."""
+        return {"id": name, "object": "adapter", "aborted": await self._client.catalogue.abort(name)}
 
     async def remove(self, name: str) -> dict[str, object]:
         """Let a name mean nothing. Raises UnknownModel."""

@@ -1,6 +1,6 @@
 """Say what an operation of the API is, in OpenAPI's words, for whoever describes its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,3 +59,11 @@ class Description:
 
 
 NOTHING_MORE = Description()
+
+
+def joined(descriptions: Iterable[Description]) -> Description:
+    """Return several descriptions as one."""
+    found = tuple(descriptions)
+    operations = tuple(operation for each in found for operation in each.operations)
+    responses = {name: schema for each in found for name, schema in each.responses.items()}
+    return Description(operations, responses, tuple(record for each in found for record in each.records))

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from engine.api import schema
 from engine.api.admin.admin_schema import (
+    AbortAdapter,
     AliasAdapter,
+    HoldAdapter,
     LimitAdapter,
     PinAdapter,
     RegisterAdapter,
+    ReleaseAdapter,
     UnpinAdapter,
 )
 from engine.api.admin.catalogue_admin import MOST_LISTED
@@ -33,6 +36,7 @@ _ASKING = (*WITH_BODY, 404, 429)
 
 def _response(kind: str, choice: Schema, **more: Schema) -> Schema:
     head = {"id": TEXT, "object": {"const": kind}, "created": NUMBER, "model": TEXT}
+    head["system_fingerprint"] = MAYBE_TEXT
     return object_schema(**head, choices=array_schema(choice), usage=ref_schema("Usage"), **more)
 
 
@@ -56,6 +60,7 @@ RESPONSES: Mapping[str, Schema] = {
     ),
     "TokenResponse": object_schema(
         request_id=TEXT,
+        system_fingerprint=MAYBE_TEXT,
         created=NUMBER,
         model=TEXT,
         choices=array_schema(
@@ -76,6 +81,7 @@ RESPONSES: Mapping[str, Schema] = {
     "Models": object_schema(object={"const": "list"}, data=array_schema(ref_schema("Model"))),
     "Deleted": object_schema(id=TEXT, object={"const": "model"}, deleted={"const": True}),
     "AdapterDeleted": object_schema(id=TEXT, object={"const": "adapter"}, deleted={"const": True}),
+    "AdapterAborted": object_schema(id=TEXT, object={"const": "adapter"}, aborted=NUMBER),
     "Adapters": object_schema(
         object={"const": "list"},
         data=array_schema(ref_schema("Adapter")),
@@ -140,6 +146,11 @@ OPERATIONS: Sequence[Operation] = (
     Operation("post", "/v1/adapters/unpin", "Undo a pin", "Adapter", _CHANGING, UnpinAdapter),
     Operation(
         "post", "/v1/adapters/limit", "Bound an adapter's requests", "Adapter", _CHANGING, LimitAdapter
+    ),
+    Operation("post", "/v1/adapters/hold", "Hold an adapter", "Adapter", _CHANGING, HoldAdapter),
+    Operation("post", "/v1/adapters/release", "Undo a hold", "Adapter", _CHANGING, ReleaseAdapter),
+    Operation(
+        "post", "/v1/adapters/abort", "End an adapter's requests", "AdapterAborted", _CHANGING, AbortAdapter
     ),
     Operation(
         "put",

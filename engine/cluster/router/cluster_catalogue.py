@@ -10,7 +10,7 @@ from engine.cluster.control.cluster_status import adapters_of_view, cluster_of_v
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import NotInTime, UnknownModel
-from engine.live.adapter_uses import AdapterUses
+from engine.live.live_outputs import LiveOutputs
 
 
 class ClusterCatalogue:
@@ -21,10 +21,10 @@ class ClusterCatalogue:
         view: ClusterView,
         administration: AdapterAdministration,
         forwarding: Forwarding,
-        uses: AdapterUses,
+        outputs: LiveOutputs,
     ) -> None:
         self._view, self._administration = view, administration
-        self._forwarding, self._uses = forwarding, uses
+        self._forwarding, self._outputs, self._uses = forwarding, outputs, outputs.uses
 
     async def records(self, after: str, limit: int) -> list[AdapterRecord]:
         """Describe the first `limit` names after `after`."""
@@ -53,6 +53,22 @@ class ClusterCatalogue:
         """Ask something else for a name. As AdapterCatalogue.set."""
         await self._administration.set(name, settings)
 
+    async def hold(self, name: str, seconds: float) -> None:
+        """Let a name take no requests here for so long. Raises UnknownModel."""
+        await self.record(name)
+        self._uses.hold(name, seconds)
+
+    async def release(self, name: str) -> None:
+        """Let a name take requests again. Raises UnknownModel."""
+        await self.record(name)
+        self._uses.release(name)
+
+    async def abort(self, name: str) -> int:
+        """End the requests under a name. As AdapterCatalogue.abort."""
+        if not self._uses.in_flight(name):
+            await self.record(name)
+        return self._outputs.abort(name)
+
     async def cluster(self) -> ClusterRecord:
         """Describe the cluster."""
         try:
@@ -63,7 +79,9 @@ class ClusterCatalogue:
 
     def _seen_here(self, record: AdapterRecord) -> AdapterRecord:
         uses, name = self._uses, record.name
-        return replace(record, in_flight=uses.in_flight(name), last_use_s=uses.last_use_s(name))
+        return replace(
+            record, in_flight=uses.in_flight(name), last_use_s=uses.last_use_s(name), held_s=uses.held_s(name)
+        )
 
     def _linked(self, node: NodeRecord) -> NodeRecord:
         """Add what this router hears from a node, or that it cannot reach it."""

@@ -22,6 +22,7 @@ from engine.output import RequestOutput
 from engine.structured.grammar_cache import GrammarCache
 from engine.structured.grammar_pool import GrammarPool
 from engine.tenants.accounts import TenantAccounts
+from engine.tenants.usage_counts import UsageCounts
 from engine.tokenizer import Tokenizer
 from lora.adapter import BASE, AdapterEntry, AdapterRef
 from lora.format.adapter_files import Flaw
@@ -64,12 +65,17 @@ class ClusterClient:
         self.accounts = TenantAccounts(model.names, model.max_model_len, weigh=forwarding.router.weigh)
         self._outputs = LiveOutputs(tokenizer, telemetry, forwarding.finish, forwarding.abort, self.accounts)
         forwarding.outputs, forwarding.spans = self._outputs, ForwardingSpans(telemetry.tracing)
-        self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs.uses)
+        self.catalogue = ClusterCatalogue(view, administration, forwarding, self._outputs)
         self._series = RouterSeries(view, forwarding, self._outputs, telemetry.refusals)
         self._admission = Admission(max_waiting, lambda: forwarding.router.waiting)
         self._slo_ttft_s = slo_ttft_s
         self._grammars = GrammarPool(GrammarCache(lambda: tokenizer.table(model.vocab_size)))
         self._draining = False
+
+    @property
+    def usage(self) -> UsageCounts:
+        """What tenants use."""
+        return self._outputs.usage
 
     @property
     def model_name(self) -> str:
@@ -149,7 +155,11 @@ class ClusterClient:
 
         Raises as EngineClient.submit_all; a request that no node takes in time fails by its output.
         """
-        with self.telemetry.refusals.counted():
+
+        def is_known() -> bool:
+            return model in self._model.names or model in self.view.catalogue
+
+        with self._outputs.refusals(origin.tenant, model, is_known):
             priority = self.accounts.check_access(origin, model)
             await self.find(model)
             with self._admission.places(len(prompts) * params.n):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65ngine/rpc/wire/adapters.proto\x12\tloraserve\"\x91\x04\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x61lias_of\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x13\n\x06\x65\x66\x66\x65\x63t\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x0e\n\x06pinned\x18\t \x01(\r\x12\x14\n\x0cmax_requests\x18\n \x01(\r\x12\x0e\n\x06\x63opies\x18\x0b \x01(\r\x12,\n\x05tiers\x18\x0c \x03(\x0b\x32\x1d.loraserve.Adapter.TiersEntry\x12.\n\x06shares\x18\r \x03(\x0b\x32\x1e.loraserve.Adapter.SharesEntry\x12\x11\n\tin_flight\x18\x0e \x01(\r\x12\x17\n\nlast_use_s\x18\x0f \x01(\x01H\x06\x88\x01\x01\x1a,\n\nTiersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bSharesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_versionB\x0b\n\t_alias_ofB\x07\n\x05_rankB\x08\n\x06_bytesB\t\n\x07_effectB\x08\n\x06_errorB\r\n\x0b_last_use_s\"3\n\x13ListAdaptersRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"J\n\x14ListAdaptersResponse\x12$\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x12.loraserve.Adapter\x12\x0c\n\x04next\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8f\x01\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x13\n\x06\x63opies\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_requests\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07_copiesB\x0f\n\r_max_requests\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"A\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x63opies\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_copies\"#\n\x13UnpinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"5\n\x0fSetLimitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmax_requests\x18\x02 \x01(\r2\x82\x04\n\x08\x41\x64\x61pters\x12G\n\x04List\x12\x1e.loraserve.ListAdaptersRequest\x1a\x1f.loraserve.ListAdaptersResponse\x12\x37\n\x03Get\x12\x1c.loraserve.GetAdapterRequest\x1a\x12.loraserve.Adapter\x12\x39\n\x04Load\x12\x1d.loraserve.LoadAdapterRequest\x1a\x12.loraserve.Adapter\x12K\n\x06Unload\x12\x1f.loraserve.UnloadAdapterRequest\x1a .loraserve.UnloadAdapterResponse\x12\x37\n\x03Pin\x12\x1c.loraserve.PinAdapterRequest\x1a\x12.loraserve.Adapter\x12;\n\x05Unpin\x12\x1e.loraserve.UnpinAdapterRequest\x1a\x12.loraserve.Adapter\x12:\n\x08SetAlias\x12\x1a.loraserve.SetAliasRequest\x1a\x12.loraserve.Adapter\x12:\n\x08SetLimit\x12\x1a.loraserve.SetLimitRequest\x1a\x12.loraserve.Adapterb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65ngine/rpc/wire/adapters.proto\x12\tloraserve\"\xb1\x04\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x61lias_of\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x13\n\x06\x65\x66\x66\x65\x63t\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x0e\n\x06pinned\x18\t \x01(\r\x12\x14\n\x0cmax_requests\x18\n \x01(\r\x12\x0e\n\x06\x63opies\x18\x0b \x01(\r\x12,\n\x05tiers\x18\x0c \x03(\x0b\x32\x1d.loraserve.Adapter.TiersEntry\x12.\n\x06shares\x18\r \x03(\x0b\x32\x1e.loraserve.Adapter.SharesEntry\x12\x11\n\tin_flight\x18\x0e \x01(\r\x12\x17\n\nlast_use_s\x18\x0f \x01(\x01H\x06\x88\x01\x01\x12\x13\n\x06held_s\x18\x10 \x01(\x01H\x07\x88\x01\x01\x1a,\n\nTiersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bSharesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_versionB\x0b\n\t_alias_ofB\x07\n\x05_rankB\x08\n\x06_bytesB\t\n\x07_effectB\x08\n\x06_errorB\r\n\x0b_last_use_sB\t\n\x07_held_s\"3\n\x13ListAdaptersRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"J\n\x14ListAdaptersResponse\x12$\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x12.loraserve.Adapter\x12\x0c\n\x04next\x18\x02 \x01(\t\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x8f\x01\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x13\n\x06\x63opies\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmax_requests\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\t\n\x07_copiesB\x0f\n\r_max_requests\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"A\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x63opies\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_copies\"#\n\x13UnpinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"5\n\x0fSetLimitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmax_requests\x18\x02 \x01(\r\"D\n\x12HoldAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_seconds\"%\n\x15ReleaseAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13\x41\x62ortAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x14\x41\x62ortAdapterResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r2\xc8\x05\n\x08\x41\x64\x61pters\x12G\n\x04List\x12\x1e.loraserve.ListAdaptersRequest\x1a\x1f.loraserve.ListAdaptersResponse\x12\x37\n\x03Get\x12\x1c.loraserve.GetAdapterRequest\x1a\x12.loraserve.Adapter\x12\x39\n\x04Load\x12\x1d.loraserve.LoadAdapterRequest\x1a\x12.loraserve.Adapter\x12K\n\x06Unload\x12\x1f.loraserve.UnloadAdapterRequest\x1a .loraserve.UnloadAdapterResponse\x12\x37\n\x03Pin\x12\x1c.loraserve.PinAdapterRequest\x1a\x12.loraserve.Adapter\x12;\n\x05Unpin\x12\x1e.loraserve.UnpinAdapterRequest\x1a\x12.loraserve.Adapter\x12:\n\x08SetAlias\x12\x1a.loraserve.SetAliasRequest\x1a\x12.loraserve.Adapter\x12:\n\x08SetLimit\x12\x1a.loraserve.SetLimitRequest\x1a\x12.loraserve.Adapter\x12\x39\n\x04Hold\x12\x1d.loraserve.HoldAdapterRequest\x1a\x12.loraserve.Adapter\x12?\n\x07Release\x12 .loraserve.ReleaseAdapterRequest\x1a\x12.loraserve.Adapter\x12H\n\x05\x41\x62ort\x12\x1e.loraserve.AbortAdapterRequest\x1a\x1f.loraserve.AbortAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,31 +36,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTER_SHARESENTRY']._loaded_options = None
   _globals['_ADAPTER_SHARESENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTER']._serialized_start=46
-  _globals['_ADAPTER']._serialized_end=575
-  _globals['_ADAPTER_TIERSENTRY']._serialized_start=404
-  _globals['_ADAPTER_TIERSENTRY']._serialized_end=448
-  _globals['_ADAPTER_SHARESENTRY']._serialized_start=450
-  _globals['_ADAPTER_SHARESENTRY']._serialized_end=495
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=577
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=628
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=630
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=704
-  _globals['_GETADAPTERREQUEST']._serialized_start=706
-  _globals['_GETADAPTERREQUEST']._serialized_end=739
-  _globals['_LOADADAPTERREQUEST']._serialized_start=742
-  _globals['_LOADADAPTERREQUEST']._serialized_end=885
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=887
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=923
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=925
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=948
-  _globals['_PINADAPTERREQUEST']._serialized_start=950
-  _globals['_PINADAPTERREQUEST']._serialized_end=1015
-  _globals['_UNPINADAPTERREQUEST']._serialized_start=1017
-  _globals['_UNPINADAPTERREQUEST']._serialized_end=1052
-  _globals['_SETALIASREQUEST']._serialized_start=1054
-  _globals['_SETALIASREQUEST']._serialized_end=1101
-  _globals['_SETLIMITREQUEST']._serialized_start=1103
-  _globals['_SETLIMITREQUEST']._serialized_end=1156
-  _globals['_ADAPTERS']._serialized_start=1159
-  _globals['_ADAPTERS']._serialized_end=1673
+  _globals['_ADAPTER']._serialized_end=607
+  _globals['_ADAPTER_TIERSENTRY']._serialized_start=425
+  _globals['_ADAPTER_TIERSENTRY']._serialized_end=469
+  _globals['_ADAPTER_SHARESENTRY']._serialized_start=471
+  _globals['_ADAPTER_SHARESENTRY']._serialized_end=516
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=609
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=660
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=662
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=736
+  _globals['_GETADAPTERREQUEST']._serialized_start=738
+  _globals['_GETADAPTERREQUEST']._serialized_end=771
+  _globals['_LOADADAPTERREQUEST']._serialized_start=774
+  _globals['_LOADADAPTERREQUEST']._serialized_end=917
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=919
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=955
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=957
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=980
+  _globals['_PINADAPTERREQUEST']._serialized_start=982
+  _globals['_PINADAPTERREQUEST']._serialized_end=1047
+  _globals['_UNPINADAPTERREQUEST']._serialized_start=1049
+  _globals['_UNPINADAPTERREQUEST']._serialized_end=1084
+  _globals['_SETALIASREQUEST']._serialized_start=1086
+  _globals['_SETALIASREQUEST']._serialized_end=1133
+  _globals['_SETLIMITREQUEST']._serialized_start=1135
+  _globals['_SETLIMITREQUEST']._serialized_end=1188
+  _globals['_HOLDADAPTERREQUEST']._serialized_start=1190
+  _globals['_HOLDADAPTERREQUEST']._serialized_end=1258
+  _globals['_RELEASEADAPTERREQUEST']._serialized_start=1260
+  _globals['_RELEASEADAPTERREQUEST']._serialized_end=1297
+  _globals['_ABORTADAPTERREQUEST']._serialized_start=1299
+  _globals['_ABORTADAPTERREQUEST']._serialized_end=1334
+  _globals['_ABORTADAPTERRESPONSE']._serialized_start=1336
+  _globals['_ABORTADAPTERRESPONSE']._serialized_end=1375
+  _globals['_ADAPTERS']._serialized_start=1378
+  _globals['_ADAPTERS']._serialized_end=2090
 # @@protoc_insertion_point(module_scope)

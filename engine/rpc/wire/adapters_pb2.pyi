@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "alias_of", "source", "rank", "bytes", "effect", "error", "pinned", "max_requests", "copies", "tiers", "shares", "in_flight", "last_use_s")
+    __slots__ = ("name", "version", "alias_of", "source", "rank", "bytes", "effect", "error", "pinned", "max_requests", "copies", "tiers", "shares", "in_flight", "last_use_s", "held_s")
     class TiersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class Adapter(_message.Message):
     SHARES_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_S_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     alias_of: str
@@ -52,7 +53,8 @@ class Adapter(_message.Message):
     shares: _containers.ScalarMap[str, float]
     in_flight: int
     last_use_s: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., alias_of: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., bytes: _Optional[int] = ..., effect: _Optional[str] = ..., error: _Optional[str] = ..., pinned: _Optional[int] = ..., max_requests: _Optional[int] = ..., copies: _Optional[int] = ..., tiers: _Optional[_Mapping[str, str]] = ..., shares: _Optional[_Mapping[str, float]] = ..., in_flight: _Optional[int] = ..., last_use_s: _Optional[float] = ...) -> None: ...
+    held_s: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., alias_of: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., bytes: _Optional[int] = ..., effect: _Optional[str] = ..., error: _Optional[str] = ..., pinned: _Optional[int] = ..., max_requests: _Optional[int] = ..., copies: _Optional[int] = ..., tiers: _Optional[_Mapping[str, str]] = ..., shares: _Optional[_Mapping[str, float]] = ..., in_flight: _Optional[int] = ..., last_use_s: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("after", "limit")
@@ -129,3 +131,29 @@ class SetLimitRequest(_message.Message):
     name: str
     max_requests: int
     def __init__(self, name: _Optional[str] = ..., max_requests: _Optional[int] = ...) -> None: ...
+
+class HoldAdapterRequest(_message.Message):
+    __slots__ = ("name", "seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seconds: float
+    def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ReleaseAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class AbortAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class AbortAdapterResponse(_message.Message):
+    __slots__ = ("aborted",)
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    aborted: int
+    def __init__(self, aborted: _Optional[int] = ...) -> None: ...

@@ -71,7 +71,7 @@ async def session(
     cors_origins: Sequence[str] = (),
     log: RequestLog | None = None,
     config: HttpConfig | None = None,
-    more: MoreRoutes | None = None,
+    more: Sequence[MoreRoutes] = (),
     sources: AllowedSources = NOWHERE,
     push: PushOptions = NO_PUSH,
 ) -> AsyncIterator[ApiSession]:

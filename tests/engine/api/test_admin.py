@@ -20,6 +20,9 @@ CHANGES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", f"{ADAPTERS}/pin", {"name": "poet"}),
     ("POST", f"{ADAPTERS}/unpin", {"name": "poet"}),
     ("POST", f"{ADAPTERS}/limit", {"name": "poet", "max_requests": 3}),
+    ("POST", f"{ADAPTERS}/hold", {"name": "poet", "seconds": 5}),
+    ("POST", f"{ADAPTERS}/release", {"name": "poet"}),
+    ("POST", f"{ADAPTERS}/abort", {"name": "poet"}),
     ("DELETE", f"{ADAPTERS}/team/coder", {}),
 ]
 READS = ["/cluster", "/debug/steps", ADAPTERS, f"{ADAPTERS}/poet", f"{ADAPTERS}/team/coder"]
@@ -60,7 +63,7 @@ async def test_changes_are_audited_and_reads_are_not(root: Path, tmp_path: Path)
         lines = (tmp_path / "audit").read_text().splitlines()
     assert [f'"action": "{path}"' in line for (_, path, _), line in zip(CHANGES, lines, strict=True)] == [
         True
-    ] * 6
+    ] * len(CHANGES)
     assert all('"outcome": "done"' in line for line in lines)
 
 

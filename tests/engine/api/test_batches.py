@@ -41,7 +41,7 @@ async def served(
 ) -> AsyncIterator[ApiSession]:
     engine = engine or FakeClient(TOKENIZER)
     routes = BatchRoutes(engine, BatchesConfig(batch_dir=folder, **config), body_timeout_s=0.5)
-    async with session(engine, rules=rules, more=routes) as api:
+    async with session(engine, rules=rules, more=[routes]) as api:
         await routes.start()
         try:
             yield api

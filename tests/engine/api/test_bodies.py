@@ -30,6 +30,9 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/adapters/alias": {"name": "new", "target": "none"},
     "/v1/adapters/pin": {"name": "none", "copies": 2},
     "/v1/adapters/unpin": {"name": "none"},
+    "/v1/adapters/hold": {"name": "none", "seconds": 3},
+    "/v1/adapters/release": {"name": "none"},
+    "/v1/adapters/abort": {"name": "none"},
     "/v1/adapters/limit": {"name": "none", "max_requests": 3},
 }
 FIELDS = {

@@ -34,7 +34,8 @@ async def test_the_answer_is_the_completion_s_in_token_ids() -> None:
         text = (await api.post(COMPLETIONS, same | {"return_tokens_as_token_ids": True})).json
         assert api.engine.submitted[0] == api.engine.submitted[1]
     assert told.keys() == {
-        "request_id", "created", "model", "choices", "usage", "prompt_logprobs", "kv_transfer_params",
+        "request_id", "system_fingerprint", "created", "model", "choices", "usage", "prompt_logprobs",
+        "kv_transfer_params",
     }  # fmt: skip
     assert (told["request_id"], told["model"], told["usage"]) == ("mine.1", "poet", text["usage"])
     for one, other in zip(told["choices"], text["choices"], strict=True):

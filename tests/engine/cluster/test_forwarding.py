@@ -15,8 +15,10 @@ from engine.output import Delta, RequestOutput, join_deltas
 from engine.tenants.tenant import Tenant, TenantLimits
 from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
+from scheduler.plan import FinishReason
 from scheduler.request import Origin, SamplingParams
 from scheduler.structured_outputs import StructuredOutputsParams
+from tests.engine.api.session import session
 from tests.engine.cluster.live_nodes import LiveNode, make_router
 
 T = TypeVar("T")
@@ -212,5 +214,34 @@ def test_a_router_holds_tenants_to_what_they_may() -> None:
         with pytest.raises(RateLimited):
             await client.submit_all("sort", {"3": ids}, GREEDY, origin)
         await _whole((await client.submit_all("reverse", {"4": ids}, GREEDY, Origin("b")))[0])
+
+    _visit(visit)
+
+
+def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
+    sampling = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logprobs": 1}
+
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        prompt = list(client.tokenizer.encode("garden"))
+        body = {"model": "sort", "token_ids": prompt, "sampling_params": sampling}
+        async with session(client) as api, session(nodes[0].front) as alone:
+            path = "/inference/v1/generate"
+            (through,), (direct,) = [(await each.post(path, body)).json["choices"] for each in (api, alone)]
+            assert (through["token_ids"], through["finish_reason"]) == (direct["token_ids"], "length")
+            long = replace(GREEDY, max_tokens=100, ignore_eos=True)
+            others = asyncio.create_task(_ask(client, "rot13", "garden", long))
+            streams = await client.submit_all(
+                "sort", {"x": tuple(prompt), "y": tuple(prompt)}, replace(long, n=2)
+            )
+            begun = [await anext(stream) for stream in streams]
+            assert (await api.post("/v1/adapters/hold", {"name": "sort", "seconds": 60})).status == 200
+            assert (await api.post("/v1/adapters/abort", {"name": "sort"})).json["aborted"] == 2
+            for first, stream in zip(begun, streams, strict=True):
+                joined = _joined([first, *[delta async for delta in stream]])
+                assert [delta.finish_reason for delta in joined] == [FinishReason.ABORT] * 2
+            assert (await api.post(path, body)).error["code"] == "adapter_held"
+            assert [len(delta.token_ids) for delta in await others] == [100]
+            assert (await api.post("/v1/adapters/release", {"name": "sort"})).status == 200
+            assert (await api.post(path, body)).json["choices"][0]["token_ids"] == direct["token_ids"]
 
     _visit(visit)

@@ -12,7 +12,11 @@ from engine.config.config import ServeConfig
 from engine.rpc.wire import adapters_pb2 as wire
 from tests.engine.rpc.door import Door, at_door, refusal
 
-ANSWERS = {"List": wire.ListAdaptersResponse, "Unload": wire.UnloadAdapterResponse}
+ANSWERS = {
+    "List": wire.ListAdaptersResponse,
+    "Unload": wire.UnloadAdapterResponse,
+    "Abort": wire.AbortAdapterResponse,
+}
 
 
 async def call(door: Door, name: str, message: Any, key: str | None = None) -> Any:
@@ -64,6 +68,11 @@ def test_an_adapter_is_loaded_pinned_aliased_bounded_and_unloaded(tmp_path: Path
         assert (await call(door, "Unpin", wire.UnpinAdapterRequest(name="new"))).pinned == 0
         assert (await call(door, "Pin", wire.PinAdapterRequest(name="new"))).pinned == 1
         assert (await call(door, "SetLimit", wire.SetLimitRequest(name="new"))).max_requests == 0
+        held = await call(door, "Hold", wire.HoldAdapterRequest(name="new", seconds=9))
+        assert held.HasField("held_s")
+        assert 0 < held.held_s <= 9
+        assert not (await call(door, "Release", wire.ReleaseAdapterRequest(name="new"))).HasField("held_s")
+        assert (await call(door, "Abort", wire.AbortAdapterRequest(name="new"))).aborted == 0
         alias = await call(door, "SetAlias", wire.SetAliasRequest(name="newest", target="new"))
         assert (alias.name, alias.alias_of) == ("newest", "new")
         await call(door, "Unload", wire.UnloadAdapterRequest(name="new"))
@@ -87,6 +96,8 @@ def test_refusals_have_the_protocols_codes_and_words(tmp_path: Path) -> None:
         ),
         ("Pin", wire.PinAdapterRequest(name="poet", copies=0), "INVALID_ARGUMENT", "copies: "),
         ("Pin", wire.PinAdapterRequest(name="nobody"), "NOT_FOUND", "nobody"),
+        ("Hold", wire.HoldAdapterRequest(name="poet", seconds=-1), "INVALID_ARGUMENT", "seconds: "),
+        ("Abort", wire.AbortAdapterRequest(name="nobody"), "NOT_FOUND", "nobody"),
         (
             "SetLimit",
             wire.SetLimitRequest(name="poet", max_requests=2**31),

@@ -69,9 +69,9 @@ def at_doors(folder: Path, scenario: Callable[[Doors], Awaitable[None]]) -> None
     for name in ("few", "low", "all"):
         (folder / f"{name}.keys").write_text(f"{name}-key")
     (folder / "tenants.toml").write_text(FILE)
-    config = ServeConfig(
-        tenants=TenantsConfig(file=folder / "tenants.toml"), batches=BatchesConfig(folder / "batches")
-    )
+    tenants = TenantsConfig(file=folder / "tenants.toml")
+    batches = BatchesConfig(folder / "batches", batch_in_flight=1)
+    config = ServeConfig(tenants=tenants, batches=batches)
 
     async def run() -> None:
         rig, clock = build(folder), Clock()
@@ -211,29 +211,60 @@ def test_a_file_that_changes_is_held_to_and_one_that_cannot_be_used_is_not(
     at_doors(tmp_path, scenario)
 
 
-def test_a_batch_is_held_to_its_tenant_s_limits_and_every_key_of_the_tenant_sees_it(tmp_path: Path) -> None:
-    lines = [
-        {"custom_id": f"{model}{at}", "method": "POST", "url": "/v1/completions",
-         "body": {"model": model, "prompt": [7, 8], "max_tokens": 4}}
-        for at, model in enumerate(("low", "high", "low", "low"))
-    ]  # fmt: skip
+def lines(*models: str) -> bytes:
+    """A file of completions."""
+    body = {"prompt": [7, 8], "max_tokens": 4}
+    asked = [
+        {"custom_id": str(at), "method": "POST", "url": "/v1/completions", "body": body | {"model": model}}
+        for at, model in enumerate(models)
+    ]
+    return "\n".join(map(json.dumps, asked)).encode()
 
-    async def scenario(doors: Doors) -> None:
+
+class Batch:
+    """One batch of a tenant."""
+
+    def __init__(self, doors: Doors, tenant: str, name: str) -> None:
+        self.doors, self.tenant, self.name = doors, tenant, name
+
+    @classmethod
+    async def begin(cls, doors: Doors, tenant: str, content: bytes) -> "Batch":
         form = aiohttp.FormData(default_to_multipart=True)
-        form.add_field("file", "\n".join(map(json.dumps, lines)).encode(), filename="in.jsonl")
+        form.add_field("file", content, filename="in.jsonl")
         form.add_field("purpose", "batch")
-        _, file, _ = await doors.send("few", "POST", "/v1/files", data=form)
+        _, file, _ = await doors.send(tenant, "POST", "/v1/files", data=form)
         asked = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
-        _, batch, _ = await doors.send("few", "POST", "/v1/batches", json=asked)
-        while (counts := await doors.send("few", "GET", f"/v1/batches/{batch['id']}"))[1]["status"] not in (
-            "completed",
-            "failed",
-        ):
-            if counts[1]["request_counts"]["completed"] == 2 and doors.clock.now_s == 1000:
-                doors.clock.now_s += MINUTE_S
-            await asyncio.sleep(0.05)
-        assert counts[1]["request_counts"] == {"total": 4, "completed": 4, "failed": 0}
-        assert doors.clock.now_s >= 1000 + MINUTE_S, "the last lines waited"
-        assert (await doors.send("low", "GET", f"/v1/batches/{batch['id']}"))[0] == 404
+        status, batch, _ = await doors.send(tenant, "POST", "/v1/batches", json=asked)
+        assert status == 200, batch
+        return cls(doors, tenant, batch["id"])
+
+    async def told(self) -> tuple[str, int]:
+        """Return its status and how many lines are answered."""
+        _, batch, _ = await self.doors.send(self.tenant, "GET", f"/v1/batches/{self.name}")
+        return batch["status"], batch["request_counts"]["completed"]
+
+    async def until(self, status: str, completed: int) -> None:
+        while await self.told() != (status, completed):
+            await asyncio.sleep(0.02)
+
+
+def test_a_batch_is_held_to_its_tenant_s_limits_and_is_nobody_else_s(tmp_path: Path) -> None:
+    async def scenario(doors: Doors) -> None:
+        batch = await Batch.begin(doors, "few", lines("low", "high", "low", "low"))
+        await batch.until("in_progress", 2)
+        doors.clock.now_s += MINUTE_S
+        await batch.until("completed", 4)
+        assert (await doors.send("low", "GET", f"/v1/batches/{batch.name}"))[0] == 404
+
+    at_doors(tmp_path, scenario)
+
+
+def test_batches_that_wait_for_their_tenant_s_limits_hold_up_nobody_else_s(tmp_path: Path) -> None:
+    async def scenario(doors: Doors) -> None:
+        waiting = [await Batch.begin(doors, "few", lines("low", "low", "low")) for _ in range(5)]
+        while sum([(await each.told())[1] for each in waiting]) < 2:
+            await asyncio.sleep(0.02)
+        await (await Batch.begin(doors, "all", lines("low", "high"))).until("completed", 2)
+        assert doors.clock.now_s == 1000
 
     at_doors(tmp_path, scenario)
