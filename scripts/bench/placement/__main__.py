@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.demo.embedded import DEMO_BASE
-from model.checkpoint import read_config
+from model.checkpoint_files import read_config
 from scheduler.cluster.cost.profile import Slo, from_json
 from scheduler.sim.replay import Replay
 from scheduler.sim.workload.popularity import ZipfLaw
