@@ -201,6 +201,7 @@ class AsyncEngine:
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     first_token_by_s=None if self._in_time is None else self._in_time.first_token_by_s(now_s),
                     tenant=origin.tenant, priority=priority, trace=origin.trace, grammar=grammar,
+                    cache_salt=origin.cache_salt,
                 )  # fmt: skip
                 requests.append(request)
             if self._in_time is not None:

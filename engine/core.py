@@ -16,6 +16,7 @@ from engine.runner.fault_isolation import FailedComputation, StepRetry
 from engine.runner.step_costs import StepCosts
 from engine.runner.step_history import StepHistory
 from engine.step_result import NOTHING, Failure, Probes, StepResult
+from engine.unused_adapters import UnusedAdapters
 from lora.adapter import AdapterRef
 from lora.segments import AdapterLease
 from lora.store.store import AdapterStore
@@ -61,7 +62,7 @@ class EngineCore:
         self._clock, self._vocab_size, self._memory = clock, vocab_size, memory
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterRef] = {}  # of each request, by its id, the adapter that it retains
-        self._probes = Probes()
+        self._probes, self._unused = Probes(), UnusedAdapters()
         self.watch: Callable[[StepPlan, float], None] | None = None  # is told of every step, and what it took
         self.costs: StepCosts | None = None  # what is told of steps, and bounds their rows; set before any
         self.logprobs_mode: LogprobsMode = "raw_logprobs"  # of requests that ask for none; set before any
@@ -86,7 +87,7 @@ class EngineCore:
                 self._store.release(request.adapter)
                 raise
             self._adapters[request.request_id] = request.adapter
-        if not request.adapter.is_base:
+        if self._unused.acts(request):
             self._store.loader.prefetch((request.adapter,))
 
     def probe(self, request: Request) -> Future[TokenEvent]:

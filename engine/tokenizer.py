@@ -18,7 +18,7 @@ from engine.text.chat_template import ChatTemplate, template_of
 from engine.text.prompt_bound import most_chars_per_token
 from engine.text.template_renderer import InvalidChat, TemplateRenderer
 from engine.text.tool_syntax import ToolParser, ToolSyntax, tool_syntax
-from engine.text.vocabulary_check import check_vocabulary, end_tokens
+from engine.text.vocabulary_check import check_invocation, check_vocabulary, end_tokens
 from lora.format.companions import NO_COMPANIONS, Companions, Vocabulary
 from scheduler.request import InvalidParameter
 
@@ -127,6 +127,7 @@ class Tokenizer:
                 self._backend, vocabulary
             )  # a second or so, and many adapters have the same files
             self._vocabularies.add(checked)
+        check_invocation(self._backend, vocabulary.invocation)
         self.of_adapter(companions)
 
     def close(self) -> None:

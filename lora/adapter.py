@@ -15,7 +15,8 @@ class AdapterRef:
     """One adapter's identity and size; two refs are equal when their content is, whatever they are called.
 
     `digest` is the content digest (hex) of the adapter's packed form, and `nbytes` the bytes of that. `rank` is the
-    largest rank of any of its modules, `sites` are the module kinds it changes (`q_proj`, ...).
+    largest rank of any of its modules, `sites` are the module kinds it changes (`q_proj`, ...). `invocation` are the
+    tokens that an activated LoRA acts from (see lora.activation); it is empty for one that acts on all tokens.
     """
 
     digest: str
@@ -23,6 +24,7 @@ class AdapterRef:
     rank: int = field(compare=False)
     sites: tuple[str, ...] = field(compare=False)
     nbytes: int = field(compare=False)
+    invocation: tuple[int, ...] = field(default=(), compare=False)
 
     def __hash__(self) -> int:  # the generated one builds a tuple, and refs are looked up for every token
         return hash(self.digest)

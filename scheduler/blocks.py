@@ -1,9 +1,9 @@
 """BlockPool: who holds which K/V block, and which blocks hold a prefix that may be shared.
 
 Numbers only: the pool knows block ids, reference counts and digests, never the memory behind them. A block's
-digest is chained: it covers the adapter, every token before the block and the block's own, and the prompt's
-length where that changes how positions are rotated. So equal digests mean equal K/V. It is 256 bits wide because
-tenants choose their prompts, and a collision would serve one tenant the K/V of another.
+digest is chained: it covers the adapter, every token before the block and the block's own. So it does a client's
+salt, and the prompt's length where that changes how positions are rotated. Equal digests mean equal K/V. A digest is
+256 bits wide because tenants choose their prompts, and a collision would serve one tenant the K/V of another.
 """
 
 from array import array
@@ -15,13 +15,26 @@ from hashlib import blake2b
 _DIGEST_BYTES = 32
 
 
-def chain_seed(adapter_digest: str, rotated_by: int = 0) -> bytes:
+def chain_seed(adapter_digest: str, rotated_by: int = 0, salt: str = "") -> bytes:
     """Return the parent of a sequence's first block under the adapter (the base model's digest is empty).
 
-    `rotated_by` is the prompt's length if its K/V depend on that, as beyond a dynamic rope's length, else 0.
+    `rotated_by` is the prompt's length if its K/V depend on that, as beyond a dynamic rope's length, else 0. What has
+    a `salt` shares blocks only with what has the same.
     """
-    content = f"{adapter_digest}/{rotated_by}" if rotated_by else adapter_digest
-    return blake2b(content.encode(), digest_size=_DIGEST_BYTES).digest()
+    content = (f"{adapter_digest}/{rotated_by}" if rotated_by else adapter_digest).encode()
+    if salt:
+        content += b"\0" + salt.encode()  # which no adapter's digest has
+    return blake2b(content, digest_size=_DIGEST_BYTES).digest()
+
+
+def adapted_parent(parent: bytes, adapter_digest: str, adapted_from: int) -> bytes:
+    """Return the parent of the first block that an activated LoRA acts in, after the base's of digest `parent`.
+
+    The adapter acts from position `adapted_from` on. Equal blocks of tokens may differ in that, since an invocation
+    may begin in one block and end in the next.
+    """
+    content = f"{adapter_digest}@{adapted_from}".encode()
+    return blake2b(parent + content, digest_size=_DIGEST_BYTES).digest()
 
 
 def block_digest(parent: bytes, token_ids: Iterable[int]) -> bytes:

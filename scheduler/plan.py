@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from lora.adapter import AdapterRef
+from lora.adapter import BASE, AdapterRef
 from scheduler.request import Request
 
 PENDING = -1
@@ -42,7 +42,7 @@ class Slice(NamedTuple):
     the sequence's end. Then its last row's logits yield the next token, which is the sequence's
     `output_index`-th (from 0). `output_token_ids` holds the tokens drawn so far, and only where
     `request.params.reads_output`. `prompt_logprobs` is true when the slice's rows must yield the log-probability
-    of the prompt token that follows each.
+    of the prompt token that follows each. All its tokens run under one adapter, or all under the base.
     """
 
     key: SequenceKey
@@ -58,7 +58,8 @@ class Slice(NamedTuple):
     @property
     def adapter(self) -> AdapterRef:
         """Return the adapter that these tokens run under."""
-        return self.request.adapter
+        request = self.request
+        return request.adapter if self.start >= request.adapted_from else BASE
 
 
 @dataclass(frozen=True, slots=True)

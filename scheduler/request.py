@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, TypeGuard, cast, get_args
 
+from lora.activation import activation
 from lora.adapter import AdapterRef
 from scheduler.parameter_checks import InvalidParameter, as_integer, as_integers, check_token_ids
 from scheduler.structured_outputs import StructuredOutputsParams
@@ -17,6 +18,7 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_BIASES = 1024
 MAX_PRIORITY = 1000
+MOST_SALT_CHARS = 512
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 """Whose log-probabilities are told: the model's, or those that a token was drawn by."""
 
@@ -159,11 +161,15 @@ RANGES: tuple[tuple[str, float, float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request comes from: the tenant that it counts for, its priority, and the span above its own."""
+    """Where a request comes from: the tenant that it counts for, its priority, and the span above its own.
+
+    With a `cache_salt` its K/V are shared only with requests that have the same.
+    """
 
     tenant: str = ""
     priority: int = 0
     trace: str = ""
+    cache_salt: str = ""
 
 
 NOWHERE = Origin()
@@ -180,9 +186,11 @@ class Request:
     Of those that wait, the lower `priority` goes first. A request that has not drawn its first token by
     `first_token_by_s`, on the same clock, is late. `drawn_token_ids` were drawn elsewhere before the stream
     moved here: they are output, not prompt, and only a request of `n=1` has any. `tenant` is whom the request
-    is counted for. One in the `background` is the engine's own: it goes after all others, uncounted. `grammar` is what
-    the engine made of `params.structured_outputs`, and `trace` the span that its own are below (W3C's traceparent, or
-    empty): the scheduler passes both on.
+    is counted for. One in the `background` is the engine's own: it goes after all others, uncounted. K/V are
+    shared only among requests of one `cache_salt`. `grammar` is what the engine made of
+    `params.structured_outputs`, and `trace` the span that its own are below (W3C's traceparent, or empty): the
+    scheduler passes both on. Tokens before position `adapted_from` run under the base model. It is 0 but for an
+    activated LoRA, whose invocation is looked for in the prompt.
     """
 
     request_id: str
@@ -198,7 +206,9 @@ class Request:
     background: bool = False
     stream: int = 0
     trace: str = ""
+    cache_salt: str = ""
     grammar: object = field(default=None, compare=False, repr=False)
+    adapted_from: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= as_integer("priority", self.priority) <= MAX_PRIORITY:
@@ -208,6 +218,9 @@ class Request:
             raise InvalidParameter("first_token_by_s", self.first_token_by_s, "give seconds, or None")
         if self.drawn_token_ids:
             self._check_drawn()
+        if self.adapter.invocation:
+            position = activation(self.adapter.invocation, self.prompt_token_ids)
+            object.__setattr__(self, "adapted_from", position)
 
     def _check_drawn(self) -> None:
         """Refuse drawn tokens of several sequences, or of a sequence that they have ended."""

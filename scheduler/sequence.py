@@ -1,12 +1,13 @@
 """Sequence: one of a request's `n` continuations on its way. Touched by StepScheduler alone.
 
 It knows its tokens, how far they are computed, the blocks that hold their K/V and when it ends; not which
-others run, nor where blocks come from.
+others run, nor who is given which blocks.
 """
 
 import math
 
-from scheduler.blocks import block_digest, chain_seed
+from lora.activation import NEVER
+from scheduler.blocks import BlockPool, adapted_parent, block_digest, chain_seed
 from scheduler.plan import (
     PENDING,
     FinishReason,
@@ -44,6 +45,7 @@ class Sequence:
         "_ends_with",
         "_passed_over_s",
         "_rotated_by",
+        "adapted_from",
         "adapter_digest",
         "blocks",
         "cached_tokens",
@@ -61,6 +63,7 @@ class Sequence:
         "prompt_logprobs",
         "prompt_tokens",
         "published_blocks",
+        "reads_ahead",
         "reads_output",
         "request",
         "room_tokens",
@@ -73,7 +76,10 @@ class Sequence:
     ) -> None:
         self.request = request
         self.key = SequenceKey(request.request_id, index)
-        self.adapter_digest: str | None = None if request.adapter.is_base else request.adapter.digest
+        self.adapted_from = request.adapted_from
+        unused = request.adapter.is_base or request.adapted_from == NEVER
+        self.adapter_digest: str | None = None if unused else request.adapter.digest
+        self.reads_ahead = 0 < request.adapted_from < NEVER  # see may_read_ahead
         self.prompt_tokens = len(request.prompt_token_ids)
         self.output_token_ids = list(request.drawn_token_ids)
         self.computed_tokens = 0
@@ -115,6 +121,14 @@ class Sequence:
         return not self.drawing or (not self.reads_output and self.expected_tokens < self.most_tokens)
 
     @property
+    def may_read_ahead(self) -> bool:
+        """Return whether its next tokens run without its adapter: those before an activated LoRA's invocation.
+
+        It may do so once. Then it waits for the adapter as others do, since to lose its blocks again costs a step.
+        """
+        return self.reads_ahead and self.planned_tokens < self.adapted_from
+
+    @property
     def shareable_blocks(self) -> int:
         """Return how many leading blocks may come out of the prefix cache.
 
@@ -129,8 +143,16 @@ class Sequence:
     def digests(self, count: int) -> list[bytes]:
         """Return the chained digests of the first `count` blocks, which must be full; each is computed once."""
         known, size = self._digests, self._block_size
-        parent = known[-1] if known else chain_seed(self.request.adapter.digest, self._rotated_by)
+        adapter = self.request.adapter.digest
+        if known:
+            parent = known[-1]
+        else:
+            first = "" if self.adapted_from else adapter
+            parent = chain_seed(first, self._rotated_by, self.request.cache_salt)
+        adapted = self.adapted_from // size if self.adapted_from else NEVER
         for block in range(len(known), count):
+            if block == adapted:
+                parent = adapted_parent(parent, adapter, self.adapted_from)
             parent = block_digest(parent, self._tokens(block * size, (block + 1) * size))
             known.append(parent)
         return known[:count]
@@ -139,6 +161,21 @@ class Sequence:
         """Take blocks for the positions after those that it has blocks for."""
         self.blocks += blocks
         self.room_tokens = len(self.blocks) * self._block_size
+
+    def publish_full(self, pool: BlockPool) -> None:
+        """Offer the blocks that became full to the prefix cache."""
+        full = self.computed_tokens // self._block_size
+        digests = self.digests(full)
+        for block in range(self.published_blocks, full):
+            pool.publish(self.blocks[block], digests[block])
+        self.published_blocks = full
+
+    def has_to_read_ahead(self, pool: BlockPool) -> bool:
+        """Return whether blocks before an activated LoRA's invocation are to be read; asked until there are none."""
+        if self.reads_ahead:
+            before = min(self.adapted_from // self._block_size, self.shareable_blocks)
+            self.reads_ahead = len(pool.lookup(self.digests(before))) < before
+        return self.reads_ahead
 
     def pass_over(self, now: float, patience_s: float) -> bool:
         """Leave it out of a plan for want of its adapter; tell whether that has lasted for its patience.
@@ -154,6 +191,8 @@ class Sequence:
         self._passed_over_s = None
         start, total = self.planned_tokens, self.expected_tokens
         stop = total if total - start <= limit else start + limit
+        if start < self.adapted_from < stop:  # a slice is wholly the base's or wholly the adapter's
+            stop = self.adapted_from
         if start >= self.prompt_tokens and start + 1 == total:  # decode, step after step
             tokens = (PENDING if self.drawing else self.output_token_ids[-1],)
             scores = False

@@ -36,6 +36,8 @@ class StepScheduler:
     it was first passed over its adapter is `overdue`. The store then names those that are to leave for it, and
     their sequences are admitted no more; all others are. What runs goes on. So it waits at most for its
     patience, for those overdue before it, for running sequences of the adapters that leave, and for the load.
+    What stands before an activated LoRA's invocation is read without the adapter. If that is still away then, the
+    sequence gives its blocks back: who cannot run holds none. The prefix cache keeps what was read.
 
     **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences:
     the token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in
@@ -46,8 +48,7 @@ class StepScheduler:
     """
 
     def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
-        self._limits = limits
-        self._blocks = blocks
+        self._limits, self._blocks = limits, blocks
         self._sequences: dict[SequenceKey, Sequence] = {}  # every live one
         self._siblings: dict[str, list[Sequence]] = {}  # the live ones of each live request
         self._running: list[Sequence] = []  # in order of admission
@@ -106,7 +107,7 @@ class StepScheduler:
             event = sequence.commit(part, output)
             computed = sequence.computed_tokens
             if computed // size > sequence.published_blocks:
-                self._publish(sequence)
+                sequence.publish_full(self._blocks)
             if part.start < sequence.prompt_tokens <= computed:
                 self._release_siblings(sequence)
             if event is not None:
@@ -191,8 +192,10 @@ class StepScheduler:
             digest = sequence.adapter_digest
             if not sequence.running:
                 continue
-            if digest is not None and digest not in ready:
+            if digest is not None and digest not in ready and not sequence.may_read_ahead:
                 self._pass_over(sequence, now)
+                if sequence.reads_ahead and not sequence.in_flight:
+                    self._put_back(sequence)
                 continue
             if sequence.drawing and not sequence.may_run_ahead:
                 continue
@@ -211,7 +214,7 @@ class StepScheduler:
                 break
             if sequence.waits_for_sibling:
                 continue
-            if not self._is_ready(sequence):
+            if not (self._is_ready(sequence) or sequence.has_to_read_ahead(self._blocks)):
                 self._pass_over(sequence, now)
                 continue
             if sequence.adapter_digest is not None and sequence.adapter_digest in leaving:
@@ -266,18 +269,15 @@ class StepScheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._preemptions += 1
+        self._put_back(sequence)
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """Let a running sequence wait, without its blocks."""
+        sequence.reads_ahead = False
         self._running.remove(sequence)
         self._blocks.free(sequence.blocks)
         sequence.lose_blocks()
         self._waiting.put_first(sequence)
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Offer the blocks that became full to the prefix cache."""
-        full = sequence.computed_tokens // self._blocks.block_size
-        digests = sequence.digests(full)
-        for block in range(sequence.published_blocks, full):
-            self._blocks.publish(sequence.blocks[block], digests[block])
-        sequence.published_blocks = full
 
     def _release_siblings(self, sequence: Sequence) -> None:
         """Let go the siblings that waited for this sequence's prompt."""

@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.api.base import ChoiceWriter, EngineClient, OutputStream
@@ -78,7 +78,8 @@ class Generation:
         origin: Origin = NOWHERE,
     ) -> None:  # fmt: skip
         """Write what is large in `pool`, if one is given."""
-        self._origin = origin
+        priority = origin.priority + request.priority
+        self._origin = replace(origin, priority=priority, cache_salt=request.cache_salt)
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field, self._sampling = endpoint.prompt_field, endpoint.sampling

@@ -14,6 +14,7 @@ from engine.core import EngineCore
 from engine.errors import EngineError, NotInTime, StepFailed
 from lora.adapter import BASE, AdapterRef, Effect
 from lora.errors import AdapterRefused
+from lora.format.adapter_files import short
 from model.checkpoint_files import CheckpointError
 from scheduler.plan import TokenEvent, TokenLogprob
 from scheduler.request import MAX_TOP_LOGPROBS, Request, SamplingParams
@@ -51,7 +52,8 @@ class SelfTest:
         """Wait at most `patience_s` for one answer; `changed` is set when an adapter has arrived."""
         self._core = core
         self._changed = changed
-        self._prompt = tuple(range(min(_PROMPT_TOKENS, vocab_size, max_model_len - 1)))
+        self._vocab_size, self._most_tokens = vocab_size, max_model_len - 1
+        self._prompt = tuple(range(min(_PROMPT_TOKENS, vocab_size, self._most_tokens)))
         self._patience_s = patience_s
         self._numbers = itertools.count(1)
         self._base: TokenLogprob | None = None
@@ -61,7 +63,7 @@ class SelfTest:
     def check_base(self) -> None:
         """Compute the prompt with the base, and keep its answer. Raises CheckpointError."""
         try:
-            self._base = self._answer(BASE)
+            self._base = self._answer(BASE, self._prompt)
         except EngineError as error:
             raise CheckpointError(
                 f"the base model fails on a prompt of {len(self._prompt)} tokens: {error}"
@@ -80,9 +82,13 @@ class SelfTest:
         return outcome.effect
 
     def _compare(self, ref: AdapterRef) -> _Outcome:
-        """Compute the prompt with an adapter. Raises AdapterRefused for what may pass, UnknownAdapter."""
+        """Compute the prompt, and its invocation after it, with an adapter. Raises AdapterRefused, UnknownAdapter."""
+        base, prompt = self._base, (*self._prompt, *ref.invocation)[-self._most_tokens :]
         try:
-            answer = self._answer(ref)
+            if ref.invocation:
+                self._check_invocation(ref)
+                base = self._answer(BASE, prompt)
+            answer = self._answer(ref, prompt)
         except NotInTime:
             return _Outcome()  # it may be tried again when it is loaded again
         except EngineError as error:
@@ -91,17 +97,26 @@ class SelfTest:
                 raise AdapterRefused(ref.name, reason, may_pass=True) from error
             outcome = _Outcome(refusal=reason)
         else:
-            outcome = _Outcome("none" if answer == self._base else "some")
+            outcome = _Outcome("none" if answer == base else "some")
         with self._lock:
             self._outcomes[ref.digest] = outcome
             while len(self._outcomes) > _MOST_OUTCOMES:
                 del self._outcomes[next(iter(self._outcomes))]
         return outcome
 
-    def _answer(self, adapter: AdapterRef) -> TokenLogprob | None:
+    def _check_invocation(self, ref: AdapterRef) -> None:
+        """Raise AdapterRefused for an invocation that no prompt can have: a peer may have told of any."""
+        if len(ref.invocation) > self._most_tokens or max(ref.invocation) >= self._vocab_size:
+            raise AdapterRefused(
+                ref.name,
+                f"no prompt can have its invocation (token ids {short(list(ref.invocation))}): the base model has"
+                f" {self._vocab_size} tokens, and a prompt at most {self._most_tokens}",
+            )
+
+    def _answer(self, adapter: AdapterRef, prompt: tuple[int, ...]) -> TokenLogprob | None:
         """Compute the prompt's next token. Raises EngineError for what went wrong, NotInTime."""
         request_id = f"self-test-{next(self._numbers)}"
-        request = Request(request_id, self._prompt, adapter, _PARAMS, (), time.monotonic(), background=True)
+        request = Request(request_id, prompt, adapter, _PARAMS, (), time.monotonic(), background=True)
         try:
             outcome = self._core.probe(request)
             self._wait(outcome)

@@ -19,7 +19,7 @@ from lora.adapter import AdapterRef, Effect, is_name
 from lora.format.adapter_files import Flaw
 from lora.format.companions import parse_companions, write_companions
 
-_FORMAT = 2
+_FORMAT = 3
 _EPOCHS_BEGIN_S = 1_735_689_600  # 2025-01-01: epochs are seconds since then, and fit into 31 bits until 2093
 _BUSY_S = 5.0
 _EFFECTS = (None, *get_args(Effect))
@@ -31,11 +31,14 @@ create table if not exists names (
     pinned integer not null, owner text not null
 ) without rowid;
 """
-_SECOND_FORMAT = (
-    "alter table names add column alias_of text not null default ''",
-    "alter table names add column max_requests integer not null default 0",
-)
-_MEANING = "digest, content_name, rank, sites, bytes, root, companions, effect"
+_LATER_FORMATS = {
+    2: (
+        "alter table names add column alias_of text not null default ''",
+        "alter table names add column max_requests integer not null default 0",
+    ),
+    3: ("alter table names add column invocation text not null default '[]'",),
+}
+_MEANING = "digest, content_name, rank, sites, bytes, invocation, root, companions, effect"
 _COLUMNS = f"name, {_MEANING}, pinned, owner, alias_of, max_requests"
 _ALIAS = f"""
 insert or replace into names ({_COLUMNS})
@@ -129,8 +132,9 @@ class CatalogueFile:
             found = self._setting("format")
             if not 0 <= found <= _FORMAT:
                 raise sqlite3.DatabaseError(f"it is of format {found}, and this version reads {_FORMAT}")
-            for statement in _SECOND_FORMAT if found < _FORMAT else ():
-                self._database.execute(statement)
+            for later, statements in _LATER_FORMATS.items():
+                for statement in statements if found < later else ():
+                    self._database.execute(statement)
             epoch = max(self._setting("epoch") + 1, int(now_s) - _EPOCHS_BEGIN_S)
             for key, value in (("format", _FORMAT), ("epoch", epoch)):
                 self._database.execute("insert or replace into settings values (?, ?)", (key, value))
@@ -170,7 +174,8 @@ class CatalogueFile:
 
 def _row(registered: RegisteredName) -> tuple[Any, ...]:
     entry, ref = registered.entry, registered.entry.ref
-    content = (ref.digest, ref.name, ref.rank, msgspec.json.encode(ref.sites).decode(), ref.nbytes)
+    sites, invocation = (msgspec.json.encode(each).decode() for each in (ref.sites, ref.invocation))
+    content = (ref.digest, ref.name, ref.rank, sites, ref.nbytes, invocation)
     told = (entry.root, write_companions(entry.companions), entry.effect, entry.pinned)
     return (entry.name, *content, *told, registered.owner, entry.alias_of, entry.max_requests)
 
@@ -184,6 +189,7 @@ def _registered(row: tuple[Any, ...]) -> RegisteredName:
         rank,
         sites,
         nbytes,
+        invocation,
         root,
         companions,
         effect,
@@ -193,9 +199,10 @@ def _registered(row: tuple[Any, ...]) -> RegisteredName:
         most,
     ) = row
     listed = msgspec.json.decode(sites, type=tuple[str, ...])
+    invoked = msgspec.json.decode(invocation, type=tuple[int, ...])
     if not (is_name(name) and is_name(content_name) and effect in _EFFECTS):
         raise ValueError(f"the row of {name!r} is damaged")
-    ref = AdapterRef(str(digest), content_name, int(rank), listed, int(nbytes))
+    ref = AdapterRef(str(digest), content_name, int(rank), listed, int(nbytes), invoked)
     asked = (int(pinned), str(alias_of), int(most))
     entry = CatalogueEntry(name, ref, str(root), parse_companions(companions), effect, *asked)
     return RegisteredName(entry, str(owner))

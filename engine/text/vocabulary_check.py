@@ -4,12 +4,14 @@ A LoRA holds no embeddings: a token that the base lacks has none, and one that m
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 from tokenizers import Tokenizer
 
 from lora.format.adapter_files import Flaw, short
 from lora.format.companions import TOKENIZER_FILE, Companions, Vocabulary
+from lora.format.peft_config import INVOCATION_FIELD
 
 _REMEDY = "train with the base model's own tokenizer, or serve it merged into its base"
 _SAMPLES = (
@@ -30,6 +32,16 @@ def check_vocabulary(backend: Tokenizer, vocabulary: Vocabulary) -> None:
             backend, tuple((token.content, token_id) for token_id, token in added), vocabulary.padding
         )
         _check_same(backend, own)
+
+
+def check_invocation(backend: Tokenizer, token_ids: Sequence[int]) -> None:
+    """Raise Flaw for tokens of an invocation that the base model lacks: no prompt could have them."""
+    for token_id in token_ids:
+        if backend.id_to_token(token_id) is None:
+            raise Flaw(
+                f"its {INVOCATION_FIELD} has {token_id}, which is no token of the base model's: train it with"
+                " the base model's own tokenizer"
+            )
 
 
 def end_tokens(backend: Tokenizer, companions: Companions) -> tuple[int, ...]:

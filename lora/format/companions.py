@@ -12,6 +12,8 @@ from typing import cast
 
 from lora.format.adapter_files import Flaw, read_json_object, read_regular_file, short
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
+from lora.format.peft_config import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from lora.format.peft_config import invocation_of
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE, _CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
@@ -37,12 +39,13 @@ NO_COMPANIONS = Companions()
 class Vocabulary:
     """The tokens that an adapter's files name, with their ids, and its whole tokenizer.json, if it has one.
 
-    `padding` is the token that only fills up batches in training.
+    `padding` is the token that only fills up batches in training, `invocation` what an activated LoRA acts from.
     """
 
     added: tuple[tuple[str, int], ...] = ()
     tokenizer: bytes | None = None
     padding: str | None = None
+    invocation: tuple[int, ...] = ()
 
 
 CompanionsCheck = Callable[[Companions, Vocabulary], None]
@@ -75,9 +78,9 @@ def read_vocabulary(folder: Path, roots: AllowedRoots = ANYWHERE) -> Vocabulary:
         tokenizer = bytes(read_regular_file(folder / TOKENIZER_FILE, MOST_TOKENIZER_BYTES, roots))
     except FileNotFoundError:
         tokenizer = None
-    return Vocabulary(
-        tuple(found), tokenizer, None if padding is None else _token(_CONFIG_FILE, "pad_token", padding)
-    )
+    padded = None if padding is None else _token(_CONFIG_FILE, "pad_token", padding)
+    invocation = invocation_of(_object(folder / ADAPTER_CONFIG_FILE, roots))
+    return Vocabulary(tuple(found), tokenizer, padded, invocation)
 
 
 def write_companions(companions: Companions) -> str:

@@ -17,6 +17,8 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from lora.activation import MOST_INVOCATION_TOKENS
+from lora.adapter import AdapterRef
 from lora.segments import AdapterWeights, GroupWeights, SitePart
 from lora.target_modules import SITES, BaseShape, SiteGroup, SiteShape
 
@@ -74,12 +76,16 @@ class PackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Which modules an adapter has and where each lies; make one with `packed_layout`."""
+    """Which modules an adapter has and where each lies; make one with `packed_layout`.
+
+    `invocation` are the tokens that an activated LoRA acts from, empty for another.
+    """
 
     base: BaseShape
     dtype: torch.dtype
     places: tuple[PackedGroup, ...]
     nbytes: int
+    invocation: tuple[int, ...] = ()
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -97,8 +103,14 @@ class PackedLayout:
         present = {module.site for module in self.modules}
         return tuple(site for site in SITES if site in present)
 
+    def ref(self, digest: str, name: str) -> AdapterRef:
+        """Return the identity of a content that is laid out so."""
+        return AdapterRef(digest, name, self.rank, self.sites, self.nbytes, self.invocation)
 
-def packed_layout(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]) -> PackedLayout:
+
+def packed_layout(
+    base: BaseShape, dtype: torch.dtype, modules: Iterable[Module], invocation: tuple[int, ...] = ()
+) -> PackedLayout:
     """Place `modules` (distinct, fitting `base`, ranks above 0) in the packed form."""
     step = ALIGNMENT // dtype.itemsize
     places: list[PackedGroup] = []
@@ -114,21 +126,21 @@ def packed_layout(base: BaseShape, dtype: torch.dtype, modules: Iterable[Module]
             bt_starts.append(end)
             end += _round_up(module.rank * base.of(module.site).out_features, step)
         places.append(PackedGroup(layer, group, part, a_start, tuple(bt_starts)))
-    return PackedLayout(base, dtype, tuple(places), end * dtype.itemsize)
+    return PackedLayout(base, dtype, tuple(places), end * dtype.itemsize, invocation)
 
 
 def write_header(layout: PackedLayout) -> str:
-    """Write the layout as JSON; equal layouts give equal text."""
-    return json.dumps(
-        {
-            "format": FORMAT,
-            "dtype": _DTYPE_NAMES[layout.dtype],
-            "num_layers": layout.base.num_layers,
-            "shapes": [[shape.in_features, shape.out_features] for shape in layout.base.shapes],
-            "modules": [[m.layer, m.site, m.rank, m.scale] for m in layout.modules],
-        },
-        separators=(",", ":"),
-    )
+    """Write the layout as JSON; equal layouts give equal text. Only an activated LoRA's names an invocation."""
+    header: dict[str, object] = {
+        "format": FORMAT,
+        "dtype": _DTYPE_NAMES[layout.dtype],
+        "num_layers": layout.base.num_layers,
+        "shapes": [[shape.in_features, shape.out_features] for shape in layout.base.shapes],
+        "modules": [[m.layer, m.site, m.rank, m.scale] for m in layout.modules],
+    }
+    if layout.invocation:
+        header["invocation"] = list(layout.invocation)
+    return json.dumps(header, separators=(",", ":"))
 
 
 def read_header(text: str) -> PackedLayout:
@@ -139,9 +151,13 @@ def read_header(text: str) -> PackedLayout:
             raise InvalidHeader(f"format={header['format']!r}: this version reads {FORMAT!r}; pack it again")
         shapes = tuple(SiteShape(*shape) for shape in header["shapes"])
         base = BaseShape(header["num_layers"], shapes)
-        return packed_layout(
-            base, _DTYPES[header["dtype"]], (Module(*module) for module in header["modules"])
-        )
+        invocation = tuple(header.get("invocation", ()))
+        if len(invocation) > MOST_INVOCATION_TOKENS or any(
+            type(each) is not int or each < 0 for each in invocation
+        ):
+            raise InvalidHeader("its invocation is no list of token ids: pack the adapter again")
+        modules = (Module(*module) for module in header["modules"])
+        return packed_layout(base, _DTYPES[header["dtype"]], modules, invocation)
     except InvalidHeader:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:

@@ -100,14 +100,13 @@ def pack(
         modules = [
             Module(p.layer, p.site, p.A.shape[0], settings.scale(p.path) * p.step) for p in pairs.values()
         ]
-        layout = packed_layout(base, dtype, modules)
+        layout = packed_layout(base, dtype, modules, settings.invocation)
         rows = _fill(layout, {(pair.layer, pair.site): pair for pair in pairs.values()})
         for module, pair in zip(modules, pairs.values(), strict=True):
             _check_update(pair, module.scale, dtype)
     except Flaw as flaw:
         raise AdapterRefused(name, str(flaw), flaw.may_pass) from flaw
-    ref = AdapterRef(digest_of(layout, rows), name, layout.rank, layout.sites, layout.nbytes)
-    return PackedAdapter(ref, layout, rows)
+    return PackedAdapter(layout.ref(digest_of(layout, rows), name), layout, rows)
 
 
 def _read_pairs(folder: Path, most_bytes: int, roots: AllowedRoots) -> dict[str, _Pair]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, TypeVar, cast
 
+from lora.activation import MOST_INVOCATION_TOKENS
 from lora.format.adapter_files import Flaw, read_json_object, short, unreadable
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.module_patterns import (
@@ -22,10 +23,12 @@ from lora.format.module_patterns import (
 from lora.target_modules import SITES
 
 CONFIG_FILE = "adapter_config.json"
+INVOCATION_FIELD = "alora_invocation_tokens"
 
 HONOURED = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"}
     | {"exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"}
+    | {INVOCATION_FIELD}
 )
 # How the adapter was trained or initialised, or where it came from: no part of y = W x + s B (A x). The settings
 # of an initialisation are here too, since `init_lora_weights` says whether it was used.
@@ -45,7 +48,6 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "fan_in_fan_out": ("the weights are stored transposed, for Conv1D bases", "save it for a Linear base"),
     "target_parameters": ("parameters that are no modules are adapted", _RETRAIN),
     "megatron_config": ("the modules are Megatron's parallel ones", "convert it to the Hugging Face names"),
-    "alora_invocation_tokens": ("an aLoRA acts only after its invocation tokens", _RETRAIN),
     "use_qalora": ("QALoRA pools its input", _RETRAIN),
     "use_bdlora": ("BD-LoRA's factors are block-diagonal", "expand them to dense A and B"),
     "monteclora_config": ("MonteCLoRA samples its factors", _RETRAIN),
@@ -59,6 +61,7 @@ _HARMLESS_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 ALL_LINEAR = "all-linear"
 _MOST_NUMBER = 1_000_000  # a rank or a layer; beyond any model's
 _MOST_ALPHA = 1e38
+_MOST_TOKEN_ID = 2**31 - 1
 _MOST_PATTERNS = 4096
 _MOST_REGEX_CHARS = 8192
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -69,6 +72,7 @@ class LoraSettings:
     """What adapter_config.json says about modules, ranks and scales, with PEFT's rules of matching.
 
     `target_modules` and `exclude_modules` are a pattern or names; `layers` is None where all layers are meant.
+    `invocation` are the tokens that an activated LoRA acts from, empty for another.
     """
 
     r: int
@@ -80,6 +84,7 @@ class LoraSettings:
     exclude_modules: ModulePattern | frozenset[str]
     layers: frozenset[int] | None
     layers_pattern: tuple[EndPattern, ...]
+    invocation: tuple[int, ...] = ()
 
     def targets(self, path: str) -> bool:
         """Whether the module at `path` (such as `model.layers.0.self_attn.q_proj`) is adapted."""
@@ -137,7 +142,23 @@ def read_settings(folder: Path, roots: AllowedRoots = ANYWHERE) -> LoraSettings:
         exclude_modules=_modules_field(config, "exclude_modules"),
         layers=layers,
         layers_pattern=_layers_pattern(config),
+        invocation=invocation_of(config),
     )
+
+
+def invocation_of(config: Mapping[str, object]) -> tuple[int, ...]:
+    """Read the tokens that an activated LoRA acts from; none if it is no such adapter. Raises Flaw."""
+    value = config.get(INVOCATION_FIELD)
+    if value is None:
+        return ()
+    listed = cast(list[object], value) if isinstance(value, list) else []
+    found = tuple(each for each in listed if _is_int(each) and 0 <= each <= _MOST_TOKEN_ID)
+    if not 0 < len(listed) == len(found) <= MOST_INVOCATION_TOKENS:
+        raise Flaw(
+            f"{CONFIG_FILE} has {INVOCATION_FIELD}={short(cast(object, value))}: give a list of 1 to"
+            f" {MOST_INVOCATION_TOKENS} token ids, or leave it out for a LoRA that acts on all tokens"
+        )
+    return found
 
 
 def _read_config(folder: Path, roots: AllowedRoots) -> dict[str, object]:

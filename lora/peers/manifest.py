@@ -94,8 +94,7 @@ def read_manifest(name: str, content: bytes) -> Manifest:
         raise InvalidHeader(f"the manifest of {name!r} is damaged ({error!r}): ask another peer") from error
     if not sound:
         raise InvalidHeader(f"the manifest of {name!r} describes no packed form: ask another peer")
-    ref = AdapterRef(parts["digest"], name, layout.rank, layout.sites, layout.nbytes)
-    return Manifest(ref, layout, int(parts["hops"]), companions)
+    return Manifest(layout.ref(parts["digest"], name), layout, int(parts["hops"]), companions)
 
 
 def _fits_its_base(layout: PackedLayout) -> bool:

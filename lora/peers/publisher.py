@@ -7,7 +7,7 @@ when first asked for. No peer is ever asked on another's behalf, so that no ques
 import logging
 from concurrent.futures import Executor, Future
 
-from lora.adapter import AdapterRef, is_name
+from lora.adapter import is_name
 from lora.daemon_threads import CallHangs, DaemonExecutor
 from lora.errors import AdapterLost, AdapterRefused
 from lora.memory.pages import RankPages
@@ -74,8 +74,7 @@ class Publisher:
         layout = local.layout(digest)
         if layout is None:
             return False
-        ref = AdapterRef(digest, "", layout.rank, layout.sites, layout.nbytes)
-        return self.manifests.publish_layout(ref, layout)
+        return self.manifests.publish_layout(layout.ref(digest, ""), layout)
 
     def _read(self, name: str, local: LocalAdapters) -> None:
         """Read a declared folder and publish its manifest. Runs on the executor."""

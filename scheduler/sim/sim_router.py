@@ -54,7 +54,7 @@ class SimRouter:
             prompt_tokens=len(request.prompt_token_ids),
             tenant=request.tenant,
             priority=request.priority,
-            chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids),
+            chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids, request.adapted_from),
         )
         self._do(self.router.offer(offer, self._clock.now))
 

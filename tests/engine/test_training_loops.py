@@ -216,3 +216,25 @@ def test_every_answer_tells_the_version_that_gave_it(tmp_path: Path) -> None:
         assert len(told) == 2
 
     serve(tmp_path / "lora", visit)
+
+
+def test_a_salt_keeps_a_prompt_s_k_v_apart(tmp_path: Path) -> None:
+    async def visit(api: ApiSession, engine: AsyncEngine, folder: Path) -> None:
+        ids = [7 + number % 50 for number in range(33)]
+        bodies: dict[str, dict[str, Any]] = {
+            "/inference/v1/generate": {"token_ids": ids, "sampling_params": {"max_tokens": 1}},
+            "/v1/completions": {"model": "demo", "prompt": ids, "max_tokens": 1},
+        }
+        for path, body in bodies.items():
+
+            async def cached(path: str = path, body: dict[str, Any] = body, **fields: object) -> int:
+                usage = (await api.post(path, body | fields)).json["usage"]
+                return usage["prompt_tokens_details"]["cached_tokens"]
+
+            await cached()
+            found = [await cached(), *[await cached(cache_salt=path + salt) for salt in ("a", "a", "b", "b")]]
+            assert found == [32, 0, 32, 0, 32]
+            for wrong in ("", "x" * 513, 5):
+                assert (await api.post(path, body | {"cache_salt": wrong})).error["param"] == "cache_salt"
+
+    serve(tmp_path / "lora", visit)

@@ -14,7 +14,7 @@ from scheduler.plan import SequenceKey
 from scheduler.request import Request, SamplingParams
 from tests.chance import examples
 from tests.scheduler.device import EOS, VOCABULARY, Oracle
-from tests.scheduler.rig import ADAPTERS, Rig, request
+from tests.scheduler.rig import ACTIVATED, ADAPTERS, Rig, request
 
 MAX_MODEL_LEN = 26  # a prompt of 14 tokens and 12 more
 SETTINGS = settings(
@@ -39,7 +39,8 @@ params = st.builds(
     ignore_eos=st.booleans(),
     prompt_logprobs=st.sampled_from((None, None, 0)),
 )
-adapters = st.sampled_from((BASE, *ADAPTERS))
+EVERY = (*ADAPTERS, *ACTIVATED)
+adapters = st.sampled_from((BASE, *EVERY))
 limits = st.builds(
     StepLimits,
     max_num_seqs=st.integers(1, 5),
@@ -107,7 +108,7 @@ class Traffic(RuleBasedStateMachine):
     def fail(self) -> None:
         self.do("fail")
 
-    @rule(resident=st.sets(st.sampled_from(ADAPTERS)), count=st.integers(1, 12), depth=st.integers(0, 1))
+    @rule(resident=st.sets(st.sampled_from(EVERY)), count=st.integers(1, 12), depth=st.integers(0, 1))
     def run_steps(self, resident: set[AdapterRef], count: int, depth: int) -> None:
         """As an engine that commits a step when `depth` later ones are planned."""
         self.do("resident", {adapter.digest for adapter in resident})
@@ -130,7 +131,7 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not self.requests:
             return
-        self.rig.ready = {adapter.digest for adapter in ADAPTERS}
+        self.rig.ready = {adapter.digest for adapter in EVERY}
         planned = len(self.rig.plans)
         self.rig.drain(most_steps(self.rig, list(self.requests.values())))
         for request_id, one in self.requests.items():
@@ -187,7 +188,7 @@ def test_everything_ends_in_a_pool_that_holds_but_one_sequence(
 @given(
     st.lists(st.tuples(prompts, adapters, params), min_size=2, max_size=8),
     limits,
-    st.lists(st.sets(st.sampled_from(ADAPTERS)), min_size=20, max_size=40),
+    st.lists(st.sets(st.sampled_from(EVERY)), min_size=20, max_size=40),
     st.integers(0, 1),
 )
 def test_tokens_survive_adapters_that_come_and_go_in_a_tight_pool_with_steps_in_flight(
@@ -204,7 +205,7 @@ def test_tokens_survive_adapters_that_come_and_go_in_a_tight_pool_with_steps_in_
         rig.plan()
         while rig.in_flight > depth:
             rig.commit()
-    rig.ready = {adapter.digest for adapter in ADAPTERS}
+    rig.ready = {adapter.digest for adapter in EVERY}
     rig.drain(most_steps(rig, requests))
     for one in requests:
         rig.check(one)
@@ -268,7 +269,7 @@ class SmallStore:
         return {self._window}
 
     def _make_room(self) -> bool:
-        used = {part.request.adapter.digest for part in self._rig.plans[-1].slices}
+        used = {part.adapter.digest for part in self._rig.plans[-1].slices}
         if len(self._rig.ready) + len(self._arrives) < self._slots:
             return True
         idle = sorted(self._rig.ready - used)

@@ -8,7 +8,8 @@ any memory.
 
 from dataclasses import dataclass
 
-from lora.adapter import AdapterRef
+from lora.activation import NEVER
+from lora.adapter import BASE, AdapterRef
 from scheduler.plan import PENDING, FinishReason, SequenceKey, Slice, SliceOutput, StepPlan, TokenLogprob
 from scheduler.request import Request
 
@@ -122,8 +123,9 @@ class Oracle:
         for position, token_id in enumerate(prompt):
             if position and params.prompt_logprobs is not None:
                 prompt_logprobs.append(logprob(token_id, context))
-            before = content(request.adapter, before, token_id)
+            before = content(request.adapter if position >= request.adapted_from else BASE, before, token_id)
             context += (before,)
+        drawer = BASE if request.adapted_from == NEVER else request.adapter
         outputs: tuple[int, ...] = ()
         logprobs: list[TokenLogprob] = []
         while True:
@@ -135,5 +137,5 @@ class Oracle:
                 return cls(outputs, tuple(logprobs), FinishReason.STOP, tuple(prompt_logprobs))
             if len(outputs) == params.max_tokens or len(prompt) + len(outputs) == max_model_len:
                 return cls(outputs, tuple(logprobs), FinishReason.LENGTH, tuple(prompt_logprobs))
-            before = content(request.adapter, before, token_id)
+            before = content(drawer, before, token_id)
             context += (before,)

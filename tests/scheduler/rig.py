@@ -15,6 +15,10 @@ from tests.scheduler.device import EOS, Device, Oracle, Tape
 ADAPTERS = tuple(
     AdapterRef(digest=f"{i:02x}", name=f"adapter-{i}", rank=8, sites=("q_proj",), nbytes=1) for i in (1, 2, 3)
 )
+ACTIVATED = tuple(
+    AdapterRef(f"a{i}", f"activated-{i}", 8, ("q_proj",), 1, invocation)
+    for i, invocation in ((1, (1,)), (2, (2, 3)))
+)
 
 
 def request(
@@ -48,7 +52,7 @@ class Rig:
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = StepScheduler(limits, self.pool)
         self.device = device or Device(block_size)
-        self.ready = {adapter.digest for adapter in ADAPTERS}
+        self.ready = {adapter.digest for adapter in (*ADAPTERS, *ACTIVATED)}
         self.leaving: set[str] = set()
         self.now = 0.0
         self.plans: list[StepPlan] = []

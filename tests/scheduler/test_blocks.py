@@ -24,9 +24,13 @@ def test_a_digest_covers_the_adapter_what_came_before_and_the_tokens() -> None:
         block_digest(SEED, (2, 1)),
         block_digest(chain_seed("a2"), (1, 2)),
         block_digest(chain_seed(""), (1, 2)),
+        block_digest(chain_seed("a1", salt="s"), (1, 2)),
+        block_digest(chain_seed("a1", salt="t"), (1, 2)),
+        block_digest(chain_seed("a1", 7, "t"), (1, 2)),
+        block_digest(chain_seed("a1", 7), (1, 2)),
         block_digest(block_digest(SEED, (1, 2)), (1, 2)),
     }
-    assert len(digests) == 5
+    assert len(digests) == 9
     assert {len(digest) for digest in digests} == {32}
     assert block_digest(SEED, (1, 2)) == block_digest(SEED, [1, 2])
 

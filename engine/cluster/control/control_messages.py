@@ -27,7 +27,7 @@ from engine.cluster.control.control_values import (
 )
 from transport.base import Count
 
-VERSION = 3
+VERSION = 4
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 
@@ -78,6 +78,8 @@ class ReportChange(ControlMessage, frozen=True):
     slowdown: Positive
     machine: WireHardware | None
     """None: as before."""
+    base_taken: Count = 0
+    """Tokens of the base model; 0 where they are as before."""
 
 
 class RouterReportChange(ControlMessage, frozen=True):
@@ -88,6 +90,7 @@ class RouterReportChange(ControlMessage, frozen=True):
     session: Count
     table_version: Count
     refused: tuple[tuple[Count, Count], ...]
+    base_refused: Count = 0
 
 
 class Declares(ControlMessage, frozen=True):
@@ -158,6 +161,8 @@ class ViewChange(ControlMessage, frozen=True):
     routes_gone: tuple[Count, ...] = ()
     replacements: Count = 0
     """How often the placement was changed in the coordinator's epoch."""
+    nodes_wanted: Count = 0
+    """How many nodes there should be; 0 where nobody asks."""
 
 
 FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | StatusAsk | Answer

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 
 from engine.catalogue.base import MOST_COPIES, CatalogueEntry
+from lora.activation import MOST_INVOCATION_TOKENS
 from lora.adapter import MOST_NAME_CHARS, AdapterRef, Effect
 from lora.format.adapter_files import Flaw
 from lora.format.companions import Companions, parse_companions, write_companions
@@ -24,6 +25,7 @@ MOST_FOLDER_CHARS = 4096
 FolderText = Annotated[str, msgspec.Meta(max_length=MOST_FOLDER_CHARS)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Part = Annotated[float, msgspec.Meta(gt=0, le=1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 LargerThanZero = Annotated[int, msgspec.Meta(ge=1, le=MOST_INT)]
 CompanionsText = Annotated[str, msgspec.Meta(max_length=2 << 20)]
@@ -49,15 +51,16 @@ class WireAdapter(_Value, frozen=True):
     rank: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     sites: Annotated[tuple[AdapterName, ...], msgspec.Meta(max_length=64)]
     nbytes: Count
+    invocation: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MOST_INVOCATION_TOKENS)] = ()
 
     @classmethod
     def of(cls, ref: AdapterRef) -> "WireAdapter":
         """Turn a ref into what travels."""
-        return cls(ref.digest, ref.name, ref.rank, ref.sites, ref.nbytes)
+        return cls(ref.digest, ref.name, ref.rank, ref.sites, ref.nbytes, ref.invocation)
 
     def ref(self) -> AdapterRef:
         """Return the ref."""
-        return AdapterRef(self.digest, self.name, self.rank, self.sites, self.nbytes)
+        return AdapterRef(self.digest, self.name, self.rank, self.sites, self.nbytes, self.invocation)
 
 
 class WireHardware(_Value, frozen=True):

@@ -11,10 +11,10 @@ import msgspec
 from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.routing.base import NodeLoad
 from scheduler.plan import FinishReason, TokenLogprob
-from scheduler.request import SamplingParams
+from scheduler.request import MOST_SALT_CHARS, SamplingParams
 
 SERVICE, METHOD = "loraserve.Link", "Open"
-VERSION = 2
+VERSION = 4
 FailureKind = Literal["busy", "late", "adapter", "request", "step", "structure", "stopped"]
 """Why a node gives a request up. It has no room now, or its first token is overdue; its adapter cannot be had; it can
 never run; its own part of a step failed; its text cannot take the form that was asked for; or the engine has
@@ -23,6 +23,7 @@ Key = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Small = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Trace = Annotated[str, msgspec.Meta(max_length=64)]
+Salt = Annotated[str, msgspec.Meta(max_length=MOST_SALT_CHARS)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
@@ -63,6 +64,7 @@ class Submit(_LinkMessage, frozen=True):
     drawn_token_ids: tuple[TokenId, ...] = ()
     stream: Small = 0
     trace: Trace = ""
+    cache_salt: Salt = ""
 
     @property
     def ref(self) -> AdapterRef:

@@ -188,6 +188,7 @@ class RouterStream:
                 tenant=asked.tenant,
                 stream=asked.stream,
                 trace=asked.trace,
+                cache_salt=asked.cache_salt,
             )
         except ValueError as error:
             self._refuse(asked.key, "request", str(error))

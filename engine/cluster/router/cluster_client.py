@@ -182,7 +182,7 @@ class ClusterClient:
                 request = Request(
                     request_id, prompt, adapter, replace(params, seed=seed), eos, now_s,
                     priority=origin.priority, first_token_by_s=now_s + self._slo_ttft_s, tenant=origin.tenant,
-                    trace=origin.trace,
+                    trace=origin.trace, cache_salt=origin.cache_salt,
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))
@@ -265,5 +265,7 @@ def _offer(request: Request) -> Offer:
         prompt_tokens=len(request.prompt_token_ids),
         tenant=request.tenant,
         priority=request.priority,
-        chunks=prefix_chunks(request.adapter.digest, request.prompt_token_ids),
+        chunks=prefix_chunks(
+            request.adapter.digest, request.prompt_token_ids, request.adapted_from, request.cache_salt
+        ),
     )

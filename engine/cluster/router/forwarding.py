@@ -212,6 +212,7 @@ class Forwarding:
             drawn_token_ids=drawn,
             stream=stream,
             trace=request.trace,
+            cache_salt=request.cache_salt,
         )
 
     def _send(self, node: str, message: Submit | Finish | Abort) -> bool:

@@ -179,7 +179,7 @@ def load_of(plan: StepPlan) -> StepLoad:
     decoding: dict[AdapterRef, int] = {}
     context = pairs = 0
     for part in plan.slices:
-        ref, rows = part.request.adapter, len(part.token_ids)
+        ref, rows = part.adapter, len(part.token_ids)
         context += part.start + rows
         if rows == 1 and part.output_index > 0:
             decoding[ref] = decoding.get(ref, 0) + 1

@@ -11,11 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 CHUNK_TOKENS = 256
 
 
-def prefix_chunks(adapter: str, token_ids: Sequence[int]) -> tuple[int, ...]:
-    """Hash the whole chunks of a prompt under the adapter of that digest, each with those before it."""
-    parent = hash(adapter)
+def prefix_chunks(
+    adapter: str, token_ids: Sequence[int], adapted_from: int = 0, salt: str = ""
+) -> tuple[int, ...]:
+    """Hash the whole chunks of a prompt under the adapter of that digest, each with those before it.
+
+    Chunks that end before position `adapted_from` are the base's, and all are apart by `salt`, as in `Request`.
+    """
+    parent = hash(("" if adapted_from else adapter) + salt)
+    adapted = adapted_from // CHUNK_TOKENS * CHUNK_TOKENS if adapted_from else -1
     chunks: list[int] = []
     for start in range(0, len(token_ids) - CHUNK_TOKENS + 1, CHUNK_TOKENS):
+        if start == adapted:
+            parent = hash((parent, adapter, adapted_from))
         parent = hash((parent, tuple(token_ids[start : start + CHUNK_TOKENS])))
         chunks.append(parent)
     return tuple(chunks)

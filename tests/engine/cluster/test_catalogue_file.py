@@ -20,7 +20,7 @@ NOW_S = 1_800_000_000.0
 
 
 def registered(name: str, content: int = 1, owner: str = "") -> RegisteredName:
-    ref = AdapterRef(f"{content:064x}", name, 16, ("q_proj", "o_proj"), 1 << 20)
+    ref = AdapterRef(f"{content:064x}", name, 16, ("q_proj", "o_proj"), 1 << 20, (content, 5))
     companions = Companions("{{ messages }}", None, (2, 3))
     entry = CatalogueEntry(name, ref, "/adapters/x", companions, "some", 2, "", 7)
     return RegisteredName(entry, owner)
@@ -45,7 +45,8 @@ def test_names_are_read_again_with_all_that_they_mean(tmp_path: Path) -> None:
     catalogue.close()
     read = reopened(path)
     assert read == {"b": registered("b", 2), "tenant/a": registered("tenant/a", 1, "n1")}
-    assert (read["b"].entry.ref.rank, read["b"].entry.ref.sites) == (16, ("q_proj", "o_proj"))
+    ref = read["b"].entry.ref
+    assert (ref.rank, ref.sites, ref.invocation) == (16, ("q_proj", "o_proj"), (2, 5))
 
 
 def test_an_alias_means_the_same_content_and_keeps_it_when_the_other_name_moves_on(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_an_alias_means_the_same_content_and_keeps_it_when_the_other_name_moves_
     latest = catalogue.read()["latest"]
     meant = replace(registered("v1", 1).entry, name="latest", alias_of="v1")
     assert latest.entry == replace(meant, pinned=0, max_requests=0)
-    assert latest.owner == ""
+    assert (latest.entry.ref.invocation, latest.owner) == ((1, 5), "")
     catalogue.put(RegisteredName(replace(meant, pinned=3)))
     catalogue.set_alias("latest", "v1")
     moved = catalogue.read()["latest"].entry
@@ -87,6 +88,7 @@ def test_a_file_of_the_first_format_is_read_and_written_on(tmp_path: Path) -> No
         "",
         "n1",
     )
+    assert found.entry.ref.invocation == ()
     assert reopened(path) == {"a": found}
 
 

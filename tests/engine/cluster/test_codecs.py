@@ -13,6 +13,7 @@ from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control import report_codec, view_codec
 from engine.cluster.control.control_messages import (
     VERSION,
+    DropOrder,
     MemberHello,
     ReportChange,
     RouterReportChange,
@@ -23,6 +24,7 @@ from engine.cluster.control.control_messages import (
 )
 from engine.cluster.control.control_values import (
     ControlFault,
+    WireAdapter,
     WireHardware,
 )
 from engine.cluster.control.report_codec import (
@@ -32,14 +34,17 @@ from engine.cluster.control.report_codec import (
     RouterReportEncoder,
 )
 from engine.cluster.control.view_codec import SharedView, ViewDecoder, ViewEncoder
+from engine.cluster.link import link_messages
 from engine.cluster.view import Member
-from lora.adapter import AdapterRef
+from lora.adapter import BASE, AdapterRef
 from lora.format.companions import Companions
 from scheduler.cluster.protocol.messages import NodeHardware, Report, RouterReport
 from scheduler.cluster.state import OperatingPoints, RoutingTable, Share
+from scheduler.request import SamplingParams
 
 REFS = tuple(
-    AdapterRef(f"{at:064x}", f"tenant/{at}", 8 << at % 4, ("q_proj", "v_proj"), 4096) for at in range(12)
+    AdapterRef(f"{at:064x}", f"tenant/{at}", 8 << at % 4, ("q_proj", "v_proj"), 4096, (at,) * (at % 3))
+    for at in range(12)
 )
 MACHINES = tuple(
     NodeHardware(memory, OperatingPoints((8, 64), (900.0, 300.5)), zone)
@@ -66,6 +71,20 @@ def reports(draw: st.DrawFn) -> Report:
         tuple(draw(totals).items()),
         draw(st.floats(0.1, 100)),
     )
+
+
+@pytest.mark.parametrize("ref", REFS)
+def test_a_ref_arrives_with_all_that_it_says(ref: AdapterRef) -> None:
+    """Refs are equal when their digests are: what else they say is looked at here."""
+    order = read_from_coordinator(encoded(DropOrder(1, 2, WireAdapter.of(ref))))
+    assert isinstance(order, DropOrder)
+    assert repr(order.adapter.ref()) == repr(ref)
+    params = SamplingParams(max_tokens=1)
+    sent = link_messages.read_from_router(
+        link_messages.encoded(link_messages.Submit("k", 1, ref, (1, 2), params, ()))
+    )
+    assert isinstance(sent, link_messages.Submit)
+    assert repr(sent.ref) == repr(ref)
 
 
 def crossed(report: Report, encoder: ReportEncoder, decoder: ReportDecoder) -> Report:
@@ -109,6 +128,14 @@ def test_any_sequence_of_a_routers_reports_arrives_as_it_was(
         assert dict(got.refused) == refused
 
 
+def test_tokens_of_the_base_model_arrive_although_it_is_no_adapter() -> None:
+    taken = ((REFS[0], 7), (BASE, 5))
+    report = Report("n1", 1, 1, MACHINES[0], taken=taken)
+    assert crossed(report, ReportEncoder(), ReportDecoder("n1")).taken == taken
+    message = RouterReportEncoder().encode(RouterReport("r1", 1, 7, taken))
+    assert RouterReportDecoder("r1").decode(message).refused == taken
+
+
 def test_a_report_like_the_last_one_names_no_adapter() -> None:
     encoder = ReportEncoder()
     report = Report("n1", 1, 1, MACHINES[0], held=REFS)
@@ -146,6 +173,7 @@ def views(draw: st.DrawFn) -> SharedView:
             ),
         ),
         draw(st.booleans()),
+        draw(st.integers(0, 2)),
         draw(st.integers(0, 2)),
     )
 

@@ -228,6 +228,11 @@ def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
             path = "/inference/v1/generate"
             (through,), (direct,) = [(await each.post(path, body)).json["choices"] for each in (api, alone)]
             assert (through["token_ids"], through["finish_reason"]) == (direct["token_ids"], "length")
+            salted = body | {"token_ids": prompt * 6}
+            told = [await api.post(path, salted | {"cache_salt": salt}) for salt in ("a", "a", "a", "b")]
+            cached = [each.json["usage"]["prompt_tokens_details"]["cached_tokens"] for each in told]
+            assert (cached[0], cached[3]) == (0, 0)
+            assert max(cached[1:3]) > 0  # of three requests two meet on one of two nodes
             long = replace(GREEDY, max_tokens=100, ignore_eos=True)
             others = asyncio.create_task(_ask(client, "rot13", "garden", long))
             streams = await client.submit_all(

@@ -91,6 +91,13 @@ def test_other_tokens_are_refused_by_name(vocabulary: Vocabulary, reason: str) -
         check_vocabulary(BACKEND, vocabulary)
 
 
+def test_an_invocation_of_tokens_that_the_base_lacks_is_refused_by_name() -> None:
+    base = Tokenizer(byte_tokenizer())
+    base.check_adapter(Companions(), Vocabulary(invocation=(0, 257)))
+    with pytest.raises(Flaw, match=r"alora_invocation_tokens has 300, which is no token"):
+        base.check_adapter(Companions(), Vocabulary(invocation=(0, 300)))
+
+
 def test_an_adapters_template_and_end_tokens_are_its_own() -> None:
     base = Tokenizer(byte_tokenizer())
     letter, *_ = base.encode("x", add_special=False)

@@ -1,12 +1,14 @@
 """A router answers each request exactly once, sends what would be in time, and moves what a lost node had."""
 
 from dataclasses import dataclass, field, fields
+from operator import eq
 from types import MappingProxyType
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora.activation import NEVER
 from scheduler.cluster.cost.model import AdapterLoad, Kernel, StepLoad
 from scheduler.cluster.cost.pace import Pace
 from scheduler.cluster.cost.profile import Slo
@@ -451,3 +453,15 @@ def test_a_load_with_more_on_it_is_the_same_in_all_else() -> None:
     assert changed == {"requests", "work", "adapters", "room_bytes"}
     assert (more.requests, more.adapters) == (5, {A.digest, B.digest})
     assert (more.work.context_tokens, more.work.prompt_pairs) == (900, 40)
+
+
+def test_an_activated_lora_shares_with_the_base_what_stands_before_its_invocation() -> None:
+    prompt = list(range(4 * CHUNK_TOKENS))
+    base = prefix_chunks("", prompt)
+    begins = {at: prefix_chunks("d", prompt, at) for at in (1, 2 * CHUNK_TOKENS, 2 * CHUNK_TOKENS + 1, NEVER)}
+    shared = {at: sum(map(eq, base, chunks)) for at, chunks in begins.items()}
+    assert shared == {1: 0, 2 * CHUNK_TOKENS: 2, 2 * CHUNK_TOKENS + 1: 2, NEVER: 4}
+    distinct = {chunk for chunks in begins.values() for chunk in chunks}
+    assert len(distinct) == 4 + 4 + 2 + 2, (
+        "chunks that an adapter acts on are of one adapter and one position"
+    )
