@@ -126,10 +126,21 @@ class ReplacementRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeRecord:
+    """How many nodes there should be and how many serve; how long ago the number changed last, and why."""
+
+    wanted: int
+    present: int
+    age_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterRecord:
     """What administrators are told of a cluster. While no coordinator answers, what its members remember of it.
 
     `epoch` is the coordinator's, None if none answers. `replacements` counts all of this epoch, `last` tells the last.
+    `size` is None where the number of nodes is fixed.
     """
 
     epoch: int | None
@@ -139,6 +150,7 @@ class ClusterRecord:
     routers: Sequence[RouterRecord] = ()
     replacements: int | None = None
     last_replacements: Sequence[ReplacementRecord] = ()
+    size: SizeRecord | None = None
 
 
 def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:

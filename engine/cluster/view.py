@@ -50,6 +50,7 @@ class ClusterView:
     table: RoutingTable = EMPTY_TABLE
     known: bool = False
     replacements: int = 0  # of the placement, in the coordinator's epoch
+    nodes_wanted: int = 0  # 0: their number is fixed
     changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     def source_of(self, ref: AdapterRef) -> SourceUrl | None:

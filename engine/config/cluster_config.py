@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from engine.config.node_range import NODES, NodeRange, Nodes
 from engine.config.option import Option, check_fields, options_of
 from engine.config.option_types import ADDRESS, COUNT, FILE, SECONDS, TEXT, WEIGHT, one_of
 from engine.errors import InvalidConfig
@@ -32,11 +33,10 @@ class ClusterConfig:
         Role, Option("cluster", one_of(Role, "ROLE"), "which part of a cluster this process is")
     ] = "single"
     nodes: Annotated[
-        int | None,
-        Option(
-            "cluster", COUNT, "start a router, a coordinator and so many nodes, on this machine or by Ray"
-        ),
-    ] = None
+        Nodes | None,
+        Option("cluster", NODES, "start a router, a coordinator and so many nodes, on this machine or by Ray",
+               note="with MIN:MAX their number follows the load"),
+    ] = None  # fmt: skip
     routers: Annotated[
         int, Option("cluster", COUNT, "routers that --nodes starts, at consecutive ports from --port on")
     ] = 1
@@ -111,6 +111,11 @@ class ClusterConfig:
     def is_alone(self) -> bool:
         """Return whether this is a server without a cluster."""
         return self.role == "single" and self.nodes is None
+
+    @property
+    def node_range(self) -> NodeRange:
+        """Return how many nodes to start at least and at most."""
+        return NodeRange.of(self.nodes or 1)
 
     @property
     def has_slo(self) -> bool:

@@ -82,8 +82,10 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
                 given.pop(key, None)
     cluster = ClusterConfig(**_fields(ClusterConfig, given))
     launch = LaunchConfig(**_fields(LaunchConfig, given))
-    starts_far = launch.launcher == "ray" and cluster.nodes is not None and not launch.commands
-    if (cluster.role != "single" or starts_far) and not {"peer", "peer_listen"} & given.keys():
+    leads_far = launch.launcher == "ray" and (
+        launch.keeps_size or (cluster.nodes is not None and not launch.commands)
+    )
+    if (cluster.role != "single" or leads_far) and not {"peer", "peer_listen"} & given.keys():
         given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
         given.pop(PEER_TOKEN_VARIABLE, None)  # alone it asks for nothing

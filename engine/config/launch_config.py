@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Literal
 
 from engine.config.cluster_config import ClusterConfig
+from engine.config.node_range import NODES, NodeRange, Nodes
 from engine.config.option import Option, check_fields, options_of
 from engine.config.option_types import ADDRESS, COUNT, FLAG, SECONDS, one_of
 from engine.errors import InvalidConfig
@@ -12,6 +13,7 @@ from transport.base import Address
 LauncherName = Literal["local", "ray"]
 _COMMANDS = ("status", "stop", "scale")
 _FOR_START = ("ray_spread", "ray_cpus", "ray_wait_s")
+_FOR_RANGE = ("grow_after_s", "shrink_after_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,28 @@ class LaunchConfig:
     status: Annotated[bool, Option("launching", FLAG, "list the members that Ray runs")] = False
     stop: Annotated[bool, Option("launching", FLAG, "drain and end the members that Ray runs")] = False
     scale: Annotated[
-        int | None, Option("launching", COUNT, "have Ray run so many nodes; those left over are drained")
-    ] = None
+        Nodes | None,
+        Option("launching", NODES, "have Ray run so many nodes; those left over are drained",
+               note="with MIN:MAX the command stays and keeps their number by the load"),
+    ] = None  # fmt: skip
+    grow_after_s: Annotated[
+        float,
+        Option(
+            "launching", SECONDS, "with MIN:MAX nodes, how long more must be needed before one is started"
+        ),
+    ] = 10.0
+    shrink_after_s: Annotated[
+        float,
+        Option("launching", SECONDS, "with MIN:MAX nodes, how long one fewer must do before one is drained"),
+    ] = 300.0
 
     def __post_init__(self) -> None:
         check_fields(self)
         given = [each for each in options_of(LaunchConfig) if getattr(self, each.field) != each.default]
-        if self.launcher == "local" and given:
+        far = [each for each in given if each.field not in _FOR_RANGE]
+        if self.launcher == "local" and far:
             remedy = "it does nothing without --launcher ray: give that too, or leave it out"
-            raise InvalidConfig(given[0].key, given[0].shown(getattr(self, given[0].field)), remedy)
+            raise InvalidConfig(far[0].key, far[0].shown(getattr(self, far[0].field)), remedy)
         for each in given if self.commands else ():
             if each.field in _FOR_START and not (each.field == "ray_wait_s" and self.scale):
                 remedy = f"it is told when nodes start: leave it out beside --{self.commands[0]}"
@@ -60,8 +75,18 @@ class LaunchConfig:
         """Return what is asked of members that run already."""
         return tuple(each for each in _COMMANDS if getattr(self, each))
 
+    @property
+    def keeps_size(self) -> bool:
+        """Return whether the number of nodes of a service that runs already is to follow its load."""
+        return self.scale is not None and NodeRange.of(self.scale).is_open
+
     def check_cluster(self, cluster: ClusterConfig) -> None:
         """Raise InvalidConfig for what makes no sense beside what is said of the cluster."""
+        asked = cluster.nodes if self.scale is None else self.scale
+        for each in options_of(LaunchConfig) if not (asked and NodeRange.of(asked).is_open) else ():
+            if each.field in _FOR_RANGE and getattr(self, each.field) != each.default:
+                remedy = "the number of nodes is fixed: give --nodes MIN:MAX, or leave it out"
+                raise InvalidConfig(each.key, getattr(self, each.field), remedy)
         if self.launcher == "local":
             return
         if cluster.role != "single":

@@ -95,7 +95,9 @@ class Broadcast:
             self._settled = True
         members = {name: _member(each) for name, each in self._streams.items() if each.is_node}
         table, count = self._coordinator.table, self._coordinator.plans.count
-        return SharedView(members, self._catalogue.entries, table, self._settled, count)
+        told = self._coordinator.size.told
+        wanted = told.wanted if told else 0
+        return SharedView(members, self._catalogue.entries, table, self._settled, count, wanted)
 
 
 def _member(stream: MemberStream) -> Member:

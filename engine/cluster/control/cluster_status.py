@@ -13,6 +13,7 @@ from engine.catalogue.base import (
     NodeRecord,
     ReplacementRecord,
     RouterRecord,
+    SizeRecord,
     names_after,
 )
 from engine.cluster.control.ask_messages import StatusAsk, StatusTold
@@ -20,6 +21,7 @@ from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.shared_catalogue import SharedCatalogue
 from engine.cluster.view import ClusterView
 from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.cluster_size import WantedSize
 from scheduler.cluster.coordinator.coordinator import Coordinator
 from scheduler.cluster.coordinator.planning import Replacement
 from scheduler.cluster.protocol.messages import Report
@@ -61,6 +63,7 @@ class CoordinatorStatus:
             ],
             replacements=plans.count,
             last_replacements=[_replacement(each, now_s) for each in reversed(plans.last)],
+            size=_size(coordinator.size.told, now_s),
         )
 
     def adapters(self, names: Sequence[str]) -> list[AdapterRecord]:
@@ -98,6 +101,12 @@ class CoordinatorStatus:
             arriving=len(report.loading),
             cached=len(report.cached),
         )
+
+
+def _size(told: WantedSize | None, now_s: float) -> SizeRecord | None:
+    if told is None:
+        return None
+    return SizeRecord(told.wanted, told.present, round(now_s - told.last.at_s, 1), told.last.reason)
 
 
 def _replacement(made: Replacement, now_s: float) -> ReplacementRecord:

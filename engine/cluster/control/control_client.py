@@ -213,7 +213,7 @@ class ControlClient:
         if told is None:
             return
         view = self.view
-        view.replacements = told.replacements
+        view.replacements, view.nodes_wanted = told.replacements, told.nodes_wanted
         if told.settled:
             view.members, view.catalogue, view.known = told.members, told.catalogue, True
         else:

@@ -78,6 +78,8 @@ class ReportChange(ControlMessage, frozen=True):
     slowdown: Positive
     machine: WireHardware | None
     """None: as before."""
+    base_taken: Count = 0
+    """Tokens of the base model; 0 where they are as before."""
 
 
 class RouterReportChange(ControlMessage, frozen=True):
@@ -88,6 +90,7 @@ class RouterReportChange(ControlMessage, frozen=True):
     session: Count
     table_version: Count
     refused: tuple[tuple[Count, Count], ...]
+    base_refused: Count = 0
 
 
 class Declares(ControlMessage, frozen=True):
@@ -158,6 +161,8 @@ class ViewChange(ControlMessage, frozen=True):
     routes_gone: tuple[Count, ...] = ()
     replacements: Count = 0
     """How often the placement was changed in the coordinator's epoch."""
+    nodes_wanted: Count = 0
+    """How many nodes there should be; 0 where nobody asks."""
 
 
 FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | StatusAsk | Answer

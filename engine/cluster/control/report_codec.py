@@ -16,7 +16,7 @@ from engine.cluster.control.control_values import (
     WireAdapter,
     WireHardware,
 )
-from lora.adapter import AdapterRef
+from lora.adapter import BASE, AdapterRef
 from scheduler.cluster.protocol.messages import NodeHardware, Report, RouterReport
 
 MOST_ADAPTERS = 1 << 16
@@ -138,6 +138,7 @@ class ReportEncoder:
             taken=taken,
             slowdown=report.slowdown,
             machine=machine,
+            base_taken=sum(tokens for ref, tokens in report.taken if ref.is_base),
         )
 
 
@@ -160,6 +161,7 @@ class ReportDecoder:
         if lists.machine is None:
             raise ControlFault("the first report names no machine")
         numbers = lists.numbers
+        taken = tuple((numbers.ref(number), tokens) for number, tokens in change.taken)
         return Report(
             node=self._node,
             session=change.session,
@@ -170,7 +172,7 @@ class ReportDecoder:
             held=lists.held.apply(change.held, numbers),
             loading=lists.loading.apply(change.loading, numbers),
             cached=lists.cached.apply(change.cached, numbers),
-            taken=tuple((numbers.ref(number), tokens) for number, tokens in change.taken),
+            taken=(*taken, *_of_base(change.base_taken)),
             slowdown=change.slowdown,
         )
 
@@ -196,14 +198,15 @@ class RouterReportEncoder:
         self._totals: _Totals | None = None
 
     def encode(self, report: RouterReport) -> RouterReportChange:
-        """Return the report as a change against the one before. The base model is placed nowhere and not told of."""
+        """Return the report as a change against the one before."""
         refused = {ref: total for ref, total in report.refused if not ref.is_base}
         totals = self._totals
         whole = totals is None or totals.numbers.is_full or not refused.keys() >= totals.refused.keys()
         totals = self._totals = _Totals() if totals is None or whole else totals
         changed = tuple((totals.numbers.number(ref), total) for ref, total in totals.changed(refused))
         fresh = totals.numbers.take_fresh()
-        return RouterReportChange(whole, fresh, report.session, report.table_version, changed)
+        base = sum(total for ref, total in report.refused if ref.is_base)
+        return RouterReportChange(whole, fresh, report.session, report.table_version, changed, base)
 
 
 class RouterReportDecoder:
@@ -221,4 +224,10 @@ class RouterReportDecoder:
         self._totals = totals
         totals.numbers.learn(change.adapters)
         totals.refused.update((totals.numbers.ref(number), total) for number, total in change.refused)
-        return RouterReport(self._router, change.table_version, change.session, tuple(totals.refused.items()))
+        refused = (*totals.refused.items(), *_of_base(change.base_refused))
+        return RouterReport(self._router, change.table_version, change.session, refused)
+
+
+def _of_base(tokens: int) -> tuple[tuple[AdapterRef, int], ...]:
+    """Return the base model's tokens as those of an adapter, if there are any."""
+    return ((BASE, tokens),) if tokens else ()

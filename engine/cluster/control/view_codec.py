@@ -43,6 +43,7 @@ class SharedView:
     table: RoutingTable = EMPTY_TABLE
     settled: bool = True
     replacements: int = 0
+    nodes_wanted: int = 0  # 0: nobody asks
 
 
 class ViewEncoder:
@@ -57,26 +58,19 @@ class ViewEncoder:
         """Return what those who know the last view are to be told, in parts; nothing if it is the same."""
         before, self._known = self._known, view
         same = view.catalogue is before.catalogue and view.table is before.table
-        counts = (view.settled, view.replacements) == (before.settled, before.replacements)
-        if same and view.members == before.members and counts:
+        rest_before = _rest(before)
+        if same and view.members == before.members and _rest(view) == rest_before:
             return []
         fresh, gone, routes_gone = self._changed_adapters(before, view)
-        rest = ViewChange(
-            False,
-            True,
-            view.settled,
-            view.table.version,
+        rest = msgspec.structs.replace(
+            _rest(view),
             members_gone=_gone(before.members, view.members),
             entries_gone=_gone(before.catalogue, view.catalogue),
             adapters_gone=gone,
             routes_gone=routes_gone,
-            replacements=view.replacements,
         )
         items = (*fresh, *self._items(before, view))
-        former = ViewChange(
-            False, True, before.settled, before.table.version, replacements=before.replacements
-        )
-        if not items and rest == former:
+        if not items and rest == rest_before:
             return []
         return list(_parts(items, rest))
 
@@ -84,9 +78,7 @@ class ViewEncoder:
         """Return what somebody is to be told who knows nothing, in parts."""
         adapters = ((number, WireAdapter.of(ref)) for ref, number in self._numbers.items())
         items = (*adapters, *self._items(SharedView(), self._known))
-        known = self._known
-        rest = ViewChange(True, True, known.settled, known.table.version, replacements=known.replacements)
-        return list(_parts(items, rest))
+        return list(_parts(items, _rest(self._known, whole=True)))
 
     def _changed_adapters(
         self, before: SharedView, view: SharedView
@@ -121,6 +113,14 @@ class ViewEncoder:
             yield EntryChange(name, self._numbers[entry.ref], entry.root, told, entry.effect, *asked)
         for ref, shares in _changed(before.table.shares, view.table.shares):
             yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
+
+
+def _rest(view: SharedView, whole: bool = False) -> ViewChange:
+    """Return what a view says beside members, catalogue and routes."""
+    counts = (view.replacements, view.nodes_wanted)
+    return ViewChange(
+        whole, True, view.settled, view.table.version, replacements=counts[0], nodes_wanted=counts[1]
+    )
 
 
 def _gone(before: Mapping[K, V], now: Mapping[K, V]) -> tuple[K, ...]:
@@ -187,6 +187,7 @@ class ViewDecoder:
             table,
             change.settled,
             change.replacements,
+            change.nodes_wanted,
         )
         self._stale = set[str]()
         return self._shown
@@ -244,6 +245,7 @@ def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
         adapters_gone=frame.adapters_gone,
         routes_gone=frame.routes_gone,
         replacements=frame.replacements,
+        nodes_wanted=frame.nodes_wanted,
     )
 
 

@@ -8,74 +8,79 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from engine.cluster.launching.cluster_processes import ClusterProcesses
 from engine.cluster.launching.kept_process import KeptProcess, serve_command
-from engine.cluster.launching.member_lines import KINDS, LOCAL, MemberLines, Part, free_ports
+from engine.cluster.launching.member_lines import LOCAL, MemberLines, Part, free_ports
+from engine.cluster.size_call import SizeAsk, ask_size
 from engine.config.config import ServeConfig
-from engine.config.peer_config import PEER_TOKEN_VARIABLE
+from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig, trust
 from engine.metrics.log_queue import server_log
+from transport.base import Address
+from transport.control.security import Security
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NODE_PORTS = 3  # for routers, for peers and for HTTP
 
 
 def launch(arguments: Sequence[str], config: ServeConfig) -> int:
     """Run the cluster that `config` asks for until told to stop; return the exit code."""
     with server_log(config.log_level):
-        return asyncio.run(_ClusterProcesses(arguments, config).run())
+        return asyncio.run(_run(arguments, config))
 
 
-class _ClusterProcesses:
-    """The processes, and whether they are to run."""
+async def _run(arguments: Sequence[str], config: ServeConfig) -> int:
+    nodes = config.cluster.node_range
+    threads = str(max(1, (os.cpu_count() or 1) // nodes.highest))
+    token = secrets.token_urlsafe(24)
+    environment = {"OMP_NUM_THREADS": threads, PEER_TOKEN_VARIABLE: token, **os.environ}
+    first = plan(arguments, config)
+    lines = first.lines
 
-    def __init__(self, arguments: Sequence[str], config: ServeConfig) -> None:
-        self._drain_s = config.drain_s
-        cores = os.cpu_count() or 1
-        threads = str(max(1, cores // (config.cluster.nodes or 1)))
-        environment = {
-            "OMP_NUM_THREADS": threads,
-            PEER_TOKEN_VARIABLE: secrets.token_urlsafe(24),
-            **os.environ,
-        }
-        parts = plan(arguments, config)
-        self._kept = [KeptProcess(part.name, serve_command(part), environment) for part in parts]
-        self._stopping = asyncio.Event()
+    def keep(part: Part) -> KeptProcess:
+        return KeptProcess(part.name, serve_command(part), environment)
 
-    async def run(self) -> int:
-        """Start all, watch them, and stop them when told to."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop)
-        watchers = [asyncio.create_task(each.run()) for each in self._kept]
-        try:
-            await self._stopping.wait()
-            for kind in KINDS:
-                ending = [each for each in self._kept if each.name.startswith(kind)]
-                await asyncio.gather(*(each.end(self._drain_s) for each in ending))
-        finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
-            for each in self._kept:
-                each.kill()
-        return 0
+    def another(at: int) -> KeptProcess:
+        return keep(_node(lines, at, free_ports(LOCAL, _NODE_PORTS)))
 
-    def _stop(self) -> None:
-        for each in self._kept:
-            if self._stopping.is_set():
-                each.kill()
-            else:
-                each.start_no_more()
-        self._stopping.set()
+    cluster = ClusterProcesses([keep(part) for part in first.parts], another, config.drain_s)
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, cluster.stop)
+    if not nodes.is_open:
+        return await cluster.run()
+    ask = SizeAsk.of(nodes, config.launch)
+    security = _security(config.engine.peers, environment)
+    return await cluster.run(lambda running: ask_size(lines.coordinator, security, ask.with_running(running)))
 
 
-def plan(arguments: Sequence[str], config: ServeConfig) -> tuple[Part, ...]:
-    """Return the processes of a cluster on this machine, each with a port that was free."""
-    nodes = config.cluster.nodes or 1
-    ports = iter(free_ports(LOCAL, 1 + 3 * nodes))
-    lines = MemberLines.of(arguments, config, f"{LOCAL}:{next(ports)}")
-    made = [
-        lines.node(at, f"{LOCAL}:{next(ports)}", f"{LOCAL}:{next(ports)}", (LOCAL, next(ports)))
-        for at in range(nodes)
-    ]
-    return (lines.coordinator_part(), *made, *(lines.router(at) for at in range(lines.routers)))
+@dataclass(frozen=True, slots=True)
+class LocalPlan:
+    """The members that a cluster on this machine begins with, and what those to come are told."""
+
+    lines: MemberLines
+    parts: tuple[Part, ...]
+
+
+def plan(arguments: Sequence[str], config: ServeConfig) -> LocalPlan:
+    """Return the members of a cluster on this machine, each with ports that were free."""
+    nodes, each = config.cluster.node_range.lowest, _NODE_PORTS
+    coordinator, *ports = free_ports(LOCAL, 1 + each * nodes)
+    lines = MemberLines.of(arguments, config, f"{LOCAL}:{coordinator}")
+    made = [_node(lines, at, ports[each * at : each * (at + 1)]) for at in range(nodes)]
+    routers = (lines.router(at) for at in range(lines.routers))
+    return LocalPlan(lines, (lines.coordinator_part(), *made, *routers))
+
+
+def _node(lines: MemberLines, at: int, ports: Sequence[int]) -> Part:
+    routers, peers, http = ports
+    return lines.node(at, f"{LOCAL}:{routers}", f"{LOCAL}:{peers}", (LOCAL, http))
+
+
+def _security(peers: PeerConfig, environment: Mapping[str, str]) -> Security:
+    """Return what members here demand of each other. Raises InvalidConfig."""
+    listen, plain = peers.listen or Address(LOCAL, 0), peers.tls_cert is None
+    token = None if peers.token_file else environment[PEER_TOKEN_VARIABLE]
+    return trust(replace(peers, listen=listen, plain=plain, token=token))

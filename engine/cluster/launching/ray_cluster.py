@@ -108,6 +108,10 @@ class RayCluster:
             self.release(groups)
         return done
 
+    def ask_for_room(self, bundles: Sequence[dict[str, int]]) -> None:
+        """Have Ray's autoscaler, where there is one, keep machines for so much; it replaces what was asked before."""
+        import_module("ray.autoscaler.sdk").request_resources(bundles=list(bundles))
+
     def release(self, groups: Iterable[Group]) -> None:
         """Give groups back."""
         for group in groups:

@@ -1,8 +1,10 @@
 """Have Ray run a cluster: start it, tell how it does, give it more or fewer nodes, and end it.
 
 Ray's actors outlive this process. What they were started by is asked of them, so any terminal may change the cluster.
+Where the number of nodes is open, this process stays and has as many run as the coordinator wants.
 """
 
+import asyncio
 import os
 import sys
 import time
@@ -13,9 +15,12 @@ from engine.cluster.launching.member_lines import KINDS, MemberLines
 from engine.cluster.launching.ray_cluster import RayCluster
 from engine.cluster.launching.ray_plan import Change, Service, change_to, refuse_secrets
 from engine.cluster.launching.role_actor import ActorStatus
+from engine.cluster.size_call import SizeAsk, ask_size
 from engine.config.config import ServeConfig
+from engine.config.node_range import NodeRange
 from engine.config.peer_config import trust
 from engine.errors import InvalidConfig
+from transport.control.security import Security
 from transport.errors import HelloRefused
 
 _LOOK_S = 0.3
@@ -37,7 +42,7 @@ def launch_on_ray(arguments: Sequence[str], config: ServeConfig) -> int:
         if config.launch.stop:
             return launcher.stop()
         if config.launch.scale is not None:
-            return launcher.scale(config.launch.scale)
+            return launcher.scale(config)
         return launcher.start(arguments, config)
     except KeyboardInterrupt:
         _say("interrupted: --launcher ray --status shows what runs")
@@ -57,10 +62,12 @@ class RayLauncher:
     def __init__(self, cluster: RayCluster, wait_s: float, say: Callable[[str], None]) -> None:
         """Let Ray take `wait_s` to find room for nodes."""
         self._cluster, self._wait_s, self._say = cluster, wait_s, say
+        self._lacks_room = False
 
     def start(self, arguments: Sequence[str], config: ServeConfig) -> int:
         """Start a service, say where it is, and wait until it is stopped. Raises InvalidConfig."""
-        cluster, nodes = self._cluster, config.cluster.nodes or 1
+        cluster, asked = self._cluster, config.cluster.node_range
+        nodes = asked.lowest
         if cluster.names():
             remedy = "a service runs on this Ray cluster: --scale N gives it other nodes, --stop ends it"
             raise InvalidConfig("nodes", nodes, remedy)
@@ -79,15 +86,13 @@ class RayLauncher:
             self._say(
                 f"ready at {where}: {nodes} nodes on Ray; Ctrl-C leaves the service, --launcher ray --stop ends it"
             )
-            while cluster.names():
-                time.sleep(_WATCH_S)
         except InvalidConfig:
             self._remove(cluster.names())
             cluster.release(cluster.groups())
             raise
         except KeyboardInterrupt:
-            self._say("the service goes on: --launcher ray --status shows it, --stop ends it")
-        return 0
+            return self._leave()
+        return self._stay(service, asked, config)
 
     def show(self) -> int:
         """List the members; return 1 if there are none."""
@@ -109,14 +114,64 @@ class RayLauncher:
         self._say(f"stopped: {len(names)} members have ended" if names else _NOTHING)
         return 0
 
-    def scale(self, nodes: int) -> int:
-        """Have so many nodes run; what those left over run is finished first. Raises InvalidConfig."""
+    def scale(self, config: ServeConfig) -> int:
+        """Have so many nodes run, or stay and keep their number within a range. Raises InvalidConfig."""
+        asked = NodeRange.of(config.launch.scale or 1)
         service = self._cluster.service()
         if service is None:
             remedy = "its coordinator does not answer: try again" if self._cluster.names() else _NOTHING
-            raise InvalidConfig("scale", nodes, remedy)
+            raise InvalidConfig("scale", config.launch.scale, remedy)
+        if asked.is_open:
+            return self._stay(service, asked, config)
+        self._resize(service, asked.lowest, "scale")
+        return 0
+
+    def _stay(self, service: Service, asked: NodeRange, config: ServeConfig) -> int:
+        """Wait until the service is stopped; meanwhile, where the range is open, keep the number that is wanted."""
+        size = SizeAsk.of(asked, config.launch)
+        security = trust(config.engine.peers) if asked.is_open else None
+        try:
+            while self._cluster.names():
+                if security is not None:
+                    self._follow(service, size, security)
+                time.sleep(_WATCH_S)
+        except KeyboardInterrupt:
+            return self._leave()
+        finally:
+            self._give_up_room()
+        return 0
+
+    def _leave(self) -> int:
+        self._say("the service goes on: --launcher ray --status shows it, --stop ends it")
+        return 0
+
+    def _follow(self, service: Service, size: SizeAsk, security: Security) -> None:
+        """Have as many nodes run as the coordinator wants; where Ray has no room yet, ask it again later."""
+        running = len(self._cluster.nodes())
+        told = asyncio.run(ask_size(service.lines.coordinator, security, size.with_running(running)))
+        if told is None or told.wanted == running or not running:
+            return
+        self._say(f"{told.wanted} nodes are wanted and {running} run: {told.reason}")
+        if told.wanted > running:
+            self._cluster.ask_for_room([service.bundle] * told.wanted)
+            self._lacks_room = True
+        try:
+            self._resize(service, told.wanted, "nodes")
+        except InvalidConfig as error:
+            self._say(f"{error}; it is tried again")
+        else:
+            self._give_up_room()
+
+    def _give_up_room(self) -> None:
+        """Ask Ray for no more machines: those that have nodes stay."""
+        if self._lacks_room:
+            self._cluster.ask_for_room([])
+            self._lacks_room = False
+
+    def _resize(self, service: Service, nodes: int, option: str) -> None:
+        """Have so many nodes run; what those left over run is finished first. Raises InvalidConfig."""
         change = change_to(nodes, self._cluster.nodes(), self._cluster.groups(), service.spread)
-        self._reserve(service, change, "scale", nodes)
+        self._reserve(service, change, option, nodes)
         started = [f"node-{at}" for at in change.start]
         for at in change.start:
             self._cluster.start(service, "node", at)
@@ -129,7 +184,6 @@ class RayLauncher:
         self._drain([f"node-{at}" for at in change.drain], service)
         self._cluster.release(change.release)
         self._say(f"{nodes} nodes: {len(change.start)} started, {len(change.drain)} drained and ended")
-        return 0
 
     def _service(self, arguments: Sequence[str], config: ServeConfig) -> Service:
         address = self._cluster.head_address()

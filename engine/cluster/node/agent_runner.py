@@ -90,9 +90,8 @@ class AgentRunner:
         return self.agent.report(costs.slowdown, cached)
 
     def took(self, ref: AdapterRef, tokens: int) -> None:
-        """Count input or output tokens of work that this node took in. The base is placed nowhere."""
-        if not ref.is_base:
-            self.agent.took(ref, tokens)
+        """Count input or output tokens of work that this node took in."""
+        self.agent.took(ref, tokens)
 
     def obey(self, command: Command) -> None:
         """Do what the coordinator says, or begin to."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from engine.catalogue.catalogue_file import CatalogueFile
 from engine.cluster.control.coordinator_server import CoordinatorServer
 from engine.cluster.roles.role_parts import costs_of, listen_error, security_of
+from engine.cluster.size_call import size_service
 from engine.cluster.trusted_channels import MemberServer
 from engine.config.config import ServeConfig
 from scheduler.cluster.policies import POLICIES
@@ -24,7 +25,7 @@ async def run_coordinator(config: ServeConfig, ready: Callable[[str], None], sto
     make = POLICIES[cluster.policy].coordinator(costs.setting(cluster.routers))
     server = CoordinatorServer(make, CatalogueFile(cluster.registry_file, time.time()), costs.digest)
     server.on_failure(stop.set)
-    members = MemberServer(security, [server.service()])
+    members = MemberServer(security, [server.service(), size_service(server.coordinator.size)])
     await server.start()
     try:
         address = await members.start(cluster.cluster_listen)

@@ -64,6 +64,11 @@ class RouterSeries:
                 "loraserve_cluster_nodes", "Nodes that this router reaches.", (),
                 [((), float(len(self._forwarding.ready)))],
             ),
+            MetricSeries(
+                "loraserve_cluster_nodes_wanted",
+                "Nodes that there should be by the load; 0 where their number is fixed.", (),
+                [((), float(self._view.nodes_wanted))],
+            ),
         )  # fmt: skip
 
     def _shares(self, recent: Sequence[str]) -> MetricSeries:

@@ -1,16 +1,16 @@
 """The coordinator: events in, commands out. Decides where adapters live and publishes where requests go.
 
-Its state is soft: a new one learns all from reports and the registry, and for `settle_s` only listens. Nodes
-are believed dead when they have been silent for `dead_after_s` or were reported crashed, and must then
-rejoin. Everything it sends is sent again until a report shows that it arrived. It does not know what carries
-its messages, and the same events at the same times give the same commands.
-A report costs as much as it is long, a tick as there are nodes; plans and tables grow with the adapters."""
+Its state is soft: a new one learns all from reports and the registry, and for `settle_s` only listens. Nodes are
+believed dead when they have been silent for `dead_after_s` or were reported crashed, and must then rejoin. Everything
+it sends is sent again until a report shows that it arrived. It knows no carrier of messages. The same events at the
+same times give the same commands. A report costs as it is long, a tick as there are nodes, a plan as adapters."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from lora.adapter import AdapterRef
+from scheduler.cluster.coordinator.cluster_size import ClusterSize
 from scheduler.cluster.coordinator.demand import DemandSource
 from scheduler.cluster.coordinator.node_view import Copy, NodeView, RouterView
 from scheduler.cluster.coordinator.planning import PlacementPlans
@@ -64,6 +64,7 @@ class Coordinator:
         self._routers: dict[str, RouterView] = {}
         self._rollout = Rollout(self._members, self._routers, options.max_pulls, planner.options.headroom)
         self.plans = PlacementPlans(planner, demand, self._members, self._rollout)
+        self.size = ClusterSize(self.plans.problem, planner.need)
         self._first_session = self._rollout.version = epoch << 32
         self._over: dict[str, int] = {}  # the last session of each node that ended
         self._started_s: float | None = None
@@ -143,8 +144,8 @@ class Coordinator:
         member = self._members[report.node] = NodeView(report, now)
         self._planner.hurry("node_joined", must=self._settled)
         self._take_in(member, report, now)
-        without_home = self._rollout.adapters if len(self._members) == 1 else ()
-        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *without_home)), now)
+        homeless = self._rollout.adapters if len(self._members) == 1 else ()
+        return self._advance(dict.fromkeys((*gone, *self._absorb(member, report, now), *homeless)), now)
 
     def _absorb(self, member: NodeView, report: Report, now: float) -> list[AdapterRef]:
         changed = member.absorb(report, now)
@@ -155,7 +156,8 @@ class Coordinator:
 
     def _take_in(self, member: NodeView, report: Report, now: float) -> None:
         """Learn demand, slowdown and the table's version from a report."""
-        self._demanded(member.newly_taken(report), now)
+        self._demanded(taken := member.newly_taken(report), now)
+        self.size.count(taken, False, now)
         if member.update_slowdown(report.slowdown):
             self._planner.hurry("node_pace")
         self._outnumber(report.table_version)
@@ -167,11 +169,12 @@ class Coordinator:
 
     def _hear_router(self, report: RouterReport, now: float) -> list[Command]:
         """Learn of a router, of the table it routes by, and of what was asked of it in vain."""
-        known = self._routers.setdefault(report.router, RouterView(report.session))
-        if report.session > known.session:
+        before = known = self._routers.get(report.router)
+        if known is None or report.session > known.session:
             known = self._routers[report.router] = RouterView(report.session)
         if report.session == known.session:
-            self._demanded(known.absorb(report, now), now)
+            self._demanded(refused := known.absorb(report, now), now)
+            self.size.count(refused if before else (), True, now)  # a new one may tell of what is long past
             self._outnumber(report.table_version)
         return []
 
@@ -237,7 +240,7 @@ class Coordinator:
             return commands + self._settle(now)
         commands += self._advance(dict.fromkeys(able), now)
         if self._planner.due(now):
-            commands += self._plan(now)
+            commands += self._advance(self.plans.make(now), now)
         commands += self._rollout.retire(now)
         if now - self._rollout.moved_s > options.stuck_s:
             commands += self._rollout.give_up_waiting(now)
@@ -252,10 +255,7 @@ class Coordinator:
         held = {ref: self._rollout.held(ref) for ref in self._rollout.adapters}
         self._rollout.target.update(held)
         self._planner.hurry("start", must=not all(held.values()))
-        return self._plan(now) + self._advance(list(self._rollout.adapters), now)
-
-    def _plan(self, now: float) -> list[Command]:
-        return self._advance(self.plans.make(now), now)
+        return self._advance((*self.plans.make(now), *self._rollout.adapters), now)
 
     def _release(self, now: float) -> list[Command]:
         """Let the nodes go that asked to and are not needed any more, or have waited long enough."""

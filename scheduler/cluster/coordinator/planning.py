@@ -75,7 +75,7 @@ class PlacementPlans:
 
         What is waited for most comes first.
         """
-        problem = self._problem(now)
+        problem = self.problem(now)
         if not problem.nodes or not problem.demand.tokens_per_s:
             return []
         proposed = self._planner.plan(problem, now) or problem.previous
@@ -122,7 +122,8 @@ class PlacementPlans:
             )
         return [ref for ref in problem.demand.tokens_per_s if ref in before and ref not in rollout.unplaced]
 
-    def _problem(self, now: float) -> Problem:
+    def problem(self, now: float) -> Problem:
+        """Return what is to be placed now, on the nodes that stay if there are any."""
         members = [member for member in self._members.values() if not member.released]
         members = [member for member in members if not member.leaving] or members
         states = tuple(member.state(self._planner.options.headroom) for member in members)

@@ -4,6 +4,7 @@ given, and bytes; no node's condition."""
 from dataclasses import dataclass
 from typing import Literal
 
+from scheduler.cluster.coordinator.node_need import NodeNeed
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Problem, fetched_bytes
 from scheduler.cluster.state import Placement
 
@@ -38,6 +39,7 @@ class Replanner:
 
     def __init__(self, policy: PlacementPolicy, measure: Measure, options: ReplanOptions) -> None:
         self._policy, self._measure, self.options = policy, measure, options
+        self.need = NodeNeed(policy, measure)
         self._last_s = float("-inf")
         self._urgent = self._must = False
         self._noted: dict[Reason, None] = {}  # since the last plan

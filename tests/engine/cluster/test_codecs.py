@@ -36,7 +36,7 @@ from engine.cluster.control.report_codec import (
 from engine.cluster.control.view_codec import SharedView, ViewDecoder, ViewEncoder
 from engine.cluster.link import link_messages
 from engine.cluster.view import Member
-from lora.adapter import AdapterRef
+from lora.adapter import BASE, AdapterRef
 from lora.format.companions import Companions
 from scheduler.cluster.protocol.messages import NodeHardware, Report, RouterReport
 from scheduler.cluster.state import OperatingPoints, RoutingTable, Share
@@ -128,6 +128,14 @@ def test_any_sequence_of_a_routers_reports_arrives_as_it_was(
         assert dict(got.refused) == refused
 
 
+def test_tokens_of_the_base_model_arrive_although_it_is_no_adapter() -> None:
+    taken = ((REFS[0], 7), (BASE, 5))
+    report = Report("n1", 1, 1, MACHINES[0], taken=taken)
+    assert crossed(report, ReportEncoder(), ReportDecoder("n1")).taken == taken
+    message = RouterReportEncoder().encode(RouterReport("r1", 1, 7, taken))
+    assert RouterReportDecoder("r1").decode(message).refused == taken
+
+
 def test_a_report_like_the_last_one_names_no_adapter() -> None:
     encoder = ReportEncoder()
     report = Report("n1", 1, 1, MACHINES[0], held=REFS)
@@ -165,6 +173,7 @@ def views(draw: st.DrawFn) -> SharedView:
             ),
         ),
         draw(st.booleans()),
+        draw(st.integers(0, 2)),
         draw(st.integers(0, 2)),
     )
 

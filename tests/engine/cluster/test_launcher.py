@@ -19,20 +19,20 @@ def test_every_router_has_a_grpc_port_of_its_own_and_no_node_takes_one(
     asked: str, routers: list[str]
 ) -> None:
     arguments = ["--nodes", "1", "--routers", "2", "--grpc-port", asked]
-    parts = {part.name: part.arguments for part in plan(arguments, serve_config(arguments, {}))}
+    parts = {part.name: part.arguments for part in plan(arguments, serve_config(arguments, {})).parts}
     told = {name: values_of("--grpc-port", said) for name, said in parts.items()}
     assert told == {"coordinator": [], "node-0": ["0"], "router-0": routers[:1], "router-1": routers[1:]}
 
 
 def test_without_the_option_no_process_speaks_grpc_to_clients() -> None:
     arguments = ["--nodes", "1"]
-    parts = plan(arguments, serve_config(arguments, {}))
+    parts = plan(arguments, serve_config(arguments, {})).parts
     assert not [part for part in parts if "--grpc-port" in part.arguments]
 
 
 def test_files_and_batches_are_kept_by_the_router() -> None:
     arguments = ["--nodes", "2", "--batch-dir", "kept"]
-    parts = {part.name: part.arguments for part in plan(arguments, serve_config(arguments, {}))}
+    parts = {part.name: part.arguments for part in plan(arguments, serve_config(arguments, {})).parts}
     told = {name: values_of("--batch-dir", said) for name, said in parts.items()}
     assert told == {"coordinator": [], "node-0": [], "node-1": [], "router-0": ["kept"]}
 
@@ -44,3 +44,37 @@ def test_files_and_batches_are_kept_by_the_router() -> None:
 def test_files_and_batches_are_refused_where_nobody_would_find_them(others: tuple[str, ...]) -> None:
     with pytest.raises(InvalidConfig, match=r"^batch_dir=.*router"):
         serve_config(["--batch-dir", "kept", *others], {PEER_TOKEN_VARIABLE: "x" * 32})
+
+
+def test_a_range_of_nodes_begins_with_the_least_and_no_member_is_told_of_it() -> None:
+    arguments = ["--nodes=2:5", "--grow-after-s", "3", "--shrink-after-s=60"]
+    config = serve_config(arguments, {})
+    assert (config.cluster.node_range.lowest, config.cluster.node_range.highest) == (2, 5)
+    parts = plan(arguments, config).parts
+    assert [part.name for part in parts] == ["coordinator", "node-0", "node-1", "router-0"]
+    words = {word for part in parts for word in part.arguments}
+    assert not words & {"--nodes=2:5", "--grow-after-s", "3", "--shrink-after-s=60"}
+
+
+@pytest.mark.parametrize(
+    "nodes", ["0", "0:2", "3:2", "2:", ":2", "1:2:3", "a:b", "-1:2", "1.5", "1:99999999999"]
+)
+def test_a_range_that_is_none_is_refused(nodes: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"^nodes=.*MIN:MAX"):
+        serve_config([f"--nodes={nodes}"], {})
+
+
+@pytest.mark.parametrize(
+    "others", [(), ("--nodes", "3"), ("--nodes", "3:3"), ("--launcher", "ray", "--scale", "3")]
+)
+def test_patience_where_the_number_is_fixed_is_refused(others: tuple[str, ...]) -> None:
+    with pytest.raises(
+        InvalidConfig, match=r"^grow_after_s=3.0 is not accepted: the number of nodes is fixed"
+    ):
+        serve_config(["--grow-after-s", "3", *others], {})
+
+
+def test_a_service_on_ray_whose_size_is_kept_needs_the_members_trust() -> None:
+    with pytest.raises(InvalidConfig, match=r"^peer_token_file="):
+        serve_config(["--launcher", "ray", "--scale", "2:3"], {})
+    assert serve_config(["--launcher", "ray", "--scale", "2"], {}).launch.scale == 2

@@ -45,7 +45,7 @@ def router(adapters: int) -> ClusterClient:
     """A router of two nodes that were never reached, which knows so many adapters."""
     refs = [AdapterRef(f"{at:064x}", f"tenant/{at}", 8, ("q_proj",), 1) for at in range(adapters)]
     table = RoutingTable(4, {ref: (Share("n1", 0.75), Share("n2", 0.25)) for ref in refs})
-    view = ClusterView({}, {ref.name: CatalogueEntry(ref.name, ref) for ref in refs}, table, True, 3)
+    view = ClusterView({}, {ref.name: CatalogueEntry(ref.name, ref) for ref in refs}, table, True, 3, 4)
     made = OURS.router(Setting(MODEL, SLO, mean_output_tokens=32, mean_prompt_tokens=64))
     forwarding = Forwarding(
         made(np.random.default_rng(0)), OpenLink(VERSION, "r", 1), SECURITY, ServedModel(512, 260, "w")
@@ -79,6 +79,7 @@ def test_a_router_sums_its_nodes_up_and_tells_what_it_sent_and_refused() -> None
         "loraserve_replacements_total": [({}, 3.0)],
         "loraserve_requests_refused_total": [({"reason": "overloaded"}, 6.0)],
         "loraserve_cluster_nodes": [({}, 2.0)],
+        "loraserve_cluster_nodes_wanted": [({}, 4.0)],
         "loraserve_adapter_share": [
             ({"adapter": "tenant/1", "rank": "8", "node": "n1"}, 0.75),
             ({"adapter": "tenant/1", "rank": "8", "node": "n2"}, 0.25),
