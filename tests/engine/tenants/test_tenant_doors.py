@@ -275,7 +275,12 @@ class Batch:
             await asyncio.sleep(0.02)
 
 
-def test_a_batch_is_held_to_its_tenant_s_limits_and_is_nobody_else_s(tmp_path: Path) -> None:
+def test_a_batch_is_held_to_its_tenant_s_limits_and_is_nobody_else_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.batches.batch_run._LEAST_WAIT_S", 0.02)
+    monkeypatch.setattr("engine.batches.batch_run._MOST_WAIT_S", 0.02)
+
     async def scenario(doors: Doors) -> None:
         batch = await Batch.begin(doors, "few", lines("low", "high", "low", "low"))
         await batch.until("in_progress", 2)
