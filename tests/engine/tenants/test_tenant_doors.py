@@ -296,6 +296,5 @@ def test_batches_that_wait_for_their_tenant_s_limits_hold_up_nobody_else_s(tmp_p
         while sum([(await each.told())[1] for each in waiting]) < 2:
             await asyncio.sleep(0.02)
         await (await Batch.begin(doors, "all", lines("low", "high"))).until("completed", 2)
-        assert doors.clock.now_s == 1000
 
     at_doors(tmp_path, scenario)
