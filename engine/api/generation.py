@@ -78,7 +78,8 @@ class Generation:
         origin: Origin = NOWHERE,
     ) -> None:  # fmt: skip
         """Write what is large in `pool`, if one is given."""
-        self._origin = replace(origin, cache_salt=request.cache_salt)
+        priority = origin.priority + request.priority
+        self._origin = replace(origin, priority=priority, cache_salt=request.cache_salt)
         self._pool = pool
         self._client, self._request = client, request
         self._prompt_field, self._sampling = endpoint.prompt_field, endpoint.sampling

@@ -111,7 +111,6 @@ TOKENS_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "features": (),
     "token_offsets": (),
     "assistant_tokens_mask": (),
-    "priority": (0,),
     "kv_transfer_params": ({},),
 }
 """Of requests of token ids for token ids."""

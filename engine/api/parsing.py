@@ -97,7 +97,7 @@ class GenerateRequest:
     the echo alone (max_tokens=0): the one token that the engine draws to get there is not shown.
     `wants_prompt_logprobs` is true if the client asked for them, and not only its echo needs them.
     `request_id` is the client's own name of the response, if it gave one. `tools` says how the answer may call tools.
-    K/V are shared only with requests of the same `cache_salt`.
+    What has the lower `priority` goes first, of what waits. K/V are shared only with requests of the same `cache_salt`.
     """
 
     model: str
@@ -109,6 +109,7 @@ class GenerateRequest:
     wants_prompt_logprobs: bool = False
     request_id: str | None = None
     tools: ToolUse | None = None
+    priority: int = 0
     cache_salt: str = ""
 
 
@@ -147,6 +148,7 @@ def from_completion(wire: schema.Completion, client: ServedModels) -> GenerateRe
         echo_only=echo_only,
         wants_prompt_logprobs=wire.prompt_logprobs is not None,
         request_id=wire.request_id,
+        priority=wire.priority or 0,
         cache_salt=wire.cache_salt or "",
     )
 
@@ -157,9 +159,8 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
     if wire.top_logprobs is not None and not wire.logprobs:
         raise refused("top_logprobs", "it needs logprobs=true: set that, or leave it out", "invalid_value")
     if wire.max_tokens is not None and wire.max_completion_tokens not in (None, wire.max_tokens):
-        raise refused(
-            "max_tokens", "it differs from max_completion_tokens: give one of them", "invalid_value"
-        )
+        message = "it differs from max_completion_tokens: give one of them"
+        raise refused("max_tokens", message, "invalid_value")
     max_tokens = wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
     logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
     try:
@@ -178,6 +179,7 @@ def from_chat(wire: schema.Chat, client: ServedModels) -> GenerateRequest:
         form=response_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
         request_id=wire.request_id,
+        priority=wire.priority or 0,
         tools=tools,
         cache_salt=wire.cache_salt or "",
     )

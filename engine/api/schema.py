@@ -24,9 +24,10 @@ from engine.api.neutral import (
 from engine.api.tools.chat_messages import Label, Message
 from engine.api.tools.tool_fields import Tool, ToolChoice
 from engine.structured.wire_forms import ResponseFormat, StructuredOutputs
-from scheduler.request import MOST_SALT_CHARS, LogprobsMode
+from scheduler.request import MAX_PRIORITY, MOST_SALT_CHARS, LogprobsMode
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Prompt = str | list[str | TokenId | list[TokenId]]
 _ID_CHARS = "[A-Za-z0-9._:/+=@-]"
@@ -95,6 +96,7 @@ class Generate(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
     response_format: ResponseFormat | None = None
     lora_path: str | list[str | None] | None = None
     request_id: RequestId | None = None
+    priority: Priority | None = None
     cache_salt: CacheSalt | None = None
 
     # Labels for the client's own use.
@@ -143,6 +145,7 @@ class TokenGenerate(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     request_id: RequestId | None = None
+    priority: Priority | None = None
     cache_salt: CacheSalt | None = None
 
 

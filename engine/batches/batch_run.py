@@ -205,7 +205,12 @@ class BatchRun:
             told = as_api_error(failure)
             status, body, error = told.status, told.body(), {"code": told.code, "message": told.message}
         response = {"status_code": status, "request_id": request_id, "body": body}
-        result = {"id": request_id, "custom_id": line.custom_id, "response": response, "error": error}
+        result: dict[str, object] = {
+            "id": request_id,
+            "custom_id": line.custom_id,
+            "response": response,
+            "error": error,
+        }
         await self._append(result, results)
         if error is None:
             self.summary.answered += 1
@@ -242,7 +247,12 @@ class BatchRun:
         error = line.error
         told = {"code": error.code, "message": error.message, "line": number}
         result_id = f"{RESULT_PREFIX}{uuid.uuid4().hex}"
-        result = {"id": result_id, "custom_id": line.custom_id, "response": None, "error": told}
+        result: dict[str, object] = {
+            "id": result_id,
+            "custom_id": line.custom_id,
+            "response": None,
+            "error": told,
+        }
         await self._append(result, results)
         self._count_error(number, line.custom_id, error.message)
 

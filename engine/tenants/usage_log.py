@@ -16,7 +16,7 @@ from engine.tenants.usage_file import UsageFile, UsageQuery
 from engine.waiting.task_pool import TaskPool
 
 PERIOD_S = 2.0
-_WAIT_S = 20.0
+_WAIT_S = 8.0  # for the disk, twice when the process ends
 _RETRY_AFTER_S = 5
 _log = logging.getLogger(__name__)
 

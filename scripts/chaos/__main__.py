@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from random import Random
 
@@ -48,7 +48,7 @@ async def run(
     try:
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            await _wait_ready(session, cluster, options.adapters)
+            await _wait_ready(session, cluster, {each.adapter.name for each in asked})
             began_s = time.monotonic()
             faults = FaultInjection(cluster, session, began_s, rng)
             routers = {name: cluster.address(name) for name in cluster.routers}
@@ -70,8 +70,8 @@ async def run(
         await cluster.stop()
 
 
-async def _wait_ready(session: aiohttp.ClientSession, cluster: ClusterProcesses, adapters: int) -> None:
-    """Wait until every router knows nodes and adapters."""
+async def _wait_ready(session: aiohttp.ClientSession, cluster: ClusterProcesses, names: Set[str]) -> None:
+    """Wait until every router has nodes and knows all that will be asked for."""
     deadline_s = time.monotonic() + _READY_S
     for name in cluster.routers:
         address = cluster.address(name)
@@ -81,7 +81,8 @@ async def _wait_ready(session: aiohttp.ClientSession, cluster: ClusterProcesses,
                     session.get(f"{address}/v1/models") as models,
                     session.get(f"{address}/health") as health,
                 ):
-                    if health.status == 200 and len((await models.json())["data"]) > adapters:
+                    known = {each["id"] for each in (await models.json())["data"]}
+                    if health.status == 200 and names <= known:
                         break
             except (aiohttp.ClientError, ConnectionError, TimeoutError):
                 pass

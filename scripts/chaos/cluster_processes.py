@@ -30,6 +30,7 @@ class ClusterPlan:
     adapters: Path
     work: Path  # for certificates, the registry and logs
     options: tuple[str, ...] = ()
+    owners: int | None = None  # the first so many nodes have the adapters' folder; None: all
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,7 +138,9 @@ class ClusterProcesses:
         if name.startswith("router"):
             return (*shared, "--role", "router", *member, "--routers", str(plan.routers))
         listen = ("--cluster-listen", f"{host}:{link}", "--peer-listen", f"{host}:{peers}")
-        return (*shared, "--role", "node", *member, *listen, "--lora-dir", str(plan.adapters))
+        node = (*shared, "--role", "node", *member, *listen)
+        has_folder = plan.owners is None or int(name.rpartition("-")[2]) < plan.owners
+        return (*node, "--lora-dir", str(plan.adapters)) if has_folder else node
 
     def _trust_options(self) -> Sequence[str]:
         """Return what members trust each other by: certificates, where they have hosts of their own."""

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import aiohttp
+from tqdm import tqdm
 
 from scripts.chaos.questions import Answers, Asked
 from scripts.chaos.records import Outcome, Records, RequestRecord
@@ -72,11 +73,13 @@ class ClientLoad:
         self._is_troubled, self._rng = is_troubled, rng
 
     async def play(self, asked: Sequence[Asked], began_s: float) -> None:
-        """Ask everything at its time; return when all has ended."""
-        async with asyncio.TaskGroup() as clients:
-            for each in asked:
-                await asyncio.sleep(max(0.0, began_s + each.at_s - time.monotonic()))
-                clients.create_task(self._one(each, began_s))
+        """Ask everything at its time, and show how much has ended; return when all has."""
+        with tqdm(total=len(asked), unit="request") as bar:
+            async with asyncio.TaskGroup() as clients:
+                for each in asked:
+                    await asyncio.sleep(max(0.0, began_s + each.at_s - time.monotonic()))
+                    client = clients.create_task(self._one(each, began_s))
+                    client.add_done_callback(lambda _: bar.update())
 
     async def _one(self, asked: Asked, began_s: float) -> None:
         sent_s, attempts = time.monotonic(), 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import LLM, SamplingParams
 from engine.demo.embedded import TASKS, held_out_inputs
-from scheduler.sim.workload.popularity import ZipfLaw, chosen
+from scheduler.sim.workload.popularity import Popularity, ZipfLaw, chosen
 from scheduler.sim.workload.trace import Call, paced, poisson, read_trace
 from scripts.chaos.adapter_copies import AdapterCopy
 
@@ -80,13 +80,17 @@ def calls(traces: Path | None, rate: float, seconds: float, rng: np.random.Gener
 
 
 def draw_questions(
-    copies: Sequence[AdapterCopy], answers: Answers, arriving: Sequence[Call], rng: np.random.Generator
+    copies: Sequence[AdapterCopy],
+    answers: Answers,
+    arriving: Sequence[Call],
+    rng: np.random.Generator,
+    law: Popularity = _LAW,
 ) -> list[Asked]:
-    """Give each call an adapter, a word, and its length; half of what the call asked for, as far as it is known."""
+    """Give each call an adapter by `law`, a word, and half the length that it asked for, as far as that is known."""
     ranks = np.array([copy.rank for copy in copies])
     last_s = max((call.arrival_s for call in arriving), default=0.0) + 1e-9
     at = np.array([call.arrival_s / last_s for call in arriving]) * (1 - 1e-9)
-    adapters: list[int] = chosen(_LAW, ranks, at, rng).tolist()
+    adapters: list[int] = chosen(law, ranks, at, rng).tolist()
     asked: list[Asked] = []
     for call, index in zip(arriving, adapters, strict=True):
         words = answers.words(copies[index].task.name)

@@ -40,5 +40,6 @@ def from_tokens(wire: schema.TokenGenerate, client: ServedModels) -> GenerateReq
         form=response_form(wire),
         wants_prompt_logprobs=params.prompt_logprobs is not None,
         request_id=wire.request_id,
+        priority=wire.priority or 0,
         cache_salt=wire.cache_salt or "",
     )

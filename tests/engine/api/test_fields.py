@@ -20,7 +20,7 @@ HONOURED = {  # at one endpoint or the other
     *("echo", "best_of", "top_logprobs", "max_completion_tokens"),
     *("add_special_tokens", "add_generation_prompt", "continue_final_message"),
     *("response_format", "structured_outputs", "cache_salt"),
-    *("tools", "tool_choice", "parallel_tool_calls"),
+    *("tools", "tool_choice", "parallel_tool_calls", "priority"),
 }
 
 

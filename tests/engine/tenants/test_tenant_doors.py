@@ -17,6 +17,7 @@ from engine.config.tenants_config import TenantsConfig
 from engine.metrics.telemetry import Telemetry
 from engine.rpc.wire import control_pb2
 from engine.tenants.meter import MINUTE_S
+from engine.tenants.tenant import Tenant
 from scheduler.request import Origin, SamplingParams
 from tests.engine.rig import build, is_clean
 from tests.engine.rpc.door import Ask, RpcDoor, served
@@ -211,10 +212,36 @@ def test_a_file_that_changes_is_held_to_and_one_that_cannot_be_used_is_not(
     at_doors(tmp_path, scenario)
 
 
+def test_clients_ask_to_go_later_and_never_before_their_class(tmp_path: Path) -> None:
+    async def scenario(doors: Doors) -> None:
+        doors.engine.accounts.adopt([Tenant("all", priority=3)])
+        asked: list[int] = []
+        check_access = doors.engine.accounts.check_access
+
+        def check(origin: Origin, model: str) -> int:
+            asked.append(check_access(origin, model))
+            return asked[-1]
+
+        doors.engine.accounts.check_access = check
+        generate = {"model": "low", "token_ids": [7, 8], "sampling_params": {"max_tokens": 2}}
+        for priority in (None, 0, 2, 1000):
+            assert (await doors.complete("all", priority=priority))[0] == 200
+            path, body = "/inference/v1/generate", generate | {"priority": priority}
+            assert (await doors.send("all", "POST", path, json=body))[0] == 200
+        assert asked == [3, 3, 3, 3, 5, 5, 1000, 1000]
+        for priority in (-1, 1001, 0.5, "high"):
+            status, body, _ = await doors.complete("all", priority=priority)
+            assert (status, body["error"]["param"]) == (400, "priority")
+        await (await Batch.begin(doors, "all", lines("low"))).until("completed", 1)
+        assert asked[8:] == [4]
+
+    at_doors(tmp_path, scenario)
+
+
 def lines(*models: str) -> bytes:
     """A file of completions."""
-    body = {"prompt": [7, 8], "max_tokens": 4}
-    asked = [
+    body: dict[str, object] = {"prompt": [7, 8], "max_tokens": 4}
+    asked: list[dict[str, object]] = [
         {"custom_id": str(at), "method": "POST", "url": "/v1/completions", "body": body | {"model": model}}
         for at, model in enumerate(models)
     ]
@@ -248,7 +275,12 @@ class Batch:
             await asyncio.sleep(0.02)
 
 
-def test_a_batch_is_held_to_its_tenant_s_limits_and_is_nobody_else_s(tmp_path: Path) -> None:
+def test_a_batch_is_held_to_its_tenant_s_limits_and_is_nobody_else_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.batches.batch_run._LEAST_WAIT_S", 0.02)
+    monkeypatch.setattr("engine.batches.batch_run._MOST_WAIT_S", 0.02)
+
     async def scenario(doors: Doors) -> None:
         batch = await Batch.begin(doors, "few", lines("low", "high", "low", "low"))
         await batch.until("in_progress", 2)

@@ -1,6 +1,7 @@
 """A file of tenants is read wholly, or refused with the table, the field, the value and the remedy."""
 
 import os
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -135,6 +136,18 @@ def test_the_server_checks_the_file_at_its_start(folder: Path) -> None:
     bad = str(written(folder, "[tenants.acme]\nweight = -1"))
     with pytest.raises(InvalidConfig, match=r"tenants=.*\[tenants.acme\] weight = -1 is not accepted"):
         serve_config(["--tenants", bad], {})
+
+
+def test_the_page_s_example_is_one(folder: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tenants.md").read_text()
+    (example,) = re.findall(r"^```toml\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    acme, guests = read_tenants(written(folder, example))
+    assert (acme.limits, acme.base, guests.limits.requests_per_minute) == (
+        TenantLimits(600, 100_000, 32),
+        False,
+        60,
+    )
+    assert acme.limits_of("acme-big-1").tokens_per_minute == 20_000
 
 
 def test_a_weight_is_refused_where_it_does_nothing(folder: Path) -> None:

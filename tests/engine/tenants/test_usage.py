@@ -30,8 +30,11 @@ DAY_S = 1_790_000_000.0  # 2026-09-21
 KEPT = """
 import asyncio, os, sys
 from pathlib import Path
+from engine.tenants import usage_log
 from engine.tenants.usage_counts import UsageCounts
 from engine.tenants.usage_log import UsageLog
+
+usage_log.PERIOD_S = 0.3
 
 async def main():
     counts, counted = UsageCounts(), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
