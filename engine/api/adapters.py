@@ -88,6 +88,7 @@ class AdapterAdmin:
             "changes_output": None if adapter.inertia is None else not adapter.inertia,
             "effect": adapter.effect,
             "error": adapter.refusal,
+            "invocation": None if adapter.ref is None else list(adapter.ref.invocation),
         }
 
     def _root_of(self, adapter: AdapterEntry) -> str:

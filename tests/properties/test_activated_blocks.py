@@ -12,7 +12,7 @@ from tests.scheduler.device import content
 from tests.scheduler.rig import ACTIVATED, ADAPTERS, request
 
 ASKED = (BASE, ADAPTERS[0], *ACTIVATED)
-token_ids = st.lists(st.integers(1, 3), max_size=10)
+token_ids = st.one_of(*(st.lists(st.integers(least, 3), max_size=10) for least in (1, 2)))
 cases = st.tuples(st.sampled_from(ASKED), token_ids.filter(len), token_ids)
 
 
@@ -41,7 +41,8 @@ def test_equal_digests_mean_equal_kv_and_equal_kv_equal_digests(
 
 
 def test_an_invocation_that_is_whole_only_in_the_next_block_changes_this_one() -> None:
-    """The tokens of the first block are the same, and the second adapter acts on its last token in one of them."""
-    cases = [(ACTIVATED[1], [1, 1, 1, 2, end, 1, 1, 1], list[int]()) for end in (3, 1)]
-    (one, _), (other, _) = (next(blocks(case, 4)) for case in cases)
+    """The first four tokens are the same, and the adapter acts from the second or from the fourth of them on."""
+    cases = [(ACTIVATED[1], [1, 2, 3, 2, end], list[int]()) for end in (1, 3)]
+    (one, one_kv), (other, other_kv) = (next(blocks(case, 4)) for case in cases)
+    assert one_kv != other_kv
     assert one != other

@@ -1,5 +1,7 @@
 """Activated LoRAs in a step: what is read without the adapter, with whom it is shared, and who waits."""
 
+from dataclasses import replace
+
 from lora.adapter import BASE, AdapterRef
 from scheduler.limits import StepLimits
 from scheduler.plan import StepPlan
@@ -60,6 +62,20 @@ def test_adapters_and_the_base_share_whole_blocks_before_the_invocation() -> Non
         rig.check(each)
     cached = [next(iter(events)).cached_tokens for events in rig.events.values()]
     assert cached == [0, 8, 8, 8, 0]
+
+
+def test_nothing_is_shared_under_another_salt() -> None:
+    rig = rig_of()
+    for name, adapter, salt in (
+        ("base", BASE, ""),
+        ("one", ONE, "x"),
+        ("two", TWO, "x"),
+        ("again", BASE, ""),
+    ):
+        rig.add(replace(request(name, [*TEXT, 1, 2, 3], adapter, SHORT), cache_salt=salt))
+        rig.drain()
+    cached = [next(iter(events)).cached_tokens for events in rig.events.values()]
+    assert cached == [0, 0, 8, 8]
 
 
 def test_what_stands_before_the_invocation_is_read_while_the_adapter_comes() -> None:

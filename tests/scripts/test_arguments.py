@@ -25,6 +25,7 @@ WRONG = {
     "scripts.bench.host --sequences 0": "give a number from 1",
     "scripts.bench.host --steps -5": "give a number from 1",
     "scripts.bench.layers --folder /nowhere": "there is no /nowhere",
+    "scripts.bench.activated --rounds 0": "give a number from 1",
     "scripts.bench.publish --rounds 0": "give a number from 1",
     "scripts.bench.serving --clients -1": "give a number from 1",
     "scripts.bench.serving --prompt-tokens 5-1": "give LOW-HIGH",

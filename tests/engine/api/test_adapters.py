@@ -183,3 +183,18 @@ async def test_a_load_tells_at_once_whether_the_adapter_changes_anything(root: P
         loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
         assert loaded.json["changes_output"] is False
         assert (await api.send("GET", "/v1/models/new")).json["changes_output"] is False
+
+
+async def test_a_load_tells_what_an_activated_lora_acts_from(root: Path) -> None:
+    class Activated(FakeClient):
+        def adapters(self) -> tuple[AdapterEntry, ...]:
+            entries = super().adapters()
+            return tuple(
+                replace(each, ref=each.ref and replace(each.ref, invocation=(5, 6))) for each in entries
+            )
+
+    for client, told in ((Activated(TOKENIZER), [5, 6]), (FakeClient(TOKENIZER), [])):
+        async with session(client, roots=[root]) as api:
+            loaded = await api.post(LOAD, {"lora_name": "new", "lora_path": "new"})
+            assert loaded.json["invocation"] == told
+            assert (await api.send("GET", "/v1/models/new")).json["invocation"] == told

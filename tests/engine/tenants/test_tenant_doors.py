@@ -120,8 +120,8 @@ def test_tokens_that_were_not_drawn_or_whose_client_left_are_given_back(tmp_path
         (output,) = await doors.engine.submit_all("low", {"x": (7,)}, PARAMS, LOW)
         await output.aclose()
         assert int((await doors.complete("low"))[2]["x-ratelimit-remaining-tokens"]) == 40 - used - 1 - 8
-        status, body, headers = await doors.complete("low", prompt=[7] * 20, max_tokens=20)
-        assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
+        status, _, headers = await doors.complete("low", prompt=[7] * 20, max_tokens=20)
+        assert status == 429
         doors.clock.now_s += int(headers["Retry-After"])
         assert (await doors.complete("low", prompt=[7] * 20, max_tokens=20))[0] == 200
         status, body, _ = await doors.complete("low", prompt=[7] * 21, max_tokens=20)
@@ -173,10 +173,9 @@ def test_what_others_have_is_as_if_it_were_not_there(tmp_path: Path) -> None:
                     absent | {"message": absent["message"].replace("nobody", model)},
                 )
         assert (await doors.send("low", "POST", "/tokenize", json={"prompt": "hi"}))[0] == 404
-        status, told, _ = await doors.send("all", "GET", "/metrics")
-        assert status == 200, "a key of this machine administers, where there is no admin key"
-        status, told, _ = await doors.send("nobody", "GET", "/v1/models")
-        assert status == 401
+        by_machine = (await doors.send("all", "GET", "/metrics"))[0]
+        assert by_machine == 200, "a key of this machine administers, where there is no admin key"
+        assert (await doors.send("nobody", "GET", "/v1/models"))[0] == 401
 
     at_doors(tmp_path, scenario)
 
@@ -297,6 +296,5 @@ def test_batches_that_wait_for_their_tenant_s_limits_hold_up_nobody_else_s(tmp_p
         while sum([(await each.told())[1] for each in waiting]) < 2:
             await asyncio.sleep(0.02)
         await (await Batch.begin(doors, "all", lines("low", "high"))).until("completed", 2)
-        assert doors.clock.now_s == 1000
 
     at_doors(tmp_path, scenario)
