@@ -25,6 +25,7 @@ bounds = st.tuples(st.integers(1, 5), st.integers(0, 5)).map(
 looks = st.builds(
     SizeLook,
     present=st.integers(0, 10),
+    running=st.integers(0, 10),
     need=st.builds(NeededNodes, st.integers(1, 12)),
     spares_one=st.booleans(),
     refusing=st.booleans(),
@@ -40,11 +41,24 @@ def noisy(work: float, count: int, seed: int) -> list[float]:
     return (work * np.random.default_rng(seed).uniform(1 - NOISE, 1 + NOISE, count)).tolist()
 
 
-def look_of(keeper: SizeKeeper, work: float, refusing: bool = False, present: int | None = None) -> SizeLook:
+def look_of(
+    keeper: SizeKeeper,
+    work: float,
+    refusing: bool = False,
+    present: int | None = None,
+    running: int | None = None,
+) -> SizeLook:
     """Return what is seen where `work` fills so many nodes."""
     spares = work <= SHRINK_MARGIN * (keeper.wanted - 1)
     there = keeper.wanted if present is None else present
-    return SizeLook(there, NeededNodes(max(1, ceil(work))), spares, refusing, 100 * work)
+    return SizeLook(
+        there,
+        keeper.wanted if running is None else running,
+        NeededNodes(max(1, ceil(work))),
+        spares,
+        refusing,
+        100 * work,
+    )
 
 
 def history(keeper: SizeKeeper, works: list[float], begin_s: float = 0.0) -> list[int]:
@@ -66,7 +80,7 @@ def test_the_number_stays_within_bounds_and_shrinks_by_one_after_long_enough(
         if wanted < before and keeper.last.reason != "bounds":
             assert wanted == before - 1
             assert now - changed_s >= within.shrink_after_s
-            assert look.present >= before, "nodes that are missing are not to be missed"
+            assert look.present >= min(before, look.running), "nodes that are missing are not to be missed"
         if wanted > before and keeper.last.reason == "load":
             assert now - changed_s >= within.grow_after_s
             assert wanted <= look.need.nodes
@@ -111,6 +125,22 @@ def test_refusals_bring_one_node_at_a_time_and_wait_for_it() -> None:
     assert keeper.decide(look_of(keeper, 0.5, refusing=True, present=2), BOUNDS, 60.0) == 3
     assert keeper.decide(look_of(keeper, 0.5, refusing=True), BOUNDS, 120.0) == 4
     assert keeper.last.reason == "refused"
+
+
+def test_a_node_that_could_not_be_started_is_given_up_once_it_is_not_needed() -> None:
+    keeper = SizeKeeper(1, 0.0)
+    assert history(keeper, [1.5] * 10)[-1] == 2
+    for at in range(100):
+        look = look_of(keeper, 0.2, present=1, running=1)
+        keeper.decide(look, BOUNDS, 100.0 + EVERY_S * at)
+    assert keeper.wanted == 1
+
+
+def test_nodes_that_run_and_do_not_serve_are_waited_for() -> None:
+    keeper = SizeKeeper(2, 0.0)
+    for at in range(100):
+        keeper.decide(look_of(keeper, 0.2, present=1), BOUNDS, EVERY_S * at)
+    assert keeper.wanted == 2
 
 
 def test_a_number_that_has_refused_is_not_trusted_with_as_much_for_an_hour() -> None:

@@ -64,7 +64,7 @@ class LocalRay:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a service; return the launcher's process and leave its first line to be read."""
         return subprocess.Popen(
-            self.command(*arguments, *self.trust, *self.small), stdout=subprocess.PIPE, text=True,
+            self.command(*self.trust, *self.small, *arguments), stdout=subprocess.PIPE, text=True,
             cwd=self.folder, env=self._environment(),
         )  # fmt: skip
 
@@ -82,6 +82,13 @@ class LocalRay:
             if states == dict.fromkeys(ready, "ready"):
                 return members
             assert time.monotonic() < deadline_s, members
+
+    def until_served(self, name: str) -> None:
+        """Wait until the router knows an adapter."""
+        deadline_s = time.monotonic() + BOUND_S
+        while name not in [each["id"] for each in self.ask("/v1/models")["data"]]:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
 
     def ask(self, path: str, body: dict[str, object] | None = None) -> Any:
         """Return a response's JSON of the router."""

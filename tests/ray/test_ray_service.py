@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,3 +200,65 @@ def test_stop_leaves_no_actor_no_room_and_no_process(ray: LocalRay, service: sub
         spread.communicate(timeout=30)
         ray.run("--stop")
     assert ray.processes() == []
+
+
+def test_a_service_between_bounds_follows_its_load_and_another_launcher_takes_it_up(ray: LocalRay) -> None:
+    patience = ("--grow-after-s", "3", "--shrink-after-s", "4")
+    launcher = ray.start("--nodes", "1:2", *patience, "--max-num-seqs", "2", "--slo-ttft-s", "3")
+    assert launcher.stdout is not None
+    try:
+        assert re.match(r"ready at .*: 1 nodes on Ray", launcher.stdout.readline())
+        ray.until_served("reverse")
+        expected = ray.complete("reverse", 40)
+        answers, errors = _ask_too_much(ray, launcher)
+        assert errors == [], "a request is answered or told to come again"
+        assert set(answers) == {expected}
+        launcher.send_signal(signal.SIGINT)
+        launcher.communicate(timeout=60)
+        assert len([name for name in ray.members() if name.startswith("node")]) == 2
+        again = ray.start("--scale", "1:2", *patience)
+        assert again.stdout is not None
+        try:
+            assert "1 nodes are wanted and 2 run: one more was not needed" in again.stdout.readline()
+            assert "0 started, 1 drained and ended" in again.stdout.readline()
+        finally:
+            again.send_signal(signal.SIGINT)
+            again.communicate(timeout=60)
+        ray.until("node-0")
+        assert ray.complete("reverse", 40) == expected
+    finally:
+        launcher.kill()
+        launcher.wait()
+        ray.run("--stop")
+    assert ray.processes() == []
+
+
+def _ask_too_much(ray: LocalRay, launcher: subprocess.Popen[str]) -> tuple[list[str], list[Exception]]:
+    """Ask more than one node has seats for until the launcher has started another; return all answers."""
+    assert launcher.stdout is not None
+    answers: list[str] = []
+    errors: list[Exception] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.is_set():
+            try:
+                answers.append(ray.complete("reverse", 40))
+            except urllib.error.HTTPError as error:
+                if error.code not in (429, 503):
+                    errors.append(error)
+                enough.wait(0.2)
+            except Exception as error:  # noqa: BLE001 - whatever it is, a request was lost
+                errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert "2 nodes are wanted and 1 run: " in launcher.stdout.readline()
+        assert "2 nodes: 1 started, 0 drained and ended" in launcher.stdout.readline()
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    return answers, errors

@@ -64,7 +64,7 @@ class ClusterSize:
             self._tracker.observe(_ALL, count, now)
             if ref.is_base:
                 self._tracker.observe(_OF_BASE, count, now)
-            self._refusals.count(count, refused)
+            self._refusals.count(count, refused, now)
 
     def ask(self, bounds: SizeBounds, running: int, now: float) -> WantedSize:
         """Return how many nodes are wanted; the caller runs `running`, of which some may not serve yet."""
@@ -92,14 +92,14 @@ class ClusterSize:
             self._refusals.clear()  # what comes soon may be enough
         refusing = self._refusals.persist(bounds.grow_after_s, now)
         if not present:
-            return SizeLook(0, NeededNodes(wanted), False, refusing, whole)
+            return SizeLook(0, running, NeededNodes(wanted), False, refusing, whole)
         problem = replace(problem, demand=_bounded(problem.demand, whole - base))
         need = self._need.least(problem, base, wanted, max(wanted, bounds.highest))
         if now - self._tried_s >= bounds.shrink_after_s / _CALM_LOOKS or need.nodes > wanted:
             self._tried_s = now
-            may = wanted > bounds.lowest and running == wanted and need.nodes <= wanted
+            may = wanted > bounds.lowest and running <= wanted and need.nodes <= wanted
             self._spares_one = may and self._need.lacks(problem, base, wanted - 1, SHRINK_MARGIN) is None
-        return SizeLook(present, need, self._spares_one, refusing, whole)
+        return SizeLook(present, running, need, self._spares_one, refusing, whole)
 
 
 def _bounded(demand: Demand, tokens_per_s: float) -> Demand:

@@ -13,7 +13,7 @@ from lora.adapter import BASE
 from scheduler.cluster.placement.base import Measure, PlacementPolicy, Problem
 from scheduler.cluster.state import EMPTY_PLACEMENT, Demand, NodeState, Placement, Share
 
-MOST_BUSY = 0.6
+MOST_BUSY = 0.5
 """The part of what the SLO leaves of a node's steps, beyond an idle step, that its work may take on the average.
 
 Step times grow without bound as a node fills up, so the last part is worth little; chance needs the room."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 _MOST_REFUSED = 0.01  # of the tokens asked for: fewer refusals are the price of chance
 
+_SAMPLES = 20  # in the time that is asked for
+
 
 @dataclass(frozen=True, slots=True)
 class _TokenTotals:
@@ -19,16 +21,22 @@ class _TokenTotals:
 
 
 class RecentRefusals:
-    """Keeps the totals of the last `window_s`. What is refused counts as asked for too."""
+    """Keeps totals of the time that was last asked for, however seldom that is. What is refused was asked for too."""
 
     def __init__(self) -> None:
         self._asked = self._refused = 0
-        self._kept: deque[_TokenTotals] = deque()
+        self._kept: deque[_TokenTotals] = deque(maxlen=4 * _SAMPLES)
+        self._apart_s = 0.5
 
-    def count(self, tokens: int, refused: bool) -> None:
+    def count(self, tokens: int, refused: bool, now: float) -> None:
         """Count tokens that nodes took in, or that were refused."""
         self._asked += tokens
         self._refused += tokens if refused else 0
+        kept = self._kept
+        at_s = now
+        if len(kept) > 1 and now - kept[-2].at_s < self._apart_s:
+            at_s = kept.pop().at_s
+        kept.append(_TokenTotals(at_s, self._asked, self._refused))
 
     def clear(self) -> None:
         """Begin anew: what was refused before says nothing of what there is now."""
@@ -36,14 +44,15 @@ class RecentRefusals:
 
     def persist(self, window_s: float, now: float) -> bool:
         """Tell whether too much was refused both in the first half of the last `window_s` and in the second."""
-        kept = self._kept
-        kept.append(_TokenTotals(now, self._asked, self._refused))
-        while len(kept) > 1 and kept[1].at_s <= now - window_s:
-            kept.popleft()
-        if now - kept[0].at_s < window_s:
+        self._apart_s = window_s / _SAMPLES
+        begin, middle = self._by(now - window_s), self._by(now - window_s / 2)
+        if begin is None or middle is None:
             return False
-        middle = next(each for each in kept if each.at_s >= now - window_s / 2)
-        return _is_much(kept[0], middle) and _is_much(middle, kept[-1])
+        return _is_much(begin, middle) and _is_much(middle, self._kept[-1])
+
+    def _by(self, at_s: float) -> _TokenTotals | None:
+        """Return the last totals until then; None if there are none so old."""
+        return next((each for each in reversed(self._kept) if each.at_s <= at_s), None)
 
 
 def _is_much(before: _TokenTotals, after: _TokenTotals) -> bool:

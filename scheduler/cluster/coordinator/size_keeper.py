@@ -40,11 +40,13 @@ class SizeBounds:
 class SizeLook:
     """What is so at one time.
 
-    `present` nodes serve, while `need` are needed. `spares_one` says that one fewer than wanted would do with the
-    margin, and `refusing` that requests are refused again and again. Clients ask for `tokens_per_s` in all.
+    Of `running` nodes `present` ones serve, while `need` are needed. `spares_one` says that one fewer than wanted
+    would do with the margin, and `refusing` that requests are refused again and again. Clients ask for
+    `tokens_per_s` in all.
     """
 
     present: int
+    running: int
     need: NeededNodes
     spares_one: bool
     refusing: bool
@@ -109,12 +111,15 @@ class SizeKeeper:
         return now - self._over_s >= bounds.grow_after_s
 
     def _spares_one(self, look: SizeLook, bounds: SizeBounds, now: float) -> bool:
-        """Tell whether one fewer would have done for long enough, while none was missing."""
+        """Tell whether one fewer would have done for long enough, while all that run served.
+
+        It may be one that could not be started yet.
+        """
         calm = (
             look.spares_one
             and not look.refusing
             and self.wanted > bounds.lowest
-            and look.present >= self.wanted
+            and look.present >= min(self.wanted, look.running)
             and self.trusts(self.wanted - 1, look.tokens_per_s, now)
         )
         if not calm:

@@ -97,14 +97,18 @@ class Town:
             self._placed = (given, BalancedPlacement(FORECAST).place(problem))
         return replace(problem, previous=self._placed[1])
 
-    def run(self, seconds: int, refused: float = 0.0, factor: float = 1.0, base: float = 0.0) -> list[int]:
-        """Let time pass; return how many nodes were wanted each second."""
+    def run(
+        self, seconds: int, refused: float = 0.0, factor: float = 1.0, base: float = 0.0, every: int = 1
+    ) -> list[int]:
+        """Let time pass; return how many nodes were wanted each time that the launcher asked."""
         wanted: list[int] = []
-        for _ in range(seconds):
+        for at in range(seconds):
             self.now += 1.0
             asked = [(ref, int(rate * factor)) for ref, rate in self.rates.items()]
             self.size.count([*asked, (BASE, int(base))], False, self.now)
             self.size.count([(REFS[0], int(refused))], True, self.now)
+            if at % every:
+                continue
             told: WantedSize = self.size.ask(BOUNDS, self.running, self.now)
             self.running = told.wanted
             wanted.append(told.wanted)
@@ -156,6 +160,13 @@ def test_what_is_refused_for_long_brings_a_node_though_steps_are_short() -> None
     assert town.size.told is not None
     assert town.size.told.last.reason == "refused"
     assert set(town.run(200)) == {2}, "one alone refused as much"
+
+
+def test_a_launcher_that_asks_seldom_is_told_of_refusals_too() -> None:
+    town = Town()
+    town.rates = evenly(1000)
+    town.run(30)
+    assert town.run(19, refused=200, every=9)[-1] == 2
 
 
 def test_what_is_refused_once_brings_none() -> None:
