@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.cluster.launching.kept_process import NODE_NICENESS, tethered
 from engine.cluster.launching.member_lines import LOCAL, free_ports
 from engine.config.peer_config import PEER_TOKEN_VARIABLE
 from scripts.certificates import make_certificates
@@ -111,8 +112,9 @@ class ClusterProcesses:
         log = (self.plan.work / f"{name}.log").open("ab", buffering=0)
         with log:
             while True:
+                niceness = NODE_NICENESS if name.startswith("node") else 0
                 process = await asyncio.create_subprocess_exec(
-                    *inside, *self._commands[name], env=self._environment, stdout=log, stderr=log,
+                    *inside, *tethered(self._commands[name], niceness), env=self._environment, stdout=log, stderr=log,
                     start_new_session=True,
                 )  # fmt: skip
                 self._running[name] = process

@@ -21,12 +21,18 @@ _GRACE_S = 10.0  # beyond the time to drain
 _FLUSH_S = 1.0  # for the last lines of a process that has ended
 _MOST_LINE_BYTES = 1 << 20
 _TETHER = Path(__file__).with_name("tether.py")
+NODE_NICENESS = 5  # where a machine runs a whole cluster: who refuses and relays goes before who computes
 _log = logging.getLogger(__name__)
 
 
 def serve_command(part: Part) -> tuple[str, ...]:
     """Return the command that runs a member."""
     return (sys.executable, "-m", "engine.serve", *part.arguments)
+
+
+def tethered(command: tuple[str, ...], niceness: int = 0) -> tuple[str, ...]:
+    """Return what runs a command as a child that ends with this thread, and goes behind others by `niceness`."""
+    return (sys.executable, "-I", str(_TETHER), str(os.getpid()), str(niceness), *command)
 
 
 class KeptProcess:
@@ -42,9 +48,10 @@ class KeptProcess:
         environment: Mapping[str, str] = os.environ,
         folder: Path | None = None,
         told: Callable[[str], None] | None = None,
+        niceness: int = 0,
     ) -> None:
         """Start nothing yet."""
-        self.name = name
+        self.name, self._niceness = name, niceness
         self.last_code: int | None = None
         self._command, self._environment, self._folder, self._told = command, environment, folder, told
         self._process: asyncio.subprocess.Process | None = None
@@ -96,9 +103,8 @@ class KeptProcess:
     async def _run_once(self) -> int:
         pipe = asyncio.subprocess.PIPE if self._told else None
         errors = asyncio.subprocess.STDOUT if self._told else None
-        tethered = (sys.executable, "-I", str(_TETHER), str(os.getpid()), *self._command)
         process = await asyncio.create_subprocess_exec(
-            *tethered, env=self._environment, cwd=self._folder, start_new_session=True,
+            *tethered(self._command, self._niceness), env=self._environment, cwd=self._folder, start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL, limit=_MOST_LINE_BYTES, stdout=pipe, stderr=errors,
         )  # fmt: skip
         self._process = process

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.cluster.launching.cluster_processes import ClusterProcesses
-from engine.cluster.launching.kept_process import KeptProcess, serve_command
+from engine.cluster.launching.kept_process import NODE_NICENESS, KeptProcess, serve_command
 from engine.cluster.launching.member_lines import LOCAL, MemberLines, Part, free_ports
 from engine.cluster.size_call import SizeAsk, ask_size
 from engine.config.config import ServeConfig
@@ -40,7 +40,8 @@ async def _run(arguments: Sequence[str], config: ServeConfig) -> int:
     lines = first.lines
 
     def keep(part: Part) -> KeptProcess:
-        return KeptProcess(part.name, serve_command(part), environment)
+        niceness = NODE_NICENESS if part.name.startswith("node") else 0
+        return KeptProcess(part.name, serve_command(part), environment, niceness=niceness)
 
     def another(at: int) -> KeptProcess:
         return keep(_node(lines, at, free_ports(LOCAL, _NODE_PORTS)))

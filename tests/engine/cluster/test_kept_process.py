@@ -107,6 +107,20 @@ def test_a_line_longer_than_may_be_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
+def test_a_process_goes_behind_others_by_its_niceness() -> None:
+    async def scenario() -> None:
+        lines: list[str] = []
+        tells = program("import os; print(os.nice(0), flush=True); " + WAITS)
+        kept = KeptProcess("nice", tells, told=lines.append, niceness=3)
+        running = asyncio.create_task(kept.run())
+        await until(lines, 1)
+        kept.kill()
+        await running
+        assert lines[0] == str(min(19, os.nice(0) + 3))
+
+    asyncio.run(scenario())
+
+
 def test_a_process_ends_with_a_keeper_that_is_killed() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     keeper = subprocess.Popen(
