@@ -8,6 +8,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import NotInTime
@@ -67,11 +68,9 @@ class UsageLog:
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(PERIOD_S):
                     await self._stop.wait()
-            except TimeoutError:
-                pass
             try:
                 await self._pool.run(self._write)
             except NotInTime as error:

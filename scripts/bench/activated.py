@@ -4,8 +4,8 @@
 
 The same random weights are served as plain and as activated LoRAs, whose invocation ends the prompt. Each round has a
 conversation of its own, and each adapter draws a token for it; all have answered before, so that none is still loaded.
-A row is one kind: by the adapter's turn, the tokens that were computed, and medians of the seconds to the token and of
-the processor's, which other programs disturb less.
+A row is one kind. By the adapter's turn it has the tokens computed, and medians of the seconds to the token. It has
+the processor's seconds too, which other programs disturb less.
 """
 
 import argparse
