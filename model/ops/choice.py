@@ -2,7 +2,10 @@
 
 import torch
 
+from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
+from lora.ops.native.library import load_add_lora
+from lora.ops.native.op import NativeLora
 from model.config import ModelConfig
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
@@ -20,9 +23,14 @@ def make_ops(
     In Triton each consumer of a projection adds the adapters' share itself; in plain torch that is a step of its own.
     """
     if not uses_triton:
-        return EagerOps(config, dtype, device, GroupedLora())
+        return EagerOps(config, dtype, device, _make_lora(lora_dtype, device))
     # Imported when it is chosen: where nothing chooses it, Triton may be absent.
     from lora.ops.triton.op import TritonLora  # noqa: PLC0415
     from model.ops.triton.layer import TritonOps  # noqa: PLC0415
 
     return TritonOps(config, dtype, TritonLora(config.base_shape(), lora_dtype, device))
+
+
+def _make_lora(lora_dtype: torch.dtype, device: torch.device) -> LoraOp:
+    add = load_add_lora() if device.type == "cpu" else None
+    return GroupedLora() if add is None else NativeLora(add, lora_dtype)

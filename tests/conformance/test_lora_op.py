@@ -11,6 +11,8 @@ from torch import Tensor
 from lora.format.packed import Module, packed_layout, view
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
+from lora.ops.native.library import load_add_lora
+from lora.ops.native.op import NativeLora
 from lora.ops.reference import ReferenceLora
 from lora.ops.triton.op import TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
@@ -57,6 +59,9 @@ BACKENDS = {
     "reference": Backend(lambda base, dtype: ReferenceLora()),
     "grouped": Backend(lambda base, dtype: GroupedLora()),
 }
+if (NATIVE := load_add_lora()) is not None:
+    add_lora = NATIVE
+    BACKENDS["native"] = Backend(lambda base, dtype: NativeLora(add_lora, dtype))
 if RUNS_TRITON:
     BACKENDS["triton"] = Backend(lambda base, dtype: TritonLora(base, dtype, DEVICE), DEVICE, INTERPRETED)
 
