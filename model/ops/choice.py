@@ -5,7 +5,7 @@ import torch
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.native.library import load_add_lora
-from lora.ops.native.op import NativeLora
+from lora.ops.native.native_lora import NativeLora
 from model.config import ModelConfig
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps

@@ -12,7 +12,7 @@ from lora.format.packed import Module, packed_layout, view
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.native.library import load_add_lora
-from lora.ops.native.op import NativeLora
+from lora.ops.native.native_lora import NativeLora
 from lora.ops.reference import ReferenceLora
 from lora.ops.triton.op import TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable

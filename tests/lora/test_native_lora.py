@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora.ops.native.library import load_add_lora
-from lora.ops.native.op import NativeLora
+from lora.ops.native.native_lora import NativeLora
 from lora.segments import AdapterWeights, GroupWeights, Segment, SegmentTable, SitePart
 from lora.target_modules import SiteGroup
 from tests.conformance.test_lora_op import adapter, base
