@@ -9,6 +9,7 @@ import torch
 
 from engine.config.config import EngineConfig, LoraDtype
 from engine.errors import InvalidConfig
+from lora.ops.native.library import load_add_lora
 from model.attention.base import UnsupportedAttention
 from model.attention.choice import choose_attention
 from model.config import AttentionName, ModelConfig
@@ -48,8 +49,8 @@ def choose_backends(
 
 
 def _lora_dtype(choice: LoraDtype, model: torch.dtype, device: torch.device) -> torch.dtype:
-    if choice == "auto":
-        return torch.float32 if device.type == "cpu" else model
+    if choice == "auto":  # plain torch multiplies few rows in bfloat16 slower than in float32
+        return torch.float32 if device.type == "cpu" and load_add_lora() is None else model
     if choice == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise InvalidConfig("lora_dtype", choice, "this GPU has no fp8 numbers (before sm_89): use bfloat16")
     return _LORA_DTYPES[choice]

@@ -155,7 +155,7 @@ class EngineConfig:
             "adapters",
             one_of(LoraDtype, "TYPE"),
             "what adapters are kept in",
-            note="auto is float32 on a CPU, where it is the faster, else the model's",
+            note="auto is the model's, but float32 on a CPU without compiled code",
         ),
     ] = "auto"
     adapter_bytes: Annotated[

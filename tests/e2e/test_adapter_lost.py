@@ -40,7 +40,7 @@ def test_a_lost_adapter_fails_its_own_requests_and_comes_back(tmp_path: Path) ->
     for name, task in (("tenant", "reverse"), ("rot", "rot13")):
         folders[name] = shutil.copytree(adapter_folders()[task], tmp_path / name)
     loras = [f"--lora={name}={folder}" for name, folder in folders.items()]
-    tight = ["--adapter-bytes", "1MiB", "--adapter-cache-dir", str(cache), "--no-self-test"]
+    tight = ["--adapter-bytes", "512KiB", "--adapter-cache-dir", str(cache), "--no-self-test"]
     with serving(tmp_path, *tight, *loras) as server:
         whole = (folders["rot"] / WEIGHTS).read_bytes()
         (folders["rot"] / WEIGHTS).write_bytes(whole[:1000])
@@ -71,7 +71,7 @@ def test_an_adapter_whose_source_died_is_lost_only_until_the_source_is_back(tmp_
     own = shutil.copytree(adapter_folders()["rot13"], tmp_path / "rot")
     lent = shutil.copytree(adapter_folders()["reverse"], tmp_path / "tenant")
     with serving(tmp_path, "--lora", f"tenant={lent}") as first:
-        room = ["--adapter-bytes", "1MiB", "--adapter-cache-dir", str(cache), "--peer-refresh-s", "0.2"]
+        room = ["--adapter-bytes", "512KiB", "--adapter-cache-dir", str(cache), "--peer-refresh-s", "0.2"]
         room.append("--no-self-test")  # it would bring both in, one after the other
         with serving(tmp_path, "--lora", f"rot={own}", "--peer", first.peer_address, *room) as second:
             assert second.ask("tenant", stream=True) == "tenalp"

@@ -29,7 +29,7 @@ def test_a_second_server_pulls_what_it_lacks_and_follows_and_outlives_the_first(
     tenant(folders, "lazy", "mask")
     loaded = ["--lora", f"tenant={tenant(tmp_path, 'tenant', 'reverse')}"]
     loaded += ["--lora", f"rot={tenant(tmp_path, 'rot', 'rot13')}", "--lora-dir", str(folders)]
-    loaded += ["--adapter-bytes", "1MiB", "--no-self-test", "--lora-root", str(tmp_path)]
+    loaded += ["--adapter-bytes", "512KiB", "--no-self-test", "--lora-root", str(tmp_path)]
     with (
         serving(tmp_path, *loaded) as first,
         serving(tmp_path, "--peer", first.peer_address, "--peer-refresh-s", "0.2") as second,

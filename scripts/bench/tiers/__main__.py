@@ -106,6 +106,8 @@ def serving(base: Path, token: str, data_path: str, *arguments: str) -> Generato
         "64MiB",
         "--log-level",
         "warning",
+        "--lora-dtype",
+        "float32",
         "--peer-plain",
         "--peer-path",
         data_path,
@@ -128,7 +130,7 @@ def serving(base: Path, token: str, data_path: str, *arguments: str) -> Generato
 
 
 def nbytes_of(size: str, rank: int) -> int:
-    """Compute the bytes of an adapter in float32, as it is kept on a CPU."""
+    """Compute the bytes of an adapter in float32, as the servers keep it."""
     return 4 * rank * SHAPES[size].lora_weights_of_rank_one
 
 
