@@ -1,6 +1,7 @@
 """SegmentTable: which rows of a step's batch belong to which adapter. Base rows are in no segment and cost nothing."""
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -37,6 +38,8 @@ class GroupWeights:
 class AdapterWeights:
     """A resident adapter: its weights by (layer, group); an absent key means that the adapter skips that group.
 
+    The layer of groups outside the layers is 0.
+
     Equal only to itself, since the same content may lie elsewhere after it was evicted and has come back.
     """
 
@@ -58,6 +61,19 @@ class SegmentTable:
     """The step's segments: disjoint, ascending, one per distinct adapter."""
 
     segments: tuple[Segment, ...]
+
+    @property
+    def adapts_head(self) -> bool:
+        """Whether any of the adapters changes the model's head."""
+        return any((0, SiteGroup.HEAD) in segment.adapter.groups for segment in self.segments)
+
+    def of_rows(self, rows: Sequence[int]) -> "SegmentTable":
+        """Return the table of some of the rows, which ascend, as a batch of their own."""
+        edges = (
+            (bisect_left(rows, each.start), bisect_left(rows, each.stop), each.adapter)
+            for each in self.segments
+        )
+        return SegmentTable(tuple(Segment(*edge) for edge in edges if edge[0] < edge[1]))
 
 
 NO_SEGMENTS = SegmentTable(segments=())

@@ -1,4 +1,4 @@
-"""Where a LoRA may sit in a Llama-family layer, and how the base model fuses those projections."""
+"""Where a LoRA may sit in a Llama-family model, and how the base model fuses those projections."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,13 +7,14 @@ from enum import Enum
 class SiteGroup(Enum):
     """Projections that read the same input and that the base model computes as one matrix.
 
-    The members' order is the order of a layer's forward pass; `sites` is the order of the fused output.
+    The members' order is the order of a forward pass; `sites` is the order of the fused output.
     """
 
     QKV = ("q_proj", "k_proj", "v_proj")
     OUT = ("o_proj",)
     GATE_UP = ("gate_proj", "up_proj")
     DOWN = ("down_proj",)
+    HEAD = ("lm_head",)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -21,7 +22,11 @@ class SiteGroup(Enum):
         return self.value
 
 
-SITES: tuple[str, ...] = tuple(site for group in SiteGroup for site in group.sites)
+LAYER_GROUPS = (SiteGroup.QKV, SiteGroup.OUT, SiteGroup.GATE_UP, SiteGroup.DOWN)
+SITES: tuple[str, ...] = tuple(site for group in LAYER_GROUPS for site in group.sites)
+"""The sites that every layer has."""
+OUTER_SITES: tuple[str, ...] = SiteGroup.HEAD.sites
+"""The sites outside the layers, once in a model. They count to layer 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +39,19 @@ class SiteShape:
 
 @dataclass(frozen=True, slots=True)
 class BaseShape:
-    """What an adapter must fit: the base model's layers and the shape of each site (equal in every layer)."""
+    """What an adapter must fit: the base model's layers and the shape of each site (equal in every layer).
+
+    Without `outer` nothing outside the layers is meant.
+    """
 
     num_layers: int
     shapes: tuple[SiteShape, ...]  # aligned with SITES
+    outer: tuple[SiteShape, ...] = ()  # aligned with OUTER_SITES
 
     def of(self, site: str) -> SiteShape:
-        """The shape of `site`, one of SITES."""
+        """The shape of `site`, one of SITES or OUTER_SITES. Raises LookupError if the base has none."""
+        if site in OUTER_SITES:
+            return self.outer[OUTER_SITES.index(site)]
         return self.shapes[SITES.index(site)]
 
     def group_out(self, group: SiteGroup) -> int:

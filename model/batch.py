@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lora.segments import SegmentTable
+from lora.segments import NO_SEGMENTS, SegmentTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class ForwardBatch:
     token_ids, positions: [T] int64. slots: [T] int64, where each row's K/V goes (block * block_size + offset).
     query_lens, context_lens: S ints on the host: rows of the sequence in this step, and its tokens up to and
     including them. block_tables: [S, widest] int64, rows padded with 0; block i holds positions
-    i * block_size onwards. logit_rows: [L] int64, the rows whose logits are wanted. prompt_lens: S ints, the
+    i * block_size onwards. logit_rows: [L] int64, the rows whose logits are wanted, ascending. logit_segments are
+    those rows by adapter, or empty where no adapter changes the head. prompt_lens: S ints, the
     tokens of each sequence's whole prompt, which a dynamic rope goes by; empty for the context lens.
     """
 
@@ -27,3 +28,4 @@ class ForwardBatch:
     logit_rows: Tensor
     segments: SegmentTable
     prompt_lens: tuple[int, ...] = ()
+    logit_segments: SegmentTable = NO_SEGMENTS

@@ -89,4 +89,5 @@ class ModelConfig:
             (hidden, mlp),
             (mlp, hidden),
         )
-        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes))
+        head = SiteShape(hidden, self.vocab_size)
+        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes), (head,))

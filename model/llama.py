@@ -76,7 +76,7 @@ class Llama:
         for number, layer in enumerate(self._weights.layers):
             x = self._layer(number, layer, x, step)
         x = step.ops.norm(x[batch.logit_rows], self._weights.norm)
-        logits = self._weights.head(x)
+        logits = step.ops.head(self._weights.head, x)
         if self._collective is not None and len(logits):
             logits = self._collective.gather(logits)
         return logits[:, : self.config.vocab_size].float()

@@ -41,7 +41,10 @@ class Shard:
         inner = _span(self.rank * part.intermediate_size, part.intermediate_size)
         ends = ((hidden, q), (hidden, kv), (hidden, kv), (q, hidden))
         ends += ((hidden, inner), (hidden, inner), (inner, hidden))
-        return ShardSpec(config.num_layers, tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends))
+        tokens = self.vocabulary(config)
+        head = SiteShard(*hidden, tokens.start, tokens.stop)
+        sites = tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends)
+        return ShardSpec(config.num_layers, sites, (head,))
 
     def vocabulary(self, config: ModelConfig) -> range:
         """The token ids whose logits are this part's; all parts' ranges have equal lengths, so the last may go

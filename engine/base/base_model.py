@@ -13,7 +13,7 @@ from engine.base.model_card import base_folder
 from engine.config.config import Device, EngineConfig
 from engine.errors import InvalidConfig
 from lora.format.sharding import ShardSpec
-from lora.target_modules import BaseShape, SiteGroup
+from lora.target_modules import LAYER_GROUPS, BaseShape
 from model.attention.choice import make_attention
 from model.checkpoint import load_weights, serving_dtype
 from model.checkpoint_files import read_config
@@ -63,7 +63,8 @@ class BaseModel:
         """Make the forward pass over `weights`; its sums go over the devices of `collective`, if there is one."""
         backends = self.backends
         attention = make_attention(backends.attention, self.part, self.device)
-        ops = make_ops(self.part, self.dtype, backends.lora_dtype, self.device, backends.uses_triton)
+        base = self.form.shard.cut(self.config).shape
+        ops = make_ops(self.part, base, self.dtype, backends.lora_dtype, self.device, backends.uses_triton)
         return Llama(self.part, weights, attention, ops, collective)
 
 
@@ -126,7 +127,7 @@ def _quantization(
 
 
 def _check_fp8(dtype: torch.dtype, device: torch.device, part: BaseShape) -> None:
-    sizes = {(part.of(group.sites[0]).in_features, part.group_out(group)) for group in SiteGroup}
+    sizes = {(part.of(group.sites[0]).in_features, part.group_out(group)) for group in LAYER_GROUPS}
     odd = sorted({size for pair in sizes for size in pair if size % _FP8_STEP})
     remedy = ""
     if device.type != "cuda":

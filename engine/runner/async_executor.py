@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.runner.base import DrawnTokens, StepGraphs, StepOutputs, StepSampler
-from engine.runner.executor import FinishedComputation, adapter_segments
+from engine.runner.executor import FinishedComputation, adapter_segments, logit_segments
 from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import sample_row, sample_step
 from engine.runner.token_masks import TokenMasks
@@ -139,6 +139,7 @@ class AsyncExecutor:
             logit_rows=logit_rows,
             segments=segments,
             prompt_lens=inputs.prompt_lens,
+            logit_segments=logit_segments(inputs, segments),
         )
         return self._model.forward(batch, self._cache)
 

@@ -80,6 +80,7 @@ class GraphBuffers:
             block_tables=self._tables[: len(context_lens), :columns],
             logit_rows=self._every_row,
             segments=segments,
+            logit_segments=_of_every_row(segments),
         )
 
     def launch(
@@ -94,11 +95,16 @@ class GraphBuffers:
         self._replays[key]()
 
     def _compute(self, compute: Callable[[ForwardBatch], object], batch: ForwardBatch) -> None:
-        compute(replace(batch, segments=self._loaded))
+        compute(replace(batch, segments=self._loaded, logit_segments=_of_every_row(self._loaded)))
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Compute the logits [width, vocab]; part of what `compute` does."""
         return self._parts.model.forward(batch, self._parts.cache, self._attention)
+
+
+def _of_every_row(segments: SegmentTable) -> SegmentTable:
+    """Return the table of a step whose rows all have logits; of no rows where no adapter changes the head."""
+    return segments if segments.adapts_head else NO_SEGMENTS
 
 
 class BuffersByWidth:

@@ -9,7 +9,7 @@ from engine.runner.base import StepOutputs
 from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import sample_step
 from engine.runner.token_masks import TokenMasks
-from lora.segments import AdapterLease, Segment, SegmentTable
+from lora.segments import NO_SEGMENTS, AdapterLease, Segment, SegmentTable
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -51,6 +51,7 @@ class Executor:
         return sample_step(inputs, logits, self._masks)
 
     def _forward_batch(self, inputs: InputBatch, lease: AdapterLease) -> ForwardBatch:
+        segments = adapter_segments(inputs, lease)
         return ForwardBatch(
             token_ids=self._to_device(inputs.token_ids),
             positions=self._to_device(inputs.positions),
@@ -59,8 +60,9 @@ class Executor:
             context_lens=tuple(inputs.context_lens.tolist()),
             block_tables=self._to_device(inputs.tables),
             logit_rows=self._to_device(inputs.logit_rows),
-            segments=adapter_segments(inputs, lease),
+            segments=segments,
             prompt_lens=inputs.prompt_lens,
+            logit_segments=logit_segments(inputs, segments),
         )
 
     def _to_device(self, values: Integers) -> Tensor:
@@ -73,3 +75,13 @@ def adapter_segments(inputs: InputBatch, lease: AdapterLease) -> SegmentTable:
     return SegmentTable(
         tuple(Segment(run.start, run.stop, lease.weights[run.digest]) for run in inputs.runs if run.digest)
     )
+
+
+def logit_segments(inputs: InputBatch, segments: SegmentTable) -> SegmentTable:
+    """Make the table of the batch's logit rows by adapter; of no rows where no adapter changes the head."""
+    if not segments.adapts_head:
+        return NO_SEGMENTS
+    if len(inputs.logit_rows) == len(inputs.token_ids):
+        return segments
+    rows: list[int] = inputs.logit_rows.tolist()
+    return segments.of_rows(rows)

@@ -59,8 +59,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Step(msgspec.Struct, frozen=True, tag=True):
     """What the host must know of a ForwardBatch; its tensors are broadcast among the devices, in one.
 
-    `width` is the block tables'; `segments` are (first row, row after the last, digest). With `replayed` it is a step
-    that the first process replays, of `rows` rows, the last of which may belong to no sequence.
+    `width` is the block tables'. `segments`, and those of the logits, are (first row, row after the last, digest).
+    With `replayed` it is a step that the first process replays, of `rows` rows, the last of which may belong to no
+    sequence.
     """
 
     rows: int
@@ -70,6 +71,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     width: int
     num_logits: int
     segments: tuple[tuple[int, int, str], ...]
+    logit_segments: tuple[tuple[int, int, str], ...]
     replayed: bool
 
 
@@ -107,7 +109,8 @@ def describe(batch: ForwardBatch, replayed: bool = False) -> Step:
         prompt_lens=batch.prompt_lens,
         width=batch.block_tables.shape[1],
         num_logits=len(batch.logit_rows),
-        segments=tuple((each.start, each.stop, each.adapter.digest) for each in batch.segments.segments),
+        segments=_named(batch.segments),
+        logit_segments=_named(batch.logit_segments),
         replayed=replayed,
     )
 
@@ -126,7 +129,10 @@ def flat_size(step: Step) -> int:
 def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) -> ForwardBatch:
     """Rebuild the batch that `step` describes and `flat` holds; `weights` finds an adapter by its digest."""
     token_ids, positions, slots, tables, logit_rows = torch.split(flat, _sizes(step))
-    segments = tuple(Segment(start, stop, weights(digest)) for start, stop, digest in step.segments)
+
+    def found(named: tuple[tuple[int, int, str], ...]) -> SegmentTable:
+        return SegmentTable(tuple(Segment(start, stop, weights(digest)) for start, stop, digest in named))
+
     return ForwardBatch(
         token_ids=token_ids,
         positions=positions,
@@ -135,9 +141,14 @@ def rebuild(step: Step, flat: Tensor, weights: Callable[[str], AdapterWeights]) 
         context_lens=step.context_lens,
         block_tables=tables.view(len(step.query_lens), step.width),
         logit_rows=logit_rows,
-        segments=SegmentTable(segments),
+        segments=found(step.segments),
         prompt_lens=step.prompt_lens,
+        logit_segments=found(step.logit_segments),
     )
+
+
+def _named(table: SegmentTable) -> tuple[tuple[int, int, str], ...]:
+    return tuple((each.start, each.stop, each.adapter.digest) for each in table.segments)
 
 
 def _sizes(step: Step) -> list[int]:

@@ -2,15 +2,15 @@
 
 It is the same on disk, in host memory, on the wire and on the device: a load, a pull and an eviction are plain copies.
 
-The buffer goes layer by layer and group by group, in the order of the forward pass. A group has its present
-sites' A matrices, stacked to one [R, in] matrix, then each site's B transposed, [r, out]. Every module has
-its own rank and an absent one takes no bytes; every matrix starts on a multiple of ALIGNMENT. A small header names
-what the offsets follow from. No file and no residency is known here.
+The buffer goes layer by layer and group by group, in the order of the forward pass; what lies outside the layers
+follows the first one. A group has its present sites' A matrices, stacked to one [R, in] matrix, then each site's B
+transposed, [r, out]. Every module has its own rank and an absent one takes no bytes; every matrix starts on a multiple
+of ALIGNMENT. A small header names what the offsets follow from. No file and no residency is known here.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from lora.activation import MOST_INVOCATION_TOKENS
 from lora.adapter import AdapterRef
 from lora.segments import AdapterWeights, GroupWeights, SitePart
-from lora.target_modules import SITES, BaseShape, SiteGroup, SiteShape
+from lora.target_modules import OUTER_SITES, SITES, BaseShape, SiteGroup, SiteShape
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load
 FORMAT = "loraserve-flat-1"
@@ -33,6 +33,7 @@ _DTYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = {site: number for number, site in enumerate((*SITES, *OUTER_SITES))}
 _GROUP_OF = {site: group for group in SiteGroup for site in group.sites}
 
 
@@ -55,7 +56,7 @@ class Module:
     @property
     def order(self) -> tuple[int, int]:
         """Where the module stands in the packed form: by layer, then in the order of the forward pass."""
-        return self.layer, SITES.index(self.site)
+        return self.layer, _ORDER[self.site]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class PackedGroup:
 class PackedLayout:
     """Which modules an adapter has and where each lies; make one with `packed_layout`.
 
-    `invocation` are the tokens that an activated LoRA acts from, empty for another.
+    `base` has its outer sites only where the adapter has one. `invocation` are the tokens that an activated LoRA acts
+    from, empty for another.
     """
 
     base: BaseShape
@@ -101,7 +103,11 @@ class PackedLayout:
     def sites(self) -> tuple[str, ...]:
         """The module kinds that the adapter changes, in the order of the forward pass."""
         present = {module.site for module in self.modules}
-        return tuple(site for site in SITES if site in present)
+        return tuple(site for site in _ORDER if site in present)
+
+    def fits(self, base: BaseShape) -> bool:
+        """Return whether it is laid out for this base."""
+        return self.base in (base, replace(base, outer=()))
 
     def ref(self, digest: str, name: str) -> AdapterRef:
         """Return the identity of a content that is laid out so."""
@@ -116,6 +122,8 @@ def packed_layout(
     places: list[PackedGroup] = []
     end = 0
     ordered = sorted(modules, key=lambda module: module.order)
+    if not any(module.site in OUTER_SITES for module in ordered):
+        base = replace(base, outer=())  # so that the content's identity does not depend on them
     for (layer, group), members in groupby(
         ordered, key=lambda module: (module.layer, _GROUP_OF[module.site])
     ):
@@ -130,7 +138,7 @@ def packed_layout(
 
 
 def write_header(layout: PackedLayout) -> str:
-    """Write the layout as JSON; equal layouts give equal text. Only an activated LoRA's names an invocation."""
+    """Write the layout as JSON; equal layouts give equal text. Few have outer sites, or an invocation."""
     header: dict[str, object] = {
         "format": FORMAT,
         "dtype": _DTYPE_NAMES[layout.dtype],
@@ -138,6 +146,8 @@ def write_header(layout: PackedLayout) -> str:
         "shapes": [[shape.in_features, shape.out_features] for shape in layout.base.shapes],
         "modules": [[m.layer, m.site, m.rank, m.scale] for m in layout.modules],
     }
+    if layout.base.outer:
+        header["outer"] = [[shape.in_features, shape.out_features] for shape in layout.base.outer]
     if layout.invocation:
         header["invocation"] = list(layout.invocation)
     return json.dumps(header, separators=(",", ":"))
@@ -150,7 +160,8 @@ def read_header(text: str) -> PackedLayout:
         if header["format"] != FORMAT:
             raise InvalidHeader(f"format={header['format']!r}: this version reads {FORMAT!r}; pack it again")
         shapes = tuple(SiteShape(*shape) for shape in header["shapes"])
-        base = BaseShape(header["num_layers"], shapes)
+        outer = tuple(SiteShape(*shape) for shape in header.get("outer", ()))
+        base = BaseShape(header["num_layers"], shapes, outer)
         invocation = tuple(header.get("invocation", ()))
         if len(invocation) > MOST_INVOCATION_TOKENS or any(
             type(each) is not int or each < 0 for each in invocation

@@ -6,9 +6,8 @@ residency; it reads a folder and writes none.
 """
 
 import math
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,31 +22,13 @@ from lora.format.adapter_files import WEIGHTS_FILE, Flaw, read_regular_file, sho
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
 from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
-from lora.target_modules import SITES, BaseShape, SiteGroup
+from lora.format.tensor_names import TensorName, copied_site, module_paths, parse_tensor_name
+from lora.target_modules import OUTER_SITES, SITES, BaseShape
 
 MOST_HEADER_BYTES = 1 << 24
 _MOST_UPDATE = math.sqrt(torch.finfo(torch.float32).max)
 PICKLE_FILE = "adapter_model.bin"
 
-_BLOCKS = {
-    **dict.fromkeys((*SiteGroup.GATE_UP.sites, *SiteGroup.DOWN.sites), "mlp"),
-    **dict.fromkeys((*SiteGroup.QKV.sites, *SiteGroup.OUT.sites), "self_attn"),
-}
-_TENSOR_NAME = re.compile(
-    r"(?:base_model\.model\.)?"
-    r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<block>\w+)\.(?P<site>\w+))"
-    r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
-)
-_OTHER_TENSORS = (
-    ("lora_embedding_", "LoRA on embed_tokens is not served: train without it in target_modules"),
-    ("embed_tokens", "LoRA on embed_tokens, or a new embedding, is not served: train without it"),
-    ("lm_head", "LoRA on lm_head, or a new lm_head, is not served: train without it"),
-    (
-        "lora_magnitude_vector",
-        "it belongs to DoRA, which is not served: merge the adapter into the base model",
-    ),
-    (".bias", "biases are not served: train with bias='none' and lora_bias=False"),
-)
 _SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -92,7 +73,7 @@ def pack(
     """
     try:
         settings = read_settings(folder, roots)
-        pairs = _read_pairs(folder, most_file_bytes(most_bytes, dtype), roots)
+        pairs = _read_pairs(folder, base, most_file_bytes(most_bytes, dtype), roots)
         _check_targets(settings, pairs, base)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
@@ -109,25 +90,47 @@ def pack(
     return PackedAdapter(layout.ref(digest_of(layout, rows), name), layout, rows)
 
 
-def _read_pairs(folder: Path, most_bytes: int, roots: AllowedRoots) -> dict[str, _Pair]:
+def _read_pairs(folder: Path, base: BaseShape, most_bytes: int, roots: AllowedRoots) -> dict[str, _Pair]:
     """Every module's A and B, by module path."""
     halves: dict[str, dict[str, Tensor]] = {}
-    matches: dict[str, re.Match[str]] = {}
-    for tensor_name, tensor in _read_tensors(folder, most_bytes, roots).items():
-        match = _match(tensor_name)
-        sides = halves.setdefault(match["path"], {})
-        if match["side"] in sides:
-            raise Flaw(f"{WEIGHTS_FILE} has lora_{match['side']} of {match['path']} twice: keep one")
+    names: dict[str, TensorName] = {}
+    tensors = _read_tensors(folder, most_bytes, roots)
+    for tensor_name, tensor in tensors.items():
+        if copied_site(tensor_name) is not None:
+            continue
+        name = parse_tensor_name(tensor_name)
+        sides = halves.setdefault(name.path, {})
+        if name.side in sides:
+            raise Flaw(f"{WEIGHTS_FILE} has lora_{name.side} of {name.path} twice: keep one")
         _check_tensor(tensor_name, tensor)
-        sides[match["side"]] = tensor
-        matches[match["path"]] = match
+        sides[name.side] = tensor
+        names[name.path] = name
     if not halves:
         raise Flaw(
             f"{WEIGHTS_FILE} holds no tensors: save the adapter again, with all ranks' shards gathered"
         )
-    if len(prefixes := {match["root"] for match in matches.values()}) > 1:
-        raise Flaw(f"{WEIGHTS_FILE} names modules below different roots {sorted(prefixes)}: use one of them")
-    return {path: _pair(matches[path], sides) for path, sides in halves.items()}
+    if len(prefixes := {name.root for name in names.values()} - {None}) > 1:
+        raise Flaw(
+            f"{WEIGHTS_FILE} names modules below different roots {sorted(map(str, prefixes))}: use one of them"
+        )
+    _check_copies(tensors, {name.site for name in names.values()}, base)
+    return {path: _pair(names[path], sides) for path, sides in halves.items()}
+
+
+def _check_copies(tensors: Mapping[str, Tensor], sites: Collection[str], base: BaseShape) -> None:
+    """Refuse a base weight that is not beside a LoRA on it, or not of this base: it would have to be replaced."""
+    for tensor_name, tensor in tensors.items():
+        site = copied_site(tensor_name)
+        if site is None:
+            continue
+        shape = base.of(site)
+        wanted = shape.out_features, shape.in_features
+        if site not in sites or tuple(tensor.shape) != wanted:
+            raise Flaw(
+                f"{WEIGHTS_FILE} has the tensor {short(tensor_name)} of shape {tuple(tensor.shape)}: beside a LoRA on"
+                f" {site} the base's weight, of shape {wanted}, is passed over; a new {site} is not served: remove it,"
+                " or train a LoRA on it"
+            )
 
 
 def _read_tensors(folder: Path, most_bytes: int, roots: AllowedRoots) -> Mapping[str, Tensor]:
@@ -154,25 +157,6 @@ def _read_tensors(folder: Path, most_bytes: int, roots: AllowedRoots) -> Mapping
         ) from error
 
 
-def _match(tensor_name: str) -> re.Match[str]:
-    """The parts of a LoRA tensor's name. Raises Flaw for a tensor that is not served."""
-    match = _TENSOR_NAME.fullmatch(tensor_name)
-    if match is None:
-        for mark, reason in _OTHER_TENSORS:
-            if mark in tensor_name:
-                raise Flaw(f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}: {reason}")
-        raise Flaw(
-            f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}, which is no LoRA of a Llama-family layer:"
-            " expected [base_model.model.][model.]layers.N.{self_attn,mlp}.SITE.lora_{A,B}.weight"
-        )
-    if _BLOCKS.get(match["site"]) != match["block"]:
-        raise Flaw(
-            f"{WEIGHTS_FILE} has the tensor {short(tensor_name)}: {match['block']}.{match['site']} is no served"
-            f" module; the sites are {', '.join(f'{_BLOCKS[site]}.{site}' for site in SITES)}"
-        )
-    return match
-
-
 def _check_tensor(tensor_name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _SERVED_DTYPES:
         raise Flaw(f"{short(tensor_name)} is {tensor.dtype}: save it as float32, float16 or bfloat16")
@@ -183,13 +167,11 @@ def _check_tensor(tensor_name: str, tensor: Tensor) -> None:
         )
 
 
-def _pair(match: re.Match[str], sides: Mapping[str, Tensor]) -> _Pair:
+def _pair(name: TensorName, sides: Mapping[str, Tensor]) -> _Pair:
     for side, other in (("A", "B"), ("B", "A")):
         if side not in sides:
-            raise Flaw(
-                f"{WEIGHTS_FILE} has lora_{other} of {match['path']} without lora_{side}: save it again"
-            )
-    return _Pair(match["path"], int(match["layer"]), match["site"], sides["A"], sides["B"])
+            raise Flaw(f"{WEIGHTS_FILE} has lora_{other} of {name.path} without lora_{side}: save it again")
+    return _Pair(name.path, name.layer, name.site, sides["A"], sides["B"])
 
 
 def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: BaseShape) -> None:
@@ -203,8 +185,9 @@ def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: Bas
             raise Flaw(
                 f"{WEIGHTS_FILE} has {path}, which {CONFIG_FILE} does not target: one of them is wrong"
             )
-    root = "model." if next(iter(pairs)).startswith("model.") else ""
-    paths = [f"{root}layers.{layer}.{_BLOCKS[s]}.{s}" for layer in range(base.num_layers) for s in SITES]
+    paths = module_paths(
+        base.num_layers, "" if any(path.startswith("layers.") for path in pairs) else "model."
+    )
     for path in paths:
         if path not in pairs and settings.targets(path):
             raise Flaw(f"{CONFIG_FILE} targets {path}, of which {WEIGHTS_FILE} has no tensors: save it again")
@@ -215,7 +198,8 @@ def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: Bas
         if target not in ends:
             raise Flaw(
                 f"{CONFIG_FILE} has {short(target)} in target_modules, which names no served module of this base"
-                f" model (sites: {', '.join(SITES)}): train without it, or remove it if it never matched"
+                f" model (sites: {', '.join((*SITES, *OUTER_SITES))}): train without it, or remove it if it never"
+                " matched"
             )
 
 

@@ -107,7 +107,9 @@ class LoraSettings:
     def _in_layers(self, path: str) -> bool:
         if self.layers is None:
             return True
-        list_name, _, rest = path.partition("layers.")
+        list_name, found, rest = path.partition("layers.")
+        if not found:
+            return False
         if self.layers_pattern and not any(p.matches_end(f"{list_name}layers") for p in self.layers_pattern):
             return False
         return int(rest.split(".", 1)[0]) in self.layers

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lora.format.packed import PackedLayout, matrix, packed_layout
-from lora.target_modules import SITES, BaseShape, SiteShape
+from lora.target_modules import OUTER_SITES, SITES, BaseShape, SiteShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,29 @@ class SiteShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """One device's part of each site, aligned with SITES; the sites of one group have the same inputs."""
+    """One device's part of each site: `sites` is aligned with SITES, `outer` with OUTER_SITES.
+
+    The sites of one group have the same inputs. Outputs may go beyond the last one, such that parts are equal.
+    """
 
     num_layers: int
     sites: tuple[SiteShard, ...]
+    outer: tuple[SiteShard, ...] = ()
 
     def of(self, site: str) -> SiteShard:
         """The part of `site`."""
+        if site in OUTER_SITES:
+            return self.outer[OUTER_SITES.index(site)]
         return self.sites[SITES.index(site)]
 
     @property
     def shape(self) -> BaseShape:
         """What an adapter's share must fit."""
-        sizes = ((len(cut.inputs), len(cut.outputs)) for cut in self.sites)
-        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes))
+        return BaseShape(self.num_layers, _shapes(self.sites), _shapes(self.outer))
+
+
+def _shapes(cuts: tuple[SiteShard, ...]) -> tuple[SiteShape, ...]:
+    return tuple(SiteShape(len(cut.inputs), len(cut.outputs)) for cut in cuts)
 
 
 def shard_layout(layout: PackedLayout, cut: ShardSpec) -> PackedLayout:
@@ -63,7 +72,7 @@ def shard_rows(rows: Tensor, layout: PackedLayout, cut: ShardSpec, share: Tensor
     """Copy a share's bytes.
 
     rows: [at least layout.nbytes] uint8, whole. share: [at least shard_layout(layout, cut).nbytes] uint8, aligned,
-    on any device; its gaps between matrices are left as they are.
+    on any device, filled with zeros; its gaps between matrices, and outputs beyond the last one, are left so.
     """
     narrow = shard_layout(layout, cut)
     whole, part = rows[: layout.nbytes].view(layout.dtype), share[: narrow.nbytes].view(layout.dtype)
@@ -88,7 +97,5 @@ def _matrices(
             outputs = cut.of(module.site)
             source = matrix(whole, start, (module.rank, layout.base.of(module.site).out_features))
             columns = narrow.base.of(module.site).out_features
-            yield (
-                source[:, outputs.out_start : outputs.out_stop],
-                matrix(part, goal, (module.rank, columns)),
-            )
+            source = source[:, outputs.out_start : outputs.out_stop]
+            yield source, matrix(part, goal, (module.rank, columns))[:, : source.shape[1]]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from lora.adapter import AdapterRef
 from lora.format.companions import NO_COMPANIONS, Companions, parse_companions, write_companions
 from lora.format.packed import InvalidHeader, PackedLayout, read_header, write_header
+from lora.target_modules import OUTER_SITES
 
 MOST_MANIFEST_BYTES = 1 << 20
 MOST_HOPS = 4
@@ -101,6 +102,8 @@ def _fits_its_base(layout: PackedLayout) -> bool:
     """Tell whether every module can be one of this base, and is there once."""
     places = {module.order for module in layout.modules}
     return len(places) == len(layout.modules) > 0 and all(
-        type(module.rank) is int and module.rank > 0 and 0 <= module.layer < layout.base.num_layers
+        type(module.rank) is int
+        and module.rank > 0
+        and 0 <= module.layer < (1 if module.site in OUTER_SITES else layout.base.num_layers)
         for module in layout.modules
     )

@@ -193,7 +193,7 @@ class TierChain:
     def _checked(self, told: Manifest, most_bytes: int) -> Manifest:
         """Refuse what this base cannot serve. AdapterRefused."""
         name = told.ref.name
-        if told.layout.base != self._base or told.layout.dtype != self._dtype:
+        if not told.layout.fits(self._base) or told.layout.dtype != self._dtype:
             raise AdapterRefused(
                 name, "the peer that has it serves another base model or dtype: give both nodes the same"
             )

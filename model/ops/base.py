@@ -49,6 +49,10 @@ class LayerStep(Protocol):
         """Return residual + y' (or y' alone), [T, hidden], for the groups OUT and DOWN."""
         ...
 
+    def head(self, project: Linear, x: Tensor) -> Tensor:
+        """Return y' of the batch's logit rows, [L, vocab]. No other method is called after it."""
+        ...
+
 
 class LayerOps(Protocol):
     """Plans once per step what all layers share: rotations, slots and the adapters' segments."""

@@ -6,6 +6,7 @@ from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.native.library import load_add_lora
 from lora.ops.native.native_lora import NativeLora
+from lora.target_modules import BaseShape
 from model.config import ModelConfig
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
@@ -13,12 +14,15 @@ from model.ops.eager import EagerOps
 
 def make_ops(
     config: ModelConfig,
+    base: BaseShape,
     dtype: torch.dtype,
     lora_dtype: torch.dtype,
     device: torch.device,
     uses_triton: bool,
 ) -> LayerOps:
     """Make a layer's operations for a model of `dtype`, or a part of one, and adapters of `lora_dtype`.
+
+    Adapters, or their shares, fit `base`.
 
     In Triton each consumer of a projection adds the adapters' share itself; in plain torch that is a step of its own.
     """
@@ -28,7 +32,7 @@ def make_ops(
     from lora.ops.triton.op import TritonLora  # noqa: PLC0415
     from model.ops.triton.layer import TritonOps  # noqa: PLC0415
 
-    return TritonOps(config, dtype, TritonLora(config.base_shape(), lora_dtype, device))
+    return TritonOps(config, dtype, TritonLora(base, lora_dtype, device))
 
 
 def _make_lora(lora_dtype: torch.dtype, device: torch.device) -> LoraOp:

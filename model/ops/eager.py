@@ -46,18 +46,24 @@ class EagerOps:
         lens = batch.query_lens, batch.context_lens, batch.prompt_lens
         rotation = self._rope.rotation(batch.positions, *lens)
         lora = self._lora.plan(batch.segments) if batch.segments.segments else None
-        return EagerStep(self._config, cache, batch.slots, rotation, lora)
+        return EagerStep(self._config, cache, batch.slots, rotation, lora, self._head_step(batch, lora))
+
+    def _head_step(self, batch: ForwardBatch, lora: LoraStep | None) -> LoraStep | None:
+        if batch.logit_segments == batch.segments:
+            return lora
+        return self._lora.plan(batch.logit_segments) if batch.logit_segments.segments else None
 
 
 @dataclass(frozen=True, slots=True)
 class EagerStep:
-    """LayerStep; `lora` is None in a step of base rows alone."""
+    """LayerStep; `lora` is None in a step of base rows alone, `head_lora` where no adapter changes the head."""
 
     config: ModelConfig
     cache: KVCache
     slots: Tensor
     rotation: Rotation
     lora: LoraStep | None
+    head_lora: LoraStep | None
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See LayerStep."""
@@ -85,6 +91,13 @@ class EagerStep:
         """See LayerStep."""
         y = self._adapted(project, x, layer, group)
         return y if residual is None else residual + y
+
+    def head(self, project: Linear, x: Tensor) -> Tensor:
+        """See LayerStep."""
+        y = project(x)
+        if self.head_lora is not None:
+            self.head_lora.add_lora(y, x, 0, SiteGroup.HEAD)
+        return y
 
     def _adapted(self, project: Linear, x: Tensor, layer: int, group: SiteGroup) -> Tensor:
         y = project(x)

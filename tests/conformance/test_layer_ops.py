@@ -11,7 +11,7 @@ from torch import Tensor
 from lora.ops.grouped import GroupedLora
 from lora.ops.triton.op import TritonLora
 from lora.segments import AdapterWeights
-from lora.target_modules import SiteGroup
+from lora.target_modules import LAYER_GROUPS, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
@@ -66,7 +66,7 @@ if RUNS_TRITON:
 
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
-    vocab_size=8,
+    vocab_size=200,
     hidden_size=64,
     intermediate_size=144,
     num_layers=2,
@@ -127,9 +127,8 @@ class World:
             logit_rows=torch.arange(1),
             segments=table,
         )
-        self.step: LayerStep = backend.make(config, dtype, adapter_dtype or dtype).plan(
-            self.batch, self.cache
-        )
+        self.ops = backend.make(config, dtype, adapter_dtype or dtype)
+        self.step: LayerStep = self.ops.plan(self.batch, self.cache)
 
     def _adapters(self, dtype: torch.dtype) -> list[AdapterWeights]:
         shape = self.config.base_shape()
@@ -144,7 +143,7 @@ class World:
         """A random input and projection of it, and the projection with the adapters' share, in float64."""
         given = lora_batch(self.config.base_shape(), group, self.spec, self.adapters, self.dtype)
         given = replace(given, y=given.y * 2)
-        return given, expected(given, 1, group)
+        return given, expected(given, 1 if group in LAYER_GROUPS else 0, group)
 
     def assert_close(self, found: Tensor, want: Tensor) -> None:
         tolerance = TOLERANCE[self.dtype]
@@ -253,7 +252,7 @@ def test_sums_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype, gr
     assert torch.equal(here.cpu(), residual), "the residual is read, not written"
 
 
-@pytest.mark.parametrize("group", SiteGroup, ids=lambda group: group.name)
+@pytest.mark.parametrize("group", LAYER_GROUPS, ids=lambda group: group.name)
 def test_adapters_may_be_wider_than_the_model(backend: Backend, group: SiteGroup) -> None:
     world = World(backend, "mixed", dtype=torch.bfloat16, adapter_dtype=torch.float32)
     given, y = world.draw(group)
@@ -265,6 +264,36 @@ def test_adapters_may_be_wider_than_the_model(backend: Backend, group: SiteGroup
             world.assert_close(world.step.gate(1, projecting(given), given.x), gate * gate.sigmoid() * up)
         else:
             world.assert_close(world.step.add(1, group, projecting(given), given.x, None), y)
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["all rows", "last rows"])
+@pytest.mark.parametrize(("spec", "dtype"), CASES, ids=str)
+def test_logits_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype, every: bool) -> None:
+    world = World(backend, spec, dtype=dtype)
+    lengths = [rows for rows, _ in world.spec]
+    rows = (
+        list(range(sum(lengths))) if every else [sum(lengths[:end]) - 1 for end in range(1, len(lengths) + 1)]
+    )
+    given, y = world.draw(SiteGroup.HEAD)
+    table = world.batch.segments
+    batch = replace(
+        world.batch, logit_rows=torch.tensor(rows), logit_segments=table if every else table.of_rows(rows)
+    )
+    chosen = replace(given, x=given.x[rows].contiguous(), y=given.y[rows].contiguous())
+    with torch.inference_mode():
+        step = world.ops.plan(batch, world.cache)
+        residual = torch.zeros(len(y), world.config.hidden_size, dtype=dtype, device=world.device)
+        inner, _ = world.draw(SiteGroup.OUT)
+        step.add(1, SiteGroup.OUT, projecting(inner), inner.x, residual)  # as in a step: the head comes last
+        world.assert_close(step.head(projecting(chosen), chosen.x), y[rows])
+
+
+def test_adapters_without_the_head_leave_logits_alone(backend: Backend) -> None:
+    world = World(backend, "decode")
+    given, _ = world.draw(SiteGroup.HEAD)
+    with torch.inference_mode():
+        found = world.step.head(projecting(given), given.x)
+    assert torch.equal(found, given.y)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])

@@ -16,7 +16,7 @@ from lora.ops.native.native_lora import NativeLora
 from lora.ops.reference import ReferenceLora
 from lora.ops.triton.op import TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
-from lora.target_modules import SITES, BaseShape, SiteGroup, SiteShape
+from lora.target_modules import LAYER_GROUPS, OUTER_SITES, SITES, BaseShape, SiteGroup, SiteShape
 from tests.kernels.interpreter import DEVICE, INTERPRETED, RUNS_TRITON
 
 CPU = torch.device("cpu")
@@ -80,7 +80,8 @@ def base(hidden: int) -> BaseShape:
     kv, inner = hidden // 4, hidden * 2
     sizes = ((hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden))
     mlp = ((hidden, inner), (hidden, inner), (inner, hidden))
-    return BaseShape(2, tuple(SiteShape(*size) for size in (*sizes, *mlp)))
+    head = SiteShape(hidden, 3 * hidden + 1)
+    return BaseShape(2, tuple(SiteShape(*size) for size in (*sizes, *mlp)), (head,))
 
 
 def adapter(
@@ -88,7 +89,7 @@ def adapter(
     rank: int,
     seed: int,
     dtype: torch.dtype,
-    sites: Sequence[str] = SITES,
+    sites: Sequence[str] = (*SITES, *OUTER_SITES),
     device: torch.device = CPU,
 ) -> AdapterWeights:
     """A random adapter whose ranks differ by site, in its packed form's views."""
@@ -96,6 +97,7 @@ def adapter(
         Module(layer, site, max(1, rank - index if seed % 2 else rank), scale=2.0 / (1 + seed))
         for layer in range(shape.num_layers)
         for index, site in enumerate(sites)
+        if layer == 0 or site in SITES
     ]
     layout = packed_layout(shape, dtype, modules)
     rows = torch.zeros(layout.nbytes, dtype=torch.uint8)
@@ -143,6 +145,7 @@ def expected(given: Batch, layer: int, group: SiteGroup) -> Tensor:
 
 
 def assert_conforms(op: LoraOp, given: Batch, layer: int, group: SiteGroup) -> None:
+    layer = layer if group in LAYER_GROUPS else 0
     want, y = expected(given, layer, group), given.y.clone()
     with torch.inference_mode():
         op.plan(given.table).add_lora(y, given.x, layer, group)
@@ -206,7 +209,9 @@ def test_every_width(backend: Backend, dtype: torch.dtype, hidden: int) -> None:
         assert_conforms(op, batch(shape, group, [(1, 0), (1, None), (9, 1)], adapters), 0, group)
 
 
-@pytest.mark.parametrize("sites", [("v_proj",), ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("down_proj",)])
+@pytest.mark.parametrize(
+    "sites", [("v_proj",), ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("down_proj",), ("lm_head",)]
+)
 def test_adapters_that_skip_sites(backend: Backend, sites: tuple[str, ...]) -> None:
     shape = base(64)
     op = backend.make(shape, torch.float32)

@@ -153,7 +153,7 @@ def test_families_answer_as_on_one_device(family: str, tmp_path: Path) -> None:
     base = hf.build(family)
     hf.save(base, tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=list(SITES))
+    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[*SITES, "lm_head"])
     loras = {"a": write_adapter(base, tmp_path / "a", config, seed=5)}
     prompts, adapters = prompts_of([3, 14, 20, 33], seed=3), [None, "a", "a", None]
     found = []

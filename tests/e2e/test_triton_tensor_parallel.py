@@ -32,7 +32,7 @@ pytestmark = [
 
 ADAPTERS = {
     "r5": peft.LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "v_proj", "down_proj"]),
-    "r24": peft.LoraConfig(r=24, lora_alpha=24, target_modules=list(SITES)),
+    "r24": peft.LoraConfig(r=24, lora_alpha=24, target_modules=[*SITES, "lm_head"]),
 }
 WAYS: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.8, "n": 2})
 LENGTHS = (3, 17, 9)

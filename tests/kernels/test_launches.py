@@ -10,7 +10,7 @@ from torch import Tensor
 from lora.format.packed import Module, packed_layout, view
 from lora.ops.triton.op import DISTINCT, PREFILL, SHARED, Tiling, TritonLora
 from lora.segments import NO_SEGMENTS, AdapterWeights, Segment, SegmentTable
-from lora.target_modules import SITES, SiteGroup
+from lora.target_modules import LAYER_GROUPS, SITES, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
@@ -83,7 +83,7 @@ class Step:
                 torch.empty(rows, shape.group_out(group), dtype=BF16),
                 torch.empty(rows, shape.of(group.sites[0]).in_features, dtype=BF16),
             )
-            for group in SiteGroup
+            for group in LAYER_GROUPS
         }
         cache = KVCache(KVLayout.of(config, BF16, 16), rows // 16 + 1, CPU)
         return cls(TritonOps(config, BF16, TritonLora(shape, lora_dtype, CPU)), cache, batch, projections)
@@ -92,7 +92,7 @@ class Step:
         """Those of one layer."""
         with pretended_h100() as launches, torch.inference_mode():
             step = self.ops.plan(replace(self.batch, segments=segments), self.cache)
-            qkv, out, gate_up, down = (self.projections[group] for group in SiteGroup)
+            qkv, out, gate_up, down = (self.projections[group] for group in LAYER_GROUPS)
             step.norm(qkv[1], qkv[1][0])
             step.store_heads(1, lambda x: qkv[0], qkv[1], None)
             step.add(1, SiteGroup.OUT, lambda x: out[0], out[1], qkv[1])

@@ -22,7 +22,7 @@ from tests.oracles.adapters import base_shape
 BASE = base_shape()
 
 MODULES = st.dictionaries(
-    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)),
+    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)) | st.just((0, "lm_head")),
     st.tuples(st.integers(1, 40), st.floats(-4, 4)),
     min_size=1,
 )

@@ -57,6 +57,8 @@ FORMS = {
         "rank_pattern": {"up_proj": 6, "layers.2.mlp.gate_proj": 1},
         "alpha_pattern": {"gate_proj": 3, "up_proj": 40},
     },
+    "head": {"target_modules": ["q_proj", "lm_head"], "rank_pattern": {"lm_head": 3}},
+    "head-alone": {"target_modules": ["lm_head"], "layers_to_transform": [1]},
     "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "training-only": {"target_modules": ["q_proj"], "lora_dropout": 0.3, "task_type": "CAUSAL_LM"},
 }

@@ -117,7 +117,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"target_modules": ["q_proj", "query_key_value"]},
         r"'query_key_value' in target_modules",
     ),
-    "head targeted": ({"target_modules": ["q_proj", "lm_head"]}, r"'lm_head' in target_modules"),
+    "head targeted": ({"target_modules": ["q_proj", "lm_head"]}, r"targets lm_head, of which .* no tensors"),
     "tensors untargeted": (
         {"layers_to_transform": [0, 1]},
         r"has model.layers.2.self_attn.q_proj, which .* not target",
@@ -186,7 +186,15 @@ TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
         having("base_model.model.model.embed_tokens.weight", torch.ones(64, 32)),
         r"embed_tokens",
     ),
-    "head": (having("base_model.model.lm_head.lora_A.weight", torch.ones(4, 32)), r"LoRA on lm_head"),
+    "head": (having("base_model.model.lm_head.lora_A.weight", torch.ones(4, 32)), r"lm_head without lora_B"),
+    "new head": (
+        having("base_model.model.lm_head.weight", torch.ones(64, 32)),
+        r"a new lm_head is not served",
+    ),
+    "copied head": (
+        having("base_model.model.lm_head.base_layer.weight", torch.ones(64, 32)),
+        r"'base_model\.model\.lm_head\.base_layer\.weight' .* a new lm_head is not served",
+    ),
     "magnitude": (having(f"{Q0}.lora_magnitude_vector", torch.ones(32)), r"belongs to DoRA"),
     "bias tensor": (having(f"{Q0}.lora_B.bias", torch.ones(32)), r"biases are not served"),
     "unknown": (having("something.else", torch.ones(2)), r"'something\.else', which is no LoRA of a Llama"),

@@ -36,11 +36,12 @@ def cut_of(device: int, devices: int) -> ShardSpec:
         (hidden, inner),
         (inner, hidden),
     )
-    return ShardSpec(BASE.num_layers, tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends))
+    sites = tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends)
+    return ShardSpec(BASE.num_layers, sites, (SiteShard(*hidden, *run(64)),))
 
 
 MODULES = st.dictionaries(
-    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)),
+    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)) | st.just((0, "lm_head")),
     st.tuples(st.integers(1, 9), st.floats(-4, 4)),
     min_size=1,
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora.target_modules import SITES, BaseShape, SiteShape
+from lora.target_modules import OUTER_SITES, SITES, BaseShape, SiteShape
 
 TINY = LlamaConfig(
     vocab_size=64,
@@ -41,11 +41,14 @@ def base_shape(config: LlamaConfig = TINY) -> BaseShape:
         (hidden, inner),
         (inner, hidden),
     )
-    return BaseShape(config.num_hidden_layers, tuple(SiteShape(*size) for size in sizes))
+    head = SiteShape(hidden, config.vocab_size)
+    return BaseShape(config.num_hidden_layers, tuple(SiteShape(*size) for size in sizes), (head,))
 
 
 def module_path(layer: int, site: str) -> str:
     """The module's name in a LlamaForCausalLM."""
+    if site in OUTER_SITES:
+        return site
     return f"model.layers.{layer}.{'mlp' if site in MLP_SITES else 'self_attn'}.{site}"
 
 

@@ -11,9 +11,9 @@ same order. So there are no atomics, nothing to zero, and the same batch gives t
 import triton
 import triton.language as tl
 
-HEADER = tl.constexpr(10)  # as in work
+HEADER = tl.constexpr(12)  # as in work
 ENTRY = tl.constexpr(4)
-GROUPS = tl.constexpr(4)
+GROUPS = tl.constexpr(5)
 STAGES = tl.constexpr(3)  # of the loops over a row: while one tile is summed up, two are on their way
 
 

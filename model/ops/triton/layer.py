@@ -11,7 +11,7 @@ captured beyond the length of pretraining.
 # pyright: reportUnknownVariableType=false
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora.ops.triton.device import DTYPES, launch
 from lora.ops.triton.op import Expansion, TritonLora, TritonStep, tiling_of
+from lora.segments import SegmentTable
 from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
@@ -69,14 +70,16 @@ class TritonOps:
         """See GraphOps."""
         rows = batch.token_ids.shape[0]
         self.lora.load(batch.segments, rows)
-        return tiling_of(batch.segments, rows), bool(batch.segments.segments), self.lora.generation
+        adapted = bool(batch.segments.segments), bool(batch.logit_segments.segments)
+        return tiling_of(batch.segments, rows), adapted, self.lora.generation
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonLayerStep":
         """See LayerOps."""
         lens = batch.query_lens, batch.context_lens, batch.prompt_lens
         rotation = self._rope.rotation(batch.positions, *lens)
         lora = self.lora.plan_rows(batch.segments, batch.token_ids.shape[0])
-        return TritonLayerStep(self._config, cache, batch.slots, rotation, lora, self._side)
+        heads = batch.logit_segments
+        return TritonLayerStep(self._config, cache, batch.slots, rotation, lora, self._side, heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class TritonLayerStep:
     rotation: Rotation
     lora: TritonStep
     side: SideStream
+    logit_segments: SegmentTable
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See LayerStep."""
@@ -144,6 +148,13 @@ class TritonLayerStep:
         y, _ = self._projected(layer, group, project, x)
         self.lora.add(y, residual, layer, group)
         return y
+
+    def head(self, project: Linear, x: Tensor) -> Tensor:
+        """See LayerStep. Where all rows' logits are wanted the step's work is this one's, else it is laid out here."""
+        if not self.logit_segments.segments:
+            return project(x)
+        lora = self.lora.op.plan_rows(self.logit_segments, len(x))
+        return replace(self, lora=lora).add(0, SiteGroup.HEAD, project, x, None)
 
     def _projected(
         self, layer: int, group: SiteGroup, project: Linear, x: Tensor

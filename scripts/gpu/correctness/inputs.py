@@ -8,18 +8,25 @@ from torch import Tensor
 
 from lora.format.packed import Module, PackedLayout, packed_layout, view
 from lora.segments import AdapterWeights, Segment, SegmentTable
-from lora.target_modules import SITES, BaseShape, SiteGroup
+from lora.target_modules import OUTER_SITES, SITES, BaseShape, SiteGroup
 from scripts.gpu.context import CheckContext
 
 
 def flat_layout(base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES) -> PackedLayout:
-    """Lay out an adapter of one rank on `sites` of every layer."""
-    modules = [Module(layer, site, rank, 2.0) for layer in range(base.num_layers) for site in sites]
-    return packed_layout(base, dtype, modules)
+    """Lay out an adapter of one rank on `sites` of every layer, and on those of them that are outside the layers."""
+    outer = [Module(0, site, rank, 2.0) for site in sites if site in OUTER_SITES]
+    modules = [
+        Module(layer, site, rank, 2.0) for layer in range(base.num_layers) for site in sites if site in SITES
+    ]
+    return packed_layout(base, dtype, modules + outer)
 
 
 def adapter(
-    context: CheckContext, base: BaseShape, dtype: torch.dtype, rank: int, sites: Sequence[str] = SITES
+    context: CheckContext,
+    base: BaseShape,
+    dtype: torch.dtype,
+    rank: int,
+    sites: Sequence[str] = (*SITES, *OUTER_SITES),
 ) -> AdapterWeights:
     """Make a random adapter on the device."""
     layout = flat_layout(base, dtype, rank, sites)
