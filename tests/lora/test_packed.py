@@ -1,5 +1,7 @@
 """The packed form: true ranks, no padding to a maximum, aligned matrices, and a header that says it all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from lora.format.packed import (
     view,
     write_header,
 )
-from lora.target_modules import SITES, SiteGroup
+from lora.target_modules import SITES, SiteGroup, SiteShape
 from tests.oracles.adapters import base_shape
 
 BASE = base_shape()
@@ -106,3 +108,19 @@ def test_an_adapter_of_one_group_has_no_other() -> None:
     weights = view(torch.zeros(layout.nbytes, dtype=torch.uint8), layout, "d")
     assert set(weights.groups) == {(2, SiteGroup.QKV)}
     assert (layout.rank, layout.sites) == (3, ("k_proj",))
+
+
+def test_only_adapters_of_the_head_know_its_shape() -> None:
+    """So the others' digests are those that a base without a head gives, and they fit one that has it."""
+    plain, head = (
+        layout_of({(0, "q_proj"): (4, 1.0)}, torch.float32),
+        layout_of({(0, "lm_head"): (4, 1.0)}, torch.float32),
+    )
+    assert plain == packed_layout(replace(BASE, outer=()), torch.float32, plain.modules)
+    assert "outer" not in write_header(plain)
+    assert plain.fits(BASE)
+    assert head.fits(BASE)
+    wider = replace(BASE, outer=(SiteShape(32, 65),))
+    assert plain.fits(wider)
+    assert not head.fits(wider)
+    assert head.nbytes == 4 * (32 + 64) * 4

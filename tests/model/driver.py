@@ -55,6 +55,7 @@ def lay_out(pieces: Sequence[Piece], block_size: int, segments: SegmentTable = N
         block_tables=torch.tensor([[*p.blocks, *[0] * (widest - len(p.blocks))] for p in pieces]),
         logit_rows=torch.arange(len(positions)),
         segments=segments,
+        logit_segments=segments if segments.adapts_head else NO_SEGMENTS,
     )
 
 

@@ -17,7 +17,7 @@ def ends() -> tuple[WorkerChannel, WorkerChannel]:
 
 def test_messages_and_bytes_arrive_in_order(ends: tuple[WorkerChannel, WorkerChannel]) -> None:
     near, far = ends
-    step = Step(4, (3, 1), (3, 9), (3, 9), 2, 1, ((0, 3, "d" * 64),), replayed=False)
+    step = Step(4, (3, 1), (3, 9), (3, 9), 2, 1, ((0, 3, "d" * 64),), ((0, 1, "d" * 64),), replayed=False)
     bulk = bytes(range(256)) * 8192  # more than a socket holds
     place = PlaceShard("d", "header", 64, len(bulk))
     sender = threading.Thread(

@@ -17,6 +17,7 @@ def test_a_batch_is_rebuilt_whole() -> None:
     batch = lay_out(
         [Piece((5,), 8, (3, 1, 2)), Piece((7, 9), 0, (4,)), Piece((1, 2, 3, 4), 4, (6, 5))], 4, segments
     )
+    batch = replace(batch, logit_rows=torch.tensor([2, 6]), logit_segments=segments.of_rows((2, 6)))
     step, flat = describe(batch), flatten(batch)
     assert flat.shape == (flat_size(step),)
     found = rebuild(step, flat, adapters.__getitem__)
