@@ -103,6 +103,7 @@ async def pull_all(
     assert (rig.target[filled:] == GUARD).all()
 
 
+@pytest.mark.slow
 @asynchronous
 async def test_no_peer_is_asked_for_more_at_once_than_allowed_and_each_for_as_much(opened: Opened) -> None:
     async with opened() as rig:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import openai
+import pytest
 
 from engine.demo.embedded import TASKS, held_out_inputs
 from engine.serve import main
@@ -35,6 +36,7 @@ def until_completed(client: openai.OpenAI, batch_id: str, least: int) -> openai.
     raise AssertionError(f"the batch has not come that far in {BOUND_S} s")
 
 
+@pytest.mark.slow
 def test_a_killed_server_answers_a_batch_when_it_starts_again(tmp_path: Path) -> None:
     asked = {
         f"{task.name}-{number}": (task, text)

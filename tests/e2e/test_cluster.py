@@ -168,6 +168,7 @@ def test_an_adapter_is_sent_through_the_router(cluster: LiveCluster) -> None:
     assert cluster.chat("sent", "garden") == "GARDEN"
 
 
+@pytest.mark.slow
 def test_a_stream_outlives_its_node_and_the_node_comes_back(cluster: LiveCluster) -> None:
     body: dict[str, object] = {
         "model": "reverse", "prompt": "garden", "max_tokens": 600, "temperature": 0, "ignore_eos": True,

@@ -126,6 +126,7 @@ class Clients:
             thread.join()
 
 
+@pytest.mark.slow
 def test_load_brings_a_node_and_rest_takes_it_away_without_a_lost_request(cluster: OpenCluster) -> None:
     expected = cluster.complete()
     many = Clients(cluster, CLIENTS)

@@ -129,6 +129,7 @@ def holds_nothing(puller: ProcessPuller, source: ProcessSource) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_slow_link_delivers_exactly(stage: Stage) -> None:
     source, puller = stage.source(), stage.puller()
     begin_slowly(stage, puller, source, timeout_s=WAIT_S)
@@ -148,6 +149,7 @@ def test_source_killed(stage: Stage) -> None:
     assert holds_nothing(puller, other)
 
 
+@pytest.mark.slow
 def test_source_frozen_then_thawed(stage: Stage) -> None:
     source, puller = stage.source(), stage.puller()
     begin_slowly(stage, puller, source)
@@ -178,6 +180,7 @@ def test_source_restarted_at_its_address(stage: Stage) -> None:
     assert holds_nothing(puller, again)
 
 
+@pytest.mark.slow
 def test_source_evicts_during_a_pull(stage: Stage) -> None:
     source, puller = stage.source(), stage.puller()
     begin_slowly(stage, puller, source, timeout_s=WAIT_S)
@@ -188,6 +191,7 @@ def test_source_evicts_during_a_pull(stage: Stage) -> None:
     assert puller.pull(source.address, "adapter", NBYTES).error == "NotOffered"
 
 
+@pytest.mark.slow
 def test_source_takes_its_pages_back_when_the_lease_is_over(stage: Stage) -> None:
     source, puller = stage.source(replace(stage.setup, most_hold_s=1.0)), stage.puller()
     begin_slowly(stage, puller, source, timeout_s=WAIT_S)
@@ -200,6 +204,7 @@ def test_source_takes_its_pages_back_when_the_lease_is_over(stage: Stage) -> Non
     assert source.usage().leases == 0
 
 
+@pytest.mark.slow
 def test_link_cut_and_healed(stage: Stage) -> None:
     source, puller = stage.source(replace(stage.setup, most_hold_s=2 * DEADLINE_S)), stage.puller()
     begin_slowly(stage, puller, source)
@@ -243,6 +248,7 @@ def test_a_slow_reader_keeps_nobody_else_waiting(stage: Stage) -> None:
     assert holds_nothing(slow, source)
 
 
+@pytest.mark.slow
 def test_a_puller_shuts_down_though_its_source_is_frozen(stage: Stage) -> None:
     source, puller = stage.source(), stage.puller()
     begin_slowly(stage, puller, source)
@@ -293,6 +299,7 @@ def is_found_out(stage: Stage, forgery: str, error: str) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forgery", "error"),
     [
@@ -315,6 +322,7 @@ def test_a_stream_of_another_length(stage: Stage, forgery: str, error: str) -> N
     assert is_found_out(stage, forgery, error)
 
 
+@pytest.mark.slow
 @needs_nixl
 @pytest.mark.parametrize("stage", ["ucx"], indirect=True)
 @pytest.mark.parametrize(

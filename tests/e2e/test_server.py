@@ -141,6 +141,7 @@ def test_a_client_that_leaves_frees_what_it_held(server: Server) -> None:
     assert server.metric('loraserve_kv_blocks{state="used"}') == 0
 
 
+@pytest.mark.slow
 def test_a_signal_lets_what_runs_finish(tmp_path: Path) -> None:
     server = _start(tmp_path, _as_an_operator)
     with server.client as client:

@@ -85,6 +85,7 @@ def expected(model: Path) -> list[list[tuple[int, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["roomy", "chunked", "preempted", "evicting"])
 def test_two_devices_answer_as_one(way: str, model: Path, expected: list[list[tuple[int, ...]]]) -> None:
     block = 16 * 3 * 2 * 1 * 16 * 4  # of one device: 16 tokens, 3 layers, keys and values, a head of 16
@@ -113,6 +114,7 @@ def test_two_devices_answer_as_one(way: str, model: Path, expected: list[list[tu
     assert all(each.wait() for each in watched)
 
 
+@pytest.mark.slow
 def test_adapters_come_and_go_until_a_worker_dies_which_ends_the_engine_with_one_clear_error(
     model: Path, expected: list[list[tuple[int, ...]]]
 ) -> None:
@@ -147,6 +149,7 @@ def test_adapters_come_and_go_until_a_worker_dies_which_ends_the_engine_with_one
     llm.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama-head-dim"])
 def test_families_answer_as_on_one_device(family: str, tmp_path: Path) -> None:
     """A bias and a tied head; norms of queries and keys; one kv head that both devices have."""
@@ -176,6 +179,7 @@ def test_a_size_that_cuts_no_whole_heads_is_refused(size: int, remedy: str, mode
         build(model, size)
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_nobody(model: Path) -> None:
     script = (
         "from engine import LLM\n"

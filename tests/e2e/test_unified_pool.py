@@ -89,6 +89,7 @@ def expected(folder: Path) -> list[list[tuple[int, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["read at once", "lagging"])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_answers_are_those_of_memory_that_is_not_shared(

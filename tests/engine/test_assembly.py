@@ -23,6 +23,7 @@ print(len(result.outputs[0].token_ids), *(name for name in slow if name in sys.m
 """
 
 
+@pytest.mark.slow
 def test_an_engine_on_a_cpu_steps_without_what_is_slow_to_import() -> None:
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2"]

@@ -44,6 +44,7 @@ def launches(
     return listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("window", [None, 512], ids=["whole", "window"])
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_decode_keeps_memory_busy(head_dim: int, window: int | None, heads: int,
     assert in_flight >= 64 * 1024  # of K and V, well above latency times bandwidth of a multiprocessor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("window", [None, 512], ids=["whole", "window"])
 @pytest.mark.parametrize(
@@ -82,6 +84,7 @@ def test_one_kernel_reads_tables_of_any_width_wherever_they_lie() -> None:
     assert len({listed[0].cubin for listed in seen}) == 1
 
 
+@pytest.mark.slow
 def test_float32_compiles_without_spills() -> None:
     geometry = Geometry(heads=8, kv_heads=2, head_dim=128)
     for launch in launches(geometry, [(1, 600), (80, 600)]):

@@ -128,6 +128,7 @@ def test_nothing_spills(compiled: tuple[Tiling, list[Launch]]) -> None:
     assert {launch.name: launch.spilled_bytes for launch in compiled[1]} == dict.fromkeys(NAMES, 0)
 
 
+@pytest.mark.slow
 def test_weights_are_read_16_bytes_at_once(compiled: tuple[Tiling, list[Launch]]) -> None:
     for launch in compiled[1]:
         assert launch.count("LDG.E.128") or launch.count("LDGSTS.E.BYPASS.128"), launch.name
@@ -146,6 +147,7 @@ def test_the_grid_finds_room_at_once(compiled: tuple[Tiling, list[Launch]]) -> N
     assert min(room.values()) >= tiling.programs, room
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_adapters_of_one_byte_an_element_do_not_spill_either(shape: str) -> None:
     tiling, rows = SHAPES[shape]

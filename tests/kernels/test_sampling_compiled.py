@@ -10,6 +10,7 @@ from tests.kernels.compiled import COMPILES, pretended_h100
 pytestmark = pytest.mark.skipif(not COMPILES, reason="the interpreter is on: nothing compiles")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab", [128_256, 32_000])
 def test_one_launch_with_wide_loads_and_no_spills(vocab: int) -> None:
     sampler = DeviceSampler(128, torch.device("cpu"))

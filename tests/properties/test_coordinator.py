@@ -1,5 +1,6 @@
 """The coordinator under every disorder: what must hold after each event, and that quiet brings agreement."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def _begin(memory_bytes: int) -> LossyCluster:
     return cluster
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(60))
 @given(st.lists(step, max_size=80), st.sampled_from([ROOMY, TIGHT]))
 def test_disorder_never_breaks_a_promise_and_quiet_brings_agreement(

@@ -4,6 +4,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -120,6 +121,7 @@ class KeptRig:
         self.store.acquire(()).release()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(40))
 @given(st.lists(step, max_size=40))
 def test_any_sequence_of_orders_loads_failures_and_uses_leaves_budgets_and_pins_right(

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def outcomes_of(rig: StoreRig, given_loads: list[tuple[int, bool]]) -> list[Adap
         return [future.result(WAIT_S) for future in [pool.submit(load, *each) for each in given_loads]]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(25))
 @given(loads)
 def test_one_load_at_most_gets_a_name_that_is_not_to_be_replaced(

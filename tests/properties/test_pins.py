@@ -58,6 +58,7 @@ def test_with_room_every_pinned_adapter_has_its_copies_and_nobody_loses_one(
     assert with_pins(drifted, again, pins, {}) is again, "what has its copies is left alone"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(40))
 @given(
     st.lists(st.tuples(st.sampled_from(RANKS), st.floats(1.0, 5000.0)), min_size=1, max_size=24),

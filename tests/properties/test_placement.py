@@ -98,6 +98,7 @@ def policy(name: str) -> PlacementPolicy:
     return plain.get(name) or RankCeilingPlacement(Kernel(name.split()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 @settings(deadline=None, max_examples=examples(15))
 @given(adapters, st.integers(1, 6), st.integers(1, 6))
@@ -146,6 +147,7 @@ def least_possible(what: Problem, kernel: Kernel) -> float:
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Kernel.PADDED, Kernel.EXACT])
 @settings(deadline=None, max_examples=examples(12))
 @given(

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from scripts.bench.control import main
 
 
+@pytest.mark.slow
 def test_a_small_run_keeps_a_row_for_each_phase(tmp_path: Path) -> None:
     out = tmp_path / "control.jsonl"
     main(["--adapters", "8", "--members", "3", "--seconds", "2", "--output", str(out)])

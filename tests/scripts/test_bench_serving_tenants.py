@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
@@ -22,6 +23,7 @@ def products(folder: Path) -> dict[str, torch.Tensor]:
     return {name: layer.get_delta_weight("default") for name, layer in layers if isinstance(layer, Linear)}
 
 
+@pytest.mark.slow
 def test_a_tenant_adds_what_its_original_adds(tmp_path: Path) -> None:
     names = write_tenants(tmp_path, len(TASKS), Random(0))
     for name in names:

@@ -28,6 +28,7 @@ TRACES = read_traces(None)
 SHIPPED = Path(__file__).parents[2] / "scheduler" / "cluster" / "profiles" / "h100_llama8b.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
 def test_a_suite_runs_and_asks_nothing_twice(suite: Suite, tmp_path: Path) -> None:
     main(suite, ["--quick", "--out", str(tmp_path)])
@@ -129,6 +130,7 @@ def test_policies_are_told_the_profile_and_nodes_run_what_is_true() -> None:
     assert spec.deviation.model == PROFILE.model(Kernel.FIXED)
 
 
+@pytest.mark.slow
 def test_the_simulator_is_timed(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     bench_simulator.main(["--quick", "--out", str(out)])

@@ -159,6 +159,7 @@ def paths() -> dict[str, set[str]]:
     return {name: {file.name for file in files_read(record(run))} for name, run in reading.PATHS.items()}
 
 
+@pytest.mark.slow
 def test_a_request_reads_what_a_step_does_and_its_door_beside(paths: dict[str, set[str]]) -> None:
     step, chat, offline = (paths[name] for name in ("decode step", "HTTP chat request", "offline request"))
     assert len(step) > 15

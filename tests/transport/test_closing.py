@@ -79,6 +79,7 @@ def open_node(name: str, path: EndlessPath) -> NetworkTransport:
     return NetworkTransport(name, NetworkOptions(Security(TOKEN)), [path])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 @asynchronous
 async def test_memory_that_may_still_be_written_outlives_its_transport(

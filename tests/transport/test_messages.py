@@ -80,6 +80,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(300))
 @given(message=st.sampled_from(MESSAGES), key=st.integers(0, 5), value=JSON)
 def test_a_forged_field_is_refused_or_is_of_the_right_kind(message: Message, key: int, value: object) -> None:
@@ -93,6 +94,7 @@ def test_a_forged_field_is_refused_or_is_of_the_right_kind(message: Message, key
     assert decode(encode(got)[LENGTH.size :]) == got
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(300))
 @given(body=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_noise_is_refused(body: bytes) -> None:

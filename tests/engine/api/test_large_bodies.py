@@ -73,6 +73,7 @@ def process(client: FakeClient) -> Iterator[BodyProcess]:
     process.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body", "code"), BODIES)
 def test_a_body_means_the_same_in_its_own_process(
     client: FakeClient, process: BodyProcess, path: str, body: Any, code: str

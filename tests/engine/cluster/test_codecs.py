@@ -187,6 +187,7 @@ def told(changes: list[ViewChange], decoder: ViewDecoder) -> Iterator[SharedView
             yield view
 
 
+@pytest.mark.slow
 @given(st.lists(views(), min_size=1, max_size=10), st.integers(0, 9), st.sampled_from([1, 200, 1 << 20]))
 def test_any_sequence_of_views_arrives_as_it_was_also_at_who_comes_later(
     sequence: list[SharedView], later: int, part_bytes: int

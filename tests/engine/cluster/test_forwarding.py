@@ -108,6 +108,7 @@ WAYS = {  # parameters under each of which an answer must be the same wherever i
 }
 
 
+@pytest.mark.slow
 def test_answers_through_a_router_are_those_of_one_engine() -> None:
     """Every way of drawing, of one adapter; every adapter, by one way."""
 

@@ -27,6 +27,7 @@ def _imported(program: str) -> set[str]:
     return set(ran.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [

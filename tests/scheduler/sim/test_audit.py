@@ -134,6 +134,7 @@ def test_faults_of_every_drawn_kind_come() -> None:
     assert kinds == set(FaultKind) - {FaultKind.LEAVE, FaultKind.ROUTER}
 
 
+@pytest.mark.slow
 def test_a_history_does_not_depend_on_the_process_that_simulates_it() -> None:
     """Strings hash differently in each."""
     code = (

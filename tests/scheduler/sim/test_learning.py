@@ -25,6 +25,7 @@ def _told(simulator: Simulator, node: str, at_s: float) -> Callable[[], tuple[No
     return lambda: kept[0]
 
 
+@pytest.mark.slow
 def test_a_slow_node_finds_out_by_itself_and_again_when_it_is_over() -> None:
     refs = adapters()
     slow = Fault(FaultKind.SLOW, 8.0, 12.0, ("n0",), factor=4.0)
@@ -37,6 +38,7 @@ def test_a_slow_node_finds_out_by_itself_and_again_when_it_is_over() -> None:
         assert load.pace.fixed == pytest.approx(factor, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true", list(Kernel))
 def test_nodes_that_were_profiled_with_other_kernels_find_out(true: Kernel) -> None:
     told = Kernel.MULTI_RANK if true is Kernel.EXACT else Kernel.EXACT

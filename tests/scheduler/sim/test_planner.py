@@ -126,6 +126,7 @@ def _asked(
     return ["--trace", trace, "--adapters", adapters, *slo, "--seconds", seconds]
 
 
+@pytest.mark.slow
 def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
     plan: Plan, trace: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_the_command_says_nodes_placement_cost_and_what_others_would_need(
     assert "100 %" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_seed_answers_with_the_same_bytes(plan: Plan, trace: Path) -> None:
     asked = [
         *_asked(trace, seconds=10),
@@ -159,11 +161,13 @@ def test_the_same_seed_answers_with_the_same_bytes(plan: Plan, trace: Path) -> N
     assert plan(*asked).stdout == _process(*asked).stdout != plan(*asked, "--seed", 1).stdout
 
 
+@pytest.mark.slow
 def test_the_busiest_part_is_simulated(plan: Plan, trace: Path) -> None:
     """Forty seconds at twenty a second."""
     assert "800 requests in 40 s" in plan(*_asked(trace), "--policies", "ours").stdout
 
 
+@pytest.mark.slow
 def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(
     plan: Plan, trace: Path, tmp_path: Path
 ) -> None:
@@ -178,12 +182,14 @@ def test_a_file_of_adapters_is_placed_with_its_ranks_bytes_and_shares(
     }
 
 
+@pytest.mark.slow
 def test_more_nodes_than_may_be_tried_is_an_answer_of_its_own(trace: Path) -> None:
     done = _process(*_asked(trace, tbt_s=0.006), "--policies", "ours", "--most", 1)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("nodes needed: more than 1")
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_given_up_shows_no_figures(plan: Plan, trace: Path) -> None:
     """One node for two hundred requests a second is soon behind; the few that it answered by then flatter it."""
     done = plan(*_asked(trace, ttft_s=0.1), "--speedup", 10, "--policies", "ours,slora-random", "--most", 1)

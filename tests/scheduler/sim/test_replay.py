@@ -39,6 +39,7 @@ def test_what_comes_before_the_first_plan_is_in_place_does_not_count(done: Repla
     assert later.outcome.requests == sum(each.call.arrival_s >= 30.0 for each in TRAFFIC.arrivals)
 
 
+@pytest.mark.slow
 def test_the_same_seed_deviates_alike_and_another_otherwise(done: Replay) -> None:
     def outcome(seed: int) -> object:
         return _replay(replace(HARDWARE, deviation=Deviation(seed, sigma=0.2, drift=0.2))).outcome

@@ -57,6 +57,7 @@ def test_a_lone_request_takes_what_the_cost_model_says_and_three_messages() -> N
     assert record.end_s - record.first_s == pytest.approx(decode_s)
 
 
+@pytest.mark.slow
 def test_without_faults_everything_is_served_and_adapters_are_where_the_table_says() -> None:
     refs = adapters()
     simulator = _run(simulator_spec(4, refs), traffic(refs, 15.0, 30.0, seed=1), 30.0)
@@ -67,6 +68,7 @@ def test_without_faults_everything_is_served_and_adapters_are_where_the_table_sa
         assert all(ref.digest in simulator.cluster.nodes[share.node].store.ready for share in shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_under_faults_every_request_is_answered_once_and_every_promise_holds(seed: int) -> None:
     """The simulator checks after every event, and `run` that nothing stays unanswered."""
@@ -85,6 +87,7 @@ def test_a_stream_outlives_a_cut_too_short_to_be_noticed() -> None:
     assert simulator.records["r"].served
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_history_byte_for_byte() -> None:
     seed = 4
     spec, arrivals = chaos(seed)
@@ -110,6 +113,7 @@ def test_streams_of_a_node_that_dies_go_on_elsewhere_and_none_is_lost() -> None:
     )
 
 
+@pytest.mark.slow
 def test_restarting_every_node_in_turn_loses_nothing() -> None:
     refs = adapters(12)
     faults = tuple(Fault(FaultKind.RESTART, 15.0 + 12 * at, 1.0, (f"n{at}",)) for at in range(3))
@@ -120,6 +124,7 @@ def test_restarting_every_node_in_turn_loses_nothing() -> None:
     assert all(node.up for node in simulator.cluster.nodes.values())
 
 
+@pytest.mark.slow
 def test_only_clients_of_a_router_that_dies_lose_their_connection() -> None:
     refs = adapters(4)
     fault = Fault(FaultKind.ROUTER, 20.0, 5.0, ("r0",))
@@ -129,6 +134,7 @@ def test_only_clients_of_a_router_that_dies_lose_their_connection() -> None:
     assert all(record.end_s == 20.0 for record in lost)
 
 
+@pytest.mark.slow
 def test_after_an_overload_all_are_in_time_again_within_ten_seconds() -> None:
     """A third of a minute at several times of what two nodes can do, then a load that they carry."""
     refs, slo = adapters(8), Slo(2.0, 0.1)
@@ -154,6 +160,7 @@ def _part_in_time(simulator: Simulator, from_s: float, to_s: float, slo: Slo) ->
     return len(in_time) / len(records)
 
 
+@pytest.mark.slow
 def test_a_partition_loses_no_request() -> None:
     refs = adapters(6)
     fault = Fault(FaultKind.PARTITION, 15.0, 12.0, ("n0",))
@@ -171,6 +178,7 @@ def test_what_an_earlier_attempt_says_is_not_heard() -> None:
     assert all(record.served for record in simulator.records.values())
 
 
+@pytest.mark.slow
 def test_without_a_coordinator_the_data_path_goes_on() -> None:
     refs = adapters(12)
     fault = Fault(FaultKind.COORDINATOR, 15.0, 25.0)
@@ -187,6 +195,7 @@ def test_a_node_that_leaves_is_let_go_and_no_request_is_lost() -> None:
     assert all(record.served for record in simulator.records.values())
 
 
+@pytest.mark.slow
 def test_a_flash_crowd_gets_more_copies() -> None:
     refs = adapters(12)
     asked, rng = refs[-1], np.random.default_rng(6)
@@ -210,6 +219,7 @@ def test_a_flash_crowd_gets_more_copies() -> None:
     assert len(after) >= 2
 
 
+@pytest.mark.slow
 def test_placing_by_rank_beats_chance_where_kernels_pad() -> None:
     refs = adapters(30)
     arrivals = traffic(refs, 45.0, 20.0, seed=5)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def applied(tables: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return after
 
 
+@pytest.mark.slow
 @given(st.lists(TABLES, min_size=2, max_size=6))
 def test_changes_lead_from_any_tables_to_the_next(history: list[dict[str, Any]]) -> None:
     changes, known = TableChanges(), {}
