@@ -78,9 +78,11 @@ class Rows:
 
 
 class Work(Protocol):
-    """Attends for some of the step's rows and writes them to `out`, shaped as the rows' q."""
+    """Attends for some of the step's rows."""
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None: ...
+    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """Write what they attend to into `out`, shaped as the rows' q; keys and values are a layer of the cache."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
