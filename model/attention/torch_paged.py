@@ -45,7 +45,7 @@ class TorchPagedAttention:
         works = {window: self._works(batch, cache, window) for window in dict.fromkeys(self._windows)}
         return TorchPagedStep(cache, tuple(works[window] for window in self._windows))
 
-    def _works(self, batch: ForwardBatch, cache: KVCache, window: int | None) -> "tuple[Work, ...]":
+    def _works(self, batch: ForwardBatch, cache: KVCache, window: int | None) -> "tuple[AttentionWork, ...]":
         spans = _spans(batch, cache.block_size, window)
         single, several = np.flatnonzero(spans.rows == 1), np.flatnonzero(spans.rows != 1)
         works = self._plan_single(spans, single, batch, cache) if len(single) else ()
@@ -57,19 +57,19 @@ class TorchPagedStep:
     """AttentionStep: every layer's works over one cache."""
 
     cache: KVCache
-    works: "tuple[tuple[Work, ...], ...]"  # by layer
+    works: "tuple[tuple[AttentionWork, ...], ...]"  # by layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See AttentionStep."""
         keys, values = self.cache.layer(layer)
-        rows, out = Rows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        rows, out = StepRows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for work in self.works[layer]:
             work.attend(rows, keys, values, out)
         return out.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class StepRows:
     """A step's rows: q [T, heads, head_dim], k and v [T, kv heads, head_dim]."""
 
     q: Tensor
@@ -77,10 +77,10 @@ class Rows:
     v: Tensor
 
 
-class Work(Protocol):
+class AttentionWork(Protocol):
     """Attends for some of the step's rows."""
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         """Write what they attend to into `out`, shaped as the rows' q; keys and values are a layer of the cache."""
         ...
 
@@ -92,7 +92,7 @@ class _Prompt:
     rows: slice
     mask: Tensor | None  # [rows, rows], only where a window is narrower than the prompt
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = rows.k[self.rows], rows.v[self.rows]
         out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
 
@@ -106,7 +106,7 @@ class _Chunk:
     seen: slice  # the tokens in those blocks that a row may look at
     mask: Tensor  # [rows, tokens seen]
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = _gather(keys, self.blocks)[self.seen], _gather(values, self.blocks)[self.seen]
         out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
 
@@ -119,7 +119,7 @@ class _Decode:
     blocks: Tensor  # [n]
     seen: slice
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k = _gather(keys, self.blocks)[self.seen].transpose(0, 1)[None]
         v = _gather(values, self.blocks)[self.seen].transpose(0, 1)[None]
         q = rows.q[self.row].reshape(1, k.shape[1], -1, k.shape[-1])
@@ -135,7 +135,7 @@ class _Short:
     stale: Tensor  # gathered tokens that share a block with the sequence's, but the row may not look at
     mask: Tensor  # [n, 1, 1, width * block_size], 0 or -inf
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = self._gather(keys), self._gather(values)
         q = rows.q.index_select(0, self.rows).view(len(self.rows), k.shape[1], -1, k.shape[-1])
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
@@ -180,7 +180,7 @@ class PlanSingle(Protocol):
 
     def __call__(
         self, spans: Spans, single: Integers, batch: ForwardBatch, cache: KVCache
-    ) -> Sequence[Work]: ...
+    ) -> Sequence[AttentionWork]: ...
 
 
 def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> Spans:
@@ -189,7 +189,9 @@ def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> Spans:
     return Spans(rows, np.cumsum(rows) - rows, first, stop, first // block_size, -(-stop // block_size))
 
 
-def _plan_single(spans: Spans, single: Integers, batch: ForwardBatch, cache: KVCache) -> Sequence[Work]:
+def _plan_single(
+    spans: Spans, single: Integers, batch: ForwardBatch, cache: KVCache
+) -> Sequence[AttentionWork]:
     """Plan the sequences `single`, of one row each."""
     short_tokens = _SHORT_ELEMENTS // (cache.layout.num_kv_heads * cache.layout.head_dim)
     short = np.zeros(len(spans.rows), np.bool_)
@@ -228,11 +230,13 @@ def _short_work(spans: Spans, chosen: Integers, width: int, batch: ForwardBatch,
     )
 
 
-def _decode_work(spans: Spans, i: int, batch: ForwardBatch, cache: KVCache) -> Work:
+def _decode_work(spans: Spans, i: int, batch: ForwardBatch, cache: KVCache) -> AttentionWork:
     return _Decode(int(spans.first_row[i]), *_blocks_seen(spans, i, batch, cache))
 
 
-def _several_work(spans: Spans, i: int, batch: ForwardBatch, cache: KVCache, window: int | None) -> Work:
+def _several_work(
+    spans: Spans, i: int, batch: ForwardBatch, cache: KVCache, window: int | None
+) -> AttentionWork:
     row, rows, first, stop = (int(each[i]) for each in (spans.first_row, spans.rows, spans.first, spans.stop))
     if rows == stop:
         hides = window is not None and window < stop

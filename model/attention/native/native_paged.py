@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora.compiled import load_library
-from model.attention.torch_paged import Integers, Rows, Spans, TorchPagedAttention
+from model.attention.torch_paged import Integers, Spans, StepRows, TorchPagedAttention
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
@@ -86,7 +86,7 @@ class _SingleRows:
     tables: Tensor
     sequences: NDArray[np.void]
 
-    def attend(self, rows: Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         heads, dim = rows.k.shape[1:]
         layer = np.array(
             (keys.data_ptr(), values.data_ptr(), keys.stride(0), self.cache.block_size, heads, dim), _CACHE
