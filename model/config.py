@@ -11,7 +11,7 @@ from lora.target_modules import BaseShape, SiteShape
 
 DtypeName = Literal["float32", "float16", "bfloat16"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
-AttentionName = Literal["torch", "triton", "flashinfer"]
+AttentionName = Literal["torch", "native", "triton", "flashinfer"]
 AttentionChoice = Literal["auto", AttentionName]
 Quantization = Literal["none", "int8", "fp8"]
 

@@ -107,7 +107,7 @@ class EngineConfig:
             "model",
             one_of(AttentionChoice, "NAME"),
             "what computes attention",
-            note="auto is torch on a CPU, else flashinfer where installed, else triton",
+            note="auto is on a CPU native where compiled, else torch; on a GPU flashinfer or triton",
         ),
     ] = "auto"
     cuda_graphs: Annotated[

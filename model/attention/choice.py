@@ -11,6 +11,8 @@ from model.attention.base import AttentionBackend, UnsupportedAttention
 from model.attention.flashinfer_paged import DTYPES as FLASHINFER_DTYPES
 from model.attention.flashinfer_paged import HEAD_DIMS as FLASHINFER_HEAD_DIMS
 from model.attention.flashinfer_paged import FlashInferAttention, load_flashinfer
+from model.attention.native.native_paged import DTYPES as NATIVE_DTYPES
+from model.attention.native.native_paged import LANES, load_attend, native_paged
 from model.attention.torch_paged import TorchPagedAttention
 from model.config import AttentionChoice, AttentionName, ModelConfig
 
@@ -20,8 +22,8 @@ def choose_attention(
 ) -> AttentionName:
     """Return the backend that `name` means for a model that computes in `dtype` on `device`, never auto.
 
-    auto is torch on a CPU; on a CUDA device flashinfer where it is installed and takes the model's dtype and head
-    size, else triton. Raises UnsupportedAttention if the one asked for cannot attend here.
+    auto is native on a CPU where it was compiled and takes the model's dtype and head size, else torch; on a CUDA
+    device likewise flashinfer, else triton. Raises UnsupportedAttention if the one asked for cannot attend here.
     """
     if name == "auto":
         return _best(config, dtype, device)
@@ -39,12 +41,16 @@ def make_attention(chosen: AttentionName, config: ModelConfig, device: torch.dev
         from model.attention.triton.backend import TritonPagedAttention  # noqa: PLC0415
 
         return TritonPagedAttention(config)
+    if chosen == "native":
+        attend = load_attend()
+        assert attend is not None, "choose_attention has seen it"
+        return native_paged(config, attend)
     return FlashInferAttention(config, device, load_flashinfer())
 
 
 def _best(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionName:
     if device.type != "cuda":
-        return "torch"
+        return "torch" if _refused("native", config, dtype, device) else "native"
     return "triton" if _refused("flashinfer", config, dtype, device) else "flashinfer"
 
 
@@ -54,12 +60,24 @@ def _refused(
     """Return why the backend cannot attend here and what to do, if it cannot."""
     if name == "torch":
         return None
+    if name == "native":
+        return _refused_by_native(config, dtype, device)
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type}: use torch or auto"
     if importlib.util.find_spec(name) is None:
         remedy = "scripts/setup cuda" if name == "flashinfer" else "install torch's CUDA build"
         return f"it is not installed: {remedy}, or use auto"
     return _refused_by_flashinfer(config, dtype) if name == "flashinfer" else None
+
+
+def _refused_by_native(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it computes on a CPU, not on {device.type}: use auto"
+    if load_attend() is None:
+        return "the project was installed without a C++ compiler: install one and the project again, or use torch"
+    if dtype not in NATIVE_DTYPES or config.head_dim % LANES:
+        return f"it does not take {dtype} and heads of {config.head_dim}: use torch"
+    return None
 
 
 def _refused_by_flashinfer(config: ModelConfig, dtype: torch.dtype) -> str | None:

@@ -12,6 +12,7 @@ sequence on. Measured on one core: 5.7 ms against 7.5-10.6 padded (bf16, 32 sequ
 of 64); 1.25 ms against 0.7 padded (float32, 64 sequences of 20-200 tokens, 2 kv heads of 32).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,13 +36,20 @@ Integers = NDArray[np.int64]
 class TorchPagedAttention:
     """AttentionBackend for any device and dtype that torch's own attention takes."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._windows = config.windows
+    def __init__(self, config: ModelConfig, plan_single: "PlanSingle | None" = None) -> None:
+        """Attend for single rows by what `plan_single` plans, else in torch too."""
+        self._windows, self._plan_single = config.windows, plan_single or _plan_single
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TorchPagedStep":
         """Lay the step's work out, once for each distinct window."""
-        works = {window: _plan_works(batch, cache, window) for window in dict.fromkeys(self._windows)}
+        works = {window: self._works(batch, cache, window) for window in dict.fromkeys(self._windows)}
         return TorchPagedStep(cache, tuple(works[window] for window in self._windows))
+
+    def _works(self, batch: ForwardBatch, cache: KVCache, window: int | None) -> "tuple[AttentionWork, ...]":
+        spans = _spans(batch, cache.block_size, window)
+        single, several = np.flatnonzero(spans.rows == 1), np.flatnonzero(spans.rows != 1)
+        works = self._plan_single(spans, single, batch, cache) if len(single) else ()
+        return (*works, *(_several_work(spans, int(i), batch, cache, window) for i in several))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +57,19 @@ class TorchPagedStep:
     """AttentionStep: every layer's works over one cache."""
 
     cache: KVCache
-    works: "tuple[tuple[_Work, ...], ...]"  # by layer
+    works: "tuple[tuple[AttentionWork, ...], ...]"  # by layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See AttentionStep."""
         keys, values = self.cache.layer(layer)
-        rows, out = _Rows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        rows, out = StepRows(q, k, v), torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for work in self.works[layer]:
             work.attend(rows, keys, values, out)
         return out.flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class StepRows:
     """A step's rows: q [T, heads, head_dim], k and v [T, kv heads, head_dim]."""
 
     q: Tensor
@@ -69,10 +77,12 @@ class _Rows:
     v: Tensor
 
 
-class _Work(Protocol):
-    """Attends for some of the step's rows and writes them to `out`, shaped as the rows' q."""
+class AttentionWork(Protocol):
+    """Attends for some of the step's rows."""
 
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None: ...
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """Write what they attend to into `out`, shaped as the rows' q; keys and values are a layer of the cache."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,7 @@ class _Prompt:
     rows: slice
     mask: Tensor | None  # [rows, rows], only where a window is narrower than the prompt
 
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = rows.k[self.rows], rows.v[self.rows]
         out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
 
@@ -96,7 +106,7 @@ class _Chunk:
     seen: slice  # the tokens in those blocks that a row may look at
     mask: Tensor  # [rows, tokens seen]
 
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = _gather(keys, self.blocks)[self.seen], _gather(values, self.blocks)[self.seen]
         out[self.rows] = _attend_rows(rows.q[self.rows], k, v, self.mask)
 
@@ -109,7 +119,7 @@ class _Decode:
     blocks: Tensor  # [n]
     seen: slice
 
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k = _gather(keys, self.blocks)[self.seen].transpose(0, 1)[None]
         v = _gather(values, self.blocks)[self.seen].transpose(0, 1)[None]
         q = rows.q[self.row].reshape(1, k.shape[1], -1, k.shape[-1])
@@ -125,7 +135,7 @@ class _Short:
     stale: Tensor  # gathered tokens that share a block with the sequence's, but the row may not look at
     mask: Tensor  # [n, 1, 1, width * block_size], 0 or -inf
 
-    def attend(self, rows: _Rows, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    def attend(self, rows: StepRows, keys: Tensor, values: Tensor, out: Tensor) -> None:
         k, v = self._gather(keys), self._gather(values)
         q = rows.q.index_select(0, self.rows).view(len(self.rows), k.shape[1], -1, k.shape[-1])
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
@@ -153,7 +163,7 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Spans:
+class Spans:
     """The step's S sequences, each array [S] int64: their rows, and the positions `first .. stop - 1` that the rows
     may look at, and the blocks that hold those."""
 
@@ -165,22 +175,33 @@ class _Spans:
     stop_block: Integers
 
 
-def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> _Spans:
+class PlanSingle(Protocol):
+    """Plans the work of the sequences `single`, at least one, each of which has one row."""
+
+    def __call__(
+        self, spans: Spans, single: Integers, batch: ForwardBatch, cache: KVCache
+    ) -> Sequence[AttentionWork]: ...
+
+
+def _spans(batch: ForwardBatch, block_size: int, window: int | None) -> Spans:
     rows, stop = np.array(batch.query_lens), np.array(batch.context_lens)
     first = np.zeros_like(stop) if window is None else np.maximum(0, stop - rows + 1 - window)
-    return _Spans(rows, np.cumsum(rows) - rows, first, stop, first // block_size, -(-stop // block_size))
+    return Spans(rows, np.cumsum(rows) - rows, first, stop, first // block_size, -(-stop // block_size))
 
 
-def _plan_works(batch: ForwardBatch, cache: KVCache, window: int | None) -> tuple[_Work, ...]:
-    spans = _spans(batch, cache.block_size, window)
+def _plan_single(
+    spans: Spans, single: Integers, batch: ForwardBatch, cache: KVCache
+) -> Sequence[AttentionWork]:
+    """Plan the sequences `single`, of one row each."""
     short_tokens = _SHORT_ELEMENTS // (cache.layout.num_kv_heads * cache.layout.head_dim)
-    short = (spans.rows == 1) & (spans.stop - spans.first <= short_tokens)
+    short = np.zeros(len(spans.rows), np.bool_)
+    short[single] = (spans.stop - spans.first)[single] <= short_tokens
     widths = np.where(short, _padded(spans.stop_block - spans.first_block), 0)
-    works: list[_Work] = [
+    together = [
         _short_work(spans, np.flatnonzero(widths == width), int(width), batch, cache)
         for width in np.unique(widths[short])
     ]
-    return (*works, *(_lone_work(spans, int(i), batch, cache, window) for i in np.flatnonzero(~short)))
+    return (*together, *(_decode_work(spans, int(i), batch, cache) for i in single if not short[i]))
 
 
 def _padded(blocks: Integers) -> Integers:
@@ -188,7 +209,7 @@ def _padded(blocks: Integers) -> Integers:
     return np.maximum(_NARROWEST_BLOCKS, 1 << np.ceil(np.log2(blocks)).astype(np.int64))
 
 
-def _short_work(spans: _Spans, chosen: Integers, width: int, batch: ForwardBatch, cache: KVCache) -> _Short:
+def _short_work(spans: Spans, chosen: Integers, width: int, batch: ForwardBatch, cache: KVCache) -> _Short:
     """The sequences `chosen`, none of which spans more than `width` blocks."""
 
     def column(values: Integers) -> Tensor:
@@ -209,17 +230,27 @@ def _short_work(spans: _Spans, chosen: Integers, width: int, batch: ForwardBatch
     )
 
 
-def _lone_work(spans: _Spans, i: int, batch: ForwardBatch, cache: KVCache, window: int | None) -> _Work:
+def _decode_work(spans: Spans, i: int, batch: ForwardBatch, cache: KVCache) -> AttentionWork:
+    return _Decode(int(spans.first_row[i]), *_blocks_seen(spans, i, batch, cache))
+
+
+def _several_work(
+    spans: Spans, i: int, batch: ForwardBatch, cache: KVCache, window: int | None
+) -> AttentionWork:
     row, rows, first, stop = (int(each[i]) for each in (spans.first_row, spans.rows, spans.first, spans.stop))
-    if rows == stop and rows > 1:
+    if rows == stop:
         hides = window is not None and window < stop
         return _Prompt(slice(row, row + rows), _mask(rows, first, stop, window, cache) if hides else None)
-    blocks = batch.block_tables[i, int(spans.first_block[i]) : int(spans.stop_block[i])]
+    mask = _mask(rows, first, stop, window, cache)
+    return _Chunk(slice(row, row + rows), *_blocks_seen(spans, i, batch, cache), mask)
+
+
+def _blocks_seen(spans: Spans, i: int, batch: ForwardBatch, cache: KVCache) -> tuple[Tensor, slice]:
+    """Return the blocks that a sequence's rows may look at, and which of their tokens."""
+    first, stop = int(spans.first[i]), int(spans.stop[i])
     outside = first % cache.block_size  # tokens of the first block that lie before the window
-    seen = slice(outside, outside + stop - first)
-    if rows == 1:
-        return _Decode(row, blocks, seen)
-    return _Chunk(slice(row, row + rows), blocks, seen, _mask(rows, first, stop, window, cache))
+    blocks = batch.block_tables[i, int(spans.first_block[i]) : int(spans.stop_block[i])]
+    return blocks, slice(outside, outside + stop - first)
 
 
 def _mask(rows: int, first: int, stop: int, window: int | None, cache: KVCache) -> Tensor:

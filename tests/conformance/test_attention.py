@@ -6,6 +6,7 @@ runs over a fake of the library that computes what it is told to.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from lora.segments import NO_SEGMENTS
 from model.attention.base import AttentionBackend, AttentionStep, GraphAttention
 from model.attention.flashinfer_paged import FlashInferAttention
+from model.attention.native.native_paged import load_attend, native_paged
 from model.attention.torch_paged import TorchPagedAttention
 from model.attention.triton.backend import TritonPagedAttention
 from model.batch import ForwardBatch
@@ -33,9 +35,13 @@ def flashinfer_over_a_fake(config: ModelConfig) -> FlashInferAttention:
 GraphMakers = Mapping[str, Callable[[ModelConfig], GraphAttention]]
 TRITON: GraphMakers = {"triton": TritonPagedAttention} if RUNS_TRITON else {}
 FLASHINFER: GraphMakers = {} if RUNS_TRITON else {"flashinfer": flashinfer_over_a_fake}
+ATTEND = load_attend()
+NATIVE: Mapping[str, Callable[[ModelConfig], AttentionBackend]] = (
+    {} if ATTEND is None else {"native": partial(native_paged, attend=ATTEND)}
+)
 GRAPH_BACKENDS: GraphMakers = {**TRITON, **FLASHINFER}
 BACKENDS: Mapping[str, Callable[[ModelConfig], AttentionBackend]] = {
-    **({} if INTERPRETED else {"torch": TorchPagedAttention}),
+    **({} if INTERPRETED else {"torch": TorchPagedAttention, **NATIVE}),
     **GRAPH_BACKENDS,
 }
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

@@ -99,7 +99,7 @@ BAD = (
     Value("dtype", "float64", "float64", "give one of auto, float32, bfloat16, float16"),
     Value("device", "tpu", "tpu", "give one of auto, cpu, cuda"),
     Value("quantization", "int4", "int4", "give one of none, int8, fp8"),
-    Value("attention_backend", "flash", "flash", "give one of auto, torch, triton, flashinfer"),
+    Value("attention_backend", "flash", "flash", "give one of auto, torch, native, triton, flashinfer"),
     Value("lora_dtype", "float8", "float8", "give one of auto, float32, bfloat16, fp8"),
     Value("unified_memory", "perhaps", "perhaps", "give one of auto, on, off"),
     Value("max_num_seqs", "0", 0, "give a whole number from 1 to 2147483648"),
@@ -301,8 +301,9 @@ def test_a_batch_checks_its_options_as_well() -> None:
 
 @pytest.mark.parametrize("lora_dtype", get_args(LoraDtype))
 def test_every_word_of_an_option_means_something(lora_dtype: LoraDtype) -> None:
-    assert choose_backends(EngineConfig(lora_dtype=lora_dtype), LLAMA, LLAMA.dtype, CPU).attention == "torch"
-    assert set(get_args(AttentionChoice)) == {"auto", "torch", "triton", "flashinfer"}
+    chosen = choose_backends(EngineConfig(lora_dtype=lora_dtype), LLAMA, LLAMA.dtype, CPU)
+    assert chosen.attention in ("native", "torch")
+    assert set(get_args(AttentionChoice)) == {"auto", "torch", "native", "triton", "flashinfer"}
 
 
 def test_the_reference_of_all_options_is_current() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from model.attention import choice
 from model.attention.base import UnsupportedAttention
 from model.attention.choice import choose_attention, make_attention
 from model.attention.torch_paged import TorchPagedAttention
@@ -29,11 +30,27 @@ def flashinfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_auto_takes_the_best_that_is_there(flashinfer: bool) -> None:
-    assert choose_attention("auto", LLAMA, torch.bfloat16, CPU) == "torch"
     best = "flashinfer" if flashinfer else "triton"
     assert choose_attention("auto", LLAMA, torch.bfloat16, CUDA) == best
     assert choose_attention("auto", LLAMA, torch.float32, CUDA) == "triton"
     assert choose_attention("auto", replace(LLAMA, head_dim=80), torch.bfloat16, CUDA) == "triton"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_cpu_takes_what_was_compiled(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "load_attend", lambda: _never if compiled else None)
+    assert choose_attention("auto", LLAMA, torch.bfloat16, CPU) == ("native" if compiled else "torch")
+    assert choose_attention("auto", LLAMA, torch.float16, CPU) == "torch"
+    assert choose_attention("auto", replace(LLAMA, head_dim=24), torch.float32, CPU) == "torch"
+    remedy = "heads of 24: use torch" if compiled else "without a C\\+\\+ compiler"
+    with pytest.raises(UnsupportedAttention, match=remedy):
+        choose_attention("native", replace(LLAMA, head_dim=24), torch.float32, CPU)
+    with pytest.raises(UnsupportedAttention, match="on a CPU, not on cuda"):
+        choose_attention("native", LLAMA, torch.float32, CUDA)
+
+
+def _never(*numbers: int) -> None:
+    raise AssertionError("a choice attends to nothing")
 
 
 @pytest.mark.parametrize("name", ["torch", "triton", "flashinfer"])

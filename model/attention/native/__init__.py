@@ -1,0 +1,1 @@
+"""Paged attention of a CPU in C++, compiled when the project is installed where there is a compiler."""
