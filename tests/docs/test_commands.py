@@ -14,7 +14,14 @@ import pytest
 from tests.docs.pages import ROOT, Page, current_pages
 
 MODULE_OF = {"scripts/serve": "engine.serve", "scripts/batch": "engine.batch"}
-WITHOUT_HELP = ("scripts/test", "scripts/check", "scripts/setup", "examples/", "engine.config")
+WITHOUT_HELP = (
+    "scripts/test",
+    "scripts/check",
+    "scripts/setup",
+    "scripts/sanitize",
+    "examples/",
+    "engine.config",
+)
 SUBCOMMANDS = {"scheduler.sim": 1, "scripts.profile_node": 1}
 """Modules whose first arguments choose what they do, and how many of them do."""
 
