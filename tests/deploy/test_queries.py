@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config.command_line import serve_config
-from engine.metrics.telemetry import Telemetry
-from engine.tokenizer import Tokenizer
+from engine.errors import NotInTime
+from scheduler.cluster.routing.orders import RefusalReason
 from tests.deploy.kustomize import KUBERNETES, Manifest, container, manifests, render
+from tests.engine.metrics.test_series import router as cluster_router
 from tests.fakes.engine_client import FakeClient
-from tests.fakes.tokenizers import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
 MONITORING = KUBERNETES / "components" / "monitoring"
 OF_TARGETS = {"job", "pod", "namespace", "instance"}
 """Labels that Prometheus adds to what it scrapes."""
 
-BY_ADAPTER = ("requests_", "prompt_tokens", "output_tokens", "time_")
-"""How series begin that count requests: in a cluster routers have them, nodes do not."""
+OF_ROUTERS = (
+    "requests_", "prompt_tokens", "output_tokens", "time_", "tenant_", "cluster_", "streams_", "replacements",
+)  # fmt: skip
+"""How series begin that tell of requests or of the cluster: in a cluster routers have them, nodes do not."""
 
 Labels = dict[str, set[str]]
 
@@ -51,15 +54,21 @@ QUERIES = [(rule["alert"], rule["expr"]) for rule in rules()] + panels()
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, Labels]:
-    """The series of a server by name: their labels, and which values these have."""
-    telemetry = Telemetry()
+    """The series of nodes and routers by name: their labels, and which values these have."""
+    client = cluster_router(adapters=1)
+    telemetry, counts = client.telemetry, client.forwarding.counts
     telemetry.watch_lost_lines(lambda: {"access": 0})
     telemetry.started("a")
     telemetry.first_token("a", 0.1)
     telemetry.next_token("a", 0.1)
     for reason in ("stop", "length", "abort", "error"):
         telemetry.finished("a", reason, 1, 1)
-    text = telemetry.render(FakeClient(Tokenizer(byte_tokenizer())).stats()).decode()
+    telemetry.tenants.finished("t", "refused", 0, 0)
+    counts.sent_to["n1"] = 1
+    counts.refused |= {each.value: 1 for each in RefusalReason}
+    with suppress(NotInTime), telemetry.refusals.counted():
+        raise NotInTime("late", 1)
+    text = telemetry.render(FakeClient(client.tokenizer).stats(), client.series()).decode()
     found: dict[str, Labels] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -102,10 +111,10 @@ def mistakes(query: str, exported: dict[str, Labels]) -> list[str]:
             found.append(f"no server exports {name}")
         elif label and label not in exported[name].keys() | OF_TARGETS:
             found.append(f"{name} has no label {label}")
-        elif label in exported[name] and op.endswith("Equal") and "Not" not in op:
-            if value not in exported[name][label]:
-                found.append(f"{name} has no {label} {value}")
-        elif (label, value) == ("job", "node") and name.removeprefix("loraserve_").startswith(BY_ADAPTER):
+        elif label in exported[name] and op in ("MatchOp.Equal", "MatchOp.Re"):
+            values = value.split("|") if op == "MatchOp.Re" else [value]
+            found += [f"{name} has no {label} {each}" for each in values if each not in exported[name][label]]
+        elif (label, value) == ("job", "node") and name.removeprefix("loraserve_").startswith(OF_ROUTERS):
             found.append(f"nodes of a cluster have no {name}")
     known = set().union(*exported.values()) | OF_TARGETS | {"le"}
     for group in re.findall(r"\bby \(([^)]*)\)", query):
@@ -123,9 +132,11 @@ def test_a_query_asks_for_what_a_server_exports(where: str, query: str, exported
     [
         "loraserve_gone > 1",
         'rate(loraserve_requests_finished_total{reason="bored"}[5m])',
+        'loraserve_requests_refused_total{reason=~"overloaded|bored"}',
         'loraserve_healthy{adapter="a"}',
         'loraserve_requests_started_total{job="node"}',
-        "sum by (tenant) (loraserve_healthy)",
+        'loraserve_cluster_nodes{job="node"}',
+        "sum by (team) (loraserve_healthy)",
     ],
 )
 def test_a_query_that_asks_in_vain_is_found(query: str, exported: dict[str, Labels]) -> None:
