@@ -19,7 +19,9 @@ from scripts.figures.cluster_run import ClusterRun
 from scripts.figures.suite import Suite, SuiteWork, ask_each, main
 from scripts.results import Row
 
-POLICIES = ("ours", "ours-placement-only", "paper", "toppings", "ours-no-admission")
+POLICIES = (
+    "ours", "ours-placement-only", "ours-routing-only", "paper", "paper-our-routing", "toppings", "ours-no-admission"
+)  # fmt: skip
 CURVES = ("steady", "steady:2", "steady:4", "step:3:35:15")
 SEEDS = range(10, 13)
 RATE = 12.0
@@ -51,8 +53,8 @@ def draw(rows: Sequence[Row]) -> Figure:
         for column, curve in enumerate(steady):
             found = [row["goodput"] for row in rows if _is(row, policy, curve)]
             if found:
-                x = column + (at - len(POLICIES) / 2) * 0.13
-                bars.bar(x, fmean(found), 0.12, color=f"C{at}", label=policy if column == 0 else None)
+                x = column + (at - len(POLICIES) / 2) * 0.11
+                bars.bar(x, fmean(found), 0.1, color=f"C{at}", label=policy if column == 0 else None)
                 bars.plot([x] * len(found), found, "k.", markersize=3)
         parts = [_windows(row["in_time_by_s"]) for row in rows if _is(row, policy, "step:3:35:15")]
         if parts:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.test_cluster import free_port
 
-READY_S, BOUND_S = 60.0, 90.0
+READY_S, BOUND_S = 60.0, 180.0
 CLIENTS, TOKENS = 16, 150  # a node has seats for two
 
 
