@@ -28,7 +28,7 @@ looks = st.builds(
     running=st.integers(0, 10),
     need=st.builds(NeededNodes, st.integers(1, 12)),
     spares_one=st.booleans(),
-    refusing=st.booleans(),
+    refusing_at=st.none() | st.floats(0, 1e5),
     tokens_per_s=st.floats(0, 1e4),
 )
 
@@ -44,7 +44,7 @@ def noisy(work: float, count: int, seed: int) -> list[float]:
 def look_of(
     keeper: SizeKeeper,
     work: float,
-    refusing: bool = False,
+    refusing_at: float | None = None,
     present: int | None = None,
     running: int | None = None,
 ) -> SizeLook:
@@ -56,7 +56,7 @@ def look_of(
         keeper.wanted if running is None else running,
         NeededNodes(max(1, ceil(work))),
         spares,
-        refusing,
+        refusing_at,
         100 * work,
     )
 
@@ -121,9 +121,9 @@ def test_a_need_that_passes_soon_changes_nothing_and_of_one_that_lasts_the_least
 
 def test_refusals_bring_one_node_at_a_time_and_wait_for_it() -> None:
     keeper = SizeKeeper(2, 0.0)
-    assert keeper.decide(look_of(keeper, 0.5, refusing=True), BOUNDS, 0.0) == 3
-    assert keeper.decide(look_of(keeper, 0.5, refusing=True, present=2), BOUNDS, 60.0) == 3
-    assert keeper.decide(look_of(keeper, 0.5, refusing=True), BOUNDS, 120.0) == 4
+    assert keeper.decide(look_of(keeper, 0.5, refusing_at=50.0), BOUNDS, 0.0) == 3
+    assert keeper.decide(look_of(keeper, 0.5, refusing_at=50.0, present=2), BOUNDS, 60.0) == 3
+    assert keeper.decide(look_of(keeper, 0.5, refusing_at=50.0), BOUNDS, 120.0) == 4
     assert keeper.last.reason == "refused"
 
 
@@ -145,11 +145,27 @@ def test_nodes_that_run_and_do_not_serve_are_waited_for() -> None:
 
 def test_a_number_that_has_refused_is_not_trusted_with_as_much_for_an_hour() -> None:
     keeper = SizeKeeper(2, 0.0)
-    keeper.decide(look_of(keeper, 0.5, refusing=True), BOUNDS, 0.0)
+    keeper.decide(look_of(keeper, 0.5, refusing_at=50.0), BOUNDS, 0.0)
     busy = history(keeper, [0.5] * 300, EVERY_S)
     assert set(busy) == {3}, "as much is asked for as when two refused"
     idle = history(keeper, [0.3] * 300, 700.0)
     assert idle[-1] == 1
     again = SizeKeeper(2, 0.0)
-    again.decide(look_of(again, 0.5, refusing=True), BOUNDS, 0.0)
+    again.decide(look_of(again, 0.5, refusing_at=50.0), BOUNDS, 0.0)
     assert history(again, [0.5] * 100, REMEMBERED_S)[-1] == 1
+
+
+def test_the_rate_that_was_refused_counts_and_not_what_was_projected_by_then() -> None:
+    keeper = SizeKeeper(1, 0.0)
+    keeper.decide(look_of(keeper, 0.1, refusing_at=400.0), BOUNDS, 0.0)
+    assert history(keeper, [0.5] * 100, EVERY_S)[-1] == 1, "50 tokens/s are little beside 400"
+
+
+def test_clients_that_ask_again_and_again_do_not_make_it_flap() -> None:
+    keeper, now, wanted = SizeKeeper(2, 0.0), 0.0, [2]
+    for _ in range(1000):
+        now += EVERY_S
+        refused = 5000.0 if keeper.wanted < 3 else None  # what is refused is asked for again and again
+        wanted.append(keeper.decide(look_of(keeper, 0.5, refusing_at=refused), BOUNDS, now))
+    changes = [pair for pair in pairwise(wanted) if pair[0] != pair[1]]
+    assert changes == [(2, 3), (3, 2), (2, 3)]

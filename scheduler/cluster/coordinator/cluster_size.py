@@ -90,16 +90,16 @@ class ClusterSize:
         base = min(whole, rates[_OF_BASE])
         if present < wanted:
             self._refusals.clear()  # what comes soon may be enough
-        refusing = self._refusals.persist(bounds.grow_after_s, now)
+        refusing_at = self._refusals.persist(bounds.grow_after_s, now)
         if not present:
-            return SizeLook(0, running, NeededNodes(wanted), False, refusing, whole)
+            return SizeLook(0, running, NeededNodes(wanted), False, refusing_at, whole)
         problem = replace(problem, demand=_bounded(problem.demand, whole - base))
         need = self._need.least(problem, base, wanted, max(wanted, bounds.highest))
         if now - self._tried_s >= bounds.shrink_after_s / _CALM_LOOKS or need.nodes > wanted:
             self._tried_s = now
             may = wanted > bounds.lowest and running <= wanted and need.nodes <= wanted
             self._spares_one = may and self._need.lacks(problem, base, wanted - 1, SHRINK_MARGIN) is None
-        return SizeLook(present, running, need, self._spares_one, refusing, whole)
+        return SizeLook(present, running, need, self._spares_one, refusing_at, whole)
 
 
 def _bounded(demand: Demand, tokens_per_s: float) -> Demand:

@@ -42,13 +42,16 @@ class RecentRefusals:
         """Begin anew: what was refused before says nothing of what there is now."""
         self._kept.clear()
 
-    def persist(self, window_s: float, now: float) -> bool:
-        """Tell whether too much was refused both in the first half of the last `window_s` and in the second."""
+    def persist(self, window_s: float, now: float) -> float | None:
+        """Return the tokens/s asked for in the last `window_s` if too much of each half was refused, else None."""
         self._apart_s = window_s / _SAMPLES
         begin, middle = self._by(now - window_s), self._by(now - window_s / 2)
         if begin is None or middle is None:
-            return False
-        return _is_much(begin, middle) and _is_much(middle, self._kept[-1])
+            return None
+        end = self._kept[-1]
+        if not (_is_much(begin, middle) and _is_much(middle, end)):
+            return None
+        return (end.asked - begin.asked) / (now - begin.at_s)
 
     def _by(self, at_s: float) -> _TokenTotals | None:
         """Return the last totals until then; None if there are none so old."""

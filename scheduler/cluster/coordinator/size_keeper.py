@@ -4,6 +4,7 @@ A node takes minutes to start and moves adapters when it goes. So a number that 
 cost more than it saves. It knows no node: numbers and the time go in, a number comes out.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,15 +42,15 @@ class SizeLook:
     """What is so at one time.
 
     Of `running` nodes `present` ones serve, while `need` are needed. `spares_one` says that one fewer than wanted
-    would do with the margin, and `refusing` that requests are refused again and again. Clients ask for
-    `tokens_per_s` in all.
+    would do with the margin. Clients are projected to ask for `tokens_per_s` in all. Where requests are refused
+    again and again, `refusing_at` is how many tokens/s were asked for while they were; else it is None.
     """
 
     present: int
     running: int
     need: NeededNodes
     spares_one: bool
-    refusing: bool
+    refusing_at: float | None
     tokens_per_s: float
 
 
@@ -72,6 +73,7 @@ class SizeKeeper:
         self._over_by: NeededNodes | None = None
         self._calm_s: float | None = None  # since when one fewer would do
         self._too_few: dict[int, tuple[float, float]] = {}  # nodes → when they refused, at how many tokens/s
+        self._calm_at = math.inf  # tokens/s when one fewer was last thought to do, if nothing changed since
 
     @property
     def wanted(self) -> int:
@@ -85,11 +87,11 @@ class SizeKeeper:
         elif self._needs_more(look, bounds, now):
             assert self._over_by is not None
             self._change(min(self._over_by.nodes, bounds.highest), self._over_by.reason, now)
-        elif look.refusing and look.present >= self.wanted and self.wanted < bounds.highest:
-            self._too_few[self.wanted] = (now, look.tokens_per_s)
+        elif self._refuses(look, bounds, now):
             self._change(self.wanted + 1, "refused", now)
         elif self._spares_one(look, bounds, now):
             self._change(self.wanted - 1, "calm", now)
+            self._calm_at = look.tokens_per_s
         return self.wanted
 
     def trusts(self, nodes: int, tokens_per_s: float, now: float) -> bool:
@@ -110,6 +112,17 @@ class SizeKeeper:
             self._over_by = look.need
         return now - self._over_s >= bounds.grow_after_s
 
+    def _refuses(self, look: SizeLook, bounds: SizeBounds, now: float) -> bool:
+        """Tell whether all that are wanted serve and refuse, and remember at what rate.
+
+        Those who are refused ask again, so the rate may be too high by far. If it let the last node go, the rate at
+        which it did was too high as well.
+        """
+        if look.refusing_at is None or look.present < self.wanted or self.wanted >= bounds.highest:
+            return False
+        self._too_few[self.wanted] = (now, min(look.refusing_at, self._calm_at))
+        return True
+
     def _spares_one(self, look: SizeLook, bounds: SizeBounds, now: float) -> bool:
         """Tell whether one fewer would have done for long enough, while all that run served.
 
@@ -117,7 +130,7 @@ class SizeKeeper:
         """
         calm = (
             look.spares_one
-            and not look.refusing
+            and look.refusing_at is None
             and self.wanted > bounds.lowest
             and look.present >= min(self.wanted, look.running)
             and self.trusts(self.wanted - 1, look.tokens_per_s, now)
@@ -131,3 +144,4 @@ class SizeKeeper:
     def _change(self, wanted: int, reason: SizeReason, now: float) -> None:
         self.last = SizeChange(now, self.wanted, wanted, reason)
         self._over_s = self._over_by = self._calm_s = None
+        self._calm_at = math.inf

@@ -162,6 +162,15 @@ def test_what_is_refused_for_long_brings_a_node_though_steps_are_short() -> None
     assert set(town.run(200)) == {2}, "one alone refused as much"
 
 
+def test_what_was_refused_soon_after_the_beginning_does_not_hold_a_node_for_little() -> None:
+    town = Town()
+    town.rates = evenly(2000)
+    town.run(1)
+    assert town.run(13, refused=2000)[-1] == 2
+    town.rates = evenly(2200)
+    assert town.run(300)[-1] == 1
+
+
 def test_a_launcher_that_asks_seldom_is_told_of_refusals_too() -> None:
     town = Town()
     town.rates = evenly(1000)
