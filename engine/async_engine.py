@@ -285,7 +285,7 @@ class AsyncEngine:
             waiting=live.waiting,
             preemptions=live.preemptions,
             steps=self._core.steps,
-            healthy=self.step_loop.runs and not self._draining,
+            trouble=str(Draining()) if self._draining else self.step_loop.trouble,
             blocks=self._core.block_stats(),
             store=self._store.stats(),
         )

@@ -243,9 +243,11 @@ class _Routes:
         return web.Response(body=content, content_type="application/json")
 
     async def health(self, request: web.Request) -> web.Response:
-        """Answer GET /health: 200 while the engine runs, else 503."""
-        healthy = self._client.stats().healthy
-        return json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
+        """Answer GET /health: 200 while requests can be served, else 503 and why not."""
+        trouble = self._client.stats().trouble
+        if trouble is None:
+            return json_response({"status": "ok"})
+        return json_response({"status": "unhealthy", "reason": trouble}, 503)
 
     async def version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""

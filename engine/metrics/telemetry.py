@@ -57,8 +57,8 @@ class Snapshot(Protocol):
         ...
 
     @property
-    def healthy(self) -> bool:
-        """Tell whether the step loop runs."""
+    def trouble(self) -> str | None:
+        """Say why requests cannot be served; None while they can."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class EngineStats:
     waiting: int
     preemptions: int
     steps: int
-    healthy: bool
+    trouble: str | None  # why requests cannot be served
     blocks: BlockStats
     store: StoreStats
 
@@ -223,7 +223,7 @@ class _Gauges(Collector):
         if self.snapshot is None:
             return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store
-        yield _gauge("healthy", "1 while the step loop runs.", now.healthy)
+        yield _gauge("healthy", "1 while requests can be served.", now.trouble is None)
         yield _gauge("sequences_running", "Sequences that run.", now.running)
         yield _gauge("sequences_waiting", "Sequences that wait to run.", now.waiting)
         yield _counter("preemptions", "Sequences that gave up their K/V for others.", now.preemptions)

@@ -58,7 +58,7 @@ class Stats:
     waiting: int = 0
     preemptions: int = 4
     steps: int = 7
-    healthy: bool = True
+    trouble: str | None = None
     blocks: BlockStats = BLOCKS
     store: StoreStats = STORE
 
@@ -185,6 +185,7 @@ class FakeClient:
         self._known = {name: AdapterEntry(name, Path("/adapters") / name, None) for name in adapters}
         self.steps: list[StepRecord] | None = []
         self._draining = False
+        self.trouble: str | None = None
 
     def tokenizer_of(self, model: str) -> Tokenizer:
         return self.tokenizers.get(model, self.tokenizer)
@@ -266,7 +267,7 @@ class FakeClient:
         return self.steps
 
     def stats(self) -> Stats:
-        return Stats(running=len(self.live), healthy=not self._draining)
+        return Stats(running=len(self.live), trouble=str(Draining()) if self._draining else self.trouble)
 
     async def _deltas(
         self, model: str, prompt: tuple[int, ...], params: SamplingParams, request_id: str

@@ -81,7 +81,7 @@ class PageTables:
             "table_version": cluster.table_version,
             "adapters": cluster.adapters,
             "replacements": cluster.replacements,
-            "healthy": stats.healthy,
+            "healthy": stats.trouble is None,
             "running": stats.running,
             "waiting": stats.waiting,
             "preemptions": stats.preemptions,

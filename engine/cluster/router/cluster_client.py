@@ -213,7 +213,8 @@ class ClusterClient:
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also before that can be told."""
-        known = model in self._model.names or model in self.view.catalogue or not self.view.known
+        can_tell = self.view.known and bool(self.view.members)
+        known = model in self._model.names or model in self.view.catalogue or not can_tell
         return known or self._may_find(model)
 
     def series(self) -> tuple[MetricSeries, ...]:
@@ -231,10 +232,20 @@ class ClusterClient:
             waiting=waiting,
             preemptions=0,
             steps=0,
-            healthy=bool(self.forwarding.ready) and self.view.known and not self._draining,
+            trouble=self._trouble(),
             blocks=_NO_BLOCKS,
             store=_NO_STORE,
         )
+
+    def _trouble(self) -> str | None:
+        if self._draining:
+            return str(Draining())
+        if not self.view.known:
+            return "this router has not heard from the coordinator yet"
+        if self.forwarding.ready:
+            return None
+        joined = len(self.view.members)
+        return f"none of {joined} nodes can be reached" if joined else "this cluster has no node"
 
     def _may_find(self, model: str) -> bool:
         return model not in self._model.names and self._finder.may_find(model)
