@@ -15,7 +15,8 @@ from engine.live.live_outputs import LiveOutputs
 from engine.live.request_spans import RequestSpans
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
-from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.metrics.snapshot import EngineStats
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool

@@ -17,7 +17,8 @@ from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotFetched, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.series import MetricSeries
-from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.metrics.snapshot import EngineStats
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.structured.grammar_cache import GrammarCache
 from engine.structured.grammar_pool import GrammarPool
