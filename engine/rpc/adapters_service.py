@@ -81,8 +81,7 @@ class AdaptersService:
     async def _set_alias(self, message: wire.SetAliasRequest, call: RpcCall) -> wire.Adapter:
         call.record.model = message.name
         targets = [{"name": each.name, "share": each.share} for each in message.targets]
-        target = message.target if message.target or not targets else None
-        fields = {"name": message.name, "target": target, "targets": targets or None}
+        fields = {"name": message.name, "target": message.target or None, "targets": targets or None}
         return _adapter(await self._admin.alias(converted(fields, AliasAdapter)))
 
     async def _set_limit(self, message: wire.SetLimitRequest, call: RpcCall) -> wire.Adapter:

@@ -69,13 +69,13 @@ class CatalogueAdmin:
         Raises ApiError, InvalidParameter, InvalidAdapterName, UnknownModel.
         """
         targets = wire.targets or ()
-        if (wire.target is None) is not bool(targets):
+        target = targets[0].name if targets else wire.target
+        if target is None or (targets and wire.target is not None):
             raise refused("target", "give either target or targets", "invalid_value")
-        if wire.name == wire.target:
-            raise refused("target", "it is the name itself: give another", "invalid_value")
         if targets:
             check_targets(wire.name, targets)
-        target = wire.target or targets[0].name
+        elif wire.name == target:
+            raise refused("target", "it is the name itself: give another", "invalid_value")
         await self._client.catalogue.set_alias(wire.name, target, targets if len(targets) > 1 else ())
         return await self.one(wire.name)
 
