@@ -124,6 +124,7 @@ def _adapter(record: AdapterRecord) -> Row:
         "tiers": dict(record.tiers),
         "shares": {node: round(part, 4) for node, part in record.shares.items()},
         "alias_of": record.alias_of,
+        "targets": {each.name: each.share for each in record.targets},
         "error": record.error,
         "pinned": record.pinned,
         "max_requests": record.max_requests,
