@@ -33,7 +33,6 @@ from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
 
-
 NamesByState = Callable[[], tuple[set[str], set[str]]]
 """Returns the adapters under which tokens are drawn, and those under which some request has none yet."""
 
@@ -184,18 +183,19 @@ class AsyncEngine:
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         priority = self.accounts.check_access(origin, model)
-        await self._names.find(model)  # without a place in the queue: a source may be slow
+        target = self.catalogue.aliases.target_of(model, origin.cache_salt or next(iter(prompts)))
+        await self._names.find(target)  # without a place in the queue: a source may be slow
         with self._admission.places(len(prompts) * params.n):
             grammar = await self.grammars.compile(params)
-            adapter = await self._names.resolve(model)
+            adapter = await self._names.resolve(target)
         self._check_open()
         self._outputs.uses.check(model, len(prompts), self.catalogue.max_requests(model))
         self.accounts.check(origin.tenant, model, prompts.values(), params)
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
         requests, outputs, now_s = list[Request](), list[RequestOutput](), time.monotonic()
         try:
-            with adapter_errors(model):
-                eos = self._end_tokens_of(model)
+            with adapter_errors(target):
+                eos = self._end_tokens_of(target)
             for request_id, prompt in prompts.items():
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
@@ -208,7 +208,7 @@ class AsyncEngine:
             if self._in_time is not None:
                 self._in_time.check(requests, now_s)
             for request in requests:
-                outputs.append(self._queue(model, request))
+                outputs.append(self._queue(model, target, request))
         except BaseException:
             for output in outputs:
                 await output.aclose()
@@ -219,12 +219,14 @@ class AsyncEngine:
     def _is_known(self, model: str) -> bool:
         return model in self._card.names or self._names.known(model) is not None
 
-    def _queue(self, model: str, request: Request) -> RequestOutput:
-        with adapter_errors(model):
+    def _queue(self, model: str, target: str, request: Request) -> RequestOutput:
+        with adapter_errors(target):
             self.step_loop.submit(request, self._outputs if self._in_time is None else self._in_time)
         if self._in_time is not None:
             self._in_time.begin(request)
-        return self._outputs.open(request, model)  # before the event loop runs again, hence before any event
+        return self._outputs.open(
+            request, model, target
+        )  # before the event loop runs again, hence before any event
 
     def _finish(self, key: SequenceKey) -> None:
         self.step_loop.finish(key)
@@ -286,7 +288,7 @@ class AsyncEngine:
             waiting=live.waiting,
             preemptions=live.preemptions,
             steps=self._core.steps,
-            healthy=self.step_loop.runs and not self._draining,
+            trouble=str(Draining()) if self._draining else self.step_loop.trouble,
             blocks=self._core.block_stats(),
             store=self._store.stats(),
         )

@@ -198,7 +198,7 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
-        tell_ready(f"router ready at {address}: {role.client.model_name}\n")
+        role.when_ready(lambda: tell_ready(f"router ready at {address}: {role.client.model_name}\n"))
 
     freeze_objects()
     await serve(role.client, config, announce, stopped_by_signals(), role)

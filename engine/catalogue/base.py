@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.catalogue.alias_targets import AliasTarget, Targets
 from lora.adapter import AdapterRef, Effect
 from lora.format.companions import NO_COMPANIONS, Companions
 
@@ -24,7 +25,8 @@ class CatalogueEntry:
 
     `root` is what the adapter was registered from, as clients are told. `pinned` is the least number of its copies, 0
     meaning as many as is thought best. `alias_of` is the name whose meaning it was given, if it is an alias. At most
-    `max_requests` sequences may be under way at one server by this name, 0 meaning any number.
+    `max_requests` sequences may be under way at one server by this name, 0 meaning any number. `targets` are the names
+    that answer its requests by share, if it has any; the first is `alias_of`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CatalogueEntry:
     pinned: int = 0
     alias_of: str = ""
     max_requests: int = 0
+    targets: Targets = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class AdapterRecord:
 
     `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
     `shares` are the parts of its traffic by node. `in_flight`, `last_use_s` and `held_s` are of the server that was
-    asked. The last is for how long it still takes no requests.
+    asked. The last is for how long it still takes no requests. `targets` are an alias's that has shares.
     """
 
     name: str
@@ -70,6 +73,7 @@ class AdapterRecord:
     in_flight: int = 0
     last_use_s: float | None = None
     held_s: float | None = None
+    targets: Sequence[AliasTarget] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,10 @@ class AdapterCatalogue(ClusterRecords, Protocol):
         """Describe one name. Raises UnknownModel."""
         ...
 
-    async def set_alias(self, name: str, target: str) -> None:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         """Let `name` mean, from now on and in one step, what `target` means now.
+
+        With `targets`, of which `target` is the first, they answer its requests by share, as what they mean by then.
 
         Raises InvalidAdapterName, UnknownModel, AdapterFailed or NotInTime.
         """

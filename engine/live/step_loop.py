@@ -64,9 +64,11 @@ class StepLoop:
         return self._core
 
     @property
-    def runs(self) -> bool:
-        """True while steps are taken."""
-        return self._thread.is_alive() and self.failure is None
+    def trouble(self) -> str | None:
+        """Why no steps are taken; None while they are."""
+        if self._thread.is_alive() and self.failure is None:
+            return None
+        return str(self.failure or "the engine does not run")
 
     def on_failure(self, callback: Callable[[], object]) -> None:
         """Call `callback`, on the event loop, when an error has ended the thread."""

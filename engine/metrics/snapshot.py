@@ -31,8 +31,8 @@ class Snapshot(Protocol):
         ...
 
     @property
-    def healthy(self) -> bool:
-        """Tell whether the step loop runs."""
+    def trouble(self) -> str | None:
+        """Say why requests cannot be served; None while they can."""
         ...
 
     @property
@@ -48,9 +48,9 @@ class Snapshot(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is told of a server that computes nothing and sends no requests: whether it does its work."""
+    """What is told of a server that computes nothing and sends no requests: why it does not work, if so."""
 
-    healthy: bool
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,6 @@ class EngineStats:
     waiting: int
     preemptions: int
     steps: int
-    healthy: bool
+    trouble: str | None  # why requests cannot be served
     blocks: BlockStats
     store: StoreStats

@@ -167,7 +167,7 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         if self.snapshot is None:
             return
-        yield _gauge("healthy", "1 while it does its work.", self.snapshot.healthy)
+        yield _gauge("healthy", "1 while it does its work.", self.snapshot.trouble is None)
         if isinstance(self.snapshot, Standing):
             return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store

@@ -3,7 +3,9 @@
 It knows no rule of its own: what HTTP refuses is refused here, by the same functions.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +32,7 @@ _grpc, _health_rpc, _health = cast(Any, grpc), cast(Any, health_pb2_grpc), cast(
 _TEXT_THREADS = 2
 _OTHER_CALLS = 64  # at once, beside those that may wait to run
 _CLOSE_S = 5.0
+_HEALTH_S = 0.5  # between looks
 
 
 class RpcServer:
@@ -52,7 +55,8 @@ class RpcServer:
             CONTROL: ControlService(client, admin, config, live, stop).methods(),
             ADAPTERS: AdaptersService(CatalogueAdmin(client, admin)).methods(),
         }
-        self._health = _health.aio.HealthServicer()
+        self._client, self._health = client, _health.aio.HealthServicer()
+        self._watch: asyncio.Task[None] | None = None  # of the client's health
         self._server: BoundedServer | None = None
 
     async def listen(self, host: str, port: int) -> str:
@@ -74,19 +78,42 @@ class RpcServer:
             reason = f"{host} cannot be bound to it: choose another port or --host"
             raise InvalidConfig("grpc_port", port, reason) from error
         await bounded.start()
-        for name in ("", *self._methods):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        serving = await self._tell_health(None)
+        self._watch = asyncio.create_task(self._watch_health(serving))
         return f"grpc://{address}:{bound}"
 
     async def stop_serving(self) -> None:
         """Tell whoever asks for health that nothing new is taken."""
+        await self._end_watch()
         await self._health.enter_graceful_shutdown()
 
     async def close(self) -> None:
         """End every call, after a while for clients to take the rest of their answers."""
+        await self._end_watch()
         if self._server is not None:
             await self._server.stop(_CLOSE_S)
         self._texts.close()
+
+    async def _tell_health(self, told: bool | None) -> bool:
+        """Tell the client's health if it is not what was told; return what is told now."""
+        healthy = self._client.stats().trouble is None
+        if healthy is not told:
+            states = health_pb2.HealthCheckResponse
+            for name in ("", *self._methods):
+                await self._health.set(name, states.SERVING if healthy else states.NOT_SERVING)
+        return healthy
+
+    async def _watch_health(self, told: bool) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_S)
+            told = await self._tell_health(told)
+
+    async def _end_watch(self) -> None:
+        if (watch := self._watch) is not None:
+            self._watch = None
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
 
     def _bind(self, server: grpc.aio.Server, address: str) -> int:
         access = self._config.access

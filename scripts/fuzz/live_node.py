@@ -73,7 +73,7 @@ class LiveNode:
             "waiting sequences": stats.waiting,
             "blocks": stats.blocks.used,
             "files": max(0, _open_files() - self._files - _SPARE_FILES),
-            "health": not stats.healthy,
+            "health": stats.trouble is not None,
         }
         return ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
 

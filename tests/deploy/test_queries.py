@@ -70,7 +70,7 @@ def series_of_coordinators() -> dict[str, Labels]:
         "n1", "serving", load=0.5, slowdown=1.0, memory_bytes=2, used_bytes=1, held=1, cached=1, arriving=1
     )
     cluster = ClusterRecord(1, 1, 1, [node], replacements=1, size=SizeRecord(1, 1, 0.0, "start", 1, 2))
-    return read(Telemetry().render(Standing(True), coordinator_series(cluster)))
+    return read(Telemetry().render(Standing(), coordinator_series(cluster)))
 
 
 @cache

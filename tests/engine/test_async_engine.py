@@ -245,7 +245,7 @@ def test_a_failed_step_reaches_its_clients_and_the_engine_goes_on(tmp_path: Path
         with pytest.raises(StepFailed):
             await _tokens(stream)
         assert len(await _tokens(await engine.submit("low", PROMPT, _params(), "b"))) == 6
-        assert engine.stats().healthy
+        assert engine.stats().trouble is None
 
     _serve(tmp_path, visit)
 
@@ -272,7 +272,7 @@ def test_an_error_of_the_step_loop_itself_ends_what_runs_and_refuses_what_comes(
             with pytest.raises(EngineStopped, match="KeyError"):
                 await _tokens(stream)
         await told.wait()
-        assert not engine.stats().healthy
+        assert "has stopped" in (engine.stats().trouble or "")
         with pytest.raises(EngineStopped) as refusal:
             await engine.submit("base", PROMPT, _params(), "c")
         assert as_api_error(refusal.value).status == 503
@@ -300,7 +300,7 @@ def test_a_device_that_is_lost_ends_the_engine(tmp_path: Path, when: str, lags: 
         with pytest.raises(EngineStopped, match="AcceleratorError"):
             await _tokens(await engine.submit("base", PROMPT, _params(), "a"))
         await told.wait()
-        assert not engine.stats().healthy
+        assert "has stopped" in (engine.stats().trouble or "")
         with pytest.raises(EngineStopped):
             await engine.submit("base", PROMPT, _params(), "b")
         await engine.close()

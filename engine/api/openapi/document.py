@@ -67,7 +67,8 @@ def _operation(operation: Operation) -> Schema:
         error = {"application/json": {"schema": ref_schema("Error")}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": error}
     if operation.path == "/health":
-        responses["503"] = {"description": "The engine does not run", "content": content}
+        unhealthy = {"application/json": {"schema": ref_schema("Unhealthy")}}
+        responses["503"] = {"description": "Requests cannot be served", "content": unhealthy}
     described: Schema = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
         body = {"application/json": {"schema": ref_schema(operation.body.__name__)}}

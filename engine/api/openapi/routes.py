@@ -91,7 +91,8 @@ RESPONSES: Mapping[str, Schema] = {
     "Steps": object_schema(object={"const": "list"}, data=array_schema(ref_schema("StepRecord"))),
     "Tokens": object_schema(count=NUMBER, max_model_len=NUMBER, tokens=array_schema(NUMBER)),
     "Prompt": object_schema(prompt=TEXT),
-    "Health": object_schema(status={"enum": ["ok", "unhealthy"]}),
+    "Health": object_schema(status={"const": "ok"}),
+    "Unhealthy": object_schema(status={"const": "unhealthy"}, reason=TEXT),
     "Version": object_schema(version=TEXT),
 }
 """The forms of responses, by name."""
@@ -166,7 +167,7 @@ OPERATIONS: Sequence[Operation] = (
         "get", "/page/{file}", "Load a file of the page", None, (404, 500, 503), content="text/javascript"
     ),
     Operation("get", "/page/events", "Stream what changes on the page", None, ALWAYS, content=EVENTS),
-    Operation("get", "/health", "Tell whether the engine runs", "Health", ()),
+    Operation("get", "/health", "Tell whether requests can be served", "Health", ()),
     Operation("get", "/version", "Tell the version", "Version", ()),
     Operation("get", "/metrics", "Tell metrics in Prometheus' text format", None, ALWAYS),
     Operation("get", "/openapi.json", "Describe the API", "Document", ALWAYS),

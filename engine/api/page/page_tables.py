@@ -81,7 +81,7 @@ class PageTables:
             "table_version": cluster.table_version,
             "adapters": cluster.adapters,
             "replacements": cluster.replacements,
-            "healthy": stats.healthy,
+            "healthy": stats.trouble is None,
         }
         if isinstance(stats, Standing):
             return told
@@ -138,6 +138,7 @@ def _adapter(record: AdapterRecord) -> Row:
         "tiers": dict(record.tiers),
         "shares": {node: round(part, 4) for node, part in record.shares.items()},
         "alias_of": record.alias_of,
+        "targets": {each.name: each.share for each in record.targets},
         "error": record.error,
         "pinned": record.pinned,
         "max_requests": record.max_requests,

@@ -25,9 +25,11 @@ class StatusRoutes:
         ]
 
     async def _health(self, request: web.Request) -> web.Response:
-        """Answer GET /health: 200 while the server does its work, else 503."""
-        healthy = self._server.stats().healthy
-        return json_response({"status": "ok" if healthy else "unhealthy"}, 200 if healthy else 503)
+        """Answer GET /health: 200 while the server does its work, else 503 and why not."""
+        trouble = self._server.stats().trouble
+        if trouble is None:
+            return json_response({"status": "ok"})
+        return json_response({"status": "unhealthy", "reason": trouble}, 503)
 
     async def _version(self, request: web.Request) -> web.Response:
         """Answer GET /version."""

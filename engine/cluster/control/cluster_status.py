@@ -132,6 +132,7 @@ def record_of(entry: CatalogueEntry, tiers: Mapping[str, str], table: RoutingTab
         copies=sum(tier == "device" for tier in tiers.values()),
         tiers=tiers,
         shares={share.node: share.part for share in table.shares.get(ref, ())},
+        targets=entry.targets,
     )
 
 

@@ -44,8 +44,9 @@ class ObservedCoordinator:
         return coordinator_series(self._server.status.cluster())
 
     def stats(self) -> Standing:
-        """Tell whether it leads."""
-        return Standing(self._server.failure is None)
+        """Tell why it leads no more, if so."""
+        failure = self._server.failure
+        return Standing(None if failure is None else str(failure))
 
 
 class CoordinatorDoor:

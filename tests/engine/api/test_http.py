@@ -164,7 +164,9 @@ async def test_health_follows_the_engine() -> None:
     async with session() as api:
         assert (await api.send("GET", "/health")).json == {"status": "ok"}
         await api.engine.drain(0)
-        assert (await api.send("GET", "/health")).status == 503
+        response = await api.send("GET", "/health")
+        assert (response.status, response.json["status"]) == (503, "unhealthy")
+        assert "shutting down" in response.json["reason"]
 
 
 async def test_metrics_are_prometheus_text() -> None:

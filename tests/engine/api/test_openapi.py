@@ -77,6 +77,8 @@ async def test_responses_have_the_fields_that_are_described() -> None:
         for name, (method, path, body) in asked.items():
             missing = absent((await api.send(method, path, json=body)).json, SCHEMAS[name])
             assert missing == [], (name, missing)
+        await api.engine.drain(0)
+        assert absent((await api.send("GET", "/health")).json, SCHEMAS["Unhealthy"]) == []
 
 
 def absent(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pytest
 
+from engine.catalogue.alias_targets import AliasTarget, chosen_target
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.view import ClusterView
@@ -193,13 +194,34 @@ def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
 def test_a_name_is_not_unknown_while_there_is_no_node_that_could_know_it() -> None:
     async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
         members, client.view.members = client.view.members, {}
+        assert client.may_serve("nobody")
         with pytest.raises(NotInTime, match="no node has joined"):
             await _ask(client, "nobody", "garden", GREEDY)
         client.view.members = members
+        assert not client.may_serve("nobody")
         with pytest.raises(UnknownModel):
             await _ask(client, "nobody", "garden", GREEDY)
 
     _visit(visit)
+
+
+def test_a_router_says_why_it_can_serve_nothing() -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        assert client.stats().trouble is None
+        client.view.known = False
+        assert client.stats().trouble == "this router has not heard from the coordinator yet"
+        client.view.known = True
+        await nodes[0].link.close()
+        async with asyncio.timeout(TIMEOUT_S):
+            while client.forwarding.ready:
+                await asyncio.sleep(0.01)
+        assert client.stats().trouble == "none of 1 nodes can be reached"
+        client.view.members = {}
+        assert client.stats().trouble == "this cluster has no node"
+        await client.drain(0.0)
+        assert "shutting down" in str(client.stats().trouble)
+
+    _visit(visit, nodes=1)
 
 
 def test_a_router_holds_tenants_to_what_they_may() -> None:
@@ -249,5 +271,25 @@ def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
             assert [len(delta.token_ids) for delta in await others] == [100]
             assert (await api.post("/v1/adapters/release", {"name": "sort"})).status == 200
             assert (await api.post(path, body)).json["choices"][0]["token_ids"] == direct["token_ids"]
+
+    _visit(visit)
+
+
+def test_an_alias_with_shares_is_answered_by_the_target_of_each_request() -> None:
+    halves = (AliasTarget("sort", 0.5), AliasTarget("reverse", 0.5))
+
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        known = client.view.catalogue
+        alias = replace(known["sort"], name="best", alias_of="sort", targets=halves)
+        client.view.catalogue = {**known, "best": alias}
+        ids, found = tuple(client.tokenizer.encode("garden")), set[str]()
+        for number in range(8):
+            target = chosen_target("best", halves, str(number))
+            output = await client.submit("best", ids, GREEDY, str(number))
+            assert output.adapter_digest == known[target].ref.digest
+            assert _alike(await _whole(output), await _ask(nodes[0], target, "garden", GREEDY))
+            found.add(target)
+        assert found == {"sort", "reverse"} <= set(client.telemetry.recent())
+        assert "best" not in client.telemetry.recent()
 
     _visit(visit)

@@ -168,6 +168,17 @@ def test_health_ends_with_the_drain_and_reflection_names_the_services() -> None:
     at_door(scenario)
 
 
+def test_health_follows_the_engine_in_time() -> None:
+    async def scenario(door: Door) -> None:
+        states = health_pb2.HealthCheckResponse
+        for trouble, state in (("no node", states.NOT_SERVING), (None, states.SERVING)):
+            door.node.trouble = trouble
+            while await door.health() != state:
+                await asyncio.sleep(0.01)
+
+    at_door(scenario)
+
+
 def test_tls_has_the_certificate_of_https(tmp_path: Path) -> None:
     authority, certificate, key = map(Path, make_certificates(tmp_path, ["127.0.0.1"]))
 
