@@ -224,9 +224,8 @@ class AsyncEngine:
             self.step_loop.submit(request, self._outputs if self._in_time is None else self._in_time)
         if self._in_time is not None:
             self._in_time.begin(request)
-        return self._outputs.open(
-            request, model, target
-        )  # before the event loop runs again, hence before any event
+        # Before the event loop runs again, hence before any event.
+        return self._outputs.open(request, model, target)
 
     def _finish(self, key: SequenceKey) -> None:
         self.step_loop.finish(key)
