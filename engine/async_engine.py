@@ -15,7 +15,8 @@ from engine.live.live_outputs import LiveOutputs
 from engine.live.request_spans import RequestSpans
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
-from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.metrics.snapshot import EngineStats
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool
@@ -31,7 +32,6 @@ from scheduler.plan import FinishReason, SequenceKey
 from scheduler.request import NOWHERE, Origin, Request, SamplingParams
 
 _CLOSE_S = 10.0  # for each part of the engine to end when it closes
-
 
 NamesByState = Callable[[], tuple[set[str], set[str]]]
 """Returns the adapters under which tokens are drawn, and those under which some request has none yet."""
@@ -183,18 +183,19 @@ class AsyncEngine:
     ) -> tuple[RequestOutput, ...]:
         self._check_open()
         priority = self.accounts.check_access(origin, model)
-        await self._names.find(model)  # without a place in the queue: a source may be slow
+        target = self.catalogue.aliases.target_of(model, origin.cache_salt or next(iter(prompts)))
+        await self._names.find(target)  # without a place in the queue: a source may be slow
         with self._admission.places(len(prompts) * params.n):
             grammar = await self.grammars.compile(params)
-            adapter = await self._names.resolve(model)
+            adapter = await self._names.resolve(target)
         self._check_open()
         self._outputs.uses.check(model, len(prompts), self.catalogue.max_requests(model))
         self.accounts.check(origin.tenant, model, prompts.values(), params)
         # Nothing else runs on the event loop until all are queued, so that all are, or none.
         requests, outputs, now_s = list[Request](), list[RequestOutput](), time.monotonic()
         try:
-            with adapter_errors(model):
-                eos = self._end_tokens_of(model)
+            with adapter_errors(target):
+                eos = self._end_tokens_of(target)
             for request_id, prompt in prompts.items():
                 seed = random.getrandbits(63) if params.seed is None else params.seed
                 request = Request(
@@ -207,7 +208,7 @@ class AsyncEngine:
             if self._in_time is not None:
                 self._in_time.check(requests, now_s)
             for request in requests:
-                outputs.append(self._queue(model, request))
+                outputs.append(self._queue(model, target, request))
         except BaseException:
             for output in outputs:
                 await output.aclose()
@@ -218,12 +219,13 @@ class AsyncEngine:
     def _is_known(self, model: str) -> bool:
         return model in self._card.names or self._names.known(model) is not None
 
-    def _queue(self, model: str, request: Request) -> RequestOutput:
-        with adapter_errors(model):
+    def _queue(self, model: str, target: str, request: Request) -> RequestOutput:
+        with adapter_errors(target):
             self.step_loop.submit(request, self._outputs if self._in_time is None else self._in_time)
         if self._in_time is not None:
             self._in_time.begin(request)
-        return self._outputs.open(request, model)  # before the event loop runs again, hence before any event
+        # Before the event loop runs again, hence before any event.
+        return self._outputs.open(request, model, target)
 
     def _finish(self, key: SequenceKey) -> None:
         self.step_loop.finish(key)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.catalogue.alias_targets import AliasTarget, Targets
 from lora.adapter import AdapterRef, Effect
 from lora.format.companions import NO_COMPANIONS, Companions
 
@@ -24,7 +25,8 @@ class CatalogueEntry:
 
     `root` is what the adapter was registered from, as clients are told. `pinned` is the least number of its copies, 0
     meaning as many as is thought best. `alias_of` is the name whose meaning it was given, if it is an alias. At most
-    `max_requests` sequences may be under way at one server by this name, 0 meaning any number.
+    `max_requests` sequences may be under way at one server by this name, 0 meaning any number. `targets` are the names
+    that answer its requests by share, if it has any; the first is `alias_of`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CatalogueEntry:
     pinned: int = 0
     alias_of: str = ""
     max_requests: int = 0
+    targets: Targets = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class AdapterRecord:
 
     `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
     `shares` are the parts of its traffic by node. `in_flight`, `last_use_s` and `held_s` are of the server that was
-    asked. The last is for how long it still takes no requests.
+    asked. The last is for how long it still takes no requests. `targets` are an alias's that has shares.
     """
 
     name: str
@@ -70,6 +73,7 @@ class AdapterRecord:
     in_flight: int = 0
     last_use_s: float | None = None
     held_s: float | None = None
+    targets: Sequence[AliasTarget] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +131,17 @@ class ReplacementRecord:
 
 @dataclass(frozen=True, slots=True)
 class SizeRecord:
-    """How many nodes there should be and how many serve; how long ago the number changed last, and why."""
+    """How many nodes there should be and how many serve; how long ago the number changed last, and why.
+
+    It is chosen between `lowest` and `highest`, as whoever starts the nodes says; 0 is not known.
+    """
 
     wanted: int
     present: int
     age_s: float
     reason: str
+    lowest: int = 0
+    highest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +169,29 @@ def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:
     return ordered[start : start + limit]
 
 
-class AdapterCatalogue(Protocol):
-    """The registry behind one server, as administrators see it. Used on one event loop."""
+class ClusterRecords(Protocol):
+    """What there is to tell of a cluster and its adapters. Used on one event loop."""
 
     async def records(self, after: str, limit: int) -> Sequence[AdapterRecord]:
         """Describe the first `limit` names after `after`, in order of names."""
         ...
 
+    async def cluster(self) -> ClusterRecord:
+        """Describe the cluster."""
+        ...
+
+
+class AdapterCatalogue(ClusterRecords, Protocol):
+    """The registry behind one server, as administrators see it. Used on one event loop."""
+
     async def record(self, name: str) -> AdapterRecord:
         """Describe one name. Raises UnknownModel."""
         ...
 
-    async def set_alias(self, name: str, target: str) -> None:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         """Let `name` mean, from now on and in one step, what `target` means now.
+
+        With `targets`, of which `target` is the first, they answer its requests by share, as what they mean by then.
 
         Raises InvalidAdapterName, UnknownModel, AdapterFailed or NotInTime.
         """
@@ -195,8 +214,4 @@ class AdapterCatalogue(Protocol):
 
         Raises UnknownModel for a name that means nothing, and that no request runs under.
         """
-        ...
-
-    async def cluster(self) -> ClusterRecord:
-        """Describe the cluster."""
         ...

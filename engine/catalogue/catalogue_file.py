@@ -13,13 +13,14 @@ from typing import Any, get_args
 
 import msgspec
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import CatalogueEntry
 from engine.errors import EngineError, InvalidConfig
 from lora.adapter import AdapterRef, Effect, is_name
 from lora.format.adapter_files import Flaw
 from lora.format.companions import parse_companions, write_companions
 
-_FORMAT = 3
+_FORMAT = 4
 _EPOCHS_BEGIN_S = 1_735_689_600  # 2025-01-01: epochs are seconds since then, and fit into 31 bits until 2093
 _BUSY_S = 5.0
 _EFFECTS = (None, *get_args(Effect))
@@ -37,13 +38,15 @@ _LATER_FORMATS = {
         "alter table names add column max_requests integer not null default 0",
     ),
     3: ("alter table names add column invocation text not null default '[]'",),
+    4: ("alter table names add column targets text not null default '[]'",),
 }
 _MEANING = "digest, content_name, rank, sites, bytes, invocation, root, companions, effect"
-_COLUMNS = f"name, {_MEANING}, pinned, owner, alias_of, max_requests"
+_COLUMNS = f"name, {_MEANING}, pinned, owner, alias_of, max_requests, targets"
 _ALIAS = f"""
 insert or replace into names ({_COLUMNS})
     select :name, {_MEANING}, coalesce((select pinned from names where name = :name), 0), '', :target,
-    coalesce((select max_requests from names where name = :name), 0) from names where name = :target
+    coalesce((select max_requests from names where name = :name), 0), :targets
+    from names where name = :target
 """
 
 
@@ -110,9 +113,10 @@ class CatalogueFile:
         """Forget a name."""
         self._write(lambda: self._database.execute("delete from names where name = ?", (name,)))
 
-    def set_alias(self, name: str, target: str) -> None:
+    def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         """Let `name` mean, from now on, what `target` means now, in one step. What was asked for it stays."""
-        self._write(lambda: self._database.execute(_ALIAS, {"name": name, "target": target}))
+        values = {"name": name, "target": target, "targets": msgspec.json.encode(targets).decode()}
+        self._write(lambda: self._database.execute(_ALIAS, values))
 
     def check_leads(self) -> None:
         """Raise Superseded if another coordinator has taken the lead."""
@@ -177,7 +181,8 @@ def _row(registered: RegisteredName) -> tuple[Any, ...]:
     sites, invocation = (msgspec.json.encode(each).decode() for each in (ref.sites, ref.invocation))
     content = (ref.digest, ref.name, ref.rank, sites, ref.nbytes, invocation)
     told = (entry.root, write_companions(entry.companions), entry.effect, entry.pinned)
-    return (entry.name, *content, *told, registered.owner, entry.alias_of, entry.max_requests)
+    targets = msgspec.json.encode(entry.targets).decode()
+    return (entry.name, *content, *told, registered.owner, entry.alias_of, entry.max_requests, targets)
 
 
 def _registered(row: tuple[Any, ...]) -> RegisteredName:
@@ -197,12 +202,13 @@ def _registered(row: tuple[Any, ...]) -> RegisteredName:
         owner,
         alias_of,
         most,
+        targets,
     ) = row
     listed = msgspec.json.decode(sites, type=tuple[str, ...])
     invoked = msgspec.json.decode(invocation, type=tuple[int, ...])
     if not (is_name(name) and is_name(content_name) and effect in _EFFECTS):
         raise ValueError(f"the row of {name!r} is damaged")
     ref = AdapterRef(str(digest), content_name, int(rank), listed, int(nbytes), invoked)
-    asked = (int(pinned), str(alias_of), int(most))
+    asked = (int(pinned), str(alias_of), int(most), msgspec.json.decode(targets, type=Targets))
     entry = CatalogueEntry(name, ref, str(root), parse_companions(companions), effect, *asked)
     return RegisteredName(entry, str(owner))

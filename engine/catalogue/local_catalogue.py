@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.catalogue.adapter_places import AdapterPlaces
+from engine.catalogue.alias_targets import Alias, Targets
 from engine.catalogue.base import (
     AdapterRecord,
     CatalogueEntry,
@@ -22,6 +23,7 @@ from engine.catalogue.base import (
     names_after,
 )
 from engine.catalogue.catalogue_file import CatalogueFile, NotWritten, RegisteredName, Superseded
+from engine.catalogue.local_aliases import LocalAliases
 from engine.catalogue.pinned_names import PinnedNames
 from engine.errors import AdapterFailed, AskRouter, EngineError, UnknownModel
 from engine.live.live_outputs import LiveOutputs
@@ -59,10 +61,10 @@ class LocalCatalogue:
         self._registry, self._places = store.registry, AdapterPlaces(store)
         self._pinned = PinnedNames(store.kept, names)
         self._settings: dict[str, EntrySettings] = {}
-        self._aliases: dict[str, str] = {}
         self._registered: set[str] = set()  # what clients have loaded or aliased
         self._missing: dict[str, AdapterEntry] = {}  # the file's names whose folders cannot be read now
         self._pool = TaskPool("catalogue", _ONE, _WRITE_S)
+        self.aliases = LocalAliases(names, store.registry, self._pool)
         self._changing = asyncio.Lock()
         self._node, self._is_owner = NODE, True
 
@@ -85,7 +87,7 @@ class LocalCatalogue:
             elif self._registry.folder(entry.name) is None:
                 continue  # the options give it no more
             if entry.alias_of:
-                self._aliases[entry.name] = entry.alias_of
+                self.aliases.take(entry.name, Alias(entry.alias_of, entry.targets))
             self._remember(entry.name, EntrySettings(entry.pinned, entry.max_requests))
 
     async def close(self) -> None:
@@ -104,7 +106,7 @@ class LocalCatalogue:
         """Load an adapter under a name, and keep that. Raises as AdapterNames.load, or AdapterFailed."""
         ref = await self._names.load(name, folder, replaces, roots)
         async with self._changing:
-            self._aliases.pop(name, None)
+            self.aliases.forget(name)
             self._missing.pop(name, None)
             self._registered.add(name)
             await self._write(name, ref, source_text(folder))
@@ -113,9 +115,10 @@ class LocalCatalogue:
     async def unload(self, name: str) -> None:
         """Forget a name, also in the file. Raises UnknownModel, AdapterFailed."""
         async with self._changing:
+            self.aliases.check_is_no_target(name)
             if self._missing.pop(name, None) is None:
                 self._names.unload(name)
-            self._aliases.pop(name, None)
+            self.aliases.forget(name)
             self._settings.pop(name, None)
             self._registered.discard(name)
             self._pinned.unpin(name)
@@ -123,12 +126,11 @@ class LocalCatalogue:
                 file = self._file
                 await self._kept(lambda: file.remove(name))
 
-    async def set_alias(self, name: str, target: str) -> None:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         """Let `name` mean what `target` means now. As AdapterCatalogue.set_alias."""
         self._check_owner()
         async with self._changing:
-            entry = await self._names.alias(name, target)
-            self._aliases[name] = target
+            entry = await self.aliases.set(name, target, targets)
             self._missing.pop(name, None)
             self._registered.add(name)
             if entry.ref is not None:
@@ -222,7 +224,7 @@ class LocalCatalogue:
         return AdapterRecord(
             name=name,
             version=ref.digest if ref is not None else None,
-            alias_of=self._aliases.get(name),
+            alias_of=self.aliases.of(name).target or None,
             source=entry.source,
             rank=ref.rank if ref is not None else None,
             bytes=ref.nbytes if ref is not None else None,
@@ -235,6 +237,7 @@ class LocalCatalogue:
             in_flight=self._uses.in_flight(name),
             last_use_s=self._uses.last_use_s(name),
             held_s=self._uses.held_s(name),
+            targets=self.aliases.of(name).targets,
         )
 
     def _remember(self, name: str, settings: EntrySettings) -> None:
@@ -253,9 +256,10 @@ class LocalCatalogue:
         if self._file is None or not source:
             return
         file, asked = self._file, self._settings.get(name, EntrySettings())
+        alias = self.aliases.of(name)
         entry = CatalogueEntry(
-            name, ref, source, pinned=asked.pinned or 0, alias_of=self._aliases.get(name, ""),
-            max_requests=asked.max_requests or 0,
+            name, ref, source, pinned=asked.pinned or 0, alias_of=alias.target,
+            max_requests=asked.max_requests or 0, targets=alias.targets,
         )  # fmt: skip
         owner = "" if name in self._registered else _OPTIONS
         await self._kept(lambda: file.put(RegisteredName(entry, owner)))

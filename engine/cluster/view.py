@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, EntrySettings
 from lora.adapter import AdapterRef
 from lora.sources.source_url import AdapterSource, SourceUrl, is_url
@@ -81,8 +82,11 @@ class AdapterAdministration(Protocol):
         """Let `name` mean nothing any more. Raises UnknownModel, or NotInTime without a coordinator, as the rest."""
         ...
 
-    async def set_alias(self, name: str, target: str) -> CatalogueEntry:
-        """Let `name` mean what `target` means now. Raises InvalidAdapterName, UnknownModel."""
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> CatalogueEntry:
+        """Let `name` mean what `target` means now, or its requests be answered by `targets` by share.
+
+        Raises InvalidAdapterName, UnknownModel.
+        """
         ...
 
     async def set(self, name: str, settings: EntrySettings) -> None:

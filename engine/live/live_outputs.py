@@ -45,16 +45,21 @@ class LiveOutputs:
         self.usage = UsageCounts()
         self._outputs: dict[str, RequestOutput] = {}
         self._models: dict[str, str] = {}  # of the same requests, the names that they asked for
+        self._counted_as: dict[str, str] = {}  # and those under which metrics count them
         self._ended = asyncio.Event()  # set when the last request has ended
 
     def __len__(self) -> int:
         return len(self._outputs)
 
-    def open(self, request: Request, model: str) -> RequestOutput:
-        """Return the output of a request that was accepted under the name `model`."""
+    def open(self, request: Request, model: str, target: str = "") -> RequestOutput:
+        """Return the output of a request that was accepted under the name `model`.
+
+        Metrics count it under `target`, the name whose meaning answers it, where that is another.
+        """
         output = self._outputs[request.request_id] = RequestOutput(request, self._tokenizer, self._leave)
         self._models[request.request_id] = model
-        self._telemetry.started(model)
+        self._counted_as[request.request_id] = target or model
+        self._telemetry.started(target or model)
         self.uses.began(model)
         self.accounts.began(request, model)
         return output
@@ -135,7 +140,9 @@ class LiveOutputs:
             model, prompt_tokens = self._models.pop(request_id), len(output.request.prompt_token_ids)
             self.uses.ended(model)
             self.accounts.ended(request_id, prompt_tokens + output.output_tokens, was_refused)
-            self._telemetry.finished(model, reason, prompt_tokens, output.output_tokens)
+            self._telemetry.finished(
+                self._counted_as.pop(request_id), reason, prompt_tokens, output.output_tokens
+            )
             self._count(output, model, reason, was_refused)
         if not self._outputs:
             self._ended.set()
@@ -170,11 +177,11 @@ class LiveOutputs:
         if delta is None:
             return
         if delta.token_ids:
-            model, times_s = self._models[event.key.request_id], output.token_times_s[delta.index]
+            counted_as, times_s = self._counted_as[event.key.request_id], output.token_times_s[delta.index]
             if len(times_s) > 1:
-                self._telemetry.next_token(model, times_s[-1] - times_s[-2])
+                self._telemetry.next_token(counted_as, times_s[-1] - times_s[-2])
             else:
-                self._telemetry.first_token(model, times_s[0])
+                self._telemetry.first_token(counted_as, times_s[0])
         if delta.finish_reason is None:
             return
         if event.finish_reason is None:

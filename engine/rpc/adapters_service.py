@@ -80,7 +80,9 @@ class AdaptersService:
 
     async def _set_alias(self, message: wire.SetAliasRequest, call: RpcCall) -> wire.Adapter:
         call.record.model = message.name
-        return _adapter(await self._admin.alias(AliasAdapter(name=message.name, target=message.target)))
+        targets = [{"name": each.name, "share": each.share} for each in message.targets]
+        fields = {"name": message.name, "target": message.target or None, "targets": targets or None}
+        return _adapter(await self._admin.alias(converted(fields, AliasAdapter)))
 
     async def _set_limit(self, message: wire.SetLimitRequest, call: RpcCall) -> wire.Adapter:
         call.record.model = message.name

@@ -221,6 +221,20 @@ def test_files_of_what_no_name_means_go_after_a_while(
     serve(tmp_path, visit)
 
 
+def test_a_version_to_which_an_alias_leads_by_share_stays_when_the_next_one_is_sent(tmp_path: Path) -> None:
+    async def visit(api: ApiSession, rig: Rig) -> None:
+        assert (await put(api, "sent", files_of(tmp_path, 60))).status == 200
+        old = f"sent@{str(await version_of(api, 'sent'))[:16]}"
+        shares = [{"name": old, "share": 0.9}, {"name": "low", "share": 0.1}]
+        made = await api.post("/v1/adapters/alias", {"name": "support", "targets": shares})
+        assert made.status == 200
+        assert (await put(api, "sent", files_of(tmp_path, 61))).status == 200
+        assert await ask(api, old) == await ask(api, "support") == 200
+        assert await version_of(api, old) != await version_of(api, "sent")
+
+    serve(tmp_path, visit)
+
+
 def test_what_was_sent_is_there_after_a_restart(tmp_path: Path) -> None:
     digests: list[str | None] = []
 

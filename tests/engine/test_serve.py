@@ -16,11 +16,12 @@ import pytest
 
 from engine.api.errors import ApiError
 from engine.api.keys import Permission
+from engine.api.server.configured import access_rules
 from engine.api.server.listener import HttpServer
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
-from engine.serve import FAILURE, access_rules, main, serve
+from engine.serve import FAILURE, main, serve
 from engine.server_process import freeze_objects, stopped_by_signals
 from engine.tokenizer import Tokenizer
 from scheduler.step import StepScheduler

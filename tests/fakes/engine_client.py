@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from engine.catalogue.alias_targets import NO_ALIAS, Alias, Targets
 from engine.catalogue.base import AdapterRecord, ClusterRecord, EntrySettings, NodeRecord, names_after
 from engine.errors import (
     AdapterExists,
@@ -97,7 +98,7 @@ class FakeCatalogue:
     def __init__(self, client: "FakeClient") -> None:
         self._client = client
         self.asked: dict[str, EntrySettings] = {}
-        self.aliases: dict[str, str] = {}
+        self.aliases: dict[str, Alias] = {}
         self.held: dict[str, float] = {}
 
     async def records(self, after: str, limit: int) -> list[AdapterRecord]:
@@ -109,18 +110,19 @@ class FakeCatalogue:
             if entry.name == name:
                 digest, asked = entry.ref.digest if entry.ref else None, self.asked.get(name, EntrySettings())
                 pinned, most = asked.pinned or 0, asked.max_requests or 0
-                source, alias = str(entry.folder), self.aliases.get(name)
+                source, alias = str(entry.folder), self.aliases.get(name, NO_ALIAS)
                 return AdapterRecord(
-                    name, digest, alias, source, pinned=pinned, max_requests=most, held_s=self.held.get(name)
-                )
+                    name, digest, alias.target or None, source, pinned=pinned, max_requests=most,
+                    held_s=self.held.get(name), targets=alias.targets,
+                )  # fmt: skip
         raise UnknownModel(name)
 
-    async def set_alias(self, name: str, target: str) -> None:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         folder = next((entry.folder for entry in self._client.adapters() if entry.name == target), None)
         if folder is None:
             raise UnknownModel(target)
         self._client.add(name, folder)
-        self.aliases[name] = target
+        self.aliases[name] = Alias(target, targets)
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         known = self.asked.get(name, EntrySettings())

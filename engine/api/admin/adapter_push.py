@@ -136,7 +136,7 @@ class AdapterPush:
         old = version_name(name, digest)
         named = await self._record(old)
         if named is not None and named.alias_of == name:
-            with suppress(UnknownModel):
+            with suppress(UnknownModel, InvalidAdapterName):  # an alias may lead to it by share
                 await self._client.unload_adapter(old)
 
     async def _record(self, name: str) -> AdapterRecord | None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import MOST_COPIES, MOST_HELD_S, MOST_REQUESTS
 
 Copies = Annotated[int, msgspec.Meta(ge=1, le=MOST_COPIES)]
@@ -22,10 +23,11 @@ class RegisterAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_
 
 
 class AliasAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """POST /v1/adapters/alias: let `name` mean what `target` means now."""
+    """POST /v1/adapters/alias: let `name` mean what `target` means now, or lead to `targets` by share."""
 
     name: str
-    target: str
+    target: str | None = None
+    targets: Targets | None = None
 
 
 class PinAdapter(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

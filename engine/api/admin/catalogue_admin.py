@@ -10,6 +10,7 @@ from engine.api.admin.admin_schema import AliasAdapter, HoldAdapter, LimitAdapte
 from engine.api.base import EngineClient
 from engine.api.errors import ApiError, refused
 from engine.api.schema import LoadAdapter
+from engine.catalogue.alias_targets import check_targets
 from engine.catalogue.base import AdapterRecord, EntrySettings
 from engine.runner.step_history import StepRecord
 
@@ -63,10 +64,19 @@ class CatalogueAdmin:
         return await self.one(wire.name)
 
     async def alias(self, wire: AliasAdapter) -> dict[str, object]:
-        """Let a name mean what another means. Raises ApiError, InvalidAdapterName, UnknownModel."""
-        if wire.name == wire.target:
+        """Let a name mean what another means, or lead to several by share.
+
+        Raises ApiError, InvalidParameter, InvalidAdapterName, UnknownModel.
+        """
+        targets = wire.targets or ()
+        target = targets[0].name if targets else wire.target
+        if target is None or (targets and wire.target is not None):
+            raise refused("target", "give either target or targets", "invalid_value")
+        if targets:
+            check_targets(wire.name, targets)
+        elif wire.name == target:
             raise refused("target", "it is the name itself: give another", "invalid_value")
-        await self._client.catalogue.set_alias(wire.name, wire.target)
+        await self._client.catalogue.set_alias(wire.name, target, targets if len(targets) > 1 else ())
         return await self.one(wire.name)
 
     async def pin(self, wire: PinAdapter) -> dict[str, object]:

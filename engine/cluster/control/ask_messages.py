@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from engine.catalogue.alias_targets import Targets
 from engine.cluster.control.control_values import (
     MOST_TEXT_CHARS,
     AdapterName,
@@ -54,8 +55,8 @@ class Ask(ControlMessage, frozen=True):
     """Do something for the sender, and answer by the same `number`.
 
     A router asks to `register` a folder, to `remove` a name, or to `set` what is asked for one; or it asks to let one
-    be an `alias` of the name that `folder` gives. The coordinator asks a node to `resolve` a name that it declares, to
-    `load` a folder, or to `unload` a name.
+    be an `alias` of the name that `folder` gives, perhaps with `targets` by share. The coordinator asks a node to
+    `resolve` a name that it declares, to `load` a folder, or to `unload` a name.
     """
 
     number: Count
@@ -65,6 +66,7 @@ class Ask(ControlMessage, frozen=True):
     replaces: bool = True
     pinned: Copies | None = None
     max_requests: Count | None = None
+    targets: Targets = ()
 
 
 class Answer(ControlMessage, frozen=True):
@@ -78,7 +80,13 @@ class Answer(ControlMessage, frozen=True):
     @classmethod
     def failed(cls, number: int, error: EngineError) -> "Answer":
         """Tell by which error an ask failed; one that is not among the faults may pass."""
-        reason = error.reason if isinstance(error, InvalidAdapterName) else str(error)
+        match error:
+            case InvalidAdapterName():
+                reason = error.reason
+            case UnknownModel():
+                reason = error.name  # which may be another than that of the ask
+            case _:
+                reason = str(error)
         return cls(number, None, _fault(error), reason[:MOST_TEXT_CHARS])
 
     def check(self, name: str) -> None:
@@ -91,7 +99,7 @@ class Answer(ControlMessage, frozen=True):
             case "exists":
                 raise AdapterExists(name)
             case "unknown":
-                raise UnknownModel(name)
+                raise UnknownModel(self.reason or name)
             case "later":
                 raise NotInTime(self.reason, RETRY_AFTER_S)
             case "absent":

@@ -27,7 +27,7 @@ from engine.cluster.control.control_values import (
 )
 from transport.base import Count
 
-VERSION = 4
+VERSION = 5
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 

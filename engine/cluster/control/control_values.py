@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import MOST_COPIES, CatalogueEntry
 from lora.activation import MOST_INVOCATION_TOKENS
 from lora.adapter import MOST_NAME_CHARS, AdapterRef, Effect
@@ -105,17 +106,18 @@ class WireEntry(_Value, frozen=True):
     pinned: Copies = 0
     alias_of: OptionalName = ""
     max_requests: Count = 0
+    targets: Targets = ()
 
     @classmethod
     def of(cls, entry: CatalogueEntry) -> "WireEntry":
         """Turn an entry into what travels."""
-        asked = (entry.pinned, entry.alias_of, entry.max_requests)
+        asked = (entry.pinned, entry.alias_of, entry.max_requests, entry.targets)
         companions = write_companions(entry.companions)
         return cls(entry.name, WireAdapter.of(entry.ref), entry.root, companions, entry.effect, *asked)
 
     def entry(self) -> CatalogueEntry:
         """Return the entry. Raises ControlFault for companions that are damaged."""
-        asked = (self.pinned, self.alias_of, self.max_requests)
+        asked = (self.pinned, self.alias_of, self.max_requests, self.targets)
         companions = companions_of(self.name, self.companions)
         return CatalogueEntry(self.name, self.adapter.ref(), self.root, companions, self.effect, *asked)
 
@@ -141,6 +143,7 @@ class EntryChange(_Value, frozen=True):
     pinned: Copies
     alias_of: OptionalName
     max_requests: Count
+    targets: Targets = ()
 
 
 class RouteChange(_Value, frozen=True):

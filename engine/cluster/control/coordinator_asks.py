@@ -7,6 +7,7 @@ from typing import TypeVar
 import grpc
 import msgspec
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, EntrySettings
 from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, RouterAct, StatusAsk, StatusTold
 from engine.cluster.control.control_messages import FromMember
@@ -58,12 +59,9 @@ class CoordinatorAsks:
         """Remove a name. As AdapterAdministration.remove."""
         (await self._ask("remove", name)).check(name)
 
-    async def set_alias(self, name: str, target: str) -> CatalogueEntry:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> CatalogueEntry:
         """Let `name` mean what `target` means now. Raises InvalidAdapterName, UnknownModel or NotInTime."""
-        answer = await self._ask("alias", name, target)
-        if answer.fault == "unknown":
-            answer.check(target)
-        return _entry(name, answer)
+        return _entry(name, await self._ask("alias", name, target, targets=targets))
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         """Ask something else for a name. Raises InvalidAdapterName, UnknownModel or NotInTime."""
@@ -92,11 +90,13 @@ class CoordinatorAsks:
         replaces: bool = True,
         pinned: int | None = None,
         max_requests: int | None = None,
+        targets: Targets = (),
     ) -> Answer:
         """Ask the coordinator to change something. Raises InvalidAdapterName, NotInTime."""
         if not is_name(name):
             raise InvalidAdapterName(name, f"choose another name: give {NAME_RULE}")
-        answer = await self._send(Ask(self._next(), act, name, folder, replaces, pinned, max_requests))
+        ask = Ask(self._next(), act, name, folder, replaces, pinned, max_requests, targets)
+        answer = await self._send(ask)
         if not isinstance(answer, Answer):
             raise _other()
         return answer

@@ -1,5 +1,6 @@
 """Change the catalogue on a client's behalf: a node reads, checks and tries a folder before a name means it."""
 
+from engine.catalogue.alias_targets import Targets, check_is_no_target
 from engine.catalogue.base import CatalogueEntry, EntrySettings
 from engine.catalogue.catalogue_file import RegisteredName
 from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask
@@ -30,7 +31,7 @@ class Registrations:
                 case "register":
                     entry = await self.register(ask.name, ask.folder, ask.replaces)
                 case "alias":
-                    entry = await self.set_alias(ask.name, ask.folder)
+                    entry = await self.set_alias(ask.name, ask.folder, ask.targets)
                 case "set":
                     settings = EntrySettings(ask.pinned, ask.max_requests)
                     entry = await self._catalogue.set(ask.name, settings)
@@ -69,13 +70,14 @@ class Registrations:
         await self._unload(name, node)
         return entry
 
-    async def set_alias(self, name: str, target: str) -> CatalogueEntry:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> CatalogueEntry:
         """Let `name` mean what `target` means now. Raises InvalidAdapterName, UnknownModel, NotInTime."""
         self._check(name, True)
-        return await self._catalogue.set_alias(name, target)
+        return await self._catalogue.set_alias(name, target, targets)
 
     async def remove(self, name: str) -> None:
         """Let a name mean nothing, also at the nodes that declare it. Raises UnknownModel or NotInTime."""
+        check_is_no_target(name, self._catalogue.targets())
         await self._catalogue.remove(name)
         await self._unload(name, None)
 

@@ -8,11 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from engine.catalogue.alias_targets import (
+    Targets,
+    check_is_no_target,
+    check_may_be_target,
+    check_same_prompts,
+)
 from engine.catalogue.base import CatalogueEntry, EntrySettings
 from engine.catalogue.catalogue_file import CatalogueFile, RegisteredName
 from engine.errors import UnknownModel
 from engine.waiting.task_pool import TaskPool
 from lora.adapter import AdapterRef
+from lora.format.companions import Companions
 from scheduler.cluster.protocol.messages import AdapterAdded, AdapterDeleted, AdapterPinned
 
 _WRITE_S = 30.0
@@ -73,16 +80,26 @@ class SharedCatalogue:
             self._set(name, registered)
         return True
 
-    async def set_alias(self, name: str, target: str) -> CatalogueEntry:
-        """Let `name` mean what `target` means now. Raises UnknownModel for a target that means nothing."""
+    def targets(self) -> dict[str, Targets]:
+        """Return the targets of each alias that has shares."""
+        return {name: entry.targets for name, entry in self.entries.items() if entry.targets}
+
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> CatalogueEntry:
+        """Let `name` mean what `target` means now, and its requests be answered by `targets`, if there are any.
+
+        Raises UnknownModel for a target that means nothing, InvalidAdapterName for one that cannot have a share.
+        """
         async with self._writing:
+            if targets:
+                self._check(name, targets)
             meant = self._names.get(target)
             if meant is None:
                 raise UnknownModel(target)
-            await self._pool.run(lambda: self._file.set_alias(name, target))
+            await self._pool.run(lambda: self._file.set_alias(name, target, targets))
             known = self._names.get(name)
             pinned, most = (known.entry.pinned, known.entry.max_requests) if known is not None else (0, 0)
-            alias = replace(meant.entry, name=name, pinned=pinned, alias_of=target, max_requests=most)
+            asked = {"pinned": pinned, "max_requests": most, "targets": targets}
+            alias = replace(meant.entry, name=name, alias_of=target, **asked)
             self._set(name, RegisteredName(alias))
         return alias
 
@@ -116,6 +133,18 @@ class SharedCatalogue:
         async with self._writing:
             await self._pool.run_or_leave("the catalogue", self._file.close)
         self._pool.close()
+
+    def _check(self, name: str, targets: Targets) -> None:
+        """Raise UnknownModel or InvalidAdapterName for targets that `name` cannot lead to by share."""
+        check_is_no_target(name, self.targets())
+        companions: dict[str, Companions] = {}
+        for each in targets:
+            known = self._names.get(each.name)
+            if known is None:
+                raise UnknownModel(each.name)
+            check_may_be_target(name, each.name, known.entry.targets)
+            companions[each.name] = known.entry.companions
+        check_same_prompts(name, companions)
 
     def _set(self, name: str, registered: RegisteredName | None) -> None:
         before = self._names.pop(name, None)

@@ -109,7 +109,7 @@ class ViewEncoder:
             yield WireMember(name, member.session, member.address, member.peer_address or "", member.zone)
         for name, entry in _changed(before.catalogue, view.catalogue):
             told = write_companions(entry.companions)
-            asked = (entry.pinned, entry.alias_of, entry.max_requests)
+            asked = (entry.pinned, entry.alias_of, entry.max_requests, entry.targets)
             yield EntryChange(name, self._numbers[entry.ref], entry.root, told, entry.effect, *asked)
         for ref, shares in _changed(before.table.shares, view.table.shares):
             yield RouteChange(self._numbers[ref], tuple((each.node, each.part) for each in shares))
@@ -206,7 +206,7 @@ class ViewDecoder:
     def _entry(self, entry: EntryChange) -> CatalogueEntry:
         companions = companions_of(entry.name, entry.companions)
         ref = self._ref(entry.adapter)
-        asked = (entry.pinned, entry.alias_of, entry.max_requests)
+        asked = (entry.pinned, entry.alias_of, entry.max_requests, entry.targets)
         return CatalogueEntry(entry.name, ref, entry.root, companions, entry.effect, *asked)
 
     def _ref(self, number: int) -> AdapterRef:

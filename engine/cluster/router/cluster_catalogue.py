@@ -5,6 +5,7 @@ While no coordinator answers, the router tells what it remembers; nothing can be
 
 from dataclasses import replace
 
+from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import AdapterRecord, ClusterRecord, EntrySettings, NodeRecord, names_after
 from engine.cluster.control.cluster_status import adapters_of_view, cluster_of_view
 from engine.cluster.router.forwarding import Forwarding
@@ -45,9 +46,9 @@ class ClusterCatalogue:
             raise UnknownModel(name)
         return self._seen_here(found)
 
-    async def set_alias(self, name: str, target: str) -> None:
+    async def set_alias(self, name: str, target: str, targets: Targets = ()) -> None:
         """Let `name` mean what `target` means now. As AdapterCatalogue.set_alias."""
-        await self._administration.set_alias(name, target)
+        await self._administration.set_alias(name, target, targets)
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         """Ask something else for a name. As AdapterCatalogue.set."""

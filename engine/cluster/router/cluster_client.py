@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from engine.admission import Admission
 from engine.base.model_card import ModelCard
+from engine.catalogue.alias_targets import chosen_target
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_catalogue import ClusterCatalogue
 from engine.cluster.router.forwarding import Forwarding
@@ -17,7 +18,8 @@ from engine.cluster.view import AdapterAdministration, ClusterView
 from engine.errors import Draining, InvalidAdapter, NotFetched, NotInTime, UnknownModel
 from engine.live.live_outputs import LiveOutputs
 from engine.metrics.series import MetricSeries
-from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.metrics.snapshot import EngineStats
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.structured.grammar_cache import GrammarCache
 from engine.structured.grammar_pool import GrammarPool
@@ -161,19 +163,25 @@ class ClusterClient:
 
         with self._outputs.refusals(origin.tenant, model, is_known):
             priority = self.accounts.check_access(origin, model)
-            await self.find(model)
+            target = self._target_of(model, origin.cache_salt or next(iter(prompts)))
+            await self.find(target)
             with self._admission.places(len(prompts) * params.n):
                 await self._grammars.compile(params)  # nodes do so again: here a client is told what is wrong
-            return self._submit_all(model, prompts, params, replace(origin, priority=priority))
+            return self._submit_all(model, target, prompts, params, replace(origin, priority=priority))
 
     def _submit_all(
-        self, model: str, prompts: Mapping[str, tuple[int, ...]], params: SamplingParams, origin: Origin
+        self,
+        model: str,
+        target: str,
+        prompts: Mapping[str, tuple[int, ...]],
+        params: SamplingParams,
+        origin: Origin,
     ) -> tuple[RequestOutput, ...]:
         if self._draining:
             raise Draining
-        entry, now_s = self._entry(model), time.monotonic()
+        entry, now_s = self._entry(target), time.monotonic()
         adapter = BASE if entry is None else entry.ref
-        ends = (*self._model.eos_token_ids, *self.tokenizer_of(model).eos_token_ids)
+        ends = (*self._model.eos_token_ids, *self.tokenizer_of(target).eos_token_ids)
         eos = tuple(dict.fromkeys(ends))
         requests: list[Request] = []
         with self._admission.places(len(prompts) * params.n):
@@ -186,10 +194,11 @@ class ClusterClient:
                 )  # fmt: skip
                 check_length(request, self.max_model_len)
                 requests.append(request.within(self.vocab_size))
-        most = entry.max_requests if entry is not None else 0
+        asked = self.view.catalogue.get(model)
+        most = asked.max_requests if asked is not None and entry is not None else 0
         self._outputs.uses.check(model, len(prompts), most)
         self.accounts.check(origin.tenant, model, prompts.values(), params)
-        outputs = [self._outputs.open(request, model) for request in requests]
+        outputs = [self._outputs.open(request, model, target) for request in requests]
         for request in requests:
             self.forwarding.offer(request, _offer(request))
         return tuple(outputs)
@@ -248,6 +257,11 @@ class ClusterClient:
 
     def _may_find(self, model: str) -> bool:
         return model not in self._model.names and self._finder.may_find(model)
+
+    def _target_of(self, model: str, key: str) -> str:
+        """Return the name whose meaning answers a request for `model`, as `chosen_target` does."""
+        entry = None if model in self._model.names else self.view.catalogue.get(model)
+        return model if entry is None else chosen_target(model, entry.targets, key)
 
     def _entry(self, model: str) -> CatalogueEntry | None:
         """Return what an adapter's name means; None for the base. Raises UnknownModel, NotInTime."""

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "alias_of", "source", "rank", "bytes", "effect", "error", "pinned", "max_requests", "copies", "tiers", "shares", "in_flight", "last_use_s", "held_s")
+    __slots__ = ("name", "version", "alias_of", "source", "rank", "bytes", "effect", "error", "pinned", "max_requests", "copies", "tiers", "shares", "in_flight", "last_use_s", "held_s", "targets")
     class TiersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Adapter(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_S_FIELD_NUMBER: _ClassVar[int]
     HELD_S_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     alias_of: str
@@ -54,7 +55,16 @@ class Adapter(_message.Message):
     in_flight: int
     last_use_s: float
     held_s: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., alias_of: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., bytes: _Optional[int] = ..., effect: _Optional[str] = ..., error: _Optional[str] = ..., pinned: _Optional[int] = ..., max_requests: _Optional[int] = ..., copies: _Optional[int] = ..., tiers: _Optional[_Mapping[str, str]] = ..., shares: _Optional[_Mapping[str, float]] = ..., in_flight: _Optional[int] = ..., last_use_s: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., alias_of: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., bytes: _Optional[int] = ..., effect: _Optional[str] = ..., error: _Optional[str] = ..., pinned: _Optional[int] = ..., max_requests: _Optional[int] = ..., copies: _Optional[int] = ..., tiers: _Optional[_Mapping[str, str]] = ..., shares: _Optional[_Mapping[str, float]] = ..., in_flight: _Optional[int] = ..., last_use_s: _Optional[float] = ..., held_s: _Optional[float] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ...) -> None: ...
+
+class AliasTarget(_message.Message):
+    __slots__ = ("name", "share")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    share: float
+    def __init__(self, name: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
     __slots__ = ("after", "limit")
@@ -117,12 +127,14 @@ class UnpinAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class SetAliasRequest(_message.Message):
-    __slots__ = ("name", "target")
+    __slots__ = ("name", "target", "targets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     target: str
-    def __init__(self, name: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
+    targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
+    def __init__(self, name: _Optional[str] = ..., target: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ...) -> None: ...
 
 class SetLimitRequest(_message.Message):
     __slots__ = ("name", "max_requests")

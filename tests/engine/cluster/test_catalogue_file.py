@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.catalogue.alias_targets import AliasTarget
 from engine.catalogue.base import CatalogueEntry
 from engine.catalogue.catalogue_file import CatalogueFile, NotWritten, RegisteredName, Superseded
 from engine.errors import InvalidConfig
@@ -62,6 +63,22 @@ def test_an_alias_means_the_same_content_and_keeps_it_when_the_other_name_moves_
     catalogue.set_alias("latest", "v1")
     moved = catalogue.read()["latest"].entry
     assert (moved.ref, moved.pinned, moved.max_requests) == (registered("v1", 2).entry.ref, 3, 7)
+
+
+def test_the_targets_of_an_alias_are_read_again_until_it_is_made_anew(tmp_path: Path) -> None:
+    path, targets = tmp_path / "catalogue", (AliasTarget("v1", 0.9), AliasTarget("v2", 0.1))
+    catalogue = CatalogueFile(path, NOW_S)
+    catalogue.put(registered("v1", 1))
+    catalogue.set_alias("best", "v1", targets)
+    catalogue.put(RegisteredName(replace(registered("other").entry, targets=targets)))
+    catalogue.close()
+    read = reopened(path)
+    assert (read["best"].entry.targets, read["best"].entry.alias_of) == (targets, "v1")
+    assert (read["other"].entry.targets, read["v1"].entry.targets) == (targets, ())
+    catalogue = CatalogueFile(path, NOW_S)
+    catalogue.set_alias("best", "v1")
+    assert catalogue.read()["best"].entry.targets == ()
+    catalogue.close()
 
 
 FIRST_FORMAT = """

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pytest
 
+from engine.catalogue.alias_targets import AliasTarget, chosen_target
 from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
 from engine.cluster.view import ClusterView
@@ -265,5 +266,25 @@ def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
             assert [len(delta.token_ids) for delta in await others] == [100]
             assert (await api.post("/v1/adapters/release", {"name": "sort"})).status == 200
             assert (await api.post(path, body)).json["choices"][0]["token_ids"] == direct["token_ids"]
+
+    _visit(visit)
+
+
+def test_an_alias_with_shares_is_answered_by_the_target_of_each_request() -> None:
+    halves = (AliasTarget("sort", 0.5), AliasTarget("reverse", 0.5))
+
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        known = client.view.catalogue
+        alias = replace(known["sort"], name="best", alias_of="sort", targets=halves)
+        client.view.catalogue = {**known, "best": alias}
+        ids, found = tuple(client.tokenizer.encode("garden")), set[str]()
+        for number in range(8):
+            target = chosen_target("best", halves, str(number))
+            output = await client.submit("best", ids, GREEDY, str(number))
+            assert output.adapter_digest == known[target].ref.digest
+            assert _alike(await _whole(output), await _ask(nodes[0], target, "garden", GREEDY))
+            found.add(target)
+        assert found == {"sort", "reverse"} <= set(client.telemetry.recent())
+        assert "best" not in client.telemetry.recent()
 
     _visit(visit)

@@ -75,6 +75,9 @@ def test_an_adapter_is_loaded_pinned_aliased_bounded_and_unloaded(tmp_path: Path
         assert (await call(door, "Abort", wire.AbortAdapterRequest(name="new"))).aborted == 0
         alias = await call(door, "SetAlias", wire.SetAliasRequest(name="newest", target="new"))
         assert (alias.name, alias.alias_of) == ("newest", "new")
+        shares = [wire.AliasTarget(name="new", share=0.75), wire.AliasTarget(name="poet", share=0.25)]
+        alias = await call(door, "SetAlias", wire.SetAliasRequest(name="newest", targets=shares))
+        assert (alias.alias_of, list(alias.targets)) == ("new", shares)
         await call(door, "Unload", wire.UnloadAdapterRequest(name="new"))
         code, _ = await refusal(call(door, "Get", wire.GetAdapterRequest(name="new")))
         assert code is grpc.StatusCode.NOT_FOUND
@@ -105,6 +108,19 @@ def test_refusals_have_the_protocols_codes_and_words(tmp_path: Path) -> None:
             "max_requests",
         ),
         ("SetAlias", wire.SetAliasRequest(name="poet", target="poet"), "INVALID_ARGUMENT", "target: "),
+        ("SetAlias", wire.SetAliasRequest(name="x"), "INVALID_ARGUMENT", "target: "),
+        (
+            "SetAlias",
+            wire.SetAliasRequest(name="x", targets=[wire.AliasTarget(name="poet", share=0.5)]),
+            "INVALID_ARGUMENT",
+            "targets.share: [0.5]",
+        ),
+        (
+            "SetAlias",
+            wire.SetAliasRequest(name="x", targets=[wire.AliasTarget(name="poet")]),
+            "INVALID_ARGUMENT",
+            "targets[0].share",
+        ),
         ("Unload", wire.UnloadAdapterRequest(name="nobody"), "NOT_FOUND", "nobody"),
     ]
 
