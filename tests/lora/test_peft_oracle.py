@@ -59,6 +59,10 @@ FORMS = {
     },
     "head": {"target_modules": ["q_proj", "lm_head"], "rank_pattern": {"lm_head": 3}},
     "head-alone": {"target_modules": ["lm_head"], "layers_to_transform": [1]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 3}},
+    "embedding-alone": {"target_modules": ["model.embed_tokens"], "layers_to_transform": [1]},
+    "both-ends-rslora": {"target_modules": ["embed_tokens", "lm_head"], "use_rslora": True, "r": 5},
+    "ends-by-regex": {"target_modules": r".*embed_tokens|.*\.0\..*q_proj", "exclude_modules": ["v_proj"]},
     "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "training-only": {"target_modules": ["q_proj"], "lora_dropout": 0.3, "task_type": "CAUSAL_LM"},
 }
@@ -108,11 +112,11 @@ def test_half_precision_rounds_each_matrix_once(dtype: torch.dtype, rtol: float,
     assert_same(packed_deltas(packed), deltas(model), rtol)
 
 
-def test_a_headless_base_names_its_modules_without_the_root(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]])
+def test_a_headless_base_names_its_modules_without_the_root(targets: list[str], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = peft.get_peft_model(
-        LlamaModel(TINY), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    )
+    config = peft.LoraConfig(target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(LlamaModel(TINY), config)
     assert isinstance(model, peft.PeftModel)
     model.save_pretrained(str(tmp_path))
     packed = pack("a", tmp_path, BASE, torch.float32)
