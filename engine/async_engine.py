@@ -15,7 +15,8 @@ from engine.live.live_outputs import LiveOutputs
 from engine.live.request_spans import RequestSpans
 from engine.live.step_loop import StepLoop
 from engine.metrics.series import AdapterRequests, MetricSeries, census_series, gateway_series
-from engine.metrics.telemetry import EngineStats, Telemetry
+from engine.metrics.snapshot import EngineStats
+from engine.metrics.telemetry import Telemetry
 from engine.output import RequestOutput
 from engine.runner.step_history import StepRecord
 from engine.structured.grammar_pool import GrammarPool
@@ -223,9 +224,8 @@ class AsyncEngine:
             self.step_loop.submit(request, self._outputs if self._in_time is None else self._in_time)
         if self._in_time is not None:
             self._in_time.begin(request)
-        return self._outputs.open(
-            request, model, target
-        )  # before the event loop runs again, hence before any event
+        # Before the event loop runs again, hence before any event.
+        return self._outputs.open(request, model, target)
 
     def _finish(self, key: SequenceKey) -> None:
         self.step_loop.finish(key)

@@ -21,7 +21,7 @@ from engine.api.admin.pushed_files import PushOptions
 from engine.api.base import EngineClient
 from engine.api.guard import RequestGuard
 from engine.api.http import http_app
-from engine.api.keys import AccessRules
+from engine.api.server.configured import access_rules, listen_at, request_log
 from engine.api.server.listener import HttpServer, tls_of
 from engine.api.usage_routes import UsageRoutes
 from engine.base.model_card import base_folder
@@ -33,19 +33,17 @@ from engine.config.command_line import serve_config
 from engine.config.config import ServeConfig
 from engine.errors import EngineStopped, InvalidConfig, WorkersFailed
 from engine.metrics.log_queue import server_log
-from engine.metrics.request_log import RequestLog
 from engine.metrics.telemetry import Telemetry
-from engine.metrics.tracing import Tracing, tracing_of
+from engine.metrics.tracing import tracing_of
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
-from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
+from engine.server_process import freeze_objects, run_until, stopped_by_signals, tell_end, tell_ready
 from engine.tenant_watch import TenantWatch
 from engine.tenants.usage_log import UsageLog
 from lora.errors import AdapterRefused
 from lora.format.allowed_roots import AllowedRoots
 from model.checkpoint_files import CheckpointError, weights_digest
 from model.config import UnsupportedModel
-from transport.control.security import is_loopback
 
 if TYPE_CHECKING:
     from engine.assembly.assembly import Engine
@@ -80,9 +78,9 @@ async def serve(
 ) -> None:
     """Serve `client` until `stop` is set, then drain and close it.
 
-    `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
+    `ready` is called with the address once requests can be served. Raises InvalidConfig if the address is not free.
     """
-    roots, log = lora_roots(config), _request_log(config, client.telemetry.tracing)
+    roots, log = lora_roots(config), request_log(config, client.telemetry.tracing)
     sources = config.engine.sources.allowed()
     client.telemetry.watch_lost_lines(log.lost)
     rules, admin = access_rules(config), AdapterAdmin(client, roots, sources)
@@ -103,14 +101,13 @@ async def serve(
             await membership.start()
         if batches is not None:
             await batches.start()
-        address = await _listen(server, config)
+        address = await listen_at(server, config)
         if config.grpc_port is not None:
             address += f" and {await rpc.listen(config.host, config.grpc_port)}"
         watch.start()
         if usage is not None:
             usage.start()
-        ready(address)
-        await stop.wait()
+        await run_until(stop, lambda: ready(address), lambda: client.stats().trouble)
         await rpc.stop_serving()
         await server.stop_listening()
         if batches is not None:
@@ -148,39 +145,6 @@ def registry_file(config: ServeConfig) -> CatalogueFile | None:
     """Open the file that a single server keeps its registry of adapters in, if one is named. Raises InvalidConfig."""
     path = config.cluster.registry_file
     return None if path is None else CatalogueFile(path, time.time())
-
-
-def access_rules(config: ServeConfig) -> AccessRules:
-    """Return who may do what; warn of a server that answers everybody who reaches it."""
-    access, is_local = config.access, is_loopback(config.host)
-    api_keys, tenants = access.read_api_keys(), config.tenants.read()
-    if not (api_keys or tenants or is_local):
-        _log.warning(
-            "listening at %s without an API key: whoever reaches this server may use it; give --api-key-file "
-            "or LORASERVE_API_KEY", config.host,
-        )  # fmt: skip
-    keyless = "everybody" if access.allow_admin_without_key else "local" if is_local else "nobody"
-    admin_keys, open_metrics = access.read_admin_keys(), access.allow_metrics_without_key
-    return AccessRules(api_keys, admin_keys, keyless, open_metrics, tenants)
-
-
-def _request_log(config: ServeConfig, tracing: Tracing | None) -> RequestLog:
-    """Open the files of audit and access lines. Raises InvalidConfig."""
-    try:
-        return RequestLog(config.audit_log, config.access_log, config.access_log_file, tracing=tracing)
-    except OSError as error:
-        option = "audit_log" if error.filename == str(config.audit_log) else "access_log_file"
-        remedy = f"it cannot be written ({error.strerror}): give a file in a folder that is there"
-        raise InvalidConfig(option, error.filename, remedy) from error
-
-
-async def _listen(server: HttpServer, config: ServeConfig) -> str:
-    try:
-        return await server.listen(config.host, config.port)
-    except (OSError, ValueError) as error:  # a host that no name can be is a ValueError
-        told = error.strerror if isinstance(error, OSError) else error
-        reason = f"{config.host} cannot be bound to it ({told}): choose another port or --host"
-        raise InvalidConfig("port", config.port, reason) from error
 
 
 def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
@@ -233,20 +197,20 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
-        role.when_ready(lambda: tell_ready(f"router ready at {address}: {role.client.model_name}\n"))
+        tell_ready(f"router ready at {address}: {role.client.model_name}\n")
 
     freeze_objects()
     await serve(role.client, config, announce, stopped_by_signals(), role)
 
 
-async def _run_coordinator(config: ServeConfig) -> None:
+async def _run_coordinator(config: ServeConfig, telemetry: Telemetry) -> None:
     from engine.cluster.roles.coordinator_role import run_coordinator  # noqa: PLC0415 - imports what places adapters
 
     def announce(address: str) -> None:
         freeze_objects()
         tell_ready(f"coordinator ready at {address}\n")
 
-    await run_coordinator(config, announce, stopped_by_signals())
+    await run_coordinator(config, telemetry, announce, stopped_by_signals())
 
 
 def _serve_role(config: ServeConfig) -> None:
@@ -258,7 +222,7 @@ def _serve_role(config: ServeConfig) -> None:
         try:
             match config.cluster.role:
                 case "coordinator":
-                    asyncio.run(_run_coordinator(config))
+                    asyncio.run(_run_coordinator(config, telemetry))
                 case "router":
                     asyncio.run(_run_router(config, telemetry))
                 case _:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from engine.api.parsing import FetchedModels
-from engine.catalogue.base import AdapterCatalogue
+from engine.catalogue.base import AdapterCatalogue, ClusterRecords
 from engine.metrics.series import MetricSeries
-from engine.metrics.telemetry import Snapshot, Telemetry
+from engine.metrics.snapshot import Snapshot, Standing
+from engine.metrics.telemetry import Telemetry
 from engine.output import Delta
 from engine.runner.step_history import StepRecord
 from engine.tenants.accounts import TenantAccounts
@@ -43,13 +44,40 @@ class OutputStream(Protocol):
         ...
 
 
-class EngineClient(FetchedModels, Protocol):
-    """An engine as the API sees it."""
+class ObservedServer(Protocol):
+    """A server as those see it who look after it, whether or not it answers requests."""
 
     @property
     def telemetry(self) -> Telemetry:
-        """What the engine counts and times."""
+        """What it counts and times."""
         ...
+
+    @property
+    def model_name(self) -> str:
+        """The name of the base model; empty where no requests are answered."""
+        ...
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names by which requests may call the base model, `model_name` first."""
+        ...
+
+    @property
+    def catalogue(self) -> ClusterRecords:
+        """The cluster and its adapters."""
+        ...
+
+    def series(self) -> Sequence[MetricSeries]:
+        """Tell more of this moment as metrics; of single adapters, only of those that were used last."""
+        ...
+
+    def stats(self) -> Snapshot | Standing:
+        """Describe it at this moment."""
+        ...
+
+
+class EngineClient(FetchedModels, ObservedServer, Protocol):
+    """An engine as the API sees it."""
 
     @property
     def accounts(self) -> TenantAccounts:
@@ -59,11 +87,6 @@ class EngineClient(FetchedModels, Protocol):
     @property
     def usage(self) -> UsageCounts:
         """What tenants have used by day and adapter, and nobody keeps yet."""
-        ...
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """All names by which requests may call the base model, `model_name` first."""
         ...
 
     @property
@@ -126,10 +149,6 @@ class EngineClient(FetchedModels, Protocol):
 
     def adapters(self) -> tuple[AdapterEntry, ...]:
         """List the adapters that requests may name."""
-        ...
-
-    def series(self) -> Sequence[MetricSeries]:
-        """Tell more of this moment as metrics; of single adapters, only of those that were used last."""
         ...
 
     def recent_steps(self) -> Sequence[StepRecord] | None:

@@ -21,18 +21,16 @@ from engine.api.admin.catalogue_admin import CatalogueAdmin
 from engine.api.admin.pushed_files import PushOptions
 from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import LARGE_BODY_BYTES, BodyParser
-from engine.api.cors import Cors
 from engine.api.errors import FORESEEN, as_api_error
 from engine.api.generation import ENDPOINTS, INLINE_TOKENS, Endpoint, Generation
-from engine.api.guard import RECORD, Handler, RequestGuard, json_response, set_request_id
+from engine.api.guard import RECORD, Handler, RequestGuard, json_response
 from engine.api.openapi.document import document, software_version
 from engine.api.openapi.operations import Description, joined
 from engine.api.page.page_routes import PageRoutes
 from engine.api.server.body import BodyReader, wait_with_continue
-from engine.api.server.connection import note_beginning
-from engine.api.server.loop_lag import LoopLag
+from engine.api.status.guarded_app import guarded_app
+from engine.api.status.status_routes import StatusRoutes
 from engine.config.http_config import HttpConfig
-from engine.metrics import telemetry
 from engine.waiting.task_pool import TaskPool
 from scheduler.request import Origin
 
@@ -84,9 +82,8 @@ def http_app(
     push: PushOptions = NO_PUSH,
 ) -> web.Application:
     """Make the application: every route of the server, and `more` that need its reader of bodies, behind `guard`."""
-    config, cors = config or HttpConfig(), Cors(cors_origins)
-    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[note_beginning, cors, guard])
-    app.on_response_prepare.extend((set_request_id, cors.mark))
+    config = config or HttpConfig()
+    app = guarded_app(guard, cors_origins, config, client.telemetry)
     pools = HttpPools.make()
     bodies, parser = BodyReader(config, pools.text), BodyParser(client, pools.text)
     described = joined(each.description for each in more)
@@ -103,9 +100,7 @@ def http_app(
             web.post("/v1/unload_lora_adapter", routes.unload, expect_handler=wait_with_continue),
             web.post("/tokenize", routes.translate, expect_handler=wait_with_continue),
             web.post("/detokenize", routes.translate, expect_handler=wait_with_continue),
-            web.get("/health", routes.health),
-            web.get("/version", routes.version),
-            web.get("/metrics", routes.metrics),
+            *StatusRoutes(client, pools.views).table(),
             web.get("/openapi.json", routes.openapi, allow_head=False),
             *AdminRoutes(CatalogueAdmin(client, adapters), bodies, pushed).table(),
             *(route for each in more for route in each.table(bodies)),
@@ -114,18 +109,12 @@ def http_app(
 
     page = PageRoutes(client, pools.views, config.page_watchers)
     app.add_routes(page.table())
-    lag = LoopLag(client.telemetry.loop_was_late)
-
-    async def start(_: web.Application) -> None:
-        lag.start()
 
     async def stop(_: web.Application) -> None:
-        lag.stop()
         await pushed.close()
         parser.close()
         pools.close()
 
-    app.on_startup.append(start)
     app.on_shutdown.append(page.close)
     app.on_cleanup.append(stop)
     return app
@@ -242,23 +231,6 @@ class _Routes:
             content = await self._parser.response(request.path, body, request[RECORD].tenant)
         return web.Response(body=content, content_type="application/json")
 
-    async def health(self, request: web.Request) -> web.Response:
-        """Answer GET /health: 200 while requests can be served, else 503 and why not."""
-        trouble = self._client.stats().trouble
-        if trouble is None:
-            return json_response({"status": "ok"})
-        return json_response({"status": "unhealthy", "reason": trouble}, 503)
-
-    async def version(self, request: web.Request) -> web.Response:
-        """Answer GET /version."""
-        return json_response({"version": software_version()})
-
     async def openapi(self, request: web.Request) -> web.Response:
         """Answer GET /openapi.json."""
         return json_response(document(software_version(), self._more))
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        """Answer GET /metrics, in Prometheus' text format."""
-        stats, series = self._client.stats(), self._client.series()
-        text = await self._pools.views.run(lambda: self._client.telemetry.render(stats, series))
-        return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})

@@ -131,12 +131,17 @@ class ReplacementRecord:
 
 @dataclass(frozen=True, slots=True)
 class SizeRecord:
-    """How many nodes there should be and how many serve; how long ago the number changed last, and why."""
+    """How many nodes there should be and how many serve; how long ago the number changed last, and why.
+
+    It is chosen between `lowest` and `highest`, as whoever starts the nodes says; 0 is not known.
+    """
 
     wanted: int
     present: int
     age_s: float
     reason: str
+    lowest: int = 0
+    highest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +169,20 @@ def names_after(names: Iterable[str], after: str, limit: int) -> list[str]:
     return ordered[start : start + limit]
 
 
-class AdapterCatalogue(Protocol):
-    """The registry behind one server, as administrators see it. Used on one event loop."""
+class ClusterRecords(Protocol):
+    """What there is to tell of a cluster and its adapters. Used on one event loop."""
 
     async def records(self, after: str, limit: int) -> Sequence[AdapterRecord]:
         """Describe the first `limit` names after `after`, in order of names."""
         ...
+
+    async def cluster(self) -> ClusterRecord:
+        """Describe the cluster."""
+        ...
+
+
+class AdapterCatalogue(ClusterRecords, Protocol):
+    """The registry behind one server, as administrators see it. Used on one event loop."""
 
     async def record(self, name: str) -> AdapterRecord:
         """Describe one name. Raises UnknownModel."""
@@ -201,8 +214,4 @@ class AdapterCatalogue(Protocol):
 
         Raises UnknownModel for a name that means nothing, and that no request runs under.
         """
-        ...
-
-    async def cluster(self) -> ClusterRecord:
-        """Describe the cluster."""
         ...

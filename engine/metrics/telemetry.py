@@ -5,9 +5,7 @@ no client's string ever becomes a label. Its registry is its own: two engines in
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -21,68 +19,15 @@ from prometheus_client.registry import Collector
 
 from engine.metrics.adapter_totals import AdapterTotals, Times, Totals
 from engine.metrics.series import MetricSeries, Refusals, tenant_series
+from engine.metrics.snapshot import Snapshot, Standing
 from engine.metrics.tracing import Tracing
 from lora.peers.peer_stats import PeerStats
-from lora.store.stats import StoreStats
-from scheduler.blocks import BlockStats
 
 _NAMESPACE = "loraserve"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MOST_ADAPTERS = 200
 _STALLS_S = (0.02, 0.1, 1.0)
-
-
-class Snapshot(Protocol):
-    """What a scrape reads of an engine at one moment."""
-
-    @property
-    def running(self) -> int:
-        """Return how many sequences run."""
-        ...
-
-    @property
-    def waiting(self) -> int:
-        """Return how many sequences wait to run."""
-        ...
-
-    @property
-    def preemptions(self) -> int:
-        """Return how often a sequence gave up its K/V for others."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Return how many steps there were."""
-        ...
-
-    @property
-    def trouble(self) -> str | None:
-        """Say why requests cannot be served; None while they can."""
-        ...
-
-    @property
-    def blocks(self) -> BlockStats:
-        """Return how many K/V blocks are in which state."""
-        ...
-
-    @property
-    def store(self) -> StoreStats:
-        """Return the adapter store's counts."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot for metrics and health: sequences, steps, K/V blocks, resident adapters."""
-
-    running: int
-    waiting: int
-    preemptions: int
-    steps: int
-    trouble: str | None  # why requests cannot be served
-    blocks: BlockStats
-    store: StoreStats
 
 
 class Telemetry:
@@ -134,7 +79,7 @@ class Telemetry:
         """Return what was counted by adapter, of all others together under `OTHER`."""
         return self._totals.snapshot()
 
-    def render(self, snapshot: Snapshot, series: Sequence[MetricSeries] = ()) -> bytes:
+    def render(self, snapshot: Snapshot | Standing, series: Sequence[MetricSeries] = ()) -> bytes:
         """Return everything, and `series`, in Prometheus' text format (`CONTENT_TYPE`)."""
         self._gauges.snapshot, self._plain.series = snapshot, (*self._own(), *series)
         return generate_latest(self._registry)
@@ -217,13 +162,15 @@ class _Gauges(Collector):
     """The last Snapshot as metrics."""
 
     def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
+        self.snapshot: Snapshot | Standing | None = None
 
     def collect(self) -> Iterator[Metric]:
         if self.snapshot is None:
             return
+        yield _gauge("healthy", "1 while it does its work.", self.snapshot.trouble is None)
+        if isinstance(self.snapshot, Standing):
+            return
         now, blocks, store = self.snapshot, self.snapshot.blocks, self.snapshot.store
-        yield _gauge("healthy", "1 while requests can be served.", now.trouble is None)
         yield _gauge("sequences_running", "Sequences that run.", now.running)
         yield _gauge("sequences_waiting", "Sequences that wait to run.", now.waiting)
         yield _counter("preemptions", "Sequences that gave up their K/V for others.", now.preemptions)

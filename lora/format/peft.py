@@ -245,10 +245,8 @@ def _check_update(pair: _Pair, scale: float, dtype: torch.dtype) -> None:
         return
     A, B = pair.A.double(), pair.B.double()
     if embeds:
-        shrunk, expanded = (
-            largest_A,
-            abs(scale) * max((B @ part).abs().max().item() for part in A.split(4096, 1)),
-        )
+        shrunk = largest_A
+        expanded = abs(scale) * max((B @ part).abs().max().item() for part in torch.split(A, 4096, dim=1))
     else:
         shrunk = math.sqrt((A * A).sum(dim=1).max().item())
         products = (B @ (A @ A.T) * B).sum(dim=1).clamp(min=0)

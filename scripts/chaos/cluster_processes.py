@@ -128,15 +128,13 @@ class ClusterProcesses:
         plan, at = self.plan, f"{self._hosts[_COORDINATOR]}:{self._ports[_COORDINATOR][1]}"
         http, link, peers = self._ports[name]
         host = self._hosts[name]
-        shared = (sys.executable, "-m", "engine.serve", "--no-progress", *plan.options, *self._trust)
+        own = ("--host", host, "--port", str(http))
+        shared = (sys.executable, "-m", "engine.serve", "--no-progress", *plan.options, *self._trust, *own)
         if name == _COORDINATOR:
             registry = str(plan.work / "registry.sqlite")
-            own = ("--role", "coordinator", "--cluster-listen", at, "--registry-file", registry)
-            return (*shared, *own, "--routers", str(plan.routers))
-        member = (
-            *("--coordinator", at, "--node-name", name, "--host", host, "--port", str(http)),
-            *("--dtype", "float32"),
-        )
+            lead = ("--role", "coordinator", "--cluster-listen", at, "--registry-file", registry)
+            return (*shared, *lead, "--routers", str(plan.routers))
+        member = ("--coordinator", at, "--node-name", name, "--dtype", "float32")
         if name.startswith("router"):
             return (*shared, "--role", "router", *member, "--routers", str(plan.routers))
         listen = ("--cluster-listen", f"{host}:{link}", "--peer-listen", f"{host}:{peers}")

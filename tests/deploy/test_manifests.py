@@ -122,7 +122,7 @@ def test_the_ports_of_containers_services_and_probes_are_those_that_the_server_o
     open_at: dict[str, dict[str, int]] = {}
     for name, workload in workloads(found).items():
         only, config = container(workload), configured(workload, tmp_path)
-        opened = {} if name == "coordinator" else {"http": config.port}
+        opened = {"http": config.port}
         if config.cluster.cluster_listen is not None:
             opened["members" if name == "coordinator" else "link"] = config.cluster.cluster_listen.port
         if name == "node":
@@ -130,10 +130,9 @@ def test_the_ports_of_containers_services_and_probes_are_those_that_the_server_o
             opened["peer"] = config.engine.peers.listen.port
         assert {port["name"]: port["containerPort"] for port in only["ports"]} == opened
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-            (asked,) = (value for key, value in only.get(kind, {"tcpSocket": {"port": "members"}}).items()
-                        if key in ("httpGet", "tcpSocket"))  # fmt: skip
-            assert asked["port"] in opened
-            assert _PERMISSIONS.get(asked.get("path", "/health")) is Permission.NOTHING
+            if (probe := only.get(kind)) is not None:
+                assert probe["httpGet"]["port"] == "http"
+                assert _PERMISSIONS.get(probe["httpGet"]["path"]) is Permission.NOTHING
         open_at[name] = opened
     for service in of_kind(found, "Service"):
         opened = open_at[service["spec"]["selector"][COMPONENT]]
@@ -152,8 +151,9 @@ def test_members_reach_the_coordinator_by_its_service(found: list[Manifest], tmp
         assert (address.host, address.port) in ports
 
 
-def test_a_router_that_lacks_nodes_is_not_restarted_for_it(found: list[Manifest]) -> None:
-    only = container(workloads(found)["router"])
+@pytest.mark.parametrize("name", ["coordinator", "router"])
+def test_who_is_not_ready_is_not_restarted_for_it(found: list[Manifest], name: str) -> None:
+    only = container(workloads(found)[name])
     assert only["livenessProbe"]["httpGet"]["path"] == "/version"
     assert only["readinessProbe"]["httpGet"]["path"] == "/health"
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.catalogue.base import ClusterRecord, NodeRecord, SizeRecord
+from engine.cluster.roles.coordinator_series import coordinator_series
 from engine.config.command_line import serve_config
 from engine.errors import NotInTime
+from engine.metrics.snapshot import Standing
+from engine.metrics.telemetry import Telemetry
 from scheduler.cluster.routing.orders import RefusalReason
 from tests.deploy.kustomize import KUBERNETES, Manifest, container, manifests, render
 from tests.engine.metrics.test_series import router as cluster_router
@@ -54,7 +59,23 @@ QUERIES = [(rule["alert"], rule["expr"]) for rule in rules()] + panels()
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, Labels]:
-    """The series of nodes and routers by name: their labels, and which values these have."""
+    """The series of all servers by name: their labels, and which values these have."""
+    return series_of_engines() | series_of_coordinators()
+
+
+@cache
+def series_of_coordinators() -> dict[str, Labels]:
+    """The series of a coordinator."""
+    node = NodeRecord(
+        "n1", "serving", load=0.5, slowdown=1.0, memory_bytes=2, used_bytes=1, held=1, cached=1, arriving=1
+    )
+    cluster = ClusterRecord(1, 1, 1, [node], replacements=1, size=SizeRecord(1, 1, 0.0, "start", 1, 2))
+    return read(Telemetry().render(Standing(), coordinator_series(cluster)))
+
+
+@cache
+def series_of_engines() -> dict[str, Labels]:
+    """The series of nodes and routers."""
     client = cluster_router(adapters=1)
     telemetry, counts = client.telemetry, client.forwarding.counts
     telemetry.watch_lost_lines(lambda: {"access": 0})
@@ -68,9 +89,13 @@ def exported() -> dict[str, Labels]:
     counts.refused |= {each.value: 1 for each in RefusalReason}
     with suppress(NotInTime), telemetry.refusals.counted():
         raise NotInTime("late", 1)
-    text = telemetry.render(FakeClient(client.tokenizer).stats(), client.series()).decode()
+    return read(telemetry.render(FakeClient(client.tokenizer).stats(), client.series()))
+
+
+def read(text: bytes) -> dict[str, Labels]:
+    """The series of a scrape by name."""
     found: dict[str, Labels] = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
             labels = found.setdefault(sample.name, {})
             for label, value in sample.labels.items():
@@ -116,6 +141,10 @@ def mistakes(query: str, exported: dict[str, Labels]) -> list[str]:
             found += [f"{name} has no {label} {each}" for each in values if each not in exported[name][label]]
         elif (label, value) == ("job", "node") and name.removeprefix("loraserve_").startswith(OF_ROUTERS):
             found.append(f"nodes of a cluster have no {name}")
+        elif label == "job" and name not in (
+            series_of_coordinators() if value == "coordinator" else series_of_engines()
+        ):
+            found.append(f"{value}s have no {name}")
     known = set().union(*exported.values()) | OF_TARGETS | {"le"}
     for group in re.findall(r"\bby \(([^)]*)\)", query):
         found += [f"no series has a label {each}" for each in re.split(r",\s*", group) if each not in known]
@@ -136,6 +165,8 @@ def test_a_query_asks_for_what_a_server_exports(where: str, query: str, exported
         'loraserve_healthy{adapter="a"}',
         'loraserve_requests_started_total{job="node"}',
         'loraserve_cluster_nodes{job="node"}',
+        'loraserve_node_load{job="router"}',
+        'loraserve_steps_total{job="coordinator"}',
         "sum by (team) (loraserve_healthy)",
     ],
 )
@@ -165,7 +196,7 @@ def _is_router(manifest: Manifest) -> bool:
     return (manifest["kind"], manifest["metadata"]["name"]) == ("Deployment", "loraserve-router")
 
 
-def test_what_is_scraped_are_the_services_of_routers_and_nodes() -> None:
+def test_what_is_scraped_are_the_services_of_all_members() -> None:
     found = render(KUBERNETES / "overlays" / "gpu")
     (monitor,) = (each for each in found if each["kind"] == "ServiceMonitor")
     (endpoint,) = monitor["spec"]["endpoints"]
@@ -177,7 +208,7 @@ def test_what_is_scraped_are_the_services_of_routers_and_nodes() -> None:
         and wanted <= each["metadata"]["labels"].items()
         and endpoint["port"] in {port["name"] for port in each["spec"]["ports"]}
     ]
-    assert sorted(scraped) == ["node", "router"]
+    assert sorted(scraped) == ["coordinator", "node", "router"]
     assert (endpoint["path"], endpoint["authorization"]["credentials"]) == (
         "/metrics", {"name": "loraserve-keys", "key": "metrics-key"},
     )  # fmt: skip

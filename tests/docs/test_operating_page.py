@@ -8,6 +8,8 @@ import msgspec
 
 from engine.api import schema
 from engine.async_engine import AsyncEngine
+from engine.catalogue.base import ClusterRecord
+from engine.cluster.roles.coordinator_series import coordinator_series
 from engine.config.access_config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
 from engine.metrics.request_log import RequestRecord
 from engine.metrics.telemetry import Telemetry
@@ -23,14 +25,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def metrics(folder: Path) -> str:
-    """What a single server and a router tell."""
+    """What a single server, a router and the coordinator tell."""
     telemetry = Telemetry()
     telemetry.watch_lost_lines(lambda: {"access": 0})
     telemetry.started("a")
     telemetry.finished("a", "error", 1, 1)
     server = AsyncEngine(build(folder).engine, Telemetry(), 4)
     stats = FakeClient(Tokenizer(byte_tokenizer())).stats()
-    return "".join(telemetry.render(stats, each.series()).decode() for each in (server, router(3)))
+    led = coordinator_series(ClusterRecord(1, 0, 0))
+    told = (server.series(), router(3).series(), led)
+    return "".join(telemetry.render(stats, each).decode() for each in told)
 
 
 def test_every_metric_that_is_named_is_there_with_its_labels(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from engine.catalogue.base import (
     NodeRecord,
     ReplacementRecord,
     RouterRecord,
+    SizeRecord,
     names_after,
 )
 from engine.errors import UnknownModel
@@ -36,6 +37,7 @@ class SimulatedCluster:
         self._sent = Counter[str]()
         self._placements: list[tuple[float, ReplacementRecord]] = []
         self._clock_s = 0.0
+        self.size: SizeRecord | None = None
         for at in range(adapters):
             self._place(f"tenant-{at:05d}/style", RANKS[at * len(RANKS) // max(1, adapters)])
         for name in names:
@@ -111,7 +113,7 @@ class SimulatedCluster:
         last = [replace(each, age_s=self._clock_s - at_s) for at_s, each in self._placements]
         return ClusterRecord(
             1_800_000_000, 7, len(self.records), [self._node(node) for node in self.alive()],
-            [RouterRecord("router-0", 1, 7)], len(last), last,
+            [RouterRecord("router-0", 1, 7)], len(last), last, self.size,
         )  # fmt: skip
 
     def _node(self, node: str) -> NodeRecord:

@@ -16,6 +16,9 @@ _TYPES: Mapping[str, str] = {
     "svg": "image/svg+xml",
 }
 INDEX = "index.html"
+_ANSWERS = (b'data-serves="requests"', b'data-serves="nobody"')
+"""What the page's body says where requests are answered, and where they are not: a style hides what is of requests."""
+
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -45,14 +48,17 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 class PageAssets:
     """The files of the page, by name."""
 
-    def __init__(self) -> None:
-        """Read them."""
+    def __init__(self, answers: bool = True) -> None:
+        """Read them, for a server that answers requests or for one that does not."""
         folder = files("engine.api.page") / "static"
         self._files = {
             each.name: (each.read_bytes(), kind)
             for each in sorted(folder.iterdir(), key=lambda each: each.name)
             if (kind := _TYPES.get(each.name.rpartition(".")[2])) is not None
         }
+        if not answers:
+            index, kind = self._files[INDEX]
+            self._files[INDEX] = index.replace(*_ANSWERS), kind
 
     @property
     def names(self) -> tuple[str, ...]:

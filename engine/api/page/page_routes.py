@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from engine.api.base import EngineClient
+from engine.api.base import ObservedServer
 from engine.api.errors import ApiError
 from engine.api.guard import RECORD
 from engine.api.page.event_feed import EventFeed
@@ -20,11 +20,13 @@ _STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-
 class PageRoutes:
     """The handlers of the page; there are none where nobody may watch."""
 
-    def __init__(self, client: EngineClient, pool: TaskPool, most_watchers: int) -> None:
-        """Show what `client` tells to `most_watchers` clients at once."""
-        self._assets, self._most = PageAssets(), most_watchers
+    def __init__(
+        self, server: ObservedServer, pool: TaskPool, most_watchers: int, answers: bool = True
+    ) -> None:
+        """Show what `server` tells to `most_watchers` clients at once; `answers` if it may be asked something."""
+        self._assets, self._most = PageAssets(answers), most_watchers
         bounds = {"bounds": {"ttft": TTFT_BOUNDS_S, "tbt": TBT_BOUNDS_S}}
-        self._feed = EventFeed(PageTables(client, pool).collect, most_watchers, bounds)
+        self._feed = EventFeed(PageTables(server, pool).collect, most_watchers, bounds)
 
     def table(self) -> list[web.RouteDef]:
         """List the routes."""

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from engine.api.base import EngineClient
+from engine.api.base import ObservedServer
 from engine.api.openapi.document import software_version
 from engine.api.page.rank_latencies import RankLatencies
 from engine.api.page.table_changes import Row, Tables
 from engine.catalogue.base import AdapterRecord, ClusterRecord, NodeRecord, ReplacementRecord, RouterRecord
 from engine.metrics.adapter_totals import OTHER, Totals
 from engine.metrics.series import MetricSeries
-from engine.metrics.telemetry import Snapshot
+from engine.metrics.snapshot import Snapshot, Standing
 from engine.waiting.task_pool import TaskPool
 
 _PAGE = 1000  # names that a registry is asked for at once
@@ -28,23 +28,23 @@ _COUNTERS = (
 class PageTables:
     """The tables of one server. Used on one event loop; what takes long is done by `pool`."""
 
-    def __init__(self, client: EngineClient, pool: TaskPool) -> None:
-        self._client, self._pool = client, pool
+    def __init__(self, server: ObservedServer, pool: TaskPool) -> None:
+        self._observed, self._pool = server, pool
         self._latencies = RankLatencies()
         self._placed_s: dict[int, float] = {}  # when each replacement was made, in seconds since 1970
 
     async def collect(self) -> Tables:
         """Return the tables of this moment. Raises EngineError."""
-        client = self._client
-        cluster, records = await client.catalogue.cluster(), await self._records()
-        stats, series, totals = client.stats(), client.series(), client.telemetry.totals()
+        server = self._observed
+        cluster, records = await server.catalogue.cluster(), await self._records()
+        stats, series, totals = server.stats(), server.series(), server.telemetry.totals()
         return await self._pool.run(lambda: self._tables(cluster, records, stats, series, totals))
 
     async def _records(self) -> list[AdapterRecord]:
         """Read the whole registry, part by part."""
         found: list[AdapterRecord] = []
         while True:
-            part = await self._client.catalogue.records(found[-1].name if found else "", _PAGE)
+            part = await self._observed.catalogue.records(found[-1].name if found else "", _PAGE)
             found += part
             if len(part) < _PAGE:
                 return found
@@ -53,12 +53,12 @@ class PageTables:
         self,
         cluster: ClusterRecord,
         records: Sequence[AdapterRecord],
-        stats: Snapshot,
+        stats: Snapshot | Standing,
         series: Sequence[MetricSeries],
         totals: Mapping[str, Totals],
     ) -> Tables:
         ranks = {record.name: record.rank for record in records if record.rank is not None}
-        ranks |= dict.fromkeys(self._client.model_names, 0)
+        ranks |= dict.fromkeys(self._observed.model_names, 0)
         self._latencies.take_in(totals, ranks)
         return {
             "server": {"": self._server(cluster, stats)},
@@ -69,12 +69,12 @@ class PageTables:
             "recent": {name: _recent(each) for name, each in totals.items() if name != OTHER},
             "counters": _counters(series),
             "placements": self._placements(cluster),
+            "size": _size(cluster),
         }
 
-    def _server(self, cluster: ClusterRecord, stats: Snapshot) -> Row:
-        blocks = stats.blocks
-        return {
-            "model": self._client.model_name,
+    def _server(self, cluster: ClusterRecord, stats: Snapshot | Standing) -> Row:
+        told: dict[str, object] = {
+            "model": self._observed.model_name,
             "version": software_version(),
             "time_s": int(time.time()),
             "epoch": cluster.epoch,
@@ -82,6 +82,11 @@ class PageTables:
             "adapters": cluster.adapters,
             "replacements": cluster.replacements,
             "healthy": stats.trouble is None,
+        }
+        if isinstance(stats, Standing):
+            return told
+        blocks = stats.blocks
+        return told | {
             "running": stats.running,
             "waiting": stats.waiting,
             "preemptions": stats.preemptions,
@@ -113,6 +118,15 @@ def _told(record: NodeRecord | RouterRecord | object) -> dict[str, object]:
     """Write a record without what is not known."""
     fields: dict[str, object] = msgspec.to_builtins(record)
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _size(cluster: ClusterRecord) -> dict[str, Row]:
+    """Tell how many nodes there should be, where that follows the load."""
+    if cluster.size is None:
+        return {}
+    told = _told(cluster.size)
+    del told["age_s"]  # it would make another row every time
+    return {"": told | {"at_s": round(time.time() - cluster.size.age_s)}}
 
 
 def _adapter(record: AdapterRecord) -> Row:

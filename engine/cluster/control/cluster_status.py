@@ -106,7 +106,8 @@ class CoordinatorStatus:
 def _size(told: WantedSize | None, now_s: float) -> SizeRecord | None:
     if told is None:
         return None
-    return SizeRecord(told.wanted, told.present, round(now_s - told.last.at_s, 1), told.last.reason)
+    age_s, bounds = round(now_s - told.last.at_s, 1), told.bounds
+    return SizeRecord(told.wanted, told.present, age_s, told.last.reason, bounds.lowest, bounds.highest)
 
 
 def _replacement(made: Replacement, now_s: float) -> ReplacementRecord:

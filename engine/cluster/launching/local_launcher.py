@@ -68,11 +68,11 @@ class LocalPlan:
 def plan(arguments: Sequence[str], config: ServeConfig) -> LocalPlan:
     """Return the members of a cluster on this machine, each with ports that were free."""
     nodes, each = config.cluster.node_range.lowest, _NODE_PORTS
-    coordinator, *ports = free_ports(LOCAL, 1 + each * nodes)
+    coordinator, http, *ports = free_ports(LOCAL, 2 + each * nodes)
     lines = MemberLines.of(arguments, config, f"{LOCAL}:{coordinator}")
     made = [_node(lines, at, ports[each * at : each * (at + 1)]) for at in range(nodes)]
     routers = (lines.router(at) for at in range(lines.routers))
-    return LocalPlan(lines, (lines.coordinator_part(), *made, *routers))
+    return LocalPlan(lines, (lines.coordinator_part((LOCAL, http)), *made, *routers))
 
 
 def _node(lines: MemberLines, at: int, ports: Sequence[int]) -> Part:

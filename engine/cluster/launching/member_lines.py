@@ -59,10 +59,11 @@ class MemberLines:
             config.cluster.routers, config.host, config.port, config.grpc_port, str(batches) if batches else None,
         )  # fmt: skip
 
-    def coordinator_part(self) -> Part:
-        """Return the coordinator."""
+    def coordinator_part(self, http: tuple[str, int]) -> Part:
+        """Return the coordinator, which shows itself over HTTP at `http`."""
         kept = ("--registry-file", self.registry) if self.registry else ()
         listen = ("--cluster-listen", self.coordinator, "--routers", str(self.routers))
+        listen += ("--host", http[0], "--port", str(http[1]))
         return Part("coordinator", (*self.shared, "--role", "coordinator", *listen, *kept))
 
     def node(self, at: int, listen: str, peers: str, http: tuple[str, int]) -> Part:

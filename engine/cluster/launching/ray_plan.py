@@ -43,7 +43,7 @@ class Service:
         """Return a member's process on a machine that others reach by that address. Nodes take any free ports."""
         match kind:
             case "coordinator":
-                return self.lines.coordinator_part()
+                return self.lines.coordinator_part((self._http_host(machine), 0))
             case "router":
                 return self.lines.router(at)
             case _:
@@ -51,7 +51,7 @@ class Service:
                 return self.lines.node(at, free, free, (self._http_host(machine), 0))
 
     def _http_host(self, machine: str) -> str:
-        """Return where a node serves HTTP: to other machines only if routers do."""
+        """Return where a node or the coordinator serves HTTP: to other machines only if routers do."""
         return self.lines.host if is_loopback(self.lines.host) else machine
 
 

@@ -30,11 +30,12 @@ _OF_BASE = AdapterRef("tokens of the base model", "", 2, (), 0)
 
 @dataclass(frozen=True, slots=True)
 class WantedSize:
-    """How many nodes are wanted, how many serve, and the last change."""
+    """How many nodes are wanted within which bounds, how many serve, and the last change."""
 
     wanted: int
     present: int
     last: SizeChange
+    bounds: SizeBounds
 
 
 class ClusterSize:
@@ -79,7 +80,7 @@ class ClusterSize:
             if keeper.decide(self._look(problem, bounds, keeper, running, now), bounds, now) != before:
                 self._refusals.clear()
                 self._tried_s = float("-inf")
-        self.told = WantedSize(keeper.wanted, present, keeper.last)
+        self.told = WantedSize(keeper.wanted, present, keeper.last, bounds)
         return self.told
 
     def _look(

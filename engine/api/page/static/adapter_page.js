@@ -26,10 +26,14 @@ function told(tables, name, row) {
     facts(tables, name, row),
     element("h3", {}, "Copies"),
     element("div", { class: "scroll" }, copies(tables, row)),
-    element("h3", {}, "Latency"),
-    latency(tables, name),
+    ...(answers(tables) ? [element("h3", {}, "Latency"), latency(tables, name)] : []),
     ...versions(tables, name, row),
   ].filter((part) => part !== null);
+}
+
+/** Tell whether this server answers requests: a coordinator does not. */
+function answers(tables) {
+  return tables.server.running !== undefined;
 }
 
 function facts(tables, name, row) {
@@ -41,8 +45,8 @@ function facts(tables, name, row) {
     ["Size", bytes(row.bytes)],
     ["Pinned copies", row.pinned ? count(row.pinned) : "none"],
     ["Most requests at once", row.max_requests ? count(row.max_requests) : "any number"],
-    ["Requests under way here", count(row.in_flight ?? 0)],
-    ["Last used here", uses],
+    ["Requests under way here", answers(tables) ? count(row.in_flight ?? 0) : null],
+    ["Last used here", answers(tables) ? uses : null],
   ].filter(([, value]) => value !== null);
   return element("dl", { class: "facts" },
     ...pairs.map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))));

@@ -17,8 +17,9 @@ let frame = 0;
 let ordered = "";
 
 const PANELS = [
-  [panels.showSummary, ["server", "nodes", "counters"]],
+  [panels.showSummary, ["server", "nodes", "counters", "size"]],
   [panels.showNodes, ["nodes"]],
+  [panels.showSize, ["size", "server"]],
   [panels.showLatency, ["latency", "server"]],
   [panels.showPlacements, ["placements", "server"]],
   [panels.showPulls, ["adapters"]],
@@ -48,7 +49,7 @@ function show() {
   byId("overview").hidden = name !== null;
   byId("adapter").hidden = name === null;
   const { server } = tables;
-  if (server.model) setText(byId("model"), `${server.model}, version ${server.version}`);
+  if (server.version) setText(byId("model"), `${server.model || "coordinator"}, version ${server.version}`);
   document.title = name === null ? "loraserve" : `${name} – loraserve`;
   if (name !== null) {
     showAdapter(tables, name);
@@ -79,7 +80,7 @@ function showHeat() {
 
 /** Show everything, whatever changed. */
 function showAll() {
-  for (const name of ["server", "nodes", "adapters", "latency", "placements", "counters"]) tables.changed.add(name);
+  for (const name of ["server", "nodes", "adapters", "latency", "placements", "counters", "size"]) tables.changed.add(name);
   if (!frame) frame = requestAnimationFrame(show);
 }
 

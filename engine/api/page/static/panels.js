@@ -1,6 +1,6 @@
 // Fill the overview's parts from the tables.
 
-import { adapterLink, byId, element, meter, table } from "./dom.js";
+import { adapterLink, byId, element, meter, setText, table } from "./dom.js";
 import { ago, bytes, count, percent, percentile, seconds } from "./format.js";
 
 const MOST_PULLS = 12;
@@ -13,6 +13,14 @@ const REASONS = {
   pin: "a pin changed",
   failed_load: "a node could not get an adapter",
   adapter_added: "an adapter was added",
+};
+const SIZE_REASONS = {
+  start: "as many ran when the coordinator began",
+  bounds: "the bounds allow no other",
+  load: "fewer would be too busy to answer in time",
+  memory: "fewer have no room for the adapters that are asked for",
+  refused: "fewer have refused requests again and again",
+  calm: "one more was not needed for long enough",
 };
 const COUNTERS = {
   requests_refused: "refused",
@@ -35,16 +43,32 @@ export function showSummary(tables) {
     const keys = [...tables.rows("counters")].filter(([, row]) => row.name === name).map(([key]) => key);
     return keys.reduce((sum, key) => sum + tables.windows.counters.grown(key, "count"), 0);
   };
-  const tiles = [
-    ["nodes that serve", `${serving} of ${nodes.length}`],
-    ["adapters", count(server.adapters)],
+  const size = tables.rows("size").get("");
+  const ofRequests = [
     ["sequences that run", count(server.running)],
     ["that wait", count(server.waiting)],
     ["refused, last minute", count(minute("requests_refused"))],
     ["moved, last minute", count(minute("requests_moved"))],
   ];
+  const tiles = [
+    ["nodes that serve", `${serving} of ${nodes.length}`],
+    ...(size ? [["nodes wanted", count(size.wanted)]] : []),
+    ["adapters", count(server.adapters)],
+    ...(server.running === undefined ? [] : ofRequests),
+  ];
   byId("summary").replaceChildren(...tiles.map(([told, value]) =>
     element("div", { class: "tile" }, element("dt", {}, told), element("dd", {}, value))));
+}
+
+/** Show how many nodes there should be, where that follows the load, and why. */
+export function showSize(tables) {
+  const size = tables.rows("size").get("");
+  byId("size").hidden = size === undefined;
+  if (size === undefined) return;
+  const bounds = size.highest ? ` (of ${count(size.lowest)} to ${count(size.highest)})` : "";
+  const why = SIZE_REASONS[size.reason] || size.reason;
+  setText(byId("size"), `${count(size.wanted)} nodes are wanted${bounds}, ${count(size.present)} are present. `
+    + `Chosen ${ago(size.at_s, tables.nowS)}: ${why}.`);
 }
 
 /** Show the nodes, with their load and memory. */

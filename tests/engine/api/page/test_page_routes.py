@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import time
 from contextlib import suppress
 from importlib.resources import files
+from typing import get_args
 
 import aiohttp
 import pytest
@@ -17,8 +19,12 @@ from engine.api.keys import AccessRules
 from engine.api.page import event_feed
 from engine.api.page.page_assets import POLICY
 from engine.api.server.listener import HttpServer
+from engine.catalogue.base import SizeRecord
 from engine.config.http_config import HttpConfig
 from engine.metrics.request_log import RequestLog
+from scheduler.cluster.coordinator.node_need import NeedReason
+from scheduler.cluster.coordinator.replan import Reason
+from scheduler.cluster.coordinator.size_keeper import SizeReason
 from tests.engine.api.session import TOKENIZER, ApiSession, session
 from tests.engine.api.test_connections import connected
 from tests.fakes.engine_client import FakeClient
@@ -82,6 +88,18 @@ def test_the_page_refers_to_its_own_files_only_and_has_no_script_or_style_within
     assert re.search(r"url\(|@import", (STATIC / "page.css").read_text()) is None
 
 
+@pytest.mark.parametrize(
+    ("table", "reasons"),
+    [
+        ("REASONS", get_args(Reason)),
+        ("SIZE_REASONS", get_args(NeedReason) + get_args(get_args(SizeReason)[-1])),
+    ],
+)
+def test_the_page_has_words_for_every_reason(table: str, reasons: tuple[str, ...]) -> None:
+    (body,) = re.findall(rf"const {table} = {{(.*?)}};", (STATIC / "panels.js").read_text(), re.DOTALL)
+    assert set(re.findall(r"^  (\w+):", body, re.MULTILINE)) == set(reasons)
+
+
 async def test_only_who_may_see_the_cluster_may_watch_it() -> None:
     async with session(rules=AccessRules(["ask"], ["admin"])) as api:
         assert (await api.send("GET", "/page/events")).status == 401
@@ -99,6 +117,7 @@ async def test_only_who_may_see_the_cluster_may_watch_it() -> None:
 async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
     cluster = SimulatedCluster(3, 2500, [HOSTILE])
     cluster.pass_time(1, 50)
+    cluster.size = SizeRecord(4, 3, 30.0, "load", 2, 6)
     async with session(cluster.engine) as api:
         ((kind, told), (later, change)) = await first_events(api, 2)
     assert (kind, later) == ("whole", "delta")
@@ -111,6 +130,9 @@ async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
     assert set(tables["latency"]) <= {"8", "16", "32", "64", "128"}
     assert tables["placements"]["1"]["reasons"] == ["start"]
     assert "adapters" not in change, "what did not change is not told again"
+    size = tables["size"][""]
+    assert (size["lowest"], size["highest"], size["wanted"], size["present"]) == (2, 6, 4, 3)
+    assert (size["reason"], abs(time.time() - 30 - size["at_s"]) < 20) == ("load", True)
 
 
 async def test_as_many_watch_as_may_and_none_where_there_is_no_page() -> None:

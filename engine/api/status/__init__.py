@@ -1,0 +1,1 @@
+"""Tell over HTTP how a server does, whether or not it answers requests."""
