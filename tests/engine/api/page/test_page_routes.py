@@ -5,6 +5,7 @@ import json
 import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from typing import get_args
 
@@ -120,6 +121,8 @@ async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
     cluster.size = SizeRecord(4, 3, 30.0, "load", 2, 6)
     async with session(cluster.engine) as api:
         ((kind, told), (later, change)) = await first_events(api, 2)
+        cluster.records[HOSTILE] = replace(cluster.records[HOSTILE], held_s=90.0)
+        ((_, held),) = await first_events(api, 1)
     assert (kind, later) == ("whole", "delta")
     tables = told["tables"]
     assert isinstance(tables, dict)
@@ -127,6 +130,9 @@ async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
         "nodes": 3, "adapters": 2501, "routers": 1
     }  # fmt: skip
     assert HOSTILE in tables["adapters"]
+    assert abs(held["tables"]["adapters"][HOSTILE]["held_until_s"] - time.time() - 90) < 20
+    assert "batches" in tables
+    assert not tables["batches"], "there are none where the server takes none"
     assert set(tables["latency"]) <= {"8", "16", "32", "64", "128"}
     assert tables["placements"]["1"]["reasons"] == ["start"]
     assert "adapters" not in change, "what did not change is not told again"
