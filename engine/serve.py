@@ -37,7 +37,7 @@ from engine.metrics.telemetry import Telemetry
 from engine.metrics.tracing import tracing_of
 from engine.rpc.rpc_guard import RpcGuard
 from engine.rpc.rpc_server import RpcServer
-from engine.server_process import freeze_objects, stopped_by_signals, tell_end, tell_ready
+from engine.server_process import freeze_objects, run_until, stopped_by_signals, tell_end, tell_ready
 from engine.tenant_watch import TenantWatch
 from engine.tenants.usage_log import UsageLog
 from lora.errors import AdapterRefused
@@ -78,7 +78,7 @@ async def serve(
 ) -> None:
     """Serve `client` until `stop` is set, then drain and close it.
 
-    `ready` is called with the address once clients may connect. Raises InvalidConfig if the address is not free.
+    `ready` is called with the address once requests can be served. Raises InvalidConfig if the address is not free.
     """
     roots, log = lora_roots(config), request_log(config, client.telemetry.tracing)
     sources = config.engine.sources.allowed()
@@ -107,8 +107,7 @@ async def serve(
         watch.start()
         if usage is not None:
             usage.start()
-        ready(address)
-        await stop.wait()
+        await run_until(stop, lambda: ready(address), lambda: client.stats().trouble)
         await rpc.stop_serving()
         await server.stop_listening()
         if batches is not None:
@@ -198,7 +197,7 @@ async def _run_router(config: ServeConfig, telemetry: Telemetry) -> None:
     role = RouterRole(config, telemetry)
 
     def announce(address: str) -> None:
-        role.when_ready(lambda: tell_ready(f"router ready at {address}: {role.client.model_name}\n"))
+        tell_ready(f"router ready at {address}: {role.client.model_name}\n")
 
     freeze_objects()
     await serve(role.client, config, announce, stopped_by_signals(), role)

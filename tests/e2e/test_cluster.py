@@ -76,16 +76,15 @@ class LiveCluster:
         return str(answer["choices"][0]["message"]["content"])
 
     def wait_ready(self) -> None:
-        """Wait until the router knows nodes and adapters."""
-        deadline_s = time.monotonic() + READY_S
-        while True:
-            try:
-                if self.ask("/health")["status"] == "ok" and len(self.ask("/v1/models")["data"]) > 8:
-                    return
-            except (urllib.error.URLError, ConnectionError):
-                pass
-            assert self.process.poll() is None, Path(self._log.name).read_text()
-            assert time.monotonic() < deadline_s, Path(self._log.name).read_text()
+        """Wait until the router is told ready: then it can serve. Wait also until it knows the adapters."""
+        deadline_s, log = time.monotonic() + READY_S, Path(self._log.name)
+        while f"router ready at http://127.0.0.1:{self.port}: " not in log.read_text():
+            assert self.process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.1)
+        assert self.ask("/health") == {"status": "ok"}
+        while len(self.ask("/v1/models")["data"]) <= 8:
+            assert time.monotonic() < deadline_s, log.read_text()
             time.sleep(0.1)
 
     def wait_for(self, name: str) -> None:

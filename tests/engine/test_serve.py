@@ -105,6 +105,54 @@ def test_a_port_that_is_taken_is_named() -> None:
         asyncio.run(scenario(taken.getsockname()[1]))
 
 
+def test_a_server_is_told_ready_once_it_can_serve_and_not_before(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        node, stop, told = FakeClient(CODEC), asyncio.Event(), asyncio.Event()
+        node.trouble = "this cluster has no node"
+        server = asyncio.create_task(serve(node, ServeConfig(port=0), lambda address: told.set(), stop))
+        while "not ready yet: this cluster has no node" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert not told.is_set()
+        node.trouble = None
+        await asyncio.wait_for(told.wait(), 30)
+        stop.set()
+        await server
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_ends_before_it_could_serve_is_not_told_ready() -> None:
+    async def scenario() -> None:
+        node, stop, told = FakeClient(CODEC), asyncio.Event(), asyncio.Event()
+        node.trouble = "this cluster has no node"
+        stop.set()
+        await serve(node, ServeConfig(port=0), lambda address: told.set(), stop)
+        assert not told.is_set()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(scenario())
+
+
+def test_a_server_whose_readiness_cannot_be_told_ends_with_the_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fault(address: str) -> NoReturn:
+        raise BrokenPipeError(address)
+
+    async def scenario() -> None:
+        node = FakeClient(CODEC)
+        node.trouble = "this cluster has no node"
+        server = asyncio.create_task(serve(node, ServeConfig(port=0), fault, asyncio.Event()))
+        while "not ready yet" not in caplog.text:
+            await asyncio.sleep(0.01)
+        node.trouble = None
+        with pytest.raises(BrokenPipeError):
+            await asyncio.wait_for(server, 30)
+        assert node.calls == ["start", "close"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.usefixtures("dispositions")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_stops_and_the_second_finds_the_system_s_default(number: int) -> None:

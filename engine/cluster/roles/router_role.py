@@ -1,8 +1,6 @@
 """Make a router: the model's tokenizer and card without its weights, links to nodes, and a way to the coordinator."""
 
 import asyncio
-import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -32,7 +30,6 @@ from scheduler.cluster.policies import POLICIES
 from scheduler.cluster.protocol.messages import RouterReport
 
 _SETTLE_S, _POLL_S = 15.0, 0.05
-_log = logging.getLogger(__name__)
 
 
 class RouterRole:
@@ -40,7 +37,6 @@ class RouterRole:
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry) -> None:
         """Read the model's files but for its weights. Raises what assembling an engine raises."""
-        self._waiting: asyncio.Task[None] | None = None  # until this router can be told ready
         security, start = security_of(config), start_ms()
         assert config.cluster.coordinator is not None, "ClusterConfig demands it of a router"
         folder = base_folder(config.engine)
@@ -74,31 +70,12 @@ class RouterRole:
         self.control.start()
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
-                await self._until_healthy()
-
-    def when_ready(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once a node can be reached; until then /health says why none can, and so does the log."""
-        if (trouble := self.client.stats().trouble) is None:
-            tell()
-            return
-        _log.warning("this router is not ready: %s", trouble)
-        self._waiting = asyncio.create_task(self._tell_later(tell))
-
-    async def _tell_later(self, tell: Callable[[], None]) -> None:
-        await self._until_healthy()
-        tell()
-
-    async def _until_healthy(self) -> None:
-        while self.client.stats().trouble is not None:
-            await asyncio.sleep(_POLL_S)
+                while self.client.stats().trouble is not None:
+                    await asyncio.sleep(_POLL_S)
 
     async def drain(self, timeout_s: float) -> None:
         """Do nothing: the client drains what runs."""
 
     async def close(self) -> None:
         """Leave."""
-        if self._waiting is not None:
-            self._waiting.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._waiting  # an error in telling is not kept quiet
         await self.control.close()

@@ -222,9 +222,8 @@ class ClusterClient:
 
     def may_serve(self, model: str) -> bool:
         """Return False if `model` is neither the base nor an adapter; True also before that can be told."""
-        can_tell = self.view.known and bool(self.view.members)
-        known = model in self._model.names or model in self.view.catalogue or not can_tell
-        return known or self._may_find(model)
+        known = model in self._model.names or model in self.view.catalogue
+        return known or self._trouble() is not None or self._may_find(model)
 
     def series(self) -> tuple[MetricSeries, ...]:
         """Tell sums over the nodes, what was sent, moved and refused, and the shares of recent adapters."""
@@ -269,13 +268,11 @@ class ClusterClient:
         if model in self._model.names:
             return None
         entry = self.view.catalogue.get(model)
-        if entry is None and not self.view.known:
-            raise NotInTime("this router has not heard from the coordinator yet", 1)
-        if entry is None and not self.view.members:  # those that are to come may know it
-            raise NotInTime("no node has joined this cluster yet", 1)
-        if entry is None:
-            raise UnknownModel(model)
-        return entry
+        if entry is not None:
+            return entry
+        if (trouble := self._trouble()) is not None:  # nodes that are to come may know it
+            raise NotInTime(trouble, 1)
+        raise UnknownModel(model)
 
     def _follow(self) -> None:
         self.forwarding.router.adopt(self.view.table)

@@ -191,33 +191,28 @@ def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
     _visit(visit)
 
 
-def test_a_name_is_not_unknown_while_there_is_no_node_that_could_know_it() -> None:
+def test_a_router_says_why_it_can_serve_nothing_and_takes_no_name_for_unknown_then() -> None:
     async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
-        members, client.view.members = client.view.members, {}
-        assert client.may_serve("nobody")
-        with pytest.raises(NotInTime, match="no node has joined"):
-            await _ask(client, "nobody", "garden", GREEDY)
-        client.view.members = members
+        async def refusals(trouble: str) -> None:
+            assert client.stats().trouble == trouble
+            assert client.may_serve("nobody")
+            with pytest.raises(NotInTime, match=trouble):
+                await _ask(client, "nobody", "garden", GREEDY)
+
+        assert client.stats().trouble is None
         assert not client.may_serve("nobody")
         with pytest.raises(UnknownModel):
             await _ask(client, "nobody", "garden", GREEDY)
-
-    _visit(visit)
-
-
-def test_a_router_says_why_it_can_serve_nothing() -> None:
-    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
-        assert client.stats().trouble is None
         client.view.known = False
-        assert client.stats().trouble == "this router has not heard from the coordinator yet"
+        await refusals("this router has not heard from the coordinator yet")
         client.view.known = True
         await nodes[0].link.close()
         async with asyncio.timeout(TIMEOUT_S):
             while client.forwarding.ready:
                 await asyncio.sleep(0.01)
-        assert client.stats().trouble == "none of 1 nodes can be reached"
+        await refusals("none of 1 nodes can be reached")
         client.view.members = {}
-        assert client.stats().trouble == "this cluster has no node"
+        await refusals("this cluster has no node")
         await client.drain(0.0)
         assert "shutting down" in str(client.stats().trouble)
 
