@@ -139,7 +139,7 @@ async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
 
 
 async def test_the_page_is_told_until_when_an_adapter_is_held() -> None:
-    cluster = SimulatedCluster(1, 1, ["held"])
+    cluster = SimulatedCluster(2, 1, ["held"])
     cluster.records["held"] = replace(cluster.records["held"], held_s=90.0)
     async with session(cluster.engine) as api:
         ((_, told),) = await first_events(api, 1)
