@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from lora.format.packed import view
 from lora.format.peft import PackedAdapter, pack
@@ -101,6 +101,27 @@ def test_packed_weights_change_the_base_as_peft_does(form: str, tmp_path: Path) 
     # PEFT's own reading of the folder is the oracle: saving sorts the patterns, whose first match counts.
     again = peft.PeftModel.from_pretrained(LlamaForCausalLM(TINY), tmp_path)
     assert_same(packed_deltas(packed), deltas(again), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "targets", [["embed_tokens", "q_proj"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=str
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_ends_of_a_tied_base_change_as_peft_changes_them(
+    targets: list[str], ties: bool, tmp_path: Path
+) -> None:
+    """The other end stays as it is, unless the training tied the adapters too."""
+    tied = LlamaConfig(**(TINY.to_dict() | {"tie_word_embeddings": True}))
+    config = peft.LoraConfig(target_modules=targets, r=5, ensure_weight_tying=ties)
+    peft_model(config, seed=3, base=tied).save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(LlamaForCausalLM(tied), tmp_path)
+    ours = packed_deltas(pack("a", tmp_path, BASE, torch.float32))
+    assert_same(ours, deltas(again), rtol=1e-6)
+    assert ("lm_head" in ours, "model.embed_tokens" in ours) == (
+        ties or "lm_head" in targets,
+        ties or "embed_tokens" in targets,
+    )
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
