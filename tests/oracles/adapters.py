@@ -99,18 +99,20 @@ def write_folder(
 def random_tensors(
     base: BaseShape, rank: int, seed: int, sites: Sequence[str] = SITES, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A and B of every layer at `sites`, named as PEFT names them."""
+    """A and B of every layer at `sites`, or once of those outside the layers, named as PEFT names them."""
     rng = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(base.num_layers):
         for site in sites:
+            if layer and site in OUTER_SITES:
+                continue
             shape, path = base.of(site), f"base_model.model.{module_path(layer, site)}"
-            tensors[f"{path}.lora_A.weight"] = (torch.randn(rank, shape.in_features, generator=rng) * 0.1).to(
-                dtype
+            A, B = (
+                f"{path}.lora_embedding_{side}" if site == "embed_tokens" else f"{path}.lora_{side}.weight"
+                for side in "AB"
             )
-            tensors[f"{path}.lora_B.weight"] = (
-                torch.randn(shape.out_features, rank, generator=rng) * 0.1
-            ).to(dtype)
+            tensors[A] = (torch.randn(rank, shape.in_features, generator=rng) * 0.1).to(dtype)
+            tensors[B] = (torch.randn(shape.out_features, rank, generator=rng) * 0.1).to(dtype)
     return tensors
 
 
