@@ -11,7 +11,8 @@ from google.protobuf.message import Message
 
 from engine.catalogue.base import AdapterRecord
 from engine.rpc.wire import adapters_pb2, control_pb2, inference_pb2
-from scheduler.request import InvalidParameter, SamplingParams
+from scheduler.request import MAX_PRIORITY, InvalidParameter, SamplingParams
+from scheduler.structured_outputs import StructuredOutputsParams
 
 R = TypeVar("R")
 Ending = Literal["stop", "length", "aborted"]
@@ -41,7 +42,8 @@ class GeneratedText:
     """What one sequence, number `index` of its request, was given: all of it, or a part of a stream.
 
     `ending` is None while more is to come. `stop` is the stop string or the id of the stop token that was met.
-    `logprobs` is empty unless asked for, else one for each token.
+    `logprobs` is empty unless asked for, else one for each token. `version` is the answering adapter's: None for the
+    base, and in all parts of a stream but the first.
     """
 
     index: int
@@ -50,6 +52,23 @@ class GeneratedText:
     logprobs: tuple[float, ...]
     ending: Ending | None
     stop: str | int | None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTerms:
+    """What a request asks for beside its answer: an id to abort it by, its turn, and with whom it shares K/V.
+
+    Of what waits, the lower `priority` goes first. An empty `cache_salt` is none.
+    """
+
+    request_id: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priority <= MAX_PRIORITY:
+            raise InvalidParameter("priority", self.priority, f"give a number from 0 to {MAX_PRIORITY}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +95,17 @@ class ClientCall(Generic[R]):
 
 
 def generate(
-    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, request_id: str
+    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, terms: RequestTerms
 ) -> ClientCall[tuple[GeneratedText, ...]]:
     """Ask for whole answers, of every sequence one. Raises InvalidParameter."""
-    return _asking("Generate", prompt, params, adapter, request_id)
+    return _asking("Generate", prompt, params, adapter, terms)
 
 
 def generate_stream(
-    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, request_id: str
+    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, terms: RequestTerms
 ) -> ClientCall[tuple[GeneratedText, ...]]:
     """Ask for answers in parts. Raises InvalidParameter."""
-    return _asking("GenerateStream", prompt, params, adapter, request_id)
+    return _asking("GenerateStream", prompt, params, adapter, terms)
 
 
 def abort(request_ids: Sequence[str]) -> ClientCall[None]:
@@ -136,14 +155,14 @@ def pin_adapter(name: str, copies: int) -> ClientCall[AdapterRecord]:
 
 
 def _asking(
-    method: str, prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, request_id: str
+    method: str, prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, terms: RequestTerms
 ) -> ClientCall[tuple[GeneratedText, ...]]:
-    request = _generate_request(prompt, params, adapter, request_id)
+    request = _generate_request(prompt, params, adapter, terms)
     return ClientCall(f"{_INFERENCE}/{method}", request, inference_pb2.GenerateResponse, _texts)
 
 
 def _generate_request(
-    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, request_id: str
+    prompt: str | Sequence[int], params: SamplingParams, adapter: str | None, terms: RequestTerms
 ) -> inference_pb2.GenerateRequest:
     wire = inference_pb2
     if params.max_tokens is None:
@@ -154,7 +173,9 @@ def _generate_request(
         )
     top = None if params.logprobs is None else wire.CandidateTokens(top_n=params.logprobs)
     request = wire.GenerateRequest(
-        request_id=request_id,
+        request_id=terms.request_id,
+        kv=wire.KVCacheParameters(cache_salt=terms.cache_salt) if terms.cache_salt else None,
+        priority=terms.priority,
         lora_name=adapter or "",
         temperature=params.temperature,
         sampling=wire.RandomSampling(
@@ -169,6 +190,7 @@ def _generate_request(
             frequency_penalty=params.frequency_penalty,
             repetition_penalty=params.repetition_penalty,
             logit_bias=dict(params.logit_bias),
+            **_form(params.structured_outputs),
         ),
         stopping=wire.StoppingCriteria(
             max_new_tokens=params.max_tokens,
@@ -179,7 +201,10 @@ def _generate_request(
             ignore_eos=params.ignore_eos,
         ),
         response=wire.ResponseOptions(
-            output_token_ids=True, output_candidates=top, skip_special_tokens=params.skip_special_tokens
+            output_token_ids=True,
+            output_candidates=top,
+            skip_special_tokens=params.skip_special_tokens,
+            logprobs_mode=params.logprobs_mode or "",
         ),
     )
     if isinstance(prompt, str):
@@ -189,11 +214,21 @@ def _generate_request(
     return request
 
 
+def _form(asked: StructuredOutputsParams | None) -> dict[str, Any]:
+    """Return the field that asks for a form of the text, if one is to be."""
+    if asked is None:
+        return {}
+    if asked.choice is not None:
+        return {"choice": inference_pb2.StringChoices(choices=asked.choice)}
+    return {asked.form: getattr(asked, asked.form)}
+
+
 def _texts(response: inference_pb2.GenerateResponse) -> tuple[GeneratedText, ...]:
-    return tuple(map(_text, (response.outputs, *response.further_outputs)))
+    version = response.system_fingerprint or None
+    return tuple(_text(output, version) for output in (response.outputs, *response.further_outputs))
 
 
-def _text(output: inference_pb2.SequenceOutput) -> GeneratedText:
+def _text(output: inference_pb2.SequenceOutput, version: str | None) -> GeneratedText:
     finish = output.finish_info
     reason = finish.WhichOneof("stop_reason")
     return GeneratedText(
@@ -203,6 +238,7 @@ def _text(output: inference_pb2.SequenceOutput) -> GeneratedText:
         logprobs=tuple(output.logprobs),
         ending=_ENDINGS.get(finish.finish_reason),
         stop=getattr(finish, reason) if reason in ("stop_token_id", "stop_string") else None,
+        version=version,
     )
 
 

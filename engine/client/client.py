@@ -8,7 +8,7 @@ import grpc
 
 from engine.catalogue.base import AdapterRecord
 from engine.client import calls
-from engine.client.calls import ClientCall, GeneratedText, ServerInfo
+from engine.client.calls import ClientCall, GeneratedText, RequestTerms, ServerInfo
 from engine.client.channels import ServerAddress, failure_of
 from scheduler.request import SamplingParams
 
@@ -55,9 +55,12 @@ class Client:
         adapter: str | None = None,
         *,
         request_id: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> tuple[GeneratedText, ...]:
-        """Return the whole answers, `params.n` of them; without an adapter the base answers."""
-        return self._answer(calls.generate(prompt, params, adapter, request_id))
+        """Return the whole answers, `params.n` of them; without an adapter the base answers. Terms as RequestTerms."""
+        terms = RequestTerms(request_id, priority, cache_salt)
+        return self._answer(calls.generate(prompt, params, adapter, terms))
 
     def stream(
         self,
@@ -66,10 +69,12 @@ class Client:
         adapter: str | None = None,
         *,
         request_id: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Iterator[GeneratedText]:
         """Yield the answers in parts, those of all sequences interleaved; closing it aborts what still runs."""
-        call = calls.generate_stream(prompt, params, adapter, request_id)
-        return self._parts(call)
+        terms = RequestTerms(request_id, priority, cache_salt)
+        return self._parts(calls.generate_stream(prompt, params, adapter, terms))
 
     def abort(self, *request_ids: str) -> None:
         """End requests that were begun with the same key, by the ids that they were given."""

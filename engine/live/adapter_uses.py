@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict
 
 from engine.errors import AdapterBusy, AdapterHeld
+from engine.metrics.series import MetricSeries
 from scheduler.request import InvalidParameter
 
 _MOST_NAMES = 1 << 16
@@ -48,6 +49,12 @@ class AdapterUses:
         """Return for how long a name is still held; None if it is not."""
         left_s = self._held_until_s.get(name, 0.0) - time.monotonic()
         return left_s if left_s > 0 else None
+
+    def series(self) -> MetricSeries:
+        """Tell how many names are held."""
+        held = sum(self.held_s(name) is not None for name in self._held_until_s)
+        told = "Names of adapters that take no requests at this server."
+        return MetricSeries("loraserve_adapters_held", told, (), [((), float(held))])
 
     def began(self, name: str) -> None:
         """Count a request that was accepted."""

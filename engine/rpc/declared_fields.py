@@ -10,10 +10,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from engine.api.errors import ApiError, refused
 
 _UNSUPPORTED: Mapping[tuple[str, int], str] = {
-    ("GenerateRequest", 10): "kv",
     ("GenerateRequest", 11): "truncate_prompt_tokens",
-    ("GenerateRequest", 12): "priority",
     ("GenerateRequest", 14): "media",
+    ("KVCacheParameters", 1): "bypass_prefix_cache",
+    ("KVCacheParameters", 3): "kv_transfer_params",
+    ("KVCacheParameters", 4): "ec_transfer_params",
     ("DecodingParameters", 5): "allowed_token_ids",
     ("DecodingParameters", 11): "structural_tag",
 }

@@ -52,6 +52,7 @@ class InferenceService:
             prompt_info=translation.prompt_info(wire, generation.prompt, joined[0]),
             outputs=outputs[0],
             further_outputs=outputs[1:],
+            system_fingerprint=generation.version,
         )
 
     async def _generate_stream(
@@ -60,10 +61,14 @@ class InferenceService:
         async with self._submitted(wire, call) as generation:
             counts: dict[int, int] = {}
             async for delta in generation.deltas():
-                info = None if counts else translation.prompt_info(wire, generation.prompt, delta)
+                is_first = not counts
+                info = translation.prompt_info(wire, generation.prompt, delta) if is_first else None
                 counts[delta.index] = counts.get(delta.index, 0) + len(delta.token_ids)
                 output = translation.sequence_output(wire, delta, counts[delta.index])
-                yield inference_pb2.GenerateResponse(prompt_info=info, outputs=output)
+                version = generation.version if is_first else None
+                yield inference_pb2.GenerateResponse(
+                    prompt_info=info, outputs=output, system_fingerprint=version
+                )
 
     @asynccontextmanager
     async def _submitted(
@@ -84,7 +89,8 @@ class InferenceService:
             record.model, record.counts = request.model, generation
             record.rates = partial(self._client.accounts.headers, record.tenant, request.model)
             async with generation:
-                await generation.submit(request, Origin(record.tenant, trace=record.trace))
+                origin = Origin(record.tenant, request.priority, record.trace, request.cache_salt)
+                await generation.submit(request, origin)
                 yield generation
 
 

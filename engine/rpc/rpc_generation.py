@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from engine.api.base import EngineClient, OutputStream
 from engine.api.errors import ApiError
 from engine.api.parsing import GenerateRequest
+from engine.catalogue.base import VERSION_CHARS
 from engine.output import Delta
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason
@@ -31,6 +32,11 @@ class RpcGeneration:
     def prompt_tokens(self) -> int:
         """Count the prompt's tokens."""
         return len(self.prompt)
+
+    @property
+    def version(self) -> str | None:
+        """The version of the adapter that answers, as HTTP's `system_fingerprint`; None for the base model."""
+        return None if self._stream is None else self._stream.adapter_digest[:VERSION_CHARS] or None
 
     async def __aenter__(self) -> "RpcGeneration":
         return self

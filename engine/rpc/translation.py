@@ -117,6 +117,8 @@ def _body(wire: inference_pb2.GenerateRequest, model: str) -> dict[str, object]:
         "model": model,
         "prompt": wire.text if kind == "text" else list(wire.token_ids.ids),
         "user": wire.session_id,
+        "priority": wire.priority,
+        "cache_salt": wire.kv.cache_salt or None,
         "temperature": _float(wire.temperature),
         "n": sampling.num_sequences or 1,
         "top_k": sampling.top_k,
@@ -134,6 +136,7 @@ def _body(wire: inference_pb2.GenerateRequest, model: str) -> dict[str, object]:
         "include_stop_str_in_output": stopping.include_stop_strings,
         "ignore_eos": stopping.ignore_eos,
         "skip_special_tokens": asked.skip_special_tokens if asked.HasField("skip_special_tokens") else None,
+        "logprobs_mode": asked.logprobs_mode or None,
     }
     top = _candidates("output_candidates", asked, asked.output_logprobs)
     prompt_top = _candidates("prompt_candidates", asked, asked.prompt_logprobs)

@@ -178,6 +178,7 @@ class FakeClient:
         self.submitted: list[tuple[str, tuple[int, ...], SamplingParams]] = []
         self.tenants: list[str] = []  # of each call that submitted
         self.priorities: list[int] = []
+        self.salts: list[str] = []
         self.live: dict[str, FakeStream] = {}
         self.aborted: list[str] = []
         self.abort_seen = asyncio.Event()
@@ -223,6 +224,7 @@ class FakeClient:
             raise RequestRefused(f"This model's maximum context length is {self.max_model_len} tokens.")
         self.tenants.append(origin.tenant)
         self.priorities.append(origin.priority)
+        self.salts.append(origin.cache_salt)
         return tuple(self._stream(model, prompt, params, name) for name, prompt in prompts.items())
 
     def _stream(

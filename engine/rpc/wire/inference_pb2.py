@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65ngine/rpc/wire/inference.proto\x12\x04vllm\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xff\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x0e.vllm.TokenIdsH\x00\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.vllm.RandomSampling\x12*\n\x08\x64\x65\x63oding\x18\x07 \x01(\x0b\x32\x18.vllm.DecodingParameters\x12(\n\x08stopping\x18\x08 \x01(\x0b\x32\x16.vllm.StoppingCriteria\x12\'\n\x08response\x18\t \x01(\x0b\x32\x15.vllm.ResponseOptions\x12\x17\n\nsession_id\x18\r \x01(\tH\x02\x88\x01\x01\x12\x11\n\tlora_name\x18\x0f \x01(\tB\x08\n\x06promptB\x0e\n\x0c_temperatureB\r\n\x0b_session_id\"p\n\x0eRandomSampling\x12\x15\n\rnum_sequences\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xdc\x02\n\x12\x44\x65\x63odingParameters\x12\x18\n\x10presence_penalty\x18\x01 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x02 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x03 \x01(\x02\x12;\n\nlogit_bias\x18\x04 \x03(\x0b\x32\'.vllm.DecodingParameters.LogitBiasEntry\x12\x0e\n\x04json\x18\x06 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x07 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x08 \x01(\x0b\x32\x13.vllm.StringChoicesH\x00\x12\x11\n\x07grammar\x18\t \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\n \x01(\x08H\x00\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x14\n\x12structured_outputs\" \n\rStringChoices\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\xa2\x01\n\x10StoppingCriteria\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\r\x12\x16\n\x0emin_new_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0cstop_strings\x18\x04 \x03(\t\x12\x1c\n\x14include_stop_strings\x18\x05 \x01(\x08\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\"`\n\x0f\x43\x61ndidateTokens\x12\x0f\n\x05top_n\x18\x01 \x01(\rH\x00\x12#\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x0e.vllm.TokenIdsH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x42\x08\n\x06select\"\xf5\x02\n\x0fResponseOptions\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x08\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x08\x12\x35\n\x11prompt_candidates\x18\x03 \x01(\x0b\x32\x15.vllm.CandidateTokensH\x00\x88\x01\x01\x12\x18\n\x0boutput_text\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10output_token_ids\x18\x05 \x01(\x08\x12\x17\n\x0foutput_logprobs\x18\x06 \x01(\x08\x12\x35\n\x11output_candidates\x18\x07 \x01(\x0b\x32\x15.vllm.CandidateTokensH\x02\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x08 \x01(\x08H\x03\x88\x01\x01\x42\x14\n\x12_prompt_candidatesB\x0e\n\x0c_output_textB\x14\n\x12_output_candidatesB\x16\n\x14_skip_special_tokens\"\x80\x01\n\x12\x43\x61ndidateTokenInfo\x12\x32\n\x06tokens\x18\x01 \x03(\x0b\x32\".vllm.CandidateTokenInfo.TokenInfo\x1a\x36\n\tTokenInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\x8f\x01\n\nPromptInfo\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x32\n\x10\x63\x61ndidate_tokens\x18\x05 \x03(\x0b\x32\x18.vllm.CandidateTokenInfo\"\xf9\x01\n\nFinishInfo\x12\x19\n\x11num_output_tokens\x18\x01 \x01(\r\x12\x34\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1d.vllm.FinishInfo.FinishReason\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x16\n\x0c\x65os_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\"C\n\x0c\x46inishReason\x12\x10\n\x0cNOT_FINISHED\x10\x00\x12\n\n\x06LENGTH\x10\x01\x12\x08\n\x04STOP\x10\x02\x12\x0b\n\x07\x41\x42ORTED\x10\x03\x42\r\n\x0bstop_reason\"\xe5\x01\n\x0eSequenceOutput\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\r\n\x05ranks\x18\x06 \x03(\r\x12\x32\n\x10\x63\x61ndidate_tokens\x18\x07 \x03(\x0b\x32\x18.vllm.CandidateTokenInfo\x12*\n\x0b\x66inish_info\x18\x08 \x01(\x0b\x32\x10.vllm.FinishInfoH\x00\x88\x01\x01\x42\x0e\n\x0c_finish_info\"\xa5\x01\n\x10GenerateResponse\x12*\n\x0bprompt_info\x18\x01 \x01(\x0b\x32\x10.vllm.PromptInfoH\x00\x88\x01\x01\x12%\n\x07outputs\x18\x02 \x01(\x0b\x32\x14.vllm.SequenceOutput\x12.\n\x0f\x66urther_outputs\x18\xe8\x07 \x03(\x0b\x32\x14.vllm.SequenceOutputB\x0e\n\x0c_prompt_info2\x89\x01\n\tInference\x12\x39\n\x08Generate\x12\x15.vllm.GenerateRequest\x1a\x16.vllm.GenerateResponse\x12\x41\n\x0eGenerateStream\x12\x15.vllm.GenerateRequest\x1a\x16.vllm.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65ngine/rpc/wire/inference.proto\x12\x04vllm\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb6\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x0e.vllm.TokenIdsH\x00\x12\x18\n\x0btemperature\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.vllm.RandomSampling\x12*\n\x08\x64\x65\x63oding\x18\x07 \x01(\x0b\x32\x18.vllm.DecodingParameters\x12(\n\x08stopping\x18\x08 \x01(\x0b\x32\x16.vllm.StoppingCriteria\x12\'\n\x08response\x18\t \x01(\x0b\x32\x15.vllm.ResponseOptions\x12#\n\x02kv\x18\n \x01(\x0b\x32\x17.vllm.KVCacheParameters\x12\x10\n\x08priority\x18\x0c \x01(\x05\x12\x17\n\nsession_id\x18\r \x01(\tH\x02\x88\x01\x01\x12\x11\n\tlora_name\x18\x0f \x01(\tB\x08\n\x06promptB\x0e\n\x0c_temperatureB\r\n\x0b_session_id\"p\n\x0eRandomSampling\x12\x15\n\rnum_sequences\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xdc\x02\n\x12\x44\x65\x63odingParameters\x12\x18\n\x10presence_penalty\x18\x01 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x02 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x03 \x01(\x02\x12;\n\nlogit_bias\x18\x04 \x03(\x0b\x32\'.vllm.DecodingParameters.LogitBiasEntry\x12\x0e\n\x04json\x18\x06 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x07 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x08 \x01(\x0b\x32\x13.vllm.StringChoicesH\x00\x12\x11\n\x07grammar\x18\t \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\n \x01(\x08H\x00\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x14\n\x12structured_outputs\" \n\rStringChoices\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\xa2\x01\n\x10StoppingCriteria\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\r\x12\x16\n\x0emin_new_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0cstop_strings\x18\x04 \x03(\t\x12\x1c\n\x14include_stop_strings\x18\x05 \x01(\x08\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\"\'\n\x11KVCacheParameters\x12\x12\n\ncache_salt\x18\x02 \x01(\t\"`\n\x0f\x43\x61ndidateTokens\x12\x0f\n\x05top_n\x18\x01 \x01(\rH\x00\x12#\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x0e.vllm.TokenIdsH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x42\x08\n\x06select\"\x8d\x03\n\x0fResponseOptions\x12\x18\n\x10prompt_token_ids\x18\x01 \x01(\x08\x12\x17\n\x0fprompt_logprobs\x18\x02 \x01(\x08\x12\x35\n\x11prompt_candidates\x18\x03 \x01(\x0b\x32\x15.vllm.CandidateTokensH\x00\x88\x01\x01\x12\x18\n\x0boutput_text\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10output_token_ids\x18\x05 \x01(\x08\x12\x17\n\x0foutput_logprobs\x18\x06 \x01(\x08\x12\x35\n\x11output_candidates\x18\x07 \x01(\x0b\x32\x15.vllm.CandidateTokensH\x02\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x08 \x01(\x08H\x03\x88\x01\x01\x12\x16\n\rlogprobs_mode\x18\xe8\x07 \x01(\tB\x14\n\x12_prompt_candidatesB\x0e\n\x0c_output_textB\x14\n\x12_output_candidatesB\x16\n\x14_skip_special_tokens\"\x80\x01\n\x12\x43\x61ndidateTokenInfo\x12\x32\n\x06tokens\x18\x01 \x03(\x0b\x32\".vllm.CandidateTokenInfo.TokenInfo\x1a\x36\n\tTokenInfo\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\x8f\x01\n\nPromptInfo\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x32\n\x10\x63\x61ndidate_tokens\x18\x05 \x03(\x0b\x32\x18.vllm.CandidateTokenInfo\"\xf9\x01\n\nFinishInfo\x12\x19\n\x11num_output_tokens\x18\x01 \x01(\r\x12\x34\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1d.vllm.FinishInfo.FinishReason\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x16\n\x0c\x65os_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x05 \x01(\tH\x00\"C\n\x0c\x46inishReason\x12\x10\n\x0cNOT_FINISHED\x10\x00\x12\n\n\x06LENGTH\x10\x01\x12\x08\n\x04STOP\x10\x02\x12\x0b\n\x07\x41\x42ORTED\x10\x03\x42\r\n\x0bstop_reason\"\xe5\x01\n\x0eSequenceOutput\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\r\n\x05ranks\x18\x06 \x03(\r\x12\x32\n\x10\x63\x61ndidate_tokens\x18\x07 \x03(\x0b\x32\x18.vllm.CandidateTokenInfo\x12*\n\x0b\x66inish_info\x18\x08 \x01(\x0b\x32\x10.vllm.FinishInfoH\x00\x88\x01\x01\x42\x0e\n\x0c_finish_info\"\xde\x01\n\x10GenerateResponse\x12*\n\x0bprompt_info\x18\x01 \x01(\x0b\x32\x10.vllm.PromptInfoH\x00\x88\x01\x01\x12%\n\x07outputs\x18\x02 \x01(\x0b\x32\x14.vllm.SequenceOutput\x12.\n\x0f\x66urther_outputs\x18\xe8\x07 \x03(\x0b\x32\x14.vllm.SequenceOutput\x12 \n\x12system_fingerprint\x18\xe9\x07 \x01(\tH\x01\x88\x01\x01\x42\x0e\n\x0c_prompt_infoB\x15\n\x13_system_fingerprint2\x89\x01\n\tInference\x12\x39\n\x08Generate\x12\x15.vllm.GenerateRequest\x1a\x16.vllm.GenerateResponse\x12\x41\n\x0eGenerateStream\x12\x15.vllm.GenerateRequest\x1a\x16.vllm.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=41
   _globals['_TOKENIDS']._serialized_end=64
   _globals['_GENERATEREQUEST']._serialized_start=67
-  _globals['_GENERATEREQUEST']._serialized_end=450
-  _globals['_RANDOMSAMPLING']._serialized_start=452
-  _globals['_RANDOMSAMPLING']._serialized_end=564
-  _globals['_DECODINGPARAMETERS']._serialized_start=567
-  _globals['_DECODINGPARAMETERS']._serialized_end=915
-  _globals['_DECODINGPARAMETERS_LOGITBIASENTRY']._serialized_start=845
-  _globals['_DECODINGPARAMETERS_LOGITBIASENTRY']._serialized_end=893
-  _globals['_STRINGCHOICES']._serialized_start=917
-  _globals['_STRINGCHOICES']._serialized_end=949
-  _globals['_STOPPINGCRITERIA']._serialized_start=952
-  _globals['_STOPPINGCRITERIA']._serialized_end=1114
-  _globals['_CANDIDATETOKENS']._serialized_start=1116
-  _globals['_CANDIDATETOKENS']._serialized_end=1212
-  _globals['_RESPONSEOPTIONS']._serialized_start=1215
-  _globals['_RESPONSEOPTIONS']._serialized_end=1588
-  _globals['_CANDIDATETOKENINFO']._serialized_start=1591
-  _globals['_CANDIDATETOKENINFO']._serialized_end=1719
-  _globals['_CANDIDATETOKENINFO_TOKENINFO']._serialized_start=1665
-  _globals['_CANDIDATETOKENINFO_TOKENINFO']._serialized_end=1719
-  _globals['_PROMPTINFO']._serialized_start=1722
-  _globals['_PROMPTINFO']._serialized_end=1865
-  _globals['_FINISHINFO']._serialized_start=1868
-  _globals['_FINISHINFO']._serialized_end=2117
-  _globals['_FINISHINFO_FINISHREASON']._serialized_start=2035
-  _globals['_FINISHINFO_FINISHREASON']._serialized_end=2102
-  _globals['_SEQUENCEOUTPUT']._serialized_start=2120
-  _globals['_SEQUENCEOUTPUT']._serialized_end=2349
-  _globals['_GENERATERESPONSE']._serialized_start=2352
-  _globals['_GENERATERESPONSE']._serialized_end=2517
-  _globals['_INFERENCE']._serialized_start=2520
-  _globals['_INFERENCE']._serialized_end=2657
+  _globals['_GENERATEREQUEST']._serialized_end=505
+  _globals['_RANDOMSAMPLING']._serialized_start=507
+  _globals['_RANDOMSAMPLING']._serialized_end=619
+  _globals['_DECODINGPARAMETERS']._serialized_start=622
+  _globals['_DECODINGPARAMETERS']._serialized_end=970
+  _globals['_DECODINGPARAMETERS_LOGITBIASENTRY']._serialized_start=900
+  _globals['_DECODINGPARAMETERS_LOGITBIASENTRY']._serialized_end=948
+  _globals['_STRINGCHOICES']._serialized_start=972
+  _globals['_STRINGCHOICES']._serialized_end=1004
+  _globals['_STOPPINGCRITERIA']._serialized_start=1007
+  _globals['_STOPPINGCRITERIA']._serialized_end=1169
+  _globals['_KVCACHEPARAMETERS']._serialized_start=1171
+  _globals['_KVCACHEPARAMETERS']._serialized_end=1210
+  _globals['_CANDIDATETOKENS']._serialized_start=1212
+  _globals['_CANDIDATETOKENS']._serialized_end=1308
+  _globals['_RESPONSEOPTIONS']._serialized_start=1311
+  _globals['_RESPONSEOPTIONS']._serialized_end=1708
+  _globals['_CANDIDATETOKENINFO']._serialized_start=1711
+  _globals['_CANDIDATETOKENINFO']._serialized_end=1839
+  _globals['_CANDIDATETOKENINFO_TOKENINFO']._serialized_start=1785
+  _globals['_CANDIDATETOKENINFO_TOKENINFO']._serialized_end=1839
+  _globals['_PROMPTINFO']._serialized_start=1842
+  _globals['_PROMPTINFO']._serialized_end=1985
+  _globals['_FINISHINFO']._serialized_start=1988
+  _globals['_FINISHINFO']._serialized_end=2237
+  _globals['_FINISHINFO_FINISHREASON']._serialized_start=2155
+  _globals['_FINISHINFO_FINISHREASON']._serialized_end=2222
+  _globals['_SEQUENCEOUTPUT']._serialized_start=2240
+  _globals['_SEQUENCEOUTPUT']._serialized_end=2469
+  _globals['_GENERATERESPONSE']._serialized_start=2472
+  _globals['_GENERATERESPONSE']._serialized_end=2694
+  _globals['_INFERENCE']._serialized_start=2697
+  _globals['_INFERENCE']._serialized_end=2834
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from engine.client import AsyncClient, CallFailed, Client
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from scheduler.request import InvalidParameter, SamplingParams
+from scheduler.structured_outputs import StructuredOutputsParams
 from scripts.certificates import make_certificates
 from tests.engine.rpc.door import Door, at_door
 from tests.engine.rpc.test_rpc_adapters import adapter_folder
@@ -52,6 +54,26 @@ def test_a_stream_joins_to_the_whole() -> None:
         assert [part.ending for part in parts] == [None] * (len(parts) - 1) + ["stop"]
 
     with_client(visit)
+
+
+def test_what_a_request_asks_for_beside_its_answer_reaches_the_engine() -> None:
+    async def scenario(door: Door) -> None:
+        form = StructuredOutputsParams(choice=("poet heard hi", "no"))
+        params = replace(LONG, logprobs=0, logprobs_mode="processed_logprobs", structured_outputs=form)
+        terms = {"priority": 7, "cache_salt": "mine"}
+        async with AsyncClient(door.address, timeout_s=30) as client:
+            (whole,) = await client.generate("hi", params, "poet", **terms)
+            parts = [part async for part in client.stream("hi", params, "poet", **terms)]
+            (base,) = await client.generate("hi", LONG)
+            with pytest.raises(InvalidParameter, match="priority"):
+                await client.generate("hi", LONG, priority=1 << 40)
+        assert (door.node.priorities, door.node.salts) == ([7, 7, 0], ["mine", "mine", ""])
+        asked = [(each.structured_outputs, each.logprobs_mode) for _, _, each in door.node.submitted[:2]]
+        assert asked == [(form, "processed_logprobs")] * 2
+        assert (whole.version, parts[0].version, base.version) == ("digest-of-poet", "digest-of-poet", None)
+        assert [part.version for part in parts[1:]] == [None] * (len(parts) - 1)
+
+    at_door(scenario)
 
 
 def test_what_the_server_refuses_has_its_code_and_words() -> None:

@@ -1,12 +1,16 @@
 """Nodes and a router of the embedded model in one process, linked over real sockets."""
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
+from engine.catalogue.base import CatalogueEntry
 from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
@@ -27,6 +31,9 @@ from tests.scheduler.cluster.test_routing import MODEL
 from transport.base import Address
 from transport.control.security import Security
 
+T = TypeVar("T")
+TIMEOUT_S = 120.0  # for machines that are busy
+TASKS = ("reverse", "sort", "rot13", "upper")
 SECURITY = Security("a token of sixteen")
 WEIGHTS = "0" * 64
 SLO = Slo(20.0, 5.0)  # machines that test are slow
@@ -101,3 +108,35 @@ def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     return ClusterClient(
         card, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
     )
+
+
+def with_router(visit: Callable[[ClusterClient, list[LiveNode]], Awaitable[T]], nodes: int = 2) -> T:
+    """Start nodes and a router, and see what is true of them; nothing may be left on any."""
+
+    async def session() -> T:
+        live = [LiveNode.make(f"n{at}") for at in range(nodes)]
+        members = [await node.start() for node in live]
+        refs: dict[str, AdapterRef] = {name: live[0].engine.store.registry.resolve(name) for name in TASKS}
+        view = ClusterView(
+            {member.name: member for member in members},
+            {name: CatalogueEntry(name, ref) for name, ref in refs.items()},
+            known=True,
+        )
+        client = make_router(view, live[0].engine)
+        await client.start()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while len(client.forwarding.ready) < nodes:
+                    await asyncio.sleep(0.01)
+            found = await asyncio.wait_for(visit(client, live), TIMEOUT_S)
+            assert len(client.forwarding) == client.forwarding.router.waiting == 0
+            for node in live:
+                await node.link.drained(5.0)
+                assert node.engine.core.num_live_requests == 0
+            return found
+        finally:
+            await client.close()
+            for node in live:
+                await node.stop()
+
+    return asyncio.run(session())

@@ -1,30 +1,23 @@
 """A router over live nodes: answers are those of one engine, and outlive the node that began them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
 
 from engine.catalogue.alias_targets import AliasTarget, chosen_target
-from engine.catalogue.base import CatalogueEntry
 from engine.cluster.router.cluster_client import ClusterClient
-from engine.cluster.view import ClusterView
 from engine.errors import NotInTime, RateLimited, UnknownModel
 from engine.output import Delta, RequestOutput, join_deltas
 from engine.tenants.tenant import Tenant, TenantLimits
-from lora.adapter import AdapterRef
 from scheduler.limits import RequestRefused
 from scheduler.plan import FinishReason
 from scheduler.request import Origin, SamplingParams
 from scheduler.structured_outputs import StructuredOutputsParams
 from tests.engine.api.session import session
-from tests.engine.cluster.live_nodes import LiveNode, make_router
+from tests.engine.cluster.live_nodes import TASKS, TIMEOUT_S, LiveNode, with_router
 
-T = TypeVar("T")
-TIMEOUT_S = 120.0  # for machines that are busy
-TASKS = ("reverse", "sort", "rot13", "upper")
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
@@ -53,38 +46,6 @@ def _alike(found: Sequence[Delta], expected: Sequence[Delta]) -> bool:
             assert [each.token_id for each in one] == [each.token_id for each in two]
             assert [each.logprob for each in one] == pytest.approx([each.logprob for each in two], abs=1e-3)
     return True
-
-
-def _visit(visit: Callable[[ClusterClient, list[LiveNode]], Awaitable[T]], nodes: int = 2) -> T:
-    """Start nodes and a router, and see what is true of them; nothing may be left on any."""
-
-    async def session() -> T:
-        live = [LiveNode.make(f"n{at}") for at in range(nodes)]
-        members = [await node.start() for node in live]
-        refs: dict[str, AdapterRef] = {name: live[0].engine.store.registry.resolve(name) for name in TASKS}
-        view = ClusterView(
-            {member.name: member for member in members},
-            {name: CatalogueEntry(name, ref) for name, ref in refs.items()},
-            known=True,
-        )
-        client = make_router(view, live[0].engine)
-        await client.start()
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                while len(client.forwarding.ready) < nodes:
-                    await asyncio.sleep(0.01)
-            found = await asyncio.wait_for(visit(client, live), TIMEOUT_S)
-            assert len(client.forwarding) == client.forwarding.router.waiting == 0
-            for node in live:
-                await node.link.drained(5.0)
-                assert node.engine.core.num_live_requests == 0
-            return found
-        finally:
-            await client.close()
-            for node in live:
-                await node.stop()
-
-    return asyncio.run(session())
 
 
 async def _ask(client: ClusterClient | LiveNode, name: str, text: str, params: SamplingParams) -> list[Delta]:
@@ -121,7 +82,7 @@ def test_answers_through_a_router_are_those_of_one_engine() -> None:
             assert _alike(await _ask(client, name, "garden", params), expected)
         assert sum(node.watcher.tokens.get("reverse", 0) for node in nodes) > 0
 
-    _visit(visit)
+    with_router(visit)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +107,7 @@ def test_a_node_that_dies_takes_no_stream_with_it(way: str, after: int) -> None:
             client.stats(), client.series()
         )
 
-    _visit(visit)
+    with_router(visit)
 
 
 def test_a_node_that_drains_takes_nothing_new_and_ends_what_it_has() -> None:
@@ -165,7 +126,7 @@ def test_a_node_that_drains_takes_nothing_new_and_ends_what_it_has() -> None:
         assert busy.watcher.tokens["sort"] - before <= 60
         assert client.forwarding.counts.moved == 0
 
-    _visit(visit)
+    with_router(visit)
 
 
 def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
@@ -188,7 +149,7 @@ def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
         (output,) = await client.submit_all("demo", {"left": (1, 2, 3)}, GREEDY)
         await output.aclose()
 
-    _visit(visit)
+    with_router(visit)
 
 
 def test_a_router_says_why_it_can_serve_nothing_and_takes_no_name_for_unknown_then() -> None:
@@ -216,7 +177,7 @@ def test_a_router_says_why_it_can_serve_nothing_and_takes_no_name_for_unknown_th
         await client.drain(0.0)
         assert "shutting down" in str(client.stats().trouble)
 
-    _visit(visit, nodes=1)
+    with_router(visit, nodes=1)
 
 
 def test_a_router_holds_tenants_to_what_they_may() -> None:
@@ -233,7 +194,7 @@ def test_a_router_holds_tenants_to_what_they_may() -> None:
             await client.submit_all("sort", {"3": ids}, GREEDY, origin)
         await _whole((await client.submit_all("reverse", {"4": ids}, GREEDY, Origin("b")))[0])
 
-    _visit(visit)
+    with_router(visit)
 
 
 def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
@@ -267,7 +228,7 @@ def test_token_ids_and_holds_and_aborts_go_through_a_router() -> None:
             assert (await api.post("/v1/adapters/release", {"name": "sort"})).status == 200
             assert (await api.post(path, body)).json["choices"][0]["token_ids"] == direct["token_ids"]
 
-    _visit(visit)
+    with_router(visit)
 
 
 def test_an_alias_with_shares_is_answered_by_the_target_of_each_request() -> None:
@@ -287,4 +248,4 @@ def test_an_alias_with_shares_is_answered_by_the_target_of_each_request() -> Non
         assert found == {"sort", "reverse"} <= set(client.telemetry.recent())
         assert "best" not in client.telemetry.recent()
 
-    _visit(visit)
+    with_router(visit)

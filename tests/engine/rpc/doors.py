@@ -35,7 +35,7 @@ _GRPC_NAMES = {
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
     },
     **{name: ("stopping", name) for name in ("stop_token_ids", "ignore_eos")},
-    "skip_special_tokens": ("response", "skip_special_tokens"),
+    **{name: ("response", name) for name in ("skip_special_tokens", "logprobs_mode")},
 }
 _REASONS = {inference_pb2.FinishInfo.STOP: "stop", inference_pb2.FinishInfo.LENGTH: "length"}
 

@@ -35,6 +35,7 @@ ANSWERED = {
     "beyond the end": Case(params={"ignore_eos": True, "max_tokens": 30}),
     "special tokens shown": Case(params={"ignore_eos": True, "max_tokens": 30, "skip_special_tokens": False}),
     "log-probabilities": Case(adapter="sort", params=DRAWN | {"logprobs": 2}),
+    "those drawn by": Case(params=DRAWN | {"logprobs": 2, "logprobs_mode": "processed_logprobs"}),
     "many of them": Case(params={"logprobs": 20, "n": 2}),
     "the prompt's too": Case(params={"prompt_logprobs": 3, "logprobs": 1}),
 }

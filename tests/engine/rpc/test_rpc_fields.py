@@ -65,15 +65,19 @@ FIELDS: Mapping[str, Ask] = {
     ),
     "response.output_candidates.all": Ask(response={"output_candidates": {"all": True}}),
     "response.skip_special_tokens": Ask(response={"skip_special_tokens": False}),
+    "response.logprobs_mode": Ask(response={"logprobs_mode": "processed_logprobs"}),
+    "kv": Ask(kv={"cache_salt": "mine"}),
+    "kv.cache_salt": Ask(kv={"cache_salt": "mine"}),
+    "priority": Ask(priority=5),
     "session_id": Ask(session_id="x" * 513),
     "lora_name": Ask(lora_name="poet"),
 }
 """A value of each field that asks for something else than `PLAIN`. A session is a label, of bounded length."""
 
 UNDECLARED = [
-    (b"\x1a\x02hi\x52\x02\x08\x01", "kv"),
+    (b"\x1a\x02hi\x52\x02\x08\x01", "bypass_prefix_cache"),
+    (b"\x1a\x02hi\x52\x04\x1a\x02\x0a\x00", "kv_transfer_params"),
     (b"\x1a\x02hi\x58\x05", "truncate_prompt_tokens"),
-    (b"\x1a\x02hi\x60\x05", "priority"),
     (b"\x1a\x02hi\x72\x02\x08\x01", "media"),
     (b"\x1a\x02hi\x3a\x02\x28\x07", "allowed_token_ids"),
     (b"\x1a\x02hi\x3a\x03\x5a\x01x", "structural_tag"),
@@ -94,14 +98,16 @@ def paths(kind: Descriptor, prefix: str = "") -> Iterator[str]:
 
 async def outcome(door: Door, ask: Ask) -> tuple[Any, ...]:
     """What the engine was asked, what was told, or which field was refused."""
-    door.node.submitted.clear()
+    for asked in (door.node.submitted, door.node.priorities, door.node.salts):
+        asked.clear()
     call = door.stream(ask)
     try:
         told = [part.SerializeToString() async for part in call]
     except grpc.aio.AioRpcError as error:
         return error.code(), error.details()
     metadata = dict(await call.initial_metadata())
-    return tuple(door.node.submitted), told, metadata[REQUEST_ID] == "mine"
+    origins = (*door.node.priorities, *door.node.salts)
+    return tuple(door.node.submitted), origins, told, metadata[REQUEST_ID] == "mine"
 
 
 def test_every_field_is_in_the_table() -> None:

@@ -68,7 +68,10 @@ REFUSED = [
     (Ask(text="hi", temperature=float("nan")), "INVALID_ARGUMENT", "temperature"),
     (Ask(text="hi", response={"output_candidates": {"all": True}}), "INVALID_ARGUMENT", "output_candidates"),
     (Ask(text="hi", stopping={"max_new_tokens": 4000}), "INVALID_ARGUMENT", "maximum context length"),
-    (Ask.FromString(b"\x1a\x02hi\x60\x05"), "INVALID_ARGUMENT", "priority"),
+    (Ask(text="hi", priority=-1), "INVALID_ARGUMENT", "priority"),
+    (Ask(text="hi", priority=1001), "INVALID_ARGUMENT", "priority"),
+    (Ask(text="hi", kv={"cache_salt": "x" * 2000}), "INVALID_ARGUMENT", "cache_salt"),
+    (Ask(text="hi", response={"logprobs_mode": "best"}), "INVALID_ARGUMENT", "logprobs_mode"),
     (Ask.FromString(b"\x1a\x02hi\x3a\x03\x5a\x01x"), "INVALID_ARGUMENT", "structural_tag"),
 ]
 
