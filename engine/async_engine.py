@@ -256,7 +256,7 @@ class AsyncEngine:
         return self._names.may_serve(model)
 
     def series(self) -> tuple[MetricSeries, ...]:
-        """Tell adapters by tier and rank, refusals, and what gateways choose by."""
+        """Tell adapters by tier and rank, refusals, holds, and what gateways choose by."""
         live, blocks, recent = self._core.live(), self._core.block_stats(), self.telemetry.recent()
         own, linked = self._outputs.names_by_state(), self.linked_names()
         running, waiting = (
@@ -271,7 +271,7 @@ class AsyncEngine:
                 max(1, len(recent)),
             ),
             *census_series(self._store.stats().census),
-            self.catalogue.residency(recent),
+            *self.catalogue.series(recent),
             self.telemetry.refusals.series(),
         )  # fmt: skip
 

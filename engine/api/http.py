@@ -31,6 +31,7 @@ from engine.api.server.body import BodyReader, wait_with_continue
 from engine.api.status.guarded_app import guarded_app
 from engine.api.status.status_routes import StatusRoutes
 from engine.config.http_config import HttpConfig
+from engine.metrics.series import MetricSeries
 from engine.waiting.task_pool import TaskPool
 from scheduler.request import Origin
 
@@ -71,6 +72,10 @@ class MoreRoutes(Protocol):
         """List them; `bodies` reads what they are sent."""
         ...
 
+    def series(self) -> Sequence[MetricSeries]:
+        """Tell what metrics have of them."""
+        ...
+
 
 def http_app(
     client: EngineClient,
@@ -89,6 +94,10 @@ def http_app(
     described = joined(each.description for each in more)
     routes = _Routes(client, adapters, pools, bodies, parser, described)
     pushed = AdapterPush(client, push)
+
+    def collect() -> list[MetricSeries]:
+        return [*client.series(), *(series for each in more for series in each.series())]
+
     for path, endpoint in ENDPOINTS.items():
         handler = _generate_handler(client, endpoint, pools, bodies, parser)
         app.router.add_post(path, handler, expect_handler=wait_with_continue)
@@ -100,14 +109,14 @@ def http_app(
             web.post("/v1/unload_lora_adapter", routes.unload, expect_handler=wait_with_continue),
             web.post("/tokenize", routes.translate, expect_handler=wait_with_continue),
             web.post("/detokenize", routes.translate, expect_handler=wait_with_continue),
-            *StatusRoutes(client, pools.views).table(),
+            *StatusRoutes(client, pools.views, collect).table(),
             web.get("/openapi.json", routes.openapi, allow_head=False),
             *AdminRoutes(CatalogueAdmin(client, adapters), bodies, pushed).table(),
             *(route for each in more for route in each.table(bodies)),
         ]
     )
 
-    page = PageRoutes(client, pools.views, config.page_watchers)
+    page = PageRoutes(client, pools.views, collect, config.page_watchers)
     app.add_routes(page.table())
 
     async def stop(_: web.Application) -> None:

@@ -21,6 +21,7 @@ from engine.api.openapi.operations import (
     ref_schema,
 )
 from engine.api.server.body import BodyReader
+from engine.metrics.series import MetricSeries
 from engine.tenants.usage_counts import UsageCount, UsageKey
 from engine.tenants.usage_file import UsageQuery
 from engine.tenants.usage_log import UsageLog
@@ -65,6 +66,10 @@ class UsageRoutes:
     def table(self, bodies: BodyReader) -> Sequence[web.RouteDef]:
         """List the routes."""
         return [web.get("/v1/usage", self._get, allow_head=False)]
+
+    def series(self) -> tuple[MetricSeries, ...]:
+        """Tell none: what tenants use is told by their own series."""
+        return ()
 
     async def _get(self, request: web.Request) -> web.Response:
         record = request[RECORD]

@@ -18,6 +18,7 @@ from engine.api.base import EngineClient
 from engine.api.bodies.body_parser import BodyParser
 from engine.api.errors import ApiError, refused
 from engine.api.generation import ENDPOINTS
+from engine.batches.batch_census import BatchCensus
 from engine.batches.batch_lines import NotJsonLines, count_lines
 from engine.batches.batch_records import (
     BatchError,
@@ -28,10 +29,11 @@ from engine.batches.batch_records import (
     NewBatch,
     RequestCounts,
 )
-from engine.batches.batch_run import BatchRun, BatchTerms, Summary
+from engine.batches.batch_run import BatchRun, BatchTerms
 from engine.batches.batch_store import BatchStore
 from engine.batches.results_file import open_results_file
 from engine.errors import EngineStopped, NotInTime, OutputFailed
+from engine.metrics.series import MetricSeries
 from engine.waiting.task_pool import TaskPool
 
 _PRIORITY = 1  # other requests have 0, and the lower goes first
@@ -59,6 +61,11 @@ class BatchQueue:
         self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_AT_ONCE))
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, BatchRun] = {}
+        self._census = BatchCensus()
+
+    def series(self) -> tuple[MetricSeries, ...]:
+        """Tell how many batches there are, and what is left of them."""
+        return self._census.series(self._counted)
 
     async def start(self) -> None:
         """Go on with what an earlier server has not finished."""
@@ -130,6 +137,7 @@ class BatchQueue:
         return batch
 
     def _begin(self, owner: str, batch: BatchObject) -> None:
+        self._census.begin(batch)
         task = asyncio.create_task(self._finish_some_time(owner, batch))
         self._tasks[batch.id] = task
         task.add_done_callback(lambda _: self._forget(batch.id, task))
@@ -143,7 +151,8 @@ class BatchQueue:
         while True:
             try:
                 async with self._turns[owner]:
-                    await self._work(owner, batch)
+                    with self._census.working(batch.id):
+                        await self._work(owner, batch)
                 return
             except EngineStopped:
                 return  # and so does the server: the next one goes on
@@ -247,14 +256,12 @@ class BatchQueue:
         run = self._running.get(batch.id)
         if run is None:
             return batch
-        return msgspec.structs.replace(batch, request_counts=_counts(batch, run.summary))
+        counts = RequestCounts(batch.request_counts.total, run.summary.completed, run.summary.failed)
+        return msgspec.structs.replace(batch, request_counts=counts)
 
     async def _keep(self, owner: str, batch: BatchObject) -> None:
         await self._pool.run(lambda: self._store.put_batch(owner, batch))
-
-
-def _counts(batch: BatchObject, summary: Summary) -> RequestCounts:
-    return RequestCounts(batch.request_counts.total, summary.completed, summary.failed)
+        self._census.turned(batch)
 
 
 def _checked(wire: NewBatch) -> int:

@@ -18,6 +18,7 @@ from engine.batches.batch_records import BatchObject, FileObject, NewBatch
 from engine.batches.batch_store import BatchStore
 from engine.batches.client_files import ClientFiles, check_filename
 from engine.config.batches_config import BatchesConfig
+from engine.metrics.series import MetricSeries
 from engine.waiting.task_pool import TaskPool
 
 _FIELD_BYTES = 1 << 10
@@ -54,6 +55,10 @@ class BatchRoutes:
         await self._queue.close()
         await self._pool.run_or_leave("the store of files and batches", self._store.close)
         self._pool.close()
+
+    def series(self) -> Sequence[MetricSeries]:
+        """Tell how many batches there are, and what is left of them."""
+        return self._queue.series()
 
     def table(self, bodies: BodyReader) -> Sequence[web.RouteDef]:
         """List the routes; `bodies` reads what is no file."""

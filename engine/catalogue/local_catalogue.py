@@ -190,8 +190,8 @@ class LocalCatalogue:
         epoch = self._file.epoch if self._file is not None else 0
         return ClusterRecord(epoch, 0, len(self._entries()), [node], replacements=0)
 
-    def residency(self, names: Sequence[str]) -> MetricSeries:
-        """Tell of each of these names where its content is, its rank, and whether it is pinned."""
+    def series(self, names: Sequence[str]) -> tuple[MetricSeries, ...]:
+        """Tell how many names are held, and of each of these where its content is, its rank, and if it is pinned."""
         entries, places = self._entries(), self._places.places()
         samples: list[tuple[tuple[str, ...], float]] = []
         for name in names:
@@ -202,7 +202,7 @@ class LocalCatalogue:
                 samples.append(((name, str(entry.ref.rank), tier, pinned), 1.0))
         told = "Where an adapter's content is: on the device, or elsewhere."
         labels = ("adapter", "rank", "tier", "pinned")
-        return MetricSeries("loraserve_adapter_residency", told, labels, samples)
+        return MetricSeries("loraserve_adapter_residency", told, labels, samples), self._uses.series()
 
     def _check_owner(self) -> None:
         if not self._is_owner:

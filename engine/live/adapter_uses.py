@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 
 from engine.errors import AdapterBusy, AdapterHeld
 from engine.live.held_names import HeldNames
+from engine.metrics.series import MetricSeries
 from scheduler.request import InvalidParameter
 
 _MOST_NAMES = 1 << 16
@@ -34,6 +35,12 @@ class AdapterUses:
             raise InvalidParameter("prompt", count, remedy)
         if most and self._in_flight[name] + count > most:
             raise AdapterBusy(name, most)
+
+    def series(self) -> MetricSeries:
+        """Tell how many names are held."""
+        held = sum(left_s > 0 for left_s in self.held.told().values())
+        told = "Names of adapters that take no requests at this server."
+        return MetricSeries("loraserve_adapters_held", told, (), [((), float(held))])
 
     def began(self, name: str) -> None:
         """Count a request that was accepted."""

@@ -5,7 +5,7 @@ Gateways choose servers by the series that vLLM's metrics have; these are told u
 
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +13,7 @@ from typing import Literal
 from engine.errors import (
     AdapterBusy,
     AdapterFailed,
+    AdapterHeld,
     BeyondLimit,
     Draining,
     EngineError,
@@ -33,6 +34,7 @@ MOST_RANKS = 32  # of one metric; beyond it ranks are told by the next power of 
 _REASONS: Mapping[type[Exception], str] = {
     AdapterBusy: "adapter_busy",
     AdapterFailed: "adapter_failed",
+    AdapterHeld: "adapter_held",
     BeyondLimit: "beyond_limit",
     Draining: "draining",
     EngineStopped: "stopped",
@@ -57,6 +59,10 @@ class MetricSeries:
     labels: tuple[str, ...]
     samples: Sequence[tuple[tuple[str, ...], float]]
     kind: Literal["gauge", "counter"] = "gauge"
+
+
+CollectSeries = Callable[[], Sequence[MetricSeries]]
+"""Tells the series of this moment."""
 
 
 @dataclass(frozen=True, slots=True)

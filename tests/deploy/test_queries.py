@@ -12,6 +12,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.batches.batch_census import BatchCensus
 from engine.catalogue.base import ClusterRecord, NodeRecord, SizeRecord
 from engine.cluster.roles.coordinator_series import coordinator_series
 from engine.config.command_line import serve_config
@@ -29,7 +30,7 @@ OF_TARGETS = {"job", "pod", "namespace", "instance"}
 """Labels that Prometheus adds to what it scrapes."""
 
 OF_ROUTERS = (
-    "requests_", "prompt_tokens", "output_tokens", "time_", "tenant_", "cluster_", "streams_", "replacements",
+    "requests_", "prompt_tokens", "output_tokens", "time_", "tenant_", "cluster_", "streams_", "replacements", "batch",
 )  # fmt: skip
 """How series begin that tell of requests or of the cluster: in a cluster routers have them, nodes do not."""
 
@@ -89,7 +90,8 @@ def series_of_engines() -> dict[str, Labels]:
     counts.refused |= {each.value: 1 for each in RefusalReason}
     with suppress(NotInTime), telemetry.refusals.counted():
         raise NotInTime("late", 1)
-    return read(telemetry.render(FakeClient(client.tokenizer).stats(), client.series()))
+    batches = BatchCensus().series(lambda batch: batch)
+    return read(telemetry.render(FakeClient(client.tokenizer).stats(), (*client.series(), *batches)))
 
 
 def read(text: bytes) -> dict[str, Labels]:

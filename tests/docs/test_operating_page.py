@@ -8,6 +8,7 @@ import msgspec
 
 from engine.api import schema
 from engine.async_engine import AsyncEngine
+from engine.batches.batch_census import BatchCensus
 from engine.catalogue.base import ClusterRecord
 from engine.cluster.roles.coordinator_series import coordinator_series
 from engine.config.access_config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
@@ -33,7 +34,7 @@ def metrics(folder: Path) -> str:
     server = AsyncEngine(build(folder).engine, Telemetry(), 4)
     stats = FakeClient(Tokenizer(byte_tokenizer())).stats()
     led = coordinator_series(ClusterRecord(1, 0, 0))
-    told = (server.series(), router(3).series(), led)
+    told = (server.series(), router(3).series(), led, BatchCensus().series(lambda batch: batch))
     return "".join(telemetry.render(stats, each).decode() for each in told)
 
 

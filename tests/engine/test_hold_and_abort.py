@@ -111,10 +111,14 @@ def test_a_held_name_takes_no_requests_until_it_is_released_and_others_do(tmp_pa
         refused = await api.post(COMPLETIONS, body("low"))
         assert (refused.status, refused.error["code"]) == (503, "adapter_held")
         assert 1 <= int(refused.headers["Retry-After"]) <= 600
+        told = (await api.send("GET", "/metrics")).body.decode()
+        assert "loraserve_adapters_held 1.0" in told
+        assert 'loraserve_requests_refused_total{reason="adapter_held"} 1.0' in told
         stopped.go_on.set()
         assert (await running).json["choices"][0]["finish_reason"] == "length"
         assert (await api.post(COMPLETIONS, body("high"))).status == 200
         assert (await api.post(RELEASE, {"name": "low"})).json["held_s"] is None
+        assert "loraserve_adapters_held 0.0" in (await api.send("GET", "/metrics")).body.decode()
         assert (await api.post(COMPLETIONS, body("low"))).status == 200
         assert (await api.post(RELEASE, {"name": "low"})).status == 200
         assert (await api.post(HOLD, {"name": "nobody"})).status == 404

@@ -11,6 +11,7 @@ from engine.api.page.event_feed import EventFeed
 from engine.api.page.page_assets import INDEX, PageAssets
 from engine.api.page.page_tables import PageTables
 from engine.metrics.adapter_totals import TBT_BOUNDS_S, TTFT_BOUNDS_S
+from engine.metrics.series import CollectSeries
 from engine.waiting.task_pool import TaskPool
 
 _OWN_SITES = ("same-origin", "none")
@@ -21,12 +22,17 @@ class PageRoutes:
     """The handlers of the page; there are none where nobody may watch."""
 
     def __init__(
-        self, server: ObservedServer, pool: TaskPool, most_watchers: int, answers: bool = True
+        self,
+        server: ObservedServer,
+        pool: TaskPool,
+        collect: CollectSeries,
+        most_watchers: int,
+        answers: bool = True,
     ) -> None:
         """Show what `server` tells to `most_watchers` clients at once; `answers` if it may be asked something."""
         self._assets, self._most = PageAssets(answers), most_watchers
         bounds = {"bounds": {"ttft": TTFT_BOUNDS_S, "tbt": TBT_BOUNDS_S}}
-        self._feed = EventFeed(PageTables(server, pool).collect, most_watchers, bounds)
+        self._feed = EventFeed(PageTables(server, pool, collect).collect, most_watchers, bounds)
 
     def table(self) -> list[web.RouteDef]:
         """List the routes."""

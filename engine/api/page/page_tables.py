@@ -11,7 +11,7 @@ from engine.api.page.rank_latencies import RankLatencies
 from engine.api.page.table_changes import Row, Tables
 from engine.catalogue.base import AdapterRecord, ClusterRecord, NodeRecord, ReplacementRecord, RouterRecord
 from engine.metrics.adapter_totals import OTHER, Totals
-from engine.metrics.series import MetricSeries
+from engine.metrics.series import CollectSeries, MetricSeries
 from engine.metrics.snapshot import Snapshot, Standing
 from engine.waiting.task_pool import TaskPool
 
@@ -23,13 +23,15 @@ _COUNTERS = (
     "loraserve_requests_moved",
     "loraserve_streams_moved",
 )
+_BATCHES = ("loraserve_batches", "loraserve_batches_ended", "loraserve_batch_requests_left")
 
 
 class PageTables:
     """The tables of one server. Used on one event loop; what takes long is done by `pool`."""
 
-    def __init__(self, server: ObservedServer, pool: TaskPool) -> None:
-        self._observed, self._pool = server, pool
+    def __init__(self, server: ObservedServer, pool: TaskPool, collect: CollectSeries) -> None:
+        """Show `server`, and of its metrics what `collect` tells."""
+        self._observed, self._pool, self._collect = server, pool, collect
         self._latencies = RankLatencies()
         self._placed_s: dict[int, float] = {}  # when each replacement was made, in seconds since 1970
 
@@ -37,7 +39,7 @@ class PageTables:
         """Return the tables of this moment. Raises EngineError."""
         server = self._observed
         cluster, records = await server.catalogue.cluster(), await self._records()
-        stats, series, totals = server.stats(), server.series(), server.telemetry.totals()
+        stats, series, totals = server.stats(), self._collect(), server.telemetry.totals()
         return await self._pool.run(lambda: self._tables(cluster, records, stats, series, totals))
 
     async def _records(self) -> list[AdapterRecord]:
@@ -70,6 +72,7 @@ class PageTables:
             "counters": _counters(series),
             "placements": self._placements(cluster),
             "size": _size(cluster),
+            "batches": _batches(series),
         }
 
     def _server(self, cluster: ClusterRecord, stats: Snapshot | Standing) -> Row:
@@ -144,6 +147,7 @@ def _adapter(record: AdapterRecord) -> Row:
         "max_requests": record.max_requests,
         "in_flight": record.in_flight,
         "last_use_s": record.last_use_s and int(record.last_use_s),
+        "held_until_s": record.held_s and round(time.time() + record.held_s),
     }
     return {name: value for name, value in told.items() if value}
 
@@ -156,6 +160,17 @@ def _recent(totals: Totals) -> Row:
         "ttft": list(totals.ttft.counts),
         "tbt": list(totals.tbt.counts),
     }
+
+
+def _batches(series: Sequence[MetricSeries]) -> dict[str, Row]:
+    """Tell how many batches there are by state, and what is left of them; nothing where none is taken."""
+    told: dict[str, object] = {
+        values[0] if values else "left": int(count)
+        for each in series
+        if each.name in _BATCHES
+        for values, count in each.samples
+    }
+    return {"": told} if told else {}
 
 
 def _counters(series: Sequence[MetricSeries]) -> dict[str, Row]:

@@ -19,7 +19,7 @@ def status_app(
 ) -> web.Application:
     """Make the application: what there is to tell of `server`, behind `guard`."""
     app, views = guarded_app(guard, cors_origins, config, server.telemetry), TaskPool("metrics", 1)
-    page = PageRoutes(server, views, config.page_watchers, answers=False)
+    page = PageRoutes(server, views, server.series, config.page_watchers, answers=False)
 
     async def cluster(_: web.Request) -> web.Response:
         return json_response(msgspec.to_builtins(await server.catalogue.cluster()))
@@ -27,7 +27,9 @@ def status_app(
     async def stop(_: web.Application) -> None:
         views.close()
 
-    app.add_routes([*StatusRoutes(server, views).table(), web.get("/cluster", cluster, allow_head=False)])
+    app.add_routes(
+        [*StatusRoutes(server, views, server.series).table(), web.get("/cluster", cluster, allow_head=False)]
+    )
     app.add_routes(page.table())
     app.on_shutdown.append(page.close)
     app.on_cleanup.append(stop)

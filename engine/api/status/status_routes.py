@@ -6,15 +6,16 @@ from engine.api.base import ObservedServer
 from engine.api.guard import json_response
 from engine.api.openapi.document import software_version
 from engine.metrics import telemetry
+from engine.metrics.series import CollectSeries
 from engine.waiting.task_pool import TaskPool
 
 
 class StatusRoutes:
     """The handlers of what every server tells of itself."""
 
-    def __init__(self, server: ObservedServer, views: TaskPool) -> None:
-        """Tell how `server` does; `views` writes what takes long."""
-        self._server, self._views = server, views
+    def __init__(self, server: ObservedServer, views: TaskPool, collect: CollectSeries) -> None:
+        """Tell how `server` does, and its metrics as `collect` has them; `views` writes what takes long."""
+        self._server, self._views, self._collect = server, views, collect
 
     def table(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -37,6 +38,6 @@ class StatusRoutes:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Answer GET /metrics, in Prometheus' text format."""
-        stats, series = self._server.stats(), self._server.series()
+        stats, series = self._server.stats(), self._collect()
         text = await self._views.run(lambda: self._server.telemetry.render(stats, series))
         return web.Response(body=text, headers={"Content-Type": telemetry.CONTENT_TYPE})

@@ -26,6 +26,7 @@ class RouterSeries:
             self._refusals.series(self._forwarding.counts.refused),
             *self._forwarded(),
             self._shares(recent),
+            self._outputs.uses.series(),
         )
 
     def _gateway(self, model: str, most_names: int) -> tuple[MetricSeries, ...]:

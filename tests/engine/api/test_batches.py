@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.api.keys import AccessRules
 from engine.api.openapi.document import document
@@ -106,6 +107,41 @@ async def test_the_openai_client_has_a_file_answered(tmp_path: Path) -> None:
         files = [each async for each in await api.openai.files.list()]
         assert [each.purpose for each in files].count("batch_output") == 2
         assert {each.id for each in files} == {done.input_file_id, done.output_file_id, done.error_file_id}
+
+
+async def gauges(api: ApiSession) -> dict[str, float]:
+    """What metrics tell of batches, by the state or end where there is one."""
+    text = (await api.send("GET", "/metrics")).body.decode()
+    return {
+        next(iter(sample.labels.values()), "left"): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.name.startswith("loraserve_batch")
+    }
+
+
+async def test_metrics_and_the_page_tell_of_batches_that_wait_run_and_have_ended(tmp_path: Path) -> None:
+    engine = FakeClient(TOKENIZER)
+    none = dict.fromkeys(
+        ("queued", "running", "left", "completed", "failed", "expired", "cancelled"), 0
+    )  # fmt: skip
+    async with served(tmp_path, engine) as api:
+
+        async def is_told(**changes: int) -> bool:
+            return await gauges(api) == none | changes
+
+        assert await is_told()
+        engine.gate.clear()
+        batches = [await begun(api, [line("a"), line("b")]) for _ in range(6)]
+        await until(lambda: is_told(queued=2, running=4, left=8))
+        async with api.http.get("/page/events") as events:
+            data = (await events.content.readuntil(b"\n\n")).decode().splitlines()[2]
+        tables = json.loads(data.removeprefix("data: "))["tables"]
+        assert tables["batches"][""] == none | {"queued": 2, "running": 4, "left": 8}
+        await api.openai.batches.cancel(batches[0].id)
+        await begun(api, [])
+        engine.gate.set()
+        await until(lambda: is_told(completed=5, cancelled=1, failed=1))
 
 
 async def test_lines_wait_behind_other_requests_and_are_counted_for_their_key(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ function told(tables, name, row) {
   ].filter((part) => part !== null);
 }
 
+/** Tell for how long it takes no requests; null where it does. */
+function held(tables, row) {
+  const leftS = (row.held_until_s ?? 0) - tables.nowS;
+  return leftS > 0 ? `takes no requests for ${seconds(leftS)}` : null;
+}
+
 /** Tell whether this server answers requests: a coordinator does not. */
 function answers(tables) {
   return tables.server.running !== undefined;
@@ -45,6 +51,7 @@ function facts(tables, name, row) {
     ["Size", bytes(row.bytes)],
     ["Pinned copies", row.pinned ? count(row.pinned) : "none"],
     ["Most requests at once", row.max_requests ? count(row.max_requests) : "any number"],
+    ["Held here", held(tables, row)],
     ["Requests under way here", answers(tables) ? count(row.in_flight ?? 0) : null],
     ["Last used here", answers(tables) ? uses : null],
   ].filter(([, value]) => value !== null);

@@ -21,6 +21,7 @@ const PANELS = [
   [panels.showNodes, ["nodes"]],
   [panels.showSize, ["size", "server"]],
   [panels.showLatency, ["latency", "server"]],
+  [panels.showBatches, ["batches"]],
   [panels.showPlacements, ["placements", "server"]],
   [panels.showPulls, ["adapters"]],
   [panels.showCounters, ["counters", "server"]],
@@ -80,7 +81,7 @@ function showHeat() {
 
 /** Show everything, whatever changed. */
 function showAll() {
-  for (const name of ["server", "nodes", "adapters", "latency", "placements", "counters", "size"]) tables.changed.add(name);
+  for (const name of ["server", "nodes", "adapters", "latency", "placements", "counters", "size", "batches"]) tables.changed.add(name);
   if (!frame) frame = requestAnimationFrame(show);
 }
 

@@ -44,6 +44,7 @@ export function showSummary(tables) {
     return keys.reduce((sum, key) => sum + tables.windows.counters.grown(key, "count"), 0);
   };
   const size = tables.rows("size").get("");
+  const held = [...tables.rows("adapters").values()].filter((row) => row.held_until_s > tables.nowS).length;
   const ofRequests = [
     ["sequences that run", count(server.running)],
     ["that wait", count(server.waiting)],
@@ -52,6 +53,7 @@ export function showSummary(tables) {
   ];
   const tiles = [
     ["nodes that serve", `${serving} of ${nodes.length}`],
+    ...(held ? [["adapters held", count(held)]] : []),
     ...(size ? [["nodes wanted", count(size.wanted)]] : []),
     ["adapters", count(server.adapters)],
     ...(server.running === undefined ? [] : ofRequests),
@@ -67,7 +69,7 @@ export function showSize(tables) {
   if (size === undefined) return;
   const bounds = size.highest ? ` (of ${count(size.lowest)} to ${count(size.highest)})` : "";
   const why = SIZE_REASONS[size.reason] || size.reason;
-  setText(byId("size"), `${count(size.wanted)} nodes are wanted${bounds}, ${count(size.present)} are present. `
+  setText(byId("size"), `Nodes wanted: ${count(size.wanted)}${bounds}, present: ${count(size.present)}. `
     + `Chosen ${ago(size.at_s, tables.nowS)}: ${why}.`);
 }
 
@@ -199,6 +201,19 @@ export function showCounters(tables) {
   ];
   byId("counters").replaceChildren(
     rows.length ? table("Refused and moved", columns, rows) : nothing("nothing was refused or moved"));
+}
+
+/** Show batches, where the server takes any. */
+export function showBatches(tables) {
+  const row = tables.rows("batches").get("");
+  byId("batches-card").hidden = row === undefined;
+  if (row === undefined) return;
+  const kinds = [
+    ["queued", "waiting for their turn"], ["running", "running"], ["left", "requests without a result"],
+    ["completed", "completed"], ["failed", "failed"], ["expired", "expired"], ["cancelled", "cancelled"],
+  ];
+  const rows = kinds.filter(([kind]) => kind in row).map(([kind, told]) => [told, count(row[kind])]);
+  byId("batches").replaceChildren(table("Batches", [{ title: "Batches" }, { title: "Now, or since the start", kind: "number" }], rows));
 }
 
 function nothing(told) {

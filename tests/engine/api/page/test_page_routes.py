@@ -5,6 +5,7 @@ import json
 import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from typing import get_args
 
@@ -127,12 +128,26 @@ async def test_the_first_event_tells_all_there_is_and_names_are_data() -> None:
         "nodes": 3, "adapters": 2501, "routers": 1
     }  # fmt: skip
     assert HOSTILE in tables["adapters"]
+    assert "batches" in tables
+    assert not tables["batches"], "there are none where the server takes none"
     assert set(tables["latency"]) <= {"8", "16", "32", "64", "128"}
     assert tables["placements"]["1"]["reasons"] == ["start"]
     assert "adapters" not in change, "what did not change is not told again"
     size = tables["size"][""]
     assert (size["lowest"], size["highest"], size["wanted"], size["present"]) == (2, 6, 4, 3)
     assert (size["reason"], abs(time.time() - 30 - size["at_s"]) < 20) == ("load", True)
+
+
+async def test_the_page_is_told_until_when_an_adapter_is_held() -> None:
+    cluster = SimulatedCluster(2, 1, ["held"])
+    cluster.records["held"] = replace(cluster.records["held"], held_s=90.0)
+    async with session(cluster.engine) as api:
+        ((_, told),) = await first_events(api, 1)
+    tables = told["tables"]
+    assert isinstance(tables, dict)
+    until = {name: row.get("held_until_s") for name, row in tables["adapters"].items()}
+    assert until.pop("held") == pytest.approx(time.time() + 90, abs=20)
+    assert list(until.values()) == [None]
 
 
 async def test_as_many_watch_as_may_and_none_where_there_is_no_page() -> None:
