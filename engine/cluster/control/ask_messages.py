@@ -58,7 +58,7 @@ class Ask(ControlMessage, frozen=True):
     A router asks to `register` a folder, to `remove` a name, or to `set` what is asked for one; or it asks to let one
     be an `alias` of the name that `folder` gives, perhaps with `targets` by share. The coordinator asks a node to
     `resolve` a name that it declares, to `load` a folder, or to `unload` a name. A router asks to `hold` a name for so
-    many `seconds`, 0 to release it, or to `abort` its requests, and the coordinator asks the same of every router.
+    many `seconds`, 0 to release it, or to `abort` its requests. The coordinator asks the same of every router.
     """
 
     number: Count
