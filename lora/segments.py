@@ -62,10 +62,9 @@ class SegmentTable:
 
     segments: tuple[Segment, ...]
 
-    @property
-    def adapts_head(self) -> bool:
-        """Whether any of the adapters changes the model's head."""
-        return any((0, SiteGroup.HEAD) in segment.adapter.groups for segment in self.segments)
+    def adapts(self, group: SiteGroup) -> bool:
+        """Return whether any of the adapters changes `group`, which is outside the layers."""
+        return any((0, group) in segment.adapter.groups for segment in self.segments)
 
     def of_rows(self, rows: Sequence[int]) -> "SegmentTable":
         """Return the table of some of the rows, which ascend, as a batch of their own."""

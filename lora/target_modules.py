@@ -7,9 +7,11 @@ from enum import Enum
 class SiteGroup(Enum):
     """Projections that read the same input and that the base model computes as one matrix.
 
-    The members' order is the order of a forward pass; `sites` is the order of the fused output.
+    The members' order is the order of a forward pass; `sites` is the order of the fused output. EMBEDDING reads token
+    ids: to it they are vectors of zeros and a one, as long as the vocabulary.
     """
 
+    EMBEDDING = ("embed_tokens",)
     QKV = ("q_proj", "k_proj", "v_proj")
     OUT = ("o_proj",)
     GATE_UP = ("gate_proj", "up_proj")
@@ -25,7 +27,7 @@ class SiteGroup(Enum):
 LAYER_GROUPS = (SiteGroup.QKV, SiteGroup.OUT, SiteGroup.GATE_UP, SiteGroup.DOWN)
 SITES: tuple[str, ...] = tuple(site for group in LAYER_GROUPS for site in group.sites)
 """The sites that every layer has."""
-OUTER_SITES: tuple[str, ...] = SiteGroup.HEAD.sites
+OUTER_SITES: tuple[str, ...] = SiteGroup.HEAD.sites + SiteGroup.EMBEDDING.sites
 """The sites outside the layers, once in a model. They count to layer 0."""
 
 
@@ -41,7 +43,7 @@ class SiteShape:
 class BaseShape:
     """What an adapter must fit: the base model's layers and the shape of each site (equal in every layer).
 
-    Without `outer` nothing outside the layers is meant.
+    `outer` may be cut short: the sites outside the layers that it leaves out are not meant.
     """
 
     num_layers: int

@@ -89,5 +89,5 @@ class ModelConfig:
             (hidden, mlp),
             (mlp, hidden),
         )
-        head = SiteShape(hidden, self.vocab_size)
-        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes), (head,))
+        outer = SiteShape(hidden, self.vocab_size), SiteShape(self.vocab_size, hidden)
+        return BaseShape(self.num_layers, tuple(SiteShape(*size) for size in sizes), outer)

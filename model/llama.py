@@ -72,7 +72,7 @@ class Llama:
         """
         attention = attention or self.attention.plan(batch, cache)
         step = _Step(self.ops.plan(batch, cache), attention, self._collective)
-        x = self._weights.embedding[batch.token_ids]
+        x = step.ops.embed(self._weights.embedding, batch.token_ids)
         for number, layer in enumerate(self._weights.layers):
             x = self._layer(number, layer, x, step)
         x = step.ops.norm(x[batch.logit_rows], self._weights.norm)

@@ -43,8 +43,9 @@ class Shard:
         ends += ((hidden, inner), (hidden, inner), (inner, hidden))
         tokens = self.vocabulary(config)
         head = SiteShard(*hidden, tokens.start, tokens.stop)
+        embedding = SiteShard(0, config.vocab_size, *hidden)
         sites = tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends)
-        return ShardSpec(config.num_layers, sites, (head,))
+        return ShardSpec(config.num_layers, sites, (head, embedding))
 
     def vocabulary(self, config: ModelConfig) -> range:
         """The token ids whose logits are this part's; all parts' ranges have equal lengths, so the last may go

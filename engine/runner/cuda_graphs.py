@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.runner.base import StepSampler
 from engine.runner.input_batch import InputBatch, Integers
 from lora.segments import NO_SEGMENTS, SegmentTable
+from lora.target_modules import SiteGroup
 from model.attention.base import GraphAttention, ReservedStep
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
@@ -104,7 +105,7 @@ class GraphBuffers:
 
 def _of_every_row(segments: SegmentTable) -> SegmentTable:
     """Return the table of a step whose rows all have logits; of no rows where no adapter changes the head."""
-    return segments if segments.adapts_head else NO_SEGMENTS
+    return segments if segments.adapts(SiteGroup.HEAD) else NO_SEGMENTS
 
 
 class BuffersByWidth:

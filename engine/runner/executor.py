@@ -10,6 +10,7 @@ from engine.runner.input_batch import InputBatch, InputBatchBuilder, Integers
 from engine.runner.sampling_io import sample_step
 from engine.runner.token_masks import TokenMasks
 from lora.segments import NO_SEGMENTS, AdapterLease, Segment, SegmentTable
+from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
 from model.llama import Model
@@ -79,7 +80,7 @@ def adapter_segments(inputs: InputBatch, lease: AdapterLease) -> SegmentTable:
 
 def logit_segments(inputs: InputBatch, segments: SegmentTable) -> SegmentTable:
     """Make the table of the batch's logit rows by adapter; of no rows where no adapter changes the head."""
-    if not segments.adapts_head:
+    if not segments.adapts(SiteGroup.HEAD):
         return NO_SEGMENTS
     if len(inputs.logit_rows) == len(inputs.token_ids):
         return segments

@@ -55,7 +55,7 @@ class Module:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where the module stands in the packed form: by layer, then in the order of the forward pass."""
+        """Where the module stands in the packed form: by layer, then by site, those outside the layers last."""
         return self.layer, _ORDER[self.site]
 
 
@@ -79,8 +79,8 @@ class PackedGroup:
 class PackedLayout:
     """Which modules an adapter has and where each lies; make one with `packed_layout`.
 
-    `base` has its outer sites only where the adapter has one. `invocation` are the tokens that an activated LoRA acts
-    from, empty for another.
+    `base` has its outer sites up to the last one that the adapter has. `invocation` are the tokens that an activated
+    LoRA acts from, empty for another.
     """
 
     base: BaseShape
@@ -101,13 +101,13 @@ class PackedLayout:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The module kinds that the adapter changes, in the order of the forward pass."""
+        """The module kinds that the adapter changes, in the order of the packed form."""
         present = {module.site for module in self.modules}
         return tuple(site for site in _ORDER if site in present)
 
     def fits(self, base: BaseShape) -> bool:
         """Return whether it is laid out for this base."""
-        return self.base in (base, replace(base, outer=()))
+        return self.base == replace(base, outer=base.outer[: len(self.base.outer)])
 
     def ref(self, digest: str, name: str) -> AdapterRef:
         """Return the identity of a content that is laid out so."""
@@ -122,8 +122,9 @@ def packed_layout(
     places: list[PackedGroup] = []
     end = 0
     ordered = sorted(modules, key=lambda module: module.order)
-    if not any(module.site in OUTER_SITES for module in ordered):
-        base = replace(base, outer=())  # so that the content's identity does not depend on them
+    sites = {module.site for module in ordered}
+    needed = max((number for number, site in enumerate(OUTER_SITES, start=1) if site in sites), default=0)
+    base = replace(base, outer=base.outer[:needed])  # so that the content's identity depends on no others
     for (layer, group), members in groupby(
         ordered, key=lambda module: (module.layer, _GROUP_OF[module.site])
     ):

@@ -21,7 +21,7 @@ from lora.errors import AdapterRefused
 from lora.format.adapter_files import WEIGHTS_FILE, Flaw, read_regular_file, short
 from lora.format.allowed_roots import ANYWHERE, AllowedRoots
 from lora.format.packed import Module, PackedLayout, digest_of, matrix, packed_layout
-from lora.format.peft_config import CONFIG_FILE, LoraSettings, read_settings
+from lora.format.peft_config import CONFIG_FILE, INVOCATION_FIELD, LoraSettings, read_settings
 from lora.format.tensor_names import TensorName, copied_site, module_paths, parse_tensor_name
 from lora.target_modules import OUTER_SITES, SITES, BaseShape
 
@@ -75,6 +75,7 @@ def pack(
         settings = read_settings(folder, roots)
         pairs = _read_pairs(folder, base, most_file_bytes(most_bytes, dtype), roots)
         _check_targets(settings, pairs, base)
+        _check_activation(settings, pairs)
         for pair in pairs.values():
             _check_shapes(settings, pair, base)
         pairs = {path: _in_steps(pair, dtype) for path, pair in pairs.items()}
@@ -125,6 +126,8 @@ def _check_copies(tensors: Mapping[str, Tensor], sites: Collection[str], base: B
             continue
         shape = base.of(site)
         wanted = shape.out_features, shape.in_features
+        if site == "embed_tokens":
+            wanted = wanted[::-1]  # a table, not a projection of ids
         if site not in sites or tuple(tensor.shape) != wanted:
             raise Flaw(
                 f"{WEIGHTS_FILE} has the tensor {short(tensor_name)} of shape {tuple(tensor.shape)}: beside a LoRA on"
@@ -181,13 +184,13 @@ def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: Bas
             raise Flaw(
                 f"{path} is beyond the base model's {base.num_layers} layers: it was trained on another"
             )
-        if not settings.targets(path):
+        tied = settings.ties and path == "lm_head" and settings.targets("model.embed_tokens")
+        if not settings.targets(path) and not tied:
             raise Flaw(
                 f"{WEIGHTS_FILE} has {path}, which {CONFIG_FILE} does not target: one of them is wrong"
             )
-    paths = module_paths(
-        base.num_layers, "" if any(path.startswith("layers.") for path in pairs) else "model."
-    )
+    headless = any(path.startswith(("layers.", "embed_tokens")) for path in pairs)
+    paths = module_paths(base.num_layers, "" if headless else "model.")
     for path in paths:
         if path not in pairs and settings.targets(path):
             raise Flaw(f"{CONFIG_FILE} targets {path}, of which {WEIGHTS_FILE} has no tensors: save it again")
@@ -200,6 +203,15 @@ def _check_targets(settings: LoraSettings, pairs: Mapping[str, _Pair], base: Bas
                 f"{CONFIG_FILE} has {short(target)} in target_modules, which names no served module of this base"
                 f" model (sites: {', '.join((*SITES, *OUTER_SITES))}): train without it, or remove it if it never"
                 " matched"
+            )
+
+
+def _check_activation(settings: LoraSettings, pairs: Mapping[str, _Pair]) -> None:
+    for path, pair in pairs.items():
+        if settings.invocation and pair.site == "embed_tokens":
+            raise Flaw(
+                f"{CONFIG_FILE} sets {INVOCATION_FIELD} and {WEIGHTS_FILE} has {path}: an activated LoRA on the"
+                " embedding is not served; train without embed_tokens in target_modules, or without the invocation"
             )
 
 
@@ -222,17 +234,23 @@ def _check_shapes(settings: LoraSettings, pair: _Pair, base: BaseShape) -> None:
 def _check_update(pair: _Pair, scale: float, dtype: torch.dtype) -> None:
     """Refuse an update that overflows for any ordinary input: numbers of size 1, as a normalisation gives them.
 
-    For these A x is about as large as A's rows are long, and B (A x) as the rows of B A are.
+    For these A x is about as large as A's rows are long, and B (A x) as the rows of B A are. An embedding's input is
+    one token, so that A x is a column of A.
     """
     most = torch.finfo(dtype if dtype.itemsize > 1 else torch.float32).max
     largest_A, largest_B = (side.abs().max().item() for side in (pair.A, pair.B))
-    bound = largest_A * pair.A.shape[1] * max(1.0, abs(scale))
+    embeds = pair.site == "embed_tokens"
+    bound = largest_A * (1 if embeds else pair.A.shape[1]) * max(1.0, abs(scale))
     if bound <= most and bound * largest_B * pair.A.shape[0] <= min(most, _MOST_UPDATE):
         return
     A, B = pair.A.double(), pair.B.double()
-    shrunk = math.sqrt((A * A).sum(dim=1).max().item())
-    products = (B @ (A @ A.T) * B).sum(dim=1).clamp(min=0)
-    expanded = abs(scale) * math.sqrt(products.max().item())
+    if embeds:
+        shrunk = largest_A
+        expanded = abs(scale) * max((B @ part).abs().max().item() for part in torch.split(A, 4096, dim=1))
+    else:
+        shrunk = math.sqrt((A * A).sum(dim=1).max().item())
+        products = (B @ (A @ A.T) * B).sum(dim=1).clamp(min=0)
+        expanded = abs(scale) * math.sqrt(products.max().item())
     # What reads the sum squares it in float32: the next norm, or the scores.
     if shrunk * max(1.0, abs(scale)) > most or expanded > min(most, _MOST_UPDATE):
         raise Flaw(

@@ -28,13 +28,13 @@ INVOCATION_FIELD = "alora_invocation_tokens"
 HONOURED = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"}
     | {"exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"}
-    | {INVOCATION_FIELD}
+    | {INVOCATION_FIELD, "ensure_weight_tying"}
 )
 # How the adapter was trained or initialised, or where it came from: no part of y = W x + s B (A x). The settings
 # of an initialisation are here too, since `init_lora_weights` says whether it was used.
 IRRELEVANT = frozenset(
     {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
-    | {"lora_dropout", "runtime_config", "megatron_core", "ensure_weight_tying", "qalora_group_size"}
+    | {"lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"}
     | {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
 )
 _MERGE = "merge it into the base model and serve that instead"
@@ -72,7 +72,7 @@ class LoraSettings:
     """What adapter_config.json says about modules, ranks and scales, with PEFT's rules of matching.
 
     `target_modules` and `exclude_modules` are a pattern or names; `layers` is None where all layers are meant.
-    `invocation` are the tokens that an activated LoRA acts from, empty for another.
+    `invocation` are an activated LoRA's tokens, else none. With `ties` the head may have the embedding's LoRA too.
     """
 
     r: int
@@ -85,6 +85,7 @@ class LoraSettings:
     layers: frozenset[int] | None
     layers_pattern: tuple[EndPattern, ...]
     invocation: tuple[int, ...] = ()
+    ties: bool = False
 
     def targets(self, path: str) -> bool:
         """Whether the module at `path` (such as `model.layers.0.self_attn.q_proj`) is adapted."""
@@ -145,6 +146,7 @@ def read_settings(folder: Path, roots: AllowedRoots = ANYWHERE) -> LoraSettings:
         layers=layers,
         layers_pattern=_layers_pattern(config),
         invocation=invocation_of(config),
+        ties=_flag(config, "ensure_weight_tying"),
     )
 
 

@@ -16,11 +16,13 @@ _IN_LAYER = re.compile(
     r"(?P<path>(?P<root>(?:model\.)?)layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<block>\w+)\.(?P<site>\w+))"
     r"\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 )
-_OUTSIDE = re.compile(rf"{_PREFIX}(?P<site>lm_head)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-_BASE_COPY = re.compile(rf"{_PREFIX}(?P<site>lm_head)\.base_layer\.weight")
+_HEAD = re.compile(rf"{_PREFIX}(?P<path>lm_head)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_EMBEDDING = re.compile(
+    rf"{_PREFIX}(?P<path>(?P<root>(?:model\.)?)embed_tokens)\.lora_embedding_(?P<side>[AB])(?:\.default)?"
+)
+_BASE_COPY = re.compile(rf"{_PREFIX}(?:model\.)?(?P<site>embed_tokens|lm_head)\.base_layer\.weight")
 _OTHER_TENSORS = (
-    ("lora_embedding_", "LoRA on embed_tokens is not served: train without it in target_modules"),
-    ("embed_tokens", "LoRA on embed_tokens, or a new embedding, is not served: train without it"),
+    ("embed_tokens", "a new embedding is not served: train a LoRA on it, by target_modules"),
     ("lm_head", "a new lm_head is not served: train a LoRA on it, by target_modules"),
     (
         "lora_magnitude_vector",
@@ -34,7 +36,7 @@ _OTHER_TENSORS = (
 class TensorName:
     """Side "A" or "B" of the module at `path`, which is at `site` of `layer`, 0 for a site outside the layers.
 
-    `root` is what the path of a module in a layer begins with, "model." or "", None for a site outside the layers.
+    `root` is what the path of a layer's module, or of the embedding, begins with: "model." or "". None for the head.
     """
 
     path: str
@@ -46,9 +48,10 @@ class TensorName:
 
 def parse_tensor_name(name: str) -> TensorName:
     """Read the name of a LoRA's tensor. Raises Flaw for one that is not served."""
-    outside = _OUTSIDE.fullmatch(name)
-    if outside is not None:
-        return TensorName(outside["site"], None, 0, outside["site"], outside["side"])
+    if (head := _HEAD.fullmatch(name)) is not None:
+        return TensorName(head["path"], None, 0, "lm_head", head["side"])
+    if (outside := _EMBEDDING.fullmatch(name)) is not None:
+        return TensorName(outside["path"], outside["root"], 0, "embed_tokens", outside["side"])
     match = _IN_LAYER.fullmatch(name)
     if match is None:
         for mark, reason in _OTHER_TENSORS:
@@ -61,7 +64,7 @@ def parse_tensor_name(name: str) -> TensorName:
     if _BLOCKS.get(match["site"]) != match["block"]:
         raise Flaw(
             f"{WEIGHTS_FILE} has the tensor {short(name)}: {match['block']}.{match['site']} is no served"
-            f" module; the sites are {', '.join(f'{_BLOCKS[site]}.{site}' for site in SITES)}, lm_head"
+            f" module; the sites are {', '.join((*(f'{_BLOCKS[site]}.{site}' for site in SITES), *OUTER_SITES))}"
         )
     return TensorName(match["path"], match["root"], int(match["layer"]), match["site"], match["side"])
 
@@ -81,4 +84,4 @@ def module_paths(num_layers: int, root: str) -> list[str]:
     A model whose root is not "model." is one without a head.
     """
     layers = [f"{root}layers.{layer}.{_BLOCKS[site]}.{site}" for layer in range(num_layers) for site in SITES]
-    return layers + list(OUTER_SITES) if root else layers
+    return [*layers, f"{root}embed_tokens", *(["lm_head"] if root else [])]

@@ -16,6 +16,7 @@ class LoraStep(Protocol):
 
         y: [T, group's fused output], x: [T, in_features], both of the model's dtype and contiguous; the adapters
         may be of a wider dtype, and then the products are.
+        For EMBEDDING x is the rows' token ids, [T] int64 below in_features, and A x[t] the column of A that one names.
         Rows of no segment are neither read nor written. Cost follows each segment's own rank.
         """
         ...

@@ -37,10 +37,14 @@ class GroupedStep:
                 continue
             start, stop = segment.start, segment.stop
             narrow = weights.A.dtype.itemsize == 1
-            A = weights.A.float() if narrow else weights.A
-            wide = A.dtype != y.dtype
-            rows = x[start:stop].to(A.dtype) if wide else x[start:stop]
-            h = linear(rows, A).mul_(weights.scale)
+            if group is SiteGroup.EMBEDDING:
+                h = weights.A.index_select(1, x[start:stop]).t().contiguous()
+                h = h.float() if narrow else h
+            else:
+                A = weights.A.float() if narrow else weights.A
+                h = linear(x[start:stop].to(A.dtype), A)
+            h.mul_(weights.scale)
+            wide = h.dtype != y.dtype
             for part in weights.parts:
                 columns = y[start:stop, part.out_start : part.out_stop]
                 shrunk = h[:, part.rank_start : part.rank_stop]

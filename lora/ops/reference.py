@@ -29,7 +29,10 @@ class ReferenceStep:
             if weights is None:
                 continue
             for t in range(segment.start, segment.stop):
-                h = weights.scale * (weights.A.float() @ x[t].float())
+                column = (
+                    weights.A[:, x[t]] if group is SiteGroup.EMBEDDING else weights.A.float() @ x[t].float()
+                )
+                h = weights.scale * column.float()
                 for part in weights.parts:
                     delta = h[part.rank_start : part.rank_stop] @ part.Bt.float()
                     columns = y[t, part.out_start : part.out_stop]

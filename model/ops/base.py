@@ -28,6 +28,11 @@ class LayerStep(Protocol):
     own update on its rows. x and y are contiguous; a backend calls `project` once, so that it may start the adapters'
     part of the work beside it, and may overwrite what it returns."""
 
+    def embed(self, embedding: Tensor, token_ids: Tensor) -> Tensor:
+        """Return the rows of `embedding` ([vocab, hidden]) that `token_ids` ([T] int64) name, each with its adapter's
+        update: [T, hidden]."""
+        ...
+
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply RMS norm over the last dimension; x: [T, n]."""
         ...

@@ -65,6 +65,13 @@ class EagerStep:
     lora: LoraStep | None
     head_lora: LoraStep | None
 
+    def embed(self, embedding: Tensor, token_ids: Tensor) -> Tensor:
+        """See LayerStep."""
+        x = embedding[token_ids]
+        if self.lora is not None:
+            self.lora.add_lora(x, token_ids, 0, SiteGroup.EMBEDDING)
+        return x
+
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See LayerStep."""
         return rms_norm(x, weight, self.config.rms_norm_eps)

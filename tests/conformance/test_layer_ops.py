@@ -288,6 +288,19 @@ def test_logits_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype, 
         world.assert_close(step.head(projecting(chosen), chosen.x), y[rows])
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["as wide as the model", "wider"])
+@pytest.mark.parametrize(("spec", "dtype"), CASES, ids=str)
+def test_embeddings_of_every_batch(backend: Backend, spec: str, dtype: torch.dtype, wide: bool) -> None:
+    world = World(backend, spec, dtype=dtype, adapter_dtype=torch.float32 if wide else None)
+    given, y = world.draw(SiteGroup.EMBEDDING)
+    config = world.config
+    rng = torch.Generator().manual_seed(3)
+    embedding = torch.randn(config.vocab_size, config.hidden_size, generator=rng).to(world.device, dtype)
+    with torch.inference_mode():
+        found = world.step.embed(embedding, given.x)
+    world.assert_close(found, embedding.double().cpu()[given.x.cpu()] + y - given.y.double().cpu())
+
+
 def test_adapters_without_the_head_leave_logits_alone(backend: Backend) -> None:
     world = World(backend, "decode")
     given, _ = world.draw(SiteGroup.HEAD)

@@ -68,7 +68,7 @@ if RUNS_TRITON:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A step's rows: the output of the base projection, the input, and whose rows they are."""
+    """A step's rows: the output of the base projection, the input (or token ids), and whose rows they are."""
 
     y: Tensor
     x: Tensor
@@ -80,8 +80,8 @@ def base(hidden: int) -> BaseShape:
     kv, inner = hidden // 4, hidden * 2
     sizes = ((hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden))
     mlp = ((hidden, inner), (hidden, inner), (inner, hidden))
-    head = SiteShape(hidden, 3 * hidden + 1)
-    return BaseShape(2, tuple(SiteShape(*size) for size in (*sizes, *mlp)), (head,))
+    outer = SiteShape(hidden, 3 * hidden + 1), SiteShape(3 * hidden + 1, hidden)
+    return BaseShape(2, tuple(SiteShape(*size) for size in (*sizes, *mlp)), outer)
 
 
 def adapter(
@@ -123,24 +123,26 @@ def batch(
             segments.append(Segment(start, start + rows, adapters[index % len(adapters)]))
         start += rows
     rng = torch.Generator().manual_seed(99)
-    x = torch.randn(start, shape.of(group.sites[0]).in_features, generator=rng).to(dtype)
+    width = shape.of(group.sites[0]).in_features
+    x = torch.randn(start, width, generator=rng).to(dtype)
+    if group is SiteGroup.EMBEDDING:
+        x = torch.randint(width, (start,), generator=rng)
     y = torch.randn(start, shape.group_out(group), generator=rng).to(dtype)
     return Batch(y.to(kept.device), x.to(kept.device), SegmentTable(tuple(segments)))
 
 
 def expected(given: Batch, layer: int, group: SiteGroup) -> Tensor:
     """The equation by its dense weights, in float64 on the CPU: y + x (s B A)^T, site by site."""
-    y, x = given.y.double().cpu(), given.x.double().cpu()
+    y, x = given.y.double().cpu(), given.x.cpu()
     for segment in given.table.segments:
         weights = segment.adapter.groups.get((layer, group))
         for part in weights.parts if weights else ():
             rank_rows = slice(part.rank_start, part.rank_stop)
             assert weights is not None
             A = (weights.scale[rank_rows, None].double() * weights.A[rank_rows].double()).cpu()
-            delta = part.Bt.double().cpu().t() @ A
-            y[segment.start : segment.stop, part.out_start : part.out_stop] += (
-                x[segment.start : segment.stop] @ delta.t()
-            )
+            delta, rows = A.t() @ part.Bt.double().cpu(), x[segment.start : segment.stop]
+            update = delta[rows] if group is SiteGroup.EMBEDDING else rows.double() @ delta
+            y[segment.start : segment.stop, part.out_start : part.out_stop] += update
     return y
 
 
@@ -210,7 +212,15 @@ def test_every_width(backend: Backend, dtype: torch.dtype, hidden: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sites", [("v_proj",), ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("down_proj",), ("lm_head",)]
+    "sites",
+    [
+        ("v_proj",),
+        ("q_proj", "v_proj"),
+        ("k_proj", "up_proj"),
+        ("down_proj",),
+        ("lm_head",),
+        ("embed_tokens",),
+    ],
 )
 def test_adapters_that_skip_sites(backend: Backend, sites: tuple[str, ...]) -> None:
     shape = base(64)

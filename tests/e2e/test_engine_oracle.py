@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from engine import LLM, SamplingParams
-from lora.target_modules import SITES
+from lora.target_modules import OUTER_SITES, SITES
 from model.config import DtypeChoice
 from tests.oracles import hf
 from tests.oracles.peft_model import PeftOracle, write_adapter
@@ -21,9 +21,9 @@ OUTPUT_TOKENS = 10
 GREEDY = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
 
 ADAPTERS = {
-    "r5": peft.LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "v_proj"]),
+    "r5": peft.LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "v_proj", "embed_tokens"]),
     "r8": peft.LoraConfig(r=8, lora_alpha=16, target_modules=list(SITES)),
-    "r8-rs": peft.LoraConfig(r=8, lora_alpha=4, use_rslora=True, target_modules=[*SITES, "lm_head"]),
+    "r8-rs": peft.LoraConfig(r=8, lora_alpha=4, use_rslora=True, target_modules=[*SITES, *OUTER_SITES]),
     "r16": peft.LoraConfig(r=16, lora_alpha=32, target_modules=r".*self_attn\.(q|k|v|o)_proj|lm_head"),
     "r24": peft.LoraConfig(r=24, lora_alpha=24, target_modules=["gate_proj", "up_proj", "down_proj"]),
     "r32": peft.LoraConfig(
@@ -135,7 +135,7 @@ def test_every_family_serves_adapters_beside_its_base(family: str, tmp_path: Pat
     base = hf.build(family)
     hf.save(base, tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[*SITES, "lm_head"])
+    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[*SITES, *OUTER_SITES])
     oracle = PeftOracle(base, {"a": write_adapter(base, tmp_path / "a", config, seed=5)})
     rng = random.Random(3)
     prompts = [tuple(rng.randrange(4, 300) for _ in range(length)) for length in (3, 14, 20)]

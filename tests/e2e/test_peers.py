@@ -8,9 +8,12 @@ from pathlib import Path
 import openai
 import pytest
 
-from engine.demo.embedded import adapter_folders
+from engine.demo.embedded import DEMO_BASE, adapter_folders
 from engine.serve import main
+from lora.target_modules import OUTER_SITES
+from model.checkpoint_files import read_config
 from tests.e2e.peer_server import TOKEN, Server, serving
+from tests.oracles.adapters import write_adapter
 from tests.transport.rig import needs_nixl
 
 FOLLOW_S = 30  # reviews come every fifth of a second; a busy machine needs its time
@@ -38,6 +41,18 @@ def test_a_second_server_pulls_what_it_lacks_and_follows_and_outlives_the_first(
         follows(second, first, tenant(tmp_path, "other", "upper"))
         outlives(second, first)
         assert second.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.slow
+def test_adapters_on_head_and_embedding_answer_alike_where_they_were_pulled(tmp_path: Path) -> None:
+    base, loras = read_config(DEMO_BASE).base_shape(), list[str]()
+    for site in OUTER_SITES:
+        folder = write_adapter(tmp_path / site, base, 12, 3, [site], lora_alpha=100)
+        loras += ["--lora", f"{site}={folder}"]
+    with serving(tmp_path, *loras) as first, serving(tmp_path, "--peer", first.peer_address) as second:
+        for pulls, site in enumerate(OUTER_SITES, start=1):
+            assert second.ask(site) == first.ask(site) != first.ask("demo")
+            assert second.metric("loraserve_peer_pulls_total") == pulls
 
 
 def pulls_from_anywhere(second: Server, first: Server) -> None:

@@ -22,7 +22,7 @@ from engine.errors import InvalidConfig, WorkersFailed
 from engine.offline.result import Result
 from engine.serve import main
 from lora.errors import AdapterRefused
-from lora.target_modules import SITES
+from lora.target_modules import OUTER_SITES, SITES
 from tests.e2e.test_engine_oracle import ADAPTERS
 from tests.engine.tensor_parallel.processes import Watched, workers_of
 from tests.forked_process import ForkedProcess
@@ -156,7 +156,7 @@ def test_families_answer_as_on_one_device(family: str, tmp_path: Path) -> None:
     base = hf.build(family)
     hf.save(base, tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[*SITES, "lm_head"])
+    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[*SITES, *OUTER_SITES])
     loras = {"a": write_adapter(base, tmp_path / "a", config, seed=5)}
     prompts, adapters = prompts_of([3, 14, 20, 33], seed=3), [None, "a", "a", None]
     found = []

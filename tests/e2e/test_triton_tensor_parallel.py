@@ -16,7 +16,7 @@ from engine.base.backends import Backends
 from engine.base.base_model import BaseModel, choose_base
 from engine.config.config import EngineConfig
 from engine.tensor_parallel.parallel_executor import ParallelExecutor
-from lora.target_modules import SITES
+from lora.target_modules import OUTER_SITES, SITES
 from model.sampling.device import Fetched
 from tests.kernels.interpreter import INTERPRETED
 from tests.oracles import hf
@@ -32,7 +32,7 @@ pytestmark = [
 
 ADAPTERS = {
     "r5": peft.LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "v_proj", "down_proj"]),
-    "r24": peft.LoraConfig(r=24, lora_alpha=24, target_modules=[*SITES, "lm_head"]),
+    "r24": peft.LoraConfig(r=24, lora_alpha=24, target_modules=[*SITES, *OUTER_SITES]),
 }
 WAYS: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.8, "n": 2})
 LENGTHS = (3, 17, 9)

@@ -45,9 +45,12 @@ LLAMA_8B = ModelConfig(
 )
 
 
-def adapter(rank: int, dtype: torch.dtype = BF16) -> AdapterWeights:
-    """An adapter of the second layer, of no particular values."""
-    layout = packed_layout(LLAMA_8B.base_shape(), dtype, [Module(1, site, rank, 1.0) for site in SITES])
+def adapter(rank: int, dtype: torch.dtype = BF16, embeds: bool = False) -> AdapterWeights:
+    """An adapter of the second layer, or also of the embedding, of no particular values."""
+    modules = [Module(1, site, rank, 1.0) for site in SITES]
+    if embeds:
+        modules.append(Module(0, "embed_tokens", rank, 1.0))
+    layout = packed_layout(LLAMA_8B.base_shape(), dtype, modules)
     return view(torch.zeros(layout.nbytes, dtype=torch.uint8), layout, f"rank {rank}")
 
 
@@ -184,5 +187,19 @@ def test_membership_changes_no_launch(launches_of_two_memberships: list[list[Lau
 
 def test_steps_of_other_shapes_have_other_keys(adapters: list[AdapterWeights]) -> None:
     step = Step.of(LLAMA_8B, 4)
-    tables = NO_SEGMENTS, table(adapters, 1), table(adapters[:1], 4)
-    assert len({step.ops.load(replace(step.batch, segments=each)) for each in tables}) == 3
+    tables = NO_SEGMENTS, table(adapters, 1), table(adapters[:1], 4), table([adapter(8, embeds=True)], 4)
+    assert len({step.ops.load(replace(step.batch, segments=each)) for each in tables}) == 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_adapted_embedding_is_two_launches(adapters: list[AdapterWeights], shape: str) -> None:
+    """And none where no adapter of the step changes it. Neither spills, nor asks for more room than the others."""
+    tiling, rows = SHAPES[shape]
+    step, embedding = Step.of(LLAMA_8B, 2 * rows), torch.empty(2 * rows, 4096, dtype=BF16)
+    for chosen, names in ((adapters[0], []), (adapter(24, embeds=True), ["shrink_tokens", "add_expanded"])):
+        batch = replace(step.batch, segments=table([chosen, adapters[1]], rows))
+        with pretended_h100() as launches, torch.inference_mode():
+            step.ops.plan(batch, step.cache).embed(embedding, batch.token_ids)
+        assert [launch.name for launch in launches] == names
+        assert all(launch.spilled_bytes == 0 for launch in launches)
+        assert all(launch.blocks_per_multiprocessor >= tiling.programs for launch in launches)

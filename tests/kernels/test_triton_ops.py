@@ -28,7 +28,7 @@ def make(rank: int, seed: int = 0, shape: BaseShape = SHAPE) -> AdapterWeights:
 def deep(features: int) -> BaseShape:
     """One layer whose output projection is `features` deep and narrow, and whatever else."""
     small = SiteShape(32, 32)
-    return BaseShape(1, (small, small, small, SiteShape(features, 48), small, small, small), (small,))
+    return BaseShape(1, (small, small, small, SiteShape(features, 48), small, small, small), (small, small))
 
 
 @pytest.mark.parametrize(("features", "splits"), [(1008, 1), (1024, 2), (2048, 4), (4096, 8), (14336, 8)])

@@ -24,7 +24,8 @@ from tests.oracles.adapters import base_shape
 BASE = base_shape()
 
 MODULES = st.dictionaries(
-    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)) | st.just((0, "lm_head")),
+    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES))
+    | st.sampled_from([(0, "lm_head"), (0, "embed_tokens")]),
     st.tuples(st.integers(1, 40), st.floats(-4, 4)),
     min_size=1,
 )
@@ -110,12 +111,14 @@ def test_an_adapter_of_one_group_has_no_other() -> None:
     assert (layout.rank, layout.sites) == (3, ("k_proj",))
 
 
-def test_only_adapters_of_the_head_know_its_shape() -> None:
-    """So the others' digests are those that a base without a head gives, and they fit one that has it."""
-    plain, head = (
-        layout_of({(0, "q_proj"): (4, 1.0)}, torch.float32),
-        layout_of({(0, "lm_head"): (4, 1.0)}, torch.float32),
+def test_only_adapters_of_the_ends_know_their_shape() -> None:
+    """So the others' digests are those that a base without a head or an embedding gives, and they fit one with them."""
+    plain, head, embedding = (
+        layout_of({(0, site): (4, 1.0)}, torch.float32) for site in ("q_proj", "lm_head", "embed_tokens")
     )
+    assert head == packed_layout(replace(BASE, outer=BASE.outer[:1]), torch.float32, head.modules)
+    assert '"outer":[[32,64]]' in write_header(head)
+    assert '"outer":[[32,64],[64,32]]' in write_header(embedding)
     assert plain == packed_layout(replace(BASE, outer=()), torch.float32, plain.modules)
     assert "outer" not in write_header(plain)
     assert plain.fits(BASE)
@@ -123,4 +126,6 @@ def test_only_adapters_of_the_head_know_its_shape() -> None:
     wider = replace(BASE, outer=(SiteShape(32, 65),))
     assert plain.fits(wider)
     assert not head.fits(wider)
-    assert head.nbytes == 4 * (32 + 64) * 4
+    assert not embedding.fits(wider)
+    assert embedding.fits(BASE)
+    assert head.nbytes == embedding.nbytes == 4 * (32 + 64) * 4

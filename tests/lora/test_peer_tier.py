@@ -32,6 +32,30 @@ def test_what_a_node_lacks_is_pulled_and_lent_in_turn(cluster: Cluster) -> None:
         node.assert_nothing_is_left()
 
 
+@pytest.mark.parametrize(
+    "sites", [["lm_head"], ["embed_tokens"], ["q_proj", "embed_tokens", "lm_head"]], ids=str
+)
+def test_adapters_on_head_and_embedding_arrive_whole(cluster: Cluster, sites: list[str]) -> None:
+    a = cluster.node()
+    b = cluster.node(a.transport.address)
+    ref = a.store.registry.load("ends", write_adapter(cluster.root / "ends", BASE, 4, 5, sites))
+    found = b.store.registry.resolve("ends")
+    assert (found.digest, set(found.sites), found.nbytes) == (ref.digest, set(sites), ref.nbytes)
+    assert b.bring(found)
+    assert a.bring(ref)
+    assert b.store.stats().hits["peer"] == 1
+    with a.store.acquire((ref,)) as ours, b.store.acquire((found,)) as theirs:
+        mine, pulled = ours.weights[ref.digest].groups, theirs.weights[ref.digest].groups
+        assert mine.keys() == pulled.keys()
+        for key, weights in mine.items():
+            assert torch.equal(pulled[key].A, weights.A)
+            assert torch.equal(pulled[key].scale, weights.scale)
+            for one, other in zip(weights.parts, pulled[key].parts, strict=True):
+                assert torch.equal(one.Bt, other.Bt)
+    for node in (a, b):
+        node.assert_nothing_is_left()
+
+
 def test_a_name_that_no_peer_knows_is_asked_for_once(cluster: Cluster) -> None:
     a = cluster.node()
     b = cluster.node(a.transport.address)

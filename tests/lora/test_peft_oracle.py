@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from lora.format.packed import view
 from lora.format.peft import PackedAdapter, pack
@@ -59,6 +59,10 @@ FORMS = {
     },
     "head": {"target_modules": ["q_proj", "lm_head"], "rank_pattern": {"lm_head": 3}},
     "head-alone": {"target_modules": ["lm_head"], "layers_to_transform": [1]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 3}},
+    "embedding-alone": {"target_modules": ["model.embed_tokens"], "layers_to_transform": [1]},
+    "both-ends-rslora": {"target_modules": ["embed_tokens", "lm_head"], "use_rslora": True, "r": 5},
+    "ends-by-regex": {"target_modules": r".*embed_tokens|.*\.0\..*q_proj", "exclude_modules": ["v_proj"]},
     "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "training-only": {"target_modules": ["q_proj"], "lora_dropout": 0.3, "task_type": "CAUSAL_LM"},
 }
@@ -99,6 +103,27 @@ def test_packed_weights_change_the_base_as_peft_does(form: str, tmp_path: Path) 
     assert_same(packed_deltas(packed), deltas(again), rtol=1e-6)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    "targets", [["embed_tokens", "q_proj"], ["lm_head"], ["embed_tokens", "lm_head"]], ids=str
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_ends_of_a_tied_base_change_as_peft_changes_them(
+    targets: list[str], ties: bool, tmp_path: Path
+) -> None:
+    """The other end stays as it is, unless the training tied the adapters too."""
+    tied = LlamaConfig(**(TINY.to_dict() | {"tie_word_embeddings": True}))
+    config = peft.LoraConfig(target_modules=targets, r=5, ensure_weight_tying=ties)
+    peft_model(config, seed=3, base=tied).save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(LlamaForCausalLM(tied), tmp_path)
+    ours = packed_deltas(pack("a", tmp_path, BASE, torch.float32))
+    assert_same(ours, deltas(again), rtol=1e-6)
+    assert ("lm_head" in ours, "model.embed_tokens" in ours) == (
+        ties or "lm_head" in targets,
+        ties or "embed_tokens" in targets,
+    )
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_half_precision_rounds_each_matrix_once(dtype: torch.dtype, rtol: float, tmp_path: Path) -> None:
     model = peft_model(peft.LoraConfig(target_modules="all-linear", r=6), seed=3)
@@ -108,11 +133,11 @@ def test_half_precision_rounds_each_matrix_once(dtype: torch.dtype, rtol: float,
     assert_same(packed_deltas(packed), deltas(model), rtol)
 
 
-def test_a_headless_base_names_its_modules_without_the_root(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]])
+def test_a_headless_base_names_its_modules_without_the_root(targets: list[str], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = peft.get_peft_model(
-        LlamaModel(TINY), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    )
+    config = peft.LoraConfig(target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(LlamaModel(TINY), config)
     assert isinstance(model, peft.PeftModel)
     model.save_pretrained(str(tmp_path))
     packed = pack("a", tmp_path, BASE, torch.float32)

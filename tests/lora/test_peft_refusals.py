@@ -118,6 +118,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         r"'query_key_value' in target_modules",
     ),
     "head targeted": ({"target_modules": ["q_proj", "lm_head"]}, r"targets lm_head, of which .* no tensors"),
+    "embedding targeted": (
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        r"targets model\.embed_tokens, of which .* no tensors",
+    ),
     "tensors untargeted": (
         {"layers_to_transform": [0, 1]},
         r"has model.layers.2.self_attn.q_proj, which .* not target",
@@ -180,11 +184,15 @@ TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     ),
     "embedding": (
         having("base_model.model.model.embed_tokens.lora_embedding_A", torch.ones(4, 64)),
-        r"embed_tokens\.lora_embedding_A'.* not served",
+        r"lora_A of model\.embed_tokens without lora_B",
+    ),
+    "copied embedding": (
+        having("base_model.model.model.embed_tokens.base_layer.weight", torch.ones(64, 32)),
+        r"'base_model\.model\.model\.embed_tokens\.base_layer\.weight' .* a new embed_tokens is not served",
     ),
     "new embedding": (
         having("base_model.model.model.embed_tokens.weight", torch.ones(64, 32)),
-        r"embed_tokens",
+        r"embed_tokens\.weight'.* a new embedding is not served",
     ),
     "head": (having("base_model.model.lm_head.lora_A.weight", torch.ones(4, 32)), r"lm_head without lora_B"),
     "new head": (
@@ -219,6 +227,53 @@ def test_tensors_that_are_not_served(case: str, tmp_path: Path) -> None:
     tensors = q_tensors()
     change(tensors)
     assert_refused(write_folder(tmp_path, tensors), reason)
+
+
+def with_embedding(vocab: int = 64) -> Tensors:
+    path = "base_model.model.model.embed_tokens.lora_embedding_"
+    return q_tensors() | {f"{path}A": torch.ones(4, vocab), f"{path}B": torch.ones(32, 4)}
+
+
+def test_an_embedding_of_another_vocabulary(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, with_embedding(70), target_modules=["q_proj", "embed_tokens"])
+    assert_refused(folder, r"model\.embed_tokens maps 70 to 32 features, the base model's 64 to 32")
+
+
+def test_a_copied_embedding_of_another_vocabulary(tmp_path: Path) -> None:
+    tensors = with_embedding() | {"base_model.model.model.embed_tokens.base_layer.weight": torch.ones(32, 64)}
+    folder = write_folder(tmp_path, tensors, target_modules=["q_proj", "embed_tokens"])
+    assert_refused(folder, r"of shape \(32, 64\): .* of shape \(64, 32\), is passed over")
+
+
+def test_an_activated_lora_on_the_embedding(tmp_path: Path) -> None:
+    fields = {"target_modules": ["q_proj", "embed_tokens"], "alora_invocation_tokens": [1, 2]}
+    folder = write_folder(tmp_path, with_embedding(), **fields)
+    assert_refused(folder, r"an activated LoRA on the embedding is not served; train without embed_tokens")
+
+
+def test_a_tied_head_that_nothing_ties(tmp_path: Path) -> None:
+    tensors = with_embedding() | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 32)}
+    tensors |= {"base_model.model.lm_head.lora_B.weight": torch.ones(64, 4)}
+    targets = ["q_proj", "embed_tokens"]
+    assert_refused(
+        write_folder(tmp_path / "a", tensors, target_modules=targets), r"has lm_head, which .* not target"
+    )
+    tied = write_folder(tmp_path / "b", tensors, target_modules=targets, ensure_weight_tying=True)
+    assert pack_it(tied).ref.sites == ("q_proj", "lm_head", "embed_tokens")
+
+
+def test_an_embedding_whose_update_overflows(tmp_path: Path) -> None:
+    """It is judged by a single token's column, not by a sum over the vocabulary."""
+    tensors = with_embedding()
+    fields = {"target_modules": ["q_proj", "embed_tokens"], "alpha_pattern": {"embed_tokens": 4e4}}
+    folder = write_folder(tmp_path / "a", tensors, **fields)  # 4 ranks of 10,000 each
+    assert pack_it(folder, torch.float16)
+    fields["alpha_pattern"] = {"embed_tokens": 8e4}
+    assert_refused(
+        write_folder(tmp_path / "b", tensors, **fields),
+        r"model\.embed_tokens changes .* about 8e\+04",
+        torch.float16,
+    )
 
 
 def test_a_layer_beyond_the_model(tmp_path: Path) -> None:

@@ -37,11 +37,12 @@ def cut_of(device: int, devices: int) -> ShardSpec:
         (inner, hidden),
     )
     sites = tuple(SiteShard(*inputs, *outputs) for inputs, outputs in ends)
-    return ShardSpec(BASE.num_layers, sites, (SiteShard(*hidden, *run(64)),))
+    return ShardSpec(BASE.num_layers, sites, (SiteShard(*hidden, *run(64)), SiteShard(0, 64, *hidden)))
 
 
 MODULES = st.dictionaries(
-    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES)) | st.just((0, "lm_head")),
+    st.tuples(st.integers(0, BASE.num_layers - 1), st.sampled_from(SITES))
+    | st.sampled_from([(0, "lm_head"), (0, "embed_tokens")]),
     st.tuples(st.integers(1, 9), st.floats(-4, 4)),
     min_size=1,
 )
@@ -81,7 +82,7 @@ def test_shares_put_together_are_the_adapter(
             assert all(torch.equal(A, weights.A) for A in As)
         for number, part in enumerate(weights.parts):
             Bts = [share.groups[layer, group].parts[number].Bt for share in shares]
-            if group in (SiteGroup.OUT, SiteGroup.DOWN):
+            if group in (SiteGroup.OUT, SiteGroup.DOWN, SiteGroup.EMBEDDING):
                 assert all(torch.equal(Bt, part.Bt) for Bt in Bts)
             elif group is SiteGroup.QKV and devices > KV_HEADS and part.out_stop - part.out_start == 16:
                 assert torch.equal(torch.cat(Bts[:: devices // KV_HEADS], dim=1), part.Bt)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora.ops.base import LoraOp, LoraStep
 from lora.segments import NO_SEGMENTS, SegmentTable
+from lora.target_modules import SiteGroup
 from model.attention.torch_paged import TorchPagedAttention
 from model.batch import ForwardBatch
 from model.checkpoint import load_weights
@@ -55,7 +56,7 @@ def lay_out(pieces: Sequence[Piece], block_size: int, segments: SegmentTable = N
         block_tables=torch.tensor([[*p.blocks, *[0] * (widest - len(p.blocks))] for p in pieces]),
         logit_rows=torch.arange(len(positions)),
         segments=segments,
-        logit_segments=segments if segments.adapts_head else NO_SEGMENTS,
+        logit_segments=segments if segments.adapts(SiteGroup.HEAD) else NO_SEGMENTS,
     )
 
 

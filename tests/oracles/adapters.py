@@ -41,14 +41,14 @@ def base_shape(config: LlamaConfig = TINY) -> BaseShape:
         (hidden, inner),
         (inner, hidden),
     )
-    head = SiteShape(hidden, config.vocab_size)
-    return BaseShape(config.num_hidden_layers, tuple(SiteShape(*size) for size in sizes), (head,))
+    outer = SiteShape(hidden, config.vocab_size), SiteShape(config.vocab_size, hidden)
+    return BaseShape(config.num_hidden_layers, tuple(SiteShape(*size) for size in sizes), outer)
 
 
 def module_path(layer: int, site: str) -> str:
     """The module's name in a LlamaForCausalLM."""
     if site in OUTER_SITES:
-        return site
+        return f"model.{site}" if site == "embed_tokens" else site
     return f"model.layers.{layer}.{'mlp' if site in MLP_SITES else 'self_attn'}.{site}"
 
 
@@ -65,11 +65,13 @@ def peft_model(config: peft.LoraConfig, seed: int, base: LlamaConfig = TINY) -> 
 
 
 def deltas(model: peft.PeftModel) -> dict[str, Tensor]:
-    """What PEFT adds to each adapted module's weight, by module path: [out, in] float32."""
+    """What PEFT adds to each adapted module's weight, by module path: [out, in] float32, an embedding's too."""
     found: dict[str, Tensor] = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, peft.tuners.lora.Linear):
             found[name] = module.get_delta_weight("default").detach().float()
+        elif isinstance(module, peft.tuners.lora.Embedding):
+            found[name] = module.get_delta_weight("default").detach().float().t()
     return found
 
 
@@ -97,18 +99,20 @@ def write_folder(
 def random_tensors(
     base: BaseShape, rank: int, seed: int, sites: Sequence[str] = SITES, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A and B of every layer at `sites`, named as PEFT names them."""
+    """A and B of every layer at `sites`, or once of those outside the layers, named as PEFT names them."""
     rng = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(base.num_layers):
         for site in sites:
+            if layer and site in OUTER_SITES:
+                continue
             shape, path = base.of(site), f"base_model.model.{module_path(layer, site)}"
-            tensors[f"{path}.lora_A.weight"] = (torch.randn(rank, shape.in_features, generator=rng) * 0.1).to(
-                dtype
+            A, B = (
+                f"{path}.lora_embedding_{side}" if site == "embed_tokens" else f"{path}.lora_{side}.weight"
+                for side in "AB"
             )
-            tensors[f"{path}.lora_B.weight"] = (
-                torch.randn(shape.out_features, rank, generator=rng) * 0.1
-            ).to(dtype)
+            tensors[A] = (torch.randn(rank, shape.in_features, generator=rng) * 0.1).to(dtype)
+            tensors[B] = (torch.randn(shape.out_features, rank, generator=rng) * 0.1).to(dtype)
     return tensors
 
 

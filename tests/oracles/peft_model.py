@@ -50,9 +50,11 @@ def write_adapter(base: PreTrainedModel, folder: Path, config: peft.LoraConfig, 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            if "lora_A" in name:
+            if "lora_embedding_A" in name:
+                parameter.normal_(generator=generator)
+            elif "lora_A" in name:
                 parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
-            elif "lora_B" in name:
+            elif "lora_B" in name or "lora_embedding_B" in name:
                 parameter.normal_(std=0.1 * parameter.shape[1] ** -0.5, generator=generator)
     assert isinstance(model, peft.PeftModel)
     model.save_pretrained(str(folder))

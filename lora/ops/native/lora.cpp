@@ -123,6 +123,7 @@ struct Part {  // one projection of a fused group
 struct Site {  // an adapter's weights at one layer and group; no A where it has none
     const void* A;  // [ranks, width]
     const float* scale;  // [ranks]
+    int64_t width;
     int32_t ranks, num_parts;
     Part parts[3];
 };
@@ -145,16 +146,29 @@ struct Item {  // a share of the work: rows of a segment by ranks of A, or by co
 constexpr int ROWS_AN_ITEM = 64, RANKS_AN_ITEM = 16, COLUMNS_AN_ITEM = 512;
 constexpr int64_t FEW_BYTES = 1 << 16;  // of weights: less is not worth waking another thread
 
-template <typename X, typename W>
-void add_lora(X* y, int64_t y_width, const X* x, int64_t width, const Segment* segments, int64_t count, int64_t number,
-              int threads) {
+// h[row, rank] = scale[rank] * A[rank, tokens[row]]
+template <typename W>
+void shrink(const int64_t* tokens, int rows, int64_t width, const W* A, const float* scale, int ranks, float* h,
+            int64_t h_width) {
+    for (int row = 0; row < rows; row++)
+        for (int rank = 0; rank < ranks; rank++) {
+            Lanes number;
+            load_some(A + rank * width + tokens[row], 1, number);
+            h[row * h_width + rank] = scale[rank] * number[0];
+        }
+}
+
+// A row of x has x_width numbers, or one token's id.
+template <typename X, typename W, typename In>
+void add_lora(X* y, int64_t y_width, const In* x, int64_t x_width, const Segment* segments, int64_t count,
+              int64_t number, int threads) {
     std::vector<Item> shrinks, expands;
     int64_t h_size = 0, weights = 0;
     for (int64_t at = 0; at < count; at++) {
         if (number >= segments[at].num_sites) continue;
         const Site& site = segments[at].sites[number];
         if (!site.A) continue;
-        weights += site.ranks * width;
+        weights += site.ranks * x_width;
         for (int64_t start = segments[at].start; start < segments[at].stop; start += ROWS_AN_ITEM) {
             int rows = int(std::min<int64_t>(segments[at].stop - start, ROWS_AN_ITEM));
             for (int first = 0; first < site.ranks; first += RANKS_AN_ITEM) {
@@ -182,8 +196,9 @@ void add_lora(X* y, int64_t y_width, const X* x, int64_t width, const Segment* s
 #pragma omp for schedule(dynamic, 1)
         for (int at = 0; at < num_shrinks; at++) {
             const Item& item = shrinks[at];
+            const int64_t width = item.site->width;
             const W* A = static_cast<const W*>(item.site->A) + item.first * width;
-            shrink(x + item.start * width, item.rows, width, A, item.site->scale + item.first, item.count,
+            shrink(x + item.start * x_width, item.rows, width, A, item.site->scale + item.first, item.count,
                    h + item.h_at + item.first, item.site->ranks);
         }
 #pragma omp for schedule(dynamic, 1)
@@ -204,15 +219,18 @@ extern "C" int loraserve_size_of(int kind) {
     return int(kind == 0 ? sizeof(Segment) : kind == 1 ? sizeof(Site) : sizeof(Part));
 }
 
-// x: [rows, width], y: [rows, y_width], both of one dtype, and all weights of one, bfloat16 where narrow, else float32.
-// `site` numbers the layer's group of projections among an adapter's sites.
-extern "C" void loraserve_add_lora(void* y, int64_t y_width, const void* x, int64_t width, const Segment* segments,
-                                   int64_t count, int64_t site, int rows_are_narrow, int weights_are_narrow,
-                                   int threads) {
+// x: [rows, x_width], y: [rows, y_width], both of one dtype, and all weights of one, bfloat16 where narrow, else float32.
+// Or x: [rows, 1], ids of tokens. `site` numbers the layer's group of projections among an adapter's sites.
+extern "C" void loraserve_add_lora(void* y, int64_t y_width, const void* x, int64_t x_width, const Segment* segments,
+                                   int64_t count, int64_t site, int x_is_tokens, int rows_are_narrow,
+                                   int weights_are_narrow, int threads) {
     auto add = [&](auto row, auto weight) {
         using X = decltype(row);
         using W = decltype(weight);
-        add_lora<X, W>(static_cast<X*>(y), y_width, static_cast<const X*>(x), width, segments, count, site, threads);
+        auto of = [&](auto* rows) {
+            add_lora<X, W>(static_cast<X*>(y), y_width, rows, x_width, segments, count, site, threads);
+        };
+        x_is_tokens ? of(static_cast<const int64_t*>(x)) : of(static_cast<const X*>(x));
     };
     if (rows_are_narrow)
         weights_are_narrow ? add(bfloat16(), bfloat16()) : add(bfloat16(), float());

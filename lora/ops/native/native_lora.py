@@ -69,15 +69,17 @@ class NativeStep:
 
     def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
         """See LoraStep; the products are in float32, and their sum is rounded once, to y's dtype."""
-        if x.dtype not in _READS:
+        if y.dtype not in _READS:
             GroupedStep(self.table).add_lora(y, x, layer, group)
             return
-        narrow = x.dtype == torch.bfloat16, self.lora_dtype == torch.bfloat16
-        count = self.few if all(narrow) else len(self.segments)
+        tokens = group is SiteGroup.EMBEDDING
+        narrow = y.dtype == torch.bfloat16, self.lora_dtype == torch.bfloat16
+        count = self.few if all(narrow) and not tokens else len(self.segments)
         if count:
             self.add(
-                *(y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], self.segments.ctypes.data),
-                *(count, _number(layer, group), *narrow, torch.get_num_threads()),
+                *(y.data_ptr(), y.shape[1], x.data_ptr(), 1 if tokens else x.shape[1]),
+                self.segments.ctypes.data,
+                *(count, _number(layer, group), tokens, *narrow, torch.get_num_threads()),
             )
         if count < len(self.segments):
             many = SegmentTable(tuple(segment for segment in self.table.segments if _has_many_rows(segment)))
@@ -99,4 +101,5 @@ def _laid_out(weights: GroupWeights) -> tuple[object, ...]:
         for part in weights.parts
     ]
     unused = [(0, 0, 0, 0, 0)] * (SITE["parts"].shape[0] - len(parts))
-    return (weights.A.data_ptr(), weights.scale.data_ptr(), len(weights.A), len(parts), parts + unused)
+    A, scale = weights.A.data_ptr(), weights.scale.data_ptr()
+    return (A, scale, weights.A.shape[1], len(weights.A), len(parts), parts + unused)

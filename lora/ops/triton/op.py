@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lora.ops.triton.device import DTYPES, SentWords, launch, multiprocessors
 from lora.ops.triton.expand import add_expanded
-from lora.ops.triton.shrink import shrink
+from lora.ops.triton.shrink import shrink, shrink_tokens
 from lora.ops.triton.tables import RECORD, Tables
 from lora.ops.triton.work import GROUPS, Rows, Work, plan_work
 from lora.segments import NO_SEGMENTS, SegmentTable
@@ -129,8 +129,8 @@ class TritonLora:
 
     def splits(self, group: SiteGroup, tiling: Tiling) -> int:
         """Into how many parts the group's depth is cut; of the model alone in a decode shape, and of the number of
-        items in a prefill shape, where planes cost more than idle multiprocessors."""
-        splits = tiling.splits
+        items in a prefill shape, where planes cost more than idle multiprocessors. Columns of A are not split."""
+        splits = 1 if group is SiteGroup.EMBEDDING else tiling.splits
         depth = self.base.of(group.sites[0]).in_features
         if tiling is PREFILL:
             wanted = 2 * self.multiprocessors
@@ -184,23 +184,24 @@ class TritonStep:
         if not self.adapted:
             return
         tiling, given = self.tiling, self.expansion(layer, group)
+        where = GROUPS.index(group), given.record_at, self.op.base.of(group.sites[0]).in_features
+        constants: dict[str, object] = {
+            "DTYPE": DTYPES[self.op.dtype],
+            "BLOCK_ROWS": tiling.block_rows,
+            "BLOCK_RANK": tiling.shrink_rank,
+            **tiling.launch_options,
+        }
+        if group is SiteGroup.EMBEDDING:
+            launch(shrink_tokens, self.programs, given.h, x, given.words, *where, **constants)
+            return
         launch(
             shrink,
             self.programs,
-            given.h,
-            x,
-            given.words,
-            GROUPS.index(group),
-            given.record_at,
-            self.op.base.of(group.sites[0]).in_features,
-            given.plane,
-            DTYPE=DTYPES[self.op.dtype],
+            *(given.h, x, given.words, *where, given.plane),
             SPLITS=given.splits,
-            BLOCK_ROWS=tiling.block_rows,
-            BLOCK_RANK=tiling.shrink_rank,
             BLOCK_DEPTH=tiling.shrink_depth,
             ROW_DEPTH=tiling.row_depth,
-            **tiling.launch_options,
+            **constants,
         )
 
     def expansion(self, layer: int, group: SiteGroup) -> Expansion:

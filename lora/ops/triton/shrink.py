@@ -11,9 +11,9 @@ same order. So there are no atomics, nothing to zero, and the same batch gives t
 import triton
 import triton.language as tl
 
-HEADER = tl.constexpr(12)  # as in work
+HEADER = tl.constexpr(14)  # as in work
 ENTRY = tl.constexpr(4)
-GROUPS = tl.constexpr(5)
+GROUPS = tl.constexpr(6)
 STAGES = tl.constexpr(3)  # of the loops over a row: while one tile is summed up, two are on their way
 
 
@@ -110,3 +110,34 @@ def shrink(
             at = tl.arange(0, BLOCK_ROWS)
             inside = (at < rows)[:, None] & (ranks < rank)[None, :]
             tl.store(part + at[:, None] * rank + ranks[None, :], block * scale[None, :], mask=inside)
+
+
+@triton.jit(do_not_specialize=["group", "record_at"])
+def shrink_tokens(
+    h,  # [plane] float32: there is no depth to split
+    token_ids,  # [T] int64
+    work,
+    group,
+    record_at,
+    depth,
+    DTYPE: tl.constexpr,  # of A
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+):
+    """Compute h = scale * A[:, token]. A unit of work is one item."""
+    items = work + tl.load(work + 2 + GROUPS + group)
+    for unit in range(tl.program_id(0), tl.load(work + 2 + group).to(tl.int32), tl.num_programs(0)):
+        table, first_row, rows, tile, h_at = read_entry(items + unit * ENTRY)
+        record = table + record_at
+        A = tl.multiple_of(tl.load(record).to(tl.pointer_type(DTYPE)), 64)
+        scales = tl.load(record + 1).to(tl.pointer_type(tl.float32))
+        rank = tl.load(record + 2).to(tl.int32)
+
+        ranks = tile * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+        row = tl.arange(0, BLOCK_ROWS)
+        tokens = tl.load(token_ids + first_row + row, mask=row < rows, other=0)
+        inside = (row < rows)[:, None] & (ranks < rank)[None, :]
+        at = ranks[None, :].to(tl.int64) * depth + tokens[:, None]
+        values = tl.load(A + at, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scales + ranks, mask=ranks < rank, other=0.0)
+        tl.store(h + h_at + row[:, None] * rank + ranks[None, :], values * scale[None, :], mask=inside)

@@ -70,7 +70,8 @@ class TritonOps:
         """See GraphOps."""
         rows = batch.token_ids.shape[0]
         self.lora.load(batch.segments, rows)
-        adapted = bool(batch.segments.segments), bool(batch.logit_segments.segments)
+        table = batch.segments
+        adapted = bool(table.segments), bool(batch.logit_segments.segments), table.adapts(SiteGroup.EMBEDDING)
         return tiling_of(batch.segments, rows), adapted, self.lora.generation
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "TritonLayerStep":
@@ -78,8 +79,9 @@ class TritonOps:
         lens = batch.query_lens, batch.context_lens, batch.prompt_lens
         rotation = self._rope.rotation(batch.positions, *lens)
         lora = self.lora.plan_rows(batch.segments, batch.token_ids.shape[0])
-        heads = batch.logit_segments
-        return TritonLayerStep(self._config, cache, batch.slots, rotation, lora, self._side, heads)
+        return TritonLayerStep(
+            self._config, cache, batch.slots, rotation, lora, self._side, batch.segments, batch.logit_segments
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,15 @@ class TritonLayerStep:
     rotation: Rotation
     lora: TritonStep
     side: SideStream
+    segments: SegmentTable
     logit_segments: SegmentTable
+
+    def embed(self, embedding: Tensor, token_ids: Tensor) -> Tensor:
+        """See LayerStep."""
+        x = embedding[token_ids]
+        if self.segments.adapts(SiteGroup.EMBEDDING):
+            self.lora.add_lora(x, token_ids, 0, SiteGroup.EMBEDDING)
+        return x
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See LayerStep."""

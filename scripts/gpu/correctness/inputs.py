@@ -46,7 +46,7 @@ def table_of(spec: Sequence[tuple[int, int | None]], adapters: Sequence[AdapterW
 
 @dataclass(frozen=True, slots=True)
 class ProjectionInput:
-    """The input of a group's projection, and what it gives without adapters."""
+    """The input of a group's projection, or token ids of the embedding, and what it gives without adapters."""
 
     x: Tensor
     y: Tensor
@@ -61,22 +61,24 @@ def projection_input(
     context: CheckContext, base: BaseShape, group: SiteGroup, rows: int, dtype: torch.dtype
 ) -> ProjectionInput:
     """Draw random ones."""
-    x = context.normal(rows, base.of(group.sites[0]).in_features, dtype=dtype)
+    width = base.of(group.sites[0]).in_features
+    x = context.normal(rows, width, dtype=dtype)
+    if group is SiteGroup.EMBEDDING:
+        x = x.argmax(dim=1)
     return ProjectionInput(x, context.normal(rows, base.group_out(group), dtype=dtype))
 
 
 def with_adapters(given: ProjectionInput, table: SegmentTable, layer: int, group: SiteGroup) -> Tensor:
     """Compute the equation in float64: y + B (s (A x)), site by site."""
-    y, x = given.y.double(), given.x.double()
+    y, x = given.y.double(), given.x
     for segment in table.segments:
         weights = segment.adapter.groups.get((layer, group))
         for part in weights.parts if weights else ():
             assert weights is not None, "parts are of weights"
             ranks = slice(part.rank_start, part.rank_stop)
-            h = (
-                x[segment.start : segment.stop]
-                @ weights.A[ranks].double().t()
-                * weights.scale[ranks].double()
-            )
+            rows, A = x[segment.start : segment.stop], weights.A[ranks].double().t()
+            h = (A[rows] if group is SiteGroup.EMBEDDING else rows.double() @ A) * weights.scale[
+                ranks
+            ].double()
             y[segment.start : segment.stop, part.out_start : part.out_stop] += h @ part.Bt.double()
     return y
