@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from model.config import DtypeChoice, DtypeName, ModelConfig
-from model.linear import make_linear
+from model.linear.choice import make_linear
 from model.parallel import Shard
 from model.tensor_files import TensorFiles, open_files
 from model.weights import LayerWeights, Weights, WeightsForm
@@ -49,9 +49,7 @@ def load_weights(
     Raises CheckpointError naming every missing, extra, misshaped or mistyped tensor, before any is read.
     """
     with ExitStack() as stack:
-        tensors = TensorFiles(
-            open_files(folder, stack), dtype, device, form.shard.cut(config), form.quantization
-        )
+        tensors = TensorFiles(open_files(folder, stack), dtype, device, form.shard.cut(config), form)
         tensors.check(expected_tensors(config, own_head="lm_head.weight" in tensors.files))
         layers = tqdm(range(config.num_layers), desc="Loading weights", unit="layer", disable=not progress)
         embedding = tensors.take("model.embed_tokens.weight")
@@ -62,7 +60,7 @@ def load_weights(
                 for layer in layers
             ),
             norm=tensors.take("model.norm.weight"),
-            head=make_linear(_head(tensors, config, form.shard, embedding)),
+            head=make_linear(_head(tensors, config, form.shard, embedding), linear=form.linear),
         )
 
 

@@ -13,6 +13,8 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionName = Literal["torch", "native", "triton", "flashinfer"]
 AttentionChoice = Literal["auto", AttentionName]
+LinearName = Literal["torch", "native"]
+LinearChoice = Literal["auto", LinearName]
 Quantization = Literal["none", "int8", "fp8"]
 
 

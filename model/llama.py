@@ -13,7 +13,7 @@ from model.attention.base import AttentionBackend, AttentionStep
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from model.linear import Linear
+from model.linear.base import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.parallel import Collective
 from model.weights import LayerWeights, Weights

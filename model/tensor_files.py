@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lora.format.sharding import ShardSpec
 from model.checkpoint_files import CheckpointError, find_weight_files
-from model.config import Quantization
-from model.linear import Linear, make_linear
+from model.linear.base import Linear
+from model.linear.choice import make_linear
+from model.weights import WeightsForm
 
 _FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors call them
 _COMPUTING = ("proj", "norm", "embed_tokens", "lm_head")  # in the names of tensors that a forward pass reads
@@ -31,7 +32,7 @@ class TensorFiles:
     dtype: torch.dtype
     device: torch.device
     cut: ShardSpec
-    quantization: Quantization
+    form: WeightsForm
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless the tensors are those `expected`, by name and shape, in floating point."""
@@ -72,7 +73,9 @@ class TensorFiles:
         biases = [
             self.take_part(f"{s}.bias", cut.outputs) for s, cut in cuts.items() if biased and not cut.in_start
         ]
-        return make_linear(weight, torch.cat(biases) if biases else None, self.quantization)
+        return make_linear(
+            weight, torch.cat(biases) if biases else None, self.form.quantization, self.form.linear
+        )
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files[name].get_slice(name).get_shape())

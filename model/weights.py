@@ -4,17 +4,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.config import Quantization
-from model.linear import Linear
+from model.config import LinearName, Quantization
+from model.linear.base import Linear
 from model.parallel import WHOLE, Shard
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsForm:
-    """How much of a model is loaded, and how its layers' matrices are kept."""
+    """How much of a model is loaded, how its layers' matrices are kept, and what multiplies by them on a CPU."""
 
     shard: Shard = WHOLE
     quantization: Quantization = "none"
+    linear: LinearName = "torch"
 
 
 @dataclass(frozen=True, slots=True)

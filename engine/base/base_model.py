@@ -17,8 +17,9 @@ from lora.target_modules import LAYER_GROUPS, BaseShape
 from model.attention.choice import make_attention
 from model.checkpoint import load_weights, serving_dtype
 from model.checkpoint_files import read_config
-from model.config import ModelConfig, Quantization
+from model.config import LinearChoice, LinearName, ModelConfig, Quantization
 from model.kv_cache import KVLayout
+from model.linear.choice import choose_linear
 from model.llama import Llama
 from model.ops.choice import make_ops
 from model.parallel import Collective, Shard, shard_sizes
@@ -80,7 +81,8 @@ def choose_base(config: EngineConfig) -> BaseModel:
     size = config.tensor_parallel_size
     _check_size(config, model, device)
     part = Shard(0, size).config(model).base_shape()
-    form = WeightsForm(Shard(0, size), _quantization(config.quantization, dtype, device, part))
+    quantization = _quantization(config.quantization, dtype, device, part)
+    form = WeightsForm(Shard(0, size), quantization, _linear(config.linear_backend, dtype, device))
     backends = choose_backends(config, model, dtype, device)
     return BaseModel(folder, model, dtype, device if size == 1 else device_of(device, 0), form, backends)
 
@@ -113,6 +115,13 @@ def _check_size(config: EngineConfig, model: ModelConfig, device: torch.device) 
         raise InvalidConfig(
             "tensor_parallel_size", size, "adapters in parts cannot be shared with peers: give 1, or no peers"
         )
+
+
+def _linear(choice: LinearChoice, dtype: torch.dtype, device: torch.device) -> LinearName:
+    try:
+        return choose_linear(choice, dtype, device)
+    except ValueError as error:
+        raise InvalidConfig("linear_backend", choice, str(error)) from error
 
 
 def _quantization(

@@ -36,7 +36,7 @@ from engine.config.peer_config import PeerConfig
 from engine.config.source_config import SourceConfig
 from engine.config.tenants_config import TenantsConfig
 from engine.errors import InvalidConfig
-from model.config import AttentionChoice, DtypeChoice, Quantization
+from model.config import AttentionChoice, DtypeChoice, LinearChoice, Quantization
 from scheduler.limits import DEFAULTS
 from scheduler.request import LogprobsMode
 
@@ -110,6 +110,11 @@ class EngineConfig:
             note="auto is on a CPU native where compiled, else torch; on a GPU flashinfer or triton",
         ),
     ] = "auto"
+    linear_backend: Annotated[
+        LinearChoice,
+        Option("model", one_of(LinearChoice, "NAME"), "what multiplies by the base's matrices on a CPU",
+               note="auto tries both at the start in bfloat16, and takes the faster one"),
+    ] = "auto"  # fmt: skip
     cuda_graphs: Annotated[
         bool, Option("model", FLAG, "capture decode steps on a CUDA device as graphs, and replay them")
     ] = True
@@ -118,10 +123,8 @@ class EngineConfig:
     ] = None
     chat_template: Annotated[
         str | Path | None,
-        Option(
-            "model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"
-        ),
-    ] = None
+        Option("model", CHAT_TEMPLATE, "Jinja file, or its text, to use in place of the model's chat template"),
+    ] = None  # fmt: skip
     tool_call_parser: Annotated[
         ToolParser,
         Option(
@@ -145,10 +148,8 @@ class EngineConfig:
     ] = None
     lora_dir_poll_s: Annotated[
         float,
-        Option(
-            "adapters", SECONDS, "how often that folder is looked at for changes", note="0: at start only"
-        ),
-    ] = 2.0
+        Option("adapters", SECONDS, "how often that folder is looked at for changes", note="0: at start only"),
+    ] = 2.0  # fmt: skip
     lora_dtype: Annotated[
         LoraDtype,
         Option(

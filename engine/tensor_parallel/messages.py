@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lora.segments import AdapterWeights, Segment, SegmentTable
 from model.batch import ForwardBatch
-from model.config import AttentionName, Quantization
+from model.config import AttentionName, LinearName, Quantization
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
     """Read part `rank` of `size` of the base model.
 
-    `device`, `dtype`, `quantization`, `attention` and `lora_dtype` are already resolved, `uses_triton` as in
+    `device`, `dtype`, `quantization`, `linear`, `attention` and `lora_dtype` are already resolved, `uses_triton` as in
     Backends. `threads` is how many a CPU may use, 0 for what the system says.
     """
 
@@ -29,6 +29,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     device: str
     dtype: str
     quantization: Quantization
+    linear: LinearName
     attention: AttentionName
     lora_dtype: str
     uses_triton: bool

@@ -102,6 +102,7 @@ def _load(base: BaseModel, rank: int, threads: int) -> Load:
         device=str(device_of(base.device, rank)),
         dtype=str(base.dtype),
         quantization=base.form.quantization,
+        linear=base.form.linear,
         attention=base.backends.attention,
         lora_dtype=str(base.backends.lora_dtype),
         uses_triton=base.backends.uses_triton,

@@ -124,7 +124,7 @@ def _prepare(steps: WorkerChannel) -> Worker:
     device = torch.device(load.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    form = WeightsForm(Shard(load.rank, load.size), load.quantization)
+    form = WeightsForm(Shard(load.rank, load.size), load.quantization, load.linear)
     folder = Path(load.folder)
     backends = Backends(load.attention, _DTYPES[load.lora_dtype], load.uses_triton)
     base = BaseModel(folder, read_config(folder), _DTYPES[load.dtype], device, form, backends)

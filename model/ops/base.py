@@ -12,7 +12,7 @@ from torch import Tensor
 from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.kv_cache import KVCache
-from model.linear import Linear
+from model.linear.base import Linear
 
 
 class Heads(NamedTuple):

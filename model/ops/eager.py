@@ -14,7 +14,7 @@ from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from model.linear import Linear
+from model.linear.base import Linear
 from model.ops.base import Heads
 from model.rope import Rope, Rotation, rotate
 

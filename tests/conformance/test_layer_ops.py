@@ -15,7 +15,7 @@ from lora.target_modules import LAYER_GROUPS, SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig, RopeConfig
 from model.kv_cache import KVCache, KVLayout
-from model.linear import Linear
+from model.linear.base import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.ops.eager import EagerOps
 from model.ops.triton.layer import TritonOps

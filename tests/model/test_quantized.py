@@ -13,8 +13,9 @@ from engine.errors import InvalidConfig
 from lora.target_modules import SITES
 from model.checkpoint import load_weights
 from model.checkpoint_files import read_config
-from model.config import Quantization
-from model.linear import Fp8Linear, Int8Linear, make_linear
+from model.config import LinearName, Quantization
+from model.linear.choice import make_linear
+from model.linear.quantized import Fp8Linear, Int8Linear
 from model.parallel import Shard
 from model.weights import WeightsForm
 from tests.model.driver import CPU
@@ -39,10 +40,11 @@ def made(rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("rows", [0, 1, 3, 24, 25, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
-def test_int8_is_within_its_rounding(rows: int, dtype: torch.dtype, biased: bool) -> None:
+@pytest.mark.parametrize("form", ["torch", "native"])
+def test_int8_is_within_its_rounding(rows: int, dtype: torch.dtype, biased: bool, form: LinearName) -> None:
     """Each weight is off by half a step of its channel at most, so a product by at most |x|₁ times that."""
     weight, bias, x = made(rows, dtype)
-    y = make_linear(weight, bias if biased else None, "int8")(x)
+    y = make_linear(weight, bias if biased else None, "int8", form)(x)
     exact = F.linear(x.float(), weight.float(), bias.float() if biased else None)
     assert (y.dtype, y.shape, y.is_contiguous()) == (dtype, exact.shape, True)
     step = weight.float().abs().amax(1) / 127

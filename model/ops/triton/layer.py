@@ -24,7 +24,7 @@ from lora.target_modules import SiteGroup
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache
-from model.linear import Linear
+from model.linear.base import Linear
 from model.ops.base import Heads
 from model.ops.triton.heads import store_heads_expanded
 from model.ops.triton.rowwise import gate_expanded, rms_norm

@@ -14,7 +14,7 @@ from model.batch import ForwardBatch
 from model.checkpoint import torch_dtype
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
-from model.linear import Fp8Linear
+from model.linear.quantized import Fp8Linear
 from model.sampling.sample import SampleRow, sample
 from scripts.gpu.context import CheckContext
 from scripts.gpu.correctness.lora import compared

@@ -18,7 +18,8 @@ from model.attention.base import GraphAttention
 from model.batch import ForwardBatch
 from model.config import ModelConfig
 from model.kv_cache import KVCache, KVLayout
-from model.linear import Linear, make_linear
+from model.linear.base import Linear
+from model.linear.choice import make_linear
 from model.llama import Llama
 from model.sampling.sample import SampleRow
 from model.weights import LayerWeights, Weights
