@@ -3,7 +3,7 @@
 import math
 from bisect import insort
 from collections.abc import Iterator
-from heapq import heapify, heappop, heapreplace
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from operator import attrgetter
 
@@ -99,16 +99,17 @@ class WaitingSequences:
         ]
         heapify(heads)
         while heads:
-            _, _, tenant, at = heads[0]
-            line = lines[tenant]
-            sequence, is_new = line[at], not line[at].has_begun
-            yield sequence
-            if sequence.running and is_new:
-                turns.admitted(tenant, sequence.total_tokens - sequence.computed_tokens)
-            if at + 1 < len(line):
-                heapreplace(heads, (turns.given(tenant), line[at + 1].order, tenant, at + 1))
-            else:
-                heappop(heads)
+            _, _, tenant, at = heappop(heads)
+            for after, sequence in enumerate(
+                lines[tenant][at:], at + 1
+            ):  # its turn lasts until it is charged
+                is_new = not sequence.has_begun
+                yield sequence
+                if sequence.running and is_new:
+                    turns.admitted(tenant, sequence.total_tokens - sequence.computed_tokens)
+                    if after < len(lines[tenant]):
+                        heappush(heads, (turns.given(tenant), lines[tenant][after].order, tenant, after))
+                    break
 
     def _forget_empty(self) -> None:
         for band, lines in tuple(self._bands.items()):
