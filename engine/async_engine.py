@@ -65,7 +65,7 @@ class AsyncEngine:
         self._admission = Admission(max_waiting, lambda: self._core.live().waiting)
         self._tokenizer_of, self._end_tokens_of = engine.tokenizer_of, engine.end_tokens_of
         self.grammars = GrammarPool(engine.grammars)
-        self.accounts = TenantAccounts(engine.card.names, engine.card.max_model_len)
+        self.accounts = TenantAccounts(engine.card.names, engine.card.max_model_len, weigh=engine.turns.weigh)
         self._outputs = LiveOutputs(engine.tokenizer, telemetry, self._finish, self._abort, self.accounts)
         self._in_time: InTimeAdmission | None = None
         self._draining, self._most_running = False, most_running

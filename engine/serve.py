@@ -156,6 +156,9 @@ def _run_engine(config: ServeConfig, telemetry: Telemetry) -> None:
     engine = assemble(config.engine)
     roots = AllowedRoots.below(lora_roots(config))
     node = AsyncEngine(engine, telemetry, config.max_waiting, file, roots, config.engine.max_num_seqs)
+    if config.cluster.is_alone:  # in a cluster a router takes care of turns
+        engine.turns.start()
+        engine.turns.weigh(config.cluster.tenant_weights or {})
     if config.cluster.is_alone and config.cluster.has_slo:
         keep_in_time(config, engine, node)
     asyncio.run(_run(node, engine, config))

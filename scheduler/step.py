@@ -15,6 +15,7 @@ from scheduler.limits import MOST_ROWS, RequestRefused, StepLimits, check_reques
 from scheduler.plan import Live, Overdue, SequenceKey, Slice, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request
 from scheduler.sequence import Sequence
+from scheduler.tenant_turns import TenantTurns
 from scheduler.waiting import WaitingSequences
 
 
@@ -22,15 +23,14 @@ class StepScheduler:
     """Continuous batching over paged K/V with a prefix cache and many adapters.
 
     **Order.** First come the running sequences that need one row (decode), then those that need more (chunks
-    of a prompt). Those that wait follow, first come first served, until rows, sequences or blocks run out.
-    One that does not fit stops admission: nothing overtakes for being small. The background goes last.
+    of a prompt). Those that wait follow, first come first served, or tenants by turns, until rows, sequences or
+    blocks run out. One that does not fit stops admission: nothing overtakes for being small. Background goes last.
 
-    **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode
-    crosses into it. When none is left a running sequence is preempted: the one admitted last, but rather one
-    whose adapter is away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and
-    waits at the front to be recomputed. Each preemption buys its asker a new output token, or else the asker
-    itself gives way to earlier ones that all ran; output tokens are never lost; and `add` refuses what could
-    not run alone. So every sequence ends.
+    **Memory.** A sequence is admitted with blocks for all its tokens, and grows by a block when decode crosses into
+    it. When none is left a running sequence is preempted: the one admitted last, but rather one whose adapter is
+    away. Its blocks stay in the prefix cache until they are needed; it keeps its tokens and waits at the front to be
+    recomputed. Each preemption buys its asker a new output token, or else the asker itself gives way to earlier ones
+    that all ran; output tokens are never lost; and `add` refuses what could not run alone. So every sequence ends.
 
     **Adapters.** A sequence whose adapter is not resident is passed over. The bound: `adapter_patience_s` after
     it was first passed over its adapter is `overdue`. The store then names those that are to leave for it, and
@@ -42,17 +42,16 @@ class StepScheduler:
     **Ahead.** A plan may still be in flight when the next is made. That one goes on with the same sequences:
     the token that the plan in flight draws is PENDING in it. A sequence that this token ends has then run in
     vain; its slice is passed over at commit, as are those of sequences that were aborted, finished or
-    preempted meanwhile. A sequence with penalties sits such a plan out, since its draw depends on the pending
-    token (see `waits_for_tokens`). Plans must run in the order in which they were made: a voided slice may
-    write to blocks that have a new owner by then, whose writes come later.
+    preempted meanwhile. A sequence with penalties sits such a plan out, since its draw depends on that token.
+    Plans must run in their order: a voided slice may write to blocks that have a new owner, who writes later.
     """
 
-    def __init__(self, limits: StepLimits, blocks: BlockPool) -> None:
+    def __init__(self, limits: StepLimits, blocks: BlockPool, turns: TenantTurns | None = None) -> None:
         self._limits, self._blocks = limits, blocks
         self._sequences: dict[SequenceKey, Sequence] = {}  # every live one
         self._siblings: dict[str, list[Sequence]] = {}  # the live ones of each live request
         self._running: list[Sequence] = []  # in order of admission
-        self._waiting = WaitingSequences()
+        self._waiting = WaitingSequences(turns or TenantTurns())
         self._ready: abc.Container[str] = ()
         self._overdue: AdapterRef | None = None
         self._in_flight = PlansInFlight()
@@ -112,6 +111,7 @@ class StepScheduler:
                 self._release_siblings(sequence)
             if event is not None:
                 events.append(event)
+                self._waiting.drew(sequence)
                 if event.finish_reason is not None:
                     self._retire(sequence)
         return tuple(events)

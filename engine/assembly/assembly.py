@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ from model.llama import Llama
 from scheduler.limits import StepLimits
 from scheduler.residency import CheapestWindow
 from scheduler.step import StepScheduler
+from scheduler.tenant_turns import TenantTurns
 from scheduler.unified_pool import UnifiedPool
 
 _IDLE_S = 0.5
@@ -65,6 +66,7 @@ class Engine:
     peers: Peers | None = None
     workers: WorkerPool | None = None  # the processes of the other devices
     watch: FolderWatch | None = None  # over the folder of adapters
+    turns: TenantTurns = field(default_factory=TenantTurns)  # of those whose requests wait
 
     def tokenizer_of(self, name: str | None) -> Tokenizer:
         """Return the tokenizer of the base model or an adapter, with the chat template and end tokens that it has.
@@ -144,7 +146,8 @@ def _assemble(
     undo.callback(store.close)
     changed = threading.Event()
     store.loader.on_ready(changed.set)
-    core = _core(wrap(executor), memory, limits, store, base.config.vocab_size)
+    turns = TenantTurns()
+    core = _core(wrap(executor), memory, limits, store, base.config.vocab_size, turns)
     core.logprobs_mode = config.logprobs_mode
     longest, ends = limits.max_model_len, tokenizer.eos_token_ids
     card = model_card(config, base.config, base.folder, longest, ends)
@@ -155,7 +158,7 @@ def _assemble(
         store.try_contents(test)
     watch = _add_adapters(config, store, card)
     grammars = GrammarCache(lambda: tokenizer.table(card.vocab_size))
-    return Engine(core, store, tokenizer, card, changed, grammars, peers, workers, watch)
+    return Engine(core, store, tokenizer, card, changed, grammars, peers, workers, watch, turns)
 
 
 def _limits(config: EngineConfig, model: ModelConfig, capacity_tokens: int) -> StepLimits:
@@ -212,10 +215,11 @@ def _disk_tier(folder: Path, most_bytes: int | None, files: DeadlineCalls) -> Di
 
 
 def _core(
-    executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore, vocab_size: int
-) -> EngineCore:
+    executor: StepExecutor, memory: DeviceMemory, limits: StepLimits, store: AdapterStore, vocab_size: int,
+    turns: TenantTurns,
+) -> EngineCore:  # fmt: skip
     pool = UnifiedPool(memory.split, memory.blocks, store.contents) if memory.split else None
-    scheduler = StepScheduler(limits, memory.blocks)
+    scheduler = StepScheduler(limits, memory.blocks, turns)
     return EngineCore(scheduler, store, executor, time.monotonic, vocab_size, pool)
 
 

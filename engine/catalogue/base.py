@@ -25,7 +25,7 @@ class CatalogueEntry:
 
     `root` is what the adapter was registered from, as clients are told. `pinned` is the least number of its copies, 0
     meaning as many as is thought best. `alias_of` is the name whose meaning it was given, if it is an alias. At most
-    `max_requests` sequences may be under way at one server by this name, 0 meaning any number. `targets` are the names
+    `max_requests` requests may be under way by this name, 0 meaning any number. `targets` are the names
     that answer its requests by share, if it has any; the first is `alias_of`.
     """
 
@@ -52,9 +52,10 @@ class EntrySettings:
 class AdapterRecord:
     """What administrators are told of a name. `version` is the digest of its content, None before it was read.
 
-    `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
-    `shares` are the parts of its traffic by node. `in_flight`, `last_use_s` and `held_s` are of the server that was
-    asked. The last is for how long it still takes no requests. `targets` are an alias's that has shares.
+    `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk`, `source`, or
+    `folder` if it was never read.
+    `shares` are the parts of its traffic by node. `in_flight` and `last_use_s` are of the server that was asked.
+    `held_s` is for how long the name still takes no requests. `targets` are an alias's that has shares.
     """
 
     name: str
@@ -202,16 +203,16 @@ class AdapterCatalogue(ClusterRecords, Protocol):
         ...
 
     async def hold(self, name: str, seconds: float) -> None:
-        """Let a name take no requests at this server for so long. Raises UnknownModel."""
+        """Let a name take no requests for so long, at any door of the service. Raises UnknownModel or NotInTime."""
         ...
 
     async def release(self, name: str) -> None:
-        """Let a name take requests again. Raises UnknownModel."""
+        """Let a name take requests again. Raises UnknownModel or NotInTime."""
         ...
 
     async def abort(self, name: str) -> int:
-        """End the requests that this server has under a name, with what they have; return how many they were.
+        """End the requests that run under a name, with what they have; return how many they were.
 
-        Raises UnknownModel for a name that means nothing, and that no request runs under.
+        Raises UnknownModel for a name that means nothing, and that no request runs under; or NotInTime.
         """
         ...

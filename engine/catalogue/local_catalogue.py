@@ -165,13 +165,13 @@ class LocalCatalogue:
         """Let a name take no requests here for so long. Raises UnknownModel."""
         self._check_owner()
         await self.record(name)
-        self._uses.hold(name, seconds)
+        self._uses.held.hold(name, seconds)
 
     async def release(self, name: str) -> None:
         """Let a name take requests again. Raises UnknownModel."""
         self._check_owner()
         await self.record(name)
-        self._uses.release(name)
+        self._uses.held.hold(name, 0.0)
 
     async def abort(self, name: str) -> int:
         """End the requests under a name. As AdapterCatalogue.abort."""
@@ -236,7 +236,7 @@ class LocalCatalogue:
             tiers={} if tier is None else {self._node: tier},
             in_flight=self._uses.in_flight(name),
             last_use_s=self._uses.last_use_s(name),
-            held_s=self._uses.held_s(name),
+            held_s=self._uses.held.left_s(name),
             targets=self.aliases.of(name).targets,
         )
 

@@ -52,6 +52,7 @@ class ClusterView:
     known: bool = False
     replacements: int = 0  # of the placement, in the coordinator's epoch
     nodes_wanted: int = 0  # 0: their number is fixed
+    routers: tuple[str, ...] = ()
     changed: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
     def source_of(self, ref: AdapterRef) -> SourceUrl | None:
@@ -91,6 +92,14 @@ class AdapterAdministration(Protocol):
 
     async def set(self, name: str, settings: EntrySettings) -> None:
         """Ask something else for a name. Raises UnknownModel."""
+        ...
+
+    async def hold(self, name: str, seconds: float) -> None:
+        """Let a name take no requests at any router for so long; 0 releases it. Raises UnknownModel or NotInTime."""
+        ...
+
+    async def abort(self, name: str) -> int:
+        """End all requests under a name, at every router; return how many they were. Raises as `hold`."""
         ...
 
     async def cluster(self) -> ClusterRecord:

@@ -75,7 +75,7 @@ class ClusterConfig:
     ] = None  # fmt: skip
     tenant_weights: Annotated[
         Mapping[str, float] | None,
-        Option("cluster", WEIGHT, "how much of the nodes' time a tenant has where all want more", "tenant-weight",
+        Option("cluster", WEIGHT, "how much a tenant has of what there is where all want more", "tenant-weight",
                many=True, note="a tenant is an API key, by the name that logs call it; others weigh 1"),
     ] = None  # fmt: skip
     profile: Annotated[
@@ -130,7 +130,13 @@ class ClusterConfig:
 
     def _check_alone(self) -> None:
         """Refuse what would do nothing for a server that is in no cluster."""
-        honoured = {"registry_file", "slo_ttft_s", "slo_tbt_s", *(["profile"] if self.has_slo else [])}
+        honoured = {
+            "registry_file",
+            "tenant_weights",
+            "slo_ttft_s",
+            "slo_tbt_s",
+            *(["profile"] if self.has_slo else []),
+        }
         for option in options_of(ClusterConfig):
             value = getattr(self, option.field)
             if value != option.default and option.field not in honoured:

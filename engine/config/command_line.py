@@ -5,7 +5,7 @@ The options are those that the configurations' fields declare. It may not know w
 
 import argparse
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from engine.config.batches_config import BatchesConfig
 from engine.config.cluster_config import ClusterConfig
 from engine.config.config import BatchConfig, EngineConfig, ServeConfig
 from engine.config.http_config import HttpConfig
-from engine.config.launch_config import LaunchConfig
+from engine.config.launch_config import COMMANDS, FOR_RANGE, FOR_START, LaunchConfig
 from engine.config.option import Configuration, Option, options_of, renamed, suggestion
 from engine.config.option_types import FLAG, LORA, TEXT, lora_table, separate
 from engine.config.peer_config import PEER_TOKEN_VARIABLE, PeerConfig
@@ -70,21 +70,21 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
     given = _given(
         "engine.serve", "Serve a base model and its LoRA adapters.", SERVE_OPTIONS, arguments, environ
     )
+    asked = {each.partition("=")[0] for each in arguments}
     if (role := given.get("role")) is not None:
         # They may stand in a file that whoever started this process shares with it.
         others = (
             *_OTHERS.get(str(role.value), ("nodes",)),
             *(option.key for option in options_of(LaunchConfig)),
         )
-        written = {each.partition("=")[0] for each in arguments}
         for key in others:
-            if f"--{key.replace('_', '-')}" not in written:
+            if f"--{key.replace('_', '-')}" not in asked:
                 given.pop(key, None)
+    if asked & {f"--{command}" for command in COMMANDS}:
+        _leave_out_start(given, asked)
     cluster = ClusterConfig(**_fields(ClusterConfig, given))
     launch = LaunchConfig(**_fields(LaunchConfig, given))
-    leads_far = launch.launcher == "ray" and (
-        launch.keeps_size or (cluster.nodes is not None and not launch.commands)
-    )
+    leads_far = launch.launcher == "ray" and cluster.nodes is not None and not launch.commands
     if (cluster.role != "single" or leads_far) and not {"peer", "peer_listen"} & given.keys():
         given["peer_listen"] = _Raw(_ANY_LOCAL, Path())  # members trust each other as peers do
     if "peer_token_file" in given or not {"peer", "peer_listen"} & given.keys():
@@ -100,6 +100,18 @@ def serve_config(arguments: Sequence[str], environ: Mapping[str, str]) -> ServeC
         **_fields(ServeConfig, given), engine=engine, access=access, http=http, batches=batches, cluster=cluster,
         launch=launch, tenants=tenants,
     )  # fmt: skip
+
+
+def _leave_out_start(given: dict[str, _Raw], asked: Collection[str]) -> None:
+    """Leave out what a file says of a cluster's start, where something is `asked` of one that runs."""
+    scale = given.get("scale")
+    of_start = {"nodes", "routers", *FOR_START, *FOR_RANGE}
+    if scale is not None:
+        of_start.remove("ray_wait_s")
+        of_start -= set(FOR_RANGE) if ":" in str(scale.value) else set()
+    for key in of_start:
+        if f"--{key.replace('_', '-')}" not in asked:
+            given.pop(key, None)
 
 
 def batch_config(arguments: Sequence[str]) -> BatchConfig:

@@ -11,9 +11,9 @@ from engine.errors import InvalidConfig
 from transport.base import Address
 
 LauncherName = Literal["local", "ray"]
-_COMMANDS = ("status", "stop", "scale")
-_FOR_START = ("ray_spread", "ray_cpus", "ray_wait_s")
-_FOR_RANGE = ("grow_after_s", "shrink_after_s")
+COMMANDS = ("status", "stop", "scale")
+FOR_START = ("ray_spread", "ray_cpus", "ray_wait_s")
+FOR_RANGE = ("grow_after_s", "shrink_after_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class LaunchConfig:
     scale: Annotated[
         Nodes | None,
         Option("launching", NODES, "have Ray run so many nodes; those left over are drained",
-               note="with MIN:MAX the command stays and keeps their number by the load"),
+               note="with MIN:MAX their number follows the load from then on"),
     ] = None  # fmt: skip
     grow_after_s: Annotated[
         float,
@@ -58,12 +58,12 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         given = [each for each in options_of(LaunchConfig) if getattr(self, each.field) != each.default]
-        far = [each for each in given if each.field not in _FOR_RANGE]
+        far = [each for each in given if each.field not in FOR_RANGE]
         if self.launcher == "local" and far:
             remedy = "it does nothing without --launcher ray: give that too, or leave it out"
             raise InvalidConfig(far[0].key, far[0].shown(getattr(self, far[0].field)), remedy)
         for each in given if self.commands else ():
-            if each.field in _FOR_START and not (each.field == "ray_wait_s" and self.scale):
+            if each.field in FOR_START and not (each.field == "ray_wait_s" and self.scale):
                 remedy = f"it is told when nodes start: leave it out beside --{self.commands[0]}"
                 raise InvalidConfig(each.key, getattr(self, each.field), remedy)
         if len(self.commands) > 1:
@@ -73,18 +73,13 @@ class LaunchConfig:
     @property
     def commands(self) -> tuple[str, ...]:
         """Return what is asked of members that run already."""
-        return tuple(each for each in _COMMANDS if getattr(self, each))
-
-    @property
-    def keeps_size(self) -> bool:
-        """Return whether the number of nodes of a service that runs already is to follow its load."""
-        return self.scale is not None and NodeRange.of(self.scale).is_open
+        return tuple(each for each in COMMANDS if getattr(self, each))
 
     def check_cluster(self, cluster: ClusterConfig) -> None:
         """Raise InvalidConfig for what makes no sense beside what is said of the cluster."""
         asked = cluster.nodes if self.scale is None else self.scale
         for each in options_of(LaunchConfig) if not (asked and NodeRange.of(asked).is_open) else ():
-            if each.field in _FOR_RANGE and getattr(self, each.field) != each.default:
+            if each.field in FOR_RANGE and getattr(self, each.field) != each.default:
                 remedy = "the number of nodes is fixed: give --nodes MIN:MAX, or leave it out"
                 raise InvalidConfig(each.key, getattr(self, each.field), remedy)
         if self.launcher == "local":

@@ -57,14 +57,11 @@ class TenantsConfig:
             weight = next(iter(cluster.tenant_weights))
             remedy = "there is a file of tenants: write `weight` in their tables there"
             raise InvalidConfig("tenant_weight", weight, remedy)
-        self._check(tenants, {key_digest(key) for key in access.read_admin_keys()}, cluster.is_alone)
+        self._check(tenants, {key_digest(key) for key in access.read_admin_keys()})
         return tenants
 
-    def _check(self, tenants: Collection[Tenant], admin_digests: Collection[str], is_alone: bool) -> None:
+    def _check(self, tenants: Collection[Tenant], admin_digests: Collection[str]) -> None:
         for tenant in tenants:
             for digest in sorted(tenant.key_digests & set(admin_digests)):
                 remedy = f"[tenants.{tenant.name}] has the admin key {digest[:8]}: give it an API key"
                 raise InvalidConfig("tenants", str(self.file), remedy)
-            if is_alone and tenant.weight != 1:
-                told = f"[tenants.{tenant.name}] weight = {tenant.weight:g} does nothing without a cluster"
-                raise InvalidConfig("tenants", str(self.file), f"{told}: give --nodes or --role, or drop it")

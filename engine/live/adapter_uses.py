@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict
 
 from engine.errors import AdapterBusy, AdapterHeld
+from engine.live.held_names import HeldNames
 from engine.metrics.series import MetricSeries
 from scheduler.request import InvalidParameter
 
@@ -20,14 +21,14 @@ class AdapterUses:
     def __init__(self) -> None:
         self._in_flight = Counter[str]()
         self._last_s: OrderedDict[str, float] = OrderedDict()  # the longest unused first
-        self._held_until_s: dict[str, float] = {}  # on the monotonic clock
+        self.held = HeldNames()
 
     def check(self, name: str, count: int, most: int) -> None:
         """Raise AdapterBusy where `count` more requests would be over `most`, InvalidParameter where they alone are.
 
         0 means any number. Raises AdapterHeld for a name that is held: to wait would take up the queue that all share.
         """
-        if (held_s := self.held_s(name)) is not None:
+        if (held_s := self.held.left_s(name)) is not None:
             raise AdapterHeld(name, max(1, math.ceil(held_s)))
         if most and count > most:
             remedy = f"at most {most} requests may be under way for {name!r}: send fewer prompts at once"
@@ -35,24 +36,9 @@ class AdapterUses:
         if most and self._in_flight[name] + count > most:
             raise AdapterBusy(name, most)
 
-    def hold(self, name: str, seconds: float) -> None:
-        """Let a name take no requests for so long from now on; those under way go on."""
-        now_s = time.monotonic()
-        self._held_until_s = {each: until for each, until in self._held_until_s.items() if until > now_s}
-        self._held_until_s[name] = now_s + seconds
-
-    def release(self, name: str) -> None:
-        """Let a name take requests again, if it is held."""
-        self._held_until_s.pop(name, None)
-
-    def held_s(self, name: str) -> float | None:
-        """Return for how long a name is still held; None if it is not."""
-        left_s = self._held_until_s.get(name, 0.0) - time.monotonic()
-        return left_s if left_s > 0 else None
-
     def series(self) -> MetricSeries:
         """Tell how many names are held."""
-        held = sum(self.held_s(name) is not None for name in self._held_until_s)
+        held = sum(left_s > 0 for left_s in self.held.told().values())
         told = "Names of adapters that take no requests at this server."
         return MetricSeries("loraserve_adapters_held", told, (), [((), float(held))])
 

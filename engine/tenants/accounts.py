@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import BeyondLimit, RateLimited, UnknownModel
+from engine.tenants.limit_share import WHOLE, LimitShare
 from engine.tenants.meter import Lack, Meter
 from engine.tenants.tenant import NO_LIMITS, Tenant, TenantLimits, weights_of
 from scheduler.request import MAX_PRIORITY, InvalidParameter, Origin, Request, SamplingParams
@@ -40,6 +41,7 @@ class TenantAccounts:
         `weigh` is told the tenants' weights: it belongs to what orders requests that wait.
         """
         self._base_names, self._longest, self._clock, self._weigh = base_names, longest, clock, weigh
+        self.share = WHOLE
         self._tenants: dict[str, Tenant] = {}
         self._meters: dict[tuple[str, str | None], Meter] = {}
         self._reserved: dict[str, _Reserved] = {}
@@ -49,9 +51,18 @@ class TenantAccounts:
         self._tenants = {tenant.name: tenant for tenant in tenants}
         if self._tenants:
             self._weigh(weights_of(self._tenants.values()))
+        self._adopt_limits()
+
+    def divide(self, share: LimitShare) -> None:
+        """Give out `share` of all limits from now on: other routers give out the rest."""
+        if share != self.share:
+            self.share = share
+            self._adopt_limits()
+
+    def _adopt_limits(self) -> None:
         now_s = self._clock()
         for (name, model), meter in self._meters.items():
-            meter.adopt(self._limits(name, model), now_s)
+            meter.adopt(self._limits(name, model), self.share, now_s)
 
     def may_use(self, tenant: str, model: str) -> bool:
         """Tell whether requests of a tenant may name `model`. Any thread may ask."""
@@ -110,7 +121,9 @@ class TenantAccounts:
         """Return OpenAI's headers for a tenant's requests with `model`: of several limits that with the least left."""
         now_s, told = self._clock(), dict[str, str]()
         places = self._places(tenant, model) if self.may_use(tenant, model) else ()
-        meters = [self._meters.get(place) or Meter(self._limits(*place), now_s) for place in places]
+        meters = [
+            self._meters.get(place) or Meter(self._limits(*place), self.share, now_s) for place in places
+        ]
         rates = [meter.rates(now_s) for meter in meters]
         for kind in ("requests", "tokens"):
             found = [each[kind] for each in rates if kind in each]
@@ -149,7 +162,7 @@ class TenantAccounts:
                 self._meters = {
                     place: each for place, each in self._meters.items() if not each.is_fresh(now_s)
                 }
-            found = self._meters[tenant, model] = Meter(self._limits(tenant, model), now_s)
+            found = self._meters[tenant, model] = Meter(self._limits(tenant, model), self.share, now_s)
         return found
 
     def _limits(self, tenant: str, model: str | None) -> TenantLimits:

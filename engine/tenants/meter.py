@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.tenants.limit_share import LimitShare
 from engine.tenants.tenant import TenantLimits
 from engine.tenants.token_bucket import TokenBucket
 
@@ -30,21 +31,27 @@ class Rate:
 
 
 class Meter:
-    """What is left of `limits`. Requests and tokens flow in over a minute; concurrent requests end."""
+    """What is left of a share of `limits`. Requests and tokens flow in over a minute; concurrent requests end.
 
-    def __init__(self, limits: TenantLimits, now_s: float) -> None:
+    What is more than the share and within the limit is let in when all of the share is there, and is a debt then: so
+    nothing is refused for ever because a limit is divided, and no more flows.
+    """
+
+    def __init__(self, limits: TenantLimits, share: LimitShare, now_s: float) -> None:
         """Begin with nothing used."""
-        self._most = limits.concurrent
-        self._buckets = {kind: TokenBucket(most, MINUTE_S, now_s) for kind, most in _rates(limits).items()}
+        self._buckets: dict[str, TokenBucket] = {}
         self.running = 0
+        self.adopt(limits, share, now_s)
 
-    def adopt(self, limits: TenantLimits, now_s: float) -> None:
-        """Hold other limits from now on; what was used stays used."""
-        self._most = limits.concurrent
+    def adopt(self, limits: TenantLimits, share: LimitShare, now_s: float) -> None:
+        """Hold other limits, or another share, from now on; what was used stays used."""
+        self._most = limits.concurrent and share.count(limits.concurrent)
+        self._rates = _rates(limits)
         before, self._buckets = self._buckets, {}
-        for kind, most in _rates(limits).items():
-            bucket = self._buckets[kind] = before.get(kind) or TokenBucket(most, MINUTE_S, now_s)
-            bucket.resize(most, now_s)
+        for kind, most in self._rates.items():
+            capacity = share.rate(most)
+            bucket = self._buckets[kind] = before.get(kind) or TokenBucket(capacity, MINUTE_S, now_s)
+            bucket.resize(capacity, now_s)
 
     def is_fresh(self, now_s: float) -> bool:
         """Tell whether nothing is used: a new meter would say the same."""
@@ -54,17 +61,19 @@ class Meter:
         """List what is lacking for requests with so many tokens together; what there never is waits for ever."""
         found: list[Lack] = []
         for kind, amount in zip(_KINDS, (requests, tokens), strict=True):
-            bucket = self._buckets.get(kind)
-            wait_s = 0.0 if bucket is None else bucket.wait_s(amount, now_s)
-            if bucket is not None and wait_s:
-                found.append(Lack(f"{kind} per minute", int(bucket.capacity), wait_s))
+            bucket, most = self._buckets.get(kind), self._rates.get(kind, 0)
+            if bucket is None:
+                continue
+            wait_s = math.inf if amount > most else bucket.wait_s(min(amount, bucket.capacity), now_s)
+            if wait_s:
+                found.append(Lack(f"{kind} per minute", most, wait_s))
         if self._most is not None and self.running + requests > self._most:
             wait_s = math.inf if requests > self._most else 0.0  # nobody knows when one ends
             found.append(Lack("requests at once", self._most, wait_s))
         return found
 
     def most_tokens(self) -> float:
-        """Return the most tokens that may be asked for together."""
+        """Return the most tokens that there are together."""
         bucket = self._buckets.get("tokens")
         return math.inf if bucket is None else bucket.capacity
 
@@ -98,5 +107,8 @@ def _rates(limits: TenantLimits) -> dict[str, int]:
 
 
 def _rate(bucket: TokenBucket, now_s: float) -> Rate:
-    remaining = max(0, math.floor(bucket.level(now_s) + 1e-6))
-    return Rate(int(bucket.capacity), remaining, bucket.wait_s(bucket.capacity, now_s))
+    """Tell of a share; of less than one, it is one when all of it is there."""
+    reset_s = bucket.wait_s(bucket.capacity, now_s)
+    whole = 1 if bucket.capacity < 1 and not reset_s else 0
+    remaining = max(whole, math.floor(bucket.level(now_s) + 1e-6))
+    return Rate(max(1, int(bucket.capacity)), remaining, reset_s)

@@ -39,7 +39,8 @@ class LiveCluster:
         self._log = (folder / "log").open("wb")
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "engine.serve", "--nodes", "2", "--port", str(self.port)),
+                *(sys.executable, "-m", "engine.serve", "--nodes", "2", "--routers", "2"),
+                *("--port", str(self.port)),
                 *("--dtype", "float32", "--drain-s", "5", "--slo-ttft-s", "30", "--slo-tbt-s", "5"),
                 *("--no-progress", "--registry-file", str(self.registry)),
                 *("--lora-source", sources, "--lora-source-template", f"{sources}/{{name}}"),
@@ -57,35 +58,38 @@ class LiveCluster:
                 return child
         raise AssertionError(f"{name} does not run")
 
-    def ask(self, path: str, body: dict[str, object] | None = None) -> Any:
+    def ask(self, path: str, body: dict[str, object] | None = None, router: int = 0) -> Any:
         """Return a response's JSON."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
+            f"http://127.0.0.1:{self.port + router}{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.loads(response.read())
 
-    def chat(self, model: str, text: str) -> str:
+    def chat(self, model: str, text: str, router: int = 0) -> str:
         """Return a greedy answer."""
         messages = [{"role": "user", "content": text}]
         answer = self.ask(
-            "/v1/chat/completions", {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40}
+            "/v1/chat/completions",
+            {"model": model, "messages": messages, "temperature": 0, "max_tokens": 40},
+            router,
         )
         return str(answer["choices"][0]["message"]["content"])
 
     def wait_ready(self) -> None:
-        """Wait until the router is told ready: then it can serve. Wait also until it knows the adapters."""
+        """Wait until the routers are told ready: then they can serve. Wait also until they know the adapters."""
         deadline_s, log = time.monotonic() + READY_S, Path(self._log.name)
-        while f"router ready at http://127.0.0.1:{self.port}: " not in log.read_text():
-            assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline_s, log.read_text()
-            time.sleep(0.1)
-        assert self.ask("/health") == {"status": "ok"}
-        while len(self.ask("/v1/models")["data"]) <= 8:
-            assert time.monotonic() < deadline_s, log.read_text()
-            time.sleep(0.1)
+        for router in (0, 1):
+            while f"router ready at http://127.0.0.1:{self.port + router}: " not in log.read_text():
+                assert self.process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline_s, log.read_text()
+                time.sleep(0.1)
+            assert self.ask("/health", router=router) == {"status": "ok"}
+            while len(self.ask("/v1/models", router=router)["data"]) <= 8:
+                assert time.monotonic() < deadline_s, log.read_text()
+                time.sleep(0.1)
 
     def wait_for(self, name: str) -> None:
         """Wait until the router has heard of a name."""
@@ -130,6 +134,15 @@ def test_every_adapter_answers_through_the_router(cluster: LiveCluster) -> None:
     assert cluster.chat("upper", "garden") == "GARDEN"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         cluster.chat("nobody", "garden")
+
+
+def test_what_one_router_is_told_to_hold_no_router_answers(cluster: LiveCluster) -> None:
+    cluster.ask("/v1/adapters/hold", {"name": "reverse", "seconds": 60})
+    for router in (0, 1):
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            cluster.chat("reverse", "garden", router)
+    cluster.ask("/v1/adapters/release", {"name": "reverse"}, router=1)
+    assert [cluster.chat("reverse", "garden", router) for router in (0, 1)] == ["nedrag"] * 2
 
 
 def test_an_adapter_comes_from_its_source_through_the_router(cluster: LiveCluster) -> None:

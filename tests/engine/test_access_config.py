@@ -89,5 +89,5 @@ def test_a_tenants_weight_is_that_of_an_api_key_by_its_name() -> None:
         with pytest.raises(InvalidConfig, match=value) as refusal:
             serve_config([*asked, *options], {})
         assert refusal.value.field in ("tenant_weight", "tenant_weights")
-    with pytest.raises(InvalidConfig, match="without a cluster"):
-        serve_config(["--api-key", "sesame", "--tenant-weight", f"{name}=2"], {})
+    alone = serve_config(["--api-key", "sesame", "--tenant-weight", f"{name}=2"], {})
+    assert alone.cluster.tenant_weights == {name: 2.0}

@@ -18,13 +18,17 @@ from engine.api.errors import ApiError
 from engine.api.keys import Permission
 from engine.api.server.configured import access_rules
 from engine.api.server.listener import HttpServer
+from engine.assembly.assembly import Engine
+from engine.async_engine import AsyncEngine
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
 from engine.errors import InvalidConfig
 from engine.serve import FAILURE, main, serve
 from engine.server_process import freeze_objects, stopped_by_signals
+from engine.tenants.tenant import Tenant
 from engine.tokenizer import Tokenizer
 from scheduler.step import StepScheduler
+from scheduler.tenant_turns import TenantTurns
 from scripts.certificates import make_certificates
 from tests.fakes.engine_client import FakeClient
 from tests.fakes.tokenizers import byte_tokenizer
@@ -103,6 +107,27 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         asyncio.run(scenario(taken.getsockname()[1]))
+
+
+def test_a_single_server_gives_tenants_turns_and_a_node_leaves_that_to_routers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns: list[TenantTurns] = []
+
+    async def run(node: AsyncEngine, engine: Engine, config: ServeConfig) -> None:
+        turns.append(engine.turns)
+        node.accounts.adopt([Tenant("a", weight=4.0)])
+        engine.turns.charge("a", 8)
+        await node.close()
+
+    monkeypatch.setattr("engine.serve._run", run)
+    monkeypatch.setenv("LORASERVE_PEER_TOKEN", "a-token-of-sixteen")
+    plain = ("--no-progress", "--no-self-test")
+    member = ("--role", "node", "--coordinator", "127.0.0.1:9", "--peer-plain")
+    for arguments in (plain, (*plain, *member, "--cluster-listen", "127.0.0.1:0")):
+        assert main(arguments) == 0
+    assert [each.is_on for each in turns] == [True, False]
+    assert turns[0].given("a") == 2
 
 
 def test_a_server_is_told_ready_once_it_can_serve_and_not_before(caplog: pytest.LogCaptureFixture) -> None:

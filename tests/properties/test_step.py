@@ -12,6 +12,7 @@ from lora.adapter import BASE, AdapterRef
 from scheduler.limits import RequestRefused, StepLimits
 from scheduler.plan import SequenceKey
 from scheduler.request import Request, SamplingParams
+from scheduler.tenant_turns import TenantTurns
 from tests.chance import examples
 from tests.scheduler.device import EOS, VOCABULARY, Oracle
 from tests.scheduler.rig import ACTIVATED, ADAPTERS, Rig, request
@@ -69,9 +70,20 @@ def most_steps(rig: Rig, requests: list[Request]) -> int:
 class Traffic(RuleBasedStateMachine):
     """Requests come, leave and lose their adapters; up to two steps are in flight."""
 
-    @initialize(limits=limits, capacity_tokens=st.integers(12, 52), block_size=st.sampled_from((1, 2, 4)))
-    def start(self, limits: StepLimits, capacity_tokens: int, block_size: int) -> None:
-        self.make = lambda: Rig(limits, capacity_tokens // block_size, block_size)
+    @initialize(
+        limits=limits,
+        capacity_tokens=st.integers(12, 52),
+        block_size=st.sampled_from((1, 2, 4)),
+        has_turns=st.booleans(),
+    )
+    def start(self, limits: StepLimits, capacity_tokens: int, block_size: int, has_turns: bool) -> None:
+        def make() -> Rig:
+            turns = TenantTurns()
+            if has_turns:
+                turns.start()
+            return Rig(limits, capacity_tokens // block_size, block_size, turns=turns)
+
+        self.make = make
         self.rig: Rig = self.make()
         self.requests: dict[str, Request] = {}
         self.left: set[str] = set()
@@ -85,6 +97,7 @@ class Traffic(RuleBasedStateMachine):
     def add(self, asked: list[tuple[tuple[int, ...], AdapterRef, SamplingParams]]) -> None:
         for prompt, adapter, one_params in asked:
             one = request(f"r{len(self.requests)}", prompt, adapter, one_params)
+            one = replace(one, tenant="ab"[len(self.requests) % 2])
             tokens = len(prompt) + one_params.max_tokens if one_params.max_tokens else MAX_MODEL_LEN
             if tokens <= min(MAX_MODEL_LEN, self.rig.pool.capacity_tokens + 1):
                 self.do("add", one)

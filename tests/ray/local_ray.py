@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ class LocalRay:
 
     def members(self) -> dict[str, list[str]]:
         """Return the status table's rows: machine, address and state by actor."""
-        rows = [line.split() for line in self.run("--status").stdout.splitlines()[1:]]
+        rows = [re.split(r"\s{2,}", line) for line in self.run("--status").stdout.splitlines()[1:]]
         return {row[1]: row[2:] for row in rows if len(row) >= 5}
 
     def until(self, *ready: str) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from scheduler.limits import StepLimits
 from scheduler.plan import PENDING, SequenceKey, SliceOutput, StepPlan, TokenEvent
 from scheduler.request import Request, SamplingParams
 from scheduler.step import StepScheduler
+from scheduler.tenant_turns import TenantTurns
 from tests.scheduler.audit import audit_plan, audit_scheduler
 from tests.scheduler.device import EOS, Device, Oracle, Tape
 
@@ -47,10 +48,11 @@ class Rig:
         num_blocks: int = 64,
         block_size: int = 4,
         device: Device | Tape | None = None,
+        turns: TenantTurns | None = None,
     ) -> None:
         self.limits = limits
         self.pool = BlockPool(num_blocks, block_size)
-        self.scheduler = StepScheduler(limits, self.pool)
+        self.scheduler = StepScheduler(limits, self.pool, turns)
         self.device = device or Device(block_size)
         self.ready = {adapter.digest for adapter in (*ADAPTERS, *ACTIVATED)}
         self.leaving: set[str] = set()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from engine.catalogue.alias_targets import Targets
+from engine.catalogue.base import MOST_HELD_S
 from engine.cluster.control.control_values import (
     MOST_TEXT_CHARS,
     AdapterName,
@@ -37,8 +38,8 @@ MOST_STATUS_BYTES = 6 << 20
 Fault = Literal["name", "exists", "absent", "invalid", "failed", "later", "unknown"]
 """Why an ask failed: an InvalidAdapterName, AdapterExists, AdapterAbsent, InvalidAdapter, AdapterFailed, NotInTime,
 UnknownModel."""
-RouterAct = Literal["register", "remove", "alias", "set"]
-NodeAct = Literal["resolve", "load", "unload"]
+RouterAct = Literal["register", "remove", "alias", "set", "hold", "abort"]
+MemberAct = Literal["resolve", "load", "unload", "hold", "abort"]
 RETRY_AFTER_S = 2
 _ERRORS: Mapping[Fault, type[EngineError]] = {
     "name": InvalidAdapterName,
@@ -56,26 +57,29 @@ class Ask(ControlMessage, frozen=True):
 
     A router asks to `register` a folder, to `remove` a name, or to `set` what is asked for one; or it asks to let one
     be an `alias` of the name that `folder` gives, perhaps with `targets` by share. The coordinator asks a node to
-    `resolve` a name that it declares, to `load` a folder, or to `unload` a name.
+    `resolve` a name that it declares, to `load` a folder, or to `unload` a name. A router asks to `hold` a name for so
+    many `seconds`, 0 to release it, or to `abort` its requests. The coordinator asks the same of every router.
     """
 
     number: Count
-    act: RouterAct | NodeAct
+    act: RouterAct | MemberAct
     name: AdapterName
     folder: FolderText = ""
     replaces: bool = True
     pinned: Copies | None = None
     max_requests: Count | None = None
     targets: Targets = ()
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=MOST_HELD_S)] = 0.0
 
 
 class Answer(ControlMessage, frozen=True):
-    """What came of an Ask: nothing or an entry, or why it failed."""
+    """What came of an Ask: nothing, an entry or how many requests were `aborted`, or why it failed."""
 
     number: Count
     entry: WireEntry | None = None
     fault: Fault | None = None
     reason: Text = ""
+    aborted: Count = 0
 
     @classmethod
     def failed(cls, number: int, error: EngineError) -> "Answer":

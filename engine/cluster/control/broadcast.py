@@ -97,7 +97,8 @@ class Broadcast:
         table, count = self._coordinator.table, self._coordinator.plans.count
         told = self._coordinator.size.told
         wanted = told.wanted if told else 0
-        return SharedView(members, self._catalogue.entries, table, self._settled, count, wanted)
+        routers = tuple(sorted(name for name, each in self._streams.items() if not each.is_node))
+        return SharedView(members, self._catalogue.entries, table, self._settled, count, wanted, routers)
 
 
 def _member(stream: MemberStream) -> Member:

@@ -64,7 +64,15 @@ class CoordinatorConnection:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-class ControlledNode(Protocol):
+class AskedMember(Protocol):
+    """Whoever does what the coordinator asks of a member."""
+
+    async def answer(self, ask: Ask) -> Answer:
+        """Do what the coordinator asks."""
+        ...
+
+
+class ControlledNode(AskedMember, Protocol):
     """What a node does for the coordinator; a router has none. Called on the event loop."""
 
     @property
@@ -83,10 +91,6 @@ class ControlledNode(Protocol):
 
     def obey(self, command: Command) -> None:
         """Do what the coordinator says."""
-        ...
-
-    async def answer(self, ask: Ask) -> Answer:
-        """Do what the coordinator asks."""
         ...
 
 
@@ -108,6 +112,7 @@ class ControlClient:
         self._epoch = 0
         self._told = SharedView()  # by the last change of the stream
         self.administration = CoordinatorAsks()
+        self.asked: AskedMember | None = node  # of a router, whoever holds and aborts there
         self._tasks: set[asyncio.Task[None]] = set()
         self._lines = RateLimitedLog(_log, logging.WARNING)
 
@@ -201,8 +206,8 @@ class ControlClient:
                     self._take_in(decoder.apply(message))
                 case Answer() | StatusTold():
                     self.administration.answered(message)
-                case Ask() if self._node is not None:
-                    self._start(_answer(self._node, message, write))
+                case Ask() if self.asked is not None:
+                    self._start(_answer(self.asked, message, write))
                 case _ if self._node is not None:
                     self._command(self._node, message)
                 case _:
@@ -216,7 +221,9 @@ class ControlClient:
         view.replacements, view.nodes_wanted = told.replacements, told.nodes_wanted
         if told.settled:
             view.members, view.catalogue, view.known = told.members, told.catalogue, True
+            view.routers = told.routers
         else:
+            view.routers = tuple(sorted({*view.routers, *told.routers}))
             if told.members is not self._told.members:
                 view.members = {**view.members, **told.members}
             if told.catalogue is not self._told.catalogue:
@@ -259,8 +266,8 @@ def _writer(call: Any) -> WriteMessage:
     return write
 
 
-async def _answer(node: ControlledNode, ask: Ask, write: WriteMessage) -> None:
-    answer = await node.answer(ask)
+async def _answer(member: AskedMember, ask: Ask, write: WriteMessage) -> None:
+    answer = await member.answer(ask)
     with suppress(grpc.aio.BaseError, asyncio.InvalidStateError):  # where it broke, whoever asked knows it
         await write(answer)
 

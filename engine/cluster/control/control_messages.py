@@ -27,7 +27,7 @@ from engine.cluster.control.control_values import (
 )
 from transport.base import Count
 
-VERSION = 5
+VERSION = 6
 MOST_MESSAGE_BYTES = 8 << 20
 """Of one message; a view that is longer is told in parts."""
 
@@ -163,6 +163,8 @@ class ViewChange(ControlMessage, frozen=True):
     """How often the placement was changed in the coordinator's epoch."""
     nodes_wanted: Count = 0
     """How many nodes there should be; 0 where nobody asks."""
+    routers: tuple[MemberName, ...] | None = None
+    """The routers that are there; None: as before."""
 
 
 FromMember = MemberHello | ReportChange | RouterReportChange | Declares | LeaveAsk | Ask | StatusAsk | Answer

@@ -12,8 +12,8 @@ from engine.catalogue.base import AdapterRecord, CatalogueEntry, ClusterRecord, 
 from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, RouterAct, StatusAsk, StatusTold
 from engine.cluster.control.control_messages import FromMember
 from engine.cluster.control.control_values import MOST_FOLDER_CHARS
-from engine.errors import InvalidAdapter, InvalidAdapterName, NotInTime
-from lora.adapter import NAME_RULE, is_name
+from engine.errors import InvalidAdapter, InvalidAdapterName, NotInTime, UnknownModel
+from lora.adapter import MOST_NAME_CHARS, NAME_RULE, is_name
 from lora.sources.source_url import AdapterSource, source_text
 
 T = TypeVar("T")
@@ -68,6 +68,14 @@ class CoordinatorAsks:
         answer = await self._ask("set", name, pinned=settings.pinned, max_requests=settings.max_requests)
         answer.check(name)
 
+    async def hold(self, name: str, seconds: float) -> None:
+        """Hold a name, or release it. As AdapterAdministration.hold."""
+        await self._ask_by_name("hold", name, seconds)
+
+    async def abort(self, name: str) -> int:
+        """End requests under a name. As AdapterAdministration.abort."""
+        return (await self._ask_by_name("abort", name)).aborted
+
     async def cluster(self) -> ClusterRecord:
         """Describe the cluster. Raises NotInTime."""
         return self._read(await self._send(StatusAsk(self._next(), "cluster")), ClusterRecord)
@@ -95,7 +103,19 @@ class CoordinatorAsks:
         """Ask the coordinator to change something. Raises InvalidAdapterName, NotInTime."""
         if not is_name(name):
             raise InvalidAdapterName(name, f"choose another name: give {NAME_RULE}")
-        ask = Ask(self._next(), act, name, folder, replaces, pinned, max_requests, targets)
+        return await self._answer(
+            Ask(self._next(), act, name, folder, replaces, pinned, max_requests, targets)
+        )
+
+    async def _ask_by_name(self, act: RouterAct, name: str, seconds: float = 0.0) -> Answer:
+        """Ask about the requests under a name, which may be the base's. Raises UnknownModel, NotInTime."""
+        if not 0 < len(name) <= MOST_NAME_CHARS:
+            raise UnknownModel(name)
+        answer = await self._answer(Ask(self._next(), act, name, seconds=seconds))
+        answer.check(name)
+        return answer
+
+    async def _answer(self, ask: Ask) -> Answer:
         answer = await self._send(ask)
         if not isinstance(answer, Answer):
             raise _other()
@@ -108,7 +128,7 @@ class CoordinatorAsks:
     async def _send(self, ask: Ask | StatusAsk) -> Answer | StatusTold:
         """Ask, and wait for the answer. Raises NotInTime."""
         if self._write is None:
-            reason = "the registry of adapters cannot be changed while no coordinator answers (--coordinator)"
+            reason = "nothing can be changed while no coordinator answers (--coordinator)"
             raise NotInTime(reason, RETRY_AFTER_S)
         if len(self._asks) >= _MOST_ASKS:
             raise NotInTime(f"{_MOST_ASKS} questions to the coordinator are under way", RETRY_AFTER_S)

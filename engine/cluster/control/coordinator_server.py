@@ -188,9 +188,7 @@ class CoordinatorServer:
         if present is not None and present.hello.start > hello.start:
             return f"another member is called {hello.name} and began later: give --node-name"
         if hello.profile != self._profile:
-            return (
-                "it tells costs by another profile than the coordinator: give all members the same --profile"
-            )
+            return "it tells costs by another profile than the coordinator: give all the same --profile"
         others = [each for each in nodes if each.name != hello.name and each.weights != hello.weights]
         if hello.kind == "node" and others:
             return f"its base model is another than that of node {others[0].name}: serve the same weights"
@@ -210,6 +208,8 @@ class CoordinatorServer:
             self.declared.join(stream)
         _log.info("%s %s has joined", hello.kind, hello.name)
         stream.send(CoordinatorHello(self.catalogue.epoch))
+        if not stream.is_node:
+            self.registrations.tell_held(stream)
         self._broadcast.begin(stream)
         return stream
 

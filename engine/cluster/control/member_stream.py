@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, NodeAct
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask, MemberAct
 from engine.cluster.control.control_messages import FromCoordinator, MemberHello, encoded
 from engine.cluster.control.control_values import ControlFault
 from engine.cluster.control.report_codec import ReportDecoder, RouterReportDecoder
@@ -73,24 +73,31 @@ class MemberStream:
                 await self._more.wait()
 
     async def ask(
-        self, act: NodeAct, name: str, timeout_s: float, folder: str = "", replaces: bool = True
+        self, act: MemberAct, name: str, timeout_s: float, folder: str = "", seconds: float = 0.0
     ) -> Answer:
         """Have the member do something. Raises NotInTime if it has too much to do, leaves, or gives no answer."""
         if self.ended.done() or len(self._asks) >= MOST_ASKS:
-            raise NotInTime(f"node {self.hello.name} is busy or gone", RETRY_AFTER_S)
-        self._numbers += 1
-        number = self._numbers
+            raise NotInTime(f"{self.hello.kind} {self.hello.name} is busy or gone", RETRY_AFTER_S)
+        number = self._next()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asks[number] = answer
-        self.send(Ask(number, act, name, folder, replaces))
+        self.send(Ask(number, act, name, folder, seconds=seconds))
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            reason = f"node {self.hello.name} gave no answer within {timeout_s:g} s"
+            reason = f"{self.hello.kind} {self.hello.name} gave no answer within {timeout_s:g} s"
             raise NotInTime(reason, RETRY_AFTER_S) from None
         finally:
             del self._asks[number]
+
+    def tell(self, act: MemberAct, name: str, seconds: float) -> None:
+        """Have the member do something, and wait for no answer."""
+        self.send(Ask(self._next(), act, name, seconds=seconds))
+
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     def answered(self, answer: Answer) -> None:
         """Take in an answer; one that nobody waits for any more is of no account. Raises ControlFault."""
@@ -107,5 +114,5 @@ class MemberStream:
             self._more.set()
         for waiting in self._asks.values():
             if not waiting.done():
-                gone = NotInTime(f"node {self.hello.name} is gone", RETRY_AFTER_S)
+                gone = NotInTime(f"{self.hello.kind} {self.hello.name} is gone", RETRY_AFTER_S)
                 waiting.set_exception(gone)

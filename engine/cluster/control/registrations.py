@@ -1,28 +1,40 @@
-"""Change the catalogue on a client's behalf: a node reads, checks and tries a folder before a name means it."""
+"""Do on a client's behalf what routers ask: change the catalogue, and hold or abort by name at every router.
+
+A node reads, checks and tries a folder before a name means it.
+"""
+
+import asyncio
+from typing import Literal
 
 from engine.catalogue.alias_targets import Targets, check_is_no_target
-from engine.catalogue.base import CatalogueEntry, EntrySettings
+from engine.catalogue.base import MOST_HELD_S, CatalogueEntry, EntrySettings
 from engine.catalogue.catalogue_file import RegisteredName
 from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask
 from engine.cluster.control.control_values import ControlFault, WireEntry
 from engine.cluster.control.declared_names import DeclaredNames
 from engine.cluster.control.member_stream import MemberStream
 from engine.cluster.control.shared_catalogue import SharedCatalogue
-from engine.errors import AdapterExists, EngineError, InvalidAdapterName, NotInTime
+from engine.errors import AdapterExists, EngineError, InvalidAdapterName, NotInTime, UnknownModel
+from engine.live.held_names import HeldNames
 from lora.adapter import NAME_RULE, is_name
 
 LOAD_S = 300.0
 _UNLOAD_S = 10.0
+_ROUTER_S = 5.0
 
 
 class Registrations:
-    """What routers ask of the catalogue. Used on one event loop."""
+    """What routers ask for. Used on one event loop.
+
+    Which names are held is in no file: a coordinator that begins anew does not know it. Routers do.
+    """
 
     def __init__(
         self, catalogue: SharedCatalogue, declared: DeclaredNames, streams: dict[str, MemberStream]
     ) -> None:
         """Work with `streams`, the connected members by name, which the coordinator's server keeps."""
         self._catalogue, self._declared, self._streams = catalogue, declared, streams
+        self._held = HeldNames(MOST_HELD_S)
 
     async def answer(self, ask: Ask) -> Answer:
         """Do what a router asks, and answer it."""
@@ -38,6 +50,11 @@ class Registrations:
                 case "remove":
                     await self.remove(ask.name)
                     return Answer(ask.number)
+                case "hold":
+                    await self.hold(ask.name, ask.seconds)
+                    return Answer(ask.number)
+                case "abort":
+                    return Answer(ask.number, aborted=await self.abort(ask.name))
                 case _:
                     raise ControlFault(f"a router asks to {ask.act} a name")
         except EngineError as error:
@@ -80,6 +97,47 @@ class Registrations:
         check_is_no_target(name, self._catalogue.targets())
         await self._catalogue.remove(name)
         await self._unload(name, None)
+
+    async def hold(self, name: str, seconds: float) -> None:
+        """Let a name take no requests at any router for so long; 0 releases it.
+
+        Raises UnknownModel, or NotInTime where a router did not confirm it: then the others hold it.
+        """
+        if name not in self._catalogue.names:
+            raise UnknownModel(name)
+        self._held.hold(name, seconds)
+        await self._ask_routers("hold", name, seconds)
+
+    async def abort(self, name: str) -> int:
+        """End the requests that routers have under a name, which may be the base's; return how many they were.
+
+        Raises UnknownModel where there are none and the name is no adapter's, NotInTime as `hold`.
+        """
+        count = sum(each.aborted for each in await self._ask_routers("abort", name))
+        if not count and name not in self._catalogue.names:
+            raise UnknownModel(name)
+        return count
+
+    def tell_held(self, router: MemberStream) -> None:
+        """Tell a router that has joined, perhaps anew, what was held and released meanwhile."""
+        for name, seconds in self._held.told().items():
+            router.tell("hold", name, seconds)
+
+    async def _ask_routers(
+        self, act: Literal["hold", "abort"], name: str, seconds: float = 0.0
+    ) -> list[Answer]:
+        """Have every router do something; one that leaves meanwhile needs not."""
+        routers = [each for each in self._streams.values() if not each.is_node]
+        asks = (each.ask(act, name, _ROUTER_S, seconds=seconds) for each in routers)
+        found = await asyncio.gather(*asks, return_exceptions=True)
+        answers: list[Answer] = []
+        for router, answer in zip(routers, found, strict=True):
+            if isinstance(answer, Answer):
+                answer.check(name)
+                answers.append(answer)
+            elif not router.ended.done():
+                raise answer
+        return answers
 
     def _check(self, name: str, replaces: bool) -> None:
         if not is_name(name):

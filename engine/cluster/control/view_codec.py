@@ -44,6 +44,7 @@ class SharedView:
     settled: bool = True
     replacements: int = 0
     nodes_wanted: int = 0  # 0: nobody asks
+    routers: tuple[str, ...] = ()
 
 
 class ViewEncoder:
@@ -68,9 +69,10 @@ class ViewEncoder:
             entries_gone=_gone(before.catalogue, view.catalogue),
             adapters_gone=gone,
             routes_gone=routes_gone,
+            routers=None if view.routers == before.routers else view.routers,
         )
         items = (*fresh, *self._items(before, view))
-        if not items and rest == rest_before:
+        if not items and _rest(view) == rest_before:
             return []
         return list(_parts(items, rest))
 
@@ -117,9 +119,14 @@ class ViewEncoder:
 
 def _rest(view: SharedView, whole: bool = False) -> ViewChange:
     """Return what a view says beside members, catalogue and routes."""
-    counts = (view.replacements, view.nodes_wanted)
     return ViewChange(
-        whole, True, view.settled, view.table.version, replacements=counts[0], nodes_wanted=counts[1]
+        whole,
+        True,
+        view.settled,
+        view.table.version,
+        replacements=view.replacements,
+        nodes_wanted=view.nodes_wanted,
+        routers=view.routers,
     )
 
 
@@ -142,6 +149,7 @@ class ViewDecoder:
         self._members: dict[str, Member] = {}
         self._catalogue: dict[str, CatalogueEntry] = {}
         self._shares: dict[AdapterRef, Shares] = {}
+        self._routers: tuple[str, ...] = ()
         self._begun = False
         self._stale = set[str]()  # of its fields
         self._shown = SharedView()  # what was returned last: mappings that have not changed are in it still
@@ -163,6 +171,7 @@ class ViewDecoder:
         for route in change.routes:
             shares = tuple(Share(node, part) for node, part in route.shares)
             self._shares[self._ref(route.adapter)] = shares
+        self._routers = self._routers if change.routers is None else change.routers
         self._note(change)
         return self._show(change) if change.last else None
 
@@ -188,6 +197,7 @@ class ViewDecoder:
             change.settled,
             change.replacements,
             change.nodes_wanted,
+            self._routers,
         )
         self._stale = set[str]()
         return self._shown
@@ -246,6 +256,7 @@ def _part(items: Iterable[_Item], frame: ViewChange) -> ViewChange:
         routes_gone=frame.routes_gone,
         replacements=frame.replacements,
         nodes_wanted=frame.nodes_wanted,
+        routers=frame.routers,
     )
 
 

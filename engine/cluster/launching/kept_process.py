@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 def serve_command(part: Part) -> tuple[str, ...]:
     """Return the command that runs a member."""
-    return (sys.executable, "-m", "engine.serve", *part.arguments)
+    return (sys.executable, "-m", part.module, *part.arguments)
 
 
 def tethered(command: tuple[str, ...], niceness: int = 0) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ LOCAL = "127.0.0.1"
 KINDS = ("router", "node", "coordinator")
 """Every kind of member, in the order in which they are ended."""
 
+SCALER = "scaler"
+
 _OWN_OPTIONS = {
     **dict.fromkeys(
         ("--nodes", "--routers", "--port", "--host", "--registry-file", "--batch-dir", "--grpc-port"), 1
@@ -27,10 +29,11 @@ _OWN_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process of the cluster: its name and its command line."""
+    """One process of the cluster: its name, and the module that it runs with which arguments."""
 
     name: str
     arguments: tuple[str, ...]
+    module: str = "engine.serve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,11 @@ class MemberLines:
         own = ("--host", self.host, "--port", str(self.port and self.port + at))
         own += ("--batch-dir", self.batches) if self.batches else ()
         return Part(f"router-{at}", (*self._member("router", at), "--routers", str(self.routers), *own, *rpc))
+
+    def scaler(self, told: tuple[str, ...]) -> Part:
+        """Return what keeps the number of nodes on Ray, which is `told` between which numbers."""
+        own = ("--launcher", "ray", *told, "--peer-listen", f"{LOCAL}:0")
+        return Part(SCALER, (*self.shared, *own), "engine.cluster.launching.ray_scaler")
 
     def _member(self, role: str, at: int) -> tuple[str, ...]:
         name = ("--node-name", f"{role}-{at}")

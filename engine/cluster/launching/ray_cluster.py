@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from engine.cluster.launching.member_lines import free_ports
+from engine.cluster.launching.member_lines import SCALER, free_ports
 from engine.cluster.launching.ray_plan import Group, Service, group_of
 from engine.cluster.launching.role_actor import ActorStatus, RoleActor
 from engine.errors import InvalidConfig
@@ -58,6 +58,11 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster as it is."""
         self._ray.shutdown()
+
+    @property
+    def address(self) -> str:
+        """Where Ray is, as any of its machines reaches it."""
+        return str(self._ray.get_runtime_context().gcs_address)
 
     def has_gpus(self) -> bool:
         """Tell whether any machine has a GPU."""
@@ -128,7 +133,7 @@ class RayCluster:
                 self._ray.util.get_placement_group(group.name), placement_group_bundle_index=at - group.first
             )
             options = {"num_cpus": service.cpus, "num_gpus": service.gpus, "scheduling_strategy": place}
-        name = kind if kind == "coordinator" else f"{kind}-{at}"
+        name = kind if kind in ("coordinator", SCALER) else f"{kind}-{at}"
         actor = self._ray.remote(RoleActor)
         actor.options(name=name, lifetime="detached", max_restarts=-1, **options).remote(service, kind, at)
 

@@ -1,32 +1,31 @@
 """Have Ray run a cluster: start it, tell how it does, give it more or fewer nodes, and end it.
 
 Ray's actors outlive this process. What they were started by is asked of them, so any terminal may change the cluster.
-Where the number of nodes is open, this process stays and has as many run as the coordinator wants.
+Where the number of nodes is open, one of them has as many run as the coordinator wants: the scaler.
 """
 
-import asyncio
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.cluster.launching.member_lines import KINDS, MemberLines
+from engine.cluster.launching.member_lines import KINDS, SCALER, MemberLines
 from engine.cluster.launching.ray_cluster import RayCluster
 from engine.cluster.launching.ray_plan import Change, Service, change_to, refuse_secrets
 from engine.cluster.launching.role_actor import ActorStatus
-from engine.cluster.size_call import SizeAsk, ask_size
 from engine.config.config import ServeConfig
+from engine.config.launch_config import LaunchConfig
 from engine.config.node_range import NodeRange
 from engine.config.peer_config import trust
 from engine.errors import InvalidConfig
-from transport.control.security import Security
 from transport.errors import HelloRefused
 
 _LOOK_S = 0.3
 _WATCH_S = 2.0
 _GRACE_S = 15.0  # beyond the time to drain
 _FAILED = ("refused", "lost")
+_ENDING = ("draining", "ended")
 _NOTHING = "no service runs on this Ray cluster: --nodes N starts one"
 
 
@@ -62,7 +61,6 @@ class RayLauncher:
     def __init__(self, cluster: RayCluster, wait_s: float, say: Callable[[str], None]) -> None:
         """Let Ray take `wait_s` to find room for nodes."""
         self._cluster, self._wait_s, self._say = cluster, wait_s, say
-        self._lacks_room = False
 
     def start(self, arguments: Sequence[str], config: ServeConfig) -> int:
         """Start a service, say where it is, and wait until it is stopped. Raises InvalidConfig."""
@@ -81,6 +79,8 @@ class RayLauncher:
                 cluster.start(service, "node", at)
             for at in range(service.lines.routers):
                 cluster.start(service, "router", at)
+            if asked.is_open:
+                self._start_scaler(service, asked, config.launch)
             ready = self._until_ready([*others, *(f"node-{at}" for at in change.start)])
             where = " and ".join(each.address for each in ready if each.name.startswith("router"))
             self._say(
@@ -92,7 +92,7 @@ class RayLauncher:
             raise
         except KeyboardInterrupt:
             return self._leave()
-        return self._stay(service, asked, config)
+        return self._stay()
 
     def show(self) -> int:
         """List the members; return 1 if there are none."""
@@ -108,68 +108,58 @@ class RayLauncher:
         """Drain and end all: routers first, so that what runs is answered."""
         names = self._cluster.names()
         service = self._cluster.service()
-        for kind in KINDS:
+        for kind in (SCALER, *KINDS):
             self._drain([name for name in names if name.startswith(kind)], service)
         self._cluster.release(self._cluster.groups())
         self._say(f"stopped: {len(names)} members have ended" if names else _NOTHING)
         return 0
 
     def scale(self, config: ServeConfig) -> int:
-        """Have so many nodes run, or stay and keep their number within a range. Raises InvalidConfig."""
+        """Have so many nodes run, or have their number follow the load from now on. Raises InvalidConfig."""
         asked = NodeRange.of(config.launch.scale or 1)
         service = self._cluster.service()
         if service is None:
             remedy = "its coordinator does not answer: try again" if self._cluster.names() else _NOTHING
             raise InvalidConfig("scale", config.launch.scale, remedy)
+        self._drain([SCALER] if SCALER in self._cluster.names() else [], service)
         if asked.is_open:
-            return self._stay(service, asked, config)
-        self._resize(service, asked.lowest, "scale")
+            self._start_scaler(service, asked, config.launch)
+            self._say(
+                f"the number of nodes follows the load, within {asked}: --launcher ray --status shows it"
+            )
+        else:
+            self.resize(service, asked.lowest, "scale")
         return 0
 
-    def _stay(self, service: Service, asked: NodeRange, config: ServeConfig) -> int:
-        """Wait until the service is stopped; meanwhile, where the range is open, keep the number that is wanted."""
-        size = SizeAsk.of(asked, config.launch)
-        security = trust(config.engine.peers) if asked.is_open else None
+    def _start_scaler(self, service: Service, nodes: NodeRange, launch: LaunchConfig) -> None:
+        """Have an actor keep the number of nodes within a range. Raises InvalidConfig where it cannot start."""
+        self._cluster.start(service.scaled(nodes, launch, self._cluster.address), SCALER, 0)
+        try:
+            self._until_ready([SCALER])
+        except InvalidConfig:
+            self._remove([SCALER])
+            raise
+
+    def _stay(self) -> int:
+        """Wait until the service is stopped."""
         try:
             while self._cluster.names():
-                if security is not None:
-                    self._follow(service, size, security)
                 time.sleep(_WATCH_S)
         except KeyboardInterrupt:
             return self._leave()
-        finally:
-            self._give_up_room()
         return 0
 
     def _leave(self) -> int:
         self._say("the service goes on: --launcher ray --status shows it, --stop ends it")
         return 0
 
-    def _follow(self, service: Service, size: SizeAsk, security: Security) -> None:
-        """Have as many nodes run as the coordinator wants; where Ray has no room yet, ask it again later."""
-        running = len(self._cluster.nodes())
-        told = asyncio.run(ask_size(service.lines.coordinator, security, size.with_running(running)))
-        if told is None or told.wanted == running or not running:
-            return
-        self._say(f"{told.wanted} nodes are wanted and {running} run: {told.reason}")
-        if told.wanted > running:
-            self._cluster.ask_for_room([service.bundle] * told.wanted)
-            self._lacks_room = True
-        try:
-            self._resize(service, told.wanted, "nodes")
-        except InvalidConfig as error:
-            self._say(f"{error}; it is tried again")
-        else:
-            self._give_up_room()
+    def resize(self, service: Service, nodes: int, option: str) -> None:
+        """Have so many nodes run; what those left over run is finished first. Raises InvalidConfig.
 
-    def _give_up_room(self) -> None:
-        """Ask Ray for no more machines: those that have nodes stay."""
-        if self._lacks_room:
-            self._cluster.ask_for_room([])
-            self._lacks_room = False
-
-    def _resize(self, service: Service, nodes: int, option: str) -> None:
-        """Have so many nodes run; what those left over run is finished first. Raises InvalidConfig."""
+        Nodes that another command has told to end, and has not removed, are removed first.
+        """
+        running = [self._cluster.status(f"node-{at}") for at in self._cluster.nodes()]
+        self._drain([each.name for each in running if each.state in _ENDING], service)
         change = change_to(nodes, self._cluster.nodes(), self._cluster.groups(), service.spread)
         self._reserve(service, change, option, nodes)
         started = [f"node-{at}" for at in change.start]

@@ -5,11 +5,13 @@ Nodes are numbered from 0 on. A group is room that Ray sets aside, and gives bac
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.cluster.launching.member_lines import MemberLines, Part
 from engine.config.access_config import AccessConfig
 from engine.config.config import ServeConfig
+from engine.config.launch_config import LaunchConfig
+from engine.config.node_range import NodeRange
 from engine.config.option import options_of
 from engine.config.peer_config import PeerConfig
 from engine.errors import InvalidConfig
@@ -24,7 +26,7 @@ class Service:
     """What every member on Ray is started by, on whichever machine; no secret is in it.
 
     Relative paths of `lines` start at `folder`. A node takes so many processors and GPUs; with `spread` it shares its
-    machine with no other node.
+    machine with no other node. `scaling` is what a scaler is told.
     """
 
     lines: MemberLines
@@ -33,6 +35,7 @@ class Service:
     cpus: int
     gpus: int
     spread: bool
+    scaling: tuple[str, ...] = ()
 
     @property
     def bundle(self) -> dict[str, int]:
@@ -46,9 +49,20 @@ class Service:
                 return self.lines.coordinator_part((self._http_host(machine), 0))
             case "router":
                 return self.lines.router(at)
+            case "scaler":
+                return self.lines.scaler(self.scaling)
             case _:
                 free = f"[{machine}]:0" if ":" in machine else f"{machine}:0"
                 return self.lines.node(at, free, free, (self._http_host(machine), 0))
+
+    def scaled(self, nodes: NodeRange, launch: LaunchConfig, ray_address: str) -> "Service":
+        """Return the same service for a scaler that keeps the number of nodes within a range."""
+        patience = {
+            "--ray-wait-s": launch.ray_wait_s, "--grow-after-s": launch.grow_after_s,
+            "--shrink-after-s": launch.shrink_after_s,
+        }  # fmt: skip
+        told = [word for option, value in patience.items() for word in (option, str(value))]
+        return replace(self, scaling=("--ray-address", ray_address, "--scale", repr(nodes), *told))
 
     def _http_host(self, machine: str) -> str:
         """Return where a node or the coordinator serves HTTP: to other machines only if routers do."""

@@ -18,7 +18,7 @@ from engine.cluster.launching.kept_process import KeptProcess, serve_command
 from engine.cluster.launching.ray_plan import Service
 
 ActorState = Literal["starting", "ready", "restarting", "refused", "draining", "ended", "waiting", "lost"]
-_READY = re.compile(r"(?:router |coordinator )?ready at (.+)")
+_READY = re.compile(r"(?:router |coordinator |scaler )?ready at (.+)")
 _USAGE_ERROR = 2
 
 

@@ -25,6 +25,7 @@ from engine.cluster.router.name_finder import NameFinder
 from engine.cluster.view import ClusterView, ServedModel
 from engine.config.config import ServeConfig
 from engine.metrics.telemetry import Telemetry
+from engine.tenants.limit_share import LimitShare
 from model.checkpoint_files import read_config, weights_digest
 from scheduler.cluster.policies import POLICIES
 from scheduler.cluster.protocol.messages import RouterReport
@@ -64,6 +65,8 @@ class RouterRole:
             card, tokenizer, telemetry, forwarding, view, self.control.administration, config.max_waiting,
             config.cluster.slo.ttft_s, finder,
         )  # fmt: skip
+        self.control.asked = self.client.catalogue
+        view.changed.append(lambda: self.client.accounts.divide(LimitShare.among(name, view.routers)))
 
     async def start(self) -> None:
         """Look for the coordinator, and for a while wait for its view and a node: till then other routers answer."""

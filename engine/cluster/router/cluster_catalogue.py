@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from engine.catalogue.alias_targets import Targets
 from engine.catalogue.base import AdapterRecord, ClusterRecord, EntrySettings, NodeRecord, names_after
+from engine.cluster.control.ask_messages import RETRY_AFTER_S, Answer, Ask
 from engine.cluster.control.cluster_status import adapters_of_view, cluster_of_view
 from engine.cluster.router.forwarding import Forwarding
 from engine.cluster.view import AdapterAdministration, ClusterView
@@ -55,20 +56,28 @@ class ClusterCatalogue:
         await self._administration.set(name, settings)
 
     async def hold(self, name: str, seconds: float) -> None:
-        """Let a name take no requests here for so long. Raises UnknownModel."""
-        await self.record(name)
-        self._uses.hold(name, seconds)
+        """Let a name take no requests at any router for so long. Raises UnknownModel or NotInTime."""
+        await self._administration.hold(name, seconds)
 
     async def release(self, name: str) -> None:
-        """Let a name take requests again. Raises UnknownModel."""
-        await self.record(name)
-        self._uses.release(name)
+        """Let a name take requests again at every router. Raises UnknownModel or NotInTime."""
+        await self._administration.hold(name, 0.0)
 
     async def abort(self, name: str) -> int:
-        """End the requests under a name. As AdapterCatalogue.abort."""
-        if not self._uses.in_flight(name):
-            await self.record(name)
-        return self._outputs.abort(name)
+        """End the requests that any router has under a name. As AdapterCatalogue.abort; raises NotInTime too."""
+        return await self._administration.abort(name)
+
+    async def answer(self, ask: Ask) -> Answer:
+        """Do here what the coordinator has every router do."""
+        match ask.act:
+            case "hold":
+                self._uses.held.hold(ask.name, ask.seconds)
+                return Answer(ask.number)
+            case "abort":
+                return Answer(ask.number, aborted=self._outputs.abort(ask.name))
+            case _:
+                reason = f"a router cannot {ask.act} an adapter"
+                return Answer.failed(ask.number, NotInTime(reason, RETRY_AFTER_S))
 
     async def cluster(self) -> ClusterRecord:
         """Describe the cluster."""
@@ -80,8 +89,9 @@ class ClusterCatalogue:
 
     def _seen_here(self, record: AdapterRecord) -> AdapterRecord:
         uses, name = self._uses, record.name
+        held_s = uses.held.left_s(name)
         return replace(
-            record, in_flight=uses.in_flight(name), last_use_s=uses.last_use_s(name), held_s=uses.held_s(name)
+            record, in_flight=uses.in_flight(name), last_use_s=uses.last_use_s(name), held_s=held_s
         )
 
     def _linked(self, node: NodeRecord) -> NodeRecord:

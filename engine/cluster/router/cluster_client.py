@@ -196,7 +196,7 @@ class ClusterClient:
                 requests.append(request.within(self.vocab_size))
         asked = self.view.catalogue.get(model)
         most = asked.max_requests if asked is not None and entry is not None else 0
-        self._outputs.uses.check(model, len(prompts), most)
+        self._outputs.uses.check(model, len(prompts), self.accounts.share.count(most))
         self.accounts.check(origin.tenant, model, prompts.values(), params)
         outputs = [self._outputs.open(request, model, target) for request in requests]
         for request in requests:

@@ -49,6 +49,7 @@ class _Flight:
     keys: dict[str, int | None] = field(default_factory=dict[str, int | None])
     drawn: list[list[int]] = field(default_factory=list[list[int]])
     failure: EngineError | None = None  # what a node last gave it up for
+    moves: bool = False  # the node that it was on is lost, and no other has been sent it yet
 
 
 class Forwarding:
@@ -143,7 +144,7 @@ class Forwarding:
         if here:
             _log.warning("node %s is lost: %d requests move", node, len(here))
         for request_id in here:
-            self._flights[request_id].node = None
+            self._flights[request_id].node, self._flights[request_id].moves = None, True
             self.spans.left(request_id, "lost")
         self.router.lose(node, time.monotonic())
         self._advance()
@@ -183,7 +184,6 @@ class Forwarding:
             submits = [self._submit(replace(flight.request, trace=trace), key, order.number, (), 0)]
             flight.keys[key] = None
         else:
-            self.counts.moved += 1
             submits: list[Submit] = []
             alone = replace(flight.request, params=replace(flight.request.params, n=1), trace=trace)
             for index in outputs.running(order.request_id):
@@ -191,7 +191,9 @@ class Forwarding:
                 drawn = tuple(flight.drawn[index])
                 submits.append(self._submit(alone, name, order.number, drawn, index))
                 flight.keys[name] = index
-            self.counts.streams_moved += len(submits)
+        self.counts.moved += flight.moves
+        self.counts.streams_moved += flight.moves * len(flight.keys if any(flight.drawn) else flight.drawn)
+        flight.moves = False
         for submit in submits:
             if not self._send(order.node, submit):
                 asyncio.get_running_loop().call_soon(self.lost, order.node)

@@ -10,7 +10,10 @@ import numpy as np
 
 from engine.assembly.assembly import Engine, assemble
 from engine.async_engine import AsyncEngine
+from engine.base.model_card import ModelCard
 from engine.catalogue.base import CatalogueEntry
+from engine.cluster.control.ask_messages import Answer, Ask
+from engine.cluster.control.control_client import AskedMember
 from engine.cluster.control.coordinator_asks import CoordinatorAsks
 from engine.cluster.link.link_messages import VERSION, OpenLink
 from engine.cluster.link.link_server import LinkServer
@@ -24,6 +27,7 @@ from engine.config.config import EngineConfig
 from engine.live.node_load import NodeJobs, NodeRoom
 from engine.metrics.telemetry import Telemetry
 from engine.runner.step_costs import StepCosts
+from engine.tokenizer import Tokenizer
 from lora.adapter import AdapterRef
 from scheduler.cluster.cost.profile import Slo
 from scheduler.cluster.policies import OURS, Setting
@@ -96,18 +100,43 @@ class LiveNode:
         await self.front.close()
 
 
+class AloneAsks(CoordinatorAsks):
+    """The coordinator of one router, which holds and aborts there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router: AskedMember | None = None
+
+    async def hold(self, name: str, seconds: float) -> None:
+        await self._told(Ask(1, "hold", name, seconds=seconds))
+
+    async def abort(self, name: str) -> int:
+        return (await self._told(Ask(1, "abort", name))).aborted
+
+    async def _told(self, ask: Ask) -> Answer:
+        assert self.router is not None
+        return await self.router.answer(ask)
+
+
 def make_router(view: ClusterView, engine: Engine) -> ClusterClient:
     """Make a router over the nodes of `view`; the engine lends its card only."""
-    card = engine.card
+    asks = AloneAsks()
+    client = router_of(view, engine.card, engine.tokenizer, asks)
+    asks.router = client.catalogue
+    return client
+
+
+def router_of(
+    view: ClusterView, card: ModelCard, tokenizer: Tokenizer, asks: CoordinatorAsks
+) -> ClusterClient:
+    """Make a router over the nodes of `view` that asks its coordinator by `asks`."""
     setting = Setting(MODEL, SLO, mean_output_tokens=32, mean_prompt_tokens=64)
     router = OURS.router(setting)(np.random.default_rng(0))
     hello = OpenLink(VERSION, "router", int(time.time() * 1000))
     forwarding = Forwarding(
         router, hello, SECURITY, ServedModel(card.max_model_len, card.vocab_size, WEIGHTS)
     )
-    return ClusterClient(
-        card, engine.tokenizer, Telemetry(), forwarding, view, CoordinatorAsks(), 256, SLO.ttft_s
-    )
+    return ClusterClient(card, tokenizer, Telemetry(), forwarding, view, asks, 256, SLO.ttft_s)
 
 
 def with_router(visit: Callable[[ClusterClient, list[LiveNode]], Awaitable[T]], nodes: int = 2) -> T:

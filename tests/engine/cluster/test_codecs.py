@@ -175,6 +175,7 @@ def views(draw: st.DrawFn) -> SharedView:
         draw(st.booleans()),
         draw(st.integers(0, 2)),
         draw(st.integers(0, 2)),
+        draw(st.sampled_from([(), ("r1",), ("r1", "r2")])),
     )
 
 

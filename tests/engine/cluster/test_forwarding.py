@@ -129,6 +129,26 @@ def test_a_node_that_drains_takes_nothing_new_and_ends_what_it_has() -> None:
     with_router(visit)
 
 
+@pytest.mark.parametrize("after", [0, 5])
+def test_what_a_drain_does_not_wait_for_goes_on_elsewhere_and_is_counted(after: int) -> None:
+    async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
+        params, counts = WAYS["greedy"], client.forwarding.counts
+        expected = await _ask(nodes[0], "sort", "garden", params)
+        output = await client.submit("sort", tuple(client.tokenizer.encode("garden")), params, "moves")
+        begun = [await anext(output) for _ in range(after)]
+        (at,) = counts.sent_to
+        leaving, other = sorted(nodes, key=lambda node: node.name != at)
+        leaving.link.drain()
+        await leaving.link.drained(0.0)
+        await leaving.link.close()
+        rest = [delta async for delta in output]
+        assert _alike(_joined(begun + rest), expected)
+        assert counts.sent_to == {leaving.name: 1, other.name: 1}
+        assert (counts.moved, counts.streams_moved) == (1, 1)
+
+    with_router(visit)
+
+
 def test_what_no_node_can_take_is_refused_and_nothing_is_left() -> None:
     async def visit(client: ClusterClient, nodes: list[LiveNode]) -> None:
         for node in nodes:

@@ -1,6 +1,7 @@
 """The processes of a cluster that one command starts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -74,7 +75,17 @@ def test_patience_where_the_number_is_fixed_is_refused(others: tuple[str, ...]) 
         serve_config(["--grow-after-s", "3", *others], {})
 
 
-def test_a_service_on_ray_whose_size_is_kept_needs_the_members_trust() -> None:
-    with pytest.raises(InvalidConfig, match=r"^peer_token_file="):
-        serve_config(["--launcher", "ray", "--scale", "2:3"], {})
-    assert serve_config(["--launcher", "ray", "--scale", "2"], {}).launch.scale == 2
+def test_what_a_file_says_of_the_start_is_left_out_where_a_service_that_runs_is_changed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'launcher = "ray"\nnodes = "2:3"\nrouters = 2\nray_spread = true\nray_wait_s = 7\ngrow_after_s = 5\n'
+    )
+    shared = ["--config", str(file)]
+    assert serve_config([*shared, "--status"], {}).launch.status
+    fixed = serve_config([*shared, "--scale", "2"], {}).launch
+    assert (fixed.scale, fixed.ray_wait_s, fixed.ray_spread) == (2, 7, False)
+    assert serve_config([*shared, "--scale", "2:4"], {}).launch.grow_after_s == 5
+    with pytest.raises(InvalidConfig, match=r"^nodes=2 .*leave --nodes out"):
+        serve_config([*shared, "--stop", "--nodes", "2"], {})

@@ -130,6 +130,24 @@ def test_a_file_that_asks_for_ray_may_be_shared_with_the_members(tmp_path: Path,
     assert node.launch.launcher == "local"
 
 
+def test_a_scaler_is_told_what_it_needs_and_runs_from_the_same_files_as_members(
+    tmp_path: Path, trust: list[str]
+) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('nodes = "1:4"\nlauncher = "ray"\nray_spread = true\nrouters = 2\n')
+    arguments = ["--config", str(file), "--shrink-after-s", "9", *trust]
+    config = serve_config(arguments, {})
+    made = service(arguments, config)
+    scaled = made.scaled(config.cluster.node_range, config.launch, "10.0.0.1:6379")
+    part = scaled.part("scaler", 0, "10.0.0.1")
+    assert (part.name, part.module) == ("scaler", "engine.cluster.launching.ray_scaler")
+    told = serve_config(part.arguments, {})
+    assert (told.launch.scale, told.launch.shrink_after_s) == (config.cluster.nodes, 9)
+    assert told.launch.ray_address == Address("10.0.0.1", 6379)
+    assert told.engine.peers.token_file == config.engine.peers.token_file
+    assert scaled.part("node", 0, "10.0.0.2") == made.part("node", 0, "10.0.0.2")
+
+
 def test_a_node_takes_gpus_where_there_are_any(trust: list[str]) -> None:
     arguments = [*RAY, "--nodes", "1", *trust]
     config = serve_config(arguments, {})

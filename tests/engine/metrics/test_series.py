@@ -68,7 +68,7 @@ def test_a_router_sums_its_nodes_up_and_tells_what_it_sent_and_refused() -> None
     forwarding.counts.moved, forwarding.counts.streams_moved = 2, 3
     forwarding.counts.refused["overloaded"] = 6
     client.telemetry.started("tenant/1")
-    client._outputs.uses.hold("tenant/2", 60.0)
+    client._outputs.uses.held.hold("tenant/2", 60.0)
     found = scraped(client.telemetry, client.series())
     expected = {
         "vllm:num_requests_running": [({"model_name": "base"}, 11.0)],

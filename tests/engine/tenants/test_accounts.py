@@ -22,8 +22,8 @@ class Clock:
 class Desk:
     """Accounts, asked as an engine asks them."""
 
-    def __init__(self, *tenants: Tenant, longest: int = 100) -> None:
-        self.clock, self.count = Clock(), 0
+    def __init__(self, *tenants: Tenant, longest: int = 100, clock: Clock | None = None) -> None:
+        self.clock, self.count = clock or Clock(), 0
         self.accounts = TenantAccounts(("base", "alias"), longest, self.clock)
         self.accounts.adopt(tenants)
 

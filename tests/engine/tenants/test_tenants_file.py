@@ -150,8 +150,7 @@ def test_the_page_s_example_is_one(folder: Path) -> None:
     assert acme.limits_of("acme-big-1").tokens_per_minute == 20_000
 
 
-def test_a_weight_is_refused_where_it_does_nothing(folder: Path) -> None:
+def test_a_weight_counts_with_a_cluster_and_without(folder: Path) -> None:
     file = str(written(folder, WHOLE))
-    assert serve_config(["--nodes", "2", "--tenants", file], {}).tenants.read()
-    with pytest.raises(InvalidConfig, match=r"weight = 2 does nothing without a cluster"):
-        serve_config(["--tenants", file], {})
+    for arguments in (["--nodes", "2"], []):
+        assert serve_config([*arguments, "--tenants", file], {}).tenants.read()[0].weight == 2
