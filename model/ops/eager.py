@@ -15,7 +15,6 @@ from model.ops.base import Heads
 from model.ops.row_ops import HeadPlaces, RowOps, TorchRows
 from model.rope import Rope
 
-
 _TORCH = TorchRows()
 
 
