@@ -52,7 +52,8 @@ class EntrySettings:
 class AdapterRecord:
     """What administrators are told of a name. `version` is the digest of its content, None before it was read.
 
-    `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk` or `folder`.
+    `tiers` says by node where the content is: `device`, `arriving`, or on a single server `host`, `disk`, `source`, or
+    `folder` if it was never read.
     `shares` are the parts of its traffic by node. `in_flight` and `last_use_s` are of the server that was asked.
     `held_s` is for how long the name still takes no requests. `targets` are an alias's that has shares.
     """

@@ -7,7 +7,7 @@ outcomes.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
@@ -41,7 +41,7 @@ class RequestOutcome:
     """How one request ended. Times are seconds since the load began.
 
     A piece is an event with text. `late_s` is how long the request was due before a client was free to send
-    it. `request` is what was sent, and `text` what came.
+    it. `request` is what was sent, and `text` what came. `tier` had the adapter then, "" if nobody asked.
     """
 
     planned: PlannedRequest
@@ -53,6 +53,7 @@ class RequestOutcome:
     request: HttpRequest | None = None
     text: str = ""
     detail: str = ""
+    tier: str = ""
 
     @property
     def ttft_s(self) -> float:
@@ -89,7 +90,8 @@ def text_of(event: Mapping[str, Any]) -> str:
 class LoadGenerator:
     """Clients of one server.
 
-    `make` makes the HTTP request of a planned one; `rng` decides when clients leave.
+    `make` makes the HTTP request of a planned one; `rng` decides when clients leave. `tier` tells which tier has a
+    model's weights, and is asked just before each request.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class LoadGenerator:
         url: str,
         make: Callable[[PlannedRequest], HttpRequest],
         rng: Random,
+        tier: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._session = session
+        self._tier = tier
         self._url = url
         self._make = make
         self._rng = rng
@@ -144,7 +148,8 @@ class LoadGenerator:
 
     async def _send(self, planned: PlannedRequest) -> RequestOutcome:
         """Make one request and send it."""
-        return await self.send(planned, self._make(planned))
+        tier = "" if self._tier is None else await self._tier(planned.model)
+        return replace(await self.send(planned, self._make(planned)), tier=tier)
 
     async def send(self, planned: PlannedRequest, request: HttpRequest) -> RequestOutcome:
         """Send one request now and judge what comes. Never raises for what a server or a network may do."""

@@ -55,10 +55,10 @@ def rows(outcomes: Sequence[RequestOutcome], ranks: Mapping[str, int], wall_s: f
     return [*each, row(ALL, None, outcomes, wall_s)]
 
 
-def table(found: Sequence[Row]) -> str:
+def table(found: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """Write the rows in aligned columns."""
-    lines = [COLUMNS, *(tuple(cell(each[column]) for column in COLUMNS) for each in found)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
+    lines = [tuple(columns), *(tuple(cell(each[column]) for column in columns) for each in found)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     return "\n".join(
         "  ".join(text.ljust(width) if place == 0 else text.rjust(width) for place, (text, width) in parts)
         for parts in (enumerate(zip(line, widths, strict=True)) for line in lines)

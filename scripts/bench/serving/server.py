@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,14 @@ class ServerProbe:
         async with self._session.get(f"{self._url}/metrics") as response:
             response.raise_for_status()
             return parse_metrics(await response.text())
+
+    async def tier(self, name: str) -> str:
+        """Tell which tier has an adapter now; "" if none is known. Raises ServerFailed for an unknown name."""
+        async with self._session.get(f"{self._url}/v1/adapters/{name}") as response:
+            if response.status != HTTPStatus.OK:
+                raise ServerFailed(f"/v1/adapters/{name}: {(await response.text())[:300]}")
+            tiers: Mapping[str, str] = (await response.json())["tiers"]
+            return next(iter(tiers.values()), "")
 
     async def rest(self, patience_s: float) -> dict[str, float]:
         """Wait until the server holds nothing, at most so long; return what it holds even then."""
