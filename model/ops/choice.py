@@ -10,6 +10,10 @@ from lora.target_modules import BaseShape
 from model.config import ModelConfig
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
+from model.ops.native.library import load_row_functions
+from model.ops.native.native_rows import DTYPES as NATIVE_DTYPES
+from model.ops.native.native_rows import NativeRows
+from model.ops.row_ops import RowOps, TorchRows
 
 
 def make_ops(
@@ -27,12 +31,17 @@ def make_ops(
     In Triton each consumer of a projection adds the adapters' share itself; in plain torch that is a step of its own.
     """
     if not uses_triton:
-        return EagerOps(config, dtype, device, _make_lora(lora_dtype, device))
+        return EagerOps(config, dtype, device, _make_lora(lora_dtype, device), _make_rows(dtype, device))
     # Imported when it is chosen: where nothing chooses it, Triton may be absent.
     from lora.ops.triton.op import TritonLora  # noqa: PLC0415
     from model.ops.triton.layer import TritonOps  # noqa: PLC0415
 
     return TritonOps(config, dtype, TritonLora(base, lora_dtype, device))
+
+
+def _make_rows(dtype: torch.dtype, device: torch.device) -> RowOps:
+    functions = load_row_functions() if device.type == "cpu" and dtype in NATIVE_DTYPES else None
+    return TorchRows() if functions is None else NativeRows(functions)
 
 
 def _make_lora(lora_dtype: torch.dtype, device: torch.device) -> LoraOp:

@@ -1,12 +1,8 @@
-"""Compute what lies between a layer's matrices in plain torch, one operation after another: a CPU's default.
-
-Rounding follows transformers' order.
-"""
+"""Compute what lies between a layer's matrices one operation after another: a CPU's default."""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lora.ops.base import LoraOp, LoraStep
@@ -16,29 +12,24 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.linear.base import Linear
 from model.ops.base import Heads
-from model.rope import Rope, Rotation, rotate
+from model.ops.row_ops import HeadPlaces, RowOps, TorchRows
+from model.rope import Rope
 
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return weight * x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich, arXiv 1910.07467).
-
-    x: [..., n] of any float dtype. The quotient is computed in float32 and rounded to x's dtype before the
-    weight.
-    """
-    return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
-
-
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up: [T, 2n] -> [T, n], gate in the first n columns."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+_TORCH = TorchRows()
 
 
 class EagerOps:
-    """LayerOps over any LoRA op. `dtype` and `device` are the model's."""
+    """LayerOps over any LoRA op and any arithmetic of rows. `dtype` and `device` are the model's."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, lora: LoraOp) -> None:
-        self._config, self._lora = config, lora
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        lora: LoraOp,
+        rows: RowOps = _TORCH,
+    ) -> None:
+        self._config, self._lora, self._rows = config, lora, rows
         self._rope = Rope(config.rope, config.head_dim, dtype, device)
 
     def plan(self, batch: ForwardBatch, cache: KVCache) -> "EagerStep":
@@ -46,7 +37,9 @@ class EagerOps:
         lens = batch.query_lens, batch.context_lens, batch.prompt_lens
         rotation = self._rope.rotation(batch.positions, *lens)
         lora = self._lora.plan(batch.segments) if batch.segments.segments else None
-        return EagerStep(self._config, cache, batch.slots, rotation, lora, self._head_step(batch, lora))
+        config = self._config
+        places = HeadPlaces(cache, batch.slots, rotation, config.num_heads, config.rms_norm_eps)
+        return EagerStep(config, self._rows, places, lora, self._head_step(batch, lora))
 
     def _head_step(self, batch: ForwardBatch, lora: LoraStep | None) -> LoraStep | None:
         if batch.logit_segments == batch.segments:
@@ -59,9 +52,8 @@ class EagerStep:
     """LayerStep; `lora` is None in a step of base rows alone, `head_lora` where no adapter changes the head."""
 
     config: ModelConfig
-    cache: KVCache
-    slots: Tensor
-    rotation: Rotation
+    rows: RowOps
+    places: HeadPlaces
     lora: LoraStep | None
     head_lora: LoraStep | None
 
@@ -74,30 +66,24 @@ class EagerStep:
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See LayerStep."""
-        return rms_norm(x, weight, self.config.rms_norm_eps)
+        return self.rows.norm(x, weight, self.config.rms_norm_eps)
 
     def store_heads(self, layer: int, project: Linear, x: Tensor, qk_norm: Tensor | None) -> Heads:
         """See LayerStep."""
         y = self._adapted(project, x, layer, SiteGroup.QKV)
-        num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
         heads = y.view(len(y), -1, self.config.head_dim)
-        qk, v = torch.split(heads, [num_heads + num_kv_heads, num_kv_heads], dim=1)
-        if qk_norm is not None:
-            qk = self.norm(qk, qk_norm)
-        q, k = torch.split(rotate(qk, self.rotation), [num_heads, num_kv_heads], dim=1)
-        self.cache.write(layer, self.slots, k, v)
-        return Heads(q, k, v)
+        return self.rows.store_heads(heads, layer, qk_norm, self.places)
 
     def gate(self, layer: int, project: Linear, x: Tensor) -> Tensor:
         """See LayerStep."""
-        return silu_mul(self._adapted(project, x, layer, SiteGroup.GATE_UP))
+        return self.rows.silu_mul(self._adapted(project, x, layer, SiteGroup.GATE_UP))
 
     def add(
         self, layer: int, group: SiteGroup, project: Linear, x: Tensor, residual: Tensor | None
     ) -> Tensor:
         """See LayerStep."""
         y = self._adapted(project, x, layer, group)
-        return y if residual is None else residual + y
+        return y if residual is None else self.rows.add(residual, y)
 
     def head(self, project: Linear, x: Tensor) -> Tensor:
         """See LayerStep."""

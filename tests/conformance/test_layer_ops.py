@@ -18,6 +18,9 @@ from model.kv_cache import KVCache, KVLayout
 from model.linear.base import Linear
 from model.ops.base import LayerOps, LayerStep
 from model.ops.eager import EagerOps
+from model.ops.native.library import load_row_functions
+from model.ops.native.native_rows import DTYPES as NATIVE_DTYPES
+from model.ops.native.native_rows import NativeRows
 from model.ops.triton.layer import TritonOps
 from model.rope import inverse_frequencies
 from tests.conformance.test_lora_op import Batch, adapter, expected
@@ -55,9 +58,15 @@ class Backend:
 
     make: Callable[[ModelConfig, torch.dtype, torch.dtype], LayerOps]
     device: torch.device = CPU
+    dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)
 
 
 BACKENDS = {"eager": Backend(lambda config, dtype, _: EagerOps(config, dtype, CPU, GroupedLora()))}
+if (functions := load_row_functions()) is not None:
+    rows = NativeRows(functions)
+    BACKENDS["native"] = Backend(
+        lambda config, dtype, _: EagerOps(config, dtype, CPU, GroupedLora(), rows), dtypes=NATIVE_DTYPES
+    )
 if RUNS_TRITON:
     BACKENDS["triton"] = Backend(
         lambda config, dtype, wide: TritonOps(config, dtype, TritonLora(config.base_shape(), wide, DEVICE)),
@@ -127,6 +136,8 @@ class World:
             logit_rows=torch.arange(1),
             segments=table,
         )
+        if dtype not in backend.dtypes:
+            pytest.skip(f"it does not take {dtype}")
         self.ops = backend.make(config, dtype, adapter_dtype or dtype)
         self.step: LayerStep = self.ops.plan(self.batch, self.cache)
 

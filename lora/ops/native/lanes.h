@@ -18,6 +18,7 @@ namespace {
 constexpr int LANES = 16;
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int32_t Masks __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct bfloat16 {
@@ -57,6 +58,34 @@ INLINE void store_some(T* to, int count, Lanes value) {
     T some[LANES];
     store(some, value);
     memcpy(to, some, count * sizeof(T));
+}
+
+// e to the power of each, for values of at most 0 (Cody and Waite's reduction, a polynomial of degree 6).
+INLINE void exp_of(Lanes& x) {
+    const Lanes lowest = Lanes{} - 87.0f;
+    x = x < lowest ? lowest : x;
+    const float to_nearest = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds
+    Lanes n = (x * 1.44269504f + to_nearest) - to_nearest;
+    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Masks power = (__builtin_convertvector(n, Masks) + 127) << 23;
+    Lanes scale;
+    memcpy(&scale, &power, sizeof scale);
+    x = p * scale;
+}
+
+// What a number is after it was written down.
+INLINE void round_as(const float*, Lanes&) {}
+
+INLINE void round_as(const bfloat16*, Lanes& value) {
+    bfloat16 written[LANES];
+    store(written, value);
+    load(written, value);
 }
 
 INLINE float sum(Lanes value) {

@@ -13,8 +13,6 @@
 
 namespace {
 
-typedef int32_t Masks __attribute__((vector_size(4 * LANES)));
-
 struct Cache {  // of one layer; within a block tokens lie one after another, each with all its heads
     const void *keys, *values;
     int64_t block_stride, block_size, heads, dim;
@@ -41,25 +39,6 @@ INLINE void sums_of(Lanes rows[LANES], Lanes& to) {
     HALVE(1, low8, 8)
 #undef HALVE
     to = rows[0];
-}
-
-// e to the power of each, for values of at most 0 (Cody and Waite's reduction, a polynomial of degree 6).
-INLINE void exp_of(Lanes& x) {
-    const Lanes lowest = Lanes{} - 87.0f;
-    x = x < lowest ? lowest : x;
-    const float to_nearest = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds
-    Lanes n = (x * 1.44269504f + to_nearest) - to_nearest;
-    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Masks power = (__builtin_convertvector(n, Masks) + 127) << 23;
-    Lanes scale;
-    memcpy(&scale, &power, sizeof scale);
-    x = p * scale;
 }
 
 // Where each token that a row looks at begins, in numbers from a layer's begin.
