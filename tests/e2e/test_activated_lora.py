@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from engine import LLM, SamplingParams
 from engine.offline.result import Result
 from lora.target_modules import SITES
+from tests.e2e.oracle_rig import Job, OracleRig
 from tests.oracles import hf
 from tests.oracles.peft_model import write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -59,23 +59,7 @@ class ActivatedOracle:
         return tuple(drawn)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One request."""
-
-    adapter: str | None
-    prompt: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rig:
-    """A checkpoint, its adapters, requests over them, and the oracle's tokens for each."""
-
-    folder: Path
-    loras: dict[str, Path]
-    jobs: tuple[Job, ...]
-    expected: tuple[tuple[int, ...], ...]
-    oracle: ActivatedOracle
+Rig = OracleRig[ActivatedOracle]
 
 
 def _text(seed: int, length: int) -> tuple[int, ...]:

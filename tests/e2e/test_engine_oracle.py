@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import peft
@@ -13,6 +12,7 @@ from transformers import LlamaForCausalLM
 from engine import LLM, SamplingParams
 from lora.target_modules import OUTER_SITES, SITES
 from model.config import DtypeChoice
+from tests.e2e.oracle_rig import Job, OracleRig
 from tests.oracles import hf
 from tests.oracles.peft_model import PeftOracle, write_adapter
 from tests.oracles.tokenizer import write_tokenizer
@@ -38,23 +38,7 @@ ADAPTERS = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One request of the mix."""
-
-    adapter: str | None
-    prompt: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rig:
-    """A checkpoint, its adapters, 32 requests over them, and the oracle's tokens for each."""
-
-    folder: Path
-    loras: dict[str, Path]
-    jobs: tuple[Job, ...]
-    expected: tuple[tuple[int, ...], ...]
-    oracle: PeftOracle
+Rig = OracleRig[PeftOracle]
 
 
 def _jobs() -> tuple[Job, ...]:

@@ -4,11 +4,9 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.steady_clients import SteadyClients
 from tests.e2e.test_cluster import free_port
 
 READY_S, BOUND_S = 60.0, 180.0
@@ -95,41 +94,10 @@ def cluster(tmp_path: Path) -> Iterator[OpenCluster]:
         assert not any(child.is_running() for child in children), "a process outlives the command"
 
 
-class Clients:
-    """Clients that ask again and again, until told to stop: what was answered, and what else came."""
-
-    def __init__(self, cluster: OpenCluster, count: int, pause_s: float = 0.0) -> None:
-        self.texts: Counter[str] = Counter()
-        self.refused = 0
-        self.errors: list[Exception] = []
-        self._cluster, self._pause_s, self._stop = cluster, pause_s, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.texts[self._cluster.complete()] += 1
-                self._stop.wait(self._pause_s)
-            except urllib.error.HTTPError as error:
-                if error.code not in (429, 503):
-                    self.errors.append(error)
-                self.refused += 1
-                self._stop.wait(0.3)
-            except Exception as error:  # noqa: BLE001 - whatever it is, a request was lost
-                self.errors.append(error)
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
 @pytest.mark.slow
 def test_load_brings_a_node_and_rest_takes_it_away_without_a_lost_request(cluster: OpenCluster) -> None:
     expected = cluster.complete()
-    many = Clients(cluster, CLIENTS)
+    many = SteadyClients(cluster.complete, CLIENTS)
     try:
         cluster.until(lambda: cluster.serves(2))
         time.sleep(1.0)  # both serve
@@ -139,7 +107,7 @@ def test_load_brings_a_node_and_rest_takes_it_away_without_a_lost_request(cluste
     assert many.refused > 0, "nothing else says that one node is too few"
     size = cluster.ask("/cluster")["size"]
     assert (size["wanted"], size["present"]) == (2, 2)
-    one = Clients(cluster, 1, pause_s=0.5)
+    one = SteadyClients(cluster.complete, 1, pause_s=0.5)
     try:
         cluster.until(lambda: cluster.nodes() == ["node-0"])
     finally:

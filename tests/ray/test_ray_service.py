@@ -9,13 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.e2e.steady_clients import SteadyClients
 from tests.ray.local_ray import KEY, TOKEN, LocalRay
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -44,30 +44,6 @@ def service(ray: LocalRay) -> Iterator[subprocess.Popen[str]]:
     finally:
         launcher.kill()
         launcher.wait()
-
-
-class Load:
-    """Requests one after another on two threads, until told to stop."""
-
-    def __init__(self, ray: LocalRay) -> None:
-        self.answers: list[str] = []
-        self.errors: list[Exception] = []
-        self._ray, self._stop = ray, threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers.append(self._ray.complete("reverse", 40))
-            except Exception as error:  # noqa: BLE001 - whatever it is, a request was lost
-                self.errors.append(error)
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def test_where_there_is_no_service_every_command_says_so(ray: LocalRay) -> None:
@@ -127,19 +103,19 @@ def test_a_node_whose_machine_is_lost_comes_back_on_another_and_takes_its_share(
     ray: LocalRay, service: subprocess.Popen[str]
 ) -> None:
     expected = ray.complete("reverse", 40)
-    load = Load(ray)
+    load = SteadyClients(lambda: ray.complete("reverse", 40), 2)
     try:
         before = ray.kill_raylet_of("node-1")
         members = ray.until("node-0", "node-1")
-        asked = len(load.answers)
+        asked = load.texts.total()
         deadline_s = time.monotonic() + 60
-        while len(load.answers) < asked + 5:
+        while load.texts.total() < asked + 5:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     finally:
         load.end()
-    assert load.errors == []
-    assert set(load.answers) == {expected}
+    assert (load.errors, load.refused) == ([], 0)
+    assert set(load.texts) == {expected}
     assert ray.process("node-1").pid != before
     assert not psutil.pid_exists(before), "the process outlives its machine"
     assert len({members[name][1] for name in ("node-0", "node-1")}) == 2
@@ -168,7 +144,7 @@ def test_growing_and_shrinking_under_load_loses_no_request(
     ray: LocalRay, service: subprocess.Popen[str]
 ) -> None:
     expected = ray.complete("reverse", 40)
-    load = Load(ray)
+    load = SteadyClients(lambda: ray.complete("reverse", 40), 2)
     try:
         grown = ray.run("--scale", "4")
         assert grown.stdout == "4 nodes: 2 started, 0 drained and ended\n", grown
@@ -178,9 +154,9 @@ def test_growing_and_shrinking_under_load_loses_no_request(
         ray.until("node-0", "node-1")
     finally:
         load.end()
-    assert load.errors == []
-    assert len(load.answers) > 10
-    assert set(load.answers) == {expected}
+    assert (load.errors, load.refused) == ([], 0)
+    assert load.texts.total() > 10
+    assert set(load.texts) == {expected}
 
 
 def test_stop_leaves_no_actor_no_room_and_no_process(ray: LocalRay, service: subprocess.Popen[str]) -> None:
@@ -213,9 +189,13 @@ def test_a_service_between_bounds_follows_its_load_whoever_started_it(ray: Local
         launcher.send_signal(signal.SIGINT)
         launcher.communicate(timeout=60)
         assert ray.members()["scaler"][1:] == ["1:2", "ready"]
-        answers, errors = _ask_too_much(ray)
-        assert errors == [], "a request is answered or told to come again"
-        assert set(answers) == {expected}
+        many = SteadyClients(lambda: ray.complete("reverse", 40), 24)  # more than one node has seats for
+        try:
+            ray.until("node-0", "node-1")
+        finally:
+            many.end()
+        assert many.errors == [], "a request is answered or told to come again"
+        assert set(many.texts) == {expected}
         ray.until("node-0")
         assert ray.complete("reverse", 40) == expected
         assert "follows the load, within 2:3" in ray.run("--scale", "2:3", *patience).stdout
@@ -228,32 +208,3 @@ def test_a_service_between_bounds_follows_its_load_whoever_started_it(ray: Local
         launcher.wait()
         ray.run("--stop")
     assert ray.processes() == []
-
-
-def _ask_too_much(ray: LocalRay) -> tuple[list[str], list[Exception]]:
-    """Ask more than one node has seats for until another has been started; return all answers."""
-    answers: list[str] = []
-    errors: list[Exception] = []
-    enough = threading.Event()
-
-    def ask() -> None:
-        while not enough.is_set():
-            try:
-                answers.append(ray.complete("reverse", 40))
-            except urllib.error.HTTPError as error:
-                if error.code not in (429, 503):
-                    errors.append(error)
-                enough.wait(0.2)
-            except Exception as error:  # noqa: BLE001 - whatever it is, a request was lost
-                errors.append(error)
-
-    threads = [threading.Thread(target=ask) for _ in range(24)]
-    for thread in threads:
-        thread.start()
-    try:
-        ray.until("node-0", "node-1")
-    finally:
-        enough.set()
-        for thread in threads:
-            thread.join()
-    return answers, errors
