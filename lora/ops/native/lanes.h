@@ -36,7 +36,8 @@ INLINE void load(const bfloat16* from, Lanes& to) {
 
 INLINE void store(float* to, Lanes value) { memcpy(to, &value, sizeof value); }
 
-INLINE Words rounded(Lanes value) {  // its upper halves are bfloat16: to the nearest, ties to even; not a number stays none
+// In the upper halves, as bfloat16: to the nearest, ties to even; not a number stays none.
+INLINE Words rounded(Lanes value) {
     Words words;
     memcpy(&words, &value, sizeof words);
     Words near = words + 0x7fff + ((words >> 16) & 1), none = words | 0x400000;

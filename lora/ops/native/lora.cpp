@@ -222,7 +222,7 @@ extern "C" int loraserve_size_of(int kind) {
     return int(kind == 0 ? sizeof(Segment) : kind == 1 ? sizeof(Site) : sizeof(Part));
 }
 
-// x: [rows, x_width], y: [rows, y_width], both of one dtype, and all weights of one, bfloat16 where narrow, else float32.
+// x: [rows, x_width], y: [rows, y_width], both of one dtype, and all weights of one: bfloat16 where narrow, or float32.
 // Or x: [rows, 1], ids of tokens. `site` numbers the layer's group of projections among an adapter's sites.
 extern "C" void loraserve_add_lora(void* y, int64_t y_width, const void* x, int64_t x_width, const Segment* segments,
                                    int64_t count, int64_t site, int x_is_tokens, int rows_are_narrow,
