@@ -41,6 +41,28 @@ INLINE void sums_of(Lanes rows[LANES], Lanes& to) {
     to = rows[0];
 }
 
+// Thirty-two numbers in whichever order is cheapest to take apart and to put together.
+INLINE void take_apart(const bfloat16* from, Pair& to) { load(from, to); }
+INLINE void take_apart(const float* from, Pair& to) { load(from, to.even), load(from + LANES, to.odd); }
+INLINE void put_together(bfloat16* to, const Pair& from) { store(to, from); }
+INLINE void put_together(float* to, const Pair& from) { store(to, from.even), store(to + LANES, from.odd); }
+
+// Widen `dim` numbers, in the order of take_apart, which is one and the same for queries and keys.
+template <typename T>
+INLINE void widen(const T* from, int64_t dim, float* to) {
+    int64_t at = 0;
+    for (; at + PAIR <= dim; at += PAIR) {
+        Pair wide;
+        take_apart(from + at, wide);
+        store(to + at, wide.even), store(to + at + LANES, wide.odd);
+    }
+    for (; at < dim; at += LANES) {
+        Lanes wide;
+        load(from + at, wide);
+        store(to + at, wide);
+    }
+}
+
 // Where each token that a row looks at begins, in numbers from a layer's begin.
 INLINE void find_places(const Cache& cache, const Sequence& of, int64_t head, int64_t* places) {
     int64_t position = of.first;
@@ -58,14 +80,7 @@ INLINE void score(const T* layer, const int64_t* places, int64_t tokens, int64_t
                   float scale, float* scores, int64_t width, float* keys) {
     for (int64_t start = 0; start < tokens; start += LANES) {
         const int some = int(std::min<int64_t>(LANES, tokens - start));
-        for (int t = 0; t < some; t++) {
-            const T* key = layer + places[start + t];
-            for (int64_t at = 0; at < dim; at += LANES) {
-                Lanes wide;
-                load(key + at, wide);
-                store(keys + t * dim + at, wide);
-            }
-        }
+        for (int t = 0; t < some; t++) widen(layer + places[start + t], dim, keys + t * dim);
         for (int query = 0; query < queries; query++) {
             Lanes sums[LANES] = {}, all;
             for (int64_t at = 0; at < dim; at += LANES) {
@@ -106,31 +121,48 @@ INLINE float weigh(float* scores, int64_t width) {
     return 1.0f / sum(sums);
 }
 
-// out[query, columns] = sum of weights[query, t] * value t, for QUERIES queries and BLOCKS * 16 columns.
-template <int QUERIES, int BLOCKS, typename T>
+// out[query, columns] = sum of weights[query, t] * value t, for QUERIES queries and PAIRS * 32 columns.
+template <int QUERIES, int PAIRS, typename T>
 INLINE void mix(const T* layer, const int64_t* places, int64_t tokens, int64_t dim, const float* weights, int64_t width,
                 const float* over, T* out) {
-    Lanes sums[QUERIES][BLOCKS] = {};
+    Pair sums[QUERIES][PAIRS] = {};
     for (int64_t t = 0; t < tokens; t++) {
         const T* value = layer + places[t];
-        Lanes values[BLOCKS];
-        for (int block = 0; block < BLOCKS; block++) load(value + block * LANES, values[block]);
+        Pair values[PAIRS];
+        for (int pair = 0; pair < PAIRS; pair++) take_apart(value + pair * PAIR, values[pair]);
         for (int query = 0; query < QUERIES; query++)
-            for (int block = 0; block < BLOCKS; block++)
-                sums[query][block] += weights[query * width + t] * values[block];
+            for (int pair = 0; pair < PAIRS; pair++) {
+                sums[query][pair].even += weights[query * width + t] * values[pair].even;
+                sums[query][pair].odd += weights[query * width + t] * values[pair].odd;
+            }
     }
     for (int query = 0; query < QUERIES; query++)
-        for (int block = 0; block < BLOCKS; block++)
-            store(out + query * dim + block * LANES, sums[query][block] * over[query]);
+        for (int pair = 0; pair < PAIRS; pair++)
+            put_together(out + query * dim + pair * PAIR,
+                         Pair{sums[query][pair].even * over[query], sums[query][pair].odd * over[query]});
+}
+
+// The same for 16 columns.
+template <int QUERIES, typename T>
+INLINE void mix_last(const T* layer, const int64_t* places, int64_t tokens, int64_t dim, const float* weights,
+                     int64_t width, const float* over, T* out) {
+    Lanes sums[QUERIES] = {}, value;
+    for (int64_t t = 0; t < tokens; t++) {
+        load(layer + places[t], value);
+        for (int query = 0; query < QUERIES; query++) sums[query] += weights[query * width + t] * value;
+    }
+    for (int query = 0; query < QUERIES; query++) store(out + query * dim, sums[query] * over[query]);
 }
 
 template <int QUERIES, typename T>
 INLINE void mix_columns(const T* layer, const int64_t* places, int64_t tokens, int64_t dim, const float* weights,
                         int64_t width, const float* over, T* out) {
     int64_t at = 0;
-    for (; at + 4 * LANES <= dim; at += 4 * LANES)
-        mix<QUERIES, 4>(layer + at, places, tokens, dim, weights, width, over, out + at);
-    for (; at < dim; at += LANES) mix<QUERIES, 1>(layer + at, places, tokens, dim, weights, width, over, out + at);
+    for (; at + 2 * PAIR <= dim; at += 2 * PAIR)
+        mix<QUERIES, 2>(layer + at, places, tokens, dim, weights, width, over, out + at);
+    for (; at + PAIR <= dim; at += PAIR)
+        mix<QUERIES, 1>(layer + at, places, tokens, dim, weights, width, over, out + at);
+    if (at < dim) mix_last<QUERIES>(layer + at, places, tokens, dim, weights, width, over, out + at);
 }
 
 struct Room {  // one thread's temporaries, for sequences of up to so many tokens
@@ -150,17 +182,15 @@ FOR_EACH_PROCESSOR void attend_head(const Cache& cache, const Sequence& of, int6
     const T* values = static_cast<const T*>(cache.values);
     float *scores = room.scores.data(), *over = room.over.data();
     find_places(cache, of, head, room.places.data());
-    for (int64_t at = 0; at < queries * dim; at += LANES) {
-        Lanes row;
-        load(q + at, row);
-        store(room.q.data() + at, row);
-    }
+    for (int query = 0; query < queries; query++) widen(q + query * dim, dim, room.q.data() + query * dim);
     score(static_cast<const T*>(cache.keys), places, tokens, dim, room.q.data(), queries, 1.0f / std::sqrt(float(dim)),
           scores, width, room.keys.data());
     for (int query = 0; query < queries; query++) over[query] = weigh(scores + query * width, width);
     int query = 0;
     for (; query + 4 <= queries; query += 4)
         mix_columns<4>(values, places, tokens, dim, scores + query * width, width, over + query, out + query * dim);
+    for (; query + 2 <= queries; query += 2)
+        mix_columns<2>(values, places, tokens, dim, scores + query * width, width, over + query, out + query * dim);
     for (; query < queries; query++)
         mix_columns<1>(values, places, tokens, dim, scores + query * width, width, over + query, out + query * dim);
 }
