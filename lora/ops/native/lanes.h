@@ -1,4 +1,4 @@
-// Sixteen numbers at a time, on whatever vectors a processor has.
+// Sixteen numbers at a time, or pairs of sixteen, on whatever vectors a processor has.
 
 #pragma once
 
@@ -36,14 +36,65 @@ INLINE void load(const bfloat16* from, Lanes& to) {
 
 INLINE void store(float* to, Lanes value) { memcpy(to, &value, sizeof value); }
 
-INLINE void store(bfloat16* to, Lanes value) {  // to the nearest, ties to even; not a number stays none
+INLINE Words rounded(Lanes value) {  // its upper halves are bfloat16: to the nearest, ties to even; not a number stays none
     Words words;
     memcpy(&words, &value, sizeof words);
-    Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-    Words none = (words >> 16) | 0x40;
+    Words near = words + 0x7fff + ((words >> 16) & 1), none = words | 0x400000;
     Words is_none = (Words)(value != value);
-    Halves halves = __builtin_convertvector((is_none & none) | (~is_none & rounded), Halves);
+    return (is_none & none) | (~is_none & near);
+}
+
+INLINE void store(bfloat16* to, Lanes value) {
+    Halves halves = __builtin_convertvector(rounded(value) >> 16, Halves);
     memcpy(to, &halves, sizeof halves);
+}
+
+constexpr int PAIR = 2 * LANES;
+
+// Numbers at even places and those at odd ones: two of bfloat16 lie in one word, and are taken apart without a shuffle.
+struct Pair {
+    Lanes even, odd;
+};
+
+INLINE void load(const bfloat16* from, Pair& to) {
+    Words words;
+    memcpy(&words, from, sizeof words);
+    Words even = words << 16, odd = words & 0xffff0000u;
+    memcpy(&to.even, &even, sizeof even);
+    memcpy(&to.odd, &odd, sizeof odd);
+}
+
+INLINE void load(const float* from, Pair& to) {
+    constexpr Masks even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    Lanes first, second;
+    load(from, first), load(from + LANES, second);
+    to.even = __builtin_shuffle(first, second, even);
+    to.odd = __builtin_shuffle(first, second, even + 1);
+}
+
+INLINE void store(bfloat16* to, const Pair& value) {
+    Words words = (rounded(value.even) >> 16) | (rounded(value.odd) & 0xffff0000u);
+    memcpy(to, &words, sizeof words);
+}
+
+INLINE void store(float* to, const Pair& value) {
+    constexpr Masks low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    store(to, __builtin_shuffle(value.even, value.odd, low));
+    store(to + LANES, __builtin_shuffle(value.even, value.odd, low + 8));
+}
+
+template <typename T>
+INLINE void load_some(const T* from, int count, Pair& to) {
+    T some[PAIR] = {};
+    memcpy(some, from, count * sizeof(T));
+    load(some, to);
+}
+
+template <typename T>
+INLINE void store_some(T* to, int count, const Pair& value) {
+    T some[PAIR];
+    store(some, value);
+    memcpy(to, some, count * sizeof(T));
 }
 
 template <typename T>

@@ -1,7 +1,7 @@
 // Add low-rank updates to a step's projections, each segment at its own rank (Hu et al., LoRA, arXiv 2106.09685).
 //
-// A sum has one order whatever else is in the batch: 16 lanes run over the columns of A, are added as a tree, and the
-// ranks follow one another. So a row's answer does not depend on its company, nor on how its prompt was cut.
+// A sum has one order whatever else is in the batch: 16 lanes run over the columns of A in pairs, are added as a tree,
+// and the ranks follow one another. So a row's answer does not depend on its company, nor on how its prompt was cut.
 // All sums are in float32 and are rounded once, with y.
 
 #include <algorithm>
@@ -17,25 +17,20 @@ namespace {
 template <int ROWS, int RANKS, typename X, typename W>
 INLINE void shrink_tile(const X* x, int64_t width, const W* A, const float* scale, float* h, int64_t h_width) {
     Lanes sums[ROWS][RANKS] = {};
+    auto take = [&](int64_t at, auto fetch) {
+        Pair rows[ROWS];
+        for (int row = 0; row < ROWS; row++) fetch(x + row * width + at, rows[row]);
+        for (int rank = 0; rank < RANKS; rank++) {
+            Pair weights;
+            fetch(A + rank * width + at, weights);
+            for (int row = 0; row < ROWS; row++) sums[row][rank] += rows[row].even * weights.even;
+            for (int row = 0; row < ROWS; row++) sums[row][rank] += rows[row].odd * weights.odd;
+        }
+    };
     int64_t at = 0;
-    for (; at + LANES <= width; at += LANES) {
-        Lanes rows[ROWS];
-        for (int row = 0; row < ROWS; row++) load(x + row * width + at, rows[row]);
-        for (int rank = 0; rank < RANKS; rank++) {
-            Lanes weights;
-            load(A + rank * width + at, weights);
-            for (int row = 0; row < ROWS; row++) sums[row][rank] += rows[row] * weights;
-        }
-    }
-    if (at < width) {
-        Lanes rows[ROWS];
-        for (int row = 0; row < ROWS; row++) load_some(x + row * width + at, int(width - at), rows[row]);
-        for (int rank = 0; rank < RANKS; rank++) {
-            Lanes weights;
-            load_some(A + rank * width + at, int(width - at), weights);
-            for (int row = 0; row < ROWS; row++) sums[row][rank] += rows[row] * weights;
-        }
-    }
+    for (; at + PAIR <= width; at += PAIR) take(at, [](const auto* from, Pair& to) { load(from, to); });
+    const int rest = int(width - at);
+    if (rest) take(at, [rest](const auto* from, Pair& to) { load_some(from, rest, to); });
     for (int row = 0; row < ROWS; row++)
         for (int rank = 0; rank < RANKS; rank++) h[row * h_width + rank] = scale[rank] * sum(sums[row][rank]);
 }
@@ -61,44 +56,52 @@ FOR_EACH_PROCESSOR void shrink(const X* x, int rows, int64_t width, const W* A, 
         shrink_rows<1>(x + row * width, width, A, scale, ranks, h + row * h_width, h_width);
 }
 
-// y[row, column] += sum of h[row, rank] * Bt[rank, column] for ROWS rows and BLOCKS * 16 columns.
+INLINE void add_product(Pair& sum, float factor, const Pair& value) {
+    sum.even += factor * value.even;
+    sum.odd += factor * value.odd;
+}
+
+// y[row, column] += sum of h[row, rank] * Bt[rank, column] for ROWS rows and BLOCKS * 32 columns.
 template <int ROWS, int BLOCKS, typename X, typename W>
 INLINE void expand_tile(X* y, int64_t y_width, const W* Bt, int64_t b_width, const float* h, int64_t h_width,
                         int ranks) {
-    Lanes sums[ROWS][BLOCKS] = {};
+    Pair sums[ROWS][BLOCKS] = {};
     for (int rank = 0; rank < ranks; rank++) {
-        Lanes weights[BLOCKS];
-        for (int block = 0; block < BLOCKS; block++) load(Bt + rank * b_width + block * LANES, weights[block]);
+        Pair weights[BLOCKS];
+        for (int block = 0; block < BLOCKS; block++) load(Bt + rank * b_width + block * PAIR, weights[block]);
         for (int row = 0; row < ROWS; row++)
-            for (int block = 0; block < BLOCKS; block++) sums[row][block] += h[row * h_width + rank] * weights[block];
+            for (int block = 0; block < BLOCKS; block++)
+                add_product(sums[row][block], h[row * h_width + rank], weights[block]);
     }
     for (int row = 0; row < ROWS; row++)
         for (int block = 0; block < BLOCKS; block++) {
-            Lanes before;
-            load(y + row * y_width + block * LANES, before);
-            store(y + row * y_width + block * LANES, before + sums[row][block]);
+            Pair before;
+            load(y + row * y_width + block * PAIR, before);
+            add_product(before, 1.0f, sums[row][block]);
+            store(y + row * y_width + block * PAIR, before);
         }
 }
 
 template <int ROWS, typename X, typename W>
 INLINE void expand_rows(X* y, int64_t y_width, int columns, const W* Bt, int64_t b_width, const float* h,
                         int64_t h_width, int ranks) {
-    constexpr int BLOCKS = ROWS == 1 ? 8 : 4;
+    constexpr int BLOCKS = ROWS == 1 ? 4 : 2;
     int column = 0;
-    for (; column + BLOCKS * LANES <= columns; column += BLOCKS * LANES)
+    for (; column + BLOCKS * PAIR <= columns; column += BLOCKS * PAIR)
         expand_tile<ROWS, BLOCKS>(y + column, y_width, Bt + column, b_width, h, h_width, ranks);
-    for (; column + LANES <= columns; column += LANES)
+    for (; column + PAIR <= columns; column += PAIR)
         expand_tile<ROWS, 1>(y + column, y_width, Bt + column, b_width, h, h_width, ranks);
     int rest = columns - column;
     if (rest == 0) return;
     for (int row = 0; row < ROWS; row++) {
-        Lanes sums = {}, weights, before;
+        Pair sums = {}, weights, before;
         for (int rank = 0; rank < ranks; rank++) {
             load_some(Bt + rank * b_width + column, rest, weights);
-            sums += h[row * h_width + rank] * weights;
+            add_product(sums, h[row * h_width + rank], weights);
         }
         load_some(y + row * y_width + column, rest, before);
-        store_some(y + row * y_width + column, rest, before + sums);
+        add_product(before, 1.0f, sums);
+        store_some(y + row * y_width + column, rest, before);
     }
 }
 
