@@ -15,7 +15,19 @@ pytestmark = pytest.mark.slow
 
 def load(folder: Path, rank: int = 1, size: int = 2) -> Load:
     dtype = "torch.float32"
-    return Load(str(folder), rank, size, "cpu", dtype, "none", "torch", dtype, uses_triton=False, threads=1)
+    return Load(
+        folder=str(folder),
+        rank=rank,
+        size=size,
+        device="cpu",
+        dtype=dtype,
+        quantization="none",
+        linear="torch",
+        attention="torch",
+        lora_dtype=dtype,
+        uses_triton=False,
+        threads=1,
+    )
 
 
 def test_a_load_error_at_a_worker_is_raised_here(tmp_path: Path) -> None:
