@@ -65,7 +65,8 @@ class BaseModel:
         backends = self.backends
         attention = make_attention(backends.attention, self.part, self.device)
         base = self.form.shard.cut(self.config).shape
-        ops = make_ops(self.part, base, self.dtype, backends.lora_dtype, self.device, backends.uses_triton)
+        how = self.dtype, backends.lora_dtype, self.device, backends.uses_triton, self.form.linear
+        ops = make_ops(self.part, base, *how)
         return Llama(self.part, weights, attention, ops, collective)
 
 

@@ -5,9 +5,9 @@ import torch
 from lora.ops.base import LoraOp
 from lora.ops.grouped import GroupedLora
 from lora.ops.native.library import load_add_lora
-from lora.ops.native.native_lora import NativeLora
+from lora.ops.native.native_lora import MANY_ROWS, NativeLora
 from lora.target_modules import BaseShape
-from model.config import ModelConfig
+from model.config import LinearName, ModelConfig
 from model.ops.base import LayerOps
 from model.ops.eager import EagerOps
 from model.ops.native.library import load_row_functions
@@ -23,15 +23,20 @@ def make_ops(
     lora_dtype: torch.dtype,
     device: torch.device,
     uses_triton: bool,
+    linear: LinearName = "torch",
 ) -> LayerOps:
     """Make a layer's operations for a model of `dtype`, or a part of one, and adapters of `lora_dtype`.
 
     Adapters, or their shares, fit `base`.
 
+    Long segments of rows are torch's where `linear` is, since its bfloat16 product is the faster one there.
+
     In Triton each consumer of a projection adds the adapters' share itself; in plain torch that is a step of its own.
     """
     if not uses_triton:
-        return EagerOps(config, dtype, device, _make_lora(lora_dtype, device), _make_rows(dtype, device))
+        return EagerOps(
+            config, dtype, device, _make_lora(lora_dtype, device, linear), _make_rows(dtype, device)
+        )
     # Imported when it is chosen: where nothing chooses it, Triton may be absent.
     from lora.ops.triton.op import TritonLora  # noqa: PLC0415
     from model.ops.triton.layer import TritonOps  # noqa: PLC0415
@@ -44,6 +49,10 @@ def _make_rows(dtype: torch.dtype, device: torch.device) -> RowOps:
     return TorchRows() if functions is None else NativeRows(functions)
 
 
-def _make_lora(lora_dtype: torch.dtype, device: torch.device) -> LoraOp:
+def _make_lora(lora_dtype: torch.dtype, device: torch.device, linear: LinearName) -> LoraOp:
     add = load_add_lora() if device.type == "cpu" else None
-    return GroupedLora() if add is None else NativeLora(add, lora_dtype)
+    return (
+        GroupedLora()
+        if add is None
+        else NativeLora(add, lora_dtype, MANY_ROWS if linear == "torch" else None)
+    )

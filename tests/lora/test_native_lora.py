@@ -59,12 +59,13 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_company(
 
 @needs_library
 @pytest.mark.parametrize("cut", [1, 3, 64, 99])
-def test_a_prompt_is_the_same_to_the_bit_however_it_is_cut(cut: int) -> None:
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_a_prompt_is_the_same_to_the_bit_however_it_is_cut(cut: int, dtype: torch.dtype) -> None:
     shape, rows = base(64), 130
-    weights = adapter(shape, 24, 3, F32)
+    weights = adapter(shape, 24, 3, dtype)
     rng = torch.Generator().manual_seed(cut)
-    x = torch.randn(rows, 64, generator=rng)
-    y = torch.randn(rows, shape.group_out(SiteGroup.QKV), generator=rng)
+    x = torch.randn(rows, 64, generator=rng).to(dtype)
+    y = torch.randn(rows, shape.group_out(SiteGroup.QKV), generator=rng).to(dtype)
     whole = added(y, x, [Segment(0, rows, weights)])
     first = added(y[:cut], x[:cut], [Segment(0, cut, weights)])
     second = added(y[cut:], x[cut:], [Segment(0, rows - cut, weights)])

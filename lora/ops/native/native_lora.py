@@ -18,7 +18,9 @@ from lora.segments import AdapterWeights, GroupWeights, Segment, SegmentTable
 from lora.target_modules import SiteGroup
 
 _READS = (torch.float32, torch.bfloat16)
-_MANY_ROWS = 64  # of one segment: torch multiplies so many in bfloat16 the faster
+MANY_ROWS = (
+    64  # of one segment: so many torch multiplies faster, where its bfloat16 product is the faster one
+)
 _GROUPS = {group: number for number, group in enumerate(SiteGroup)}
 Laid = NDArray[np.void]
 
@@ -26,20 +28,27 @@ Laid = NDArray[np.void]
 class NativeLora:
     """LoraOp over compiled code; what that does not read is left to GroupedLora."""
 
-    def __init__(self, add: AddLora, lora_dtype: torch.dtype) -> None:
-        """Call `add`, as lora.ops.native.library loads it, with adapters of `lora_dtype`."""
-        self._add, self._lora_dtype = add, lora_dtype
+    def __init__(self, add: AddLora, lora_dtype: torch.dtype, torch_rows: int | None = None) -> None:
+        """Call `add`, as lora.ops.native.library loads it, with adapters of `lora_dtype`.
+
+        With `torch_rows` bfloat16 segments of so many rows are left to torch. Then a row's sums depend on its segment.
+        """
+        self._add, self._lora_dtype, self._torch_rows = add, lora_dtype, torch_rows
         self._sites: WeakKeyDictionary[AdapterWeights, Laid] = WeakKeyDictionary()
 
     def plan(self, table: SegmentTable) -> LoraStep:
         """See LoraOp."""
         if self._lora_dtype not in _READS:
             return GroupedLora().plan(table)
-        ordered = sorted(table.segments, key=_has_many_rows)
-        few = sum(not _has_many_rows(segment) for segment in ordered)
+        ordered = sorted(table.segments, key=self._is_torchs)
+        few = sum(not self._is_torchs(segment) for segment in ordered)
         sites = tuple(self._sites_of(segment.adapter) for segment in ordered)
         laid = [(of.start, of.stop, at.ctypes.data, len(at)) for of, at in zip(ordered, sites, strict=True)]
-        return NativeStep(self._add, table, np.array(laid, SEGMENT), sites, self._lora_dtype, few)
+        many = SegmentTable(tuple(ordered[few:]))
+        return NativeStep(self._add, table, np.array(laid, SEGMENT), sites, self._lora_dtype, few, many)
+
+    def _is_torchs(self, segment: Segment) -> bool:
+        return self._torch_rows is not None and segment.stop - segment.start >= self._torch_rows
 
     def _sites_of(self, adapter: AdapterWeights) -> Laid:
         """Lay out where an adapter's weights are, once for as long as it is resident."""
@@ -55,7 +64,7 @@ class NativeLora:
 
 @dataclass(frozen=True, slots=True)
 class NativeStep:
-    """LoraStep over one step's segments, laid out as SEGMENT, the `few` first ones of few rows.
+    """LoraStep over one step's segments, laid out as SEGMENT, the `few` first ones of few rows, and then `many`.
 
     `sites` keeps alive what these point at.
     """
@@ -66,6 +75,7 @@ class NativeStep:
     sites: tuple[Laid, ...]
     lora_dtype: torch.dtype
     few: int
+    many: SegmentTable
 
     def add_lora(self, y: Tensor, x: Tensor, layer: int, group: SiteGroup) -> None:
         """See LoraStep; the products are in float32, and their sum is rounded once, to y's dtype."""
@@ -82,12 +92,7 @@ class NativeStep:
                 *(count, _number(layer, group), tokens, *narrow, torch.get_num_threads()),
             )
         if count < len(self.segments):
-            many = SegmentTable(tuple(segment for segment in self.table.segments if _has_many_rows(segment)))
-            GroupedStep(many).add_lora(y, x, layer, group)
-
-
-def _has_many_rows(segment: Segment) -> bool:
-    return segment.stop - segment.start >= _MANY_ROWS
+            GroupedStep(self.many).add_lora(y, x, layer, group)
 
 
 def _number(layer: int, group: SiteGroup) -> int:
