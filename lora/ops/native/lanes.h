@@ -84,30 +84,17 @@ INLINE void store(float* to, const Pair& value) {
     store(to + LANES, __builtin_shuffle(value.even, value.odd, low + 8));
 }
 
-template <typename T>
-INLINE void load_some(const T* from, int count, Pair& to) {
-    T some[PAIR] = {};
+// `Some` is Lanes or a Pair; numbers beyond the count are 0.
+template <typename T, typename Some>
+INLINE void load_some(const T* from, int count, Some& to) {
+    T some[sizeof(Some) / sizeof(float)] = {};
     memcpy(some, from, count * sizeof(T));
     load(some, to);
 }
 
-template <typename T>
-INLINE void store_some(T* to, int count, const Pair& value) {
-    T some[PAIR];
-    store(some, value);
-    memcpy(to, some, count * sizeof(T));
-}
-
-template <typename T>
-INLINE void load_some(const T* from, int count, Lanes& to) {
-    T some[LANES] = {};
-    memcpy(some, from, count * sizeof(T));
-    load(some, to);
-}
-
-template <typename T>
-INLINE void store_some(T* to, int count, Lanes value) {
-    T some[LANES];
+template <typename T, typename Some>
+INLINE void store_some(T* to, int count, const Some& value) {
+    T some[sizeof(Some) / sizeof(float)];
     store(some, value);
     memcpy(to, some, count * sizeof(T));
 }
